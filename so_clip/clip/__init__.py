@@ -1,0 +1,1 @@
+"""The model: CLIP backbones and their weights, class prompts to class embeddings."""
