@@ -12,7 +12,11 @@ class InputError(ValueError):
     """
 
 
+class RunFailed(RuntimeError):
+    """A run that began could not end well; the message says why, and no traceback adds to it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x' or 'y'?" for the known names closest to `name`, or ""."""
-    close = difflib.get_close_matches(str(name).lower(), sorted(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).lower(), sorted(known), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

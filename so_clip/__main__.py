@@ -1,0 +1,91 @@
+"""`python -m so_clip`: read the command line, compose the configuration, do the run."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from omegaconf import DictConfig
+
+from so_clip.data.cards import load_card
+from so_clip.data.splits import load_splits
+from so_clip.errors import InputError, RunFailed
+from so_clip.settings import from_config
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+DEBUG = "--debug"
+_debugging = DEBUG in sys.argv
+
+
+def main() -> int:
+    """Run the command line of `python -m so_clip`; return the process's exit code."""
+    # Hydra prints and exits by itself unless it is told to let exceptions through.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    return guarded(_main)
+
+
+def guarded(command: Callable[[list[str]], None]) -> int:
+    """Call `command` with the process's arguments; report what it raises and return an exit code.
+
+    0: done. 1: the run failed. 2: the input cannot be used. 130: interrupted. `--debug` anywhere
+    among the arguments shows the traceback as well.
+    """
+    try:
+        command([argument for argument in sys.argv[1:] if argument != DEBUG])
+    except KeyboardInterrupt as error:
+        return _report(error)
+    except Exception as error:
+        return _report(error)
+    return 0
+
+
+def _main(arguments: list[str]) -> None:
+    if "--help" in arguments or "-h" in arguments:
+        from so_clip.manual import manual
+
+        print(manual())
+        return
+    from so_clip.config import hydra_main
+
+    sys.argv[1:] = arguments
+    hydra_main(_task)
+
+
+def _task(composed: DictConfig) -> float:
+    """Do one composed run. A failure leaves as SystemExit, which Hydra passes on without a word."""
+    try:
+        return _run(composed)
+    except Exception as error:
+        raise SystemExit(_report(error)) from error
+
+
+def _run(composed: DictConfig) -> float:
+    settings = from_config(composed)
+    # What can be refused without torch is refused before the seconds that its import takes.
+    load_splits(load_card(settings.dataset), settings.data_root, settings.split_file)
+    from so_clip.run import run
+
+    metrics, table = run(settings)
+    print(f"\n{table}")
+    return metrics["accuracy_percent"]
+
+
+def _report(error: BaseException) -> int:
+    """Print one message to stderr and return the exit code that goes with it."""
+    if _debugging:
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        print("so_clip: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, InputError):
+        print(f"so_clip: {error}", file=sys.stderr)
+        return BAD_INPUT
+    expected = isinstance(error, RunFailed)
+    print(f"so_clip: {'' if expected else type(error).__name__ + ': '}{error}", file=sys.stderr)
+    if not (expected or _debugging):
+        print(f"so_clip: {DEBUG} shows where it happened.", file=sys.stderr)
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Train weights of the model itself, chosen by name, tower and depth."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from so_clip.clip.classifier import TOWERS, Classifier, tower_of
+from so_clip.errors import InputError, nearest
+
+# Which blocks a position names, as fractions of a tower's depth: CLIP-LoRA's and SO's tables for
+# 12 blocks (bottom = 0-3, half-up = 6-11, ...) carried to any depth.
+_FRACTIONS = {
+    "all": (0, 1),
+    "half-bottom": (0, 1 / 2),
+    "half-up": (1 / 2, 1),
+    "bottom": (0, 1 / 3),
+    "mid": (1 / 3, 2 / 3),
+    "up": (2 / 3, 1),
+}
+_LAST = {"top": 1, "top2": 2, "top3": 3}
+POSITIONS = (*_FRACTIONS, *_LAST)
+ENCODERS = (*TOWERS, "both")
+
+
+def blocks_at(position: str, depth: int) -> range:
+    """Return the indices of the blocks that `position` names in a tower of `depth` blocks.
+
+    Raises:
+        InputError: an unknown position.
+    """
+    if position in _LAST:
+        return range(max(0, depth - _LAST[position]), depth)
+    if position not in _FRACTIONS:
+        raise InputError(
+            f"adapter.position={position}: must be one of {', '.join(POSITIONS)}."
+            f"{nearest(position, POSITIONS)}"
+        )
+    low, high = _FRACTIONS[position]
+    return range(round(low * depth), round(high * depth))
+
+
+class Weights:
+    """Selects parameters whose name ends with one of `patterns`.
+
+    With the default patterns, both encoders and every position these are SO's 96 matrices of
+    ViT-B/16 (122,683,392 weights): attention in- and out-projections and both MLP matrices of
+    12 + 12 blocks (nairouz/SO).
+
+    Args:
+        patterns: name endings, from a whole-component boundary (`mlp.c_fc.weight`). One that
+            matches nothing is an error.
+        encoder: vision | text | both.
+        position: which blocks, for any depth; see `blocks_at`. Parameters outside the residual
+            blocks take part only with position=all.
+    """
+
+    def __init__(
+        self, patterns: Sequence[str], encoder: str = "both", position: str = "all"
+    ) -> None:
+        if not patterns or isinstance(patterns, str):
+            raise InputError(f"adapter.patterns={patterns!r}: must be a list of name endings.")
+        if encoder not in ENCODERS:
+            raise InputError(
+                f"adapter.encoder={encoder}: must be {', '.join(ENCODERS)}."
+                f"{nearest(encoder, ENCODERS)}"
+            )
+        blocks_at(position, 1)
+        self.patterns, self.encoder, self.position = list(patterns), encoder, position
+
+    def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
+        """Mark and return the selected parameters of the classifier's model by name.
+
+        Raises:
+            InputError: a pattern, or the position, selects nothing.
+        """
+        named = dict(classifier.backbone.model.named_parameters())
+        in_reach = {
+            name: parameter for name, parameter in named.items() if self._in_reach(name, classifier)
+        }
+        selected: dict[str, nn.Parameter] = {}
+        for pattern in self.patterns:
+            ending = re.compile(rf"(^|\.){re.escape(pattern)}$")
+            matched = {name: value for name, value in in_reach.items() if ending.search(name)}
+            if not matched:
+                raise InputError(
+                    f"adapter.patterns: {pattern!r} matches no parameter with "
+                    f"encoder={self.encoder}, position={self.position}."
+                    f"{nearest(pattern, {name.split('.', 1)[-1] for name in named})}"
+                )
+            selected |= matched
+        for parameter in selected.values():
+            parameter.requires_grad_(True)
+        return selected
+
+    def _in_reach(self, name: str, classifier: Classifier) -> bool:
+        tower = tower_of(name)
+        if self.encoder not in (tower, "both"):
+            return False
+        if self.position == "all":
+            return True
+        block = re.search(r"resblocks\.(\d+)\.", name)
+        depth = classifier.backbone.block_count(tower)
+        return block is not None and int(block[1]) in blocks_at(self.position, depth)

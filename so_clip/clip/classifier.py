@@ -1,0 +1,55 @@
+"""A CLIP backbone and a dataset's class prompts as one module: images in, logits out."""
+
+import torch
+from torch import Tensor, nn
+
+from so_clip.clip.backbone import Backbone
+
+TOWERS = ("vision", "text")
+
+
+def tower_of(parameter_name: str) -> str:
+    """Return the tower, vision or text, that a parameter of an open_clip model belongs to."""
+    return "vision" if parameter_name.startswith("visual.") else "text"
+
+
+class Classifier(nn.Module):
+    """logits_BK = logit_scale * image_BD @ class_KD.T, both of unit length.
+
+    A tower that nothing in it trains is run without a graph, and a text tower that is not trained
+    encodes the prompts once.
+
+    Args:
+        backbone: the CLIP model; all of its parameters are frozen here, for an adapter to open.
+        tokens_KL: one tokenised prompt per class.
+    """
+
+    def __init__(self, backbone: Backbone, tokens_KL: Tensor) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("tokens_KL", tokens_KL, persistent=False)
+        self._class_KD: Tensor | None = None
+        backbone.requires_grad_(False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits_BK for uint8 images."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains("vision")):
+            image_BD = self.backbone.encode_image(images_BCHW)
+        return self.backbone.logit_scale * image_BD @ self.classes().T
+
+    def classes(self) -> Tensor:
+        """Return class_KD, anew and with its graph while the text tower is being trained."""
+        if torch.is_grad_enabled() and self.trains("text"):
+            self._class_KD = None
+            return self.backbone.encode_text(self.tokens_KL)
+        if self._class_KD is None:
+            with torch.no_grad():
+                self._class_KD = self.backbone.encode_text(self.tokens_KL)
+        return self._class_KD
+
+    def trains(self, tower: str) -> bool:
+        """Whether any parameter of the tower is open."""
+        return any(
+            parameter.requires_grad and tower_of(name) == tower
+            for name, parameter in self.backbone.model.named_parameters()
+        )

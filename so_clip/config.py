@@ -1,0 +1,89 @@
+"""Compose the Hydra configuration, and turn its complaints into messages worth reading."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from so_clip.data.cards import card_names
+from so_clip.errors import InputError, nearest
+from so_clip.paths import CONF_DIR
+
+CONFIG_NAME = "config"
+
+
+def register() -> None:
+    """Tell Hydra what is not a file under conf/: one `dataset` option a card, and `${times:a,b}`.
+
+    A card in datasets/ is all a dataset needs; a second YAML beside it could only disagree.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    store = ConfigStore.instance()
+    for name in card_names():
+        store.store(group="dataset", name=name, node={"name": name, "split_file": None})
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration that `overrides` select, as `python -m so_clip` would see it.
+
+    Raises:
+        InputError: an unknown group option, key or malformed override.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    register()
+    with readable_errors(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra_compose(CONFIG_NAME, overrides=list(overrides))
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Let Hydra's and OmegaConf's own exceptions leave as InputError."""
+    from hydra.errors import HydraException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(error)) from error
+
+
+def _explain(error: BaseException) -> str:
+    from hydra.errors import MissingConfigException
+
+    text = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return (
+            f"{group}={option}: there is no {group} of that name."
+            f"{nearest(option, error.options)} Known: {', '.join(sorted(error.options))}."
+        )
+    first = text.splitlines()[0]
+    if first.startswith("Could not override"):
+        key = first.split("'")[1]
+        known = list(_keys(compose([])))
+        close = nearest(key, known) or nearest(key, {name.rpartition(".")[2] for name in known})
+        return f"{key}: there is no such option.{close} `python -m so_clip --help` lists them all."
+    return f"the command line cannot be read: {first}"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        node = config._get_node(key)
+        if isinstance(node, DictConfig):
+            yield from _keys(node, f"{prefix}{key}.")
+        yield f"{prefix}{key}"
+
+
+def hydra_main(task: Callable[[DictConfig], Any]) -> None:
+    """Run `task` under Hydra's own entry, multirun and launchers included, on sys.argv."""
+    import hydra
+
+    register()
+    # Hydra would otherwise print errors in its own words and exit with code 1.
+    with readable_errors():
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=CONFIG_NAME)(task)()

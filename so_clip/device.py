@@ -1,0 +1,33 @@
+"""Which device a run uses."""
+
+import torch
+
+from so_clip.errors import InputError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `name` (auto | cpu | cuda | cuda:N) means on this machine.
+
+    Raises:
+        InputError: CUDA was asked for and is not there, or has fewer devices.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise InputError(
+                f"device={name}: this machine has no CUDA device that torch {torch.__version__} "
+                "can use. Use device=cpu or device=auto."
+            )
+        if (device.index or 0) >= count:
+            raise InputError(
+                f"device={name}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}."
+            )
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """Return the device's name for a record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

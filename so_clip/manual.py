@@ -1,0 +1,98 @@
+"""The text of `python -m so_clip --help`, read from conf/ and the cards so that it cannot lie."""
+
+import re
+import textwrap
+from itertools import takewhile
+from pathlib import Path
+
+from so_clip.data.cards import card_names
+from so_clip.paths import CONF_DIR
+
+GROUPS = ("backbone", "method", "adapter", "optimizer", "schedule", "experiment")
+
+_HEAD = """\
+so_clip: adapt CLIP with a few images per class, and measure it.
+
+usage: python -m so_clip [GROUP=CHOICE ...] [OPTION=VALUE ...] [-m] [--debug]
+
+A run draws `shots` training images per class, measures zero-shot accuracy, adapts the backbone
+with a method, and measures again. It leaves a folder in results_dir with its configuration,
+metrics, history and predictions.
+
+examples
+  python -m so_clip experiment=demo
+      The embedded CLIP on real handwritten digits; needs no download and no GPU.
+  python -m so_clip dataset=eurosat backbone=vit_b16 shots=4 data_root=~/data
+      SO as in the paper, 4 images per class.
+  python -m so_clip -m shots=1,4,16 seed=1,2,3 optimizer.density_ratio=5e-4,5e-3
+      A sweep: every combination, one run each. Then: python -m so_clip.table results/runs
+"""
+
+_TAIL = """\
+other commands
+  python -m so_clip.draw dataset=dtd shots=4 seed=1 data_root=FOLDER
+      Print a few-shot draw as JSON; needs the split file alone.
+  python -m so_clip.table results/runs
+      Turn all runs into an accuracy table and a memory table.
+
+flags
+  -m, --multirun   run every combination of comma-separated values
+  --cfg job        print the composed configuration instead of running it
+  --debug          show the traceback of an error
+exit codes: 0 done, 1 the run failed, 2 the input cannot be used"""
+
+
+def manual() -> str:
+    """Return the whole manual: what a run is, its groups and options, and examples."""
+    parts = [_HEAD, "groups (GROUP=CHOICE)", "  dataset"]
+    parts.append(textwrap.indent(textwrap.fill(" ".join(card_names()), 92), "    "))
+    for group in GROUPS:
+        parts.append(f"  {group}")
+        parts += [_entry(path.stem, _opening(path), 16) for path in _choices(group)]
+    parts += [
+        "",
+        "options (OPTION=VALUE), with their defaults",
+        *_options(CONF_DIR / "config.yaml"),
+    ]
+    for group in ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny"):
+        prefix = group.partition("/")[0] + "."
+        parts += [f"  of {group.replace('/', '=')}", *_options(CONF_DIR / f"{group}.yaml", prefix)]
+    return "\n".join([*parts, "", _TAIL])
+
+
+def _entry(name: str, text: str, column: int = 42) -> str:
+    """Return an indented name with its explanation in a column of its own."""
+    head = f"    {name}".ljust(column - 1) + " "
+    return textwrap.fill(text, 100, initial_indent=head, subsequent_indent=" " * len(head)) or head
+
+
+def _choices(group: str) -> list[Path]:
+    return sorted((CONF_DIR / group).glob("*.yaml"))
+
+
+def _opening(path: Path) -> str:
+    """Return the first sentence of a YAML file's opening comment, which says what it is."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = list(takewhile(lambda line: line.startswith("#"), lines))
+    text = " ".join(line[1:].strip() for line in comment if "@package" not in line)
+    return re.split(r"(?<=\.) ", text)[0].rstrip(".")
+
+
+def _options(path: Path, prefix: str = "") -> list[str]:
+    """Return "  key=default  comment" lines for the plain values of a YAML file."""
+    lines, parents = [], ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.match(r"( *)([A-Za-z]\w*):( *)([^#]*?)(?: +# *(.*))?$", line)
+        if not match or match[2] in ("defaults", "hydra"):
+            if line.startswith("hydra:"):
+                break
+            continue
+        indent, key, _, value, comment = match.groups()
+        if not indent and not value:
+            parents = f"{key}."
+            if comment:
+                lines.append(_entry(f"{prefix}{key}=[...]", comment))
+            continue
+        name = f"{prefix}{parents if indent else ''}{key}"
+        lines.append(_entry(f"{name}={value}", comment or ""))
+    return lines

@@ -1,0 +1,173 @@
+"""What a run leaves behind: one folder of small files, each written whole or not at all."""
+
+import csv
+import io
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from so_clip import atomic
+from so_clip.errors import InputError
+from so_clip.paths import PACKAGE_DIR
+
+METRICS_FILE = "metrics.json"
+_REPORTED_VERSIONS = (
+    "so-clip",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "hydra-core",
+    "numpy",
+    "pandas",
+)
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before any work is done if results cannot be written below `folder`.
+
+    Raises:
+        InputError: naming the folder and the reason. Whatever was created to find out is removed.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"results_dir={folder} cannot be written: {error.strerror or error}. "
+            "Choose another folder with results_dir=FOLDER."
+        ) from error
+    finally:
+        for path in created:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+class RunFolder:
+    """The folder of one run. `metrics.json` is written last: where it is, the run is finished."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
+        """Begin anew: drop an earlier attempt of the same configuration, then say what this is."""
+        from omegaconf import OmegaConf
+
+        if self.path.exists():
+            # Renamed first, so that the folder never holds a mixture of two attempts.
+            discarded = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=".discarded-"))
+            self.path.rename(discarded / self.path.name)
+            shutil.rmtree(discarded)
+        atomic.write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        if few_shot is not None:
+            atomic.write_json(self.path / "fewshot.json", few_shot)
+
+    def write_history(self, losses: Sequence[float], lrs: Sequence[float]) -> None:
+        """Write history.csv: a row a step with `step` (from 1), `loss` and `lr`."""
+        rows = ((step, *row) for step, row in enumerate(zip(losses, lrs, strict=True), start=1))
+        self._write_csv("history.csv", ("step", "loss", "lr"), rows)
+
+    def write_predictions(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Write predictions.csv: a row a test image, in the test split's order."""
+        self._write_csv("predictions.csv", tuple(columns), zip(*columns.values(), strict=True))
+
+    def write_provenance(self, values: Mapping[str, Any]) -> None:
+        """Write provenance.json: what it ran with and on."""
+        atomic.write_json(self.path / "provenance.json", values)
+
+    def finish(self, metrics: Mapping[str, Any], summary: str) -> None:
+        """Write the human table and, last of all, metrics.json."""
+        atomic.write_text(self.path / "summary.txt", summary + "\n")
+        atomic.write_json(self.path / METRICS_FILE, metrics)
+
+    def _write_csv(self, name: str, header: Sequence[str], rows: Any) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        atomic.write_text(self.path / name, text.getvalue())
+
+
+def provenance(device_description: str, **more: Any) -> dict[str, Any]:
+    """Return versions, commit, hardware and command line of this process, and `more`."""
+    import torch
+
+    return {
+        "command": sys.argv,
+        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in _REPORTED_VERSIONS},
+        "hardware": {
+            "device": device_description,
+            "processor": _processor(),
+            "platform": platform.platform(),
+            "torch_threads": torch.get_num_threads(),
+        },
+        **more,
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, with "-dirty" after it if files differ; None in a wheel."""
+    root = PACKAGE_DIR.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def summary_table(rows: Mapping[str, str]) -> str:
+    """Return the rows as an aligned two-column text table."""
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read one metrics.json.
+
+    Raises:
+        InputError: the file is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Delete its folder and repeat.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} does not hold a JSON object. Delete its folder and repeat.")
+    return values

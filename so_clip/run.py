@@ -1,0 +1,298 @@
+"""One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from so_clip.clip.backbone import load_backbone
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.prompts import class_prompts
+from so_clip.data.batches import TestStream, TrainBatches
+from so_clip.data.cards import DatasetCard, load_card
+from so_clip.data.fewshot import FewShot, draw_few_shot
+from so_clip.data.images import ImageSource, load_uint8, open_images, require_images
+from so_clip.data.splits import Splits, load_splits
+from so_clip.device import describe, pick_device
+from so_clip.errors import InputError
+from so_clip.evaluate import Predictions, evaluate
+from so_clip.memory import PeakMemory
+from so_clip.precision import Precision
+from so_clip.record import RunFolder, check_writable, provenance, summary_table
+from so_clip.settings import TEMPLATES, Settings
+from so_clip.train import History, TrainingDiverged, train
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset as one run sees it: its card and lists, its images, and the few shots drawn."""
+
+    card: DatasetCard
+    splits: Splits
+    images: ImageSource
+    few_shot: FewShot | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier on its device, and the parameters of it that an adapter opened, by name."""
+
+    classifier: Classifier
+    parameters: dict[str, nn.Parameter]
+    device: torch.device
+    precision: Precision
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What training did: its history, its length in seconds, and how many entries it changed."""
+
+    history: History
+    train_seconds: float
+    changed_parameters: int
+
+
+def run(settings: Settings) -> tuple[dict[str, Any], str]:
+    """Do one run, leave its folder behind, and return its metrics and its table for people.
+
+    Whatever is wrong with the input is found before the folder is created.
+
+    Raises:
+        InputError: something the user gave cannot be used.
+        TrainingDiverged: a loss is not finite; what was recorded stays in the folder.
+    """
+    check_writable(settings.results_dir)
+    data = find_data(settings)
+    model = build_model(settings, data)
+    folder = RunFolder(settings.run_dir)
+    if settings.trains:
+        optimizer = build_optimizer(settings, model)
+        batches = few_shot_batches(settings, data, model)
+        zero_shot = measure(settings, data, model, "zero-shot")
+        folder.start(settings.as_dict(), data.few_shot.as_json() if data.few_shot else None)
+        peak_memory = PeakMemory(model.classifier, optimizer, model.device)
+        adaptation = adapt(settings, model, batches, optimizer, peak_memory, folder)
+        adapted = measure(settings, data, model, "adapted")
+    else:
+        peak_memory = PeakMemory(model.classifier, None, model.device)
+        zero_shot = adapted = measure(settings, data, model, "zero-shot", peak_memory)
+        adaptation = Adaptation(History(stop_reason="zero_shot"), 0.0, 0)
+        folder.start(settings.as_dict(), None)
+    folder.write_predictions(_prediction_columns(data, zero_shot, adapted))
+    folder.write_provenance(
+        provenance(
+            describe(model.device),
+            backbone=model.classifier.backbone.description,
+            backbone_weights_sha256=model.weights_sha256,
+            split_file=data.splits.file,
+            split_file_sha256=data.splits.sha256,
+        )
+    )
+    metrics = _metrics(settings, data, model, zero_shot, adapted, adaptation, peak_memory.result())
+    table = summary(metrics, folder)
+    folder.finish(metrics, table)
+    return metrics, table
+
+
+def find_data(settings: Settings) -> Data:
+    """Read the dataset's lists, draw the few shots, and make sure that every image is there."""
+    card = load_card(settings.dataset)
+    splits = load_splits(card, settings.data_root, settings.split_file)
+    few_shot = None
+    if settings.trains:
+        few_shot = draw_few_shot(splits, settings.shots, settings.seed, settings.split_protocol)
+    images = open_images(card, settings.data_root)
+    require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
+    return Data(card, splits, images, few_shot)
+
+
+def build_model(settings: Settings, data: Data) -> Model:
+    """Load the backbone, tokenise the class prompts, and let the adapter open its parameters."""
+    device = pick_device(settings.device)
+    backbone = load_backbone(**settings.backbone, seed=settings.seed)
+    weights_sha256 = backbone.weights_sha256()
+    template = settings.template
+    if template in TEMPLATES:
+        template = data.card.templates[template]
+    tokens_KL = backbone.tokenize(class_prompts(data.splits.class_names, template))
+    classifier = Classifier(backbone, tokens_KL).to(device)
+    parameters = _instantiate("adapter", settings.adapter)(classifier)
+    return Model(
+        classifier, parameters, device, Precision(settings.precision, device), weights_sha256
+    )
+
+
+def build_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
+    """Make the optimizer over the adapter's parameters; its own refusals become InputError."""
+    assert settings.optimizer is not None
+    make = _instantiate("optimizer", settings.optimizer)
+    try:
+        return make(list(model.parameters.values()))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer: {error}") from error
+
+
+def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatches:
+    """Decode the few shots into memory and set up their crops and order."""
+    assert data.few_shot is not None
+    examples = data.few_shot.train
+    return TrainBatches(
+        load_uint8(data.images, examples),
+        [example.label for example in examples],
+        settings.schedule.batch_size,
+        model.classifier.backbone.image_size,
+        torch.Generator().manual_seed(settings.seed),
+        model.device,
+        scale=settings.augment.scale,
+        flip=settings.augment.flip,
+    )
+
+
+def measure(
+    settings: Settings,
+    data: Data,
+    model: Model,
+    description: str,
+    peak_memory: AbstractContextManager[Any] | None = None,
+) -> Predictions:
+    """Classify the whole test split with the model as it is."""
+    stream = TestStream(
+        data.images,
+        data.splits.test,
+        model.classifier.backbone.image_size,
+        settings.evaluation.batch_size,
+        settings.evaluation.workers,
+        pin=model.device.type == "cuda",
+    )
+    with peak_memory or nullcontext():
+        return evaluate(
+            model.classifier,
+            stream,
+            image_count=len(data.splits.test),
+            device=model.device,
+            precision=model.precision,
+            description=description,
+        )
+
+
+def adapt(
+    settings: Settings,
+    model: Model,
+    batches: TrainBatches,
+    optimizer: torch.optim.Optimizer,
+    peak_memory: PeakMemory,
+    folder: RunFolder,
+) -> Adaptation:
+    """Train, and write history.csv whether or not training reaches its end."""
+    # On the host, so that the copy is no part of the device's peak.
+    before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
+    started = time.perf_counter()
+    try:
+        history = train(
+            model.classifier,
+            batches,
+            optimizer,
+            max_steps=settings.schedule.max_steps,
+            stop_loss=settings.schedule.stop_loss,
+            lr_min=settings.schedule.lr_min,
+            precision=model.precision,
+            peak_memory=peak_memory,
+        )
+    except TrainingDiverged as error:
+        folder.write_history(error.history.losses, error.history.lrs)
+        raise
+    train_seconds = time.perf_counter() - started
+    folder.write_history(history.losses, history.lrs)
+    changed = sum(
+        int((value.detach().cpu() != before[name]).sum())
+        for name, value in model.parameters.items()
+    )
+    return Adaptation(history, train_seconds, changed)
+
+
+def summary(metrics: Mapping[str, Any], folder: RunFolder) -> str:
+    """Return the run's figures as a small table for people."""
+    return summary_table(
+        {
+            "zero-shot accuracy": f"{metrics['zero_shot_accuracy_percent']:.2f} %",
+            "adapted accuracy": f"{metrics['accuracy_percent']:.2f} %",
+            "peak memory": f"{metrics['peak_memory_mib']:.1f} MiB",
+            "training": f"{metrics['train_seconds']:.1f} s, {metrics['steps']} steps",
+            "run folder": str(folder.path),
+        }
+    )
+
+
+def _instantiate(group: str, spec: Mapping[str, Any]) -> Any:
+    try:
+        return instantiate(spec, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(f"{group}: {cause or error}") from error
+
+
+def _prediction_columns(
+    data: Data, zero_shot: Predictions, adapted: Predictions
+) -> dict[str, list[Any]]:
+    return {
+        "path": [example.path for example in data.splits.test],
+        "label": adapted.label_N.tolist(),
+        "zero_shot_prediction": zero_shot.predicted_N.tolist(),
+        "zero_shot_confidence": zero_shot.confidence_N.tolist(),
+        "prediction": adapted.predicted_N.tolist(),
+        "confidence": adapted.confidence_N.tolist(),
+    }
+
+
+def _metrics(
+    settings: Settings,
+    data: Data,
+    model: Model,
+    zero_shot: Predictions,
+    adapted: Predictions,
+    adaptation: Adaptation,
+    memory: Mapping[str, float],
+) -> dict[str, Any]:
+    history = adaptation.history
+    return {
+        "dataset": settings.dataset,
+        "backbone": settings.backbone["architecture"],
+        "method": settings.method,
+        "method_title": settings.method_title,
+        "shots": settings.shots,
+        "seed": settings.seed,
+        "split_protocol": settings.split_protocol,
+        "fewshot_sha256": data.few_shot.sha256 if data.few_shot else None,
+        "split_sha256": data.splits.sha256,
+        "fingerprint": settings.fingerprint,
+        "zero_shot_accuracy_percent": zero_shot.accuracy_percent,
+        "accuracy_percent": adapted.accuracy_percent,
+        "test_images": len(data.splits.test),
+        **memory,
+        "peak_memory_measures": _measures(settings, model),
+        "train_seconds": adaptation.train_seconds,
+        "steps": history.steps,
+        "stop_reason": history.stop_reason,
+        "final_loss": history.losses[-1] if history.losses else None,
+        "trainable_parameters": sum(value.numel() for value in model.parameters.values()),
+        "changed_parameters": adaptation.changed_parameters,
+        "device": describe(model.device),
+        "precision": settings.precision,
+        "settings": settings.as_dict(),
+    }
+
+
+def _measures(settings: Settings, model: Model) -> str:
+    phase = "the first training steps" if settings.trains else "the evaluation of the test split"
+    if model.device.type == "cuda":
+        return f"peak of the CUDA allocator over {phase}"
+    return f"peak of live tensor memory (weights and all that is made) over {phase}"

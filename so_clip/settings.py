@@ -1,0 +1,240 @@
+"""What one run is: every choice checked and in plain values, without Hydra, without torch."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from so_clip.errors import InputError, nearest
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+SPLIT_PROTOCOLS = ("clip_lora", "coop")
+TEMPLATES = ("plain", "specific")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """For how long, and how fast: `max_steps` 0 trains nothing, `stop_loss` 0 never stops early."""
+
+    batch_size: int
+    max_steps: int
+    stop_loss: float
+    lr_min: float
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Training crops: the share of the area they cover, and whether half of them are mirrored."""
+
+    scale: tuple[float, float]
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How test images stream: images a batch, and decoding processes (0: this one)."""
+
+    batch_size: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run's choices. Everything in it but `results_dir` can change what the run measures."""
+
+    dataset: str
+    split_file: Path | None
+    backbone: dict[str, Any]
+    method: str
+    method_title: str
+    adapter: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    schedule: Schedule
+    augment: Augment
+    evaluation: Evaluation
+    shots: int
+    seed: int
+    split_protocol: str
+    template: str
+    device: str
+    precision: str
+    data_root: Path
+    results_dir: Path
+
+    @property
+    def trains(self) -> bool:
+        """Whether this run adapts the model at all."""
+        return self.optimizer is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-able values: what config.yaml holds."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that can change the result, so that two runs never share a folder."""
+        values = self.as_dict()
+        del values["results_dir"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder: readable in front, unique behind."""
+        shots = f"{self.shots}shot-seed{self.seed}-" if self.trains else ""
+        backbone = str(self.backbone["name"])
+        name = f"{self.dataset}-{backbone}-{self.method}-{shots}{self.fingerprint[:12]}"
+        return self.results_dir / name
+
+
+def from_config(config: DictConfig) -> Settings:
+    """Check a composed configuration and return it as Settings.
+
+    Raises:
+        InputError: naming the option, its value, and the values it may take.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"the configuration cannot be resolved: {error}") from error
+    assert isinstance(values, dict)
+    trains = values["optimizer"]["_target_"] is not None
+    settings = Settings(
+        dataset=values["dataset"]["name"],
+        split_file=_optional_path(values["dataset"]["split_file"]),
+        backbone=_backbone(values["backbone"]),
+        method=values["method"]["name"],
+        method_title=values["method"]["title"],
+        adapter=values["adapter"],
+        optimizer=_optimizer(values["optimizer"]) if trains else None,
+        schedule=_schedule(values["schedule"]),
+        augment=_augment(values["augment"]),
+        evaluation=Evaluation(
+            batch_size=_whole("evaluation.batch_size", values["evaluation"]["batch_size"], 1),
+            workers=_whole("evaluation.workers", values["evaluation"]["workers"], 0),
+        ),
+        shots=_whole("shots", values["shots"], 1),
+        seed=_whole("seed", values["seed"], 0),
+        split_protocol=_one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
+        template=_template(values["template"]),
+        device=_device(values["device"]),
+        precision=_one_of("precision", values["precision"], PRECISIONS),
+        data_root=Path(str(values["data_root"])),
+        results_dir=Path(str(values["results_dir"])),
+    )
+    if trains and settings.schedule.max_steps < 1:
+        raise InputError(
+            f"schedule.max_steps={settings.schedule.max_steps}: method={settings.method} needs at "
+            "least one step; method=zero_shot evaluates without training."
+        )
+    return settings if trains else _without_training(settings)
+
+
+def _without_training(settings: Settings) -> Settings:
+    """Drop what cannot change an untrained run, so that a sweep measures zero-shot once."""
+    return replace(settings, shots=0, seed=0, split_protocol="none", augment=Augment((1, 1), False))
+
+
+def _backbone(values: dict[str, Any]) -> dict[str, Any]:
+    scale = _number("backbone.logit_scale", values["logit_scale"])
+    if scale <= 0:
+        raise InputError(f"backbone.logit_scale={scale}: must be above 0; CLIP's is 100.")
+    return values | {"logit_scale": scale}
+
+
+def _optimizer(values: dict[str, Any]) -> dict[str, Any]:
+    """Check what every optimizer has in common and, where it is asked for, SO's kappa and T."""
+    checked = dict(values)
+    checked["lr"] = _number("optimizer.lr", values["lr"])
+    if checked["lr"] <= 0:
+        raise InputError(f"optimizer.lr={values['lr']}: must be above 0; the papers use 2e-4.")
+    if "density_ratio" in values:
+        density_ratio = _number("optimizer.density_ratio", values["density_ratio"])
+        if not 0 < density_ratio <= 1:
+            raise InputError(
+                f"optimizer.density_ratio={values['density_ratio']}: must lie in (0, 1]. It is the "
+                "fraction of entries kept (the paper's kappa, 5e-4); the sparsity is 1 minus it."
+            )
+        checked["density_ratio"] = density_ratio
+    if "T" in values:
+        checked["T"] = _whole("optimizer.T", values["T"], 0)
+    for key, allowed in {
+        "order": ("prune_first", "update_first"),
+        "bias_correction": ("step", "age"),
+        "gradient_selection": ("random", "importance", "dense"),
+        "moment_selection": ("importance", "random", "dense", "none"),
+    }.items():
+        if key in values:
+            checked[key] = _one_of(f"optimizer.{key}", values[key], allowed)
+    return checked
+
+
+def _schedule(values: dict[str, Any]) -> Schedule:
+    schedule = Schedule(
+        batch_size=_whole("schedule.batch_size", values["batch_size"], 1),
+        max_steps=_whole("schedule.max_steps", values["max_steps"], 0),
+        stop_loss=_number("schedule.stop_loss", values["stop_loss"]),
+        lr_min=_number("schedule.lr_min", values["lr_min"]),
+    )
+    for key in ("stop_loss", "lr_min"):
+        if getattr(schedule, key) < 0:
+            raise InputError(f"schedule.{key}={getattr(schedule, key)}: must be 0 or above.")
+    return schedule
+
+
+def _augment(values: dict[str, Any]) -> Augment:
+    given = values["scale"]
+    if not isinstance(given, list) or len(given) != 2:
+        raise InputError(f"augment.scale={given}: must be two numbers, such as [0.08,1.0].")
+    low, high = (_number("augment.scale", value) for value in given)
+    if not 0 < low <= high <= 1:
+        raise InputError(f"augment.scale={given}: needs 0 < low <= high <= 1, such as [0.08,1.0].")
+    if not isinstance(values["flip"], bool):
+        raise InputError(f"augment.flip={values['flip']}: must be true or false.")
+    return Augment((low, high), values["flip"])
+
+
+def _template(value: Any) -> str:
+    if value in TEMPLATES or (isinstance(value, str) and value.count("{}") == 1):
+        return value
+    raise InputError(
+        f"template={value}: must be plain, specific, or a text with one {{}} for the class name."
+    )
+
+
+def _device(value: Any) -> str:
+    name, _, index = str(value).partition(":")
+    if name in ("auto", "cpu", "cuda") and (not index or (name == "cuda" and index.isdigit())):
+        return str(value)
+    raise InputError(f"device={value}: must be auto, cpu, cuda or cuda:N.")
+
+
+def _optional_path(value: Any) -> Path | None:
+    return None if value is None else Path(str(value))
+
+
+def _whole(key: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{key}={value}: must be a whole number, {least} or more.")
+    if value < least:
+        raise InputError(f"{key}={value}: must be {least} or more.")
+    return value
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{key}={value}: must be a finite number.")
+    return float(value)
+
+
+def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise InputError(
+            f"{key}={value}: must be {' or '.join(allowed)}.{nearest(str(value), allowed)}"
+        )
+    return value

@@ -1,0 +1,161 @@
+"""`python -m so_clip.table RESULTS_DIR`: all finished runs as one accuracy and one memory table."""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from so_clip import atomic
+from so_clip.__main__ import guarded
+from so_clip.errors import InputError
+from so_clip.record import METRICS_FILE, read_metrics
+
+# A row of a table; runs that differ in their seed alone are averaged in it.
+ROW = ["backbone", "shots", "method_title", "variant"]
+TABLES = {
+    "accuracy": ("accuracy_percent", "Test accuracy in percent: mean ± standard deviation (runs)"),
+    "memory": ("peak_memory_mib", "Peak memory in MiB: mean ± standard deviation (runs)"),
+}
+# Settings that have a column of their own, follow from one, or say where and not what.
+_NOT_A_VARIANT = (
+    "dataset",
+    "split_file",
+    "backbone",
+    "method",
+    "shots",
+    "seed",
+    "optimizer.seed",
+    "data_root",
+    "results_dir",
+    "evaluation",
+)
+
+
+def main() -> int:
+    """Run the command line; return the process's exit code."""
+    return guarded(_main)
+
+
+def _main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m so_clip.table", description=__doc__)
+    parser.add_argument("results_dir", type=Path, help="the folder that holds the runs' folders")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="folder for the tables (default: RESULTS_DIR/tables)"
+    )
+    options = parser.parse_args(arguments)
+    runs, skipped = read_runs(options.results_dir)
+    out = options.out or options.results_dir / "tables"
+    for name, (column, caption) in TABLES.items():
+        cells = statistics(runs, column)
+        markdown = f"{caption}\n\n{to_markdown(cells)}\n"
+        atomic.write_text(out / f"{name}.csv", cells.to_csv(index=False))
+        atomic.write_text(out / f"{name}.md", markdown)
+        print(markdown)
+    print(f"{len(runs)} runs; tables in {out}")
+    for reason in skipped:
+        print(f"so_clip.table: left out: {reason}", file=sys.stderr)
+
+
+def read_runs(results_dir: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Read every finished run below `results_dir`.
+
+    Returns:
+        A row a run with the columns of metrics.json and `variant`, and one line for each folder
+        that is not a finished run and why.
+
+    Raises:
+        InputError: there is no such folder, or no finished run in it.
+    """
+    if not results_dir.is_dir():
+        raise InputError(f"{results_dir}: there is no such folder. Give the one that holds runs.")
+    rows: list[dict[str, Any]] = []
+    skipped = []
+    for config in sorted(results_dir.rglob("config.yaml")):
+        metrics = config.with_name(METRICS_FILE)
+        if not metrics.is_file():
+            skipped.append(
+                f"{config.parent}: unfinished, it has no {METRICS_FILE}. Repeat the run."
+            )
+            continue
+        try:
+            rows.append(read_metrics(metrics))
+        except InputError as error:
+            skipped.append(str(error))
+    if not rows:
+        raise InputError(f"{results_dir}: no finished run in it. Start one: python -m so_clip")
+    runs = pd.DataFrame(rows)
+    runs["variant"] = _variants(runs)
+    return runs, skipped
+
+
+def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the tidy table: a row for each dataset and table row, with `mean`, `std` and `runs`.
+
+    `std` is the sample standard deviation over seeds, empty for a single run.
+    """
+    cells = runs.groupby(["dataset", *ROW], dropna=False)[column].agg(["mean", "std", "count"])
+    return cells.rename(columns={"count": "runs"}).reset_index()
+
+
+def to_markdown(cells: pd.DataFrame) -> str:
+    """Return tidy cells as Markdown: datasets across, and their mean where a row has them all."""
+    datasets = sorted(cells["dataset"].unique())
+    header = ["backbone", "shots", "method", *datasets]
+    average = len(datasets) > 1
+    lines = []
+    for (backbone, shots, title, variant), group in cells.groupby(ROW, sort=True):
+        by_dataset = group.set_index("dataset")
+        name = f"{title} ({variant})" if variant else str(title)
+        line = [str(backbone), str(shots or "-"), name]
+        line += [_cell(by_dataset, dataset) for dataset in datasets]
+        if average:
+            complete = len(by_dataset) == len(datasets)
+            line.append(f"{by_dataset['mean'].mean():.2f}" if complete else "")
+        lines.append(line)
+    if average:
+        header.append("average")
+    rule = ["---"] * 3 + ["---:"] * (len(header) - 3)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+
+
+def _cell(by_dataset: pd.DataFrame, dataset: str) -> str:
+    if dataset not in by_dataset.index:
+        return ""
+    cell = by_dataset.loc[dataset]
+    spread = "" if math.isnan(cell["std"]) else f" ± {cell['std']:.2f}"
+    return f"{cell['mean']:.2f}{spread} ({cell['runs']})"
+
+
+def _variants(runs: pd.DataFrame) -> pd.Series:
+    """Name each run by those settings that differ between the runs of its method.
+
+    Runs of different density, say, are different rows of a table and never one average.
+    """
+    flat = [dict(_flatten(settings)) for settings in runs["settings"]]
+    names = pd.Series("", index=runs.index)
+    for _, group in runs.groupby("method"):
+        mine = [flat[index] for index in group.index]
+        keys = sorted(set().union(*mine))
+        varied = [key for key in keys if len({str(each.get(key)) for each in mine}) > 1]
+        for index in group.index:
+            names[index] = ", ".join(f"{key}={flat[index].get(key)}" for key in varied)
+    return names
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if name in _NOT_A_VARIANT:
+            continue
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""The training loop: images in, loss, backward, step. It knows no method and no dataset."""
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm
+
+from so_clip.errors import RunFailed
+from so_clip.precision import Precision
+
+# Losses stay on the device and are read this often, and at an epoch's end, so that a step does not
+# wait for the host and a loss that is no longer finite is still noticed soon.
+READ_EVERY_STEPS = 50
+# The peak is watched over the first steps, enough to see a support redrawn at the default T of 10.
+WATCHED_STEPS = 12
+
+
+class Batches(Protocol):
+    """Training batches, reshuffled and augmented anew every epoch."""
+
+    def epoch(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield (images_BCHW uint8, labels_B int64) on the device."""
+        ...
+
+
+@dataclass
+class History:
+    """What each step saw, and why training ended: max_steps or stop_loss."""
+
+    losses: list[float] = field(default_factory=list)
+    lrs: list[float] = field(default_factory=list)
+    stop_reason: str = "max_steps"
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+
+class TrainingDiverged(RunFailed):
+    """The loss is no longer finite. `history` holds the steps up to and including that one."""
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
+
+
+def train(
+    classifier: nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    *,
+    max_steps: int,
+    stop_loss: float,
+    lr_min: float,
+    precision: Precision,
+    peak_memory: AbstractContextManager[Any],
+) -> History:
+    """Minimise `classifier`'s cross-entropy for `max_steps` or until an epoch's loss is small.
+
+    Args:
+        classifier: images_BCHW uint8 -> logits_BK.
+        batches: see Batches.
+        optimizer: holds the parameters that change; its lr is where the cosine starts.
+        max_steps: the last step and the cosine's horizon; the cosine is stepped every iteration.
+        stop_loss: an epoch whose mean loss over its images is below this is the last; 0: none is.
+        lr_min: where the cosine ends.
+        precision: autocast and gradient scaling.
+        peak_memory: entered around the first WATCHED_STEPS steps.
+
+    Raises:
+        TrainingDiverged: a loss is not finite; the message names step, lr and precision.
+
+    Source: the loop of CLIP-LoRA (arXiv 2405.18541), which SO (arXiv 2504.12436) shares.
+    """
+    scheduler = CosineAnnealingLR(optimizer, T_max=max_steps, eta_min=lr_min)
+    history = History()
+    with (
+        tqdm(total=max_steps, desc="train", unit="step", dynamic_ncols=True) as progress,
+        ExitStack() as watched,
+    ):
+        watched.enter_context(peak_memory)
+        while history.steps < max_steps:
+            recorder = _Recorder(history, progress, precision.name)
+            for images_BCHW, labels_B in batches.epoch():
+                lr = scheduler.get_last_lr()[0]
+                loss = _step(classifier, images_BCHW, labels_B, optimizer, precision)
+                scheduler.step()
+                recorder.add(loss, lr, len(labels_B))
+                if recorder.steps >= WATCHED_STEPS:
+                    watched.close()
+                if recorder.steps == max_steps:
+                    break
+            if recorder.mean_loss() < stop_loss:
+                history.stop_reason = "stop_loss"
+                break
+    return history
+
+
+def _step(
+    classifier: nn.Module,
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+) -> Tensor:
+    with precision.autocast():
+        loss = nn.functional.cross_entropy(classifier(images_BCHW).float(), labels_B)
+    precision.scaler.scale(loss).backward()
+    precision.scaler.step(optimizer)
+    precision.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+class _Recorder:
+    """Collects one epoch's losses on the device and moves them into the history in few reads."""
+
+    def __init__(self, history: History, progress: tqdm, precision: str) -> None:
+        self._history, self._progress, self._precision = history, progress, precision
+        self._unread: list[Tensor] = []
+        self._lrs: list[float] = []
+        self._first_step = history.steps
+        self._images: list[int] = []
+
+    @property
+    def steps(self) -> int:
+        """Steps taken since training began, read or not."""
+        return self._history.steps + len(self._unread)
+
+    def add(self, loss: Tensor, lr: float, images: int) -> None:
+        self._unread.append(loss)
+        self._lrs.append(lr)
+        self._images.append(images)
+        if len(self._unread) == READ_EVERY_STEPS:
+            self._read()
+
+    def mean_loss(self) -> float:
+        """Read what is left and return the epoch's mean loss over its images."""
+        self._read()
+        losses = self._history.losses[self._first_step :]
+        return math.fsum(map(math.prod, zip(losses, self._images, strict=True))) / sum(self._images)
+
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        losses = torch.stack(self._unread).tolist()
+        for loss, lr in zip(losses, self._lrs, strict=True):
+            self._history.losses.append(loss)
+            self._history.lrs.append(lr)
+            if not math.isfinite(loss):
+                raise TrainingDiverged(
+                    f"the loss became {loss} at step {self._history.steps} "
+                    f"(lr {lr:.3g}, precision {self._precision}). Lower optimizer.lr"
+                    + ("." if self._precision == "fp32" else ", or use precision=fp32."),
+                    self._history,
+                )
+        self._progress.update(len(losses))
+        self._progress.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+        self._unread, self._lrs = [], []
