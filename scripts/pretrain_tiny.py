@@ -1,0 +1,198 @@
+"""Pre-train the embedded tiny CLIP on pictures that this script renders itself.
+
+    python scripts/pretrain_tiny.py                     # writes so_clip/assets/tiny.*
+    python scripts/pretrain_tiny.py --smoke --out /tmp/tiny   # 20 steps, for the tests
+
+Needs the `pretrain` extra (matplotlib, for its fonts). No picture of the digits dataset is trained
+on; the zero-shot accuracy on its val part is printed at the end, that on its test part only with
+--report-test. Everything follows from --seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from tiny import captions, pack, render, zero_shot
+from torch.nn import functional
+
+ASSETS = Path(__file__).resolve().parents[1] / "so_clip" / "assets"
+
+
+class Pool(NamedTuple):
+    """Rendered pictures: pixels_NHWC (uint8), their attributes, and those as a 0/1 matrix."""
+
+    pixels_NHWC: torch.Tensor
+    attributes: list[frozenset[str]]
+    attributes_NA: np.ndarray
+
+
+def render_pool(seed: int, count: int, processes: int) -> Pool:
+    """Render pictures 0..count-1 of a set; the number of processes does not change them."""
+    draw = partial(render.render, seed)
+    if processes > 1:
+        with ProcessPoolExecutor(processes) as executor:
+            pictures = list(executor.map(draw, range(count), chunksize=256))
+    else:
+        pictures = [draw(index) for index in range(count)]
+    attributes = [picture.attributes for picture in pictures]
+    return Pool(
+        torch.from_numpy(np.stack([picture.pixels_HWC for picture in pictures])),
+        attributes,
+        captions.multi_hot(attributes, render.all_attributes()),
+    )
+
+
+def shift_and_zoom(images_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Move, zoom and stretch each picture a little; the border is repeated outwards."""
+    batch = len(images_BCHW)
+
+    def between(low: float, high: float) -> torch.Tensor:
+        return torch.rand(batch, generator=generator) * (high - low) + low
+
+    zoom, stretch = between(0.8, 1.15), between(0.9, 1.1)
+    theta_B23 = torch.zeros(batch, 2, 3)
+    theta_B23[:, 0, 0], theta_B23[:, 1, 1] = zoom * stretch, zoom / stretch
+    theta_B23[:, 0, 2], theta_B23[:, 1, 2] = between(-0.12, 0.12), between(-0.12, 0.12)
+    grid = functional.affine_grid(theta_B23, list(images_BCHW.shape), align_corners=False)
+    return functional.grid_sample(images_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+def contrastive_loss(logits_BU: torch.Tensor, fits_BU: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy both ways, the target spread evenly over all that fit.
+
+    With one fitting caption a picture this is CLIP's loss.
+    """
+    fits_BU = fits_BU.float()
+    to_text = -(logits_BU.log_softmax(1) * fits_BU).sum(1) / fits_BU.sum(1)
+    to_image = -(logits_BU.log_softmax(0) * fits_BU).sum(0) / fits_BU.sum(0)
+    return (to_text.mean() + to_image.mean()) / 2
+
+
+class Schedule(NamedTuple):
+    """Learning rate (warm-up, then cosine to zero) and logit scale (up to the 100 used later)."""
+
+    steps: int
+    peak_lr: float
+    warmup_steps: int
+
+    def lr(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.peak_lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    def scale(self, step: int) -> float:
+        return 20.0 * 5.0 ** min(1.0, 2 * step / self.steps)
+
+
+def make_optimizer(model: CLIP, weight_decay: float) -> torch.optim.AdamW:
+    """Decay the matrices, but not the token rows: unused ones must stay as they were drawn."""
+    trained = [p for n, p in model.named_parameters() if n != "logit_scale"]
+    keep = {id(model.token_embedding.weight)}
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in keep]
+    others = [p for p in trained if p.ndim < 2 or id(p) in keep]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+
+
+def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) -> set[int]:
+    """Run the contrastive pre-training; return the token ids that were seen."""
+    order = np.random.default_rng([seed, 1])
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = SimpleTokenizer(context_length=model.context_length)
+    vocabulary = render.all_attributes()
+    optimizer = make_optimizer(model, weight_decay=0.05)
+    seen: set[int] = {0}
+    queue = np.array([], dtype=np.int64)
+    model.train()
+    for step in range(schedule.steps):
+        if len(queue) < batch:
+            queue = order.permutation(len(pool.attributes))
+        rows, queue = queue[:batch], queue[batch:]
+        written = {captions.caption(order, pool.attributes[row]): None for row in rows}
+        tokens_UL = tokenizer([caption.text for caption in written])
+        seen.update(tokens_UL.unique().tolist())
+        named_UA = captions.multi_hot([c.names for c in written], vocabulary)
+        fits_BU = torch.from_numpy(captions.fits(pool.attributes_NA[rows], named_UA))
+        images_BCHW = zero_shot.pixels_to_input(pool.pixels_NHWC[torch.from_numpy(rows)])
+        image_BD = model.encode_image(shift_and_zoom(images_BCHW, generator), normalize=True)
+        text_UD = model.encode_text(tokens_UL, normalize=True)
+        loss = contrastive_loss(schedule.scale(step) * image_BD @ text_UD.T, fits_BU)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == schedule.steps - 1:
+            print(f"step {step} loss {loss.item():.4f} lr {schedule.lr(step):.2e}", flush=True)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(100.0))
+    model.eval()
+    return seen
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny.*")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch", type=int, default=192)
+    parser.add_argument("--pictures", type=int, default=80_000, help="pictures rendered beforehand")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--report-test", action="store_true", help="also report the test part")
+    parser.add_argument("--smoke", action="store_true", help="20 steps on few pictures")
+    arguments = parser.parse_args(argv)
+    if arguments.smoke:
+        arguments.steps, arguments.pictures, arguments.batch = 20, 128, 32
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    start = time.perf_counter()
+    processes = 1 if arguments.smoke else arguments.threads
+    pool = render_pool(arguments.seed, arguments.pictures, processes)
+    render_seconds = time.perf_counter() - start
+    print(f"rendered {arguments.pictures} pictures in {render_seconds:.0f} s", flush=True)
+    torch.set_num_threads(arguments.threads)
+    model = pack.build_model(arguments.seed)
+    schedule = Schedule(arguments.steps, arguments.lr, min(150, arguments.steps // 4))
+    start = time.perf_counter()
+    seen = train(model, pool, schedule, arguments.batch, arguments.seed)
+    recipe: dict[str, Any] = {
+        "command": "python scripts/pretrain_tiny.py " + shlex.join(argv or sys.argv[1:]),
+        "steps": arguments.steps,
+        "batch": arguments.batch,
+        "pictures": arguments.pictures,
+        "seed": arguments.seed,
+        "render_seconds": round(render_seconds),
+        "train_seconds": round(time.perf_counter() - start),
+        "hardware": f"{arguments.threads} threads of {platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+    }
+    parts = ("val", "test") if arguments.report_test else ("val",)
+    for part in parts:
+        recipe[f"zero_shot_{part}_percent"] = round(zero_shot.accuracy_percent(model, part), 2)
+    count = pack.save(model, sorted(seen), arguments.out, recipe)
+    size = (arguments.out / "tiny.safetensors").stat().st_size
+    print(f"{count} weights, {len(seen)} tokens, {size} bytes, {recipe}")
+
+
+if __name__ == "__main__":
+    main()

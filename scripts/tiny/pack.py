@@ -1,0 +1,93 @@
+"""The tiny CLIP: its architecture, and how its weights go into one small file.
+
+Of the token embedding only the rows of tokens seen in pre-training are stored. The others are
+drawn again from a fixed seed whenever the model is built, so that unknown words still differ.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from safetensors.torch import load_file, save_file
+
+ARCHITECTURE: dict[str, Any] = {
+    "embed_dim": 96,
+    "vision_cfg": {
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 128,
+        "head_width": 32,
+        "layers": 6,
+    },
+    "text_cfg": {
+        "context_length": 16,
+        "vocab_size": 49408,
+        "width": 96,
+        "heads": 3,
+        "layers": 4,
+    },
+    "quick_gelu": False,
+}
+EMBEDDING_SEED, EMBEDDING_STD = 20240, 0.02
+MEAN, STD = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
+ROWS, EMBEDDING = "token_embedding.rows", "token_embedding.weight"
+
+
+def drawn_embedding(vocabulary: int, width: int, seed: int, std: float) -> torch.Tensor:
+    """Return the token embedding before any training, from its own generator."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(vocabulary, width, generator=generator) * std
+
+
+def build_model(seed: int) -> CLIP:
+    """Build the untrained tiny CLIP; open_clip's own draws do not touch the global state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(**ARCHITECTURE)
+    text = ARCHITECTURE["text_cfg"]
+    with torch.no_grad():
+        model.token_embedding.weight.copy_(
+            drawn_embedding(text["vocab_size"], text["width"], EMBEDDING_SEED, EMBEDDING_STD)
+        )
+    return model
+
+
+def save(model: CLIP, token_ids: list[int], folder: Path, recipe: dict[str, Any]) -> int:
+    """Write tiny.safetensors (float16) and tiny.json; return the number of weights stored."""
+    tensors = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
+    ids = torch.tensor(sorted(token_ids), dtype=torch.int32)
+    tensors[ROWS] = tensors.pop(EMBEDDING)[ids.long()]
+    count = sum(tensor.numel() for tensor in tensors.values())
+    tensors["token_ids"] = ids
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "tiny.safetensors", metadata={"format": "pt"})
+    (folder / "tiny.safetensors").chmod(0o644)  # safetensors writes for its owner alone
+    card = {
+        "architecture": ARCHITECTURE,
+        "token_ids": "stored as tensor 'token_ids' in the safetensors",
+        "embedding_seed": EMBEDDING_SEED,
+        "embedding_std": EMBEDDING_STD,
+        "embedding_draw": "torch.randn(vocab_size, width, generator=torch.Generator()"
+        ".manual_seed(embedding_seed)) * embedding_std, then rows token_ids replaced",
+        "mean": MEAN,
+        "std": STD,
+        "weights": count,
+        "recipe": recipe,
+    }
+    (folder / "tiny.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    return count
+
+
+def load(folder: Path) -> CLIP:
+    """Read back what `save` wrote, as float32."""
+    model = build_model(seed=0)
+    tensors = load_file(folder / "tiny.safetensors")
+    ids, rows = tensors.pop("token_ids").long(), tensors.pop(ROWS)
+    tensors[EMBEDDING] = model.token_embedding.weight.detach().clone()
+    tensors[EMBEDDING][ids] = rows.float()
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return model.eval()
