@@ -1,0 +1,199 @@
+"""Batches: the few training images, cropped anew every epoch, and the stream of test images."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from so_clip.data.images import ImageSource
+from so_clip.data.splits import Example
+from so_clip.data.transforms import RandomResizedCrop, resize_and_centre_crop
+from so_clip.errors import InputError
+
+MIB = 2**20
+
+
+class TrainBatches:
+    """Shuffled, augmented batches of the few training images, epoch after epoch.
+
+    The images lie on the device, where they are cropped too, unless they are together larger than
+    `image_budget_mib`: then they stay and are cropped on the CPU, and the batches move.
+
+    Args:
+        images: uint8 tensors [3, height, width] of any sizes, on the CPU.
+        labels: one label an image.
+        batch_size: images a batch; the last batch of an epoch may be smaller.
+        image_size: side of the cropped square, pixels.
+        generator: on the CPU; decides order, crops and flips, and nothing else does.
+        device: where batches are wanted.
+        image_budget_mib: what the original images may take on the device, MiB.
+        scale: lowest and highest share of an image's area that a crop covers.
+        flip: mirror half of the images.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Tensor],
+        labels: Sequence[int],
+        batch_size: int,
+        image_size: int,
+        generator: torch.Generator,
+        device: torch.device | str,
+        image_budget_mib: float = 4096,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: bool = True,
+    ) -> None:
+        if not images or len(images) != len(labels):
+            raise InputError(f"{len(images)} training images and {len(labels)} labels: no match.")
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: must be 1 or more.")
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.crop = RandomResizedCrop(image_size, scale, flip)
+        self.generator = generator
+        self.images = _placed(images, self.device, image_budget_mib)
+        self.labels_N = torch.as_tensor(labels, dtype=torch.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one epoch, the smaller last one included."""
+        return -(-len(self.images) // self.batch_size)
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images_BCHW uint8, labels_B int64) on the device; every image comes once.
+
+        Nothing in here waits for the device.
+        """
+        order_N = torch.randperm(len(self.images), generator=self.generator)
+        labels_N = self._to_device(self.labels_N[order_N])
+        for start in range(0, len(self.images), self.batch_size):
+            chosen = order_N[start : start + self.batch_size].tolist()
+            images_BCHW = self.crop([self.images[index] for index in chosen], self.generator)
+            yield self._to_device(images_BCHW), labels_N[start : start + self.batch_size]
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == "cpu" and self.device.type == "cuda":
+            # A copy from ordinary memory would wait for all work that the device still has.
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _placed(
+    images: Sequence[Tensor], device: torch.device, image_budget_mib: float
+) -> list[Tensor]:
+    # An image that the draw repeats is one tensor, and is moved once.
+    distinct = {id(image): image for image in images}
+    if sum(image.nbytes for image in distinct.values()) > image_budget_mib * MIB:
+        return list(images)
+    moved = {key: image.to(device) for key, image in distinct.items()}
+    return [moved[id(image)] for image in images]
+
+
+class TestStream:
+    """Test images in order, decoded and resized ahead of use by threads, in bounded memory.
+
+    Pillow decodes and resizes without holding Python's lock, so threads keep the cores busy; unlike
+    worker processes they start at once, need no shared memory, and raise the reader's own error.
+    Memory, whatever the set's size: `prefetch_batches` + 2 batches (the one in use and the next one
+    handed over among them) and one decoded image a worker.
+
+    Args:
+        images: where images are read from; `read` must allow calls from several threads.
+        examples: the test list.
+        image_size: side of the square images, pixels.
+        batch_size: images a batch; the last batch may be smaller.
+        workers: decoding threads; 0 decodes in the calling thread, as batches are asked for.
+        pin: lay batches in page-locked memory, for fast copies to a CUDA device; without one,
+            ignored.
+        prefetch_batches: batches that are prepared while one is in use.
+    """
+
+    __test__ = False  # the name is no invitation to pytest
+
+    def __init__(
+        self,
+        images: ImageSource,
+        examples: Sequence[Example],
+        image_size: int,
+        batch_size: int,
+        workers: int,
+        pin: bool = False,
+        prefetch_batches: int = 2,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("prefetch_batches", prefetch_batches, 1),
+        ):
+            if value < least:
+                raise InputError(f"{name}={value}: must be {least} or more.")
+        self.images = images
+        self.examples = examples
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.workers = workers
+        self.pin = pin and torch.cuda.is_available()
+        self.prefetch_batches = prefetch_batches
+
+    def __len__(self) -> int:
+        """Batches in the stream."""
+        return -(-len(self.examples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images_BCHW uint8, labels_B int64) on the CPU, in the order of the list.
+
+        Raises:
+            InputError: the first image, in order, that cannot be read.
+        """
+        starts = range(0, len(self.examples), self.batch_size)
+        chunks = (self.examples[start : start + self.batch_size] for start in starts)
+        if self.workers == 0:
+            for chunk in chunks:
+                batch = self._empty_batch(chunk)
+                for slot, example in zip(batch[0], chunk, strict=True):
+                    self._fill(slot, example.path)
+                yield batch
+            return
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        pending: deque[_Pending] = deque()
+        try:
+            for chunk in chunks:
+                pending.append(self._submit(pool, chunk))
+                if len(pending) > self.prefetch_batches:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            # The consumer may stop early, or an image may be unreadable: drop what is queued.
+            pool.shutdown(cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, chunk: Sequence[Example]) -> "_Pending":
+        batch = self._empty_batch(chunk)
+        slots = zip(batch[0], chunk, strict=True)
+        return _Pending(batch, [pool.submit(self._fill, slot, ex.path) for slot, ex in slots])
+
+    def _empty_batch(self, chunk: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        shape = (len(chunk), 3, self.image_size, self.image_size)
+        images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
+        return images_BCHW, torch.tensor([example.label for example in chunk])
+
+    def _fill(self, slot_CHW: Tensor, path: str) -> None:
+        square = resize_and_centre_crop(self.images.read(path), self.image_size)
+        # By numpy: torch would start a team of its own threads in every decoding thread.
+        slot_CHW.numpy()[...] = np.asarray(square).transpose(2, 0, 1)
+
+
+class _Pending:
+    """A batch whose images are still being decoded."""
+
+    def __init__(self, batch: tuple[Tensor, Tensor], futures: list[Future[None]]) -> None:
+        self.batch = batch
+        self.futures = futures
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        for future in self.futures:
+            future.result()
+        return self.batch

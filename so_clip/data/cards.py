@@ -1,0 +1,243 @@
+"""Dataset cards: what is known about a dataset, read from one YAML file and checked."""
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from so_clip.data.inside import why_outside
+from so_clip.errors import InputError, nearest
+from so_clip.paths import CARDS_DIR
+
+LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", "digits")
+SIZES = ("classes", "train", "val", "test")
+_OPTIONAL = ("split_file", "split_sha256", "sources", "class_folders", "template_ensemble")
+# libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML carries it.
+_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """One dataset, as its YAML file describes it.
+
+    Attributes:
+        name: the name on the command line, and of the file.
+        title: the name for people.
+        layout: how its files are read, one of `LAYOUTS`.
+        folder: its folder below the data root.
+        image_dir: where its images lie below `folder`; "" for the folder itself.
+        sizes: full size: `classes`, and images in `train`, `val`, `test`.
+        templates: the prompts `plain` and `specific`, each with one {} for the class name.
+        licence, homepage, citation: for people.
+        class_names: in label order. Where there is a split file, that file's names count.
+        split_file: file name below `folder`, for layout split_file only.
+        split_sha256: of the published split file, where known. Never enforced: a split file that
+            was cut down to the images at hand is a fair input, and its own hash is recorded.
+        sources: where images can be had, one mapping each.
+        class_folders: names of the class folders in label order (ImageNet's WordNet ids).
+        template_ensemble: further prompts, to be averaged (`templates.ensemble` in the file).
+    """
+
+    name: str
+    title: str
+    layout: str
+    folder: str
+    image_dir: str
+    sizes: dict[str, int]
+    templates: dict[str, str]
+    licence: str
+    homepage: str
+    citation: str
+    class_names: tuple[str, ...]
+    split_file: str | None = None
+    split_sha256: str | None = None
+    sources: tuple[dict[str, Any], ...] = ()
+    class_folders: tuple[str, ...] = ()
+    template_ensemble: tuple[str, ...] = ()
+
+
+def card_names(cards_dir: Path = CARDS_DIR) -> list[str]:
+    """Return the names of all datasets that have a card, sorted."""
+    return sorted(path.stem for path in cards_dir.glob("*.yaml"))
+
+
+def load_card(name: str, cards_dir: Path = CARDS_DIR) -> DatasetCard:
+    """Read and check the card of one dataset.
+
+    Args:
+        name: the dataset's name, such as "eurosat".
+        cards_dir: the folder of cards, one NAME.yaml each.
+
+    Raises:
+        InputError: no such dataset (the nearest names are offered), or a malformed card (its file
+            and key are named).
+    """
+    known = card_names(cards_dir)
+    if name not in known:
+        raise InputError(
+            f"dataset={name}: there is no dataset of that name.{nearest(name, known)} "
+            f"Known: {', '.join(known)}."
+        )
+    file = cards_dir / f"{name}.yaml"
+    try:
+        content = yaml.load(file.read_bytes(), _YAML_LOADER)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: the card cannot be read: {error}") from error
+    return _Reader(file, content).card()
+
+
+def how_to_get(card: DatasetCard) -> str:
+    """Return one sentence that says where the files of a dataset come from."""
+    return (
+        f"Lay {card.title} out as CoOp's DATASETS.md says "
+        f"(github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md; images: {card.homepage})."
+    )
+
+
+class _Reader:
+    """Takes a parsed card apart, key by key, naming file and key where something is wrong."""
+
+    def __init__(self, file: Path, content: Any) -> None:
+        self.file = file
+        if not isinstance(content, dict):
+            raise InputError(f"{file}: a card is a mapping of keys, not {_kind(content)}.")
+        self.content = content
+
+    def card(self) -> DatasetCard:
+        self._refuse_unknown_keys()
+        layout = self._text("layout")
+        if layout not in LAYOUTS:
+            raise self._wrong("layout", f"must be one of {', '.join(LAYOUTS)}, not {layout!r}")
+        if self._text("name") != self.file.stem:
+            raise self._wrong("name", f"must be the file's own name, {self.file.stem!r}")
+        names = self._texts("class_names", self.content["class_names"])
+        templates, ensemble = self._templates()
+        return DatasetCard(
+            name=self.file.stem,
+            title=self._text("title"),
+            layout=layout,
+            folder=self._path("folder"),
+            image_dir=self._path("image_dir", may_be_empty=True),
+            sizes=self._sizes(len(names)),
+            templates=templates,
+            licence=self._text("licence"),
+            homepage=self._text("homepage"),
+            citation=self._text("citation"),
+            class_names=names,
+            split_file=self._split_file(layout),
+            split_sha256=self._sha256(),
+            sources=self._sources(),
+            class_folders=self._class_folders(len(names)),
+            template_ensemble=ensemble,
+        )
+
+    def _refuse_unknown_keys(self) -> None:
+        known = [field.name for field in fields(DatasetCard) if field.name != "template_ensemble"]
+        for key in self.content:
+            if key not in known:
+                raise self._wrong(str(key), f"is not a key of a card.{nearest(str(key), known)}")
+        for key in known:
+            if key not in self.content and key not in _OPTIONAL:
+                raise self._wrong(key, "is missing")
+
+    def _text(self, key: str) -> str:
+        value = self.content[key]
+        if not isinstance(value, str) or not value.strip():
+            raise self._wrong(key, f"must be text, not {value!r}")
+        return value
+
+    def _path(self, key: str, may_be_empty: bool = False) -> str:
+        if may_be_empty and self.content[key] == "":
+            return ""
+        value = self._text(key)
+        if reason := why_outside(value):
+            raise self._wrong(key, f"must be a path below the data root: {value!r}, {reason}")
+        return value
+
+    def _texts(self, key: str, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise self._wrong(key, f"must be a list of texts, not {_kind(value)}")
+        for index, item in enumerate(value):
+            if not isinstance(item, str) or not item.strip():
+                raise self._wrong(
+                    f"{key}[{index}]", f"must be text, not {item!r}. Put it in quotes"
+                )
+        return tuple(value)
+
+    def _mapping(self, key: str, allowed: tuple[str, ...], optional: tuple[str, ...] = ()) -> Any:
+        value = self.content[key]
+        if not isinstance(value, dict):
+            raise self._wrong(key, f"must be a mapping, not {_kind(value)}")
+        for inner in value:
+            if inner not in allowed + optional:
+                raise self._wrong(f"{key}.{inner}", f"is unknown; known: {', '.join(allowed)}")
+        for inner in allowed:
+            if inner not in value:
+                raise self._wrong(f"{key}.{inner}", "is missing")
+        return value
+
+    def _sizes(self, class_count: int) -> dict[str, int]:
+        sizes = self._mapping("sizes", SIZES)
+        for key, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise self._wrong(f"sizes.{key}", f"must be a whole number, not {value!r}")
+        if sizes["classes"] != class_count:
+            raise self._wrong(
+                "sizes.classes", f"is {sizes['classes']}, but class_names holds {class_count} names"
+            )
+        return sizes
+
+    def _templates(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        given = self._mapping("templates", ("plain", "specific"), optional=("ensemble",))
+        ensemble: tuple[str, ...] = ()
+        if "ensemble" in given:
+            ensemble = self._texts("templates.ensemble", given["ensemble"])
+        single = {key: given[key] for key in ("plain", "specific")}
+        numbered = {f"ensemble[{index}]": text for index, text in enumerate(ensemble)}
+        for key, text in (single | numbered).items():
+            if not isinstance(text, str) or not re.fullmatch(r"[^{}]*\{\}[^{}]*", text):
+                raise self._wrong(
+                    f"templates.{key}", f"must be text with one {{}} for the class, not {text!r}"
+                )
+        return single, ensemble
+
+    def _split_file(self, layout: str) -> str | None:
+        given = self.content.get("split_file")
+        if (given is not None) != (layout == "split_file"):
+            raise self._wrong("split_file", "goes with layout: split_file, and only with it")
+        return None if given is None else self._path("split_file")
+
+    def _sha256(self) -> str | None:
+        value = self.content.get("split_sha256")
+        if value is None or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
+            return value
+        raise self._wrong("split_sha256", f"must be 64 hexadecimal digits, not {value!r}")
+
+    def _sources(self) -> tuple[dict[str, Any], ...]:
+        value = self.content.get("sources") or []
+        if not isinstance(value, list) or not all(isinstance(source, dict) for source in value):
+            raise self._wrong("sources", f"must be a list of mappings, not {value!r}")
+        return tuple(value)
+
+    def _class_folders(self, class_count: int) -> tuple[str, ...]:
+        if self.content.get("class_folders") is None:
+            return ()
+        folders = self._texts("class_folders", self.content["class_folders"])
+        if len(folders) != class_count or len(set(folders)) != class_count:
+            raise self._wrong(
+                "class_folders",
+                f"must name {class_count} different folders, one a class, not {len(set(folders))}",
+            )
+        for index, folder in enumerate(folders):
+            if why_outside(folder) or "/" in folder:
+                raise self._wrong(f"class_folders[{index}]", f"must be a folder's name: {folder!r}")
+        return folders
+
+    def _wrong(self, key: str, problem: str) -> InputError:
+        return InputError(f"{self.file}: {key}: {problem}.")
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

@@ -1,0 +1,222 @@
+"""Reading images: from a dataset's folder or from the package, always RGB, or refused by name."""
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from so_clip.data.cards import DatasetCard, how_to_get
+from so_clip.data.digits import digit_path, load_digits
+from so_clip.data.inside import why_outside
+from so_clip.data.splits import Example, require_data_root
+from so_clip.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Formats that datasets come in, whatever the file's suffix says (Oxford Pets has GIFs named .jpg).
+# Pillow would try them all, and some (PostScript) run other programs.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+# Pillow's own limit against decompression bombs; decoded, such an image takes half a GiB.
+MAX_PIXELS = 2 * (1 << 30) // 12
+
+
+class ImageSource(Protocol):
+    """Where the images of a dataset are read from, by the paths of its examples."""
+
+    def read(self, path: str) -> Image.Image:
+        """Return the decoded RGB image; InputError names what cannot be read."""
+
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Return those of `paths` that are not there, in order."""
+
+
+class ImageFolder:
+    """The images below one folder.
+
+    Args:
+        root: the folder; paths are relative to it and never leave it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, path: str) -> Image.Image:
+        """Decode one image as CLIP's reference pipeline does: PIL, converted to RGB.
+
+        The orientation that a camera notes in EXIF is not applied, and of an animation the first
+        frame is taken, since the reference pipeline does so.
+
+        Args:
+            path: relative to `root`, with forward slashes.
+
+        Raises:
+            InputError: naming the file, when it is missing, truncated, empty, no image, no plain
+                file, larger than `MAX_PIXELS`, or outside `root`.
+        """
+        file = self.root / self._inside(path)
+        try:
+            with _open_plain(file) as stream:
+                return _decode(stream)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{file}: the image is missing. The split file lists it: complete the dataset, or "
+                "use a split file that is cut down to the images at hand."
+            ) from error
+        except _Unusable as error:
+            raise InputError(f"{file}: {error}.") from error
+        # Decoders meet broken data with nearly every exception there is.
+        except Exception as error:
+            raise InputError(
+                f"{file}: the image cannot be decoded ({_reason(error)}). "
+                "It is damaged or cut short: fetch it again."
+            ) from error
+
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Return those of `paths` that are not files, in order. Nothing is opened."""
+        # os.path.isfile, unlike Path.is_file, never raises.
+        return [path for path in paths if not os.path.isfile(self.root / self._inside(path))]  # noqa: PTH113
+
+    def _inside(self, path: str) -> str:
+        if reason := why_outside(path):
+            raise InputError(f"{self.root}: the path {path!r} is refused: {reason}.")
+        return path
+
+
+class DigitArray:
+    """The handwritten digits of the package, by the paths of `digit_path`."""
+
+    def __init__(self) -> None:
+        self._images_NHW = load_digits().images_NHW
+        self._index = {digit_path(index): index for index in range(len(self._images_NHW))}
+
+    def read(self, path: str) -> Image.Image:
+        """Return one digit as an RGB image; InputError for a path that is no digit."""
+        if path not in self._index:
+            last = digit_path(len(self._index) - 1)
+            raise InputError(f"{path}: there is no such digit; the last one is {last}.")
+        return Image.fromarray(self._images_NHW[self._index[path]]).convert("RGB")
+
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Return those of `paths` that are no digits, in order."""
+        return [path for path in paths if path not in self._index]
+
+
+def open_images(card: DatasetCard, data_root: Path | None) -> ImageSource:
+    """Return where the images of a dataset are read from.
+
+    Args:
+        card: the dataset.
+        data_root: the folder of all datasets; not needed for the digits.
+
+    Raises:
+        InputError: no data root, or no image folder of this dataset in it.
+    """
+    if card.layout == "digits":
+        return DigitArray()
+    root = require_data_root(card, data_root) / card.folder / card.image_dir
+    if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises on a locked folder
+        raise InputError(
+            f"{root}: the image folder of {card.title} does not exist. {how_to_get(card)}"
+        )
+    return ImageFolder(root)
+
+
+def require_images(images: ImageSource, examples: Sequence[Example], card: DatasetCard) -> None:
+    """Check that every image is there, before a run spends time on the first of them.
+
+    Raises:
+        InputError: saying how many are missing, the first of them, and what to do.
+    """
+    paths = list(dict.fromkeys(example.path for example in examples))
+    if missing := images.missing(paths):
+        root = getattr(images, "root", card.title)
+        raise InputError(
+            f"{root}: {len(missing)} of {len(paths)} images of {card.title} are missing, first "
+            f"{missing[0]}. Complete the dataset, or give a split file that is cut down to the "
+            f"images at hand (dataset.split_file=FILE). {how_to_get(card)}"
+        )
+
+
+def load_uint8(
+    images: ImageSource, examples: Sequence[Example], progress: bool = True
+) -> list["Tensor"]:
+    """Decode the images of a few-shot draw into memory, in parallel.
+
+    Args:
+        images: where to read them.
+        examples: what to read. An image that repeats is decoded once and shares its tensor.
+        progress: show a bar on stderr.
+
+    Returns:
+        One uint8 tensor [3, height, width] an example, in order, at the images' own sizes.
+
+    Raises:
+        InputError: the first image, in order, that cannot be read.
+    """
+    from tqdm import tqdm
+
+    paths = list(dict.fromkeys(example.path for example in examples))
+    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+        try:
+            decoded = pool.map(lambda path: to_tensor(images.read(path)), paths)
+            bar = tqdm(decoded, "decode", len(paths), unit="image", disable=not progress)
+            tensors = dict(zip(paths, bar, strict=True))
+        finally:
+            # After an error nobody wants the rest.
+            pool.shutdown(cancel_futures=True)
+    return [tensors[example.path] for example in examples]
+
+
+def to_tensor(image: Image.Image) -> "Tensor":
+    """Return the pixels of an RGB image as a uint8 tensor [3, height, width]."""
+    import torch
+
+    # By numpy: torch would start a team of its own threads in every decoding thread.
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
+
+
+class _Unusable(Exception):
+    """What is wrong with a file that Pillow must not, or cannot, be asked about."""
+
+
+def _open_plain(file: Path) -> BinaryIO:
+    status = file.stat()
+    # Opening a pipe waits for a writer, for ever.
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
+        raise _Unusable(f"{what} lies where an image should be. Put the image in its place")
+    if status.st_size == 0:
+        raise _Unusable("the image is empty (0 bytes). Fetch it again")
+    return file.open("rb")
+
+
+def _decode(stream: BinaryIO) -> Image.Image:
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _Unusable(f"the image is too large ({error}). Scale it down") from error
+    except UnidentifiedImageError as error:
+        raise _Unusable(
+            f"not an image, or of none of the formats {', '.join(FORMATS)}. Fetch it again"
+        ) from error
+    with image:
+        width, height = image.size
+        # Pillow's check is a global that any library may have switched off.
+        if width * height > MAX_PIXELS:
+            raise _Unusable(
+                f"the image is too large: {width} x {height} pixels, above {MAX_PIXELS}. "
+                "Scale it down"
+            )
+        return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,138 @@
+"""CLIP's training crop and its test-time resize, on uint8, with explicit random numbers."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as pixels
+
+from so_clip.errors import InputError
+
+# As in torchvision: how often a box is drawn before the whole image is taken instead.
+TRIES = 10
+LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+
+
+class Crop(NamedTuple):
+    """One training crop, in pixels of the original image, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+class RandomResizedCrop:
+    """Random area and aspect ratio, resized to a square, mirrored half of the time.
+
+    The area is uniform in `scale` of the image's area and the aspect ratio log-uniform in
+    [3/4, 4/3]; boxes that do not fit are drawn again, at most 10 times, and then the central part
+    of allowed ratio is taken. Pixels are resampled bicubically with antialiasing.
+
+    Args:
+        image_size: side of the square, pixels.
+        scale: lowest and highest share of the image's area.
+        flip: mirror half of the images.
+
+    Source: torchvision.transforms.RandomResizedCrop, whose numbers come from the global generator.
+    """
+
+    def __init__(
+        self, image_size: int, scale: tuple[float, float] = (0.08, 1.0), flip: bool = True
+    ) -> None:
+        _check_image_size(image_size)
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise InputError(f"scale={scale}: needs 0 < low <= high <= 1, such as (0.08, 1.0).")
+        self.image_size = image_size
+        self.scale = scale
+        self.flip = flip
+
+    def __call__(self, images: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """Crop every image by its own random box.
+
+        Args:
+            images: uint8 tensors [3, height, width] of any sizes, all on one device.
+            generator: on the CPU. It advances by the number of images alone, not by their sizes.
+
+        Returns:
+            images_BCHW uint8 on the images' device, H = W = `image_size`.
+        """
+        crops = self.draw([(image.shape[-2], image.shape[-1]) for image in images], generator)
+        return torch.stack(
+            [self.apply(image, crop) for image, crop in zip(images, crops, strict=True)]
+        )
+
+    def draw(self, sizes: Sequence[tuple[int, int]], generator: torch.Generator) -> list[Crop]:
+        """Draw one crop for each (height, width) in `sizes`."""
+        # One call for the whole batch; the boxes are needed on the host, so no device is involved.
+        uniforms_BTU = torch.rand(len(sizes), TRIES, 4, generator=generator, dtype=torch.float64)
+        flips_B = torch.rand(len(sizes), generator=generator, dtype=torch.float64) < 0.5
+        return [
+            self._crop(height, width, uniforms_TU, flip and self.flip)
+            for (height, width), uniforms_TU, flip in zip(
+                sizes, uniforms_BTU.tolist(), flips_B.tolist(), strict=True
+            )
+        ]
+
+    def apply(self, image: Tensor, crop: Crop) -> Tensor:
+        """Cut `crop` out of one image [3, height, width] and resize it to the square."""
+        square = pixels.resized_crop(
+            image,
+            crop.top,
+            crop.left,
+            crop.height,
+            crop.width,
+            size=[self.image_size, self.image_size],
+            interpolation=InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        return pixels.horizontal_flip(square) if crop.flip else square
+
+    def _crop(self, height: int, width: int, uniforms_TU: list[list[float]], flip: bool) -> Crop:
+        low, high = self.scale
+        for area_share, log_ratio, down, right in uniforms_TU:
+            area = height * width * (low + (high - low) * area_share)
+            ratio = math.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * log_ratio)
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
+                return Crop(top, left, h, w, flip)
+        w = min(width, max(1, round(height * 4 / 3)))
+        h = min(height, max(1, round(width * 4 / 3)))
+        return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
+
+
+def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
+    """Apply CLIP's test transform: the shorter side to `image_size`, bicubic; the central square.
+
+    Only the part that the crop keeps is resampled, with the resampling grid of the whole: a
+    picture of 1 x 10000 pixels would otherwise grow to half a gigapixel before it is cut.
+
+    Args:
+        image: RGB, of any size.
+        image_size: side of the square, pixels.
+
+    Returns:
+        The square RGB image.
+
+    Source: `_transform` in clip/clip.py of github.com/openai/CLIP.
+    """
+    _check_image_size(image_size)
+    width, height = image.size
+    short, long = sorted((width, height))
+    # torchvision's Resize rounds the longer side down, its CenterCrop rounds half to even.
+    resized_long = image_size * long // short
+    start = round((resized_long - image_size) / 2)
+    cut = (start * long / resized_long, (start + image_size) * long / resized_long)
+    box = (0, cut[0], width, cut[1]) if width <= height else (cut[0], 0, cut[1], height)
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+
+
+def _check_image_size(image_size: int) -> None:
+    if image_size < 1:
+        raise InputError(f"image_size={image_size}: must be 1 pixel or more.")

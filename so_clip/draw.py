@@ -1,0 +1,46 @@
+"""`python -m so_clip.draw`: print which images a few-shot draw picks, from the split file alone."""
+
+import json
+import sys
+
+from so_clip.__main__ import guarded
+from so_clip.config import compose
+from so_clip.data.cards import load_card
+from so_clip.data.fewshot import draw_few_shot
+from so_clip.data.splits import load_splits
+from so_clip.settings import from_config
+
+USAGE = """\
+Print the few-shot draw of a dataset as one JSON document, the content of a run's fewshot.json:
+dataset, shots, seed, split_protocol, the lists train and val of [path, label], and their sha256.
+Only the split file is read; images are not needed (ImageNet's folders are its split file).
+
+  python -m so_clip.draw dataset=dtd shots=4 seed=1 split_protocol=coop data_root=data
+
+  dataset         a dataset with a card: python -m so_clip --help lists them
+  shots           train images per class; val gets min(4, shots)
+  seed            the published draws are those of seeds 1, 2 and 3
+  split_protocol  clip_lora (val first, then train; SO's too) | coop (train, then val)
+  data_root       the folder with the datasets, or with split files
+  dataset.split_file   read this split file instead
+
+Options that are left out have the values of `python -m so_clip`."""
+
+
+def main() -> int:
+    """Run the command line of `python -m so_clip.draw`; return the process's exit code."""
+    return guarded(_draw)
+
+
+def _draw(arguments: list[str]) -> None:
+    if "--help" in arguments or "-h" in arguments:
+        print(USAGE)
+        return
+    settings = from_config(compose(arguments))
+    splits = load_splits(load_card(settings.dataset), settings.data_root, settings.split_file)
+    few = draw_few_shot(splits, settings.shots, settings.seed, settings.split_protocol)
+    print(json.dumps(few.as_json()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
