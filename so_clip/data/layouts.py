@@ -9,7 +9,7 @@ from so_clip.data.cards import DatasetCard, how_to_get
 from so_clip.data.digits import DIGITS_FILE, digit_path, load_digits
 from so_clip.data.inside import why_outside
 from so_clip.data.splits import SPLITS, Example, Splits
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError
 
 # What torchvision's ImageFolder counts as an image, which is what CLIP-LoRA draws from.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -132,7 +132,7 @@ def _aircraft_list(
         image, _, variant = line.partition(" ")
         place = f"{file.name} line {number}"
         if variant not in labels:
-            problem = f"{variant!r} is not in variants.txt.{nearest(variant, labels)}"
+            problem = f"{variant!r} is not in variants.txt."
         elif why_outside(image) or "/" in image:
             problem = f"{image!r} is not the name of an image."
         elif seen.setdefault(image, place) != place:
