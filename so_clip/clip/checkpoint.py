@@ -4,6 +4,7 @@ safetensors. Only tensors are ever read; code in a file, pickled or TorchScript,
 
 import math
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -215,5 +216,9 @@ def _kind(value: Tensor) -> str:
 
 def _reason(error: BaseException) -> str:
     # PyTorch wraps its reason in advice to load such files without protection.
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    text = str(error)
+    asked = re.search(r"GLOBAL ([\w.]+)", text)
+    if asked:
+        return f"it asks for {asked[1]}"
+    text = text.rpartition("WeightsUnpickler error:")[2].strip()
     return (text.splitlines() or [type(error).__name__])[0].rstrip(" .")

@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+
+from so_clip.clip.backbone import Backbone
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,
@@ -44,4 +47,10 @@ def save_as_openai_does(model: CLIP, path: Path) -> dict[str, torch.Tensor]:
     traced = torch.jit.trace(model, (images_BCHW, tokens_KL))
     traced.half()
     torch.jit.save(traced, str(path))
-    return {name: value for name, value in traced.state_dict().items()}
+    return dict(traced.state_dict())
+
+
+def small_backbone(quick_gelu: bool = False, seed: int = 0, **vision: Any) -> Backbone:
+    model = small_clip(quick_gelu, seed, **vision)
+    backbone = Backbone(model, SimpleTokenizer(), MEAN, STD, description="the small model")
+    return backbone.eval().requires_grad_(False)

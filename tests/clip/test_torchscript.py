@@ -74,7 +74,6 @@ def replaced(source: Path, target: Path, contents: dict[str, bytes]) -> None:
             new.writestr(name, contents.get(name.partition("/")[2], old.read(name)))
 
 
-
 def cyclic_pickle() -> bytes:
     # obj = __torch__.M.__new__(M); obj.__setstate__({"self": obj})
     return b"\x80\x02c__torch__\nM\nq\x00)\x81q\x01}X\x04\x00\x00\x00selfh\x01sb."

@@ -1,0 +1,92 @@
+"""From an architecture's name to an open_clip model with random weights, and its tokenizer."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from so_clip.errors import InputError, nearest
+from so_clip.paths import ASSETS_DIR
+
+TINY = "tiny"
+Tokenizer = Callable[..., Tensor]
+
+
+def tiny_card() -> dict[str, Any]:
+    """Return what so_clip/assets/tiny.json says of the embedded CLIP: sizes, seeds, mean, std."""
+    return json.loads((ASSETS_DIR / "tiny.json").read_text(encoding="utf-8"))
+
+
+def architecture_config(name: str) -> dict[str, Any]:
+    """Return the sizes of an architecture: open_clip's, or the embedded one's for "tiny".
+
+    Raises:
+        InputError: there is no such architecture; with the nearest names.
+    """
+    import open_clip
+
+    if name == TINY:
+        return dict(tiny_card()["architecture"])
+    known = open_clip.list_models()
+    if name not in known:
+        raise InputError(
+            f"backbone.architecture={name}: open_clip has no such model."
+            f"{nearest(name, known)} open_clip.list_models() lists all {len(known)}."
+        )
+    return dict(open_clip.get_model_config(name))
+
+
+def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Module:
+    """Build an open_clip model with random float32 weights on the CPU.
+
+    The class is called directly: open_clip's factory would look for published weights of single
+    towers, and cannot run on fake tensors.
+
+    Args:
+        config: open_clip's model configuration (embed_dim, vision_cfg, text_cfg, ...).
+        quick_gelu: OpenAI's approximation of GELU, whatever `config` says.
+        seed: chooses the weights; the global random state is left as it was.
+
+    Raises:
+        InputError: the model needs a package that is not installed, or files from the hub.
+    """
+    from open_clip.coca_model import CoCa
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    values = {key: value for key, value in config.items() if key != "custom_text"}
+    values["vision_cfg"] = dict(values["vision_cfg"])
+    values["text_cfg"] = dict(values["text_cfg"])
+    model_class: Any = CLIP
+    if config.get("custom_text") or "hf_model_name" in values["text_cfg"]:
+        model_class = CoCa if "multimodal_cfg" in values else CustomTextCLIP
+    if "timm_model_name" in values["vision_cfg"]:
+        values["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in values["text_cfg"]:
+        values["text_cfg"]["hf_model_pretrained"] = False
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the CUDA generators.
+        torch.default_generator.manual_seed(seed)
+        try:
+            return model_class(**values | {"quick_gelu": quick_gelu})
+        except (ImportError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"the backbone cannot be built: {error} Another one needs less: backbone=vit_b16."
+            ) from error
+
+
+def build_tokenizer(name: str, config: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer an architecture was trained with: texts -> token ids [texts, context].
+
+    Raises:
+        InputError: it needs a package that is not installed, or files from the hub.
+    """
+    import open_clip
+
+    if name == TINY:
+        return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    try:
+        return open_clip.get_tokenizer(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(f"the tokenizer of {name} cannot be loaded: {error}") from error

@@ -1,0 +1,99 @@
+"""Published weights by open_clip's name for them: from the local cache, or else downloaded."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from so_clip.errors import InputError, nearest
+
+# Without a network the hub's client retries for most of a minute; one request with this limit says
+# early whether a download can start at all.
+PROBE_SECONDS = 5
+
+
+def pretrained_config(architecture: str, tag: str) -> dict[str, Any]:
+    """Return open_clip's entry for published weights: where they lie and how images are prepared.
+
+    Raises:
+        InputError: open_clip knows no such weights for this architecture.
+    """
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    config = get_pretrained_cfg(architecture, tag)
+    if not config:
+        tags = list_pretrained_tags_by_model(architecture)
+        known = f"It knows {', '.join(sorted(tags))}." if tags else "It knows none at all."
+        raise InputError(
+            f"backbone.pretrained={tag}: open_clip has no such weights for {architecture}."
+            f"{nearest(tag, tags)} {known}"
+        )
+    return dict(config)
+
+
+def fetch_pretrained(architecture: str, tag: str) -> Path:
+    """Return the file with published weights, downloading it with a progress bar where needed.
+
+    A file that is already in the hub's cache is used as it is, without asking the network. Where
+    the hub lies and where its cache is, HF_ENDPOINT and HF_HOME say, as for all its clients.
+
+    Raises:
+        InputError: unknown weights, no network within `PROBE_SECONDS`, or a failed download; with
+            what was wanted and how to give a local file instead.
+    """
+    from open_clip.pretrained import download_pretrained
+
+    config = pretrained_config(architecture, tag)
+    hub_id, url = str(config.get("hf_hub", "")), str(config.get("url", ""))
+    try:
+        if hub_id:
+            repository, names = _hub_files(hub_id)
+            cached = _cached(repository, names)
+            if cached is not None:
+                return cached
+            _probe(repository, names[0])
+        path = Path(download_pretrained(config))
+    except Exception as error:  # Its client raises its transport's own errors, which vary.
+        wanted = f"{hub_id.rstrip('/')} on the Hugging Face hub" if hub_id else url
+        raise InputError(
+            f"the weights of {architecture} (pretrained={tag}), {wanted}, cannot be downloaded: "
+            f"{_reason(error)}. Without a network, copy them here and give the file with "
+            "backbone.checkpoint=FILE; backbone=tiny needs no download."
+        ) from error
+    return path
+
+
+def _hub_files(hub_id: str) -> tuple[str, list[str]]:
+    """Return the repository and the files that open_clip tries in it, best first."""
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    repository, _, name = hub_id.rpartition("/")
+    if not name:
+        return repository, [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    file = Path(name)
+    safe = [f"{file.stem}.safetensors"] if file.suffix in (".bin", ".pth") else []
+    return repository, [*safe, name]
+
+
+def _cached(repository: str, names: list[str]) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names:
+        found = try_to_load_from_cache(repository, name)
+        if isinstance(found, str) and Path(found).is_file():
+            return Path(found)
+    return None
+
+
+def _probe(repository: str, name: str) -> None:
+    """Ask the hub once for a file; silence, or no connection, raises."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    # A hub that lacks this file answers, at least: open_clip goes on to the next name.
+    with contextlib.suppress(EntryNotFoundError):
+        get_hf_file_metadata(hf_hub_url(repository, name), timeout=PROBE_SECONDS)
+
+
+def _reason(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0].rstrip(" .")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

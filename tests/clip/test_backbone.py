@@ -1,0 +1,278 @@
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.transform import image_transform
+from PIL import Image
+from torch import Tensor
+
+from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.hub import fetch_pretrained
+from so_clip.errors import InputError
+from tests.clip.small import MEAN, STD, save_as_openai_does, small_backbone, small_clip
+from tests.clip.test_architecture import activations
+
+PROMPTS = ["a photo of a cat.", "a photo of a very small dog.", "!", "x " * 70]
+
+
+def pictures(size: int, count: int = 3) -> list[Image.Image]:
+    draws = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in draws]
+
+
+def uint8(images: list[Image.Image]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+
+def logits_as_open_clip(model: Any, tokenizer: Any, images: list[Image.Image]) -> Tensor:
+    """open_clip's own path: PIL through its transform, features, normalisation, product."""
+    transform = image_transform(images[0].size[0], is_train=False, mean=MEAN, std=STD)
+    with torch.no_grad():
+        image_BD = model.encode_image(torch.stack([transform(image) for image in images]))
+        class_KD = model.encode_text(tokenizer(PROMPTS))
+    return F.normalize(image_BD, dim=-1) @ F.normalize(class_KD, dim=-1).T
+
+
+def logits(backbone: Backbone, images: list[Image.Image]) -> Tensor:
+    with torch.no_grad():
+        image_BD = backbone.encode_image(uint8(images))
+        return image_BD @ backbone.encode_text(backbone.tokenize(PROMPTS)).T
+
+
+@pytest.fixture(scope="module")
+def vit_b32() -> Backbone:
+    return load_backbone("ViT-B-32-quickgelu", seed=3)
+
+
+def test_logits_are_those_of_open_clip_on_vit_b32(vit_b32: Backbone) -> None:
+    backbone = Backbone(vit_b32.model, open_clip.get_tokenizer("ViT-B-32"), MEAN, STD).eval()
+    images = pictures(224)
+    expected = logits_as_open_clip(vit_b32.model, open_clip.get_tokenizer("ViT-B-32"), images)
+    torch.testing.assert_close(logits(backbone, images), expected, atol=1e-6, rtol=0)
+
+
+def test_random_vit_b32(vit_b32: Backbone) -> None:
+    assert vit_b32.image_size == 224
+    assert vit_b32.context_length == 77
+    assert vit_b32.logit_scale == 100
+    assert vit_b32.block_count("vision") == vit_b32.block_count("text") == 12
+    assert vit_b32.description == "ViT-B-32-quickgelu (random weights, seed 3, QuickGELU)"
+    assert activations(vit_b32.model) == {"QuickGELU"}
+    assert not vit_b32.training
+    assert not any(parameter.requires_grad for parameter in vit_b32.parameters())
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_logits_are_those_of_open_clip_on_a_small_model(quick_gelu: bool) -> None:
+    backbone = small_backbone(quick_gelu)
+    images = pictures(32, count=9)
+    expected = logits_as_open_clip(backbone.model, open_clip.SimpleTokenizer(), images)
+    torch.testing.assert_close(logits(backbone, images), expected, atol=1e-6, rtol=0)
+
+
+def test_pixels_must_be_uint8() -> None:
+    with pytest.raises(TypeError, match="uint8"):
+        small_backbone().encode_image(torch.zeros(1, 3, 32, 32))
+
+
+def test_encoding_leaves_the_pixels_as_they_were() -> None:
+    images_BCHW = uint8(pictures(32))
+    before = images_BCHW.clone()
+    small_backbone().encode_image(images_BCHW)
+    assert torch.equal(images_BCHW, before)
+
+
+def test_under_autocast_embeddings_are_float32_of_unit_length() -> None:
+    backbone = small_backbone()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        image_BD = backbone.encode_image(uint8(pictures(32)))
+        class_KD = backbone.encode_text(backbone.tokenize(PROMPTS))
+    for features in (image_BD, class_KD):
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+
+
+def test_dropping_patches_is_off() -> None:
+    backbone = small_backbone(patch_dropout=0.5)
+    images_BCHW = uint8(pictures(32))
+    with torch.no_grad():
+        assert torch.equal(backbone.encode_image(images_BCHW), backbone.encode_image(images_BCHW))
+
+
+def test_a_prompt_is_never_cut() -> None:
+    backbone = small_backbone()
+    assert backbone.tokenize(["x " * 75]).shape == (1, 77)
+    with pytest.raises(InputError, match=r"'x x .*' takes 78 tokens, but .* reads 77"):
+        backbone.tokenize(["a cat", "x " * 76])
+
+
+def test_blocks_in_order() -> None:
+    backbone = small_backbone()
+    assert backbone.block_count("vision") == 2
+    assert backbone.blocks("text")[0] is backbone.model.transformer.resblocks[0]
+    custom = Backbone(open_clip.model.CustomTextCLIP(**_config()), open_clip.tokenize, MEAN, STD)
+    assert custom.blocks("text")[1] is custom.model.text.transformer.resblocks[1]
+
+
+def _config() -> dict[str, Any]:
+    from tests.clip.small import CONFIG
+
+    return CONFIG
+
+
+def test_a_resnet_has_no_blocks() -> None:
+    backbone = small_backbone(layers=[1, 1, 1, 1])
+    assert backbone.block_count("text") == 2
+    with pytest.raises(InputError, match=r"vision tower of the small model is a ModifiedResNet"):
+        backbone.block_count("vision")
+    assert backbone.encode_image(uint8(pictures(32))).shape == (3, 32)
+
+
+def test_oblong_images_are_refused() -> None:
+    with pytest.raises(InputError, match="32x64"):
+        small_backbone(image_size=(32, 64))
+
+
+def test_the_hash_is_of_the_weights_alone() -> None:
+    one, same, other = small_backbone(seed=1), small_backbone(seed=1), small_backbone(seed=2)
+    assert one.weights_sha256 == same.weights_sha256 != other.weights_sha256
+    digest = hashlib.sha256()
+    for name, value in sorted(one.model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} torch.float32\n".encode())
+        digest.update(value.numpy().tobytes())
+    assert one.weights_sha256 == digest.hexdigest()
+    with torch.no_grad():
+        same.model.ln_final.bias[0] += 1
+    assert one.weights_sha256 != same.weights_sha256
+
+
+class TestLoading:
+    """load_backbone: which weights, and which activation."""
+
+    def test_tiny_is_embedded(self) -> None:
+        state = torch.get_rng_state()
+        backbone = load_backbone("tiny", "embedded")
+        assert torch.equal(torch.get_rng_state(), state)
+        assert backbone.image_size == 32
+        assert re.match(r"tiny \(embedded weights", backbone.description)
+        class_KD = backbone.encode_text(backbone.tokenize(["a photo of a three."]))
+        assert class_KD.norm().item() == pytest.approx(1)
+        assert backbone.encode_image(uint8(pictures(32))).shape == (3, class_KD.shape[1])
+
+    def test_tiny_from_its_own_checkpoint(self, tmp_path: Path) -> None:
+        source = load_backbone("tiny", None, seed=5)
+        torch.save(source.model.state_dict(), tmp_path / "mine.pt")
+        backbone = load_backbone("tiny", "embedded", tmp_path / "mine.pt")
+        assert backbone.weights_sha256 == source.weights_sha256
+        assert str(tmp_path / "mine.pt") in backbone.description
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("tiny", "openai"), "has embedded weights only"),
+            (("tinny", "embedded"), "backbone.architecture=tinny"),
+            (("ViT-B-32", "embedded"), "backbone.pretrained=embedded"),
+            (("tiny", "embedded", "nowhere.pt"), "nowhere.pt: there is no such checkpoint"),
+        ],
+    )
+    def test_what_there_is_not(self, arguments: Any, message: str) -> None:
+        with pytest.raises(InputError, match=re.escape(message)):
+            load_backbone(*arguments)
+
+
+@pytest.fixture
+def small_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Register the small model with open_clip, plain and -quickgelu, with OpenAI weights."""
+    from open_clip import factory, pretrained
+
+    configs = {"Small": _config(), "Small-quickgelu": _config() | {"quick_gelu": True}}
+    for name, config in configs.items():
+        monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
+        tags = {"openai": {"quick_gelu": True, "mean": MEAN, "std": STD}}
+        if name == "Small":
+            tags["laion"] = {"mean": MEAN, "std": STD, "resize_mode": "squash"}
+        for tag in tags.values():
+            tag["file"] = str(tmp_path / "published.pt")
+        monkeypatch.setitem(pretrained._PRETRAINED, name, tags)
+    torch.save(small_clip(seed=7).state_dict(), tmp_path / "published.pt")
+    return "Small"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "tag", "quick_gelu"),
+    [("", "openai", True), ("-quickgelu", "openai", True), ("", "laion", False)],
+)
+@pytest.mark.filterwarnings("ignore:.*resized by")
+def test_published_weights_bring_their_activation(
+    suffix: str, tag: str, quick_gelu: bool, small_architecture: str
+) -> None:
+    assert fetch_pretrained(small_architecture + suffix, tag).is_file()
+    backbone = load_backbone(small_architecture + suffix, tag)
+    assert activations(backbone.model) == {"QuickGELU" if quick_gelu else "GELU"}
+    assert ("QuickGELU" in backbone.description) is quick_gelu
+    assert torch.equal(backbone.mean.flatten(), torch.tensor(MEAN))
+
+
+def test_another_resize_is_said(small_architecture: str) -> None:
+    with pytest.warns(UserWarning, match="resized by squash and bicubic"):
+        load_backbone(small_architecture, "laion")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "tag", "kind", "quick_gelu"),
+    [
+        ("-quickgelu", "openai", "state_dict", True),
+        ("-quickgelu", None, "state_dict", True),
+        ("", None, "state_dict", False),
+        ("", "laion", "state_dict", False),
+        ("", None, "openai", True),
+        ("", "openai", "openai", True),
+        ("", "laion", "openai", True),
+        ("", "openai", "state_dict", None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_activation_of_local_checkpoints(
+    suffix: str,
+    tag: str | None,
+    kind: str,
+    quick_gelu: bool | None,
+    small_architecture: str,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "local.pt"
+    if kind == "openai":
+        save_as_openai_does(small_clip(quick_gelu=True, seed=8), file)
+    else:
+        torch.save(small_clip(seed=8).state_dict(), file)
+    if quick_gelu is None:
+        with pytest.raises(InputError, match=r"activation is unclear.*Small-quickgelu"):
+            load_backbone(small_architecture + suffix, tag, file)
+        return
+    backbone = load_backbone(small_architecture + suffix, tag, file)
+    assert activations(backbone.model) == {"QuickGELU" if quick_gelu else "GELU"}
+    expected = small_clip(seed=8).ln_final.weight
+    assert torch.equal(backbone.model.ln_final.weight, expected)
+
+
+@pytest.mark.parametrize("name", ["vit_b16", "vit_b32", "vit_l14", "vit_h14", "tiny"])
+def test_the_configured_backbones_exist(name: str) -> None:
+    import yaml
+
+    from so_clip.clip.architecture import architecture_config
+    from so_clip.clip.hub import pretrained_config
+    from so_clip.paths import CONF_DIR
+
+    values = yaml.safe_load((CONF_DIR / "backbone" / f"{name}.yaml").read_text())
+    assert set(values) == {"architecture", "pretrained", "checkpoint", "logit_scale"}
+    quick_gelu = bool(architecture_config(values["architecture"]).get("quick_gelu"))
+    assert quick_gelu == (values["pretrained"] == "openai")
+    if name != "tiny":
+        published = pretrained_config(values["architecture"], values["pretrained"])
+        assert bool(published.get("quick_gelu")) == quick_gelu
