@@ -1,7 +1,7 @@
 """Pre-train the embedded tiny CLIP on pictures that this script renders itself.
 
-    python scripts/pretrain_tiny.py                     # writes so_clip/assets/tiny.*
-    python scripts/pretrain_tiny.py --smoke --out /tmp/tiny   # 20 steps, for the tests
+    python -m scripts.pretrain_tiny                     # writes so_clip/assets/tiny.*
+    python -m scripts.pretrain_tiny --smoke --out tiny  # 20 steps, for the tests
 
 Needs the `pretrain` extra (matplotlib, for its fonts). No picture of the digits dataset is trained
 on; the zero-shot accuracy on its val part is printed at the end, that on its test part only with
@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
-from tiny import captions, pack, render, zero_shot
 from torch.nn import functional
+
+from scripts.tiny import captions, pack, render, zero_shot
 
 ASSETS = Path(__file__).resolve().parents[1] / "so_clip" / "assets"
 
@@ -63,7 +64,7 @@ def shift_and_zoom(images_BCHW: torch.Tensor, generator: torch.Generator) -> tor
     def between(low: float, high: float) -> torch.Tensor:
         return torch.rand(batch, generator=generator) * (high - low) + low
 
-    zoom, stretch = between(0.8, 1.15), between(0.9, 1.1)
+    zoom, stretch = between(0.65, 1.15), between(0.88, 1.12)
     theta_B23 = torch.zeros(batch, 2, 3)
     theta_B23[:, 0, 0], theta_B23[:, 1, 1] = zoom * stretch, zoom / stretch
     theta_B23[:, 0, 2], theta_B23[:, 1, 2] = between(-0.12, 0.12), between(-0.12, 0.12)
@@ -105,8 +106,11 @@ def make_optimizer(model: CLIP, weight_decay: float) -> torch.optim.AdamW:
     keep = {id(model.token_embedding.weight)}
     decayed = [p for p in trained if p.ndim >= 2 and id(p) not in keep]
     others = [p for p in trained if p.ndim < 2 or id(p) in keep]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
 
 
 def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) -> set[int]:
@@ -176,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     seen = train(model, pool, schedule, arguments.batch, arguments.seed)
     recipe: dict[str, Any] = {
-        "command": "python scripts/pretrain_tiny.py " + shlex.join(argv or sys.argv[1:]),
+        "command": "python -m scripts.pretrain_tiny " + shlex.join(argv or sys.argv[1:]),
         "steps": arguments.steps,
         "batch": arguments.batch,
         "pictures": arguments.pictures,

@@ -240,7 +240,8 @@ def land(generator: np.random.Generator) -> tuple[np.ndarray, set[str]]:
     if name in ("river", "highway"):
         bend = 6 if name == "river" else 1.5
         middle = generator.uniform(6, 26, 4) if name == "river" else np.full(4, 16.0)
-        path = [(x, float(m + generator.normal(0, bend))) for x, m in zip((-4, 8, 24, 36), middle)]
+        across = middle + generator.normal(0, bend, 4)
+        path = list(zip((-4.0, 8.0, 24.0, 36.0), across.tolist(), strict=True))
         width = int(generator.integers(3, 8) if name == "river" else generator.integers(1, 4))
         surface = (50, 75, 105) if name == "river" else (190, 188, 180)
         fill = _shade(generator, surface, 13)

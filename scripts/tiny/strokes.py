@@ -7,6 +7,7 @@ to pictures: the templates are the author's hand.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -168,7 +169,7 @@ def digit_mask(generator: np.random.Generator, digit: int) -> Image.Image:
         path_P2 = catmull_rom(points_P2) if stroke.smooth else points_P2
         if not stroke.smooth:  # straight strokes bow a little too
             path_P2 = np.concatenate(
-                [np.linspace(a, b, 6, endpoint=False) for a, b in zip(path_P2, path_P2[1:])]
+                [np.linspace(a, b, 6, endpoint=False) for a, b in pairwise(path_P2)]
                 + [path_P2[-1:]]
             )
         path_P2 = (wander(generator, path_P2) - 0.5) @ matrix.T * CANVAS * 0.7 + CANVAS / 2
