@@ -91,7 +91,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], str]:
             describe(model.device),
             backbone=model.classifier.backbone.description,
             backbone_weights_sha256=model.weights_sha256,
-            split_file=data.splits.file,
+            split_file=str(data.splits.file) if data.splits.file else None,
             split_file_sha256=data.splits.sha256,
         )
     )
@@ -117,7 +117,7 @@ def build_model(settings: Settings, data: Data) -> Model:
     """Load the backbone, tokenise the class prompts, and let the adapter open its parameters."""
     device = pick_device(settings.device)
     backbone = load_backbone(**settings.backbone, seed=settings.seed)
-    weights_sha256 = backbone.weights_sha256()
+    weights_sha256 = backbone.weights_sha256
     template = settings.template
     if template in TEMPLATES:
         template = data.card.templates[template]

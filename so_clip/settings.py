@@ -85,7 +85,7 @@ class Settings:
     def run_dir(self) -> Path:
         """The run's folder: readable in front, unique behind."""
         shots = f"{self.shots}shot-seed{self.seed}-" if self.trains else ""
-        backbone = str(self.backbone["name"])
+        backbone = str(self.backbone["architecture"]).lower().replace("/", "_")
         name = f"{self.dataset}-{backbone}-{self.method}-{shots}{self.fingerprint[:12]}"
         return self.results_dir / name
 
