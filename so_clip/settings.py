@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from so_clip.errors import InputError, nearest
 PRECISIONS = ("fp32", "bf16", "fp16")
 SPLIT_PROTOCOLS = ("clip_lora", "coop")
 TEMPLATES = ("plain", "specific")
+# What torch's generators take.
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,17 @@ def from_config(config: DictConfig) -> Settings:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise InputError(f"the configuration cannot be resolved: {error}") from error
-    assert isinstance(values, dict)
+        first = str(error).splitlines()[0]
+        raise InputError(f"the configuration cannot be resolved: {first}") from error
+    _check_keys(values)
     trains = values["optimizer"]["_target_"] is not None
     settings = Settings(
         dataset=values["dataset"]["name"],
-        split_file=_optional_path(values["dataset"]["split_file"]),
+        split_file=_optional_path("dataset.split_file", values["dataset"]["split_file"]),
         backbone=_backbone(values["backbone"]),
-        method=values["method"]["name"],
+        method=_method_name(values["method"]["name"]),
         method_title=values["method"]["title"],
         adapter=values["adapter"],
         optimizer=_optimizer(values["optimizer"]) if trains else None,
@@ -119,13 +123,13 @@ def from_config(config: DictConfig) -> Settings:
             workers=_whole("evaluation.workers", values["evaluation"]["workers"], 0),
         ),
         shots=_whole("shots", values["shots"], 1),
-        seed=_whole("seed", values["seed"], 0),
+        seed=_seed(values["seed"]),
         split_protocol=_one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
         template=_template(values["template"]),
         device=_device(values["device"]),
         precision=_one_of("precision", values["precision"], PRECISIONS),
-        data_root=Path(str(values["data_root"])),
-        results_dir=Path(str(values["results_dir"])),
+        data_root=_path("data_root", values["data_root"]),
+        results_dir=_path("results_dir", values["results_dir"]),
     )
     if trains and settings.schedule.max_steps < 1:
         raise InputError(
@@ -133,6 +137,46 @@ def from_config(config: DictConfig) -> Settings:
             "least one step; method=zero_shot evaluates without training."
         )
     return settings if trains else _without_training(settings)
+
+
+# Options by group. adapter and optimizer take what their `_target_` takes.
+_KEYS = {
+    "dataset": ("name", "split_file"),
+    "backbone": ("architecture", "pretrained", "checkpoint", "logit_scale"),
+    "method": ("name", "title"),
+    "schedule": tuple(field.name for field in fields(Schedule)),
+    "augment": tuple(field.name for field in fields(Augment)),
+    "evaluation": tuple(field.name for field in fields(Evaluation)),
+    "adapter": ("_target_",),
+    "optimizer": ("_target_",),
+}
+_TOP_KEYS = (
+    *_KEYS,
+    *("shots", "seed", "split_protocol", "template", "device", "precision"),
+    *("data_root", "results_dir"),
+)
+
+
+def _check_keys(values: dict[str, Any]) -> None:
+    """Refuse options that `~` took away and those that `+` added and nothing would read."""
+    _check_group("", values, _TOP_KEYS)
+    for group, keys in _KEYS.items():
+        if not isinstance(values[group], dict):
+            raise InputError(f"{group}={values[group]}: must hold the options {', '.join(keys)}.")
+        _check_group(f"{group}.", values[group], keys, extra=group in ("adapter", "optimizer"))
+    if values["optimizer"]["_target_"] is not None and "lr" not in values["optimizer"]:
+        raise InputError("optimizer.lr is missing; every optimizer needs a rate. Leave out the ~.")
+
+
+def _check_group(
+    prefix: str, values: dict[str, Any], keys: tuple[str, ...], extra: bool = False
+) -> None:
+    for key in keys:
+        if key not in values:
+            raise InputError(f"{prefix}{key} is missing. Give it, or leave out the ~.")
+    for key in values:
+        if not extra and key not in keys:
+            raise InputError(f"{prefix}{key}: there is no such option.{nearest(key, keys)}")
 
 
 def _without_training(settings: Settings) -> Settings:
@@ -208,14 +252,38 @@ def _template(value: Any) -> str:
 
 
 def _device(value: Any) -> str:
-    name, _, index = str(value).partition(":")
-    if name in ("auto", "cpu", "cuda") and (not index or (name == "cuda" and index.isdigit())):
-        return str(value)
-    raise InputError(f"device={value}: must be auto, cpu, cuda or cuda:N.")
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", str(value)):
+        raise InputError(f"device={value}: must be auto, cpu, cuda or cuda:N.")
+    return str(value)
 
 
-def _optional_path(value: Any) -> Path | None:
-    return None if value is None else Path(str(value))
+def _method_name(value: Any) -> str:
+    """Check the name of a method, which becomes a part of the run folder's."""
+    if not re.fullmatch("[A-Za-z0-9_-]+", str(value)):
+        raise InputError(f"method.name={value}: must be made of letters, digits, _ and -.")
+    return str(value)
+
+
+def _seed(value: Any) -> int:
+    seed = _whole("seed", value, 0)
+    if seed > MAX_SEED:
+        raise InputError(f"seed={seed}: must be {MAX_SEED} or less.")
+    return seed
+
+
+def _path(key: str, value: Any) -> Path:
+    text = "" if value is None else str(value)
+    if not text:
+        raise InputError(f"{key} is empty: it needs a folder, such as {key}=FOLDER.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{key}={text!a}: is not valid Unicode. Choose another name.") from None
+    return Path(text).expanduser()
+
+
+def _optional_path(key: str, value: Any) -> Path | None:
+    return None if value is None else _path(key, value)
 
 
 def _whole(key: str, value: Any, least: int) -> int:
