@@ -9,11 +9,19 @@ from omegaconf import DictConfig
 
 from so_clip.data.cards import load_card
 from so_clip.data.splits import load_splits
-from so_clip.errors import InputError, RunFailed
+from so_clip.errors import InputError, RunFailed, nearest
+from so_clip.record import check_writable
 from so_clip.settings import from_config
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 DEBUG = "--debug"
+MULTIRUN = ("-m", "--multirun")
+HYDRA_FLAGS = (
+    *MULTIRUN,
+    *("-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--version"),
+    *("--hydra-help", "-sc", "--shell-completion", "--experimental-rerun"),
+    *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
+)
 _debugging = DEBUG in sys.argv
 
 
@@ -47,8 +55,20 @@ def _main(arguments: list[str]) -> None:
         return
     from so_clip.config import hydra_main
 
-    sys.argv[1:] = arguments
+    _check_flags(arguments)
+    # Hydra's parser wants its flags before or after all overrides, not among them.
+    sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in MULTIRUN)
     hydra_main(_task)
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Refuse a flag that neither this program nor Hydra has; Hydra would print its own usage."""
+    for argument in arguments:
+        if argument.startswith("-") and argument.partition("=")[0] not in HYDRA_FLAGS:
+            raise InputError(
+                f"{argument}: there is no such flag.{nearest(argument, HYDRA_FLAGS)} Options are "
+                "written OPTION=VALUE; `python -m so_clip --help` lists them."
+            )
 
 
 def _task(composed: DictConfig) -> float:
@@ -62,6 +82,7 @@ def _task(composed: DictConfig) -> float:
 def _run(composed: DictConfig) -> float:
     settings = from_config(composed)
     # What can be refused without torch is refused before the seconds that its import takes.
+    check_writable(settings.results_dir)
     load_splits(load_card(settings.dataset), settings.data_root, settings.split_file)
     from so_clip.run import run
 

@@ -48,8 +48,15 @@ def readable_errors() -> Iterator[None]:
 
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    # Hydra meets GROUP=null with a ValueError.
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(_explain(error)) from error
+    except OSError as error:
+        # Hydra makes a folder for a sweep before the first of its runs.
+        raise InputError(
+            f"{error.filename!s} cannot be written: {error.strerror}. "
+            "Choose another folder with results_dir=FOLDER."
+        ) from error
 
 
 def _explain(error: BaseException) -> str:
@@ -68,11 +75,21 @@ def _explain(error: BaseException) -> str:
         known = list(_keys(compose([])))
         close = nearest(key, known) or nearest(key, {name.rpartition(".")[2] for name in known})
         return f"{key}: there is no such option.{close} `python -m so_clip --help` lists them all."
-    return f"the command line cannot be read: {first}"
+    if first.startswith("Config group override must be a string"):
+        return (
+            "a group is given without a choice. Write GROUP=CHOICE, such as method=zero_shot; "
+            "`python -m so_clip --help` lists all choices."
+        )
+    if first.startswith("Ambiguous value"):
+        return f"{first}. Several values are a sweep, which -m runs; a list is written [a,b]."
+    return (
+        f"the command line cannot be read: {first}. It takes GROUP=CHOICE and OPTION=VALUE; values "
+        "with special characters need quotes twice: 'data_root=\"~/a=b\"'."
+    )
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
+    for key in map(str, config):
         node = config._get_node(key)
         if isinstance(node, DictConfig):
             yield from _keys(node, f"{prefix}{key}.")
