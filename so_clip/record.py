@@ -1,8 +1,10 @@
 """What a run leaves behind: one folder of small files, each written whole or not at all."""
 
+import contextlib
 import csv
 import io
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -36,7 +38,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         InputError: naming the folder and the reason. Whatever was created to find out is removed.
     """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    # Path.exists raises below a folder that may not be entered.
+    created = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
@@ -48,7 +51,8 @@ def check_writable(folder: Path) -> None:
         ) from error
     finally:
         for path in created:
-            if path.is_dir() and not any(path.iterdir()):
+            # Not empty: another run has come to use it.
+            with contextlib.suppress(OSError):
                 path.rmdir()
 
 
@@ -67,7 +71,9 @@ class RunFolder:
             discarded = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=".discarded-"))
             self.path.rename(discarded / self.path.name)
             shutil.rmtree(discarded)
-        atomic.write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        atomic.write_text(
+            self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+        )
         if few_shot is not None:
             atomic.write_json(self.path / "fewshot.json", few_shot)
 

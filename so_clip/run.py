@@ -1,9 +1,11 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
+import inspect
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from so_clip.data.fewshot import FewShot, draw_few_shot
 from so_clip.data.images import ImageSource, load_uint8, open_images, require_images
 from so_clip.data.splits import Splits, load_splits
 from so_clip.device import describe, pick_device
-from so_clip.errors import InputError
+from so_clip.errors import InputError, nearest
 from so_clip.evaluate import Predictions, evaluate
 from so_clip.memory import PeakMemory
 from so_clip.precision import Precision
@@ -132,11 +134,29 @@ def build_model(settings: Settings, data: Data) -> Model:
 def build_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
     """Make the optimizer over the adapter's parameters; its own refusals become InputError."""
     assert settings.optimizer is not None
+    if not model.parameters:
+        raise InputError(
+            "the adapter opens no parameters, so the optimizer has nothing to train. "
+            "Choose adapter=weights, or method=zero_shot to train nothing."
+        )
     make = _instantiate("optimizer", settings.optimizer)
+    _refuse_foreign_options(make)
     try:
         return make(list(model.parameters.values()))
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer: {error}") from error
+
+
+def _refuse_foreign_options(make: partial[torch.optim.Optimizer]) -> None:
+    """Name options that belong to another optimizer, as an experiment may have set them."""
+    takes = inspect.signature(make.func).parameters
+    for key, value in make.keywords.items():
+        if key not in takes:
+            raise InputError(
+                f"optimizer.{key}={value}: {make.func.__name__} has no such option. Leave it out, "
+                f"or drop it with '~optimizer.{key}' where an experiment sets it."
+                f"{nearest(key, takes)}"
+            )
 
 
 def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatches:
