@@ -89,7 +89,7 @@ def train(
         while history.steps < max_steps:
             recorder = _Recorder(history, progress, precision.name)
             for images_BCHW, labels_B in batches.epoch():
-                lr = scheduler.get_last_lr()[0]
+                lr = float(scheduler.get_last_lr()[0])
                 loss = _step(classifier, images_BCHW, labels_B, optimizer, precision)
                 scheduler.step()
                 recorder.add(loss, lr, len(labels_B))

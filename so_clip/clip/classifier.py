@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from so_clip.clip.backbone import Backbone
+from so_clip.clip.backbone import Backbone, Tower
 
 TOWERS = ("vision", "text")
 
 
-def tower_of(parameter_name: str) -> str:
+def tower_of(parameter_name: str) -> Tower:
     """Return the tower, vision or text, that a parameter of an open_clip model belongs to."""
     return "vision" if parameter_name.startswith("visual.") else "text"
 
@@ -23,6 +23,8 @@ class Classifier(nn.Module):
         backbone: the CLIP model; all of its parameters are frozen here, for an adapter to open.
         tokens_KL: one tokenised prompt per class.
     """
+
+    tokens_KL: Tensor
 
     def __init__(self, backbone: Backbone, tokens_KL: Tensor) -> None:
         super().__init__()
