@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Formats that datasets come in, whatever the file's suffix says (Oxford Pets has GIFs named .jpg).
 # Pillow would try them all, and some (PostScript) run other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 # Pillow's own limit against decompression bombs; decoded, such an image takes half a GiB.
 MAX_PIXELS = 2 * (1 << 30) // 12
 

@@ -14,6 +14,8 @@ from so_clip.errors import InputError
 
 # As in torchvision: how often a box is drawn before the whole image is taken instead.
 TRIES = 10
+# How many times longer than wide a test image may be and still be resized whole, as CLIP does.
+LONGEST = 64
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 
 
@@ -110,8 +112,9 @@ class RandomResizedCrop:
 def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
     """Apply CLIP's test transform: the shorter side to `image_size`, bicubic; the central square.
 
-    Only the part that the crop keeps is resampled, with the resampling grid of the whole: a
-    picture of 1 x 10000 pixels would otherwise grow to half a gigapixel before it is cut.
+    An image longer than `LONGEST` times its width is resampled only where the crop keeps it:
+    1 x 10000 pixels would otherwise grow to half a gigapixel before they are cut. Pillow may then
+    take its two passes in the other order, so pixels can differ from the reference by rounding.
 
     Args:
         image: RGB, of any size.
@@ -128,11 +131,18 @@ def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
     # torchvision's Resize rounds the longer side down, its CenterCrop rounds half to even.
     resized_long = image_size * long // short
     start = round((resized_long - image_size) / 2)
-    cut = (start * long / resized_long, (start + image_size) * long / resized_long)
-    box = (0, cut[0], width, cut[1]) if width <= height else (cut[0], 0, cut[1], height)
+    end = start + image_size
+    tall = width <= height
+    if long <= LONGEST * short:
+        size = (image_size, resized_long) if tall else (resized_long, image_size)
+        square = (0, start, image_size, end) if tall else (start, 0, end, image_size)
+        return image.resize(size, Image.Resampling.BICUBIC).crop(square)
+    first, last = start * long / resized_long, end * long / resized_long
+    box = (0, first, width, last) if tall else (first, 0, last, height)
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
 
 
 def _check_image_size(image_size: int) -> None:
-    if image_size < 1:
-        raise InputError(f"image_size={image_size}: must be 1 pixel or more.")
+    # torch's uint8 resampler fails an assertion of its own at a side of 1.
+    if image_size < 2:
+        raise InputError(f"image_size={image_size}: must be 2 pixels or more.")
