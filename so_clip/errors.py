@@ -18,5 +18,7 @@ class RunFailed(RuntimeError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x' or 'y'?" for the known names closest to `name`, or ""."""
-    close = difflib.get_close_matches(str(name).lower(), sorted(known), n=2, cutoff=0.6)
+    by_lower = {str(each).lower(): each for each in sorted(known)}
+    lowered = difflib.get_close_matches(str(name).lower(), by_lower, n=2, cutoff=0.6)
+    close = [by_lower[each] for each in lowered]
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
