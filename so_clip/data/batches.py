@@ -10,7 +10,7 @@ from torch import Tensor
 
 from so_clip.data.images import ImageSource
 from so_clip.data.splits import Example
-from so_clip.data.transforms import RandomResizedCrop, resize_and_centre_crop
+from so_clip.data.transforms import RandomResizedCrop, check_image_size, resize_and_centre_crop
 from so_clip.errors import InputError
 
 MIB = 2**20
@@ -130,6 +130,7 @@ class TestStream:
         ):
             if value < least:
                 raise InputError(f"{name}={value}: must be {least} or more.")
+        check_image_size(image_size)
         self.images = images
         self.examples = examples
         self.image_size = image_size

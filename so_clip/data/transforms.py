@@ -47,7 +47,7 @@ class RandomResizedCrop:
     def __init__(
         self, image_size: int, scale: tuple[float, float] = (0.08, 1.0), flip: bool = True
     ) -> None:
-        _check_image_size(image_size)
+        check_image_size(image_size)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise InputError(f"scale={scale}: needs 0 < low <= high <= 1, such as (0.08, 1.0).")
         self.image_size = image_size
@@ -125,7 +125,7 @@ def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
 
     Source: `_transform` in clip/clip.py of github.com/openai/CLIP.
     """
-    _check_image_size(image_size)
+    check_image_size(image_size)
     width, height = image.size
     short, long = sorted((width, height))
     # torchvision's Resize rounds the longer side down, its CenterCrop rounds half to even.
@@ -142,7 +142,8 @@ def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
 
 
-def _check_image_size(image_size: int) -> None:
+def check_image_size(image_size: int) -> None:
+    """Raise InputError for a side that images cannot be resized to."""
     # torch's uint8 resampler fails an assertion of its own at a side of 1.
     if image_size < 2:
         raise InputError(f"image_size={image_size}: must be 2 pixels or more.")
