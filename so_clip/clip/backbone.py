@@ -21,6 +21,7 @@ from so_clip.clip.architecture import (
     build_tokenizer,
     tiny_card,
 )
+from so_clip.clip.attention import explicit_attention
 from so_clip.clip.checkpoint import load_weights, read_weights
 from so_clip.clip.embedded import embedded_weights
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
@@ -142,6 +143,7 @@ def load_backbone(
     *,
     logit_scale: float = 100.0,
     seed: int = 0,
+    explicit: bool = False,
 ) -> Backbone:
     """Load a backbone in float32 on the CPU, in evaluation mode and with every tensor frozen.
 
@@ -155,6 +157,9 @@ def load_backbone(
         checkpoint: a local file with the weights, in place of those that `pretrained` names.
         logit_scale: see Backbone.
         seed: chooses random weights; the global random state is never touched.
+        explicit: make the projections of attention linear layers of their own, see
+            `so_clip.clip.attention`. Parameters named attn.in_proj_weight and attn.in_proj_bias
+            are then attn.in_proj.weight and attn.in_proj.bias; numbers and state dicts stay.
 
     Raises:
         InputError: unknown architecture or weights; weights that cannot be had or do not fit.
@@ -178,6 +183,8 @@ def load_backbone(
     model = build_model(config, quick_gelu, seed)
     if state is not None:
         load_weights(model, state, source=origin)
+    if explicit:
+        explicit_attention(model)
     mean, std = _pixels(architecture, published)
     tokenizer = build_tokenizer(architecture, config)
     gelu = ", QuickGELU" if quick_gelu else ""

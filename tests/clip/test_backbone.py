@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.checkpoint import load_weights
 from so_clip.clip.hub import fetch_pretrained
 from so_clip.errors import InputError
 from tests.clip.small import MEAN, STD, save_as_openai_does, small_backbone, small_clip
@@ -164,6 +165,24 @@ class TestLoading:
         class_KD = backbone.encode_text(backbone.tokenize(["a photo of a three."]))
         assert class_KD.norm().item() == pytest.approx(1)
         assert backbone.encode_image(uint8(pictures(32))).shape == (3, class_KD.shape[1])
+
+    def test_explicit_attention_changes_names_only(self) -> None:
+        plain = load_backbone("tiny", "embedded")
+        explicit = load_backbone("tiny", "embedded", explicit=True)
+        names = {name for name, _ in explicit.model.named_parameters()}
+        assert "visual.transformer.resblocks.5.attn.in_proj.weight" in names
+        assert not any("in_proj_" in name for name in names)
+        assert explicit.weights_sha256 == plain.weights_sha256
+        assert explicit.block_count("vision") == plain.block_count("vision") == 6
+        assert not any(parameter.requires_grad for parameter in explicit.parameters())
+        images_BCHW, tokens_KL = uint8(pictures(32)), plain.tokenize(["a photo of a three."])
+        for found, expected in (
+            (explicit.encode_image(images_BCHW), plain.encode_image(images_BCHW)),
+            (explicit.encode_text(tokens_KL), plain.encode_text(tokens_KL)),
+        ):
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        load_weights(explicit.model, load_backbone("tiny", None, seed=2).model.state_dict(), "it")
+        assert explicit.weights_sha256 == load_backbone("tiny", None, seed=2).weights_sha256
 
     def test_tiny_from_its_own_checkpoint(self, tmp_path: Path) -> None:
         source = load_backbone("tiny", None, seed=5)
