@@ -181,7 +181,14 @@ def _check_group(
 
 def _without_training(settings: Settings) -> Settings:
     """Drop what cannot change an untrained run, so that a sweep measures zero-shot once."""
-    return replace(settings, shots=0, seed=0, split_protocol="none", augment=Augment((1, 1), False))
+    return replace(
+        settings,
+        shots=0,
+        seed=0,
+        split_protocol="none",
+        schedule=Schedule(batch_size=0, max_steps=0, stop_loss=0, lr_min=0),
+        augment=Augment((1, 1), False),
+    )
 
 
 def _backbone(values: dict[str, Any]) -> dict[str, Any]:
