@@ -1,0 +1,255 @@
+"""One run's choices: what is refused, and which choices make another run."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from so_clip.config import compose
+from so_clip.errors import InputError
+from so_clip.settings import MAX_SEED, Augment, Schedule, Settings, from_config
+
+# For every option of a run with SO, a value that is not the default.
+OTHER_VALUES: dict[str, Any] = {
+    "dataset.name": "eurosat",
+    "dataset.split_file": "mine.json",
+    "backbone.architecture": "ViT-B-16",
+    "backbone.pretrained": None,
+    "backbone.checkpoint": "mine.pt",
+    "backbone.logit_scale": 50,
+    "adapter._target_": "so_clip.adapt.nothing.Nothing",
+    "adapter.patterns": ["attn.in_proj_weight"],
+    "adapter.encoder": "text",
+    "adapter.position": "up",
+    "optimizer._target_": "torch.optim.SGD",
+    "optimizer._partial_": False,
+    "optimizer.lr": 1e-3,
+    "optimizer.betas": [0.8, 0.999],
+    "optimizer.eps": 1e-7,
+    "optimizer.weight_decay": 0.1,
+    "optimizer.density_ratio": 5e-3,
+    "optimizer.T": 0,
+    "optimizer.order": "update_first",
+    "optimizer.bias_correction": "age",
+    "optimizer.gradient_selection": "dense",
+    "optimizer.moment_selection": "none",
+    "optimizer.seed": 7,
+    "schedule.batch_size": 16,
+    "schedule.max_steps": 10,
+    "schedule.stop_loss": 0,
+    "schedule.lr_min": 0,
+    "method.name": "mine",
+    "method.title": "Mine",
+    "shots": 16,
+    "seed": 2,
+    "split_protocol": "coop",
+    "template": "specific",
+    "device": "cpu",
+    "precision": "bf16",
+    "data_root": "elsewhere",
+    "augment.scale": [0.5, 1.0],
+    "augment.flip": False,
+    "evaluation.batch_size": 8,
+    "evaluation.workers": 0,
+}
+
+# (option, value, what the message says of it)
+REFUSED = [
+    ("shots", 0, "shots=0: must be 1 or more"),
+    ("shots", -3, "shots=-3: must be 1 or more"),
+    ("shots", 1.5, "shots=1.5: must be a whole number"),
+    ("shots", True, "shots=True: must be a whole number"),
+    ("shots", None, "shots=None: must be a whole number"),
+    ("shots", [1, 2], "must be a whole number"),
+    ("seed", -1, "seed=-1: must be 0 or more"),
+    ("seed", MAX_SEED + 1, f"must be {MAX_SEED} or less"),
+    ("split_protocol", "copo", "must be clip_lora or coop. Did you mean 'coop'?"),
+    ("precision", "fp8", "must be fp32 or bf16 or fp16"),
+    ("device", "gpu", "device=gpu: must be auto, cpu, cuda or cuda:N"),
+    ("device", "cpu:", "must be auto"),
+    ("device", "cuda:", "must be auto"),
+    ("device", "cuda:-1", "must be auto"),
+    ("device", "cuda:²", "must be auto"),
+    ("device", "cuda:99999999999", "must be auto"),
+    ("template", "a photo", "must be plain, specific, or a text with one {}"),
+    ("template", "{} and {}", "must be plain, specific"),
+    ("template", 3, "must be plain, specific"),
+    ("data_root", None, "data_root is empty"),
+    ("results_dir", None, "results_dir is empty"),
+    ("results_dir", "", "results_dir is empty"),
+    ("results_dir", "a\udcff", "not valid Unicode"),
+    ("dataset", None, "dataset=None: must hold the options name, split_file"),
+    ("dataset.split_file", "", "dataset.split_file is empty"),
+    ("method.name", "../x", "must be made of letters"),
+    ("backbone.logit_scale", 0, "must be above 0"),
+    ("backbone.logit_scale", "x", "must be a finite number"),
+    ("optimizer.lr", 0, "must be above 0"),
+    ("optimizer.lr", -1, "must be above 0"),
+    ("optimizer.lr", float("nan"), "must be a finite number"),
+    ("optimizer.lr", float("inf"), "must be a finite number"),
+    ("optimizer.density_ratio", 0, "must lie in (0, 1]"),
+    ("optimizer.density_ratio", 1.5, "must lie in (0, 1]"),
+    ("optimizer.density_ratio", -5e-4, "must lie in (0, 1]"),
+    ("optimizer.density_ratio", "dense", "must be a finite number"),
+    ("optimizer.T", -1, "optimizer.T=-1: must be 0 or more"),
+    ("optimizer.T", 2.5, "must be a whole number"),
+    ("optimizer.order", "prune", "must be prune_first or update_first. Did you mean 'prune_first'"),
+    ("optimizer.bias_correction", "none", "must be step or age"),
+    ("optimizer.gradient_selection", "rand", "must be random or importance or dense"),
+    ("optimizer.moment_selection", "all", "must be importance or random or dense or none"),
+    ("schedule.batch_size", 0, "must be 1 or more"),
+    ("schedule.max_steps", -1, "must be 0 or more"),
+    ("schedule.max_steps", 0, "needs at least one step; method=zero_shot"),
+    ("schedule.stop_loss", -0.1, "must be 0 or above"),
+    ("schedule.lr_min", -1, "must be 0 or above"),
+    ("schedule.lr_min", "low", "must be a finite number"),
+    ("augment", None, "must hold the options scale, flip"),
+    ("augment.scale", 0.5, "must be two numbers"),
+    ("augment.scale", [0.9, 0.1], "needs 0 < low <= high <= 1"),
+    ("augment.scale", [0, 1], "needs 0 < low <= high <= 1"),
+    ("augment.flip", 1, "must be true or false"),
+    ("evaluation.batch_size", 0, "must be 1 or more"),
+    ("evaluation.workers", -1, "must be 0 or more"),
+    ("shot", 4, "shot: there is no such option. Did you mean 'shots'?"),
+    ("schedule.max_step", 4, "no such option. Did you mean 'max_steps'?"),
+    ("backbone.pretrain", 4, "no such option. Did you mean 'pretrained'?"),
+]
+
+
+@cache
+def _composed(*overrides: str) -> DictConfig:
+    return compose(overrides)
+
+
+def _with(changes: dict[str, Any], *overrides: str) -> DictConfig:
+    config = _composed(*overrides).copy()
+    with open_dict(config):
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value)
+    return config
+
+
+def _settings(changes: dict[str, Any], *overrides: str) -> Settings:
+    return from_config(_with(changes, *overrides))
+
+
+def _options(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if isinstance(value, DictConfig):
+            yield from _options(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_defaults_are_the_papers():
+    settings = _settings({})
+    assert settings.schedule == Schedule(batch_size=32, max_steps=2000, stop_loss=0.01, lr_min=1e-6)
+    assert settings.augment == Augment((0.08, 1.0), True)
+    assert settings.optimizer["lr"] == 2e-4
+    assert settings.optimizer["density_ratio"] == 5e-4
+    assert settings.optimizer["T"] == 10
+    assert settings.optimizer["order"] == "prune_first"
+    assert settings.backbone["logit_scale"] == 100
+    assert settings.trains
+
+
+@pytest.mark.parametrize(("option", "value", "message"), REFUSED)
+def test_values_that_no_run_can_use_are_refused_by_name(option, value, message):
+    with pytest.raises(InputError) as caught:
+        _settings({option: value})
+    assert message in str(caught.value)
+    assert option.rpartition(".")[2] in str(caught.value)
+
+
+def _without(option: str) -> DictConfig:
+    config = _with({})
+    group, _, key = option.rpartition(".")
+    with open_dict(config):
+        del (OmegaConf.select(config, group) if group else config)[key]
+    return config
+
+
+# What an adapter or optimizer needs, its own signature says; see test_run.py.
+@pytest.mark.parametrize(
+    "option",
+    [each for each in OTHER_VALUES if not each.startswith(("adapter.", "optimizer."))]
+    + ["adapter._target_", "optimizer._target_", "optimizer.lr", "results_dir", "schedule"],
+)
+def test_an_option_that_is_missing_is_named(option):
+    with pytest.raises(InputError, match=f"{option} is missing|'{option}' not found"):
+        from_config(_without(option))
+
+
+def test_every_option_has_a_row_in_this_file():
+    assert {*_options(_composed())} == {*OTHER_VALUES, "results_dir"}
+
+
+@pytest.mark.parametrize("option", sorted(OTHER_VALUES))
+def test_any_changed_option_is_another_run(option):
+    before, after = _settings({}), _settings({option: OTHER_VALUES[option]})
+    assert before.fingerprint != after.fingerprint
+    assert before.run_dir != after.run_dir
+
+
+def test_where_results_go_is_the_same_run_elsewhere():
+    before, after = _settings({}), _settings({"results_dir": "elsewhere"})
+    assert before.fingerprint == after.fingerprint
+    assert before.run_dir.name == after.run_dir.name
+    assert after.run_dir.parent.name == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "option", [each for each in OTHER_VALUES if not each.startswith(("adapter.", "optimizer."))]
+)
+def test_zero_shot_is_one_run_whatever_training_would_draw(option):
+    before = _settings({}, "method=zero_shot")
+    after = _settings({option: OTHER_VALUES[option]}, "method=zero_shot")
+    idle = ("shots", "seed", "split_protocol", "augment.", "schedule.")
+    assert (before.fingerprint == after.fingerprint) == option.startswith(idle)
+
+
+def test_an_experiment_without_training_is_plain_zero_shot():
+    experiment = _settings({}, "experiment=demo", "method=zero_shot")
+    assert experiment.fingerprint == _settings({}, "method=zero_shot").fingerprint
+
+
+def test_run_folder_says_what_it_holds():
+    settings = _settings({"shots": 16, "seed": 3, "backbone.architecture": "hf/ViT-B-16"})
+    assert settings.run_dir.name.startswith("digits-hf_vit-b-16-so-16shot-seed3-")
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = _settings({"data_root": "~/data", "dataset.split_file": "~/mine.json"})
+    assert settings.data_root == tmp_path / "data"
+    assert settings.split_file == tmp_path / "mine.json"
+
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0$"), min_size=1, max_size=20)
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "shots": st.integers(1, 3),
+        "seed": st.integers(0, 3) | st.integers(0, MAX_SEED),
+        "backbone.architecture": st.sampled_from(["a-1", "a_1", "a/1", "A-1"]) | names,
+        "method.name": st.from_regex(r"[A-Za-z0-9_-]{1,3}", fullmatch=True),
+        "optimizer.lr": st.floats(0, 1, exclude_min=True),
+        "schedule.max_steps": st.integers(1, 3),
+        "template": names.map(lambda text: text.replace("{}", "") + "{}"),
+        "results_dir": names,
+    },
+)
+
+
+@given(changes, changes)
+def test_different_runs_never_share_a_folder(first, second):
+    runs = [_settings(first), _settings(second)]
+    differ = len({str(run.as_dict() | {"results_dir": None}) for run in runs}) == 2
+    assert (runs[0].run_dir.name != runs[1].run_dir.name) == differ
+    for run in runs:
+        assert run.run_dir.parent == run.results_dir
+        assert run.run_dir.name not in (".", "..")
