@@ -7,10 +7,8 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from so_clip.data.cards import load_card
-from so_clip.data.splits import load_splits
+from so_clip.data.gather import gather
 from so_clip.errors import InputError, RunFailed, nearest
-from so_clip.record import check_writable
 from so_clip.settings import from_config
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -81,12 +79,19 @@ def _task(composed: DictConfig) -> float:
 
 def _run(composed: DictConfig) -> float:
     settings = from_config(composed)
-    # What can be refused without torch is refused before the seconds that its import takes.
     check_writable(settings.results_dir)
-    load_splits(load_card(settings.dataset), settings.data_root, settings.split_file)
+    data = gather(
+        settings.dataset,
+        settings.data_root,
+        settings.split_file,
+        shots=settings.shots,
+        seed=settings.seed,
+        split_protocol=settings.split_protocol,
+    )
+    # Only now, since torch takes seconds to import and most bad input is refused without it.
     from so_clip.run import run
 
-    metrics, table = run(settings)
+    metrics, table = run(settings, data)
     print(f"\n{table}")
     return metrics["accuracy_percent"]
 

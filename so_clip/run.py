@@ -17,28 +17,16 @@ from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.batches import TestStream, TrainBatches
-from so_clip.data.cards import DatasetCard, load_card
-from so_clip.data.fewshot import FewShot, draw_few_shot
-from so_clip.data.images import ImageSource, load_uint8, open_images, require_images
-from so_clip.data.splits import Splits, load_splits
+from so_clip.data.gather import Data
+from so_clip.data.images import load_uint8
 from so_clip.device import describe, pick_device
 from so_clip.errors import InputError, nearest
 from so_clip.evaluate import Predictions, evaluate
 from so_clip.memory import PeakMemory
 from so_clip.precision import Precision
-from so_clip.record import RunFolder, check_writable, provenance, summary_table
+from so_clip.record import RunFolder, provenance, summary_table
 from so_clip.settings import TEMPLATES, Settings
 from so_clip.train import History, TrainingDiverged, train
-
-
-@dataclass(frozen=True)
-class Data:
-    """A dataset as one run sees it: its card and lists, its images, and the few shots drawn."""
-
-    card: DatasetCard
-    splits: Splits
-    images: ImageSource
-    few_shot: FewShot | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class Adaptation:
     changed_parameters: int
 
 
-def run(settings: Settings) -> tuple[dict[str, Any], str]:
+def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
     """Do one run, leave its folder behind, and return its metrics and its table for people.
 
     Whatever is wrong with the input is found before the folder is created.
@@ -70,8 +58,6 @@ def run(settings: Settings) -> tuple[dict[str, Any], str]:
         InputError: something the user gave cannot be used.
         TrainingDiverged: a loss is not finite; what was recorded stays in the folder.
     """
-    check_writable(settings.results_dir)
-    data = find_data(settings)
     model = build_model(settings, data)
     folder = RunFolder(settings.run_dir)
     if settings.trains:
@@ -101,18 +87,6 @@ def run(settings: Settings) -> tuple[dict[str, Any], str]:
     table = summary(metrics, folder)
     folder.finish(metrics, table)
     return metrics, table
-
-
-def find_data(settings: Settings) -> Data:
-    """Read the dataset's lists, draw the few shots, and make sure that every image is there."""
-    card = load_card(settings.dataset)
-    splits = load_splits(card, settings.data_root, settings.split_file)
-    few_shot = None
-    if settings.trains:
-        few_shot = draw_few_shot(splits, settings.shots, settings.seed, settings.split_protocol)
-    images = open_images(card, settings.data_root)
-    require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
-    return Data(card, splits, images, few_shot)
 
 
 def build_model(settings: Settings, data: Data) -> Model:

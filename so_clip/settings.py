@@ -39,7 +39,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How test images stream: images a batch, and decoding processes (0: this one)."""
+    """How test images stream: images a batch, and decoding threads (0: none of its own)."""
 
     batch_size: int
     workers: int
