@@ -69,8 +69,8 @@ def _explain(error: BaseException) -> str:
             f"{group}={option}: there is no {group} of that name."
             f"{nearest(option, error.options)} Known: {', '.join(sorted(error.options))}."
         )
-    first = text.splitlines()[0]
-    if first.startswith("Could not override"):
+    first = text.splitlines()[0].rstrip(".")
+    if first.startswith(("Could not override '", "Could not delete from config. '")):
         key = first.split("'")[1]
         known = list(_keys(compose([])))
         close = nearest(key, known) or nearest(key, {name.rpartition(".")[2] for name in known})
