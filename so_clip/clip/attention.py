@@ -76,7 +76,7 @@ class ExplicitAttention(nn.Module):
             raise NotImplementedError("explicit attention is self-attention without its weights")
         q_BHLd, k_BHLd, v_BHLd = (
             part_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part_BLD in self._project(query)
+            for part_BLD in self.project(query)
         )
         is_causal = self.causal and attn_mask is not None
         mask = None if is_causal else _additive(attn_mask, q_BHLd)
@@ -84,6 +84,14 @@ class ExplicitAttention(nn.Module):
             q_BHLd, k_BHLd, v_BHLd, attn_mask=mask, is_causal=is_causal
         )
         return self.out_proj(x_BHLd.transpose(1, 2).flatten(2)), None
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, each shaped like x [..., D], before they part into heads."""
+        if self.in_proj is not None:
+            query, key, value = self.in_proj(x).chunk(3, dim=-1)
+        else:
+            query, key, value = (getattr(self, name)(x) for name in _PARTS)
+        return query, key, value
 
     def split(self) -> None:
         """Replace `in_proj` by `q_proj`, `k_proj` and `v_proj`, for adapters that tell them apart.
@@ -98,11 +106,6 @@ class ExplicitAttention(nn.Module):
         for name, part, part_bias in zip(_PARTS, weight.chunk(3), biases, strict=True):
             setattr(self, name, _linear(_own(part, weight), _own(part_bias, weight)))
         self.in_proj = None
-
-    def _project(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
-        if self.in_proj is not None:
-            return self.in_proj(x_BLD).chunk(3, dim=-1)
-        return tuple(getattr(self, name)(x_BLD) for name in _PARTS)
 
 
 def explicit_attention(model: nn.Module) -> int:
