@@ -39,7 +39,7 @@ flags
   -m, --multirun   run every combination of comma-separated values
   --cfg job        print the composed configuration instead of running it
   --debug          show the traceback of an error
-exit codes: 0 done, 1 the run failed, 2 the input cannot be used"""
+exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
 
 
 def manual() -> str:
@@ -53,6 +53,8 @@ def manual() -> str:
         "",
         "options (OPTION=VALUE), with their defaults",
         *_options(CONF_DIR / "config.yaml"),
+        "  of any dataset with a split file",
+        _entry("dataset.split_file=null", "read this split file instead of the dataset's own"),
     ]
     for group in ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny"):
         prefix = group.partition("/")[0] + "."
@@ -63,7 +65,8 @@ def manual() -> str:
 def _entry(name: str, text: str, column: int = 42) -> str:
     """Return an indented name with its explanation in a column of its own."""
     head = f"    {name}".ljust(column - 1) + " "
-    return textwrap.fill(text, 100, initial_indent=head, subsequent_indent=" " * len(head)) or head
+    filled = textwrap.fill(text, 100, initial_indent=head, subsequent_indent=" " * len(head))
+    return (filled or head).rstrip()
 
 
 def _choices(group: str) -> list[Path]:

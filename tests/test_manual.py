@@ -1,0 +1,115 @@
+"""The manual names everything that can be chosen, with its default, and waits for no torch."""
+
+import re
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from so_clip.config import compose
+from so_clip.data.cards import card_names
+from so_clip.manual import manual
+from so_clip.paths import CONF_DIR
+from tests.command import call, python
+
+TEXT = manual()
+LINES = TEXT.splitlines()
+CHOICES = sorted(
+    (path.parent.name, path.stem) for path in CONF_DIR.rglob("*.yaml") if path.parent != CONF_DIR
+)
+GROUPS = sorted({group for group, _ in CHOICES})
+SHOWN = ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny")
+TOP_LEVEL = [
+    key
+    for key, value in yaml.safe_load((CONF_DIR / "config.yaml").read_text()).items()
+    if not isinstance(value, (dict, list))
+]
+
+
+def _section(group: str) -> str:
+    """Return what stands below the heading of a group, up to the next."""
+    return re.split(rf"(?m)^  {group}$", TEXT)[1].split("\n\n")[0]
+
+
+def _entry(option: str) -> str:
+    matches = [line for line in LINES if line.strip().startswith(f"{option}=")]
+    assert len(matches) == 1, f"{option}: {matches}"
+    return matches[0]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_is_listed_below_its_group_and_explained(group, choice):
+    below = re.split(r"(?m)^  (?=\S)", _section(group))[0]
+    assert re.search(rf"(?m)^    {choice} +\S", below), below
+
+
+def test_every_dataset_is_listed():
+    listed = re.split(r"(?m)^  (?=\S)", _section("dataset"))[0].split()
+    assert listed == card_names()
+
+
+@pytest.mark.parametrize("option", TOP_LEVEL)
+def test_every_top_level_option_is_listed_with_its_default(option):
+    default = OmegaConf.to_container(compose([]), resolve=True)[option]
+    assert re.match(rf" +{option}={re.escape(str(default))}( |$)", _entry(option))
+
+
+@pytest.mark.parametrize("choice", SHOWN)
+def test_every_option_of_the_default_choices_is_listed(choice):
+    group = choice.partition("/")[0]
+    options = yaml.safe_load((CONF_DIR / f"{choice}.yaml").read_text())
+    for key in options:
+        if not key.startswith("_"):
+            _entry(f"{group}.{key}")
+
+
+@pytest.mark.parametrize("group", ["augment", "evaluation"])
+def test_every_option_of_the_other_groups_is_listed(group):
+    for key in compose([])[group]:
+        _entry(f"{group}.{key}")
+    _entry("dataset.split_file")
+
+
+def test_every_listed_option_exists_and_has_that_default():
+    config = compose([])
+    entries = [re.match(r"    ([a-zA-Z_.]+)=(.*?)(  .*| [a-z].*)?$", line) for line in LINES]
+    options = {match[1]: match[2] for match in entries if match}
+    assert len(options) > 30
+    for option, shown in options.items():
+        if shown == "[...]" or shown.startswith("${"):
+            continue
+        default = OmegaConf.create(f"value: {shown}").value
+        assert default == OmegaConf.select(config, option, throw_on_missing=True), option
+
+
+def test_three_examples_and_the_other_commands_are_shown():
+    examples = re.findall(r"(?m)^  python -m so_clip .*$", TEXT.split("groups (")[0])
+    assert len(examples) == 3
+    for example in examples:
+        overrides = [word for word in example.split()[3:] if word != "-m"]
+        single = [word.partition(",")[0].replace("~/", "") for word in overrides]
+        compose(single)
+    for word in ("so_clip.draw", "so_clip.table", "--debug", "--multirun", "exit codes"):
+        assert word in TEXT
+
+
+def test_lines_are_short_and_clean():
+    assert [line for line in LINES if len(line) > 100 or line != line.rstrip()] == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_the_manual(flag):
+    done = call("shots=0", flag)
+    assert (done.code, done.out, done.err) == (0, f"{TEXT}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["dataset=eurosta"], ["shots=0"], ["--cfg=job"]])
+def test_help_and_refusals_do_not_wait_for_torch(arguments):
+    code = (
+        "import sys; sys.argv[0] = 'so_clip'\n"
+        "from so_clip.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'open_clip' in sys.modules)"
+    )
+    assert python(code, *arguments).splitlines()[-1] == "False False"
