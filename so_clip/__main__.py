@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from so_clip.data.gather import gather
 from so_clip.errors import InputError, RunFailed, nearest
 from so_clip.record import check_writable
-from so_clip.record import check_writable
 from so_clip.settings import from_config
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
