@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ class Outcome:
     @property
     def messages(self) -> list[str]:
         """The lines on stderr that begin with the program's name: one a message."""
-        return [line for line in self.err.splitlines() if line.startswith("so_clip")]
+        return [line for line in self.err.splitlines() if re.match(r"so_clip(\.\w+)?: ", line)]
 
 
 def call(*arguments: object, main: Callable[[], int] = so_clip_main) -> Outcome:
