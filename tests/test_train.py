@@ -1,0 +1,228 @@
+"""The loop against one written out in numpy, and everything that can end it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from so_clip.precision import Precision
+from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, TrainingDiverged, train
+from tests.toy import CountReads, Given, Toy, random_batches
+
+CPU = torch.device("cpu")
+
+
+def _train(classifier: nn.Module, batches: Any, optimizer: Any = None, **changes: Any) -> History:
+    options: dict[str, Any] = {
+        "max_steps": 60,
+        "stop_loss": 0.0,
+        "lr_min": 1e-6,
+        "precision": Precision("fp32", CPU),
+        "peak_memory": nullcontext(),
+    }
+    optimizer = optimizer or torch.optim.SGD(classifier.parameters(), lr=1.0)
+    return train(classifier, batches, optimizer, **(options | changes))
+
+
+def _obvious_loop(
+    batches: Given, max_steps: int, lr: float, lr_min: float
+) -> tuple[list[float], list[float], np.ndarray]:
+    """Softmax regression by gradient descent with a cosine rate, in float64, without torch."""
+    weight_KP = np.zeros((3, 12))
+    losses: list[float] = []
+    lrs: list[float] = []
+    while len(losses) < max_steps:
+        for images_BCHW, labels_B in batches.batches:
+            if len(losses) == max_steps:
+                break
+            now = lr_min + (lr - lr_min) * (1 + math.cos(math.pi * len(losses) / max_steps)) / 2
+            pixels_BP = images_BCHW.flatten(1).double().numpy() / 255
+            share_BK = np.exp(pixels_BP @ weight_KP.T)
+            share_BK /= share_BK.sum(axis=1, keepdims=True)
+            truth_BK = np.eye(3)[labels_B.numpy()]
+            losses.append(float(-np.log((share_BK * truth_BK).sum(axis=1)).mean()))
+            lrs.append(now)
+            weight_KP -= now * (share_BK - truth_BK).T @ pixels_BP / len(labels_B)
+    return losses, lrs, weight_KP
+
+
+@pytest.mark.parametrize(
+    ("sizes", "max_steps"), [([8], 30), ([8, 8, 3], 30), ([8, 8, 3], 2), ([4] * 7, 120), ([5], 1)]
+)
+def test_it_is_the_obvious_loop(sizes, max_steps):
+    batches, toy = random_batches(sizes), Toy()
+    history = _train(toy, batches, max_steps=max_steps)
+    losses, lrs, weight_KP = _obvious_loop(batches, max_steps, lr=1.0, lr_min=1e-6)
+    assert history.steps == len(history.losses) == len(history.lrs) == max_steps
+    assert history.stop_reason == "max_steps"
+    np.testing.assert_allclose(history.lrs, lrs, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(history.losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(toy.weight_KP.detach().numpy(), weight_KP, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.filterwarnings("error")
+def test_the_loss_falls(precision):
+    history = _train(Toy(), random_batches([16, 16]), precision=Precision(precision, CPU))
+    assert history.losses[0] == pytest.approx(math.log(3), abs=1e-3)
+    assert history.losses[-1] < 0.5 * history.losses[0]
+
+
+def test_gradients_do_not_pile_up_and_none_is_left():
+    toy = Toy()
+    _train(toy, random_batches([4, 4]), max_steps=3)
+    assert toy.weight_KP.grad is None
+
+
+# pixel -> margin; the loss of label 0 among two classes is log(1 + exp(-margin)).
+MARGINS = {0: 0.0, 1: 1.0, 2: 2.0, 3: 5.0, 4: 1000.0, 254: -math.inf, 255: math.nan}
+
+
+def _loss(pixel: int) -> float:
+    return math.log1p(math.exp(-MARGINS[pixel]))
+
+
+class Scripted(nn.Module):
+    """A classifier whose loss on label 0 is what the image's first pixel stands for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+        self.margins = torch.zeros(256)
+        for pixel, margin in MARGINS.items():
+            self.margins[pixel] = margin
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        margin_B = self.margins[images_BCHW[:, 0, 0, 0].int()]
+        return torch.stack([margin_B, torch.zeros_like(margin_B)], 1) + 0 * self.unused
+
+
+class ByEpoch:
+    """Batches given as pixels: a list of epochs, each a list of batches; the last one repeats."""
+
+    def __init__(self, *epochs: list[list[int]]) -> None:
+        self.epochs = list(epochs)
+        self.drawn = 0
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.drawn += 1
+        for pixels in self.epochs[min(self.drawn, len(self.epochs)) - 1]:
+            images_BCHW = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1)
+            yield images_BCHW, torch.zeros(len(pixels), dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "stop_loss", "steps"),
+    [
+        # Falls below in the third epoch.
+        ([[[0], [0]], [[1], [1]], [[3], [3]], [[3], [3]]], 0.1, 6),
+        # One batch below is not an epoch below.
+        ([[[0], [3]], [[3], [0]], [[3], [3]]], 0.1, 6),
+        # Four images at 0.31 and one at 0.69: 0.39 an image, 0.50 a batch.
+        ([[[1, 1, 1, 1], [0]], [[3], [3]]], 0.45, 2),
+        # Four images at 0.69 and one at 0.31: 0.62 an image, 0.50 a batch.
+        ([[[0, 0, 0, 0], [1]], [[3], [3]]], 0.55, 4),
+        # Never: below is below, and 0 turns it off even where the loss is 0.
+        ([[[0], [0]]], math.log(2) - 1e-6, 20),
+        ([[[4], [4]]], 0.0, 20),
+    ],
+)
+def test_it_stops_at_the_first_epoch_whose_mean_over_images_is_below(epochs, stop_loss, steps):
+    history = _train(Scripted(), ByEpoch(*epochs), stop_loss=stop_loss, max_steps=20)
+    assert history.steps == steps
+    assert history.stop_reason == ("max_steps" if steps == 20 else "stop_loss")
+
+
+def test_the_history_is_each_steps_mean_over_its_images():
+    batches = ByEpoch([[0, 1, 2], [3]])
+    history = _train(Scripted(), batches, max_steps=4)
+    expected = [(_loss(0) + _loss(1) + _loss(2)) / 3, _loss(3)]
+    assert history.losses == pytest.approx(2 * expected)
+
+
+@pytest.mark.parametrize("pixel", [254, 255])
+@pytest.mark.parametrize(
+    ("epochs", "step"),
+    [
+        ([[[0], "bad"]], 2),
+        ([[[0], [1]], [[2], "bad", [1]]], 4),
+        # Far from an epoch's end it is noticed at the next read.
+        ([[*[[0]] * 59, "bad", *[[1]] * 1000]], 60),
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_history(epochs, step, pixel):
+    filled = [[[pixel] if batch == "bad" else batch for batch in epoch] for epoch in epochs]
+    drawn: list[int] = []
+
+    class Counted(ByEpoch):
+        def epoch(self):
+            for batch in super().epoch():
+                drawn.append(1)
+                yield batch
+
+    with pytest.raises(TrainingDiverged) as caught:
+        _train(Scripted(), Counted(*filled), max_steps=2000)
+    history = caught.value.history
+    assert history.steps == len(history.lrs) == step
+    assert all(map(math.isfinite, history.losses[:-1]))
+    assert not math.isfinite(history.losses[-1])
+    became = {254: "inf", 255: "nan"}[pixel]
+    lr = f"{history.lrs[-1]:.3g}"
+    assert f"{became} at step {step} (lr {lr}, precision fp32)" in str(caught.value)
+    assert "optimizer.lr" in str(caught.value)
+    assert len(drawn) < step + READ_EVERY_STEPS
+
+
+def test_in_half_precision_the_message_offers_fp32():
+    batches = ByEpoch([[255]])
+    with pytest.raises(TrainingDiverged, match=r"precision bf16.*precision=fp32"):
+        _train(Scripted(), batches, precision=Precision("bf16", CPU))
+
+
+@pytest.mark.parametrize("max_steps", [5, WATCHED_STEPS, 40])
+def test_memory_is_watched_over_the_first_steps_once(max_steps):
+    seen: list[int] = []
+
+    class Counted(Toy):
+        steps = 0
+
+        def forward(self, images_BCHW):
+            self.steps += 1
+            return super().forward(images_BCHW)
+
+    toy = Counted()
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        seen.append(toy.steps)
+        yield
+        seen.append(toy.steps)
+
+    _train(toy, random_batches([2, 2, 2]), max_steps=max_steps, peak_memory=watch())
+    assert seen == [0, min(max_steps, WATCHED_STEPS)]
+
+
+def test_the_host_does_not_wait_for_every_step():
+    steps_an_epoch = READ_EVERY_STEPS + 10
+    batches = random_batches([2] * steps_an_epoch)
+    with CountReads() as reads:
+        history = _train(Toy(), batches, max_steps=2 * steps_an_epoch - 1)
+    # In each of two epochs: once when enough have gathered, once at the end.
+    assert reads == {"tolist": 4}
+    assert history.steps == 2 * steps_an_epoch - 1
+
+
+def test_counting_reads_notices_each_kind():
+    with CountReads() as reads:
+        value = torch.ones(1)
+        value.item()
+        value.tolist()
+        float(value)
+        bool(value)
+    assert reads["item"] == reads["tolist"] == reads["__float__"] == reads["__bool__"] == 1
+    assert reads["in C++"] >= 3
