@@ -25,6 +25,7 @@ from so_clip.clip.attention import explicit_attention
 from so_clip.clip.checkpoint import load_weights, read_weights
 from so_clip.clip.embedded import embedded_weights
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
+from so_clip.clip.packed_text import ClassPrompts
 from so_clip.errors import InputError
 
 Tower = Literal["vision", "text"]
@@ -97,9 +98,11 @@ class Backbone(nn.Module):
         pixels_BCHW = pixels_BCHW.sub_(self.mean).div_(self.std)
         return _unit(self.model.encode_image(pixels_BCHW))
 
-    def encode_text(self, tokens_KL: Tensor) -> Tensor:
-        """Return unit-length class_KD for token ids as `tokenize` returns them."""
-        return _unit(self.model.encode_text(tokens_KL))
+    def encode_text(self, prompts: Tensor | ClassPrompts) -> Tensor:
+        """Return unit-length class_KD for token ids as `tokenize` returns them, or packed ones."""
+        if isinstance(prompts, ClassPrompts):
+            return _unit(prompts(self.model))
+        return _unit(self.model.encode_text(prompts))
 
     def blocks(self, tower: Tower) -> nn.ModuleList:
         """Return a tower's residual attention blocks, the input's first.
@@ -143,7 +146,7 @@ def load_backbone(
     *,
     logit_scale: float = 100.0,
     seed: int = 0,
-    explicit: bool = False,
+    explicit: bool = True,
 ) -> Backbone:
     """Load a backbone in float32 on the CPU, in evaluation mode and with every tensor frozen.
 
