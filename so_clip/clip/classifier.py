@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.clip.backbone import Backbone, Tower
+from so_clip.clip.packed_text import TEXT_BUDGET_MIB, ClassPrompts
 
 TOWERS = ("vision", "text")
 
@@ -22,14 +23,20 @@ class Classifier(nn.Module):
     Args:
         backbone: the CLIP model; all of its parameters are frozen here, for an adapter to open.
         tokens_KL: one tokenised prompt per class.
+        text_budget_mib, share_prefixes: how much memory the prompts may take while they are
+            trained, and whether they share what they have in common; see ClassPrompts.
     """
 
-    tokens_KL: Tensor
-
-    def __init__(self, backbone: Backbone, tokens_KL: Tensor) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokens_KL: Tensor,
+        text_budget_mib: float = TEXT_BUDGET_MIB,
+        share_prefixes: bool = True,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.register_buffer("tokens_KL", tokens_KL, persistent=False)
+        self.prompts = ClassPrompts(backbone.model, tokens_KL, text_budget_mib, share_prefixes)
         self._class_KD: Tensor | None = None
         backbone.requires_grad_(False)
 
@@ -43,10 +50,11 @@ class Classifier(nn.Module):
         """Return class_KD, anew and with its graph while the text tower is being trained."""
         if torch.is_grad_enabled() and self.trains("text"):
             self._class_KD = None
-            return self.backbone.encode_text(self.tokens_KL)
+            return self.backbone.encode_text(self.prompts)
         if self._class_KD is None:
-            with torch.no_grad():
-                self._class_KD = self.backbone.encode_text(self.tokens_KL)
+            # Kept beyond an inference_mode around this call, where training must not find it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._class_KD = self.backbone.encode_text(self.prompts)
         return self._class_KD
 
     def trains(self, tower: str) -> bool:
