@@ -7,7 +7,7 @@ CUDA the total comes from the allocator, which also sees workspaces, and the log
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -37,7 +37,8 @@ class PeakMemory:
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, device: torch.device
     ) -> None:
         self._model, self._optimizer, self._device = model, optimizer, device
-        self._log = _StorageLog()
+        self._log = _StorageLog(device.type)
+        self._allocated = 0
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "PeakMemory":
@@ -68,6 +69,9 @@ class PeakMemory:
         trace: TracebackType | None,
     ) -> None:
         self._log.__exit__(kind, error, trace)
+        if self._device.type == "cuda":
+            # Asked now: what comes after, an evaluation say, has a peak of its own.
+            self._allocated = torch.cuda.max_memory_allocated(self._device)
         for hook in self._hooks:
             hook.remove()
 
@@ -75,10 +79,9 @@ class PeakMemory:
         """Return `peak_memory_mib` and its parts `<category>_mib`, which add up to it."""
         parts = self._log.peak()
         if self._device.type == "cuda":
-            total = torch.cuda.max_memory_allocated(self._device)
             # What only the allocator sees (workspaces, rounding, the few shots) is not weights,
             # gradients or state.
-            parts["activations"] += total - sum(parts.values())
+            parts["activations"] += self._allocated - sum(parts.values())
         return {
             "peak_memory_mib": sum(parts.values()) / MIB,
             **{f"{category}_mib": parts[category] / MIB for category in CATEGORIES},
@@ -90,25 +93,30 @@ class PeakMemory:
 
 
 class _StorageLog(TorchDispatchMode):
-    """Logs every storage's birth, category and death while active."""
+    """Logs the birth, category, growth and death of every storage on one kind of device."""
 
-    def __init__(self) -> None:
+    def __init__(self, device_type: str) -> None:
         super().__init__()
+        self._device_type = device_type
         self._changes: list[tuple[int, int]] = []  # (storage's number, bytes gained or lost)
         self._numbers: dict[int, int] = {}  # address of a live storage -> its number
         self._category: list[str] = []  # by storage number
+        self._size: list[int] = []  # in bytes, by storage number
 
     def add(self, tensors: Iterable[Tensor | None], category: str) -> None:
         """Count these tensors' storages, or recount them if known, under `category`."""
         for tensor in tensors:
-            if tensor is not None:
-                self._category[self._number(tensor)] = category
+            if tensor is not None and tensor.device.type == self._device_type:
+                self._category[self._number(tensor.untyped_storage())] = category
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # A view of what existed before, the few shots in memory say, is not something new.
+        given = {storage._cdata for storage in self._storages((args, kwargs))}
+        strangers = given.difference(self._numbers)
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._number(leaf)
+        for storage in self._storages(result):
+            if storage._cdata not in strangers:
+                self._number(storage)
         return result
 
     def peak(self) -> dict[str, int]:
@@ -122,18 +130,25 @@ class _StorageLog(TorchDispatchMode):
                 best, best_total = dict(alive), total
         return best
 
-    def _number(self, tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()
+    def _storages(self, tree: Any) -> Iterator[torch.UntypedStorage]:
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor) and leaf.device.type == self._device_type:
+                yield leaf.untyped_storage()
+
+    def _number(self, storage: torch.UntypedStorage) -> int:
         address = storage._cdata
         if address not in self._numbers:
-            number = len(self._category)
-            self._numbers[address] = number
+            self._numbers[address] = len(self._category)
             self._category.append("activations")
-            self._changes.append((number, storage.nbytes()))
-            weakref.finalize(storage, self._freed, address, number, storage.nbytes())
-        return self._numbers[address]
+            self._size.append(0)
+            weakref.finalize(storage, self._freed, address, self._numbers[address])
+        number = self._numbers[address]
+        if change := storage.nbytes() - self._size[number]:
+            self._changes.append((number, change))
+            self._size[number] += change
+        return number
 
-    def _freed(self, address: int, number: int, size: int) -> None:
-        self._changes.append((number, -size))
+    def _freed(self, address: int, number: int) -> None:
+        self._changes.append((number, -self._size[number]))
         if self._numbers.get(address) == number:
             del self._numbers[address]
