@@ -1,0 +1,153 @@
+"""Images in, logits out: the formula, and which towers run, with a graph or without."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from so_clip.adapt.weights import Weights
+from so_clip.clip.attention import explicit_attention
+from so_clip.clip.classifier import Classifier, tower_of
+from tests.clip.small import small_backbone
+
+PROMPTS = ["a photo of a dog.", "a photo of a cat.", "a drawing"]
+IMAGES_BCHW = torch.randint(
+    256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    backbone = small_backbone()
+    explicit_attention(backbone.model)
+    return Classifier(backbone, backbone.tokenize(PROMPTS))
+
+
+def _runs(classifier: Classifier) -> Counter[str]:
+    """Count, from now on, how often each tower runs."""
+    counts = Counter[str]()
+    model = classifier.backbone.model
+    towers = (("vision", model.visual.ln_post), ("text", model.ln_final))
+    for tower, last in towers:
+        last.register_forward_hook(lambda *_, tower=tower: counts.update([tower]))
+    return counts
+
+
+def _open(classifier: Classifier, encoder: str) -> list[torch.nn.Parameter]:
+    return list(Weights(["mlp.c_fc.weight"], encoder)(classifier).values())
+
+
+def test_logits_are_scaled_cosines(classifier):
+    backbone = classifier.backbone
+    with torch.no_grad():
+        logits_BK = classifier(IMAGES_BCHW)
+        pixels_BCHW = (IMAGES_BCHW / 255 - backbone.mean) / backbone.std
+        image_BD = backbone.model.encode_image(pixels_BCHW)
+        class_KD = torch.cat(
+            [backbone.model.encode_text(backbone.tokenize([prompt])) for prompt in PROMPTS]
+        )
+        for b in range(2):
+            for k in range(3):
+                cosine = torch.dot(image_BD[b], class_KD[k]) / (
+                    image_BD[b].norm() * class_KD[k].norm()
+                )
+                assert logits_BK[b, k].item() == pytest.approx(100 * cosine.item(), abs=1e-3)
+
+
+def test_every_parameter_is_frozen_and_prompts_are_no_parameters(classifier):
+    assert not any(parameter.requires_grad for parameter in classifier.parameters())
+    parameters = dict(classifier.named_parameters())
+    assert all(name.startswith("backbone.") for name in parameters)
+
+
+def test_a_frozen_text_tower_encodes_once(classifier):
+    _open(classifier, "vision")
+    runs = _runs(classifier)
+    for _ in range(3):
+        classifier(IMAGES_BCHW).sum().backward()
+    with torch.no_grad():
+        classifier(IMAGES_BCHW)
+    assert runs == {"vision": 4, "text": 1}
+
+
+def test_a_trained_text_tower_encodes_every_time_and_once_for_evaluation(classifier):
+    _open(classifier, "text")
+    runs = _runs(classifier)
+    for _ in range(3):
+        classifier(IMAGES_BCHW).sum().backward()
+    assert runs["text"] == 3
+    with torch.no_grad():
+        for _ in range(3):
+            classifier(IMAGES_BCHW)
+    assert runs["text"] == 4
+
+
+def test_evaluation_after_training_sees_the_trained_prompts(classifier):
+    with torch.no_grad():
+        before_BK = classifier(IMAGES_BCHW)
+    opened = _open(classifier, "text")
+    classifier(IMAGES_BCHW).sum().backward()
+    with torch.no_grad():
+        for parameter in opened:
+            parameter.add_(0.1 * parameter.grad.sign())
+        after_BK = classifier(IMAGES_BCHW)
+    fresh = Classifier(classifier.backbone, classifier.backbone.tokenize(PROMPTS))
+    with torch.no_grad():
+        assert torch.equal(after_BK, fresh(IMAGES_BCHW))
+    assert not torch.allclose(before_BK, after_BK, atol=1e-2)
+
+
+@pytest.mark.parametrize("encoder", ["vision", "text", "both"])
+def test_gradients_reach_the_trained_towers_and_only_those(classifier, encoder):
+    opened = _open(classifier, encoder)
+    classifier(IMAGES_BCHW)[:, 0].sum().backward()
+    for parameter in opened:
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+    named = classifier.backbone.model.named_parameters()
+    towers = {tower_of(name) for name, parameter in named if parameter.grad is not None}
+    assert towers == ({"vision", "text"} if encoder == "both" else {encoder})
+
+
+def test_gradients_are_those_of_the_logits(classifier):
+    _open(classifier, "both")
+    model = classifier.backbone.model
+    for weight in (
+        model.visual.transformer.resblocks[0].mlp.c_fc.weight,
+        model.transformer.resblocks[0].mlp.c_fc.weight,
+    ):
+        direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        (gradient,) = torch.autograd.grad(classifier(IMAGES_BCHW)[0, 1], weight)
+        values = []
+        with torch.no_grad():
+            for step in (1e-2, -1e-2):
+                weight.add_(direction, alpha=step)
+                with torch.enable_grad():  # so that prompts are encoded anew
+                    values.append(classifier(IMAGES_BCHW)[0, 1].item())
+                weight.add_(direction, alpha=-step)
+        slope = (values[0] - values[1]) / 2e-2
+        assert slope == pytest.approx((gradient * direction).sum().item(), rel=0.05, abs=0.05)
+
+
+def test_what_is_frozen_runs_without_a_graph(classifier):
+    assert not classifier(IMAGES_BCHW).requires_grad
+    _open(classifier, "text")
+    seen = []
+    visual = classifier.backbone.model.visual
+    visual.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
+    assert classifier(IMAGES_BCHW).requires_grad
+    assert seen == [False]
+
+
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [
+        ("visual.proj", "vision"),
+        ("visual.transformer.resblocks.0.mlp.c_fc.weight", "vision"),
+        ("transformer.resblocks.0.mlp.c_fc.weight", "text"),
+        ("text.transformer.resblocks.0.mlp.c_fc.weight", "text"),
+        ("token_embedding.weight", "text"),
+    ],
+)
+def test_a_parameters_tower_follows_from_its_name(name, tower):
+    assert tower_of(name) == tower
