@@ -16,14 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from so_clip import atomic
+from so_clip import __version__, atomic
 from so_clip.errors import InputError
 from so_clip.paths import PACKAGE_DIR
 
 METRICS_FILE = "metrics.json"
 _REPORTED_VERSIONS = (
-    "so-clip",
-    "torch",
     "torchvision",
     "open_clip_torch",
     "hydra-core",
@@ -111,7 +109,12 @@ def provenance(device_description: str, **more: Any) -> dict[str, Any]:
         "command": sys.argv,
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "versions": {"python": platform.python_version()}
+        # torch's own word, which names its CUDA too; so_clip's, since a checkout needs no install.
+        "versions": {
+            "python": platform.python_version(),
+            "so-clip": __version__,
+            "torch": str(torch.__version__),
+        }
         | {name: _version(name) for name in _REPORTED_VERSIONS},
         "hardware": {
             "device": device_description,
