@@ -1,0 +1,200 @@
+"""The run's folder: what stands in its files, and what is cleared away."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import so_clip
+from so_clip.errors import InputError
+from so_clip.record import (
+    RunFolder,
+    check_writable,
+    provenance,
+    read_metrics,
+    summary_table,
+)
+from tests.command import ROOT
+
+CONFIG = {"shots": 4, "optimizer": {"lr": 2e-4, "betas": [0.9, 0.999]}, "split_file": None}
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def _rows(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [*csv.reader(file)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "digits-so")
+
+
+def test_configuration_and_draw_come_back(folder):
+    folder.start(CONFIG, {"train": [["a.jpg", 0]], "val": [], "sha256": "0"})
+    assert OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")) == CONFIG
+    assert json.loads((folder.path / "fewshot.json").read_text())["train"] == [["a.jpg", 0]]
+
+
+def test_a_run_without_a_draw_has_no_draw(folder):
+    folder.start(CONFIG, None)
+    assert _names(folder.path) == ["config.yaml"]
+
+
+def test_a_second_attempt_begins_anew(folder):
+    folder.start(CONFIG, {"train": []})
+    folder.write_history([1.0], [1e-3])
+    folder.finish({"accuracy_percent": 1.0}, "table")
+    folder.start(CONFIG, None)
+    assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
+
+
+def test_history_is_a_row_a_step_and_keeps_every_digit(folder):
+    losses, lrs = [1.0986122886681098, float("nan")], [0.1 + 0.2, 1e-6]
+    folder.write_history(losses, lrs)
+    header, *rows = _rows(folder.path / "history.csv")
+    assert header == ["step", "loss", "lr"]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert float(rows[0][1]) == losses[0]
+    assert [float(row[2]) for row in rows] == lrs
+    assert rows[1][1] == "nan"
+
+
+def test_predictions_are_a_row_an_image_whatever_its_name(folder):
+    paths = ["a,b/1.jpg", 'quo"te.jpg', "ünï.jpg", "line\nbreak.jpg"]
+    folder.write_predictions({"path": paths, "label": [0, 1, 2, 3], "confidence": [0.5] * 4})
+    header, *rows = _rows(folder.path / "predictions.csv")
+    assert header == ["path", "label", "confidence"]
+    assert [row[0] for row in rows] == paths
+    assert [row[1] for row in rows] == ["0", "1", "2", "3"]
+
+
+def test_columns_of_different_lengths_are_refused(folder):
+    with pytest.raises(ValueError, match="zip"):
+        folder.write_predictions({"path": ["a"], "label": [0, 1]})
+    with pytest.raises(ValueError, match="zip"):
+        folder.write_history([1.0], [])
+    assert not folder.path.exists()
+
+
+def test_metrics_are_written_last(folder, monkeypatch):
+    order = []
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (order.append(to.name), replace(self, to))[1]
+    )
+    folder.finish({"accuracy_percent": 50.0}, "accuracy  50 %")
+    assert order == ["summary.txt", "metrics.json"]
+    assert read_metrics(folder.path / "metrics.json") == {"accuracy_percent": 50.0}
+    assert (folder.path / "summary.txt").read_text() == "accuracy  50 %\n"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", "null", '{"a": 1', "\udcff"])
+def test_metrics_that_are_no_json_object_are_named(tmp_path, content):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError) as caught:
+        read_metrics(path)
+    assert str(path) in str(caught.value)
+    assert "Delete its folder" in str(caught.value)
+
+
+def test_metrics_that_are_missing_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        read_metrics(tmp_path / "metrics.json")
+
+
+def test_checking_leaves_no_trace(tmp_path):
+    check_writable(tmp_path / "new" / "deep")
+    assert _names(tmp_path) == []
+    (tmp_path / "there").mkdir()
+    check_writable(tmp_path / "there")
+    assert _names(tmp_path) == ["there"]
+
+
+@pytest.mark.parametrize(
+    "place", ["file", "file/runs", "file/deep/runs", "/proc/runs", "/dev/null/x", "n" * 300]
+)
+def test_a_folder_that_cannot_be_written_is_named_with_a_way_out(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / place
+    with pytest.raises(InputError) as caught:
+        check_writable(folder)
+    assert f"results_dir={folder} cannot be written" in str(caught.value)
+    assert "results_dir=FOLDER" in str(caught.value)
+    assert _names(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which this process, for the time of the test, may not write."""
+    if os.getuid():
+        tmp_path.chmod(0o555)
+        yield tmp_path
+        tmp_path.chmod(0o755)
+        return
+    # Root may write anywhere, but may become nobody; pytest's own folders are closed to nobody.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        os.seteuid(65534)
+        yield Path(name)
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("place", ["", "runs", "deep/runs"])
+def test_a_folder_of_somebody_else_is_named(locked, place):
+    with pytest.raises(InputError, match=r"results_dir=.* cannot be written: Permission denied"):
+        check_writable(locked / place)
+    assert _names(locked) == []
+
+
+def test_a_folder_that_may_not_even_be_entered_is_named(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(InputError, match=r"cannot be written: Permission denied"):
+            check_writable(closed / "deep" / "runs")
+    finally:
+        os.seteuid(before)
+        closed.chmod(0o700)
+    assert _names(tmp_path) == ["closed"]
+
+
+def test_provenance_says_what_it_ran_with_and_on():
+    values = provenance("cpu", split_file_sha256="0")
+    assert json.loads(json.dumps(values)) == values
+    assert values["versions"]["torch"] == torch.__version__
+    assert values["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert values["hardware"]["device"] == "cpu"
+    assert values["hardware"]["torch_threads"] == torch.get_num_threads()
+    assert values["hardware"]["processor"]
+    assert values["split_file_sha256"] == "0"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", values["finished_at"])
+    if (ROOT / ".git").exists():
+        named = f"{values['commit'].removesuffix('-dirty')}^{{commit}}"
+        found = subprocess.run(["git", "-C", ROOT, "rev-parse", named], capture_output=True)
+        assert found.returncode == 0
+
+
+def test_the_versions_name_so_clip_itself():
+    assert provenance("cpu")["versions"]["so-clip"] == so_clip.__version__
+
+
+def test_the_summary_is_two_aligned_columns():
+    text = summary_table({"accuracy": "50 %", "peak memory": "1 MiB"})
+    assert text.splitlines() == ["accuracy     50 %", "peak memory  1 MiB"]
