@@ -20,11 +20,19 @@ TABLES = {
     "accuracy": ("accuracy_percent", "Test accuracy in percent: mean ± standard deviation (runs)"),
     "memory": ("peak_memory_mib", "Peak memory in MiB: mean ± standard deviation (runs)"),
 }
-# Settings that have a column of their own, follow from one, or say where and not what.
+# What a table reads, and of which type.
+_NEEDED: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "backbone", "method", "method_title"), str),
+    **dict.fromkeys(("shots", "seed"), int),
+    **dict.fromkeys(("accuracy_percent", "peak_memory_mib"), (int, float)),
+    "settings": dict,
+}
+# Settings that have a column of their own, follow from one, or say where and not what. Which split
+# a run used, its checksum tells.
 _NOT_A_VARIANT = (
     "dataset",
     "split_file",
-    "backbone",
+    "backbone.architecture",
     "method",
     "shots",
     "seed",
@@ -75,21 +83,32 @@ def read_runs(results_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     rows: list[dict[str, Any]] = []
     skipped = []
     for config in sorted(results_dir.rglob("config.yaml")):
-        metrics = config.with_name(METRICS_FILE)
-        if not metrics.is_file():
-            skipped.append(
-                f"{config.parent}: unfinished, it has no {METRICS_FILE}. Repeat the run."
-            )
+        folder = config.parent
+        if any(part.startswith(".") for part in folder.relative_to(results_dir).parts):
             continue
         try:
-            rows.append(read_metrics(metrics))
+            rows.append(_usable(folder) | {"folder": str(folder)})
         except InputError as error:
             skipped.append(str(error))
     if not rows:
         raise InputError(f"{results_dir}: no finished run in it. Start one: python -m so_clip")
     runs = pd.DataFrame(rows)
     runs["variant"] = _variants(runs)
-    return runs, skipped
+    again = runs.duplicated(["dataset", *ROW, "seed"])
+    skipped += [f"{folder}: repeats another run." for folder in runs["folder"][again]]
+    return runs[~again].reset_index(drop=True), skipped
+
+
+def _usable(folder: Path) -> dict[str, Any]:
+    """Return a folder's metrics if it is a finished run that a table can show."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: unfinished, it has no {METRICS_FILE}. Repeat the run.")
+    metrics = read_metrics(path)
+    for key, kind in _NEEDED.items():
+        if not isinstance(metrics.get(key), kind):
+            raise InputError(f"{path}: {key} is {metrics.get(key)!r}. Repeat the run.")
+    return metrics
 
 
 def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -133,16 +152,27 @@ def _cell(by_dataset: pd.DataFrame, dataset: str) -> str:
 def _variants(runs: pd.DataFrame) -> pd.Series:
     """Name each run by those settings that differ between the runs of its method.
 
-    Runs of different density, say, are different rows of a table and never one average.
+    Runs of different density, say, are different rows of a table and never one average. A setting
+    that follows from the shots, as some schedules do, needs no name.
     """
     flat = [dict(_flatten(settings)) for settings in runs["settings"]]
+    if "split_sha256" in runs:
+        for each, dataset, sha256 in zip(flat, runs["dataset"], runs["split_sha256"], strict=True):
+            if runs["split_sha256"][runs["dataset"] == dataset].nunique(dropna=False) > 1:
+                each["split"] = str(sha256)[:8]
     names = pd.Series("", index=runs.index)
     for _, group in runs.groupby("method"):
-        mine = [flat[index] for index in group.index]
-        keys = sorted(set().union(*mine))
-        varied = [key for key in keys if len({str(each.get(key)) for each in mine}) > 1]
+        keys = sorted({key for index in group.index for key in flat[index]})
+        at_shots = group.groupby("shots").groups.values()
+        varied = [
+            key
+            for key in keys
+            if any(len({str(flat[index].get(key)) for index in same}) > 1 for same in at_shots)
+        ]
         for index in group.index:
-            names[index] = ", ".join(f"{key}={flat[index].get(key)}" for key in varied)
+            names[index] = ", ".join(
+                f"{key}={flat[index][key]}" for key in varied if key in flat[index]
+            )
     return names
 
 
