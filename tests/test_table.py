@@ -1,0 +1,236 @@
+"""Tables out of hand-made runs: averages over seeds and nothing else, and what is left out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from so_clip import table
+from so_clip.table import read_runs, statistics, to_markdown
+from tests.command import Outcome, call
+
+
+def _run(root: Path, name: str, /, **changes: Any) -> Path:
+    """Write one finished run; keyword arguments replace its values, `a__b` those inside `a`."""
+    settings: dict[str, Any] = {
+        "dataset": "digits",
+        "split_file": None,
+        "backbone": {"architecture": "tiny", "pretrained": "embedded", "checkpoint": None},
+        "optimizer": {"lr": 2e-4, "density_ratio": 5e-4, "seed": changes.get("seed", 1)},
+        "schedule": {"max_steps": 2000},
+        "data_root": "data",
+        "results_dir": str(root),
+        "evaluation": {"batch_size": 256},
+        "precision": "fp32",
+    }
+    for key in [key for key in changes if "__" in key]:
+        group, _, option = key.partition("__")
+        settings[group] = settings[group] | {option: changes.pop(key)}
+    settings |= {
+        key: changes.pop(key) for key in list(changes) if key in settings and key != "dataset"
+    }
+    metrics: dict[str, Any] = {
+        "dataset": "digits",
+        "backbone": settings["backbone"]["architecture"],
+        "method": "so",
+        "method_title": "SO",
+        "shots": 4,
+        "seed": 1,
+        "split_sha256": None,
+        "accuracy_percent": 50.0,
+        "peak_memory_mib": 10.0,
+        "settings": settings,
+    }
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}\n")
+    (folder / "metrics.json").write_text(json.dumps(metrics | changes))
+    return folder
+
+
+def _table(*arguments: object) -> Outcome:
+    return call(*arguments, main=table.main)
+
+
+def _cells(root: Path, column: str = "accuracy_percent") -> pd.DataFrame:
+    return statistics(read_runs(root)[0], column)
+
+
+def test_seeds_are_averaged_with_the_sample_deviation(tmp_path):
+    for seed, accuracy in ((1, 50.0), (2, 54.0), (3, 61.0)):
+        _run(tmp_path, f"s{seed}", seed=seed, accuracy_percent=accuracy, peak_memory_mib=8.0)
+    (cell,) = _cells(tmp_path).to_dict("records")
+    assert cell["runs"] == 3
+    assert cell["mean"] == pytest.approx(55.0)
+    assert cell["std"] == pytest.approx(31**0.5)  # (25 + 1 + 36) / 2
+    assert (cell["dataset"], cell["backbone"], cell["shots"]) == ("digits", "tiny", 4)
+    (cell,) = _cells(tmp_path, "peak_memory_mib").to_dict("records")
+    assert (cell["mean"], cell["std"]) == (8.0, 0.0)
+
+
+def test_a_single_run_has_no_deviation(tmp_path):
+    _run(tmp_path, "s1")
+    assert to_markdown(_cells(tmp_path)).splitlines()[-1] == "| tiny | 4 | SO | 50.00 (1) |"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"optimizer__density_ratio": 5e-3}, "optimizer.density_ratio=0.005"),
+        ({"optimizer__lr": 1e-3}, "optimizer.lr=0.001"),
+        ({"precision": "bf16"}, "precision=bf16"),
+        ({"schedule__max_steps": 10}, "schedule.max_steps=10"),
+        ({"backbone__pretrained": None}, "backbone.pretrained=None"),
+        ({"backbone__checkpoint": "mine.pt"}, "backbone.checkpoint=mine.pt"),
+        ({"split_sha256": "0123456789abcdef"}, "split=01234567"),
+        ({"optimizer__T": 5}, "optimizer.T=5"),  # an option that the others do not have
+        ({"shots": 16}, None),
+        ({"backbone__architecture": "ViT-B-16"}, None),
+        ({"method": "adamw", "method_title": "AdamW"}, None),
+        ({"dataset": "dtd"}, None),
+    ],
+)
+def test_different_choices_are_never_averaged(tmp_path, changes, shown):
+    _run(tmp_path, "a", seed=1, accuracy_percent=10.0)
+    _run(tmp_path, "b", seed=2, accuracy_percent=90.0, **changes)
+    cells = _cells(tmp_path)
+    assert sorted(cells["mean"]) == [10.0, 90.0]
+    assert list(cells["runs"]) == [1, 1]
+    variants = set(cells["variant"])
+    assert variants == {""} if shown is None else any(shown in variant for variant in variants)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"data_root": "elsewhere"}, {"results_dir": "x"}, {"evaluation": {"batch_size": 8}}],
+)
+def test_where_it_ran_is_no_choice(tmp_path, changes):
+    _run(tmp_path, "a", seed=1)
+    _run(tmp_path, "b", seed=2, **changes)
+    assert list(_cells(tmp_path)["runs"]) == [2]
+
+
+def test_what_follows_from_the_shots_needs_no_name(tmp_path):
+    for shots in (1, 4):
+        for seed in (1, 2):
+            _run(
+                tmp_path,
+                f"{shots}-{seed}",
+                shots=shots,
+                seed=seed,
+                schedule__max_steps=2000 * shots,
+            )
+    cells = _cells(tmp_path)
+    assert list(cells["variant"]) == ["", ""]
+    assert list(cells["runs"]) == [2, 2]
+
+
+def test_a_run_that_is_there_twice_counts_once(tmp_path):
+    _run(tmp_path, "a", seed=1, accuracy_percent=10.0)
+    _run(tmp_path, "b", seed=1, accuracy_percent=10.0, data_root="elsewhere")
+    _run(tmp_path, "c", seed=2, accuracy_percent=20.0)
+    runs, skipped = read_runs(tmp_path)
+    assert list(runs["seed"]) == [1, 2]
+    assert skipped == [f"{tmp_path / 'b'}: repeats another run."]
+
+
+def test_datasets_stand_across_and_are_averaged_where_all_are_there(tmp_path):
+    for dataset, accuracy in (("dtd", 40.0), ("digits", 80.0)):
+        _run(tmp_path, dataset, dataset=dataset, accuracy_percent=accuracy)
+    _run(tmp_path, "adamw", method="adamw", method_title="AdamW", accuracy_percent=70.0)
+    lines = to_markdown(_cells(tmp_path)).splitlines()
+    assert lines[0] == "| backbone | shots | method | digits | dtd | average |"
+    assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: |"
+    assert lines[2] == "| tiny | 4 | AdamW | 70.00 (1) |  |  |"
+    assert lines[3] == "| tiny | 4 | SO | 80.00 (1) | 40.00 (1) | 60.00 |"
+
+
+def test_zero_shot_has_no_shots(tmp_path):
+    _run(tmp_path, "a", shots=0, seed=0, method="zero_shot", method_title="Zero-shot CLIP")
+    assert "| tiny | - | Zero-shot CLIP |" in to_markdown(_cells(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        (None, "unfinished, it has no metrics.json"),
+        ("", "cannot be read"),
+        ('{"dataset": "dig', "cannot be read"),
+        ("[]", "does not hold a JSON object"),
+        ("{}", "dataset is None"),
+        ({"accuracy_percent": "high"}, "accuracy_percent is 'high'"),
+        ({"settings": None}, "settings is None"),
+        ({"seed": None}, "seed is None"),
+    ],
+)
+def test_what_is_no_finished_run_is_left_out_by_name(tmp_path, metrics, reason):
+    _run(tmp_path, "good")
+    bad = _run(tmp_path, "bad", **(metrics if isinstance(metrics, dict) else {}))
+    if metrics is None:
+        (bad / "metrics.json").unlink()
+    elif isinstance(metrics, str):
+        (bad / "metrics.json").write_text(metrics)
+    done = _table(tmp_path)
+    assert done.code == 0
+    assert len(done.messages) == 1
+    assert done.err.startswith("so_clip.table: left out: ")
+    assert str(bad) in done.err
+    assert reason in done.err
+    assert "1 runs" in done.out
+
+
+def test_hidden_folders_are_nobodys_runs(tmp_path):
+    _run(tmp_path, "good")
+    _run(tmp_path, ".discarded-x/half")
+    assert len(read_runs(tmp_path)[0]) == 1
+
+
+@pytest.mark.parametrize("place", ["", "nowhere", "file"])
+def test_nothing_to_show_is_bad_input(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    done = _table(tmp_path / place)
+    assert (done.code, done.out) == (2, "")
+    assert len(done.messages) == 1
+    assert str(tmp_path / place) in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_command_leaves_two_tables_in_two_forms(tmp_path):
+    runs = tmp_path / "runs"
+    for seed, accuracy in ((1, 50.0), (2, 54.0)):
+        _run(runs / "deep", f"s{seed}", seed=seed, accuracy_percent=accuracy)
+    done = _table(runs)
+    assert (done.code, done.err) == (0, "")
+    names = sorted(path.name for path in (runs / "tables").iterdir())
+    assert names == ["accuracy.csv", "accuracy.md", "memory.csv", "memory.md"]
+    accuracy = pd.read_csv(runs / "tables" / "accuracy.csv", keep_default_na=False)
+    assert list(accuracy.columns) == [
+        *("dataset", "backbone", "shots", "method_title", "variant", "mean", "std", "runs")
+    ]
+    assert accuracy.loc[0, ["dataset", "mean", "runs"]].tolist() == ["digits", 52.0, 2]
+    assert float(accuracy.loc[0, "std"]) == pytest.approx(8**0.5)
+    text = (runs / "tables" / "accuracy.md").read_text()
+    assert "| tiny | 4 | SO | 52.00 ± 2.83 (2) |" in text
+    assert "percent" in text
+    assert text in done.out
+    memory = (runs / "tables" / "memory.md").read_text()
+    assert "| tiny | 4 | SO | 10.00 ± 0.00 (2) |" in memory
+    assert "MiB" in memory
+
+
+def test_tables_go_elsewhere_on_request_and_are_made_again(tmp_path):
+    _run(tmp_path / "runs", "a")
+    for _ in range(2):  # the second reads the same runs
+        assert _table(tmp_path / "runs", "--out", tmp_path / "t").code == 0
+    assert not (tmp_path / "runs" / "tables").exists()
+    assert (tmp_path / "t" / "memory.csv").is_file()
+
+
+def test_an_unwritable_place_for_tables_is_bad_input(tmp_path):
+    _run(tmp_path, "a")
+    done = _table(tmp_path, "-o", "/proc/tables")
+    assert done.code == 2
+    assert "/proc/tables" in done.err
+    assert "Traceback" not in done.err
