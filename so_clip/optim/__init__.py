@@ -1,0 +1,1 @@
+"""How weights are trained: optimizers, each a torch.optim.Optimizer."""
