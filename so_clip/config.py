@@ -97,10 +97,21 @@ def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def hydra_main(task: Callable[[DictConfig], Any]) -> None:
-    """Run `task` under Hydra's own entry, multirun and launchers included, on sys.argv."""
+    """Run `task` under Hydra's own entry, multirun and launchers included, on sys.argv.
+
+    Hydra makes a folder for a sweep before its first run is checked. A sweep that fails takes it
+    away again, unless runs are in there.
+    """
     import hydra
 
+    from so_clip.sweep import clear_folders
+
     register()
-    # Hydra would otherwise print errors in its own words and exit with code 1.
-    with readable_errors():
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=CONFIG_NAME)(task)()
+    entry = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=CONFIG_NAME)
+    try:
+        # Hydra would otherwise print errors in its own words and exit with code 1.
+        with readable_errors():
+            entry(task)()
+    except BaseException:
+        clear_folders()
+        raise
