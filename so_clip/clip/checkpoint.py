@@ -137,7 +137,10 @@ def _read(path: Path) -> Any:
                 return read_torchscript(path)
     elif head[:1] != b"\x80":  # where a pickle starts, PyTorch's format before version 1.6
         raise InputError(f"{path} is no checkpoint in any known format. {_WAY_OUT}")
-    with path.open("rb") as file:  # Given a name, torch would judge the format by the suffix.
+    with path.open("rb") as file, warnings.catch_warnings():
+        # torch remarks on pickles that it refuses in the end, too.
+        warnings.simplefilter("ignore")
+        # Given a name, torch would judge the format by the suffix.
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
