@@ -44,16 +44,30 @@ class Classifier(nn.Module):
         """Return logits_BK for uint8 images."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains("vision")):
             image_BD = self.backbone.encode_image(images_BCHW)
-        return self.backbone.logit_scale * image_BD @ self.classes().T
+        return self.logits(image_BD)
+
+    def logits(self, image_BD: Tensor) -> Tensor:
+        """Return logits_BK for unit-length embeddings of images; in float32, autocast or not.
+
+        Autocast would round cosines, times 100, to the two or three digits of half precision.
+        """
+        class_KD = self.classes()
+        with _exact(image_BD.device):
+            return self.backbone.logit_scale * image_BD @ class_KD.T
 
     def classes(self) -> Tensor:
-        """Return class_KD, anew and with its graph while the text tower is being trained."""
+        """Return class_KD, anew and with its graph while the text tower is being trained.
+
+        Otherwise they are made once, in float32 whatever autocast says.
+        """
         if torch.is_grad_enabled() and self.trains("text"):
             self._class_KD = None
             return self.backbone.encode_text(self.prompts)
         if self._class_KD is None:
-            # Kept beyond an inference_mode around this call, where training must not find it.
-            with torch.inference_mode(False), torch.no_grad():
+            # Kept beyond the mode and the precision that this call runs in: training must find
+            # neither a tensor of inference mode nor what an evaluation in bf16 has rounded.
+            exact = _exact(self.backbone.mean.device)
+            with torch.inference_mode(False), torch.no_grad(), exact:
                 self._class_KD = self.backbone.encode_text(self.prompts)
         return self._class_KD
 
@@ -63,3 +77,7 @@ class Classifier(nn.Module):
             parameter.requires_grad and tower_of(name) == tower
             for name, parameter in self.backbone.model.named_parameters()
         )
+
+
+def _exact(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)

@@ -97,6 +97,30 @@ def test_evaluation_after_training_sees_the_trained_prompts(classifier):
     assert not torch.allclose(before_BK, after_BK, atol=1e-2)
 
 
+def test_logits_are_float32_products_whatever_autocast_says(classifier):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        image_BD = classifier.backbone.encode_image(IMAGES_BCHW)
+        logits_BK = classifier.logits(image_BD)
+        assert torch.equal(classifier(IMAGES_BCHW), logits_BK)
+    assert logits_BK.dtype == torch.float32
+    fresh = Classifier(classifier.backbone, classifier.backbone.tokenize(PROMPTS))
+    assert torch.equal(logits_BK, fresh.logits(image_BD))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_after_an_evaluation_finds_no_trace_of_it(classifier, dtype):
+    _open(classifier, "vision")
+    with torch.inference_mode(), torch.autocast("cpu", dtype=dtype):
+        classifier(IMAGES_BCHW)
+    fresh = Classifier(classifier.backbone, classifier.backbone.tokenize(PROMPTS))
+    opened = _open(fresh, "vision")
+    gradients = [
+        torch.autograd.grad(each(IMAGES_BCHW)[:, 0].sum(), opened) for each in (classifier, fresh)
+    ]
+    for after, before in zip(*gradients, strict=True):
+        assert torch.equal(after, before)
+
+
 @pytest.mark.parametrize("encoder", ["vision", "text", "both"])
 def test_gradients_reach_the_trained_towers_and_only_those(classifier, encoder):
     opened = _open(classifier, encoder)
