@@ -1,6 +1,7 @@
 """The training loop: images in, loss, backward, step. It knows no method and no dataset."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -82,9 +83,12 @@ def train(
     scheduler = CosineAnnealingLR(optimizer, T_max=max_steps, eta_min=lr_min)
     history = History()
     with (
+        warnings.catch_warnings(),
         tqdm(total=max_steps, desc="train", unit="step", dynamic_ncols=True) as progress,
         ExitStack() as watched,
     ):
+        # In fp16 the scaler skips steps until it has found its scale; that is no mistake in order.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         watched.enter_context(peak_memory)
         while history.steps < max_steps:
             recorder = _Recorder(history, progress, precision.name)

@@ -73,6 +73,23 @@ def test_the_loss_falls(precision):
     assert history.losses[-1] < 0.5 * history.losses[0]
 
 
+@pytest.mark.filterwarnings("error")
+def test_steps_that_the_fp16_scaler_skips_are_no_cause_for_alarm():
+    class Loud(Toy):
+        def forward(self, images_BCHW):
+            return 100 * super().forward(images_BCHW)
+
+    loud, before = Loud(), Loud().weight_KP
+    batches = random_batches([16, 16])
+    history = _train(loud, batches, max_steps=1, precision=Precision("fp16", CPU))
+    assert history.steps == 1
+    assert torch.equal(loud.weight_KP, before), "no step was skipped: make it louder"
+    history = _train(
+        loud, batches, torch.optim.SGD(loud.parameters(), lr=1e-3), precision=Precision("fp16", CPU)
+    )
+    assert history.losses[-1] < history.losses[0]
+
+
 def test_gradients_do_not_pile_up_and_none_is_left():
     toy = Toy()
     _train(toy, random_batches([4, 4]), max_steps=3)
