@@ -1,0 +1,322 @@
+"""Whole runs, from the command line to the folder they leave, on the embedded model and digits."""
+
+import csv
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from so_clip import draw, table
+from tests.command import call
+
+STEPS = 6
+# Of a run whose settings, machine and code are the same, only these may differ.
+TIMINGS = {"train_seconds"}
+
+
+class Run:
+    """A finished run's folder, read back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.folder / "metrics.json").read_text())
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        with (self.folder / name).open(newline="", encoding="utf-8") as file:
+            return [*csv.DictReader(file)]
+
+    def column(self, name: str, column: str) -> list[float]:
+        return [float(row[column]) for row in self.rows(name)]
+
+
+def run(results_dir: Path, *arguments: str) -> Run:
+    done = call(f"results_dir={results_dir}", "evaluation.workers=0", *arguments)
+    assert done.code == 0, done.err
+    assert done.messages == []
+    assert "Warning" not in done.err
+    return Run(Path(done.out.rpartition("run folder")[2].strip()))
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="session")
+def demo(results: Path) -> Run:
+    """The demo, cut short."""
+    return run(results, "experiment=demo", f"schedule.max_steps={STEPS}")
+
+
+@pytest.fixture(scope="session")
+def zero_shot(results: Path) -> Run:
+    return run(results, "method=zero_shot")
+
+
+def test_the_folder_holds_what_it_should(demo):
+    assert sorted(path.name for path in demo.folder.iterdir()) == [
+        *("config.yaml", "fewshot.json", "history.csv", "metrics.json"),
+        *("predictions.csv", "provenance.json", "summary.txt"),
+    ]
+    assert demo.folder.name.startswith("digits-tiny-so-4shot-seed1-")
+
+
+def test_metrics_have_their_keys_units_and_types(demo):
+    metrics = demo.metrics
+    numbers = (
+        *("zero_shot_accuracy_percent", "accuracy_percent", "peak_memory_mib", "train_seconds"),
+        *("weights_mib", "gradients_mib", "optimizer_state_mib", "activations_mib"),
+    )
+    for key in numbers:
+        assert isinstance(metrics[key], float), key
+        assert metrics[key] > 0
+    assert metrics["steps"] == STEPS
+    assert metrics["stop_reason"] == "max_steps"
+    assert metrics["test_images"] == 540
+    assert (metrics["dataset"], metrics["backbone"]) == ("digits", "tiny")
+    assert (metrics["method"], metrics["shots"], metrics["seed"]) == ("so", 4, 1)
+    assert len(metrics["split_sha256"]) == len(metrics["fewshot_sha256"]) == 64
+    assert "tensor memory" in metrics["peak_memory_measures"]
+
+
+def test_memory_adds_up_to_what_the_model_needs(demo):
+    metrics = demo.metrics
+    parts = ("weights_mib", "gradients_mib", "optimizer_state_mib", "activations_mib")
+    assert sum(metrics[part] for part in parts) == pytest.approx(metrics["peak_memory_mib"])
+    trained_mib = 4 * metrics["trainable_parameters"] / 2**20
+    assert metrics["weights_mib"] > trained_mib
+    assert metrics["gradients_mib"] <= trained_mib
+    # SO keeps at most 2 M entries a matrix, M = 2% of them, at 24 bytes each.
+    assert metrics["optimizer_state_mib"] < 2 * 0.02 * 24 / 4 * trained_mib
+
+
+def test_so_changes_a_part_of_what_it_may(demo):
+    metrics = demo.metrics
+    # At most M entries of each matrix move in a step.
+    at_most = STEPS * 0.02 * metrics["trainable_parameters"]
+    assert 0 < metrics["changed_parameters"] <= at_most
+
+
+def test_history_is_a_row_a_step_along_the_cosine(demo):
+    assert list(demo.rows("history.csv")[0]) == ["step", "loss", "lr"]
+    assert demo.column("history.csv", "step") == [*range(1, STEPS + 1)]
+    expected = [
+        1e-6 + (2e-3 - 1e-6) * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in range(STEPS)
+    ]
+    assert demo.column("history.csv", "lr") == pytest.approx(expected)
+    losses = demo.column("history.csv", "loss")
+    assert losses[-1] == demo.metrics["final_loss"]
+    assert all(0 < loss < 20 for loss in losses)
+
+
+def test_predictions_give_both_accuracies(demo):
+    rows = demo.rows("predictions.csv")
+    assert list(rows[0]) == [
+        *("path", "label", "zero_shot_prediction", "zero_shot_confidence"),
+        *("prediction", "confidence"),
+    ]
+    assert len(rows) == len({row["path"] for row in rows}) == 540
+    for key, column in (
+        ("accuracy_percent", "prediction"),
+        ("zero_shot_accuracy_percent", "zero_shot_prediction"),
+    ):
+        right = sum(row["label"] == row[column] for row in rows)
+        assert demo.metrics[key] == pytest.approx(100 * right / 540)
+    for column in ("confidence", "zero_shot_confidence"):
+        assert all(0.1 <= value <= 1 for value in demo.column("predictions.csv", column))
+
+
+def test_the_draw_is_the_one_that_draw_prints_and_no_test_image(demo):
+    done = call("dataset=digits", "shots=4", "seed=1", main=draw.main)
+    few_shot = json.loads((demo.folder / "fewshot.json").read_text())
+    assert json.loads(done.out) == few_shot
+    assert few_shot["sha256"] == demo.metrics["fewshot_sha256"]
+    drawn = [path for path, _ in few_shot["train"] + few_shot["val"]]
+    labels = sorted(label for _, label in few_shot["train"])
+    assert labels == [label for label in range(10) for _ in range(4)]
+    assert not {*drawn} & {row["path"] for row in demo.rows("predictions.csv")}
+
+
+def test_the_configuration_is_the_one_in_the_metrics(demo):
+    config = OmegaConf.to_container(OmegaConf.load(demo.folder / "config.yaml"))
+    assert config == demo.metrics["settings"]
+    assert config["optimizer"]["density_ratio"] == 0.02
+    assert demo.metrics["fingerprint"].startswith(demo.folder.name.rpartition("-")[2])
+
+
+def test_the_table_for_people_shows_the_figures(demo):
+    text, metrics = (demo.folder / "summary.txt").read_text(), demo.metrics
+    for shown in (
+        f"{metrics['zero_shot_accuracy_percent']:.2f} %",
+        f"{metrics['accuracy_percent']:.2f} %",
+        f"{metrics['peak_memory_mib']:.1f} MiB",
+        f"{metrics['train_seconds']:.1f} s",
+        str(demo.folder),
+    ):
+        assert shown in text
+
+
+def test_provenance_tells_the_weights_and_the_machine(demo):
+    values = json.loads((demo.folder / "provenance.json").read_text())
+    assert {"command", "commit", "versions", "hardware"} <= set(values)
+    assert "experiment=demo" in values["command"]
+    assert values["backbone"].startswith("tiny")
+    assert len(values["backbone_weights_sha256"]) == 64
+    assert values["split_file_sha256"] == demo.metrics["split_sha256"]
+
+
+def _random_states() -> list[Any]:
+    return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]  # noqa: NPY002
+
+
+def test_the_same_run_again_is_the_same_and_global_randomness_has_no_part(demo, tmp_path):
+    random.seed(5)
+    torch.manual_seed(5)
+    before = _random_states()
+    again = run(tmp_path, "experiment=demo", f"schedule.max_steps={STEPS}")
+    assert _random_states() == before
+    assert again.folder.name == demo.folder.name
+    for name in ("history.csv", "predictions.csv", "fewshot.json"):
+        assert (again.folder / name).read_text() == (demo.folder / name).read_text(), name
+    differing = {key for key, value in again.metrics.items() if value != demo.metrics[key]}
+    assert differing <= TIMINGS | {"settings"}
+    settings = [each.metrics["settings"] | {"results_dir": None} for each in (again, demo)]
+    assert settings[0] == settings[1]
+
+
+def test_another_seed_is_another_draw_and_another_history(demo, results):
+    other = run(results, "experiment=demo", f"schedule.max_steps={STEPS}", "seed=2")
+    assert other.folder != demo.folder
+    assert other.metrics["fewshot_sha256"] != demo.metrics["fewshot_sha256"]
+    assert other.column("history.csv", "loss") != demo.column("history.csv", "loss")
+    same = "zero_shot_accuracy_percent"
+    assert other.metrics[same] == demo.metrics[same]
+
+
+def test_zero_shot_trains_nothing(zero_shot, demo):
+    metrics = zero_shot.metrics
+    assert metrics["accuracy_percent"] == metrics["zero_shot_accuracy_percent"]
+    assert metrics["accuracy_percent"] == demo.metrics["zero_shot_accuracy_percent"]
+    assert metrics["trainable_parameters"] == metrics["changed_parameters"] == 0
+    assert (metrics["steps"], metrics["train_seconds"]) == (0, 0)
+    assert metrics["optimizer_state_mib"] == metrics["gradients_mib"] == 0
+    assert 0 < metrics["weights_mib"] < metrics["peak_memory_mib"]
+    assert sorted(path.name for path in zero_shot.folder.iterdir()) == [
+        *("config.yaml", "metrics.json", "predictions.csv", "provenance.json", "summary.txt")
+    ]
+
+
+def test_an_early_stop_tests_the_last_iterate(results):
+    # 40 images in batches of 20 are 2 steps an epoch.
+    stopped = run(results, "method=adamw", "schedule.batch_size=20", "schedule.stop_loss=100")
+    assert (stopped.metrics["steps"], stopped.metrics["stop_reason"]) == (2, "stop_loss")
+    rows = stopped.rows("predictions.csv")
+    assert any(row["zero_shot_confidence"] != row["confidence"] for row in rows)
+    # Dense AdamW moves nearly every weight, and keeps two moments of each.
+    metrics = stopped.metrics
+    assert metrics["changed_parameters"] > 0.5 * metrics["trainable_parameters"]
+    assert metrics["changed_parameters"] <= metrics["trainable_parameters"]
+    state_mib = 2 * 4 * metrics["trainable_parameters"] / 2**20
+    assert metrics["optimizer_state_mib"] == pytest.approx(state_mib, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_half_precision_runs(demo, results, precision):
+    half = run(results, "experiment=demo", "schedule.max_steps=2", f"precision={precision}")
+    assert half.metrics["precision"] == precision
+    first = [each.column("history.csv", "loss")[0] for each in (half, demo)]
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=0.05)
+
+
+def test_a_template_and_half_a_model_can_be_chosen(results, demo):
+    chosen = run(
+        results,
+        *("experiment=demo", "schedule.max_steps=1", "template='a drawn {}'"),
+        *("adapter.encoder=vision", "adapter.position=top"),
+    )
+    key = "zero_shot_accuracy_percent"
+    assert chosen.metrics[key] != demo.metrics[key]
+    assert 0 < chosen.metrics["trainable_parameters"] < demo.metrics["trainable_parameters"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_path):
+    done = call("method=adamw", "optimizer.lr=1e30", f"results_dir={tmp_path}")
+    assert done.code == 1
+    (message,) = done.messages
+    for part in ("nan at step 2 ", "lr 1e+30", "precision fp32", "optimizer.lr"):
+        assert part in message
+    assert "Traceback" not in done.err
+    (folder,) = tmp_path.iterdir()
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["config.yaml", "fewshot.json", "history.csv"]
+    rows = Run(folder).rows("history.csv")
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert rows[1]["loss"] == "nan"
+    listed = call(tmp_path, main=table.main)
+    assert listed.code == 2
+    assert "no finished run" in listed.err
+
+
+def test_runs_become_tables(demo, zero_shot, results):
+    done = call(results, main=table.main)
+    assert done.code == 0
+    assert f"{zero_shot.metrics['accuracy_percent']:.2f}" in done.out
+    for name in ("Zero-shot CLIP", "SO"):
+        assert f"| tiny | {'-' if name != 'SO' else '4'} | {name}" in done.out
+
+
+@pytest.fixture(scope="session")
+def cut_eurosat(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Write EuroSAT's split file with the first images a class alone in its test list."""
+    split = json.loads((shared / "data" / "eurosat" / "split_zhou_EuroSAT.json").read_text())
+
+    def cut(images_per_class: int) -> Path:
+        kept: list[Any] = []
+        for entry in split["test"]:
+            if sum(entry[1] == each[1] for each in kept) < images_per_class:
+                kept.append(entry)
+        path = tmp_path_factory.mktemp("split") / "cut.json"
+        path.write_text(json.dumps(split | {"test": kept}))
+        return path
+
+    return cut
+
+
+def test_real_images_go_through_the_embedded_model(shared, cut_eurosat, tmp_path):
+    real = run(
+        tmp_path,
+        *("dataset=eurosat", f"data_root={shared / 'data'}", "shots=4", "backbone=tiny"),
+        *("schedule.max_steps=3", f"dataset.split_file={cut_eurosat(10)}"),
+    )
+    metrics = real.metrics
+    assert (metrics["steps"], metrics["test_images"]) == (3, 100)
+    assert len(real.rows("predictions.csv")) == 100
+    assert metrics["changed_parameters"] <= metrics["trainable_parameters"]
+
+
+def test_a_random_vit_b32_goes_through_on_real_images(shared, cut_eurosat, tmp_path):
+    real = run(
+        tmp_path,
+        *("dataset=eurosat", f"data_root={shared / 'data'}", "shots=1", "backbone=vit_b32"),
+        *("backbone.pretrained=null", "schedule.max_steps=2"),
+        f"dataset.split_file={cut_eurosat(1)}",
+    )
+    metrics = real.metrics
+    assert metrics["trainable_parameters"] == 122_683_392
+    # M entries of each matrix in each of two steps
+    assert 0 < metrics["changed_parameters"] <= 2 * 5e-4 * 122_683_392
+    assert metrics["peak_memory_mib"] > metrics["weights_mib"] > 500
+    values = json.loads((real.folder / "provenance.json").read_text())
+    assert "random weights" in values["backbone"]
