@@ -16,6 +16,36 @@ def sampled_gradient(param: Tensor) -> Tensor | None:
     return values
 
 
+def add_sampled_gradient(param: Tensor, support_M: Tensor, values_M: Tensor) -> None:
+    """Add to `param.sampled_grad`, as autograd adds to `.grad`, and note which support it is on.
+
+    Args:
+        param: a tensor of an optimizer.
+        support_M: what its `support(param)` returned; the very tensor, which is how a support that
+            has since been drawn anew is told apart.
+        values_M: the gradient there, which from now on belongs to the parameter.
+
+    Raises:
+        RuntimeError: what is there is a gradient on another support.
+    """
+    before_M = sampled_gradient(param)
+    if before_M is None:
+        values_M.support = support_M  # type: ignore[attr-defined]
+        vars(param)["sampled_grad"] = values_M
+    else:
+        _check_support(param, before_M, support_M)
+        before_M += values_M
+
+
+def _check_support(param: Tensor, values_M: Tensor, support_M: Tensor) -> None:
+    if getattr(values_M, "support", support_M) is not support_M:
+        raise RuntimeError(
+            f"the sampled_grad of a tensor of shape {tuple(param.shape)} is on a support that has "
+            "been drawn anew or loaded since. Call optimizer.zero_grad() between the step and the "
+            "next backward pass, and none of both in between forward and backward."
+        )
+
+
 def has_gradient(param: Tensor) -> bool:
     """Return whether there is anything to step by."""
     return param.grad is not None or sampled_gradient(param) is not None
@@ -52,6 +82,7 @@ def read_gradient(param: Tensor, support_M: Tensor | None) -> Tensor:
             f"sampled_grad has shape {tuple(sampled_M.shape)}, but SO.support of its tensor of "
             f"shape {tuple(param.shape)} has shape {tuple(support_M.shape)}."
         )
+    _check_support(param, sampled_M, support_M)
     return sampled_M if grad is None else sampled_M + read(grad, support_M)
 
 

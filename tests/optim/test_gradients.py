@@ -1,0 +1,167 @@
+"""Gradients given whole, sampled, or both, and those that cannot be used."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from so_clip import SO
+
+
+def pair(**options: object) -> list[tuple[nn.Parameter, SO]]:
+    """Two equal tensors, with an optimizer each."""
+    start = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).t()
+    twins = [nn.Parameter(start.clone()) for _ in range(2)]
+    return [(param, SO([param], 0.1, density_ratio=0.2, T=2, **options)) for param in twins]
+
+
+def sample(optimizer: SO, param: Tensor, grad: Tensor) -> Tensor:
+    """What a layer would compute: the gradient on the coming support."""
+    support = optimizer.support(param)
+    assert support is not None
+    return grad.reshape(-1)[support]
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("moment_selection", ["importance", "random", "dense", "none"])
+def test_sampled_gradients_do_what_whole_ones_do(
+    moment_selection: str, weight_decay: float, foreach: bool | None
+) -> None:
+    options = {"moment_selection": moment_selection, "weight_decay": weight_decay}
+    (whole, by_whole), (sampled, by_sample) = pair(**options, foreach=foreach)
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(7):
+        whole.grad = torch.randn(whole.shape, generator=draw)
+        sampled.sampled_grad = sample(by_sample, sampled, whole.grad)
+        by_whole.step()
+        by_sample.step()
+        assert sampled.grad is None
+        assert torch.equal(whole, sampled)
+
+
+def test_sampled_and_whole_gradients_add_up() -> None:
+    # A weight of two layers, one of which samples.
+    (whole, by_whole), (tied, by_both) = pair()
+    for _ in range(3):
+        one, other = torch.randn(2, *whole.shape, generator=torch.Generator().manual_seed(2))
+        whole.grad, tied.grad = one + other, one.clone()
+        tied.sampled_grad = sample(by_both, tied, other)
+        by_whole.step()
+        by_both.step()
+        assert torch.equal(whole, tied)
+
+
+def test_low_precision_weights_take_float32_samples() -> None:
+    param = nn.Parameter(torch.zeros(100, dtype=torch.bfloat16))
+    optimizer = SO([param], density_ratio=0.05)
+    values = torch.linspace(1, 2, 5) + 2**-12
+    param.sampled_grad = values
+    optimizer.step()
+    state = optimizer.state[param]
+    order = state["index"].argsort()
+    assert torch.equal(state["exp_avg"][order], values * (1 - 0.9))
+
+
+def test_a_layer_can_compute_only_what_is_asked_for() -> None:
+    weight = nn.Parameter(torch.randn(4, 5, generator=torch.Generator().manual_seed(3)))
+    optimizer = SO([weight], 0.1, density_ratio=0.3, T=1)
+    reference = nn.Parameter(weight.detach().clone())
+    by_whole = SO([reference], 0.1, density_ratio=0.3, T=1)
+    draw = torch.Generator().manual_seed(4)
+    for _ in range(4):
+        inputs_BI = torch.randn(8, 5, generator=draw)
+        outputs_BO = inputs_BI @ weight.detach().t()
+        outputs_BO.requires_grad_()
+        (grad_BO,) = torch.autograd.grad(outputs_BO.square().sum(), outputs_BO)
+        rows, columns = optimizer.support(weight) // 5, optimizer.support(weight) % 5
+        weight.sampled_grad = (grad_BO[:, rows] * inputs_BI[:, columns]).sum(0)
+        optimizer.step()
+
+        by_whole.zero_grad()
+        (inputs_BI @ reference.t()).square().sum().backward()
+        by_whole.step()
+        torch.testing.assert_close(weight, reference)
+
+
+def test_zero_grad_clears_samples() -> None:
+    (param, optimizer), _ = pair()
+    param.sampled_grad = sample(optimizer, param, torch.ones(param.shape))
+    optimizer.zero_grad()
+    assert param.sampled_grad is None
+    before = param.detach().clone()
+    optimizer.step()
+    assert torch.equal(param, before)
+
+
+def test_the_support_is_the_same_tensor_until_it_is_redrawn() -> None:
+    (param, optimizer), _ = pair()
+    support = optimizer.support(param)
+    assert support is optimizer.support(param)
+    param.grad = torch.ones(param.shape)
+    optimizer.step()
+    assert torch.equal(optimizer.support(param), support)
+    optimizer.step()
+    assert not torch.equal(optimizer.support(param), support)
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, [True] * 4),
+        ({"density_ratio": 1}, [False] * 4),
+        ({"gradient_selection": "dense"}, [False] * 4),
+        ({"gradient_selection": "importance"}, [False, True, False, True]),
+        ({"gradient_selection": "importance", "T": 0}, [False, True, True, True]),
+    ],
+    ids=str,
+)
+def test_where_the_whole_gradient_is_needed_there_is_no_support(
+    options: dict[str, object], known: list[bool]
+) -> None:
+    param = nn.Parameter(torch.zeros(50))
+    optimizer = SO([param], **{"density_ratio": 0.1, "T": 2, **options})
+    found = []
+    for _ in known:
+        found.append(optimizer.support(param) is not None)
+        param.grad = torch.ones(50)
+        optimizer.step()
+    assert found == known
+
+
+def _sparse(param: nn.Parameter) -> None:
+    param.grad = torch.eye(10).to_sparse()
+
+
+def _too_long(param: nn.Parameter) -> None:
+    param.sampled_grad = torch.zeros(11)
+
+
+def _unexpected(param: nn.Parameter) -> None:
+    param.sampled_grad = torch.zeros(10)
+
+
+@pytest.mark.parametrize(
+    ("give", "options", "message"),
+    [
+        (_sparse, {}, r"shape \(10, 10\) is torch\.sparse_coo: .* does not support sparse"),
+        (_sparse, {"gradient_selection": "dense"}, "does not support sparse"),
+        (_too_long, {}, r"sampled_grad has shape \(11,\), but SO\.support .* has shape \(10,\)"),
+        (_unexpected, {"gradient_selection": "importance"}, "reads the whole gradient"),
+        (_unexpected, {"density_ratio": 1}, "reads the whole gradient"),
+    ],
+    ids=["sparse", "sparse for dense", "too long", "not yet chosen", "dense tensor"],
+)
+def test_bad_gradients(give: object, options: dict[str, object], message: str) -> None:
+    param = nn.Parameter(torch.zeros(10, 10))
+    optimizer = SO([param], **{"density_ratio": 0.1, **options})
+    give(param)
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    assert (param == 0).all()
+    assert optimizer.state[param]["step"] == 0
+
+
+def test_a_stranger_has_no_support() -> None:
+    (_, optimizer), _ = pair()
+    with pytest.raises(ValueError, match=r"holds no such tensor of \(2, 3\)"):
+        optimizer.support(nn.Parameter(torch.zeros(2, 3)))
