@@ -103,7 +103,18 @@ def test_help_is_the_manual(flag):
     assert (done.code, done.out, done.err) == (0, f"{TEXT}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["dataset=eurosta"], ["shots=0"], ["--cfg=job"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--cfg=job"],
+        ["dataset=eurosta"],
+        ["shots=0"],
+        ["shot=4"],
+        ["dataset=eurosat", "data_root=/nowhere"],
+        ["results_dir=/proc/runs"],
+    ],
+)
 def test_help_and_refusals_do_not_wait_for_torch(arguments):
     code = (
         "import sys; sys.argv[0] = 'so_clip'\n"
