@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from so_clip.data.examples import Example
 from so_clip.data.images import ImageSource
-from so_clip.data.splits import Example
 from so_clip.data.transforms import RandomResizedCrop, check_image_size, resize_and_centre_crop
 from so_clip.errors import InputError
 

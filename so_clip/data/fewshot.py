@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from so_clip.data.splits import Example, Splits
+from so_clip.data.examples import Example, Splits
 from so_clip.errors import InputError, nearest
 
 PROTOCOLS = ("coop", "clip_lora")

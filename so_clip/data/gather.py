@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from so_clip.data.cards import DatasetCard, load_card
+from so_clip.data.examples import Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
 from so_clip.data.images import ImageSource, open_images, require_images
-from so_clip.data.splits import Splits, load_splits
+from so_clip.data.splits import load_splits
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,20 @@
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from so_clip.data.cards import DatasetCard, how_to_get
 from so_clip.data.digits import digit_path, load_digits
+from so_clip.data.examples import Example
 from so_clip.data.inside import why_outside
-from so_clip.data.splits import Example, require_data_root
+from so_clip.data.splits import require_data_root
 from so_clip.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,12 +27,17 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 # Pillow's own limit against decompression bombs; decoded, such an image takes half a GiB.
 MAX_PIXELS = 2 * (1 << 30) // 12
 
+_Taken = TypeVar("_Taken")
+
 
 class ImageSource(Protocol):
     """Where the images of a dataset are read from, by the paths of its examples."""
 
     def read(self, path: str) -> Image.Image:
         """Return the decoded RGB image; InputError names what cannot be read."""
+
+    def content(self, path: str) -> bytes:
+        """Return what the image is decoded from; InputError names what cannot be read."""
 
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Return those of `paths` that are not there, in order."""
@@ -59,10 +66,27 @@ class ImageFolder:
             InputError: naming the file, when it is missing, truncated, empty, no image, no plain
                 file, larger than `MAX_PIXELS`, or outside `root`.
         """
+        return self._read(path, _decode)
+
+    def content(self, path: str) -> bytes:
+        """Return one image's file as it is, undecoded; InputError as in `read`."""
+        return self._read(path, lambda stream: stream.read())
+
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Return those of `paths` that are not files, in order. Nothing is opened."""
+        # os.path.isfile, unlike Path.is_file, never raises.
+        return [path for path in paths if not os.path.isfile(self.root / self._inside(path))]  # noqa: PTH113
+
+    def _inside(self, path: str) -> str:
+        if reason := why_outside(path):
+            raise InputError(f"{self.root}: the path {path!r} is refused: {reason}.")
+        return path
+
+    def _read(self, path: str, take: Callable[[BinaryIO], _Taken]) -> _Taken:
         file = self.root / self._inside(path)
         try:
             with _open_plain(file) as stream:
-                return _decode(stream)
+                return take(stream)
         except FileNotFoundError as error:
             raise InputError(
                 f"{file}: the image is missing. The split file lists it: complete the dataset, or "
@@ -77,16 +101,6 @@ class ImageFolder:
                 "It is damaged or cut short: fetch it again."
             ) from error
 
-    def missing(self, paths: Iterable[str]) -> list[str]:
-        """Return those of `paths` that are not files, in order. Nothing is opened."""
-        # os.path.isfile, unlike Path.is_file, never raises.
-        return [path for path in paths if not os.path.isfile(self.root / self._inside(path))]  # noqa: PTH113
-
-    def _inside(self, path: str) -> str:
-        if reason := why_outside(path):
-            raise InputError(f"{self.root}: the path {path!r} is refused: {reason}.")
-        return path
-
 
 class DigitArray:
     """The handwritten digits of the package, by the paths of `digit_path`."""
@@ -97,14 +111,21 @@ class DigitArray:
 
     def read(self, path: str) -> Image.Image:
         """Return one digit as an RGB image; InputError for a path that is no digit."""
-        if path not in self._index:
-            last = digit_path(len(self._index) - 1)
-            raise InputError(f"{path}: there is no such digit; the last one is {last}.")
-        return Image.fromarray(self._images_NHW[self._index[path]]).convert("RGB")
+        return Image.fromarray(self._image_HW(path)).convert("RGB")
+
+    def content(self, path: str) -> bytes:
+        """Return one digit's grey values; InputError for a path that is no digit."""
+        return self._image_HW(path).tobytes()
 
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Return those of `paths` that are no digits, in order."""
         return [path for path in paths if path not in self._index]
+
+    def _image_HW(self, path: str) -> npt.NDArray[np.uint8]:
+        if path not in self._index:
+            last = digit_path(len(self._index) - 1)
+            raise InputError(f"{path}: there is no such digit; the last one is {last}.")
+        return self._images_NHW[self._index[path]]
 
 
 def open_images(card: DatasetCard, data_root: Path | None) -> ImageSource:

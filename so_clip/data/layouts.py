@@ -7,8 +7,8 @@ from pathlib import Path
 
 from so_clip.data.cards import DatasetCard, how_to_get
 from so_clip.data.digits import DIGITS_FILE, digit_path, load_digits
+from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.inside import why_outside
-from so_clip.data.splits import SPLITS, Example, Splits
 from so_clip.errors import InputError
 
 # What torchvision's ImageFolder counts as an image, which is what CLIP-LoRA draws from.

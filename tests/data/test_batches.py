@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from so_clip.data.batches import TestStream, TrainBatches
+from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder, load_uint8
-from so_clip.data.splits import Example
 from so_clip.data.transforms import RandomResizedCrop
 from so_clip.errors import InputError
 from tests.oracles import crop_oracle

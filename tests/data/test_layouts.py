@@ -7,7 +7,8 @@ import pytest
 
 from so_clip.data.cards import load_card
 from so_clip.data.digits import load_digits
-from so_clip.data.splits import Example, load_splits
+from so_clip.data.examples import Example
+from so_clip.data.splits import load_splits
 from so_clip.errors import InputError
 
 WNIDS = ("n01", "n02", "n10")

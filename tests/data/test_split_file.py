@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from so_clip.data.cards import load_card
+from so_clip.data.examples import Example
 from so_clip.data.inside import why_outside
-from so_clip.data.splits import Example, load_splits, read_split_file
+from so_clip.data.split_file import read_split_file
+from so_clip.data.splits import load_splits
 from so_clip.errors import InputError
 
 GOOD = {
