@@ -1,0 +1,148 @@
+"""Some entries of a product gᵀx, the gradient of a linear layer's weight, without the others.
+
+Entry (i, j) is the sum over tokens of g[:, i] · x[:, j]. Three ways to it, each the fastest over a
+range of densities (scripts/bench_sampled.py): gather the columns that are asked for and multiply
+them, torch's sampled product of sparse matrices, and whole rows of gᵀx of which a part is kept.
+
+Names end in their shape: N tokens, O outputs and I inputs of the layer, M entries asked for.
+"""
+
+import warnings
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Method = Literal["columns", "gather", "csr", "rows"]
+
+# Of O + I. Gathering costs two reads in disorder for each of N M products. The sampled product of
+# sparse matrices costs 1/20 of that, once the N (O + I) values of both factors are transposed.
+_MOST_GATHERED = 0.75
+# Of O I. The whole product takes as long as torch's sampled one at this density.
+DENSE_FROM = 1 / 8
+
+# Values in one temporary: on the CPU they stay in its second cache.
+_VALUES_AT_ONCE = {"cpu": 2**17}
+_VALUES_AT_ONCE_ELSEWHERE = 2**22
+_TOKENS_AT_ONCE = 128  # in a sampled product of sparse matrices
+_BLOCK = 2**20  # values of a block of whole rows
+
+
+def fastest(entries: int, shape: tuple[int, ...], device: torch.device) -> Method:
+    """Return how to compute M entries of the gradient of a weight of shape [O, I].
+
+    columns: gather, from the M columns of x, which take less memory than x; all others keep x.
+    gather, csr, rows: see the module. Only the CPU's sampled product was measured and is used.
+    """
+    out_features, in_features = shape
+    if entries < in_features:
+        return "columns"
+    if entries <= _MOST_GATHERED * (out_features + in_features):
+        return "gather"
+    if device.type == "cpu" and entries < DENSE_FROM * out_features * in_features:
+        return "csr"
+    return "rows"
+
+
+def entries_of_product(
+    g_NO: Tensor, x_NI: Tensor, support_M: Tensor, in_features: int, method: str
+) -> Tensor:
+    """Return the entries of gᵀx [O, I] at `support_M`, in at least float32 throughout.
+
+    Temporaries are a few MiB at most, whatever N is; with "rows", a few times M values besides.
+
+    Args:
+        g_NO: the gradient of a linear layer's output.
+        x_NI: its input; for method "columns", the M columns of it that the entries need [N, M].
+        support_M: flat indices int64, ascending.
+        in_features: I.
+        method: a Method.
+
+    Returns:
+        [M], float32 for half precision, otherwise of g's type.
+    """
+    with torch.autocast(g_NO.device.type, enabled=False):
+        if method == "csr":
+            return _by_sparse_product(g_NO, x_NI, support_M)
+        if method == "rows":
+            return _by_rows(g_NO, x_NI, support_M)
+        row_M = support_M // in_features
+        column_M = None if method == "columns" else support_M % in_features
+        return _by_gathering(g_NO, x_NI, row_M, column_M)
+
+
+# An operator of its own, so that torch.compile and fake tensors need not look inside.
+sampled_product = torch.library.custom_op(
+    "so_clip::sampled_product", entries_of_product, mutates_args=()
+)
+
+
+@sampled_product.register_fake
+def _(g_NO: Tensor, x_NI: Tensor, support_M: Tensor, in_features: int, method: str) -> Tensor:
+    return g_NO.new_empty(support_M.shape, dtype=_sum_type(g_NO))
+
+
+def _sum_type(g_NO: Tensor) -> torch.dtype:
+    return torch.promote_types(g_NO.dtype, torch.float32)
+
+
+def _by_gathering(g_NO: Tensor, x_NI: Tensor, row_M: Tensor, column_M: Tensor | None) -> Tensor:
+    sum_M = g_NO.new_zeros(len(row_M), dtype=_sum_type(g_NO))
+    values = _VALUES_AT_ONCE.get(g_NO.device.type, _VALUES_AT_ONCE_ELSEWHERE)
+    tokens = max(1, values // max(1, len(row_M)))
+    for g_nO, x_nI in zip(g_NO.split(tokens), x_NI.split(tokens), strict=True):
+        product_nM = _columns(g_nO, row_M, sum_M.dtype)
+        product_nM *= _columns(x_nI, column_M, sum_M.dtype)
+        sum_M += product_nM.sum(0)
+    return sum_M
+
+
+def _columns(x_nI: Tensor, column_M: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if column_M is None:
+        return x_nI.to(dtype)
+    if len(column_M) < x_nI.shape[1]:
+        return x_nI.index_select(1, column_M).to(dtype)
+    return x_nI.to(dtype).index_select(1, column_M)
+
+
+def _by_sparse_product(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
+    _expect_beta_warning()
+    dtype, (rows, columns) = _sum_type(g_NO), (g_NO.shape[1], x_NI.shape[1])
+    row_starts = torch.arange(rows + 1, device=support_M.device) * columns
+    sum_OI = torch.sparse_csr_tensor(
+        torch.searchsorted(support_M, row_starts),
+        support_M % columns,
+        g_NO.new_zeros(len(support_M), dtype=dtype),
+        (rows, columns),
+        check_invariants=False,
+    )
+    for g_nO, x_nI in zip(g_NO.split(_TOKENS_AT_ONCE), x_NI.split(_TOKENS_AT_ONCE), strict=True):
+        torch.sparse.sampled_addmm(sum_OI, g_nO.T.to(dtype), x_nI.to(dtype), out=sum_OI)
+    return sum_OI.values()
+
+
+@cache
+def _expect_beta_warning() -> None:
+    """Have torch say now, once and unheard, that CSR tensors are in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+
+
+def _by_rows(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
+    """Of each block of rows, take what is asked for, without asking the device where that ends."""
+    columns = x_NI.shape[1]
+    tokens = max(1, _BLOCK // columns)
+    taken_M = g_NO.new_zeros(len(support_M), dtype=_sum_type(g_NO))
+    start = 0
+    for g_No in g_NO.split(max(1, _BLOCK // columns), dim=1):
+        block_oI = taken_M.new_zeros(g_No.shape[1], columns)
+        for g_no, x_nI in zip(g_No.split(tokens), x_NI.split(tokens), strict=True):
+            block_oI.addmm_(g_no.T.to(block_oI.dtype), x_nI.to(block_oI.dtype))
+        at_M = support_M - start
+        is_here_M = (at_M >= 0) & (at_M < block_oI.numel())
+        at_M.clamp_(0, block_oI.numel() - 1)
+        taken_M = block_oI.take(at_M).where(is_here_M, taken_M)
+        start += block_oI.numel()
+    return taken_M

@@ -1,0 +1,188 @@
+"""Entries of a product, by each method, against the whole product in float64."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from so_clip.optim.sampled_product import (
+    DENSE_FROM,
+    entries_of_product,
+    fastest,
+    sampled_product,
+)
+
+METHODS = ("columns", "gather", "csr", "rows")
+CPU = torch.device("cpu")
+
+
+def case(
+    tokens: int, rows: int, columns: int, entries: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return g_NO, x_NI and the support_M of some entries of their product."""
+    generator = torch.Generator().manual_seed(seed)
+    g_NO = torch.randn(tokens, rows, generator=generator, dtype=torch.float64).to(dtype)
+    x_NI = torch.randn(tokens, columns, generator=generator, dtype=torch.float64).to(dtype)
+    support_M = torch.randperm(rows * columns, generator=generator)[:entries].sort().values
+    return g_NO, x_NI, support_M
+
+
+def kept(x_NI: Tensor, support_M: Tensor, method: str) -> Tensor:
+    """Return what a layer keeps of its input."""
+    return x_NI[:, support_M % x_NI.shape[1]] if method == "columns" else x_NI
+
+
+def exact(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
+    return (g_NO.double().T @ x_NI.double()).take(support_M)
+
+
+def bound(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
+    """Return what each entry's rounding errors are measured by: the sum of its terms' sizes."""
+    return exact(g_NO.abs(), x_NI.abs(), support_M)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # Half precision is summed in float32: its products are exact there.
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 1e-6),
+        (torch.bfloat16, 1e-6),
+        (torch.float16, 1e-6),
+    ],
+)
+@pytest.mark.parametrize(
+    ("tokens", "rows", "columns", "entries"),
+    [
+        (1, 1, 1, 1),
+        (0, 5, 3, 4),
+        (7, 5, 3, 1),
+        (7, 5, 3, 15),
+        (300, 33, 65, 200),  # more tokens than are taken at once
+        (5, 1100, 1000, 130_000),  # more entries than are gathered at once, two blocks of rows
+        (1100, 3, 1000, 50),  # more tokens than a block is multiplied by at once
+    ],
+)
+def test_entries_are_those_of_the_whole_product(
+    method, dtype, tolerance, tokens, rows, columns, entries
+):
+    g_NO, x_NI, support_M = case(tokens, rows, columns, entries, dtype)
+    values_M = sampled_product(g_NO, kept(x_NI, support_M, method), support_M, columns, method)
+    assert values_M.dtype == torch.promote_types(dtype, torch.float32)
+    error_M = (values_M - exact(g_NO, x_NI, support_M)).abs()
+    assert (error_M <= tolerance * bound(g_NO, x_NI, support_M)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(0, 40),
+    rows=st.integers(1, 30),
+    columns=st.integers(1, 30),
+    density=st.floats(1e-6, 1),
+    method=st.sampled_from(METHODS),
+    seed=st.integers(0, 9),
+)
+def test_any_shape_and_density(tokens, rows, columns, density, method, seed):
+    entries = max(1, int(rows * columns * density))
+    g_NO, x_NI, support_M = case(tokens, rows, columns, entries, torch.float64, seed)
+    values_M = sampled_product(g_NO, kept(x_NI, support_M, method), support_M, columns, method)
+    torch.testing.assert_close(values_M, exact(g_NO, x_NI, support_M), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_strides(method):
+    g_NO, x_NI, support_M = case(9, 8, 6, 20, torch.float64)
+    g_NO, x_NI = g_NO.T.contiguous().T, x_NI[:, :1].expand(-1, 6)
+    values_M = sampled_product(g_NO, kept(x_NI, support_M, method), support_M, 6, method)
+    torch.testing.assert_close(values_M, exact(g_NO, x_NI, support_M), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_that_are_not_finite_stay_so(method):
+    g_NO, x_NI, support_M = case(9, 4, 3, 12, torch.float32)
+    g_NO[5, 2] = torch.inf
+    values_M = sampled_product(g_NO, kept(x_NI, support_M, method), support_M, 3, method)
+    assert torch.equal(values_M.isfinite(), support_M // 3 != 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_around_the_backward_pass_changes_nothing(method):
+    g_NO, x_NI, support_M = case(50, 8, 6, 20, torch.float32)
+    arguments = (g_NO, kept(x_NI, support_M, method), support_M, 6, method)
+    plain_M = sampled_product(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sampled_product(*arguments), plain_M)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_a_proper_operator(method):
+    g_NO, x_NI, support_M = case(9, 8, 6, 20, torch.bfloat16)
+    arguments = (g_NO, kept(x_NI, support_M, method), support_M, 6, method)
+    torch.library.opcheck(sampled_product, arguments)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest storage that is made, in bytes, and refuses to have values read."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+    def __init__(self, *given: Tensor, may_read: bool) -> None:
+        super().__init__()
+        self.bytes, self.may_read = 0, may_read
+        self.given = {tensor.untyped_storage().data_ptr() for tensor in given}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not self.may_read:
+            assert not any(read in func.name() for read in self.READS), func.name()
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                storage = leaf.untyped_storage()
+                if storage.data_ptr() not in self.given:
+                    self.bytes = max(self.bytes, storage.nbytes())
+        return result
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_temporaries_are_small_and_the_host_reads_nothing(method):
+    # The product has 8 MiB of float32 values, the factors 32 and 16 MiB.
+    g_NO, x_NI, support_M = case(4096, 2048, 1024, 2000, torch.float32)
+    kept_NI = kept(x_NI, support_M, method)
+    # In torch's CPU code for CSR tensors there are checks that read; no other device runs it.
+    with Largest(g_NO, kept_NI, support_M, may_read=method == "csr") as largest:
+        entries_of_product(g_NO, kept_NI, support_M, 1024, method)
+    assert largest.bytes <= (2**22 if method == "rows" else 2**20)
+
+
+def test_no_warning_reaches_the_user():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampled_product(*case(3, 4, 5, 6, torch.float32), 5, "csr")
+
+
+@pytest.mark.parametrize(
+    ("entries", "shape", "device", "method"),
+    [
+        # ViT-B/16 at density 5e-4: attention's projections, then the MLP's matrices.
+        (884, (2304, 768), "cpu", "gather"),
+        (294, (768, 768), "cpu", "columns"),
+        (1179, (3072, 768), "cpu", "gather"),
+        (1179, (768, 3072), "cpu", "columns"),
+        # The input's columns take less memory than the input only while they are fewer.
+        (767, (3072, 768), "cpu", "columns"),
+        (768, (3072, 768), "cpu", "gather"),
+        (23592, (3072, 768), "cpu", "csr"),
+        (23592, (3072, 768), "cuda", "rows"),
+        (int(DENSE_FROM * 3072 * 768), (3072, 768), "cpu", "rows"),
+        (3072 * 768, (3072, 768), "cpu", "rows"),
+        (1, (1, 1), "cpu", "gather"),
+    ],
+)
+def test_the_rule(entries, shape, device, method):
+    assert fastest(entries, shape, torch.device(device)) == method
