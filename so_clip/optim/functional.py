@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from so_clip.optim.index_sets import largest, locate, read, spread, subtract
-from so_clip.optim.support import to_devices
+from so_clip.optim.support import to_device
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ def so(
         _multi_tensor_so(params, grads, support_RM, moments, tickets, rule=rule, step=step)
 
 
-# Random numbers that decide what is kept: of each tensor's remembered and of its seen entries.
-Tickets = tuple[list[Tensor], list[Tensor]]
+# Random numbers that decide what is kept: of the entries remembered [R, M] and of those seen [R, M]
+# (where everything is: one [numel] a tensor).
+Tickets = tuple[Tensor, Sequence[Tensor]]
 
 
 def _single_tensor_so(
@@ -184,8 +185,10 @@ def _multi_tensor_so(
         _descend(params, moments.tensors(), None, rule, step)
         _descend(params, new, is_old_RM, rule, step)
 
-    scores = [torch.stack(each) for each in tickets] if tickets else [mu_RM.abs(), new[2].abs()]
-    scores[1] = scores[1].masked_fill_(is_old_RM, -1)
+    score_RM, new_score_RM = mu_RM.abs(), new[2].abs()
+    if tickets:
+        score_RM, new_score_RM = tickets[0], torch.stack(list(tickets[1]))
+    scores = (score_RM, new_score_RM.masked_fill_(is_old_RM, -1))
     union = [torch.cat(pair, dim=1) for pair in zip(moments.tensors(), new, strict=True)]
     kept_RM = largest(torch.cat(scores, dim=1), union[0], m)
     for each_RM, each_RU in zip(moments.tensors(), union, strict=True):
@@ -311,8 +314,12 @@ def _draw_tickets(
     Whoever keeps the M highest of independent, equally distributed numbers keeps a uniform subset.
     They are drawn on the CPU, as supports are; float64 leaves no ties.
     """
-    seen = [p.numel() if support_RM is None else support_RM.shape[1] for p in params]
-    sizes = [index_RM.shape[1]] * len(params) + seen
-    numbers = torch.rand(sum(sizes), dtype=torch.float64, generator=generator)
-    tickets = to_devices(list(numbers.split(sizes)), [params[0].device] * len(sizes))
-    return tickets[: len(params)], tickets[len(params) :]
+
+    def draw(*shape: int) -> Tensor:
+        numbers = torch.rand(shape, dtype=torch.float64, generator=generator)
+        return to_device(numbers, index_RM.device)
+
+    remembered_RM = draw(*index_RM.shape)
+    if support_RM is None:
+        return remembered_RM, [draw(param.numel()) for param in params]
+    return remembered_RM, draw(*support_RM.shape).unbind()

@@ -1,6 +1,6 @@
 """SO, Sparse Optimization (ICCV 2025): Adam on a small, random, changing part of every tensor."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, overload
 
@@ -12,8 +12,16 @@ from so_clip.errors import InputError
 from so_clip.optim.checks import check_group, check_seed
 from so_clip.optim.functional import Rule, so, so_dense_moments, so_no_moments
 from so_clip.optim.gradients import clear_sampled_gradient, read_gradient
-from so_clip.optim.state import State, batches, make_ready, new_state, stack, stack_moments
-from so_clip.optim.support import draw_supports, to_devices
+from so_clip.optim.state import (
+    State,
+    batches,
+    make_ready,
+    new_state,
+    set_supports,
+    stack_moments,
+    stack_supports,
+)
+from so_clip.optim.support import draw_supports
 
 
 class SO(Optimizer):
@@ -235,16 +243,15 @@ class SO(Optimizer):
     def _draw_supports(self, group: dict[str, Any], pairs: list[tuple[Tensor, State]]) -> None:
         """Draw anew the supports of those that have one, or leave them to be chosen in `step`."""
         pairs = [(param, state) for param, state in pairs if "support" in state]
-        drawn: Sequence[Tensor | None] = [None] * len(pairs)
-        if group["gradient_selection"] == "random":
-            numels = [param.numel() for param, _ in pairs]
-            sizes = [state["size"] for _, state in pairs]
-            devices = [param.device for param, _ in pairs]
-            drawn = to_devices(draw_supports(numels, sizes, self._generator), devices)
-        for (_, state), support in zip(pairs, drawn, strict=True):
-            state["support"] = support
+        for _, state in pairs:
+            state["support"] = None
             # Where the remembered entries are in the support is now out of date.
             state.pop("place", None)
+        if group["gradient_selection"] == "random" and pairs:
+            params, states = map(list, zip(*pairs, strict=True))
+            numels = [param.numel() for param in params]
+            sizes = [state["size"] for state in states]
+            set_supports(states, params, draw_supports(numels, sizes, self._generator))
 
     def _step_batch(self, group: dict[str, Any], params: list[Tensor], states: list[State]) -> None:
         """Step tensors of one kind, see `batches`."""
@@ -263,7 +270,7 @@ class SO(Optimizer):
             maximize=group["maximize"],
         )
         if "index" in states[0]:
-            support_RM = stack(states, "support")
+            support_RM = stack_supports(states)
             moments = stack_moments(states, support_RM)
             so(
                 params,

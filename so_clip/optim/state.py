@@ -13,7 +13,7 @@ age         for how many steps each entry has been remembered [M] int32, if that
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from so_clip.optim.functional import Moments, moment_dtype
 from so_clip.optim.gradients import has_gradient, most_important
 from so_clip.optim.index_sets import locate
-from so_clip.optim.support import entry_count
+from so_clip.optim.support import entry_count, to_device
 
 State = dict[str, Any]
 
@@ -67,15 +67,57 @@ def make_ready(params: list[Tensor], states: list[State], group: dict[str, Any])
             state.update(_new_moments(param, state, group))
 
 
-def stack(states: list[State], key: str) -> Tensor | None:
-    """Return what the states have under `key` as rows of one tensor, or None if they have nothing.
+def set_supports(states: list[State], params: list[Tensor], drawn: list[Tensor]) -> None:
+    """Give each tensor the support drawn for it, as a row of one tensor for all of this M."""
+    alike = defaultdict(list)
+    for state, param, support in zip(states, params, drawn, strict=True):
+        alike[param.device, len(support)].append((state, support))
+    for (device, _), pairs in alike.items():
+        support_RM = to_device(torch.stack([support for _, support in pairs]), device)
+        for (state, _), support in zip(pairs, support_RM.unbind(), strict=True):
+            state["support"] = support
 
-    They have views of its rows from then on, so that to change it is to change them, and that
-    tensors which are stepped together time and again are stacked but once.
-    """
-    if key not in states[0]:
+
+def stack_supports(states: list[State]) -> Tensor | None:
+    """Return the states' supports as rows of one tensor, or None if they have none."""
+    if "support" not in states[0]:
         return None
+    rows = [state["support"] for state in states]
+    whole = _whole(rows)
+    return torch.stack(rows) if whole is None else whole
+
+
+def stack_moments(states: list[State], support_RM: Tensor | None) -> Moments:
+    """Return the states' moments as rows of tensors, to be changed in place."""
+    index_RM, exp_avg_RM, exp_avg_sq_RM = (
+        _share(states, key) for key in ("index", "exp_avg", "exp_avg_sq")
+    )
+    place_RM = None
+    if support_RM is not None:
+        if any("place" not in state for state in states):
+            for state, place_M in zip(states, locate(index_RM, support_RM).unbind(), strict=True):
+                state["place"] = place_M
+        place_RM = _share(states, "place")
+    age_RM = _share(states, "age") if "age" in states[0] else None
+    return Moments(index_RM, place_RM, exp_avg_RM, exp_avg_sq_RM, age_RM)
+
+
+def _share(states: list[State], key: str) -> Tensor:
+    """Return what the states have under `key` as rows of one tensor, of which they then have views.
+
+    So tensors that are stepped together time and again are stacked but once.
+    """
     rows = [state[key] for state in states]
+    whole = _whole(rows)
+    if whole is None:
+        whole = torch.stack(rows)
+        for state, row in zip(states, whole.unbind(), strict=True):
+            state[key] = row
+    return whole
+
+
+def _whole(rows: list[Tensor]) -> Tensor | None:
+    """Return the tensor of which these are all the rows, in this order, if there is one."""
     whole, shape = rows[0]._base, (len(rows), *rows[0].shape)
     if (
         whole is None
@@ -83,24 +125,8 @@ def stack(states: list[State], key: str) -> Tensor | None:
         or any(row._base is not whole for row in rows)
         or [row.storage_offset() for row in rows] != [*range(0, whole.numel(), shape[1])]
     ):
-        whole = torch.stack(rows)
-        for state, row in zip(states, whole.unbind(), strict=True):
-            state[key] = row
+        return None
     return whole
-
-
-def stack_moments(states: list[State], support_RM: Tensor | None) -> Moments:
-    """Return the states' moments, to be changed in place."""
-    index_RM, exp_avg_RM, exp_avg_sq_RM = (
-        cast(Tensor, stack(states, key)) for key in ("index", "exp_avg", "exp_avg_sq")
-    )
-    place_RM = None
-    if support_RM is not None:
-        if any("place" not in state for state in states):
-            for state, place_M in zip(states, locate(index_RM, support_RM).unbind(), strict=True):
-                state["place"] = place_M
-        place_RM = stack(states, "place")
-    return Moments(index_RM, place_RM, exp_avg_RM, exp_avg_sq_RM, stack(states, "age"))
 
 
 def _new_moments(param: Tensor, state: State, group: dict[str, Any]) -> dict[str, Tensor]:

@@ -66,16 +66,9 @@ def _integers(count: int, generator: torch.Generator) -> np.ndarray:
     return torch.randint(_HIGH, (count,), generator=generator).numpy()
 
 
-def to_devices(tensors: list[Tensor], devices: list[torch.device]) -> list[Tensor]:
-    """Move CPU tensors to their devices, in one transfer each, for which the host does not wait."""
-    moved = list(tensors)
-    for device in {*devices} - {torch.device("cpu")}:
-        here = [i for i, each in enumerate(devices) if each == device]
-        flat = torch.cat([tensors[i] for i in here])
-        if device.type == "cuda":
-            # From pageable memory, even a "non-blocking" copy waits for the stream.
-            flat = flat.pin_memory()
-        pieces = flat.to(device, non_blocking=True).split([len(tensors[i]) for i in here])
-        for i, piece in zip(here, pieces, strict=True):
-            moved[i] = piece
-    return moved
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a CPU tensor to a device without waiting for it."""
+    if device.type == "cuda":
+        # From pageable memory, even a "non-blocking" copy waits for the stream.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
