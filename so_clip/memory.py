@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from so_clip.optim.gradients import sampled_gradient
+
 MIB = 2**20
 CATEGORIES = ("weights", "gradients", "optimizer_state", "activations")
 
@@ -24,7 +26,8 @@ class PeakMemory:
     """Context manager around training or evaluation steps; `result()` afterwards.
 
     Args:
-        model: its parameters and buffers are the weights, their `.grad` the gradients.
+        model: its parameters and buffers are the weights, their `.grad` and sampled gradients
+            the gradients.
         optimizer: the tensors in its `state` are the optimizer state; None in evaluation.
         device: where the model lives; a CUDA device also has its allocator asked.
 
@@ -54,6 +57,11 @@ class PeakMemory:
                 )
         if self._optimizer is not None:
             self._add_optimizer_state(self._optimizer)
+            self._hooks.append(
+                self._optimizer.register_step_pre_hook(
+                    lambda optimizer, args, kwargs: self._add_sampled_gradients(optimizer)
+                )
+            )
             self._hooks.append(
                 self._optimizer.register_step_post_hook(
                     lambda optimizer, args, kwargs: self._add_optimizer_state(optimizer)
@@ -90,6 +98,10 @@ class PeakMemory:
     def _add_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
         leaves = tree_leaves(list(optimizer.state.values()))
         self._log.add([leaf for leaf in leaves if isinstance(leaf, Tensor)], "optimizer_state")
+
+    def _add_sampled_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            self._log.add(map(sampled_gradient, group["params"]), "gradients")
 
 
 class _StorageLog(TorchDispatchMode):

@@ -41,8 +41,8 @@ def _check_support(param: Tensor, values_M: Tensor, support_M: Tensor) -> None:
     if getattr(values_M, "support", support_M) is not support_M:
         raise RuntimeError(
             f"the sampled_grad of a tensor of shape {tuple(param.shape)} is on a support that has "
-            "been drawn anew or loaded since. Call optimizer.zero_grad() between the step and the "
-            "next backward pass, and none of both in between forward and backward."
+            "been drawn anew or loaded since. Call optimizer.zero_grad() after every step, and do "
+            "not step between a forward pass and its backward pass."
         )
 
 

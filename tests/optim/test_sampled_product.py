@@ -7,8 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from so_clip.optim.sampled_product import (
     DENSE_FROM,
@@ -16,6 +14,7 @@ from so_clip.optim.sampled_product import (
     fastest,
     sampled_product,
 )
+from tests.optim.storages import Storages
 
 METHODS = ("columns", "gather", "csr", "rows")
 CPU = torch.device("cpu")
@@ -127,37 +126,15 @@ def test_it_is_a_proper_operator(method):
     torch.library.opcheck(sampled_product, arguments)
 
 
-class Largest(TorchDispatchMode):
-    """Notes the largest storage that is made, in bytes, and refuses to have values read."""
-
-    READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
-
-    def __init__(self, *given: Tensor, may_read: bool) -> None:
-        super().__init__()
-        self.bytes, self.may_read = 0, may_read
-        self.given = {tensor.untyped_storage().data_ptr() for tensor in given}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not self.may_read:
-            assert not any(read in func.name() for read in self.READS), func.name()
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                storage = leaf.untyped_storage()
-                if storage.data_ptr() not in self.given:
-                    self.bytes = max(self.bytes, storage.nbytes())
-        return result
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_temporaries_are_small_and_the_host_reads_nothing(method):
     # The product has 8 MiB of float32 values, the factors 32 and 16 MiB.
     g_NO, x_NI, support_M = case(4096, 2048, 1024, 2000, torch.float32)
     kept_NI = kept(x_NI, support_M, method)
     # In torch's CPU code for CSR tensors there are checks that read; no other device runs it.
-    with Largest(g_NO, kept_NI, support_M, may_read=method == "csr") as largest:
+    with Storages(g_NO, kept_NI, support_M, may_read=method == "csr") as storages:
         entries_of_product(g_NO, kept_NI, support_M, 1024, method)
-    assert largest.bytes <= (2**22 if method == "rows" else 2**20)
+    assert max(storages.sizes) <= (2**22 if method == "rows" else 2**20)
 
 
 def test_no_warning_reaches_the_user():
