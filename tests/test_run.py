@@ -310,13 +310,13 @@ def test_a_random_vit_b32_goes_through_on_real_images(shared, cut_eurosat, tmp_p
     real = run(
         tmp_path,
         *("dataset=eurosat", f"data_root={shared / 'data'}", "shots=1", "backbone=vit_b32"),
-        *("backbone.pretrained=null", "schedule.max_steps=2"),
+        *("backbone.pretrained=null", "schedule.max_steps=1"),
         f"dataset.split_file={cut_eurosat(1)}",
     )
     metrics = real.metrics
     assert metrics["trainable_parameters"] == 122_683_392
-    # M entries of each matrix in each of two steps
-    assert 0 < metrics["changed_parameters"] <= 2 * 5e-4 * 122_683_392
+    # At most M entries of each matrix move in a step.
+    assert 0 < metrics["changed_parameters"] <= 5e-4 * 122_683_392
     assert metrics["peak_memory_mib"] > metrics["weights_mib"] > 500
     values = json.loads((real.folder / "provenance.json").read_text())
     assert "random weights" in values["backbone"]
