@@ -40,6 +40,15 @@ def blocks_at(position: str, depth: int) -> range:
     return range(round(low * depth), round(high * depth))
 
 
+def check_place(encoder: str, position: str) -> None:
+    """Raise InputError unless these name encoders and blocks."""
+    if encoder not in ENCODERS:
+        raise InputError(
+            f"adapter.encoder={encoder}: must be {', '.join(ENCODERS)}.{nearest(encoder, ENCODERS)}"
+        )
+    blocks_at(position, 1)
+
+
 class Weights:
     """Selects parameters whose name ends with one of `patterns`.
 
@@ -60,12 +69,7 @@ class Weights:
     ) -> None:
         if not patterns or isinstance(patterns, str):
             raise InputError(f"adapter.patterns={patterns!r}: must be a list of name endings.")
-        if encoder not in ENCODERS:
-            raise InputError(
-                f"adapter.encoder={encoder}: must be {', '.join(ENCODERS)}."
-                f"{nearest(encoder, ENCODERS)}"
-            )
-        blocks_at(position, 1)
+        check_place(encoder, position)
         self.patterns, self.encoder, self.position = list(patterns), encoder, position
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:

@@ -1,5 +1,7 @@
 """A CLIP backbone and a dataset's class prompts as one module: images in, logits out."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,13 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.prompts = ClassPrompts(backbone.model, tokens_KL, text_budget_mib, share_prefixes)
+        self._pack = partial(
+            ClassPrompts,
+            tokens_KL=tokens_KL,
+            budget_mib=text_budget_mib,
+            share_prefixes=share_prefixes,
+        )
+        self.prompts: ClassPrompts = self._pack(backbone.model)
         self._class_KD: Tensor | None = None
         backbone.requires_grad_(False)
 
@@ -70,6 +78,10 @@ class Classifier(nn.Module):
             with torch.inference_mode(False), torch.no_grad(), exact:
                 self._class_KD = self.backbone.encode_text(self.prompts)
         return self._class_KD
+
+    def keep_prompts_apart(self) -> None:
+        """Give each class's prompt rows of its own, for a text tower that draws random numbers."""
+        self.prompts = self._pack(self.backbone.model, apart=True).to(self.prompts.place_K.device)
 
     def trains(self, tower: str) -> bool:
         """Whether any parameter of the tower is open."""

@@ -47,6 +47,8 @@ class ClassPrompts(nn.Module):
         budget_mib: MiB that the activations kept for the backward pass may take, were all text
             weights trained in float32; fewer are taken otherwise. At least one class at a time.
         share_prefixes: False runs `encode_text` on whole prompts whatever the model is.
+        apart: each prompt has rows of its own, still without those after its end: for a tower that
+            draws random numbers, which prompts are not to have in common.
     """
 
     place_K: Tensor  # of each class among the chunks' outputs
@@ -57,6 +59,7 @@ class ClassPrompts(nn.Module):
         tokens_KL: Tensor,
         budget_mib: float = TEXT_BUDGET_MIB,
         share_prefixes: bool = True,
+        apart: bool = False,
     ) -> None:
         super().__init__()
         prompts = prompts_to_end(model, tokens_KL) if share_prefixes else None
@@ -66,8 +69,10 @@ class ClassPrompts(nn.Module):
             self.chunks = nn.ModuleList(map(_PlainPrompts, tokens_KL.split(size)))
             order = list(range(len(tokens_KL)))
         else:
-            chunks = split_by_rows(prompts, most_rows)
-            self.chunks = nn.ModuleList(PackedPrompts([prompts[k] for k in ks]) for ks in chunks)
+            chunks = split_by_rows(prompts, most_rows, apart)
+            self.chunks = nn.ModuleList(
+                PackedPrompts([prompts[k] for k in chunk], apart) for chunk in chunks
+            )
             order = [k for chunk in chunks for k in chunk]
         self.register_buffer("place_K", torch.tensor(order).argsort(), persistent=False)
 
@@ -83,6 +88,7 @@ class PackedPrompts(nn.Module):
 
     Args:
         prompts: ideally in the order of their lengths.
+        apart: one row per prefix of each prompt instead, distinct or not.
     """
 
     tokens_N: Tensor  # the last token of each prefix
@@ -92,12 +98,12 @@ class PackedPrompts(nn.Module):
     end_row_K: Tensor
     end_place_K: Tensor
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, prompts: Sequence[Prompt], apart: bool = False) -> None:
         super().__init__()
         rows: dict[tuple[int, int], int] = {}  # (row of the prefix before, token) -> row
         paths = []
-        for prompt in prompts:
-            path = [-1]
+        for number, prompt in enumerate(prompts):
+            path = [-1 - number if apart else -1]
             for token in prompt:
                 path.append(rows.setdefault((path[-1], token), len(rows)))
             paths.append(path[1:])
@@ -227,18 +233,22 @@ def prompts_to_end(model: Any, tokens_KL: Tensor) -> list[list[int]] | None:
     return [tokens[: end + 1] for tokens, end in zip(tokens_KL.tolist(), ends, strict=True)]
 
 
-def split_by_rows(prompts: Sequence[Prompt], most_rows: int) -> list[list[int]]:
-    """Return prompts' indices in chunks of at most `most_rows` distinct prefixes, or one prompt.
+def split_by_rows(
+    prompts: Sequence[Prompt], most_rows: int, apart: bool = False
+) -> list[list[int]]:
+    """Return prompts' indices in chunks of at most `most_rows` rows, or of one prompt.
 
-    Prompts of one length, and among them those that begin alike, stay together. All chunks but the
-    first are as full as can be.
+    Rows are distinct prefixes, or, with `apart`, distinct prefixes of each prompt. Prompts of one
+    length, and among them those that begin alike, stay together. All chunks but the first are as
+    full as can be.
     """
     order = sorted(range(len(prompts)), key=lambda k: (len(prompts[k]), *prompts[k]))
     chunks: list[list[int]] = []
     prefixes: set[tuple[int, ...]] = set()
     for k in reversed(order):
         prompt = tuple(prompts[k])
-        own = {prompt[:length] for length in range(1, len(prompt) + 1)}
+        owner = k if apart else -1
+        own = {(owner, *prompt[:length]) for length in range(1, len(prompt) + 1)}
         if not chunks or len(prefixes | own) > most_rows:
             chunks.append([])
             prefixes = set()

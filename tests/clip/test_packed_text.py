@@ -136,6 +136,20 @@ def test_embeddings_and_gradients_are_those_of_whole_prompts(name: str) -> None:
     assert len(chunked.chunks) == len(PROMPTS)
 
 
+@pytest.mark.parametrize("budget_mib", [0.1, NO_CHUNKS])
+def test_apart_each_prompt_has_rows_of_its_own(budget_mib: float) -> None:
+    model, tokens_KL = small(), tokenize(PROMPTS)
+    prompts = ClassPrompts(model, tokens_KL, budget_mib, apart=True)
+    assert len(prompts.chunks) == (1 if budget_mib == NO_CHUNKS else 2)
+    rows = sum(len(chunk.tokens_N) for chunk in prompts.chunks)
+    assert rows == (tokens_KL != 0).sum()
+    found_KD, found = gradients(model, lambda: prompts(model))
+    expected_KD, expected = gradients(model, lambda: model.encode_text(tokens_KL))
+    assert_close(found_KD, expected_KD)
+    for name, grad in expected.items():
+        assert_close(found[name], grad, name)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_other_models_read_whole_prompts(name: str) -> None:
     model = PLAIN[name]()

@@ -1,0 +1,411 @@
+"""CLIP-LoRA: what it adds, that it starts at zero-shot, its arithmetic, its dropout and its draws.
+
+Held against the released code's formula and against models with the update inside their weights.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from so_clip.adapt.clip_lora import ClipLoRA, LowRank, LowRankLinear
+from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
+from so_clip.clip.attention import explicit_attention
+from so_clip.clip.backbone import Backbone
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.packed_text import PackedPrompts
+from so_clip.config import compose
+from so_clip.errors import InputError
+from so_clip.memory import PeakMemory
+from so_clip.random_state import lend
+from so_clip.settings import from_config
+from tests.clip.small import small_backbone
+from tests.command import call
+from tests.oracles.lora_oracle import merged, published_linear
+
+PROMPTS = ["a photo of a dog.", "a photo of a very small cat.", "a drawing", "a photo of a cat."]
+NO_CHUNKS = 1e9
+IMAGES_BCHW = torch.randint(
+    256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+LABELS_B = torch.tensor([1, 3])
+
+
+def small(budget_mib: float = NO_CHUNKS, dtype: torch.dtype = torch.float32) -> Classifier:
+    backbone = small_backbone().to(dtype)
+    explicit_attention(backbone.model)
+    return Classifier(backbone, backbone.tokenize(PROMPTS), budget_mib)
+
+
+def adapted(classifier: Classifier, **options: Any) -> dict[str, nn.Parameter]:
+    """Add CLIP-LoRA and move it away from zero."""
+    factors = ClipLoRA(**options)(classifier)
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, value in factors.items():
+            if name.endswith("up"):
+                value.copy_(torch.randn(value.shape, generator=draw, dtype=value.dtype) / 8)
+    return factors
+
+
+def loss_of(classifier: Classifier) -> Tensor:
+    return F.cross_entropy(classifier(IMAGES_BCHW) / 10, LABELS_B)
+
+
+def test_vit_b16_gets_the_papers_184320_parameters() -> None:
+    name = "ViT-B-16-quickgelu"
+    config = architecture_config(name)
+    tokenizer = build_tokenizer(name, config)
+    with torch.device("meta"):
+        model = build_model(config, quick_gelu=True, seed=0)
+        explicit_attention(model)
+        backbone = Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    with torch.device("cpu"):
+        classifier = Classifier(backbone, tokenizer(["a photo of a dog."]))
+    factors = ClipLoRA(**options_of("adapter"))(classifier)
+    assert sum(value.numel() for value in factors.values()) == 184_320
+    assert len(factors) == 2 * 3 * (12 + 12)
+    opened = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert opened == set(factors)
+    for tower, width in (("visual.transformer", 768), ("transformer", 512)):
+        for block in range(12):
+            for part in ("q", "k", "v"):
+                prefix = f"{tower}.resblocks.{block}.attn.in_proj.updates.{part}"
+                assert factors[f"{prefix}.down"].shape == (2, width)
+                assert factors[f"{prefix}.up"].shape == (width, 2)
+
+
+def options_of(group: str, *overrides: str) -> dict[str, Any]:
+    settings = from_config(compose(["method=clip_lora", *overrides]))
+    options: dict[str, Any] = dict(getattr(settings, group))
+    return {key: value for key, value in options.items() if not key.startswith("_")}
+
+
+def test_the_method_is_the_papers() -> None:
+    assert options_of("adapter", "seed=7") == {
+        **{"rank": 2, "alpha": 1, "dropout": 0.25, "encoder": "both", "position": "all"},
+        "seed": 7,
+    }
+    settings = from_config(compose(["method=clip_lora", "shots=16"]))
+    assert settings.optimizer is not None
+    assert settings.optimizer["_target_"] == "torch.optim.AdamW"
+    assert options_of("optimizer") == {
+        **{"lr": 2e-4, "weight_decay": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8}
+    }
+    schedule = settings.schedule
+    assert (schedule.max_steps, schedule.batch_size) == (500 * 16, 32)
+    assert (schedule.stop_loss, schedule.lr_min) == (0, 1e-6)
+
+
+def test_it_starts_exactly_at_zero_shot() -> None:
+    classifier = small()
+    with torch.no_grad():
+        before = classifier(IMAGES_BCHW)
+    before_training = classifier(IMAGES_BCHW)
+    ClipLoRA()(classifier)
+    with torch.no_grad():
+        assert torch.equal(classifier(IMAGES_BCHW), before)
+    torch.testing.assert_close(classifier(IMAGES_BCHW), before_training, rtol=0, atol=1e-4)
+
+
+def test_first_factors_are_uniform_as_kaimings_and_second_ones_zero() -> None:
+    classifier = small()
+    for name, value in ClipLoRA(rank=64)(classifier).items():
+        if name.endswith("up"):
+            assert not value.any()
+            continue
+        bound = 1 / math.sqrt(value.shape[1])  # gain sqrt(2 / (1 + 5)) · sqrt(3 / inputs)
+        assert value.abs().max() <= bound
+        assert value.abs().max() > 0.99 * bound
+        assert value.var().item() == pytest.approx(bound**2 / 3, rel=0.1)
+
+
+@pytest.mark.parametrize("encoder", ["vision", "text", "both"])
+def test_logits_are_those_of_a_model_with_the_update_inside_its_weights(encoder: str) -> None:
+    classifier, own = small(), small_backbone()
+    factors = adapted(classifier, encoder=encoder, rank=3, alpha=2.0)
+    own.model = merged(own.model, factors, alpha=2.0)
+    expected = Classifier(own, own.tokenize(PROMPTS))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            classifier(IMAGES_BCHW), expected(IMAGES_BCHW), rtol=0, atol=1e-3
+        )
+        assert (classifier(IMAGES_BCHW) - small()(IMAGES_BCHW)).abs().max() > 0.1
+
+
+def test_values_and_gradients_are_the_released_formulas() -> None:
+    draw = torch.Generator().manual_seed(1)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    frozen = nn.Linear(6, 12, dtype=torch.float64).requires_grad_(False)
+    updates = {part: LowRank(randn(2, 6), randn(4, 2), 0.7, 0.25) for part in ("q", "k", "v")}
+    layer = LowRankLinear(frozen, updates)
+    x_NI = randn(5, 6).requires_grad_()
+
+    def output(seed: int) -> Tensor:
+        with lend(torch.Generator().manual_seed(seed)):
+            return layer(x_NI)
+
+    with lend(torch.Generator().manual_seed(4)):
+        kept = [torch.native_dropout(torch.ones(5, 6), 0.25, True)[1] for _ in updates]
+    alpha = 0.7 * math.sqrt(2)
+    expected = torch.cat(
+        [
+            published_linear(
+                x_NI,
+                frozen.weight[4 * i : 4 * i + 4],
+                frozen.bias[4 * i : 4 * i + 4],
+                update.down,
+                update.up,
+                alpha,
+                kept[i],
+                0.25,
+            )
+            for i, update in enumerate(updates.values())
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(output(4), expected, rtol=0, atol=1e-12)
+    weights = randn(5, 12)
+    wanted = [x_NI, *layer.updates.parameters()]
+    found_grads = torch.autograd.grad((output(4) * weights).sum(), wanted)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), wanted)
+    for found, grad in zip(found_grads, expected_grads, strict=True):
+        torch.testing.assert_close(found, grad, rtol=0, atol=1e-12)
+
+
+def test_a_quarter_is_dropped_for_each_part_anew_and_the_rest_scaled() -> None:
+    eye = torch.eye(64)
+    update = LowRank(eye, eye, 1.0, 0.25)
+    x_NI = torch.ones(2000, 64)
+    with lend(torch.Generator().manual_seed(0)):
+        first, second = update(x_NI).detach(), update(x_NI).detach()
+    assert first.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    dropped, dropped_again = first == 0, second == 0
+    count = dropped.numel()
+    for share, expected in (
+        (dropped.sum() / count, 1 / 4),
+        ((dropped & dropped_again).sum() / count, 1 / 16),
+    ):
+        assert share.item() == pytest.approx(expected, abs=5 * math.sqrt(0.25 / count))
+    assert dropped.float().mean(0).max() < 0.32, "some column is dropped too often"
+
+
+def test_dropout_is_active_in_training_alone() -> None:
+    classifier = small()
+    adapted(classifier)
+    with torch.no_grad():
+        quiet = classifier(IMAGES_BCHW)
+        assert torch.equal(classifier(IMAGES_BCHW), quiet)
+    assert not torch.equal(classifier(IMAGES_BCHW), classifier(IMAGES_BCHW))
+    classifier.eval()
+    torch.testing.assert_close(classifier(IMAGES_BCHW), quiet, rtol=0, atol=1e-3)
+    classifier.train()
+    assert (classifier(IMAGES_BCHW) - quiet).abs().max() > 0.01
+
+
+def test_without_dropout_nothing_is_drawn_and_prompts_share_their_rows() -> None:
+    classifier = small()
+    shared = rows(classifier)
+    adapted(classifier, dropout=0)
+    assert rows(classifier) == shared
+    assert torch.equal(classifier(IMAGES_BCHW), classifier(IMAGES_BCHW))
+
+
+def rows(classifier: Classifier) -> int:
+    chunks = [chunk for chunk in classifier.prompts.chunks if isinstance(chunk, PackedPrompts)]
+    return sum(len(chunk.tokens_N) for chunk in chunks)
+
+
+def test_each_prompt_has_dropout_of_its_own() -> None:
+    # The same prompt twice, as the released code would encode it: with other values dropped.
+    backbone = small_backbone()
+    explicit_attention(backbone.model)
+    classifier = Classifier(backbone, backbone.tokenize(["a photo of a dog."] * 2))
+    adapted(classifier, encoder="text")
+    class_KD = classifier.classes()
+    assert (class_KD[0] - class_KD[1]).abs().max() > 1e-4
+    with torch.no_grad():
+        class_KD = classifier.classes()
+    torch.testing.assert_close(class_KD[0], class_KD[1], rtol=0, atol=1e-6)
+    # One tower's dropout is not the other's business.
+    classifier = small()
+    shared = rows(classifier)
+    ClipLoRA(encoder="vision")(classifier)
+    assert rows(classifier) == shared
+    lengths = (classifier.backbone.tokenize(PROMPTS) != 0).sum(1)
+    ClipLoRA(encoder="text")(classifier)
+    assert rows(classifier) == lengths.sum()
+
+
+@pytest.mark.parametrize(("budget_mib", "chunks"), [(NO_CHUNKS, 1), (0.1, 2), (0.0, 4)])
+def test_what_is_recomputed_drops_the_same_values(budget_mib: float, chunks: int) -> None:
+    """With the random numbers held fixed, the gradient is that of finite differences."""
+    classifier = small(budget_mib, torch.float64)
+    factors = [*adapted(classifier).values()]
+    assert len(classifier.prompts.chunks) == chunks
+    for factor in factors:
+        factor.data = factor.data.double()
+    before = [factor.detach().clone() for factor in factors]
+    draw = torch.Generator().manual_seed(8)
+    along = [torch.randn(b.shape, generator=draw, dtype=torch.float64) for b in before]
+
+    def loss(offset: float) -> Tensor:
+        for factor, origin, direction in zip(factors, before, along, strict=True):
+            factor.data = origin + offset * direction
+        dropout_generator(classifier).manual_seed(5)
+        return loss_of(classifier)
+
+    numeric = (loss(1e-4).item() - loss(-1e-4).item()) / 2e-4
+    loss(0).backward()
+    pairs = zip(factors, along, strict=True)
+    found = sum((f.grad * a).sum().item() for f, a in pairs if f.grad is not None)
+    assert found == pytest.approx(numeric, rel=1e-5)
+
+
+def dropout_generator(classifier: Classifier) -> torch.Generator:
+    (hook,) = classifier._forward_pre_hooks.values()
+    return hook.__self__.generator
+
+
+def trained(budget_mib: float = NO_CHUNKS, seed: int = 0, steps: int = 4) -> list[Tensor]:
+    classifier = small(budget_mib)
+    factors = [*ClipLoRA(seed=seed)(classifier).values()]
+    optimizer = torch.optim.AdamW(factors, lr=1e-2)
+    for _ in range(steps):
+        loss_of(classifier).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return factors
+
+
+@pytest.mark.parametrize("budget_mib", [NO_CHUNKS, 0.0])
+def test_the_seed_decides_and_the_global_random_state_is_left_alone(budget_mib: float) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = trained(budget_mib)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    second, other = trained(budget_mib), trained(budget_mib, seed=1)
+    assert all(map(torch.equal, first, second))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_forward_pass_that_fails_gives_the_random_state_back() -> None:
+    classifier = small()
+    adapted(classifier)
+    before = torch.random.get_rng_state()
+    with pytest.raises(TypeError, match="uint8"):
+        classifier(IMAGES_BCHW.float())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    loss_of(classifier).backward()
+
+
+def test_only_the_factors_learn_and_the_models_own_names_stay() -> None:
+    classifier = small()
+    own = {name: value.clone() for name, value in classifier.backbone.model.state_dict().items()}
+    factors = ClipLoRA()(classifier)
+    loss_of(classifier).backward()
+    graded = {n for n, p in classifier.backbone.model.named_parameters() if p.grad is not None}
+    assert graded == set(factors)
+    for name, value in factors.items():
+        # With B = 0, the gradient of A is zero.
+        assert value.grad is not None
+        assert value.grad.any() == name.endswith("up"), name
+    saved = classifier.backbone.model.state_dict()
+    assert saved.keys() - own.keys() == set(factors)
+    for name, value in own.items():
+        assert torch.equal(saved[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("position", "encoder", "blocks"),
+    [
+        ("all", "both", {"v0", "v1", "t0", "t1"}),
+        ("top", "both", {"v1", "t1"}),
+        ("half-bottom", "vision", {"v0"}),
+        ("half-up", "text", {"t1"}),
+    ],
+)
+def test_blocks_are_chosen_by_position_and_encoder(
+    position: str, encoder: str, blocks: set[str]
+) -> None:
+    factors = ClipLoRA(position=position, encoder=encoder)(small())
+    found = {
+        ("v" if name.startswith("visual.") else "t") + name.partition("resblocks.")[2][0]
+        for name in factors
+    }
+    assert found == blocks
+    assert len(factors) == 6 * len(blocks)
+
+
+def test_dropout_is_remembered_by_the_byte() -> None:
+    # Of a block's input, q, k and v each keep what was left of it and which values: 3 · (4 + 1).
+    peaks = {}
+    for dropout in (0.25, 0):
+        classifier = small()
+        factors = ClipLoRA(encoder="vision", dropout=dropout)(classifier)
+        optimizer = torch.optim.AdamW([*factors.values()])
+        with PeakMemory(classifier, optimizer, torch.device("cpu")) as watched:
+            loss_of(classifier).backward()
+        peaks[dropout] = watched.result()["peak_memory_mib"] * 2**20
+    values = 2 * len(IMAGES_BCHW) * 17 * 64  # of two blocks
+    assert peaks[0.25] - peaks[0] < values * 3 * (4 + 1.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "adapter.rank=0: must be a whole number"),
+        ({"rank": 1.5}, "adapter.rank=1.5"),
+        ({"rank": True}, "adapter.rank=True"),
+        ({"alpha": 0}, "adapter.alpha=0: must be a finite number above 0"),
+        ({"alpha": math.nan}, "adapter.alpha=nan"),
+        ({"alpha": "1"}, "adapter.alpha=1: must be a finite number"),
+        ({"dropout": 1}, "adapter.dropout=1: must be a number in [0, 1)"),
+        ({"dropout": -0.1}, "adapter.dropout=-0.1"),
+        ({"encoder": "txt"}, "adapter.encoder=txt: must be vision, text, both. Did you mean"),
+        ({"position": "upper"}, "adapter.position=upper: must be one of all"),
+        ({"seed": -1}, "adapter.seed=-1: must be a whole number from 0"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ClipLoRA(**options)
+    assert message in str(caught.value)
+
+
+def test_it_is_refused_where_it_cannot_be_added_or_is_already() -> None:
+    plain = small_backbone()  # nn.MultiheadAttention
+    with pytest.raises(InputError, match="vision encoder of the small model has attention"):
+        ClipLoRA()(Classifier(plain, plain.tokenize(PROMPTS)))
+    classifier = small()
+    ClipLoRA(encoder="text")(classifier)
+    with pytest.raises(InputError, match=r"text encoder .* has it already"):
+        ClipLoRA()(classifier)
+    assert not any("visual" in n for n, p in classifier.named_parameters() if p.requires_grad)
+    ClipLoRA(encoder="vision")(classifier)
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    arguments = ["method=clip_lora", "shots=1", "schedule.max_steps=3", "evaluation.workers=0"]
+    done = call(*arguments, f"results_dir={tmp_path}")
+    assert done.code == 0, done.err
+    (metrics,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/metrics.json")]
+    assert metrics["method_title"] == "CLIP-LoRA"
+    assert metrics["steps"] == 3
+    assert metrics["trainable_parameters"] == metrics["changed_parameters"] > 0
+    assert metrics["optimizer_state_mib"] > 0
+
+
+def test_lora_factors_can_be_trained_sparsely(tmp_path: Path) -> None:
+    arguments = ["method=clip_lora", "optimizer=so", "optimizer.density_ratio=0.1", "shots=1"]
+    done = call(*arguments, "schedule.max_steps=2", f"results_dir={tmp_path}")
+    assert done.code == 0, done.err
