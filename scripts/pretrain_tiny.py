@@ -11,11 +11,10 @@ on; the zero-shot accuracy on its val part is printed at the end, that on its te
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import platform
-import shlex
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -30,6 +29,14 @@ from torch.nn import functional
 
 from scripts.tiny import captions, pack, render, zero_shot
 
+# What of the real digits was seen while the recipe was settled: honest numbers need it said.
+LOOKED_AT = (
+    "Never trained on. Zero-shot accuracy on the val part chose the shares in "
+    "scripts/tiny/render.py among three full runs (75.2%, 59.6%, and the present one); 4-shot "
+    "adaptation from train to val checked that they leave a gap to close. The test part was "
+    "evaluated for a 300-step placeholder (52.6%; demo runs used it too), which decided nothing, "
+    "and for the weights shipped."
+)
 ASSETS = Path(__file__).resolve().parents[1] / "so_clip" / "assets"
 
 
@@ -100,17 +107,31 @@ class Schedule(NamedTuple):
         return 20.0 * 5.0 ** min(1.0, 2 * step / self.steps)
 
 
-def make_optimizer(model: CLIP, weight_decay: float) -> torch.optim.AdamW:
-    """Decay the matrices, but not the token rows: unused ones must stay as they were drawn."""
-    trained = [p for n, p in model.named_parameters() if n != "logit_scale"]
-    keep = {id(model.token_embedding.weight)}
-    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in keep]
-    others = [p for p in trained if p.ndim < 2 or id(p) in keep]
+def make_optimizers(model: CLIP, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Decay the matrices. Of the 49,408 token rows only those in the batch are touched at all."""
+    model.token_embedding.sparse = True
+    rows = model.token_embedding.weight
+    trained = [p for n, p in model.named_parameters() if n != "logit_scale" and p is not rows]
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
+    betas = (0.9, 0.98)  # the rates are set before every step
+    return [
+        torch.optim.AdamW(groups, lr=1.0, betas=betas),
+        torch.optim.SparseAdam([rows], lr=1.0, betas=betas),
+    ]
+
+
+def update(model: CLIP, optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    """Clip the gradients' norm to 1 (the sparse token rows apart), step, and clear them."""
+    dense = [p for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
+    torch.nn.utils.clip_grad_norm_(dense, 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) -> set[int]:
@@ -119,7 +140,7 @@ def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     tokenizer = SimpleTokenizer(context_length=model.context_length)
     vocabulary = render.all_attributes()
-    optimizer = make_optimizer(model, weight_decay=0.05)
+    optimizers = make_optimizers(model, weight_decay=0.05)
     seen: set[int] = {0}
     queue = np.array([], dtype=np.int64)
     model.train()
@@ -136,12 +157,8 @@ def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) ->
         image_BD = model.encode_image(shift_and_zoom(images_BCHW, generator), normalize=True)
         text_UD = model.encode_text(tokens_UL, normalize=True)
         loss = contrastive_loss(schedule.scale(step) * image_BD @ text_UD.T, fits_BU)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr(step)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        update(model, optimizers, schedule.lr(step))
         if step % 50 == 0 or step == schedule.steps - 1:
             print(f"step {step} loss {loss.item():.4f} lr {schedule.lr(step):.2e}", flush=True)
     with torch.no_grad():
@@ -150,15 +167,23 @@ def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) ->
     return seen
 
 
+def command(arguments: argparse.Namespace) -> str:
+    """Return the command of a run; the folder it wrote to is nobody's business."""
+    names = ("seed", "steps", "batch", "pictures", "lr", "threads")
+    options = [f"--{name} {getattr(arguments, name)}" for name in names]
+    report = ["--report-test"] * arguments.report_test
+    return " ".join(["python -m scripts.pretrain_tiny", *options, *report])
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny.*")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch", type=int, default=192)
-    parser.add_argument("--pictures", type=int, default=80_000, help="pictures rendered beforehand")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--pictures", type=int, default=60_000, help="pictures rendered beforehand")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report-test", action="store_true", help="also report the test part")
     parser.add_argument("--smoke", action="store_true", help="20 steps on few pictures")
     arguments = parser.parse_args(argv)
@@ -176,11 +201,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"rendered {arguments.pictures} pictures in {render_seconds:.0f} s", flush=True)
     torch.set_num_threads(arguments.threads)
     model = pack.build_model(arguments.seed)
-    schedule = Schedule(arguments.steps, arguments.lr, min(150, arguments.steps // 4))
+    schedule = Schedule(arguments.steps, arguments.lr, min(100, arguments.steps // 4))
     start = time.perf_counter()
     seen = train(model, pool, schedule, arguments.batch, arguments.seed)
     recipe: dict[str, Any] = {
-        "command": "python -m scripts.pretrain_tiny " + shlex.join(argv or sys.argv[1:]),
+        "command": command(arguments),
         "steps": arguments.steps,
         "batch": arguments.batch,
         "pictures": arguments.pictures,
@@ -189,13 +214,15 @@ def main(argv: list[str] | None = None) -> None:
         "train_seconds": round(time.perf_counter() - start),
         "hardware": f"{arguments.threads} threads of {platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
+        "real_digits_looked_at": LOOKED_AT,
     }
     parts = ("val", "test") if arguments.report_test else ("val",)
     for part in parts:
         recipe[f"zero_shot_{part}_percent"] = round(zero_shot.accuracy_percent(model, part), 2)
     count = pack.save(model, sorted(seen), arguments.out, recipe)
     size = (arguments.out / "tiny.safetensors").stat().st_size
-    print(f"{count} weights, {len(seen)} tokens, {size} bytes, {recipe}")
+    print(f"{count} weights, {len(seen)} tokens, {size} bytes")
+    print(json.dumps(recipe, indent=2))
 
 
 if __name__ == "__main__":

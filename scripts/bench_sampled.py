@@ -1,0 +1,117 @@
+"""Time each way to a sampled weight gradient, and the dense product, on ViT-B/16's matrices.
+
+python scripts/bench_sampled.py          # writes results/tables/sampled_gradients_cpu.csv, < 2 min
+
+The rule in so_clip/optim/sampled_product.py stands on it: its choice is in the column `rule`. Times
+are the best of a few interleaved repeats, which is what a machine shared with others can tell.
+"""
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from so_clip.atomic import write_text
+from so_clip.optim.sampled_product import fastest, sampled_product
+from so_clip.optim.support import draw_supports, entry_count
+
+MATRICES = {"in_proj": (2304, 768), "out_proj": (768, 768), "c_fc": (3072, 768)}
+MATRICES["c_proj"] = (768, 3072)
+# 8 and 32 images of 197 tokens; the second only at the densities in question.
+DENSITIES = {1576: (5e-5, 5e-4, 1e-3, 2e-3, 1e-2, 5e-2, 0.1, 0.2), 6304: (5e-4, 1e-2)}
+METHODS = ("columns", "gather", "csr", "rows")
+MOST_GATHERED = 1e-2  # what is hopeless beyond is left out
+REPEATS = 3
+
+
+def main() -> None:
+    """Read the arguments, measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    folder = ROOT / "results/tables"
+    parser.add_argument("--out", type=Path, default=folder / "sampled_gradients_cpu.csv")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    for tokens, densities in DENSITIES.items():
+        for name, shape in tqdm(MATRICES.items(), f"{tokens} tokens", dynamic_ncols=True):
+            rows += measure(name, shape, tokens, densities)
+    table = pd.DataFrame(rows)
+    table["threads"], table["torch"], table["hardware"] = options.threads, torch.__version__, cpu()
+    write_text(options.out, table.to_csv(index=False))
+    print(table[table["rule"] == "chosen"].iloc[:, :-3].to_string(index=False))
+
+
+def measure(
+    name: str, shape: tuple[int, int], tokens: int, densities: tuple[float, ...]
+) -> list[dict[str, object]]:
+    """Return a row for each density and method, and one for the dense product."""
+    generator = torch.Generator().manual_seed(0)
+    g_NO = torch.randn(tokens, shape[0], generator=generator)
+    x_NI = torch.randn(tokens, shape[1], generator=generator)
+    calls: dict[tuple[float, str], Callable[[], Tensor]] = {(1.0, "dense"): lambda: g_NO.T @ x_NI}
+    entries = {1.0: shape[0] * shape[1]}
+    for density in densities:
+        entries[density] = entry_count(shape[0] * shape[1], density)
+        (support_M,) = draw_supports([shape[0] * shape[1]], [entries[density]], generator)
+        for method in METHODS:
+            if density <= MOST_GATHERED or method in ("csr", "rows"):
+                kept = x_NI[:, support_M % shape[1]] if method == "columns" else x_NI
+                calls[density, method] = partial(
+                    sampled_product, g_NO, kept, support_M, shape[1], method
+                )
+    best = best_milliseconds(calls)
+    return [
+        {
+            "matrix": name,
+            "out_features": shape[0],
+            "in_features": shape[1],
+            "tokens": tokens,
+            "density": density,
+            "entries": entries[density],
+            "method": method,
+            "milliseconds": round(milliseconds, 3),
+            "times_faster_than_dense": round(best[1.0, "dense"] / milliseconds, 2),
+            "rule": "chosen"
+            if fastest(entries[density], shape, torch.device("cpu")) == method
+            else "",
+        }
+        for (density, method), milliseconds in best.items()
+    ]
+
+
+def best_milliseconds(
+    calls: dict[tuple[float, str], Callable[[], Tensor]],
+) -> dict[tuple[float, str], float]:
+    """Call all in turn, one round to warm up and then some, and return the best time of each."""
+    best = dict.fromkeys(calls, float("inf"))
+    for repeat in range(REPEATS + 1):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if repeat:
+                best[key] = min(best[key], 1e3 * (time.perf_counter() - start))
+    return best
+
+
+def cpu() -> str:
+    """Return the processor's name and how many cores of it there are."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(names) or '?'} cores"
+
+
+if __name__ == "__main__":
+    main()
