@@ -3,7 +3,6 @@
 import inspect
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +20,8 @@ from so_clip.data.gather import Data
 from so_clip.data.images import load_uint8
 from so_clip.device import describe, pick_device
 from so_clip.errors import InputError, nearest
-from so_clip.evaluate import Predictions, evaluate
+from so_clip.evaluate import Evaluator, Predictions
+from so_clip.features import FeatureCache
 from so_clip.memory import PeakMemory
 from so_clip.precision import Precision
 from so_clip.record import RunFolder, provenance, summary_table
@@ -59,18 +59,20 @@ def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
         TrainingDiverged: a loss is not finite; what was recorded stays in the folder.
     """
     model = build_model(settings, data)
+    evaluator = build_evaluator(settings, data, model)
     folder = RunFolder(settings.run_dir)
     if settings.trains:
         optimizer = build_optimizer(settings, model)
         batches = few_shot_batches(settings, data, model)
-        zero_shot = measure(settings, data, model, "zero-shot")
+        zero_shot = evaluator.zero_shot()
         folder.start(settings.as_dict(), data.few_shot.as_json() if data.few_shot else None)
         peak_memory = PeakMemory(model.classifier, optimizer, model.device)
         adaptation = adapt(settings, model, batches, optimizer, peak_memory, folder)
-        adapted = measure(settings, data, model, "adapted")
+        adapted = evaluator.adapted()
     else:
         peak_memory = PeakMemory(model.classifier, None, model.device)
-        zero_shot = adapted = measure(settings, data, model, "zero-shot", peak_memory)
+        evaluator.watch(peak_memory)
+        zero_shot = adapted = evaluator.zero_shot()
         adaptation = Adaptation(History(stop_reason="zero_shot"), 0.0, 0)
         folder.start(settings.as_dict(), None)
     folder.write_predictions(_prediction_columns(data, zero_shot, adapted))
@@ -83,7 +85,9 @@ def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
             split_file_sha256=data.splits.sha256,
         )
     )
-    metrics = _metrics(settings, data, model, zero_shot, adapted, adaptation, peak_memory.result())
+    metrics = _metrics(
+        settings, data, model, zero_shot, adapted, adaptation, evaluator, peak_memory.result()
+    )
     table = summary(metrics, folder)
     folder.finish(metrics, table)
     return metrics, table
@@ -149,31 +153,24 @@ def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatch
     )
 
 
-def measure(
-    settings: Settings,
-    data: Data,
-    model: Model,
-    description: str,
-    peak_memory: AbstractContextManager[Any] | None = None,
-) -> Predictions:
-    """Classify the whole test split with the model as it is."""
-    stream = TestStream(
-        data.images,
-        data.splits.test,
-        model.classifier.backbone.image_size,
-        settings.evaluation.batch_size,
-        settings.evaluation.workers,
-        pin=model.device.type == "cuda",
+def build_evaluator(settings: Settings, data: Data, model: Model) -> Evaluator:
+    """Set up what classifies the test split, and where features of its images are kept."""
+    options = settings.evaluation
+    return Evaluator(
+        model.classifier,
+        model.weights_sha256,
+        TestStream(
+            data.images,
+            data.splits.test,
+            model.classifier.backbone.image_size,
+            options.batch_size,
+            options.workers,
+            pin=model.device.type == "cuda",
+        ),
+        model.device,
+        Precision(settings.evaluation_precision, model.device),
+        FeatureCache(options.cache_dir) if options.cache_dir else None,
     )
-    with peak_memory or nullcontext():
-        return evaluate(
-            model.classifier,
-            stream,
-            image_count=len(data.splits.test),
-            device=model.device,
-            precision=model.precision,
-            description=description,
-        )
 
 
 def adapt(
@@ -254,6 +251,7 @@ def _metrics(
     zero_shot: Predictions,
     adapted: Predictions,
     adaptation: Adaptation,
+    evaluator: Evaluator,
     memory: Mapping[str, float],
 ) -> dict[str, Any]:
     history = adaptation.history
@@ -271,6 +269,8 @@ def _metrics(
         "zero_shot_accuracy_percent": zero_shot.accuracy_percent,
         "accuracy_percent": adapted.accuracy_percent,
         "test_images": len(data.splits.test),
+        "evaluate_seconds": evaluator.seconds,
+        "features_from_cache": evaluator.from_cache,
         **memory,
         "peak_memory_measures": _measures(settings, model),
         "train_seconds": adaptation.train_seconds,
@@ -281,12 +281,13 @@ def _metrics(
         "changed_parameters": adaptation.changed_parameters,
         "device": describe(model.device),
         "precision": settings.precision,
+        "evaluation_precision": settings.evaluation_precision,
         "settings": settings.as_dict(),
     }
 
 
 def _measures(settings: Settings, model: Model) -> str:
-    phase = "the first training steps" if settings.trains else "the evaluation of the test split"
+    phase = "the first training steps" if settings.trains else "the first batch of the test split"
     if model.device.type == "cuda":
         return f"peak of the CUDA allocator over {phase}"
     return f"peak of live tensor memory (weights and all that is made) over {phase}"

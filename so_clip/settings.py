@@ -13,10 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from so_clip.errors import InputError, nearest
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+AUTO = "auto"
 SPLIT_PROTOCOLS = ("clip_lora", "coop")
 TEMPLATES = ("plain", "specific")
 # What torch's generators take.
 MAX_SEED = 2**63 - 1
+# Where things go and how fast they come: no number in the results depends on them.
+_NO_DIFFERENCE = ("results_dir", "evaluation.workers", "evaluation.cache_dir")
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,21 @@ class Augment:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How test images stream: images a batch, and decoding threads (0: none of its own)."""
+    """How test images become features: images a batch, decoding threads, precision, and a cache.
+
+    `workers` 0 decodes in the main thread, `precision` auto is the run's, `cache_dir` None keeps no
+    features.
+    """
 
     batch_size: int
     workers: int
+    precision: str
+    cache_dir: Path | None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run's choices. Everything in it but `results_dir` can change what the run measures."""
+    """One run's choices. All but `_NO_DIFFERENCE` can change what the run measures."""
 
     dataset: str
     split_file: Path | None
@@ -69,6 +78,12 @@ class Settings:
     results_dir: Path
 
     @property
+    def evaluation_precision(self) -> str:
+        """The precision in which test images are encoded."""
+        precision = self.evaluation.precision
+        return self.precision if precision == AUTO else precision
+
+    @property
     def trains(self) -> bool:
         """Whether this run adapts the model at all."""
         return self.optimizer is not None
@@ -81,7 +96,9 @@ class Settings:
     def fingerprint(self) -> str:
         """SHA-256 over all that can change the result, so that two runs never share a folder."""
         values = self.as_dict()
-        del values["results_dir"]
+        for option in _NO_DIFFERENCE:
+            group, _, key = option.rpartition(".")
+            del (values[group] if group else values)[key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -107,6 +124,7 @@ def from_config(config: DictConfig) -> Settings:
         first = str(error).splitlines()[0]
         raise InputError(f"the configuration cannot be resolved: {first}") from error
     _check_keys(values)
+    results_dir = _path("results_dir", values["results_dir"])  # first: the cache is in it
     trains = values["optimizer"]["_target_"] is not None
     settings = Settings(
         dataset=values["dataset"]["name"],
@@ -118,10 +136,7 @@ def from_config(config: DictConfig) -> Settings:
         optimizer=_optimizer(values["optimizer"]) if trains else None,
         schedule=_schedule(values["schedule"]),
         augment=_augment(values["augment"]),
-        evaluation=Evaluation(
-            batch_size=_whole("evaluation.batch_size", values["evaluation"]["batch_size"], 1),
-            workers=_whole("evaluation.workers", values["evaluation"]["workers"], 0),
-        ),
+        evaluation=_evaluation(values["evaluation"]),
         shots=_whole("shots", values["shots"], 1),
         seed=_seed(values["seed"]),
         split_protocol=_one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
@@ -129,7 +144,7 @@ def from_config(config: DictConfig) -> Settings:
         device=_device(values["device"]),
         precision=_one_of("precision", values["precision"], PRECISIONS),
         data_root=_path("data_root", values["data_root"]),
-        results_dir=_path("results_dir", values["results_dir"]),
+        results_dir=results_dir,
     )
     if trains and settings.schedule.max_steps < 1:
         raise InputError(
@@ -248,6 +263,15 @@ def _augment(values: dict[str, Any]) -> Augment:
     if not isinstance(values["flip"], bool):
         raise InputError(f"augment.flip={values['flip']}: must be true or false.")
     return Augment((low, high), values["flip"])
+
+
+def _evaluation(values: dict[str, Any]) -> Evaluation:
+    return Evaluation(
+        batch_size=_whole("evaluation.batch_size", values["batch_size"], 1),
+        workers=_whole("evaluation.workers", values["workers"], 0),
+        precision=_one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
+        cache_dir=_optional_path("evaluation.cache_dir", values["cache_dir"]),
+    )
 
 
 def _template(value: Any) -> str:

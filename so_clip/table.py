@@ -39,7 +39,9 @@ _NOT_A_VARIANT = (
     "optimizer.seed",
     "data_root",
     "results_dir",
-    "evaluation",
+    "evaluation.batch_size",
+    "evaluation.workers",
+    "evaluation.cache_dir",
 )
 
 

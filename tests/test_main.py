@@ -120,6 +120,6 @@ def test_an_interrupted_run_says_so_and_is_not_taken_for_a_finished_one(tmp_path
     assert err.strip().splitlines()[-1] == "so_clip: interrupted"
     assert "Traceback" not in seen + err
     assert out == ""
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("[!.]*")
     assert not (folder / "metrics.json").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -54,7 +54,13 @@ OTHER_VALUES: dict[str, Any] = {
     "augment.scale": [0.5, 1.0],
     "augment.flip": False,
     "evaluation.batch_size": 8,
+    "evaluation.precision": "bf16",
+}
+# Options of which no number in the results depends.
+NO_DIFFERENCE: dict[str, Any] = {
+    "results_dir": "elsewhere",
     "evaluation.workers": 0,
+    "evaluation.cache_dir": None,
 }
 
 # (option, value, what the message says of it)
@@ -114,6 +120,9 @@ REFUSED = [
     ("augment.flip", 1, "must be true or false"),
     ("evaluation.batch_size", 0, "must be 1 or more"),
     ("evaluation.workers", -1, "must be 0 or more"),
+    ("evaluation.precision", "fp8", "must be auto or fp32 or bf16 or fp16"),
+    ("evaluation.cache_dir", "", "evaluation.cache_dir is empty"),
+    ("evaluation.cache_dir", "a\udcff", "not valid Unicode"),
     ("shot", 4, "shot: there is no such option. Did you mean 'shots'?"),
     ("schedule.max_step", 4, "no such option. Did you mean 'max_steps'?"),
     ("backbone.pretrain", 4, "no such option. Did you mean 'pretrained'?"),
@@ -177,7 +186,7 @@ def _without(option: str) -> DictConfig:
 @pytest.mark.parametrize(
     "option",
     [each for each in OTHER_VALUES if not each.startswith(("adapter.", "optimizer."))]
-    + ["adapter._target_", "optimizer._target_", "optimizer.lr", "results_dir", "schedule"],
+    + [*NO_DIFFERENCE, "adapter._target_", "optimizer._target_", "optimizer.lr", "schedule"],
 )
 def test_an_option_that_is_missing_is_named(option):
     with pytest.raises(InputError, match=f"{option} is missing|'{option}' not found"):
@@ -185,7 +194,7 @@ def test_an_option_that_is_missing_is_named(option):
 
 
 def test_every_option_has_a_row_in_this_file():
-    assert {*_options(_composed())} == {*OTHER_VALUES, "results_dir"}
+    assert {*_options(_composed())} == {*OTHER_VALUES, *NO_DIFFERENCE}
 
 
 @pytest.mark.parametrize("option", sorted(OTHER_VALUES))
@@ -195,11 +204,31 @@ def test_any_changed_option_is_another_run(option):
     assert before.run_dir != after.run_dir
 
 
-def test_where_results_go_is_the_same_run_elsewhere():
-    before, after = _settings({}), _settings({"results_dir": "elsewhere"})
+@pytest.mark.parametrize("option", NO_DIFFERENCE)
+def test_what_no_result_depends_on_makes_no_other_run(option):
+    before, after = _settings({}), _settings({option: NO_DIFFERENCE[option]})
+    assert before != after
     assert before.fingerprint == after.fingerprint
     assert before.run_dir.name == after.run_dir.name
-    assert after.run_dir.parent.name == "elsewhere"
+    assert after.run_dir.parent == after.results_dir
+
+
+def test_features_are_kept_beside_the_runs_or_where_one_says_or_not_at_all():
+    assert str(_settings({"results_dir": "r"}).evaluation.cache_dir) == "r/.features"
+    for value, expected in (("elsewhere", "elsewhere"), (None, "None")):
+        settings = _settings({"evaluation.cache_dir": value})
+        assert str(settings.evaluation.cache_dir) == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "evaluation", "expected"),
+    [("fp32", "auto", "fp32"), ("bf16", "auto", "bf16"), ("bf16", "fp32", "fp32")],
+)
+def test_evaluation_has_the_runs_precision_unless_it_says_otherwise(
+    precision, evaluation, expected
+):
+    settings = _settings({"precision": precision, "evaluation.precision": evaluation})
+    assert settings.evaluation_precision == expected
 
 
 @pytest.mark.parametrize(
@@ -248,7 +277,8 @@ changes = st.fixed_dictionaries(
 @given(changes, changes)
 def test_different_runs_never_share_a_folder(first, second):
     runs = [_settings(first), _settings(second)]
-    differ = len({str(run.as_dict() | {"results_dir": None}) for run in runs}) == 2
+    without = [run.as_dict() | {"results_dir": None, "evaluation": None} for run in runs]
+    differ = str(without[0]) != str(without[1])
     assert (runs[0].run_dir.name != runs[1].run_dir.name) == differ
     for run in runs:
         assert run.run_dir.parent == run.results_dir

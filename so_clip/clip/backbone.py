@@ -6,6 +6,7 @@ tokens.
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ class Backbone(nn.Module):
         mean, std: of the pixels, per channel, in [0, 1].
         logit_scale: what cosines are multiplied with to become logits; fixed, never trained.
         description: architecture and origin of the weights, for the record.
+        architecture: what the weights alone do not tell, such as heads and activation.
 
     Raises:
         InputError: the model wants images that are not square.
@@ -58,11 +60,13 @@ class Backbone(nn.Module):
         std: tuple[float, ...],
         logit_scale: float = 100.0,
         description: str = "",
+        architecture: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.logit_scale = float(logit_scale)
         self.description = description
+        self.architecture = dict(architecture or {})
         self.image_size = _square(model.visual.image_size)
         self.context_length = int(model.context_length)
         self._tokenizer = tokenizer
@@ -192,7 +196,10 @@ def load_backbone(
     tokenizer = build_tokenizer(architecture, config)
     gelu = ", QuickGELU" if quick_gelu else ""
     description = f"{architecture} ({origin}{gelu})"
-    backbone = Backbone(model, tokenizer, mean, std, logit_scale, description)
+    architecture_as_built = config | {"quick_gelu": quick_gelu}
+    backbone = Backbone(
+        model, tokenizer, mean, std, logit_scale, description, architecture_as_built
+    )
     return backbone.eval().requires_grad_(False)
 
 

@@ -1,0 +1,178 @@
+"""Image features of a test split, kept on disk for all runs whose image tower is the same.
+
+A file is named by the SHA-256 of all that its numbers follow from, and read again only when it is
+whole and that name is its own. Its folder may be deleted, or shared by several processes, at any
+time: a missing file is made anew, and whoever is last to write it writes the same numbers.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import open_clip
+import PIL
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from tqdm import tqdm
+
+from so_clip import __version__, atomic
+from so_clip.clip.backbone import Backbone
+from so_clip.data.batches import TestStream
+from so_clip.data.images import ImageSource
+from so_clip.data.transforms import TEST_TRANSFORM
+from so_clip.device import describe
+from so_clip.errors import InputError
+
+_PATHS_PER_TASK = 64
+# A bar appears only where files are slow to read.
+_PATIENCE_SECONDS = 2
+
+
+def feature_key(
+    backbone: Backbone,
+    weights_sha256: str,
+    stream: TestStream,
+    device: torch.device,
+    precision: str,
+) -> str:
+    """Return the SHA-256 of all that a test split's features follow from.
+
+    The rounding of the last digits is part of it (device, precision, images a batch, versions), so
+    that a run finds the numbers it would have made itself, up to the rounding that differs between
+    processors and numbers of threads.
+
+    Args:
+        backbone: for what its weights do not tell: the architecture and the pixels it wants.
+        weights_sha256: of the backbone as it was loaded, before anything was trained.
+        stream: the test images. Their files are read, since sizes and dates can stay the same where
+            an image does not; undecoded, which takes a small part of the time of decoding.
+        device, precision: what the features are computed on and in.
+
+    Raises:
+        InputError: an image file cannot be read.
+    """
+    paths = [example.path for example in stream.examples]
+    values = {
+        "weights": weights_sha256,
+        "architecture": backbone.architecture,
+        "images": images_sha256(stream.images, paths, stream.workers),
+        "transform": TEST_TRANSFORM,
+        "image_size": backbone.image_size,
+        "mean": backbone.mean.flatten().tolist(),
+        "std": backbone.std.flatten().tolist(),
+        "batch_size": stream.batch_size,
+        "device": describe(device),
+        "precision": precision,
+        "versions": [__version__, str(torch.__version__), open_clip.__version__, PIL.__version__],
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def images_sha256(images: ImageSource, paths: Sequence[str], workers: int) -> str:
+    """Return the SHA-256 of what lies at each of the paths, in their order.
+
+    Raises:
+        InputError: the first image, in order, that cannot be read.
+    """
+
+    def digests(some: Sequence[str]) -> bytes:
+        return b"".join(hashlib.sha256(images.content(path)).digest() for path in some)
+
+    tasks = [
+        paths[start : start + _PATHS_PER_TASK] for start in range(0, len(paths), _PATHS_PER_TASK)
+    ]
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="digest") as pool:
+        try:
+            results = pool.map(digests, tasks)
+            for each in tqdm(results, "look up", len(tasks), delay=_PATIENCE_SECONDS):
+                total.update(each)
+        finally:
+            # After an error nobody wants the rest.
+            pool.shutdown(cancel_futures=True)
+    return total.hexdigest()
+
+
+class FeatureCache:
+    """A folder of image features, by their keys. What is wrong with it never fails a run.
+
+    Args:
+        folder: made when something is first kept in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        """Return where the features of a key are, or would be."""
+        return self.folder / f"{key}.safetensors"
+
+    def fetch(
+        self, key: str, images: int, fits: Callable[[Tensor], bool], make: Callable[[], Tensor]
+    ) -> tuple[Tensor, bool]:
+        """Return image_ND, and whether it was there already; if not, make it and keep it.
+
+        Args:
+            key: see feature_key.
+            images: how many rows there must be.
+            fits: whether what was kept is what would be made, as far as that is cheap to tell.
+            make: computes image_ND, float32 on the CPU.
+        """
+        image_ND = self._read(key, images, fits)
+        if image_ND is not None:
+            return image_ND, True
+        image_ND = make()
+        self._write(key, image_ND)
+        return image_ND, False
+
+    def _read(self, key: str, images: int, fits: Callable[[Tensor], bool]) -> Tensor | None:
+        path = self.path(key)
+        try:
+            image_ND = _read_checked(path, key, images)
+        except OSError:
+            return None  # not there, as a rule; if it is the folder's fault, writing will tell
+        except Exception as error:  # torn or foreign files end in nearly every one there is
+            reason = str(error) or type(error).__name__
+        else:
+            if fits(image_ND):
+                return image_ND
+            reason = "these are not the features that this image tower makes"
+        _say(f"{path} is left aside: {reason}. Its features are made anew.")
+        return None
+
+    def _write(self, key: str, image_ND: Tensor) -> None:
+        metadata = {"key": key, "sha256": _sha256(image_ND)}
+        try:
+            atomic.write_bytes(self.path(key), save({"image_ND": image_ND}, metadata))
+        except InputError as error:
+            reason = getattr(error.__cause__, "strerror", None) or error
+            _say(
+                f"the test images' features are not kept: evaluation.cache_dir={self.folder} "
+                f"cannot be written: {reason}. The run goes on; it needs them no more."
+            )
+
+
+def _read_checked(path: Path, key: str, images: int) -> Tensor:
+    data = path.read_bytes()  # no memory map, which another process could cut short
+    image_ND = load(data)["image_ND"]
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    if metadata.get("key") != key:
+        raise ValueError("it was written for other features")
+    if image_ND.dtype != torch.float32 or image_ND.ndim != 2 or len(image_ND) != images:
+        raise ValueError(f"it holds {list(image_ND.shape)} of {image_ND.dtype}")
+    if metadata.get("sha256") != _sha256(image_ND):
+        raise ValueError("its checksum is not that of its numbers")
+    return image_ND
+
+
+def _sha256(image_ND: Tensor) -> str:
+    return hashlib.sha256(image_ND.contiguous().numpy().data).hexdigest()
+
+
+def _say(text: str) -> None:
+    print(f"so_clip: {text}", file=sys.stderr)
