@@ -36,6 +36,7 @@ _NOT_A_VARIANT = (
     "method",
     "shots",
     "seed",
+    "adapter.seed",
     "optimizer.seed",
     "data_root",
     "results_dir",

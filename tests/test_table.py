@@ -18,6 +18,7 @@ def _run(root: Path, name: str, /, **changes: Any) -> Path:
         "dataset": "digits",
         "split_file": None,
         "backbone": {"architecture": "tiny", "pretrained": "embedded", "checkpoint": None},
+        "adapter": {"rank": 2, "seed": changes.get("seed", 1)},
         "optimizer": {"lr": 2e-4, "density_ratio": 5e-4, "seed": changes.get("seed", 1)},
         "schedule": {"max_steps": 2000},
         "data_root": "data",
@@ -80,6 +81,7 @@ def test_a_single_run_has_no_deviation(tmp_path):
     [
         ({"optimizer__density_ratio": 5e-3}, "optimizer.density_ratio=0.005"),
         ({"optimizer__lr": 1e-3}, "optimizer.lr=0.001"),
+        ({"adapter__rank": 4}, "adapter.rank=4"),
         ({"precision": "bf16"}, "precision=bf16"),
         ({"schedule__max_steps": 10}, "schedule.max_steps=10"),
         ({"backbone__pretrained": None}, "backbone.pretrained=None"),
