@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import open_clip
 import PIL
 import torch
 from safetensors.torch import load, save
@@ -55,6 +54,8 @@ def feature_key(
     Raises:
         InputError: an image file cannot be read.
     """
+    import open_clip
+
     paths = [example.path for example in stream.examples]
     values = {
         "weights": weights_sha256,

@@ -87,6 +87,7 @@ def test_a_single_run_has_no_deviation(tmp_path):
         ({"backbone__pretrained": None}, "backbone.pretrained=None"),
         ({"backbone__checkpoint": "mine.pt"}, "backbone.checkpoint=mine.pt"),
         ({"split_sha256": "0123456789abcdef"}, "split=01234567"),
+        ({"evaluation__precision": "bf16"}, "evaluation.precision=bf16"),
         ({"optimizer__T": 5}, "optimizer.T=5"),  # an option that the others do not have
         ({"shots": 16}, None),
         ({"backbone__architecture": "ViT-B-16"}, None),
@@ -106,7 +107,11 @@ def test_different_choices_are_never_averaged(tmp_path, changes, shown):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"data_root": "elsewhere"}, {"results_dir": "x"}, {"evaluation": {"batch_size": 8}}],
+    [
+        {"data_root": "elsewhere"},
+        {"results_dir": "x"},
+        {"evaluation": {"batch_size": 8, "workers": 0, "cache_dir": "y"}},
+    ],
 )
 def test_where_it_ran_is_no_choice(tmp_path, changes):
     _run(tmp_path, "a", seed=1)

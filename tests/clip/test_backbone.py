@@ -235,6 +235,8 @@ def test_published_weights_bring_their_activation(
     backbone = load_backbone(small_architecture + suffix, tag)
     assert activations(backbone.model) == {"QuickGELU" if quick_gelu else "GELU"}
     assert ("QuickGELU" in backbone.description) is quick_gelu
+    assert backbone.architecture["quick_gelu"] is quick_gelu
+    assert backbone.architecture["vision_cfg"]["patch_size"] == 8
     assert torch.equal(backbone.mean.flatten(), torch.tensor(MEAN))
 
 

@@ -152,6 +152,21 @@ def test_own_pixel_limit_is_pillows():
     assert int(fresh.stdout) == images_module.MAX_PIXELS
 
 
+def test_contents_are_the_files_as_they_are_or_refused_as_images_are(folder):
+    assert folder.content("a/good.jpg") == (folder.root / "a" / "good.jpg").read_bytes()
+    (folder.root / "text.jpg").write_text("no image, but a file")
+    assert folder.content("text.jpg") == b"no image, but a file"
+    (folder.root / "empty.jpg").write_bytes(b"")
+    for path, said in (
+        ("none.jpg", "the image is missing"),
+        ("empty.jpg", "the image is empty"),
+        ("a", "a folder lies where an image should be"),
+        ("../x.jpg", "is refused"),
+    ):
+        with pytest.raises(InputError, match=said):
+            folder.content(path)
+
+
 def test_missing_images_are_listed_in_order(folder):
     assert folder.missing(["z.jpg", "a/good.jpg", "a", "b.jpg"]) == ["z.jpg", "a", "b.jpg"]
 
@@ -189,8 +204,10 @@ def test_digits_are_read_from_the_package():
     assert np.array_equal(np.asarray(image)[..., 1], load_digits().images_NHW[42])
     assert image.mode == "RGB"
     assert source.missing(["digit_0000.png", "digit_9999.png"]) == ["digit_9999.png"]
-    with pytest.raises(InputError, match=r"digit_9999\.png: there is no such digit; .*_1796\.png"):
-        source.read("digit_9999.png")
+    assert source.content("digit_0042.png") == load_digits().images_NHW[42].tobytes()
+    for take in (source.read, source.content):
+        with pytest.raises(InputError, match=r"digit_9999\.png: there is no such .*_1796\.png"):
+            take("digit_9999.png")
 
 
 def test_few_shots_are_decoded_in_order_and_repeats_share_memory(tmp_path):
