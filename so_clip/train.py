@@ -15,8 +15,9 @@ from tqdm import tqdm
 from so_clip.errors import RunFailed
 from so_clip.precision import Precision
 
-# Losses stay on the device and are read this often, and at an epoch's end, so that a step does not
-# wait for the host and a loss that is no longer finite is still noticed soon.
+# Losses stay on the device and are read this often, so that a step does not wait for the host and a
+# loss that is no longer finite is noticed soon. So are they at the end of an epoch that may be the
+# last: no step can begin before that is known.
 READ_EVERY_STEPS = 50
 # The peak is watched over the first steps, enough to see a support redrawn at the default T of 10.
 WATCHED_STEPS = 12
@@ -90,8 +91,8 @@ def train(
         # In fp16 the scaler skips steps until it has found its scale; that is no mistake in order.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         watched.enter_context(peak_memory)
-        while history.steps < max_steps:
-            recorder = _Recorder(history, progress, precision.name)
+        recorder = _Recorder(history, progress, precision.name)
+        while recorder.steps < max_steps:
             for images_BCHW, labels_B in batches.epoch():
                 lr = float(scheduler.get_last_lr()[0])
                 loss = _step(classifier, images_BCHW, labels_B, optimizer, precision)
@@ -101,9 +102,10 @@ def train(
                     watched.close()
                 if recorder.steps == max_steps:
                     break
-            if recorder.mean_loss() < stop_loss:
+            if stop_loss and recorder.epoch_mean_loss() < stop_loss:
                 history.stop_reason = "stop_loss"
                 break
+        recorder.read()
     return history
 
 
@@ -124,14 +126,13 @@ def _step(
 
 
 class _Recorder:
-    """Collects one epoch's losses on the device and moves them into the history in few reads."""
+    """Collects losses on the device and moves them into the history in few reads."""
 
     def __init__(self, history: History, progress: tqdm, precision: str) -> None:
         self._history, self._progress, self._precision = history, progress, precision
         self._unread: list[Tensor] = []
         self._lrs: list[float] = []
-        self._first_step = history.steps
-        self._images: list[int] = []
+        self._images: list[int] = []  # of each step since the last epoch that was asked for
 
     @property
     def steps(self) -> int:
@@ -143,15 +144,17 @@ class _Recorder:
         self._lrs.append(lr)
         self._images.append(images)
         if len(self._unread) == READ_EVERY_STEPS:
-            self._read()
+            self.read()
 
-    def mean_loss(self) -> float:
-        """Read what is left and return the epoch's mean loss over its images."""
-        self._read()
-        losses = self._history.losses[self._first_step :]
-        return math.fsum(map(math.prod, zip(losses, self._images, strict=True))) / sum(self._images)
+    def epoch_mean_loss(self) -> float:
+        """Return the mean loss over the images since this was last asked for."""
+        self.read()
+        images, self._images = self._images, []
+        losses = self._history.losses[-len(images) :]
+        return math.fsum(map(math.prod, zip(losses, images, strict=True))) / sum(images)
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Wait for the losses that are still on the device."""
         if not self._unread:
             return
         losses = torch.stack(self._unread).tolist()

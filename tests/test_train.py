@@ -224,14 +224,23 @@ def test_memory_is_watched_over_the_first_steps_once(max_steps):
     assert seen == [0, min(max_steps, WATCHED_STEPS)]
 
 
-def test_the_host_does_not_wait_for_every_step():
-    steps_an_epoch = READ_EVERY_STEPS + 10
+@pytest.mark.parametrize(
+    ("steps_an_epoch", "stop_loss", "reads_wanted"),
+    [
+        # In each of two epochs: once when enough have gathered, once at the end.
+        (READ_EVERY_STEPS + 10, 1e-9, 4),
+        # Where no epoch can be the last, its end is nothing to wait for.
+        (READ_EVERY_STEPS + 10, 0.0, 3),
+        (1, 0.0, 1),
+    ],
+)
+def test_the_host_does_not_wait_for_every_step(steps_an_epoch, stop_loss, reads_wanted):
     batches = random_batches([2] * steps_an_epoch)
+    max_steps = max(2 * steps_an_epoch - 1, 20)
     with CountReads() as reads:
-        history = _train(Toy(), batches, max_steps=2 * steps_an_epoch - 1)
-    # In each of two epochs: once when enough have gathered, once at the end.
-    assert reads == {"tolist": 4}
-    assert history.steps == 2 * steps_an_epoch - 1
+        history = _train(Toy(), batches, max_steps=max_steps, stop_loss=stop_loss)
+    assert reads == {"tolist": reads_wanted}
+    assert history.steps == max_steps
 
 
 def test_counting_reads_notices_each_kind():
