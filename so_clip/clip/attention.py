@@ -74,16 +74,31 @@ class ExplicitAttention(nn.Module):
         """
         if key is not query or value is not query or need_weights:
             raise NotImplementedError("explicit attention is self-attention without its weights")
-        q_BHLd, k_BHLd, v_BHLd = (
-            part_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part_BLD in self.project(query)
-        )
         is_causal = self.causal and attn_mask is not None
-        mask = None if is_causal else _additive(attn_mask, q_BHLd)
-        x_BHLd = F.scaled_dot_product_attention(
-            q_BHLd, k_BHLd, v_BHLd, attn_mask=mask, is_causal=is_causal
+        x_BLD = self.attend(*self.project(query), None if is_causal else attn_mask, is_causal)
+        return self.out_proj(x_BLD), None
+
+    def attend(
+        self,
+        query_BMD: Tensor,
+        key_BLD: Tensor,
+        value_BLD: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Return what M queries find among L keys, heads side by side, before `out_proj`."""
+        q_BHMd, k_BHLd, v_BHLd = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (query_BMD, key_BLD, value_BLD)
         )
-        return self.out_proj(x_BHLd.transpose(1, 2).flatten(2)), None
+        x_BHMd = F.scaled_dot_product_attention(
+            q_BHMd,
+            k_BHLd,
+            v_BHLd,
+            attn_mask=_additive(attn_mask, q_BHMd),
+            is_causal=is_causal,
+        )
+        return x_BHMd.transpose(1, 2).flatten(2)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, each shaped like x [..., D], before they part into heads."""
