@@ -22,7 +22,7 @@ metrics, history and predictions.
 examples
   python -m so_clip experiment=demo
       The embedded CLIP on real handwritten digits; needs no download and no GPU.
-  python -m so_clip dataset=eurosat backbone=vit_b16 shots=4 data_root=~/data
+  python -m so_clip dataset=eurosat backbone=vit_b16 shots=4 data_root=$HOME/data
       SO as in the paper, 4 images per class.
   python -m so_clip -m shots=1,4,16 seed=1,2,3 optimizer.density_ratio=5e-4,5e-3
       A sweep: every combination, one run each. Then: python -m so_clip.table results/runs
@@ -32,6 +32,8 @@ _TAIL = """\
 other commands
   python -m so_clip.draw dataset=dtd shots=4 seed=1 data_root=FOLDER
       Print a few-shot draw as JSON; needs the split file alone.
+  python -m so_clip.forecast dataset=imagenet backbone=vit_l14 shots=16
+      Tell memory, FLOPs and disk space beforehand; takes any run's options, needs no data.
   python -m so_clip.table results/runs
       Turn all runs into an accuracy table and a memory table.
 
