@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from so_clip.clip.attention import ExplicitAttention
+from so_clip.clip.blocks import Memory, after_attention, before_attention, run_block
 
 MIB = 2**20
 TEXT_BUDGET_MIB = 256.0
@@ -76,11 +77,16 @@ class ClassPrompts(nn.Module):
             order = [k for chunk in chunks for k in chunk]
         self.register_buffer("place_K", torch.tensor(order).argsort(), persistent=False)
 
-    def forward(self, model: Any) -> Tensor:
-        """Return class_KD as the model's `encode_text` would, not of unit length."""
+    def forward(self, model: Any, memory: Memory = "fast") -> Tensor:
+        """Return class_KD as the model's `encode_text` would, not of unit length.
+
+        Args:
+            model: the one it was made for.
+            memory: what is kept of the last chunk for the backward pass; see `so_clip.clip.blocks`.
+        """
         *recomputed, last = self.chunks
         class_KD = [checkpoint(chunk, model, use_reentrant=False) for chunk in recomputed]
-        return torch.cat([*class_KD, last(model)]).index_select(0, self.place_K)
+        return torch.cat([*class_KD, last(model, memory)]).index_select(0, self.place_K)
 
 
 class PackedPrompts(nn.Module):
@@ -131,7 +137,7 @@ class PackedPrompts(nn.Module):
         index("end_row_K", [path[-1] for path in paths])
         index("end_place_K", [place_of[path[-1]] for path in paths])
 
-    def forward(self, model: Any) -> Tensor:
+    def forward(self, model: Any, memory: Memory = "fast") -> Tensor:
         """Return text_KD, as the model's `encode_text` would."""
         text = _text_tower(model)
         dtype = text.transformer.get_cast_dtype()
@@ -139,17 +145,20 @@ class PackedPrompts(nn.Module):
         x_ND = x_ND + text.token_embedding(self.tokens_N).to(dtype)
         *blocks, last = text.transformer.resblocks
         for block in blocks:
-            x_ND = self._block(block, x_ND, x_ND, self.place_of_N)
+            x_ND = run_block(block, memory, self._rows, x_ND, x_ND, self.place_of_N)
         # What the last block does to other rows than the prompts' ends, nothing reads.
-        x_KD = self._block(last, x_ND, x_ND.index_select(0, self.end_row_K), self.end_place_K)
+        x_KD = x_ND.index_select(0, self.end_row_K)
+        x_KD = run_block(last, memory, self._rows, x_ND, x_KD, self.end_place_K)
         x_KD = text.ln_final(x_KD)
         if isinstance(text.text_projection, nn.Linear):
             return text.text_projection(x_KD)
         return x_KD if text.text_projection is None else x_KD @ text.text_projection
 
-    def _block(self, block: Any, x_ND: Tensor, x_MD: Tensor, place_of_M: Tensor) -> Tensor:
+    def _rows(
+        self, block: Any, memory: Memory, x_ND: Tensor, x_MD: Tensor, place_of_M: Tensor
+    ) -> Tensor:
         """Return some rows after a residual block, of `x_ND` before it, of which they are x_MD."""
-        query_ND, key_ND, value_ND = block.attn.project(block.ln_1(x_ND))
+        query_ND, key_ND, value_ND = before_attention(block, memory, x_ND)
         # Padded and repeated, its inputs are the largest thing here and the cheapest to redo.
         mixed_MD = checkpoint(
             self._attend,
@@ -161,8 +170,7 @@ class PackedPrompts(nn.Module):
             use_reentrant=False,
             preserve_rng_state=False,
         )
-        x_MD = x_MD + block.ls_1(block.attn.out_proj(mixed_MD))
-        return x_MD + block.ls_2(block.mlp(block.ln_2(x_MD)))
+        return after_attention(block, memory, x_MD, mixed_MD)
 
     def _attend(
         self, query_ND: Tensor, key_ND: Tensor, value_ND: Tensor, place_of_M: Tensor, heads: int
@@ -198,7 +206,7 @@ class _PlainPrompts(nn.Module):
         super().__init__()
         self.register_buffer("tokens_KL", tokens_KL, persistent=False)
 
-    def forward(self, model: Any) -> Tensor:
+    def forward(self, model: Any, memory: Memory = "fast") -> Tensor:
         return model.encode_text(self.tokens_KL)
 
 

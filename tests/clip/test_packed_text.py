@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,12 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.architecture import build_model
 from so_clip.clip.attention import ExplicitAttention, explicit_attention
+from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.packed_text import ClassPrompts, PackedPrompts, prompts_to_end, split_by_rows
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.cards import card_names, load_card
 from so_clip.memory import PeakMemory
+from tests.clip.kept import kept_bytes
 from tests.clip.small import CONFIG
 
 EXACT = 1e-5  # of the largest value, in float32
@@ -148,6 +152,37 @@ def test_apart_each_prompt_has_rows_of_its_own(budget_mib: float) -> None:
     assert_close(found_KD, expected_KD)
     for name, grad in expected.items():
         assert_close(found[name], grad, name)
+
+
+@pytest.mark.parametrize("memory", ["balanced", "small"])
+@pytest.mark.parametrize("name", ["quick gelu", "layer scale", "q, k and v apart"])
+def test_whatever_is_kept(name: str, memory: Memory) -> None:
+    model, tokens_KL = PACKED[name](), tokenize(PROMPTS)
+    expected_KD, expected = gradients(model, lambda: model.encode_text(tokens_KL))
+    for budget_mib in (0, NO_CHUNKS):
+        prompts = ClassPrompts(model, tokens_KL, budget_mib)
+        found_KD, found = gradients(model, lambda prompts=prompts: prompts(model, memory))
+        assert_close(found_KD, expected_KD)
+        for parameter, grad in expected.items():
+            assert_close(found[parameter], grad, parameter)
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_less_is_kept(quick_gelu: bool) -> None:
+    model = small(quick_gelu, layers=6, width=64).requires_grad_(False)
+    lean_quick_gelu(model)
+    model.transformer.requires_grad_(True)
+    prompts = ClassPrompts(model, imagenet_tokens(100), NO_CHUNKS)
+    [packed] = prompts.chunks
+    known = [*model.parameters(), *prompts.buffers()]
+    fast, balanced, small_ = (
+        kept_bytes(partial(prompts, model, memory), known) / (len(packed.tokens_N) * 64 * 4)
+        for memory in MEMORY_MODES
+    )
+    # Five blocks of 16, 10 or 1, and the last one's input, query, key and value; few ends.
+    assert 5 * 16 < fast < 5 * 17 + 6
+    assert 5 * 10 < balanced < 5 * 11 + 6
+    assert 5 < small_ < 5 + 3
 
 
 @pytest.mark.parametrize("name", PLAIN)
