@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -268,10 +269,17 @@ def _augment(values: dict[str, Any]) -> Augment:
 def _evaluation(values: dict[str, Any]) -> Evaluation:
     return Evaluation(
         batch_size=_whole("evaluation.batch_size", values["batch_size"], 1),
-        workers=_whole("evaluation.workers", values["workers"], 0),
+        workers=_workers(values["workers"]),
         precision=_one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
         cache_dir=_optional_path("evaluation.cache_dir", values["cache_dir"]),
     )
+
+
+def _workers(value: Any) -> int:
+    if value != AUTO:
+        return _whole("evaluation.workers", value, 0)
+    usable = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _template(value: Any) -> str:

@@ -1,5 +1,6 @@
 """One run's choices: what is refused, and which choices make another run."""
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -120,6 +121,7 @@ REFUSED = [
     ("augment.flip", 1, "must be true or false"),
     ("evaluation.batch_size", 0, "must be 1 or more"),
     ("evaluation.workers", -1, "must be 0 or more"),
+    ("evaluation.workers", "all", "must be a whole number"),
     ("evaluation.precision", "fp8", "must be auto or fp32 or bf16 or fp16"),
     ("evaluation.cache_dir", "", "evaluation.cache_dir is empty"),
     ("evaluation.cache_dir", "a\udcff", "not valid Unicode"),
@@ -211,6 +213,11 @@ def test_what_no_result_depends_on_makes_no_other_run(option):
     assert before.fingerprint == after.fingerprint
     assert before.run_dir.name == after.run_dir.name
     assert after.run_dir.parent == after.results_dir
+
+
+def test_one_thread_a_core_decodes_unless_one_says_otherwise():
+    assert _settings({}).evaluation.workers == len(os.sched_getaffinity(0))
+    assert _settings({"evaluation.workers": 7}).evaluation.workers == 7
 
 
 def test_features_are_kept_beside_the_runs_or_where_one_says_or_not_at_all():
