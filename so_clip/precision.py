@@ -2,6 +2,8 @@
 
 import torch
 
+from so_clip.optim.sampled import GradScaler
+
 
 class Precision:
     """Autocast and gradient scaling for one device: fp32 | bf16 | fp16.
@@ -13,7 +15,7 @@ class Precision:
         self.name = name
         self._device_type = device.type
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self.scaler = GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> torch.autocast:
         """Return a context in which matrix products run in this precision."""

@@ -33,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 from so_clip.errors import InputError
 from so_clip.optim.between import GradScaler, Guard, all_reduce_sampled, clip_grad_norm_
 from so_clip.optim.gradients import add_sampled_gradient
-from so_clip.optim.sampled_product import DENSE_FROM, Method, fastest, sampled_product
+from so_clip.optim.sampled_product import Method, fastest, sampled_product
 
 __all__ = [
     "GradScaler",
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def sampled_gradients(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, always: bool = False
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, always: bool = True
 ) -> "SampledGradients":
     """Have the linear layers of `model` compute only what `optimizer` reads of their gradients.
 
@@ -59,29 +59,22 @@ def sampled_gradients(
         optimizer: an SO, or any other whose `support(weight)` gives the flat indices (ascending
             int64 [M]) of the entries that its next step reads, or None for all, and which reads
             `weight.sampled_grad`.
-        always: whether layers are also taken where the dense product is faster, from a density of
-            1/8 on (scripts/bench_sampled.py).
+        always: False leaves layers dense whose whole product is expected to be faster: at densities
+            from about 1/8 on, and lower ones for small layers (scripts/bench_sampled.py). True
+            takes them as well, for the memory.
 
     Returns:
         A handle whose `remove()` undoes it; also a context manager.
 
     Raises:
-        InputError: the optimizer has no supports, or `always` is asked for and no layer qualifies.
+        InputError: the optimizer knows no supports.
     """
     if not callable(getattr(optimizer, "support", None)):
         raise InputError(
             f"{type(optimizer).__name__} reads whole gradients: sampled gradients are for "
             "optimizers that know before the backward pass what they read, such as SO."
         )
-    handle = SampledGradients(model, optimizer, always)
-    if always and not handle.methods:
-        handle.remove()
-        raise InputError(
-            "no linear layer of this model can do with a sampled gradient: the optimizer trains "
-            "none of their weights, or reads all of their gradients (density 1, or a "
-            "gradient_selection other than random)."
-        )
-    return handle
+    return SampledGradients(model, optimizer, always)
 
 
 class SampledGradients:
@@ -105,11 +98,13 @@ class SampledGradients:
                     self._layers.append(cast(SampledLinear, layer))
                     self.methods[f"{name}.weight" if name else "weight"] = method
         self._refresh()
-        self._hooks: list[RemovableHandle | Guard] = [
-            optimizer.register_step_post_hook(lambda *_: self._refresh()),
-            optimizer.register_load_state_dict_post_hook(lambda *_: self._refresh()),
-            Guard(optimizer),
-        ]
+        self._hooks: list[RemovableHandle | Guard] = []
+        if self._layers:
+            self._hooks += [
+                optimizer.register_step_post_hook(lambda *_: self._refresh()),
+                optimizer.register_load_state_dict_post_hook(lambda *_: self._refresh()),
+                Guard(optimizer),
+            ]
 
     def remove(self) -> None:
         """Make the layers what they were. Gradients that were computed stay."""
@@ -160,9 +155,8 @@ class SampledGradients:
         support_M = self._optimizer.support(weight)
         if support_M is None or not weight.requires_grad:
             return None
-        if not always and len(support_M) >= DENSE_FROM * weight.numel():
-            return None
-        return fastest(len(support_M), tuple(weight.shape), weight.device)
+        method, faster = fastest(len(support_M), tuple(weight.shape), weight.device)
+        return method if always or faster else None
 
     def _refresh(self) -> None:
         """Give every layer whose support was drawn anew what it needs for the new one."""
@@ -184,7 +178,7 @@ class Sampling:
 
     def __init__(self, weight: Tensor, support_M: Tensor) -> None:
         self.weight, self.support_M = weight, support_M
-        self.method = fastest(len(support_M), tuple(weight.shape), weight.device)
+        self.method, _ = fastest(len(support_M), tuple(weight.shape), weight.device)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.leaf_M = torch.zeros((), dtype=dtype, device=weight.device).expand(len(support_M))
         self.leaf_M.requires_grad_()

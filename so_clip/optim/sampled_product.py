@@ -16,11 +16,11 @@ from torch import Tensor
 
 Method = Literal["columns", "gather", "csr", "rows"]
 
-# Of O + I. Gathering costs two reads in disorder for each of N M products. The sampled product of
-# sparse matrices costs 1/20 of that, once the N (O + I) values of both factors are transposed.
-_MOST_GATHERED = 0.75
-# Of O I. The whole product takes as long as torch's sampled one at this density.
-DENSE_FROM = 1 / 8
+# Nanoseconds a token: for a call (of 500 tokens), for each of the O + I values, for each entry; and
+# for each of the O I values of the whole product. One core of a server, float32; ratios matter.
+_GATHERING = (200, 0.2, 1.6)  # two reads in disorder for each product
+_SPARSE_PRODUCT = (400, 1.1, 0.1)  # transposes both factors, then reads in order
+_WHOLE_PRODUCT = 1 / 70
 
 # Values in one temporary: on the CPU they stay in its second cache.
 _VALUES_AT_ONCE = {"cpu": 2**17}
@@ -29,20 +29,34 @@ _TOKENS_AT_ONCE = 128  # in a sampled product of sparse matrices
 _BLOCK = 2**20  # values of a block of whole rows
 
 
-def fastest(entries: int, shape: tuple[int, ...], device: torch.device) -> Method:
+def fastest(entries: int, shape: tuple[int, ...], device: torch.device) -> tuple[Method, bool]:
     """Return how to compute M entries of the gradient of a weight of shape [O, I].
 
     columns: gather, from the M columns of x, which take less memory than x; all others keep x.
-    gather, csr, rows: see the module. Only the CPU's sampled product was measured and is used.
+    gather, csr, rows: see the module. Only the CPU was measured: elsewhere, there is no csr.
+
+    Returns:
+        The method, and whether it is expected to be faster than the whole product.
     """
     out_features, in_features = shape
+    values, whole = out_features + in_features, _WHOLE_PRODUCT * out_features * in_features
+    costs: dict[Method, float] = {
+        "gather": _cost(_GATHERING, values, entries),
+        "csr": _cost(_SPARSE_PRODUCT, values, entries),
+        "rows": whole,
+    }
     if entries < in_features:
-        return "columns"
-    if entries <= _MOST_GATHERED * (out_features + in_features):
-        return "gather"
-    if device.type == "cpu" and entries < DENSE_FROM * out_features * in_features:
-        return "csr"
-    return "rows"
+        return "columns", costs["gather"] < whole
+    if device.type != "cpu":
+        gather = costs["gather"] < costs["csr"]
+        return "gather" if gather else "rows", gather
+    method = min(costs, key=lambda each: costs[each])
+    return method, method != "rows"
+
+
+def _cost(rates: tuple[float, float, float], values: int, entries: int) -> float:
+    call, value, entry = rates
+    return call + value * values + entry * entries
 
 
 def entries_of_product(

@@ -56,7 +56,7 @@ def twins(make=mlp, **options) -> tuple[tuple[nn.Module, SO], tuple[nn.Module, S
         module = make()
         settings = {"lr": 1e-2, "density_ratio": 0.05, "T": 3, **options}
         pairs.append((module, SO(module.parameters(), **settings)))
-    sampled_gradients(*pairs[1], always=True)
+    sampled_gradients(*pairs[1])
     return pairs[0], pairs[1]
 
 
@@ -99,7 +99,7 @@ def test_gradients_are_the_dense_ones_at_the_support(
     layer = filled(nn.Linear(columns, rows, bias=bias), seed).to(dtype)
     dense = copy.deepcopy(layer)
     optimizer = SO(layer.parameters(), density_ratio=density, seed=seed)
-    sampled_gradients(layer, optimizer, always=optimizer.support(layer.weight) is not None)
+    sampled_gradients(layer, optimizer)
     x, x_dense = (inputs(*shape, columns, dtype=dtype).requires_grad_() for _ in range(2))
     y, y_dense = layer(x), dense(x_dense)
     assert torch.equal(y, y_dense)
@@ -171,7 +171,7 @@ def test_half_precision_weights_are_not_kept_from_forward_to_backward():
 @pytest.mark.parametrize(("density", "kept"), [(0.01, (50, 40)), (0.1, (50, 64)), (0.9, (50, 64))])
 def test_only_the_columns_of_the_input_that_are_needed_are_kept(density, kept):
     layer = filled(nn.Linear(64, 64, bias=False))
-    sampled_gradients(layer, SO(layer.parameters(), density_ratio=density), always=True)
+    sampled_gradients(layer, SO(layer.parameters(), density_ratio=density))
     y = layer(inputs(50, 64, dtype=torch.float32))
     assert y.grad_fn.next_functions[0][0].saved_tensors[0].shape == kept
 
@@ -340,38 +340,46 @@ def test_only_linear_layers_that_the_optimizer_samples_are_taken():
         def forward(self, input):
             return 2 * super().forward(input)
 
+    def linear() -> nn.Linear:
+        return nn.Linear(400, 400, device="meta")
+
     module = nn.ModuleDict(
         {
-            "plain": nn.Linear(40, 40),
-            "doubled": Doubled(40, 40),
-            "attention": nn.MultiheadAttention(40, 2),
-            "normed": nn.utils.parametrizations.weight_norm(nn.Linear(40, 40)),
-            "elsewhere": nn.Linear(40, 40),
-            "dense": nn.Linear(40, 40),
-            "important": nn.Linear(40, 40),
-            "whole": nn.Linear(40, 40),
-            "above": nn.Linear(40, 40),
-            "frozen": nn.Linear(40, 40),
+            "plain": linear(),
+            "doubled": Doubled(400, 400, device="meta"),
+            "attention": nn.MultiheadAttention(400, 2, device="meta"),
+            "normed": nn.utils.parametrizations.weight_norm(nn.Linear(400, 400)),
+            "elsewhere": linear(),
+            "dense": linear(),
+            "important": linear(),
+            "whole": linear(),
+            "above": linear(),
+            "frozen": linear(),
+            "small": nn.Linear(40, 40, device="meta"),
         }
-    )
+    ).to_empty(device="cpu")
     module["frozen"].weight.requires_grad_(False)
     own = {
         "dense": {"density_ratio": 1.0},
         "important": {"gradient_selection": "importance"},
         "whole": {"gradient_selection": "dense"},
-        "above": {"density_ratio": 0.125},
+        "above": {"density_ratio": 0.15},
     }
     groups = [
         {"params": list(child.parameters()), **own.get(name, {})}
         for name, child in module.items()
         if name != "elsewhere"
     ]
-    optimizer = SO(groups, density_ratio=0.01)
+    optimizer = SO(groups, density_ratio=0.001)
     with sampled_gradients(module, optimizer) as handle:
-        assert handle.methods == {"plain.weight": "columns"}
+        assert handle.methods == {
+            "plain.weight": "columns",
+            "above.weight": "rows",
+            "small.weight": "columns",
+        }
         assert type(module["plain"]) is SampledLinear
-    with sampled_gradients(module, optimizer, always=True) as handle:
-        assert handle.methods == {"plain.weight": "columns", "above.weight": "rows"}
+    with sampled_gradients(module, optimizer, always=False) as handle:
+        assert handle.methods == {"plain.weight": "columns"}
     assert type(module["plain"]) is type(module["above"]) is nn.Linear
 
 
@@ -380,18 +388,20 @@ def test_a_layer_by_itself_has_the_name_weight():
     assert [*sampled_gradients(layer, SO(layer.parameters())).methods] == ["weight"]
 
 
-def test_refusals():
+def test_an_optimizer_without_supports_is_refused():
     layer = nn.Linear(4, 4)
     with pytest.raises(InputError, match="AdamW reads whole gradients"):
         sampled_gradients(layer, torch.optim.AdamW(layer.parameters()))
+
+
+def test_where_nothing_is_sampled_all_is_as_before():
+    layer = nn.Linear(4, 4)
     optimizer = SO(layer.parameters(), density_ratio=1.0)
-    with sampled_gradients(layer, optimizer) as handle:
-        assert not handle.methods
-    with pytest.raises(InputError, match="density 1, or a gradient_selection"):
-        sampled_gradients(layer, optimizer, always=True)
-    assert (
-        not optimizer._optimizer_step_post_hooks or len(optimizer._optimizer_step_post_hooks) == 1
-    )
+    assert sampled_gradients(layer, optimizer).methods == {}
+    scaler = torch.amp.GradScaler("cpu")  # sees all there is
+    scaler.scale(layer(torch.ones(2, 4)).sum()).backward()
+    assert layer.weight.grad is not None
+    scaler.step(optimizer)
 
 
 def test_removing_leaves_nothing_behind():
@@ -500,7 +510,7 @@ def test_on_cuda_the_host_never_waits():
         pytest.skip("needs a CUDA device, and this machine has none")
     module = mlp(torch.float32).cuda()
     optimizer = SO(module.parameters(), density_ratio=0.05, T=2)
-    sampled_gradients(module, optimizer, always=True)
+    sampled_gradients(module, optimizer)
     x = inputs(4, 20, dtype=torch.float32).cuda()
     for step in range(6):
         torch.cuda.set_sync_debug_mode("error" if step else "default")

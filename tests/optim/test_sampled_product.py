@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from so_clip.optim.sampled_product import (
-    DENSE_FROM,
     entries_of_product,
     fastest,
     sampled_product,
@@ -144,22 +143,27 @@ def test_no_warning_reaches_the_user():
 
 
 @pytest.mark.parametrize(
-    ("entries", "shape", "device", "method"),
+    ("entries", "shape", "device", "method", "faster"),
     [
         # ViT-B/16 at density 5e-4: attention's projections, then the MLP's matrices.
-        (884, (2304, 768), "cpu", "gather"),
-        (294, (768, 768), "cpu", "columns"),
-        (1179, (3072, 768), "cpu", "gather"),
-        (1179, (768, 3072), "cpu", "columns"),
+        (884, (2304, 768), "cpu", "gather", True),
+        (294, (768, 768), "cpu", "columns", True),
+        (1179, (3072, 768), "cpu", "gather", True),
+        (1179, (768, 3072), "cpu", "columns", True),
         # The input's columns take less memory than the input only while they are fewer.
-        (767, (3072, 768), "cpu", "columns"),
-        (768, (3072, 768), "cpu", "gather"),
-        (23592, (3072, 768), "cpu", "csr"),
-        (23592, (3072, 768), "cuda", "rows"),
-        (int(DENSE_FROM * 3072 * 768), (3072, 768), "cpu", "rows"),
-        (3072 * 768, (3072, 768), "cpu", "rows"),
-        (1, (1, 1), "cpu", "gather"),
+        (767, (3072, 768), "cpu", "columns", True),
+        (768, (3072, 768), "cpu", "gather", True),
+        # At 1%, and from 1/8 on.
+        (23592, (3072, 768), "cpu", "csr", True),
+        (23592, (3072, 768), "cuda", "rows", False),
+        (294912, (3072, 768), "cpu", "rows", False),
+        (3072 * 768 - 1, (3072, 768), "cuda", "rows", False),
+        # The tiny model's at 2%; a small product is soon made.
+        (1310, (512, 128), "cpu", "rows", False),
+        (32, (512, 128), "cpu", "columns", True),
+        (1, (1, 2), "cpu", "columns", False),
+        (1, (2, 1), "cpu", "rows", False),
     ],
 )
-def test_the_rule(entries, shape, device, method):
-    assert fastest(entries, shape, torch.device(device)) == method
+def test_the_rule(entries, shape, device, method, faster):
+    assert fastest(entries, shape, torch.device(device)) == (method, faster)
