@@ -1,16 +1,13 @@
 """Draw the README's picture: pre-training pictures above, real digits before and after below.
 
-python scripts/figures.py results/runs/RUN docs/demo.png
+python -m scripts.figures results/runs/RUN docs/demo.png
 """
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.tiny.render import CATEGORIES, Picture, render
 from so_clip.data.cards import load_card
