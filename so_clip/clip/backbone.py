@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.architecture import (
     TINY,
     Tokenizer,
@@ -23,9 +24,11 @@ from so_clip.clip.architecture import (
     tiny_card,
 )
 from so_clip.clip.attention import explicit_attention
+from so_clip.clip.blocks import Memory
 from so_clip.clip.checkpoint import load_weights, read_weights
 from so_clip.clip.embedded import embedded_weights
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
+from so_clip.clip.image_tower import encode_image
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.errors import InputError
 
@@ -43,6 +46,7 @@ class Backbone(nn.Module):
         logit_scale: what cosines are multiplied with to become logits; fixed, never trained.
         description: architecture and origin of the weights, for the record.
         architecture: what the weights alone do not tell, such as heads and activation.
+        memory: what is kept for the backward pass; see `so_clip.clip.blocks`.
 
     Raises:
         InputError: the model wants images that are not square.
@@ -61,12 +65,14 @@ class Backbone(nn.Module):
         logit_scale: float = 100.0,
         description: str = "",
         architecture: Mapping[str, Any] | None = None,
+        memory: Memory = "fast",
     ) -> None:
         super().__init__()
         self.model = model
         self.logit_scale = float(logit_scale)
         self.description = description
         self.architecture = dict(architecture or {})
+        self.memory = memory
         self.image_size = _square(model.visual.image_size)
         self.context_length = int(model.context_length)
         self._tokenizer = tokenizer
@@ -100,12 +106,12 @@ class Backbone(nn.Module):
             raise TypeError(f"images must be uint8 pixels, not {images_BCHW.dtype}")
         pixels_BCHW = images_BCHW.to(self.mean.dtype).div_(255)
         pixels_BCHW = pixels_BCHW.sub_(self.mean).div_(self.std)
-        return _unit(self.model.encode_image(pixels_BCHW))
+        return _unit(encode_image(self.model, pixels_BCHW, self.memory))
 
     def encode_text(self, prompts: Tensor | ClassPrompts) -> Tensor:
         """Return unit-length class_KD for token ids as `tokenize` returns them, or packed ones."""
         if isinstance(prompts, ClassPrompts):
-            return _unit(prompts(self.model))
+            return _unit(prompts(self.model, self.memory))
         return _unit(self.model.encode_text(prompts))
 
     def blocks(self, tower: Tower) -> nn.ModuleList:
@@ -151,6 +157,7 @@ def load_backbone(
     logit_scale: float = 100.0,
     seed: int = 0,
     explicit: bool = True,
+    memory: Memory = "fast",
 ) -> Backbone:
     """Load a backbone in float32 on the CPU, in evaluation mode and with every tensor frozen.
 
@@ -166,7 +173,9 @@ def load_backbone(
         seed: chooses random weights; the global random state is never touched.
         explicit: make the projections of attention linear layers of their own, see
             `so_clip.clip.attention`. Parameters named attn.in_proj_weight and attn.in_proj_bias
-            are then attn.in_proj.weight and attn.in_proj.bias; numbers and state dicts stay.
+            are then attn.in_proj.weight and attn.in_proj.bias; numbers and state dicts stay. Also
+            compute QuickGELU in less memory. Without it, both towers run as open_clip has them.
+        memory: see Backbone.
 
     Raises:
         InputError: unknown architecture or weights; weights that cannot be had or do not fit.
@@ -192,13 +201,14 @@ def load_backbone(
         load_weights(model, state, source=origin)
     if explicit:
         explicit_attention(model)
+        lean_quick_gelu(model)
     mean, std = _pixels(architecture, published)
     tokenizer = build_tokenizer(architecture, config)
     gelu = ", QuickGELU" if quick_gelu else ""
     description = f"{architecture} ({origin}{gelu})"
     architecture_as_built = config | {"quick_gelu": quick_gelu}
     backbone = Backbone(
-        model, tokenizer, mean, std, logit_scale, description, architecture_as_built
+        model, tokenizer, mean, std, logit_scale, description, architecture_as_built, memory
     )
     return backbone.eval().requires_grad_(False)
 

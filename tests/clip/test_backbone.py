@@ -1,5 +1,7 @@
 import hashlib
 import re
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.blocks import MEMORY_MODES
 from so_clip.clip.checkpoint import load_weights
 from so_clip.clip.hub import fetch_pretrained
+from so_clip.clip.packed_text import ClassPrompts
 from so_clip.errors import InputError
+from tests.clip.kept import kept_bytes
 from tests.clip.small import MEAN, STD, save_as_openai_does, small_backbone, small_clip
 from tests.clip.test_architecture import activations
 
@@ -297,3 +302,20 @@ def test_the_configured_backbones_exist(name: str) -> None:
     if name != "tiny":
         published = pretrained_config(values["architecture"], values["pretrained"])
         assert bool(published.get("quick_gelu")) == quick_gelu
+
+
+def test_memory_is_handed_to_both_towers() -> None:
+    sizes = []
+    for memory in MEMORY_MODES:
+        backbone = load_backbone("tiny", seed=1, memory=memory)
+        prompts = ClassPrompts(backbone.model, backbone.tokenize(PROMPTS[:3]))
+        images_BCHW = uint8(pictures(32))
+        backbone.model.visual.transformer.requires_grad_(True)
+        backbone.model.transformer.requires_grad_(True)
+        known = [images_BCHW, *backbone.parameters(), *prompts.buffers()]
+        image = kept_bytes(partial(backbone.encode_image, images_BCHW), known)
+        text = kept_bytes(partial(backbone.encode_text, prompts), known)
+        sizes.append((image, text))
+    for (image_before, text_before), (image, text) in pairwise(sizes):
+        assert image < 0.8 * image_before
+        assert text < 0.8 * text_before
