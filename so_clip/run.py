@@ -23,6 +23,7 @@ from so_clip.errors import InputError, nearest
 from so_clip.evaluate import Evaluator, Predictions
 from so_clip.features import FeatureCache
 from so_clip.memory import PeakMemory
+from so_clip.optim.sampled import sampled_gradients
 from so_clip.precision import Precision
 from so_clip.record import RunFolder, provenance, summary_table
 from so_clip.settings import TEMPLATES, Settings
@@ -110,19 +111,27 @@ def build_model(settings: Settings, data: Data) -> Model:
 
 
 def build_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
-    """Make the optimizer over the adapter's parameters; its own refusals become InputError."""
+    """Make the optimizer over the adapter's parameters; its own refusals become InputError.
+
+    Its option `sampled_gradients` is the model's to obey: it never reaches the constructor.
+    """
     assert settings.optimizer is not None
     if not model.parameters:
         raise InputError(
             "the adapter opens no parameters, so the optimizer has nothing to train. "
             "Choose adapter=weights, or method=zero_shot to train nothing."
         )
-    make = _instantiate("optimizer", settings.optimizer)
+    options = dict(settings.optimizer)
+    sampled = options.pop("sampled_gradients", False)
+    make = _instantiate("optimizer", options)
     _refuse_foreign_options(make)
     try:
-        return make(list(model.parameters.values()))
+        optimizer = make(list(model.parameters.values()))
+        if sampled:
+            sampled_gradients(model.classifier, optimizer, always=sampled is True)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer: {error}") from error
+    return optimizer
 
 
 def _refuse_foreign_options(make: partial[torch.optim.Optimizer]) -> None:

@@ -238,6 +238,9 @@ def _optimizer(values: dict[str, Any]) -> dict[str, Any]:
     }.items():
         if key in values:
             checked[key] = _one_of(f"optimizer.{key}", values[key], allowed)
+    sampled = values.get("sampled_gradients", AUTO)
+    if sampled != AUTO and not isinstance(sampled, bool):
+        raise InputError(f"optimizer.sampled_gradients={sampled}: must be auto, true or false.")
     return checked
 
 

@@ -63,6 +63,7 @@ VALUES = [
     ("optimizer.T=-1", ["optimizer.T=-1", "0 or more"]),
     ("optimizer.lr=0", ["optimizer.lr=0", "above 0"]),
     ("optimizer.order=prune", ["optimizer.order=prune", "prune_first"]),
+    ("optimizer.sampled_gradients=1", ["sampled_gradients=1", "auto, true or false"]),
     ("optimizer.betas=[2,3]", ["betas", "[0, 1)"]),
     ("schedule.max_steps=0", ["schedule.max_steps=0", "method=zero_shot"]),
     ("schedule.batch_size=0", ["schedule.batch_size=0", "1 or more"]),
@@ -77,6 +78,7 @@ VALUES = [
 ]
 MODELS = [
     ("experiment=demo method=adamw", ["optimizer.density_ratio=0.02", "AdamW", "'~optimizer."]),
+    ("method=adamw +optimizer.sampled_gradients=true", ["sampled gradients", "AdamW", "SO"]),
     ("adapter=none", ["adapter opens no parameters", "method=zero_shot"]),
     ("adapter.encoder=image", ["adapter.encoder=image", "vision"]),
     ("adapter.position=half_up", ["adapter.position=half_up", "'half-up'"]),

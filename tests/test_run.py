@@ -242,6 +242,25 @@ def test_half_precision_runs(demo, results, precision):
     assert first[0] == pytest.approx(first[1], rel=0.05)
 
 
+def test_sampled_gradients_change_memory_and_nothing_else(results, demo):
+    on, off = (
+        run(
+            results,
+            *("experiment=demo", f"schedule.max_steps={STEPS}"),
+            f"optimizer.sampled_gradients={value}",
+        )
+        for value in ("true", "false")
+    )
+    # The demo's matrices are so small that auto leaves them dense.
+    assert demo.column("history.csv", "loss") == off.column("history.csv", "loss")
+    losses = on.column("history.csv", "loss")
+    assert losses == pytest.approx(off.column("history.csv", "loss"), abs=1e-4)
+    assert on.metrics["peak_memory_mib"] < off.metrics["peak_memory_mib"]
+    assert on.metrics["gradients_mib"] < 0.1 * off.metrics["gradients_mib"]
+    for key in ("trainable_parameters", "optimizer_state_mib", "accuracy_percent"):
+        assert on.metrics[key] == off.metrics[key]
+
+
 def test_a_template_and_half_a_model_can_be_chosen(results, demo):
     chosen = run(
         results,
