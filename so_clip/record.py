@@ -14,11 +14,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from so_clip import __version__, atomic
 from so_clip.errors import InputError
 from so_clip.paths import PACKAGE_DIR
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 METRICS_FILE = "metrics.json"
 _REPORTED_VERSIONS = (
@@ -55,20 +60,35 @@ def check_writable(folder: Path) -> None:
 
 
 class RunFolder:
-    """The folder of one run. `metrics.json` is written last: where it is, the run is finished."""
+    """The folder of one run. `metrics.json` is written last: where it is, the run is finished.
+
+    From start to finish the folder is locked, so that two processes with one configuration cannot
+    mix their files. The lock ends with its process, however that ends.
+    """
+
+    # By path, since a run that failed in a process must not keep its next attempt there from it.
+    _locks: ClassVar[dict[Path, int]] = {}
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
-        """Begin anew: drop an earlier attempt of the same configuration, then say what this is."""
+        """Begin anew: drop an earlier attempt of the same configuration, then say what this is.
+
+        Raises:
+            InputError: the folder cannot be written, or another process is writing it.
+        """
         from omegaconf import OmegaConf
 
-        if self.path.exists():
-            # Renamed first, so that the folder never holds a mixture of two attempts.
-            discarded = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=".discarded-"))
-            self.path.rename(discarded / self.path.name)
-            shutil.rmtree(discarded)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            _clear(self.path)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror or error}. "
+                "Choose another folder with results_dir=FOLDER."
+            ) from error
         atomic.write_text(
             self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         )
@@ -92,6 +112,30 @@ class RunFolder:
         """Write the human table and, last of all, metrics.json."""
         atomic.write_text(self.path / "summary.txt", summary + "\n")
         atomic.write_json(self.path / METRICS_FILE, metrics)
+        self._unlock()
+
+    def _lock(self) -> None:
+        self._unlock()
+        if fcntl is None:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(
+                f"{self.path}: another process is doing this very run. Wait for it, or choose "
+                "another folder with results_dir=FOLDER."
+            ) from None
+        except OSError:  # some network file systems have no locks
+            os.close(descriptor)
+        else:
+            self._locks[self.path.resolve()] = descriptor
+
+    def _unlock(self) -> None:
+        descriptor = self._locks.pop(self.path.resolve(), None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _write_csv(self, name: str, header: Sequence[str], rows: Any) -> None:
         text = io.StringIO()
@@ -99,6 +143,16 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         atomic.write_text(self.path / name, text.getvalue())
+
+
+def _clear(folder: Path) -> None:
+    """Empty a folder, its metrics first: from then on it is no finished run."""
+    (folder / METRICS_FILE).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def provenance(device_description: str, **more: Any) -> dict[str, Any]:

@@ -94,7 +94,10 @@ def read_runs(results_dir: Path) -> tuple[pd.DataFrame, list[str]]:
         except InputError as error:
             skipped.append(str(error))
     if not rows:
-        raise InputError(f"{results_dir}: no finished run in it. Start one: python -m so_clip")
+        unusable = f" Left out: {' '.join(skipped)}" if skipped else ""
+        raise InputError(
+            f"{results_dir}: no finished run in it. Start one: python -m so_clip.{unusable}"
+        )
     runs = pd.DataFrame(rows)
     runs["variant"] = _variants(runs)
     again = runs.duplicated(["dataset", *ROW, "seed"])

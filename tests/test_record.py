@@ -23,7 +23,7 @@ from so_clip.record import (
     read_metrics,
     summary_table,
 )
-from tests.command import ROOT
+from tests.command import ROOT, python
 
 CONFIG = {"shots": 4, "optimizer": {"lr": 2e-4, "betas": [0.9, 0.999]}, "split_file": None}
 
@@ -59,6 +59,34 @@ def test_a_second_attempt_begins_anew(folder):
     folder.finish({"accuracy_percent": 1.0}, "table")
     folder.start(CONFIG, None)
     assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
+
+
+def test_one_attempt_at_a_time(folder):
+    folder.start(CONFIG, None)
+    other = "from pathlib import Path; from so_clip.record import RunFolder; import sys\n"
+    other += "try: RunFolder(Path(sys.argv[1])).start({}, None)\n"
+    other += "except ValueError as error: print(error)"
+    assert "another process is doing this very run" in python(other, folder.path)
+    assert OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")) == CONFIG
+    # One that failed keeps nobody from the next: neither in its own process nor, done, in another.
+    folder.start(CONFIG, None)
+    folder.finish({"accuracy_percent": 1.0}, "table")
+    assert python(other, folder.path) == ""
+    assert _names(folder.path) == ["config.yaml"]
+
+
+def test_what_a_killed_attempt_left_is_cleared(folder):
+    (folder.path / "inner").mkdir(parents=True)
+    for name in ("metrics.json", ".metrics.json.x", "inner/file"):
+        (folder.path / name).write_text("{}")
+    folder.start(CONFIG, None)
+    assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*results_dir=FOLDER"):
+        RunFolder(tmp_path / "file" / "run").start(CONFIG, None)
 
 
 def test_history_is_a_row_a_step_and_keeps_every_digit(folder):
