@@ -1,7 +1,7 @@
 """What an optimizer refuses: settings out of range, and tensors it cannot train."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -30,6 +30,10 @@ def check_seed(seed: Any) -> None:
 
 def check_group(group: dict[str, Any]) -> None:
     """Raise InputError, naming value and range, unless SO can train this parameter group."""
+    if "seed" in group:
+        raise InputError(
+            f"seed={group['seed']!r} in a parameter group: all share one. Give it to SO itself."
+        )
     for name in ("lr", "eps", "weight_decay"):
         if not _is_real(group[name]) or not 0 <= group[name] < math.inf:
             raise InputError(f"{name}={group[name]!r}: must be a finite number, at least 0.")
@@ -60,6 +64,70 @@ def check_group(group: dict[str, Any]) -> None:
                 f"{name}={group[name]!r}: must be one of {', '.join(map(str, flags))}."
             )
     _check_tensors(group["params"])
+
+
+def check_saved(saved: Any, groups: list[dict[str, Any]], options: Iterable[str]) -> None:
+    """Raise InputError unless `saved` is a state of SO that fits the tensors of these groups.
+
+    How many groups and tensors there must be, torch checks. All else it would take as it comes, to
+    fail at some later step or, worse, to move the wrong entries.
+    """
+    if not isinstance(saved, Mapping) or "generator" not in saved:
+        raise InputError("this optimizer state has no 'generator': it was not saved by SO.")
+    try:
+        torch.Generator().set_state(saved["generator"].cpu())
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"this optimizer state's 'generator' is damaged ({error}): load another."
+        ) from error
+    for key in ("state", "param_groups"):
+        if key not in saved:
+            raise InputError(f"this optimizer state has no {key!r}: it was not saved by SO.")
+    for saved_group, group in zip(saved["param_groups"], groups, strict=False):
+        for option in options:
+            if option not in saved_group:
+                raise InputError(
+                    f"this optimizer state has a group without {option!r}: it was not saved by SO."
+                )
+        check_group({**saved_group, "params": []})
+        for key, param in zip(saved_group["params"], group["params"], strict=False):
+            if key in saved["state"] and not _fits(saved["state"][key], param):
+                raise InputError(
+                    f"this optimizer state does not fit a tensor of shape {tuple(param.shape)}, "
+                    f"its number {key}: it was saved of another model, or is damaged."
+                )
+
+
+def _fits(state: Any, param: torch.Tensor) -> bool:
+    """Return whether a saved state (see so_clip.optim.state) can be this tensor's."""
+    if not isinstance(state, Mapping):
+        return False
+    if not state:  # of a tensor that has not been stepped yet
+        return True
+    step: Any = state.get("step")
+    size: Any = state.get("size")
+    numel = param.numel()
+    if not _is_whole(step) or step < 0 or not _is_whole(size) or not min(1, numel) <= size <= numel:
+        return False
+    moments = torch.Size([size]) if "index" in state else param.shape
+    shapes = dict.fromkeys(("support", "index", "place", "age"), torch.Size([size]))
+    shapes |= dict.fromkeys(("exp_avg", "exp_avg_sq"), moments)
+    # A place may also be the one past the support's last: nowhere.
+    ends = {"support": numel, "index": numel, "place": size + 1}
+    for key, shape in shapes.items():
+        value = state.get(key)
+        if value is None and (key not in state or key == "support"):
+            continue
+        if not isinstance(value, torch.Tensor) or value.shape != shape:
+            return False
+        end = ends.get(key)
+        if end is not None and (value.dtype != torch.int64 or not _inside(value, end)):
+            return False
+    return ("exp_avg" in state) == ("exp_avg_sq" in state)
+
+
+def _inside(index: torch.Tensor, end: int) -> bool:
+    return not len(index) or bool(index.min() >= 0 and index.max() < end)
 
 
 def _check_tensors(params: list[torch.Tensor]) -> None:

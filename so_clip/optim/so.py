@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from so_clip.errors import InputError
-from so_clip.optim.checks import check_group, check_seed
+from so_clip.optim.checks import check_group, check_saved, check_seed
 from so_clip.optim.functional import Rule, so, so_dense_moments, so_no_moments
 from so_clip.optim.gradients import clear_sampled_gradient, read_gradient
 from so_clip.optim.state import (
@@ -95,7 +95,7 @@ class SO(Optimizer):
         seed: int = 0,
     ) -> None:
         check_seed(seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(int(seed))
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -189,13 +189,12 @@ class SO(Optimizer):
             state_dict: what `state_dict` returned.
 
         Raises:
-            InputError: it is not an SO's.
+            InputError: it is not an SO's, or not one of these tensors; nothing is loaded then.
         """
-        if "generator" not in state_dict:
-            raise InputError("this optimizer state has no 'generator': it was not saved by SO.")
         final: dict[str, Any] = {}
 
         def keep(_: Optimizer, given: dict[str, Any]) -> None:
+            check_saved(given, self.param_groups, self.defaults)
             final.update(given)
 
         def restore(_: Optimizer) -> None:

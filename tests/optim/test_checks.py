@@ -93,4 +93,9 @@ def test_what_torch_refuses(params: Any, exception: type[Exception], message: st
 def test_numbers_of_numpy_are_numbers() -> None:
     numpy = pytest.importorskip("numpy")
     param = nn.Parameter(torch.zeros(10))
-    SO([param], lr=numpy.float64(0.1), T=numpy.int64(3), betas=[0.9, 0.99])
+    SO([param], lr=numpy.float64(0.1), T=numpy.int64(3), betas=[0.9, 0.99], seed=numpy.int64(2))
+
+
+def test_a_seed_is_the_whole_optimizers() -> None:
+    with pytest.raises(InputError, match="seed=3 in a parameter group"):
+        SO([{"params": [nn.Parameter(torch.ones(3))], "seed": 3}])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip import SO
+from so_clip.errors import InputError
 from so_clip.optim import state as state_module
 
 VARIANTS = [
@@ -161,6 +162,47 @@ def test_a_state_that_does_not_fit(change: Any, message: str) -> None:
     change(state)
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(state)
+
+
+def _of_another_shape(state: dict[str, Any]) -> None:
+    state["state"][0]["index"] = state["state"][0]["index"][:-1]
+
+
+def _beyond_the_tensor(state: dict[str, Any]) -> None:
+    state["state"][0]["index"] = state["state"][0]["index"] + 10**6
+
+
+def _before_the_tensor(state: dict[str, Any]) -> None:
+    state["state"][0]["support"] = state["state"][0]["support"] - 10**6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.update(generator=None), "'generator' is damaged"),
+        (lambda state: state.update(generator=torch.zeros(3)), "'generator' is damaged"),
+        (lambda state: state.pop("state"), "has no 'state'"),
+        (lambda state: state["param_groups"][0].pop("T"), "a group without 'T'"),
+        (lambda state: state["param_groups"][0].update(density_ratio=7), "density_ratio=7"),
+        (lambda state: state["state"].update({0: None}), "does not fit a tensor"),
+        (lambda state: state["state"][0].update(step="x"), "does not fit a tensor"),
+        (lambda state: state["state"][0].pop("index"), "does not fit a tensor"),
+        (lambda state: state["state"][0].pop("exp_avg"), "does not fit a tensor"),
+        (_of_another_shape, "does not fit a tensor"),
+        (_beyond_the_tensor, "does not fit a tensor"),
+        (_before_the_tensor, "does not fit a tensor"),
+    ],
+)
+def test_a_foreign_or_damaged_state_is_refused_whole(change: Any, message: str) -> None:
+    net = model()
+    optimizer = optimizer_of(net)
+    run(net, optimizer, range(3))
+    saved = copy.deepcopy(optimizer.state_dict())
+    change(saved)
+    before = str(optimizer.state_dict())
+    with pytest.raises(InputError, match=message):
+        optimizer.load_state_dict(saved)
+    assert str(optimizer.state_dict()) == before
 
 
 @pytest.mark.parametrize(("bias_correction", "most"), [("step", 32), ("age", 36)])
