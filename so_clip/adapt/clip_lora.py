@@ -98,6 +98,10 @@ class ClipLoRA:
 
     def _beside(self, frozen: nn.Linear, draws: torch.Generator) -> "LowRankLinear":
         width, scale = frozen.in_features, self.alpha / math.sqrt(self.rank)
+        if self.rank > width:
+            raise InputError(
+                f"adapter.rank={self.rank}: a matrix {width} wide has no higher rank than {width}."
+            )
         device = frozen.weight.device
         updates = {}
         for part in PARTS:

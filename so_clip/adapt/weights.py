@@ -29,9 +29,9 @@ def blocks_at(position: str, depth: int) -> range:
     Raises:
         InputError: an unknown position.
     """
-    if position in _LAST:
+    if isinstance(position, str) and position in _LAST:
         return range(max(0, depth - _LAST[position]), depth)
-    if position not in _FRACTIONS:
+    if not isinstance(position, str) or position not in _FRACTIONS:
         raise InputError(
             f"adapter.position={position}: must be one of {', '.join(POSITIONS)}."
             f"{nearest(position, POSITIONS)}"
@@ -67,7 +67,7 @@ class Weights:
     def __init__(
         self, patterns: Sequence[str], encoder: str = "both", position: str = "all"
     ) -> None:
-        if not patterns or isinstance(patterns, str):
+        if not patterns or isinstance(patterns, str) or not all(map(_is_text, patterns)):
             raise InputError(f"adapter.patterns={patterns!r}: must be a list of name endings.")
         check_place(encoder, position)
         self.patterns, self.encoder, self.position = list(patterns), encoder, position
@@ -106,3 +106,7 @@ class Weights:
         block = re.search(r"resblocks\.(\d+)\.", name)
         depth = classifier.backbone.block_count(tower)
         return block is not None and int(block[1]) in blocks_at(self.position, depth)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

@@ -382,6 +382,11 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> Non
     assert message in str(caught.value)
 
 
+def test_a_rank_above_the_matrixs_is_refused() -> None:
+    with pytest.raises(InputError, match=r"rank=9999999999: a matrix .* wide"):
+        ClipLoRA(rank=9999999999)(small())
+
+
 def test_it_is_refused_where_it_cannot_be_added_or_is_already() -> None:
     plain = small_backbone()  # nn.MultiheadAttention
     with pytest.raises(InputError, match="vision encoder of the small model has attention"):

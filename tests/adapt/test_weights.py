@@ -149,6 +149,8 @@ def test_a_pattern_ends_at_a_whole_name(small):
     [
         ({"patterns": []}, "adapter.patterns=[]: must be a list"),
         ({"patterns": "mlp.c_fc.weight"}, "must be a list of name endings"),
+        ({"patterns": [1]}, "adapter.patterns=[1]: must be a list of name endings"),
+        ({"patterns": PATTERNS, "position": ["all"]}, "adapter.position=['all']: must be one of"),
         ({"patterns": PATTERNS, "encoder": "image"}, "adapter.encoder=image: must be vision, text"),
         ({"patterns": PATTERNS, "encoder": "visio"}, "Did you mean 'vision'"),
         ({"patterns": PATTERNS, "position": "half_up"}, "Did you mean 'half-up'"),
