@@ -48,8 +48,14 @@ def readable_errors() -> Iterator[None]:
 
     try:
         yield
-    # Hydra meets GROUP=null with a ValueError.
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    # Hydra meets GROUP=null with a ValueError, GROUP=[1] with a TypeError, += with an assertion.
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+        TypeError,
+        AssertionError,
+    ) as error:
         raise InputError(_explain(error)) from error
     except OSError as error:
         # Hydra makes a folder for a sweep before the first of its runs.
@@ -64,12 +70,17 @@ def _explain(error: BaseException) -> str:
 
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
+        # The option may hold slashes, dataset=../x; only Hydra's own groups do.
+        group, _, option = error.missing_cfg_file.partition("/")
+        if group == "hydra":
+            group, _, option = error.missing_cfg_file.rpartition("/")
         return (
             f"{group}={option}: there is no {group} of that name."
             f"{nearest(option, error.options)} Known: {', '.join(sorted(error.options))}."
         )
-    first = text.splitlines()[0].rstrip(".")
+    first = (text.splitlines() or ["it is malformed"])[0].rstrip(".")
+    if isinstance(error, TypeError):
+        first = f"something other than a name is given for a group ({first})"
     if first.startswith(("Could not override '", "Could not delete from config. '")):
         key = first.split("'")[1]
         known = list(_keys(compose([])))

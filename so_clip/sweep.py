@@ -1,5 +1,6 @@
 """What Hydra leaves on the disk for a sweep, noted so that a sweep which fails can take it back."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-_sweep_dirs: list[Path] = []
+# Each with the folders around it that were not there yet, innermost first.
+_sweep_dirs: list[tuple[Path, list[Path]]] = []
 
 
 class NoteFolder(Callback):
@@ -15,14 +17,17 @@ class NoteFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first run of a sweep is composed."""
-        _sweep_dirs.append(Path(config.hydra.sweep.dir))
+        sweep_dir = Path(config.hydra.sweep.dir)
+        # os.path.exists, unlike Path.exists, never raises.
+        new = [path for path in sweep_dir.parents if not os.path.exists(path)]  # noqa: PTH110
+        _sweep_dirs.append((sweep_dir, new))
 
 
 def clear_folders() -> None:
-    """Remove what Hydra wrote of the noted sweeps, and the folders around it that are empty."""
+    """Remove what Hydra wrote of the noted sweeps, and the folders made around it, where empty."""
     while _sweep_dirs:
-        sweep_dir = _sweep_dirs.pop()
+        sweep_dir, new = _sweep_dirs.pop()
         with suppress(OSError):
             (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
-            for folder in (*sweep_dir.iterdir(), sweep_dir, *sweep_dir.parents[:2]):
+            for folder in (*sweep_dir.iterdir(), sweep_dir, *new):
                 folder.rmdir()

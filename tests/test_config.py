@@ -143,6 +143,9 @@ def test_the_demo_is_tiny_on_digits():
         ("shots=[1", ["cannot be read", "OPTION=VALUE"]),
         ("data_root=~/data", ["cannot be read", "~/data", "quotes"]),
         ("shots=1,2", ["shots=1,2", "-m"]),
+        ("dataset=../x", ["dataset=../x: there is no dataset", "ucf101"]),
+        ("schedule=[1]", ["cannot be read", "other than a name", "GROUP=CHOICE"]),
+        ("+=", ["cannot be read", "OPTION=VALUE"]),
         ("method=null", ["GROUP=CHOICE", "--help"]),
         ("~nothing", ["nothing", "--help"]),
     ],
@@ -169,6 +172,15 @@ def test_a_sweep_makes_a_folder_for_each_run(tmp_path):
     assert sorted(len([*run.glob("metrics.json")]) for run in runs) == [1, 1]
     templates = {OmegaConf.load(run / "config.yaml").template for run in runs}
     assert templates == {"plain", "a blurred photo of a {}."}
+
+
+def test_a_sweep_that_fails_takes_its_folders_away_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    bad = ("-m", "optimizer.density_ratio=2,3")
+    assert call(*bad).code == 2
+    assert call(*bad, "results_dir=mine/runs").code == 2
+    assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
 
 
 def test_flags_may_stand_among_overrides(tmp_path):
