@@ -1,5 +1,6 @@
 """CoOp's split files: JSON lists of images with their labels and class names."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ def read_split_file(file: Path, card: DatasetCard) -> Splits:
 
 def _read_json(file: Path, card: DatasetCard) -> tuple[Any, str]:
     try:
+        # A pipe would be waited for, and a device read, for ever.
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise OSError(errno.EINVAL, "it is not a plain file")
         data = file.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -233,3 +233,10 @@ def test_split_file_for_a_layout_without_one_is_refused(tmp_path, make_card):
     card = make_card(layout="imagenet", split_file=None)
     with pytest.raises(InputError, match=r"dataset\.split_file=x\.json.*no split file"):
         load_splits(card, tmp_path, Path("x.json"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, make_card):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json: .* it is not a plain file"):
+        load_splits(make_card(), None, tmp_path / "pipe.json")
