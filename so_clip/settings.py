@@ -19,6 +19,12 @@ SPLIT_PROTOCOLS = ("clip_lora", "coop")
 TEMPLATES = ("plain", "specific")
 # What torch's generators take.
 MAX_SEED = 2**63 - 1
+# Far beyond any dataset's classes: a slip of the key must not fill the memory with repeats.
+MAX_SHOTS = 10_000
+# Each is a thread of the operating system.
+MAX_WORKERS = 256
+# A part of a folder's name, which most file systems end at 255 bytes.
+MAX_METHOD_NAME = 64
 # Where things go and how fast they come: no number in the results depends on them.
 _NO_DIFFERENCE = ("results_dir", "evaluation.workers", "evaluation.cache_dir")
 
@@ -132,14 +138,14 @@ def from_config(config: DictConfig) -> Settings:
         split_file=_optional_path("dataset.split_file", values["dataset"]["split_file"]),
         backbone=_backbone(values["backbone"]),
         method=_method_name(values["method"]["name"]),
-        method_title=values["method"]["title"],
+        method_title=_title(values["method"]["title"]),
         adapter=values["adapter"],
         optimizer=_optimizer(values["optimizer"]) if trains else None,
         schedule=_schedule(values["schedule"]),
         augment=_augment(values["augment"]),
         evaluation=_evaluation(values["evaluation"]),
-        shots=_whole("shots", values["shots"], 1),
-        seed=_seed(values["seed"]),
+        shots=_whole("shots", values["shots"], 1, MAX_SHOTS),
+        seed=_whole("seed", values["seed"], 0, MAX_SEED),
         split_protocol=_one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
         template=_template(values["template"]),
         device=_device(values["device"]),
@@ -180,6 +186,9 @@ def _check_keys(values: dict[str, Any]) -> None:
         if not isinstance(values[group], dict):
             raise InputError(f"{group}={values[group]}: must hold the options {', '.join(keys)}.")
         _check_group(f"{group}.", values[group], keys, extra=group in ("adapter", "optimizer"))
+    for key in values["adapter"]:
+        if str(key).startswith("_") and key != "_target_":
+            raise InputError(f"adapter.{key}: there is no such option. Leave it out.")
     if values["optimizer"]["_target_"] is not None and "lr" not in values["optimizer"]:
         raise InputError("optimizer.lr is missing; every optimizer needs a rate. Leave out the ~.")
 
@@ -208,6 +217,10 @@ def _without_training(settings: Settings) -> Settings:
 
 
 def _backbone(values: dict[str, Any]) -> dict[str, Any]:
+    for key in ("architecture", "pretrained"):
+        if not isinstance(values[key], str) and (key == "architecture" or values[key] is not None):
+            raise InputError(f"backbone.{key}={values[key]}: must be a name, as open_clip has it.")
+    _optional_path("backbone.checkpoint", values["checkpoint"])
     scale = _number("backbone.logit_scale", values["logit_scale"])
     if scale <= 0:
         raise InputError(f"backbone.logit_scale={scale}: must be above 0; CLIP's is 100.")
@@ -230,6 +243,7 @@ def _optimizer(values: dict[str, Any]) -> dict[str, Any]:
         checked["density_ratio"] = density_ratio
     if "T" in values:
         checked["T"] = _whole("optimizer.T", values["T"], 0)
+    _check_adams(values)
     for key, allowed in {
         "order": ("prune_first", "update_first"),
         "bias_correction": ("step", "age"),
@@ -242,6 +256,25 @@ def _optimizer(values: dict[str, Any]) -> dict[str, Any]:
     if sampled != AUTO and not isinstance(sampled, bool):
         raise InputError(f"optimizer.sampled_gradients={sampled}: must be auto, true or false.")
     return checked
+
+
+def _check_adams(values: dict[str, Any]) -> None:
+    """Check what SO and torch's Adams share; torch would let some of it pass, or fail obscurely."""
+    for key in ("eps", "weight_decay"):
+        if key in values and _number(f"optimizer.{key}", values[key]) < 0:
+            raise InputError(f"optimizer.{key}={values[key]}: must be 0 or above.")
+    betas = values.get("betas", [0, 0])
+    if (
+        not isinstance(betas, list)
+        or len(betas) != 2
+        or not all(0 <= _number("optimizer.betas", beta) < 1 for beta in betas)
+    ):
+        raise InputError(
+            f"optimizer.betas={betas}: must be two numbers in [0, 1), such as [0.9,0.999]."
+        )
+    for key in ("amsgrad", "foreach", "fused", "maximize", "capturable", "differentiable"):
+        if not isinstance(values.get(key, False), (bool, type(None))):
+            raise InputError(f"optimizer.{key}={values[key]}: must be true or false.")
 
 
 def _schedule(values: dict[str, Any]) -> Schedule:
@@ -280,17 +313,18 @@ def _evaluation(values: dict[str, Any]) -> Evaluation:
 
 def _workers(value: Any) -> int:
     if value != AUTO:
-        return _whole("evaluation.workers", value, 0)
+        return _whole("evaluation.workers", value, 0, MAX_WORKERS)
     usable = getattr(os, "sched_getaffinity", None)  # not on every system
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _template(value: Any) -> str:
-    if value in TEMPLATES or (isinstance(value, str) and value.count("{}") == 1):
-        return value
-    raise InputError(
-        f"template={value}: must be plain, specific, or a text with one {{}} for the class name."
-    )
+    if value not in TEMPLATES and (not isinstance(value, str) or value.count("{}") != 1):
+        raise InputError(
+            f"template={value}: must be plain, specific, or a text with one {{}} for the class "
+            "name."
+        )
+    return _unicode("template", value)
 
 
 def _device(value: Any) -> str:
@@ -301,38 +335,57 @@ def _device(value: Any) -> str:
 
 def _method_name(value: Any) -> str:
     """Check the name of a method, which becomes a part of the run folder's."""
-    if not re.fullmatch("[A-Za-z0-9_-]+", str(value)):
-        raise InputError(f"method.name={value}: must be made of letters, digits, _ and -.")
+    if value is None or not re.fullmatch(f"[A-Za-z0-9_-]{{1,{MAX_METHOD_NAME}}}", str(value)):
+        raise InputError(
+            f"method.name={value}: must be made of letters, digits, _ and -, at most "
+            f"{MAX_METHOD_NAME} of them."
+        )
     return str(value)
 
 
-def _seed(value: Any) -> int:
-    seed = _whole("seed", value, 0)
-    if seed > MAX_SEED:
-        raise InputError(f"seed={seed}: must be {MAX_SEED} or less.")
-    return seed
+def _title(value: Any) -> str:
+    """Check the title of a method, which becomes a cell of a table."""
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or "|" in value:
+        raise InputError(
+            f"method.title={value!r}: must be a line of text without |, for it heads a table's row."
+        )
+    return value
 
 
 def _path(key: str, value: Any) -> Path:
-    text = "" if value is None else str(value)
-    if not text:
-        raise InputError(f"{key} is empty: it needs a folder, such as {key}=FOLDER.")
+    if value is None or value == "":
+        raise InputError(f"{key} is empty: it needs a path, such as {key}=FOLDER.")
+    # A folder may be called 2024; `True` would be no one's wish.
+    if isinstance(value, bool) or not isinstance(value, (str, int, Path)):
+        raise InputError(f"{key}={value}: must be a path, such as {key}=FOLDER.")
+    text = _unicode(key, str(value))
+    if "\0" in text:
+        raise InputError(f"{key}={text!a}: holds a NUL character. Choose another name.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~NAME of nobody
+        raise InputError(f"{key}={text}: there is no such home. Write the path in full.") from error
+
+
+def _unicode(key: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise InputError(f"{key}={text!a}: is not valid Unicode. Choose another name.") from None
-    return Path(text).expanduser()
+    return text
 
 
 def _optional_path(key: str, value: Any) -> Path | None:
     return None if value is None else _path(key, value)
 
 
-def _whole(key: str, value: Any, least: int) -> int:
+def _whole(key: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{key}={value}: must be a whole number, {least} or more.")
     if value < least:
         raise InputError(f"{key}={value}: must be {least} or more.")
+    if most is not None and value > most:
+        raise InputError(f"{key}={value}: must be {most} or less.")
     return value
 
 
