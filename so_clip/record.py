@@ -26,6 +26,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 METRICS_FILE = "metrics.json"
+_ATTEMPTS = 20
 _REPORTED_VERSIONS = (
     "torchvision",
     "open_clip_torch",
@@ -44,9 +45,15 @@ def check_writable(folder: Path) -> None:
     # Path.exists raises below a folder that may not be entered.
     created = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile(dir=folder):
+                    break
+            except FileNotFoundError:
+                # Another process, just as careful, has taken the empty folder away again.
+                if not attempts_left:
+                    raise
     except OSError as error:
         raise InputError(
             f"results_dir={folder} cannot be written: {error.strerror or error}. "

@@ -75,6 +75,20 @@ def test_one_attempt_at_a_time(folder):
     assert _names(folder.path) == ["config.yaml"]
 
 
+def test_a_folder_that_another_process_takes_away_is_made_again(tmp_path, monkeypatch):
+    made = tempfile.NamedTemporaryFile
+    gone = iter([True, True])
+
+    def once_too_late(**where):
+        if next(gone, False):
+            where["dir"].rmdir()
+        return made(**where)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", once_too_late)
+    check_writable(tmp_path / "results" / "runs")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_what_a_killed_attempt_left_is_cleared(folder):
     (folder.path / "inner").mkdir(parents=True)
     for name in ("metrics.json", ".metrics.json.x", "inner/file"):
