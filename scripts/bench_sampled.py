@@ -3,7 +3,8 @@
 python scripts/bench_sampled.py          # writes results/tables/sampled_gradients_cpu.csv, < 2 min
 
 The rule in so_clip/optim/sampled_product.py stands on it; the column `chosen` has what it chooses.
-Times are the best of a few interleaved repeats: what a machine shared with others can tell.
+Times are the best of a few interleaved repeats, and with one thread the processor's: what a machine
+shared with others can tell.
 """
 
 import argparse
@@ -97,13 +98,14 @@ def best_milliseconds(
     calls: dict[tuple[float, str], Callable[[], Tensor]],
 ) -> dict[tuple[float, str], float]:
     """Call all in turn, one round to warm up and then some, and return the best time of each."""
+    now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = dict.fromkeys(calls, float("inf"))
     for repeat in range(REPEATS + 1):
         for key, call in calls.items():
-            start = time.perf_counter()
+            start = now()
             call()
             if repeat:
-                best[key] = min(best[key], 1e3 * (time.perf_counter() - start))
+                best[key] = min(best[key], 1e3 * (now() - start))
     return best
 
 

@@ -115,7 +115,7 @@ def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
 
 @torch.no_grad()
 def all_reduce_sampled(
-    pairs: Sequence[tuple[Tensor, Tensor]], group: dist.ProcessGroup | None = None
+    pairs: Sequence[tuple[Tensor, Tensor]], group: "dist.ProcessGroup | None" = None
 ) -> None:
     """Average the gradients of sampled weights over all ranks, in one message a device and type.
 

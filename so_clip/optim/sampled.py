@@ -115,7 +115,7 @@ class SampledGradients:
             layer.__class__ = nn.Linear  # type: ignore[assignment]
         self._layers, self._hooks, self.methods = [], [], {}
 
-    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+    def all_reduce(self, group: "dist.ProcessGroup | None" = None) -> None:
         """Average the gradients of the layers' weights over all ranks, as DDP does for all others.
 
         Call it on every rank after the last backward pass before a step, and before unscaling and
