@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import PIL
@@ -18,14 +19,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 from tqdm import tqdm
 
-from so_clip import __version__, atomic
+from so_clip import atomic
 from so_clip.clip.backbone import Backbone
 from so_clip.data.batches import TestStream
 from so_clip.data.images import ImageSource
-from so_clip.data.transforms import TEST_TRANSFORM
 from so_clip.device import describe
 from so_clip.errors import InputError
+from so_clip.paths import PACKAGE_DIR
 
+# The code that turns files into features: reading, resizing, and the image tower.
+_CODE = ("clip", "data")
 _PATHS_PER_TASK = 64
 # A bar appears only where files are slow to read.
 _PATIENCE_SECONDS = 2
@@ -40,8 +43,8 @@ def feature_key(
 ) -> str:
     """Return the SHA-256 of all that a test split's features follow from.
 
-    The rounding of the last digits is part of it (device, precision, images a batch, versions), so
-    that a run finds the numbers it would have made itself, up to the rounding that differs between
+    The rounding of the last digits is part of it (device, precision, images a batch, code), so that
+    a run finds the numbers it would have made itself, up to the rounding that differs between
     processors and numbers of threads.
 
     Args:
@@ -61,14 +64,14 @@ def feature_key(
         "weights": weights_sha256,
         "architecture": backbone.architecture,
         "images": images_sha256(stream.images, paths, stream.workers),
-        "transform": TEST_TRANSFORM,
         "image_size": backbone.image_size,
         "mean": backbone.mean.flatten().tolist(),
         "std": backbone.std.flatten().tolist(),
         "batch_size": stream.batch_size,
         "device": describe(device),
         "precision": precision,
-        "versions": [__version__, str(torch.__version__), open_clip.__version__, PIL.__version__],
+        "versions": [str(torch.__version__), open_clip.__version__, PIL.__version__],
+        "code": code_sha256(),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -96,6 +99,13 @@ def images_sha256(images: ImageSource, paths: Sequence[str], workers: int) -> st
             # After an error nobody wants the rest.
             pool.shutdown(cancel_futures=True)
     return total.hexdigest()
+
+
+@cache
+def code_sha256() -> str:
+    """Return the SHA-256 of the code that features come from, which no version number follows."""
+    files = sorted(file for folder in _CODE for file in (PACKAGE_DIR / folder).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class FeatureCache:

@@ -16,9 +16,6 @@ from so_clip.errors import InputError
 TRIES = 10
 # How many times longer than wide a test image may be and still be resized whole, as CLIP does.
 LONGEST = 64
-# Names the pixels that resize_and_centre_crop makes. A change that makes others needs another name,
-# or features that were kept from before would pass for the new ones.
-TEST_TRANSFORM = "shortest side bicubic, centre crop, 1"
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 
 
