@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 Method = Literal["columns", "gather", "csr", "rows"]
 
@@ -97,6 +98,19 @@ def _(g_NO: Tensor, x_NI: Tensor, support_M: Tensor, in_features: int, method: s
     return g_NO.new_empty(support_M.shape, dtype=_sum_type(g_NO))
 
 
+@register_flop_formula(torch.ops.so_clip.sampled_product)
+def _(
+    g_shape: tuple[int, int],
+    x_shape: tuple[int, int],
+    support_shape: tuple[int],
+    in_features: int,
+    method: str,
+    **_: object,
+) -> int:
+    (tokens, out_features), (entries,) = g_shape, support_shape
+    return 2 * tokens * (out_features * in_features if method == "rows" else entries)
+
+
 def _sum_type(g_NO: Tensor) -> torch.dtype:
     return torch.promote_types(g_NO.dtype, torch.float32)
 
@@ -145,7 +159,10 @@ def _expect_beta_warning() -> None:
 
 
 def _by_rows(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
-    """Of each block of rows, take what is asked for, without asking the device where that ends."""
+    """Of each block of rows, take what is asked for, without asking the device where that ends.
+
+    A block has 4 MiB of float32 values: of a smaller product all of it, for as long as this takes.
+    """
     columns = x_NI.shape[1]
     tokens = max(1, _BLOCK // columns)
     taken_M = g_NO.new_zeros(len(support_M), dtype=_sum_type(g_NO))

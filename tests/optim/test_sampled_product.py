@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from so_clip.optim.sampled_product import (
     entries_of_product,
@@ -134,6 +135,14 @@ def test_temporaries_are_small_and_the_host_reads_nothing(method):
     with Storages(g_NO, kept_NI, support_M, may_read=method == "csr") as storages:
         entries_of_product(g_NO, kept_NI, support_M, 1024, method)
     assert max(storages.sizes) <= (2**22 if method == "rows" else 2**20)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_torch_counts_its_operations(method):
+    g_NO, x_NI, support_M = case(9, 8, 6, 20, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        sampled_product(g_NO, kept(x_NI, support_M, method), support_M, 6, method)
+    assert counter.get_total_flops() == 2 * 9 * (8 * 6 if method == "rows" else 20)
 
 
 def test_no_warning_reaches_the_user():
