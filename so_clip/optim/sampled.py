@@ -131,11 +131,13 @@ class SampledGradients:
     def exclude_from_ddp(self) -> None:
         """Have a DistributedDataParallel that is made of the model hereafter pass over the weights.
 
-        It would wait for their dense gradients. `all_reduce` takes its place, and the
-        weights have to be equal on all ranks to begin with, which DDP sees to for all others. Where
-        it has nothing left to do, it refuses to be made; leave it out then.
+        It would wait for their dense gradients. `all_reduce` takes its place, and the weights have
+        to be equal on all ranks to begin with, which DDP sees to for all others. Where it has
+        nothing left to do, it refuses to be made; leave it out then.
         """
-        names = [*getattr(self._model, "_ddp_params_and_buffers_to_ignore", []), *self.methods]
+        weights = {id(layer.weight) for layer in self._layers}
+        names = [*getattr(self._model, "_ddp_params_and_buffers_to_ignore", [])]
+        names += [name for name, param in self._model.named_parameters() if id(param) in weights]
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self._model, names
         )

@@ -233,6 +233,15 @@ def test_shared_weights_sum_and_frozen_ones_are_left_alone():
         assert_equal(sampled, dense)
 
 
+def test_ddp_is_told_of_a_shared_weight_by_the_name_it_knows():
+    module = Tied()
+    module._ddp_params_and_buffers_to_ignore = ["frozen.bias"]
+    optimizer = SO([p for p in module.parameters() if p.requires_grad])
+    sampled_gradients(module, optimizer).exclude_from_ddp()
+    ignored = {"frozen.bias", "embed.weight", "unused.weight"}
+    assert set(module._ddp_params_and_buffers_to_ignore) == ignored
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing(use_reentrant):
     (dense, by_dense), (sampled, optimizer) = twins()
