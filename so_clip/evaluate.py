@@ -97,8 +97,7 @@ class Evaluator:
     def watch(self, peak_memory: AbstractContextManager[Any]) -> None:
         """Classify the first batch inside `peak_memory`: what evaluation takes, cache or none."""
         images_BCHW, _ = next(iter(self._part(self.stream.examples[: self.stream.batch_size])))
-        with torch.inference_mode(), peak_memory, self.precision.autocast():
-            self.classifier(images_BCHW.to(self.device, non_blocking=True))
+        watch_batch(self.classifier, images_BCHW, self.device, self.precision, peak_memory)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -139,6 +138,18 @@ class Evaluator:
     def _classify(self, image_ND: Tensor) -> Predictions:
         label_N = torch.tensor([example.label for example in self.stream.examples])
         return classify(self.classifier.logits, image_ND, label_N, self.device)
+
+
+def watch_batch(
+    classifier: Classifier,
+    images_BCHW: Tensor,
+    device: torch.device,
+    precision: Precision,
+    peak_memory: AbstractContextManager[Any],
+) -> None:
+    """Classify one batch inside `peak_memory`, from the moment it moves to the device."""
+    with torch.inference_mode(), peak_memory, precision.autocast():
+        classifier(images_BCHW.to(device, non_blocking=True))
 
 
 def encode(

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.batches import TestStream, TrainBatches
@@ -95,15 +95,30 @@ def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
 
 
 def build_model(settings: Settings, data: Data) -> Model:
-    """Load the backbone, tokenise the class prompts, and let the adapter open its parameters."""
+    """Load the backbone, and make it the model that the settings describe."""
     device = pick_device(settings.device)
     backbone = load_backbone(**settings.backbone, seed=settings.seed)
     weights_sha256 = backbone.weights_sha256
+    names, templates = data.splits.class_names, data.card.templates
+    return assemble_model(settings, backbone, names, templates, device, weights_sha256)
+
+
+def assemble_model(
+    settings: Settings,
+    backbone: Backbone,
+    class_names: Sequence[str],
+    templates: Mapping[str, str],
+    device: torch.device,
+    weights_sha256: str,
+) -> Model:
+    """Tokenise the class prompts, move to the device, and let the adapter open its parameters."""
     template = settings.template
     if template in TEMPLATES:
-        template = data.card.templates[template]
-    tokens_KL = backbone.tokenize(class_prompts(data.splits.class_names, template))
-    classifier = Classifier(backbone, tokens_KL).to(device)
+        template = templates[template]
+    tokens_KL = backbone.tokenize(class_prompts(class_names, template))
+    classifier = Classifier(backbone, tokens_KL)
+    if device.type != "cpu":  # where it is already, and where fake tensors are, which cannot move
+        classifier = classifier.to(device)
     parameters = _instantiate("adapter", settings.adapter)(classifier)
     return Model(
         classifier, parameters, device, Precision(settings.precision, device), weights_sha256

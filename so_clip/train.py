@@ -95,7 +95,7 @@ def train(
         while recorder.steps < max_steps:
             for images_BCHW, labels_B in batches.epoch():
                 lr = float(scheduler.get_last_lr()[0])
-                loss = _step(classifier, images_BCHW, labels_B, optimizer, precision)
+                loss = train_step(classifier, images_BCHW, labels_B, optimizer, precision)
                 scheduler.step()
                 recorder.add(loss, lr, len(labels_B))
                 if recorder.steps >= WATCHED_STEPS:
@@ -109,13 +109,14 @@ def train(
     return history
 
 
-def _step(
+def train_step(
     classifier: nn.Module,
     images_BCHW: Tensor,
     labels_B: Tensor,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
 ) -> Tensor:
+    """Take one step along the cross-entropy's gradient; return the loss, still on the device."""
     with precision.autocast():
         loss = nn.functional.cross_entropy(classifier(images_BCHW).float(), labels_B)
     precision.scaler.scale(loss).backward()

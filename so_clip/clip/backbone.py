@@ -158,6 +158,7 @@ def load_backbone(
     seed: int = 0,
     explicit: bool = True,
     memory: Memory = "fast",
+    weightless: bool = False,
 ) -> Backbone:
     """Load a backbone in float32 on the CPU, in evaluation mode and with every tensor frozen.
 
@@ -176,6 +177,8 @@ def load_backbone(
             are then attn.in_proj.weight and attn.in_proj.bias; numbers and state dicts stay. Also
             compute QuickGELU in less memory. Without it, both towers run as open_clip has them.
         memory: see Backbone.
+        weightless: leave the weights random, and read and fetch none, for a model of the same sizes
+            and operations. Works on fake tensors.
 
     Raises:
         InputError: unknown architecture or weights; weights that cannot be had or do not fit.
@@ -185,10 +188,12 @@ def load_backbone(
     quick_gelu = bool(config.get("quick_gelu"))
     path = None if checkpoint is None else Path(checkpoint).expanduser()
     if path is None and published and pretrained is not None:
-        path = fetch_pretrained(architecture, pretrained)
+        path = None if weightless else fetch_pretrained(architecture, pretrained)
         quick_gelu |= bool(published.get("quick_gelu"))
     state, origin = None, f"random weights, seed {seed}"
-    if path is not None:
+    if weightless:
+        origin = "no weights"
+    elif path is not None:
         weights = read_weights(path)
         state, origin = weights.state_dict, str(path) if checkpoint else f"{pretrained} weights"
         if checkpoint is not None:

@@ -46,10 +46,10 @@ def fetch_pretrained(architecture: str, tag: str) -> Path:
     hub_id, url = str(config.get("hf_hub", "")), str(config.get("url", ""))
     try:
         if hub_id:
-            repository, names = _hub_files(hub_id)
-            cached = _cached(repository, names)
+            cached = cached_pretrained(architecture, tag)
             if cached is not None:
                 return cached
+            repository, names = _hub_files(hub_id)
             _probe(repository, names[0])
         path = Path(download_pretrained(config))
     except Exception as error:  # Its client raises its transport's own errors, which vary.
@@ -62,6 +62,25 @@ def fetch_pretrained(architecture: str, tag: str) -> Path:
     return path
 
 
+def cached_pretrained(architecture: str, tag: str) -> Path | None:
+    """Return the file with published weights if it is in the hub's cache already.
+
+    Raises:
+        InputError: unknown weights.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    hub_id = str(pretrained_config(architecture, tag).get("hf_hub", ""))
+    if not hub_id:
+        return None
+    repository, names = _hub_files(hub_id)
+    for name in names:
+        found = try_to_load_from_cache(repository, name)
+        if isinstance(found, str) and Path(found).is_file():
+            return Path(found)
+    return None
+
+
 def _hub_files(hub_id: str) -> tuple[str, list[str]]:
     """Return the repository and the files that open_clip tries in it, best first."""
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
@@ -72,16 +91,6 @@ def _hub_files(hub_id: str) -> tuple[str, list[str]]:
     file = Path(name)
     safe = [f"{file.stem}.safetensors"] if file.suffix in (".bin", ".pth") else []
     return repository, [*safe, name]
-
-
-def _cached(repository: str, names: list[str]) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in names:
-        found = try_to_load_from_cache(repository, name)
-        if isinstance(found, str) and Path(found).is_file():
-            return Path(found)
-    return None
 
 
 def _probe(repository: str, name: str) -> None:

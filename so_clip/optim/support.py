@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # Random integers are drawn below this power of two, which torch does without bias, and taken modulo
 # numel: one entry is at most numel / 2^62 more likely than another.
@@ -41,6 +42,9 @@ def draw_supports(
     Returns:
         One int64 CPU tensor [size] of ascending flat indices for each tensor.
     """
+    if isinstance(torch.empty(0), FakeTensor):
+        # Among tensors without values, as in a forecast, there is nothing to draw but sizes.
+        return [torch.empty(size, dtype=torch.int64) for size in sizes]
     # Beyond half of a tensor the repeats would take over; there the entries left out are drawn.
     drawn = [min(size, numel - size) for numel, size in zip(numels, sizes, strict=True)]
     span_E = np.repeat(np.asarray(numels, dtype=np.int64), drawn)
