@@ -1,0 +1,73 @@
+"""Floating-point operations of a training step, counted as they pass by."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+
+@dataclass
+class Flops:
+    """Of matrix products, convolutions and attention; a multiplication and an addition are two.
+
+    What is computed again for the backward pass counts as backward.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.forward + self.backward
+
+
+def counter() -> FlopCounterMode:
+    """Return torch's counter, taught what it does not know."""
+    return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+
+
+@contextmanager
+def counted(classifier: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Flops]:
+    """Count the one training step that is done inside; the figures are there afterwards."""
+    flops = Flops()
+    with counter() as counts:
+
+        def forward_done(*_: Any) -> None:
+            flops.forward = counts.get_total_flops()
+
+        def backward_done(*_: Any) -> None:
+            flops.backward = counts.get_total_flops() - flops.forward
+
+        hooks = [
+            classifier.register_forward_hook(forward_done),
+            optimizer.register_step_pre_hook(backward_done),
+        ]
+        try:
+            yield flops
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))
+
+
+_aten = torch.ops.aten
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}

@@ -1,0 +1,185 @@
+"""A run on tensors that have shapes but no values, watched and counted as it goes.
+
+Everything that happens to a model here is done by the run's own functions, so that a forecast says
+of them what is true of them, however they change. Only the images and the weights are not there.
+
+Tensor names end in their shape: B images of a batch, C H W pixels.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+
+from so_clip.clip.backbone import load_backbone
+from so_clip.data.cards import DatasetCard
+from so_clip.errors import InputError
+from so_clip.evaluate import watch_batch
+from so_clip.forecast.disk import disk_figures
+from so_clip.forecast.flops import Flops, counted, counter
+from so_clip.memory import PeakMemory
+from so_clip.optim.sampled import GradScaler
+from so_clip.precision import Precision
+from so_clip.run import Model, assemble_model, build_optimizer
+from so_clip.settings import Settings
+from so_clip.train import train_step
+
+CPU = torch.device("cpu")
+MODELS = "CPU tensors"
+MODELS_CUDA = "CPU tensors; on CUDA other kernels and the allocator make a difference"
+
+
+def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
+    """Return what a run would take: MiB of memory, FLOPs, and bytes on disk.
+
+    Args:
+        settings: of the run.
+        card: of its dataset, whose class names and sizes count.
+
+    Raises:
+        InputError: what a run would refuse, or shapes that follow from values.
+    """
+    mode = FakeTensorMode()
+    try:
+        model = fake_model(settings, card, mode)
+        with mode:
+            evaluation = _evaluation(settings, card, model)
+            training = _training(settings, card, model) if settings.trains else {}
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise InputError(
+            f"this run cannot be forecast: the shapes in {error} follow from values, which are "
+            "not there. For optimizer=so, take gradient_selection=random or density_ratio=1."
+        ) from error
+    memory = training.pop("memory", evaluation.pop("memory"))
+    dimensions = evaluation.pop("dimensions")
+    return {
+        "dataset": settings.dataset,
+        "backbone": settings.backbone["architecture"],
+        "method": settings.method,
+        "precision": settings.precision,
+        "shots": settings.shots,
+        "models": MODELS if settings.device == "cpu" else MODELS_CUDA,
+        "trainable_parameters": sum(value.numel() for value in model.parameters.values()),
+        **memory,
+        **evaluation,
+        "steps": settings.schedule.max_steps,
+        **training,
+        "run_flops": evaluation["evaluation_flops"] + training.get("training_flops", 0),
+        **disk_figures(settings, card, model.classifier.backbone, dimensions),
+    }
+
+
+def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> Model:
+    """Build the run's model without values.
+
+    Prompts do have values, since which tokens they share decides how they are packed.
+    """
+    with mode:
+        backbone = load_backbone(**settings.backbone, seed=settings.seed, weightless=True)
+    model = assemble_model(settings, backbone, card.class_names, card.templates, CPU, "")
+    _forget_values(model.classifier, mode)
+    named = dict(backbone.model.named_parameters())
+    # Whether a step overflows, and is left out, is a question of values.
+    model.precision.scaler = GradScaler(CPU.type, enabled=False)
+    return replace(model, parameters={name: named[name] for name in model.parameters})
+
+
+def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Make fake what is not: prompts, and what an adapter has added."""
+    for child in module.modules():
+        held: list[dict[str, Any]] = [vars(child)[kind] for kind in ("_parameters", "_buffers")]
+        for own in held:
+            for name, value in own.items():
+                if value is not None and not isinstance(value, FakeTensor):
+                    own[name] = mode.from_tensor(value)
+
+
+def _evaluation(settings: Settings, card: DatasetCard, model: Model) -> dict[str, Any]:
+    """Evaluate one batch as the run does before training: memory, and FLOPs of the whole split."""
+    classifier, images = model.classifier, card.sizes["test"]
+    batch = min(settings.evaluation.batch_size, images)
+    images_BCHW, _ = _batch(model, batch)
+    precision = Precision(settings.evaluation_precision, CPU)
+    peak = PeakMemory(classifier, None, CPU)
+    watch_batch(classifier, images_BCHW, CPU, precision, peak)
+    # Not in inference mode, from which operations arrive as they are called, not as they are done.
+    with torch.no_grad(), precision.autocast():
+        with counter() as of_images:
+            image_BD = classifier.backbone.encode_image(images_BCHW)
+        with counter() as of_logits:
+            classifier.logits(image_BD)
+        with counter() as of_classes:
+            classifier.backbone.encode_text(classifier.prompts)
+    encoded = images * of_images.get_total_flops() // batch
+    named = images * of_logits.get_total_flops() // batch
+    flops = encoded + named + of_classes.get_total_flops()
+    if settings.trains:
+        flops += named
+        flops += encoded if classifier.trains("vision") else 0
+        flops += of_classes.get_total_flops() if classifier.trains("text") else 0
+    memory = peak.result()
+    return {
+        "memory": memory,
+        "dimensions": image_BD.shape[1],
+        "test_images": images,
+        "evaluation_peak_memory_mib": memory["peak_memory_mib"],
+        "evaluation_flops": flops,
+    }
+
+
+def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, Any]:
+    """Take a full training step that finds the optimizer's state, and so has a training's peak.
+
+    The last step of an epoch may have fewer images; its FLOPs are counted by themselves.
+    """
+    optimizer = build_optimizer(settings, model)
+    schedule, images = settings.schedule, settings.shots * card.sizes["classes"]
+    if schedule.max_steps > 1:
+        _make_state(optimizer)
+    full = min(schedule.batch_size, images)
+    last = images % full
+    small_steps = schedule.max_steps // -(-images // full) if last else 0
+    small = _step(model, optimizer, last) if small_steps else Flops()
+    peak = PeakMemory(model.classifier, optimizer, CPU)
+    with peak:
+        each = _step(model, optimizer, full)
+    training = (schedule.max_steps - small_steps) * each.total + small_steps * small.total
+    return {
+        "memory": peak.result(),
+        "batch_size": full,
+        "forward_flops_per_step": each.forward,
+        "backward_flops_per_step": each.backward,
+        "flops_per_step": each.total,
+        "training_flops": training,
+    }
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer's state as its first step does, without a pass through the model."""
+    for group in optimizer.param_groups:
+        # SO's steps differ where a support is drawn anew; let the one that counts be such a step.
+        group |= {"T": 1} if group.get("T") else {}
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _step(model: Model, optimizer: torch.optim.Optimizer, images: int) -> Flops:
+    images_BCHW, labels_B = _batch(model, images)
+    with counted(model.classifier, optimizer) as flops:
+        train_step(model.classifier, images_BCHW, labels_B, optimizer, model.precision)
+    return flops
+
+
+def _batch(model: Model, images: int) -> tuple[Tensor, Tensor]:
+    side = model.classifier.backbone.image_size
+    images_BCHW = torch.zeros(images, 3, side, side, dtype=torch.uint8)
+    return images_BCHW, torch.zeros(images, dtype=torch.int64)
