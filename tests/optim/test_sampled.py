@@ -102,16 +102,14 @@ def test_gradients_are_the_dense_ones_at_the_support(
     sampled_gradients(layer, optimizer)
     x, x_dense = (inputs(*shape, columns, dtype=dtype).requires_grad_() for _ in range(2))
     y, y_dense = layer(x), dense(x_dense)
-    assert torch.equal(y, y_dense)
     grad = inputs(*y.shape, seed=seed, dtype=dtype)
     y.backward(grad)
     y_dense.backward(grad)
-    if shape:
-        assert torch.equal(x.grad, x_dense.grad)
-    else:  # there, torch multiplies a matrix by a vector
-        torch.testing.assert_close(x.grad, x_dense.grad)
+    # All but the weight's gradient is torch's own work; it chooses kernels by shape and strides.
+    torch.testing.assert_close(y, y_dense)
+    torch.testing.assert_close(x.grad, x_dense.grad)
     if bias:
-        assert torch.equal(layer.bias.grad, dense.bias.grad)
+        torch.testing.assert_close(layer.bias.grad, dense.bias.grad)
     support_M = optimizer.support(layer.weight)
     if support_M is None:  # a single weight is dense at any density
         assert torch.equal(layer.weight.grad, dense.weight.grad)
