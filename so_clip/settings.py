@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from so_clip.errors import InputError, nearest
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+MEMORY_MODES = ("fast", "balanced", "small")
 AUTO = "auto"
 SPLIT_PROTOCOLS = ("clip_lora", "coop")
 TEMPLATES = ("plain", "specific")
@@ -25,8 +26,8 @@ MAX_SHOTS = 10_000
 MAX_WORKERS = 256
 # A part of a folder's name, which most file systems end at 255 bytes.
 MAX_METHOD_NAME = 64
-# Where things go and how fast they come: no number in the results depends on them.
-_NO_DIFFERENCE = ("results_dir", "evaluation.workers", "evaluation.cache_dir")
+# Where things go, how fast they come, and in how much memory: no result depends on them.
+_NO_DIFFERENCE = ("results_dir", "memory", "evaluation.workers", "evaluation.cache_dir")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Settings:
     template: str
     device: str
     precision: str
+    memory: str
     data_root: Path
     results_dir: Path
 
@@ -150,6 +152,7 @@ def from_config(config: DictConfig) -> Settings:
         template=_template(values["template"]),
         device=_device(values["device"]),
         precision=_one_of("precision", values["precision"], PRECISIONS),
+        memory=_one_of("memory", values["memory"], MEMORY_MODES),
         data_root=_path("data_root", values["data_root"]),
         results_dir=results_dir,
     )
@@ -174,7 +177,7 @@ _KEYS = {
 }
 _TOP_KEYS = (
     *_KEYS,
-    *("shots", "seed", "split_protocol", "template", "device", "precision"),
+    *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
     *("data_root", "results_dir"),
 )
 

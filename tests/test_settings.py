@@ -61,6 +61,7 @@ OTHER_VALUES: dict[str, Any] = {
 # Options of which no number in the results depends.
 NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
+    "memory": "small",
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,
 }
@@ -77,6 +78,7 @@ REFUSED = [
     ("seed", MAX_SEED + 1, f"must be {MAX_SEED} or less"),
     ("split_protocol", "copo", "must be clip_lora or coop. Did you mean 'coop'?"),
     ("precision", "fp8", "must be fp32 or bf16 or fp16"),
+    ("memory", "low", "must be fast or balanced or small"),
     ("device", "gpu", "device=gpu: must be auto, cpu, cuda or cuda:N"),
     ("device", "cpu:", "must be auto"),
     ("device", "cuda:", "must be auto"),

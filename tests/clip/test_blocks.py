@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from so_clip import settings
 from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import (
@@ -109,3 +110,7 @@ def test_in_training_mode_draws_are_repeated() -> None:
         block.zero_grad(set_to_none=True)
     for memory in MEMORY_MODES:
         torch.testing.assert_close(expected[memory], expected["fast"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_settings_know_the_same_modes() -> None:
+    assert MEMORY_MODES == settings.MEMORY_MODES
