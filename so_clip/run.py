@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.errors import InstantiationException
@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.blocks import Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.batches import TestStream, TrainBatches
@@ -116,6 +117,7 @@ def assemble_model(
     if template in TEMPLATES:
         template = templates[template]
     tokens_KL = backbone.tokenize(class_prompts(class_names, template))
+    backbone.memory = cast(Memory, settings.memory)
     classifier = Classifier(backbone, tokens_KL)
     if device.type != "cpu":  # where it is already, and where fake tensors are, which cannot move
         classifier = classifier.to(device)

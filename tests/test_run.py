@@ -261,6 +261,21 @@ def test_sampled_gradients_change_memory_and_nothing_else(results, demo):
         assert on.metrics[key] == off.metrics[key]
 
 
+def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
+    fast, small = (
+        run(tmp_path / memory, "experiment=demo", f"schedule.max_steps={STEPS}", f"memory={memory}")
+        for memory in ("fast", "small")
+    )
+    assert fast.folder.name == small.folder.name == demo.folder.name
+    peaks = [each.metrics["activations_mib"] for each in (fast, demo, small)]
+    assert peaks[1] < 0.8 * peaks[0]
+    assert peaks[2] < 0.6 * peaks[0]
+    losses = [each.column("history.csv", "loss") for each in (fast, demo, small)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-4)
+    assert fast.metrics["zero_shot_accuracy_percent"] == small.metrics["zero_shot_accuracy_percent"]
+
+
 def test_a_template_and_half_a_model_can_be_chosen(results, demo):
     chosen = run(
         results,

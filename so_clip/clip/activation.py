@@ -32,7 +32,8 @@ class _QuickGELU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad, x * _STEEPNESS)
+        z = x * _STEEPNESS
+        return torch.ops.aten.silu_backward(grad, z, grad_input=z)
 
 
 def lean_quick_gelu(model: nn.Module) -> None:
