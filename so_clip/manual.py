@@ -24,7 +24,7 @@ examples
       The embedded CLIP on real handwritten digits; needs no download and no GPU.
   python -m so_clip dataset=eurosat backbone=vit_b16 shots=4 data_root=$HOME/data
       SO as in the paper, 4 images per class.
-  python -m so_clip -m shots=1,4,16 seed=1,2,3 optimizer.density_ratio=5e-4,5e-3
+  python -m so_clip -m experiment=demo shots=1,4,16 seed=1,2,3
       A sweep: every combination, one run each. Then: python -m so_clip.table results/runs
 """
 
