@@ -84,7 +84,12 @@ def _explain(error: BaseException) -> str:
     if first.startswith(("Could not override '", "Could not delete from config. '")):
         key = first.split("'")[1]
         known = list(_keys(compose([])))
-        close = nearest(key, known) or nearest(key, {name.rpartition(".")[2] for name in known})
+        group = key.rpartition(".")[0]
+        if group and key in known:  # of the default choices, so another was made
+            return f"{key}: the chosen {group} has no such option. Leave it out."
+        owners = [each for each in known if each.endswith(f".{key}")]
+        close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
+        close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
         return f"{key}: there is no such option.{close} `python -m so_clip --help` lists them all."
     if first.startswith("Config group override must be a string"):
         return (

@@ -138,6 +138,7 @@ def test_the_demo_is_tiny_on_digits():
         ("shot=4", ["shot: there is no such option", "'shots'", "--help"]),
         ("optimizer.density=1", ["optimizer.density", "'optimizer.density_ratio'"]),
         ("density_ratio=1", ["density_ratio", "'optimizer.density_ratio'"]),
+        ("lr=1e-3", ["lr: there is no such option", "'optimizer.lr'"]),
         ("optimizr=so", ["optimizr", "'optimizer'"]),
         ("shots", ["cannot be read", "'shots'", "OPTION=VALUE"]),
         ("shots=[1", ["cannot be read", "OPTION=VALUE"]),
@@ -195,3 +196,8 @@ def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path, monkeypatch
     assert done.code == 0
     assert OmegaConf.create(done.out) == compose(["experiment=demo"])
     assert [*tmp_path.iterdir()] == []
+
+
+def test_an_option_of_another_choice_is_not_offered_as_itself() -> None:
+    with pytest.raises(InputError, match="the chosen optimizer has no such option"):
+        compose(["method=clip_lora", "optimizer.density_ratio=0.1"])
