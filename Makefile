@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two workers on two cores, each with one thread, so that they do not fight for the cores.
 WORKERS ?= 2
 
-.PHONY: demo test lint types wheel clean
+.PHONY: demo test lint types bench wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -20,6 +20,10 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# All of the machine, for up to half an hour; leave it alone meanwhile.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python scripts/bench_engine.py
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -1,0 +1,179 @@
+"""Who is compared, and on which training steps.
+
+Tensor names end in their shape: B images of a batch, C H W pixels, K classes, L tokens.
+"""
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from scripts.bench.reference_so import ReferenceSO
+from so_clip.adapt.clip_lora import ClipLoRA
+from so_clip.adapt.weights import Weights
+from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.blocks import Memory
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.prompts import class_prompts
+from so_clip.data.cards import load_card
+from so_clip.optim.sampled import sampled_gradients
+from so_clip.optim.so import SO
+
+LR = 2e-4
+PATTERNS = ["attn.in_proj.weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
+# nn.MultiheadAttention has another name for the first.
+REFERENCE_PATTERNS = ["attn.in_proj_weight", *PATTERNS[1:]]
+NO_CHUNKS = 1e9  # MiB
+DENSITY_RATIO = 5e-4
+T = 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A training step: whose prompts, how many images, on which model, how much of it is trained.
+
+    `classes` takes the first so many of the dataset's; None takes all.
+    """
+
+    dataset: str
+    batch: int
+    architecture: str
+    classes: int | None = None
+    density_ratio: float = DENSITY_RATIO
+    position: str = "all"
+
+    def prompts(self) -> list[str]:
+        """Return the plain prompts of the classes, as the dataset's card names them."""
+        card = load_card(self.dataset)
+        return class_prompts(card.class_names[: self.classes], card.templates["plain"])
+
+    def images(self, backbone: Backbone, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return a batch of noise, images_BCHW uint8 and labels_B."""
+        draw = torch.Generator().manual_seed(0)
+        size = (self.batch, 3, backbone.image_size, backbone.image_size)
+        images_BCHW = torch.randint(256, size, generator=draw, dtype=torch.uint8)
+        labels_B = torch.randint(len(self.prompts()), (self.batch,), generator=draw)
+        return images_BCHW.to(device), labels_B.to(device)
+
+
+Kind = Literal["reference", "lora", "adamw", "so"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to train: what changes (`kind`), and what the towers keep for backward."""
+
+    name: str
+    title: str
+    kind: Kind
+    memory: Memory = "fast"
+
+
+REFERENCE = Contender("reference", "plain path, per-matrix SO", "reference")
+LORA = Contender("lora", "CLIP-LoRA, AdamW", "lora")
+ADAMW = Contender("adamw", "dense AdamW", "adamw")
+ENGINE = Contender("engine_fast", "SO engine, memory=fast", "so")
+BALANCED = Contender("engine_balanced", "SO engine, memory=balanced", "so", "balanced")
+SMALL = Contender("engine_small", "SO engine, memory=small", "so", "small")
+CONTENDERS = (REFERENCE, LORA, ADAMW, ENGINE, BALANCED, SMALL)
+# CLIP-LoRA in the engine's other memory modes; not a target's yardstick, but told.
+LORA_BALANCED = replace(LORA, name="lora_balanced", memory="balanced")
+LORA_SMALL = replace(LORA, name="lora_small", memory="small")
+
+
+class Seconds(NamedTuple):
+    """How long the parts of a step took."""
+
+    forward: float
+    backward: float
+    optimizer: float
+
+    @property
+    def step(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
+class Trainer:
+    """A contender on a shape, ready to step."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        optimizer: torch.optim.Optimizer,
+        images_BCHW: Tensor,
+        labels_B: Tensor,
+    ) -> None:
+        self.classifier, self.optimizer = classifier, optimizer
+        self._images_BCHW, self._labels_B = images_BCHW, labels_B
+        self.device = images_BCHW.device
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained."""
+        return self.optimizer.param_groups[0]["params"]
+
+    def step(self) -> Seconds:
+        """Take a training step."""
+        times = [self.now()]
+        loss = F.cross_entropy(self.classifier(self._images_BCHW), self._labels_B)
+        times.append(self.now())
+        loss.backward()
+        times.append(self.now())
+        self.optimizer.step()
+        times.append(self.now())
+        self.optimizer.zero_grad(set_to_none=True)
+        return Seconds(*(after - before for before, after in pairwise(times)))
+
+    def now(self) -> float:
+        """Return the time in seconds, all work so far being done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def make_trainer(
+    contender: Contender,
+    shape: Shape,
+    device: torch.device,
+    fake: FakeTensorMode | None = None,
+) -> Trainer:
+    """Build what a contender trains on a shape, with random weights, or with fake ones."""
+    is_reference = contender.kind == "reference"
+    with fake or nullcontext():
+        backbone = load_backbone(
+            shape.architecture, explicit=not is_reference, seed=0, memory=contender.memory
+        )
+    tokens_KL = backbone.tokenize(shape.prompts())
+    if is_reference:
+        classifier = Classifier(backbone, tokens_KL, NO_CHUNKS, share_prefixes=False)
+    else:
+        classifier = Classifier(backbone, tokens_KL)
+    if fake is None:
+        classifier = classifier.to(device)
+    adapter: Any = Weights(
+        REFERENCE_PATTERNS if is_reference else PATTERNS, position=shape.position
+    )
+    if contender.kind == "lora":
+        adapter = ClipLoRA(position=shape.position)
+    parameters = list(adapter(classifier).values())
+    optimizer = _optimizer(contender.kind, parameters, shape.density_ratio)
+    if contender.kind == "so":
+        sampled_gradients(classifier, optimizer)
+    return Trainer(classifier, optimizer, *shape.images(backbone, device))
+
+
+def _optimizer(
+    kind: Kind, parameters: list[nn.Parameter], density_ratio: float
+) -> torch.optim.Optimizer:
+    if kind == "reference":
+        return ReferenceSO(parameters, LR, density_ratio=density_ratio, T=T)
+    if kind == "so":
+        return SO(parameters, LR, density_ratio=density_ratio, T=T)
+    weight_decay = 1e-2 if kind == "lora" else 0.0
+    return torch.optim.AdamW(parameters, LR, weight_decay=weight_decay, fused=True)

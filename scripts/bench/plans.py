@@ -1,0 +1,110 @@
+"""What a benchmark runs: all of it, or a little of everything."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scripts.bench.contenders import (
+    ADAMW,
+    CONTENDERS,
+    ENGINE,
+    LORA,
+    LORA_BALANCED,
+    LORA_SMALL,
+    REFERENCE,
+    Contender,
+)
+from so_clip.data.cards import card_names
+
+SHAPED_LIKE = ("eurosat", "dtd", "sun397", "imagenet")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a benchmark.
+
+    Args:
+        architecture: of step times, costs and optimizers.
+        small_architecture: of scaling and of the memory check, where many steps are taken.
+        step_batch, cost_batch: images in timed and in counted steps.
+        step_datasets: whose steps are timed.
+        flop_datasets, memory_datasets: whose steps' FLOPs, and whose memory too, are counted.
+        rounds, scaling_rounds: how often each is timed.
+        optimizer_steps: a multiple of T.
+        classes, batches, densities, positions: along which steps are scaled.
+        scaling_dataset: whose classes.
+        most_reference_classes: beyond which the reference is not scaled.
+        reference_limit_mib: of the reference's memory; None: what the machine has.
+        extrapolate_from: two numbers of classes, where the reference has not the memory.
+        step_contenders, cost_contenders, scaling_contenders: who takes part; the reference first.
+    """
+
+    architecture: str
+    small_architecture: str
+    step_batch: int
+    cost_batch: int
+    step_datasets: Sequence[str]
+    flop_datasets: Sequence[str]
+    memory_datasets: Sequence[str]
+    rounds: int
+    scaling_rounds: int
+    optimizer_steps: int
+    classes: Sequence[int]
+    batches: Sequence[int]
+    densities: Sequence[float]
+    positions: Sequence[str]
+    scaling_dataset: str
+    most_reference_classes: int
+    reference_limit_mib: float | None
+    extrapolate_from: tuple[int, int]
+    step_contenders: Sequence[Contender]
+    cost_contenders: Sequence[Contender]
+    scaling_contenders: Sequence[Contender]
+
+
+FULL = Plan(
+    architecture="ViT-B-16-quickgelu",
+    small_architecture="ViT-B-32-quickgelu",
+    step_batch=8,
+    cost_batch=32,
+    step_datasets=SHAPED_LIKE,
+    flop_datasets=[name for name in card_names() if name != "digits"],
+    memory_datasets=SHAPED_LIKE,
+    rounds=3,
+    scaling_rounds=2,
+    optimizer_steps=20,
+    classes=(10, 50, 200, 1000),
+    batches=(2, 8, 32),
+    densities=(5e-5, 5e-4, 5e-3, 5e-2),
+    positions=("top", "up", "half-up", "all"),
+    scaling_dataset="imagenet",
+    most_reference_classes=200,
+    reference_limit_mib=None,
+    extrapolate_from=(50, 150),
+    step_contenders=CONTENDERS,
+    cost_contenders=(*CONTENDERS, LORA_BALANCED, LORA_SMALL),
+    scaling_contenders=(REFERENCE, LORA, ADAMW, ENGINE),
+)
+
+QUICK = Plan(
+    architecture="tiny",
+    small_architecture="tiny",
+    step_batch=2,
+    cost_batch=2,
+    step_datasets=("digits", "dtd"),
+    flop_datasets=("digits", "eurosat"),
+    memory_datasets=("digits",),
+    rounds=1,
+    scaling_rounds=1,
+    optimizer_steps=10,
+    classes=(4,),
+    batches=(1,),
+    densities=(5e-2,),
+    positions=("top",),
+    scaling_dataset="dtd",
+    most_reference_classes=3,
+    reference_limit_mib=40,
+    extrapolate_from=(10, 40),
+    step_contenders=(REFERENCE, LORA, ADAMW, ENGINE),
+    cost_contenders=(REFERENCE, ENGINE),
+    scaling_contenders=(REFERENCE, ENGINE),
+)

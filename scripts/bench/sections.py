@@ -1,0 +1,254 @@
+"""The benchmark's tables, each from rows of plain values."""
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from scripts.bench.contenders import (
+    ADAMW,
+    DENSITY_RATIO,
+    ENGINE,
+    REFERENCE,
+    Contender,
+    Seconds,
+    Shape,
+    T,
+    make_trainer,
+)
+from scripts.bench.estimate import Estimate, count, estimate
+from scripts.bench.plans import Plan
+from scripts.bench.tables import available_mib
+from scripts.bench.timing import spread, time_optimizer, time_steps
+
+Row = dict[str, Any]
+TERA = 1e12
+# What each contender beside the reference takes while that steps: weights, and AdamW's moments.
+_MIB_BESIDE = 800.0
+
+
+def optimizer_rows(plan: Plan, device: torch.device) -> list[Row]:
+    """Time optimizers alone, on all matrices of the larger model."""
+    shape = Shape(plan.step_datasets[0], 1, plan.architecture)
+    runs = [(ENGINE, density) for density in plan.densities]
+    runs += [(ADAMW, 1.0), (REFERENCE, DENSITY_RATIO)]
+    rows: list[Row] = []
+    for contender, density in runs:
+        steps = T if contender is REFERENCE else plan.optimizer_steps
+        made = replace(shape, density_ratio=density)
+        rows.append(
+            {
+                "contender": contender.name,
+                "title": contender.title,
+                "architecture": plan.architecture,
+                "density": density,
+                "steps": steps,
+                **time_optimizer(contender, made, device, steps),
+            }
+        )
+        gc.collect()
+    by_name = {row["contender"]: row["mean_seconds"] for row in rows}
+    for row in rows:
+        for other in (ADAMW, REFERENCE):
+            row[f"times_faster_than_{other.name}"] = by_name[other.name] / row["mean_seconds"]
+    return rows
+
+
+def step_rows(plan: Plan, device: torch.device, optimizers: Sequence[Row]) -> list[Row]:
+    """Time whole steps, contenders taking turns, on steps shaped like several datasets'."""
+    rows: list[Row] = []
+    for dataset in plan.step_datasets:
+        shape = Shape(dataset, plan.step_batch, plan.architecture)
+        contenders = list(plan.step_contenders)
+        notes: dict[str, str] = {}
+        needed = _mib(estimate(REFERENCE, shape))
+        limit = plan.reference_limit_mib
+        if limit is None:
+            limit = available_mib() - _MIB_BESIDE * len(contenders)
+        reference: list[Seconds] = []
+        if needed > limit:
+            contenders.remove(REFERENCE)
+            few, many = plan.extrapolate_from
+            reference = _extrapolated(shape, device, few, many)
+            notes[REFERENCE.name] = (
+                f"needs {needed / 1024:.1f} GiB: extrapolated from {few} and {many} classes"
+            )
+        taken = time_steps(contenders, shape, device, plan.rounds)
+        if reference:
+            taken = {REFERENCE.name: reference, **taken}
+        rows += _rows_of_steps(plan, shape, taken, notes, optimizers)
+        gc.collect()
+    return rows
+
+
+def _extrapolated(shape: Shape, device: torch.device, few: int, many: int) -> list[Seconds]:
+    """Return one step's seconds, were there the memory for it: they grow linearly with classes."""
+    one, other = (
+        # The second step: the first draws supports.
+        time_steps([REFERENCE], replace(shape, classes=classes), device, 2)[REFERENCE.name][1]
+        for classes in (few, many)
+    )
+    share = (len(shape.prompts()) - few) / (many - few)
+    parts = (max(b, a + share * (b - a)) for a, b in zip(one, other, strict=True))
+    return [Seconds(*parts)]
+
+
+def _rows_of_steps(
+    plan: Plan,
+    shape: Shape,
+    taken: Mapping[str, Sequence[Seconds]],
+    notes: Mapping[str, str],
+    optimizers: Sequence[Row],
+) -> list[Row]:
+    rows: list[Row] = []
+    for contender in plan.step_contenders:
+        values = spread(taken[contender.name])
+        refresh = _refresh_seconds(contender, optimizers)
+        rows.append(
+            {
+                "dataset": shape.dataset,
+                "classes": len(shape.prompts()),
+                "architecture": shape.architecture,
+                "batch": shape.batch,
+                "contender": contender.name,
+                "title": contender.title,
+                "rounds": len(taken[contender.name]),
+                **values,
+                "refresh_seconds": refresh,
+                "seconds_with_refresh": values["step_seconds"] + refresh / T,
+                "note": notes.get(contender.name, ""),
+            }
+        )
+    for key in ("step_seconds", "seconds_with_refresh"):
+        of_reference = rows[0][key]
+        for row in rows:
+            row[f"times_faster_{key.removeprefix('seconds_')}"] = of_reference / row[key]
+    return rows
+
+
+def _refresh_seconds(contender: Contender, optimizers: Sequence[Row]) -> float:
+    """Return what drawing new supports takes, once every T steps; no step timed above does it."""
+    for row in optimizers:
+        if row["contender"] == (ENGINE.name if contender.kind == "so" else contender.name):
+            if contender.kind == "so" and row["density"] != DENSITY_RATIO:
+                continue
+            return max(0.0, row["drawing_seconds"] - row["median_seconds"])
+    return 0.0
+
+
+def cost_rows(plan: Plan) -> list[Row]:
+    """Count FLOPs, and memory by category, of the paper's batch on every dataset."""
+    rows: list[Row] = []
+    work = [
+        (dataset, contender)
+        for dataset in plan.flop_datasets
+        for contender in plan.cost_contenders
+        if dataset in plan.memory_datasets or contender.memory == "fast"
+    ]
+    reference: Estimate | None = None
+    for dataset, contender in tqdm(work, "costs", unit="step", dynamic_ncols=True):
+        shape = Shape(dataset, plan.cost_batch, plan.architecture)
+        found = estimate(contender, shape, memory=dataset in plan.memory_datasets)
+        reference = found if contender is REFERENCE else reference
+        assert reference is not None
+        row: Row = {
+            "dataset": dataset,
+            "classes": len(shape.prompts()),
+            "architecture": shape.architecture,
+            "batch": shape.batch,
+            "contender": contender.name,
+            "title": contender.title,
+            "tflop": found.flops / TERA,
+            "flops_below_reference_percent": 100 * (1 - found.flops / reference.flops),
+            **(found.memory or {}),
+        }
+        if found.memory:
+            row["peak_part_of_reference"] = _mib(found) / _mib(reference)
+        rows.append(row)
+    return rows + list(_averages(rows, plan))
+
+
+def _averages(rows: Sequence[Row], plan: Plan) -> Iterator[Row]:
+    """Yield the FLOPs of those that all datasets were counted for, averaged over datasets."""
+    for contender in plan.cost_contenders:
+        own = [row for row in rows if row["contender"] == contender.name]
+        if len(own) < len(plan.flop_datasets):
+            continue
+        mean = {
+            key: sum(row[key] for row in own) / len(own)
+            for key in ("tflop", "flops_below_reference_percent")
+        }
+        same = {key: own[0][key] for key in ("architecture", "batch", "contender", "title")}
+        yield {"dataset": f"mean of {len(own)}", **same, **mean}
+
+
+def memory_check_rows(plan: Plan) -> list[Row]:
+    """Measure on real tensors what was counted on fake ones, where steps are small."""
+    rows: list[Row] = []
+    shape = Shape(plan.step_datasets[0], plan.step_batch, plan.small_architecture)
+    for contender in tqdm(plan.cost_contenders, "memory check", unit="step", dynamic_ncols=True):
+        trainer = make_trainer(contender, shape, torch.device("cpu"))
+        trainer.step()
+        real, fake = count(trainer), estimate(contender, shape)
+        rows.append(
+            {
+                "dataset": shape.dataset,
+                "architecture": shape.architecture,
+                "batch": shape.batch,
+                "contender": contender.name,
+                "tflop_of_real_step": real.flops / TERA,
+                "tflop_of_fake_step": fake.flops / TERA,
+                "peak_mib_of_real_step": _mib(real),
+                "peak_mib_of_fake_step": _mib(fake),
+                "fake_by_real": _mib(fake) / _mib(real),
+            }
+        )
+        del trainer
+        gc.collect()
+    return rows
+
+
+def scaling_rows(plan: Plan, device: torch.device) -> list[Row]:
+    """Time and count steps of the smaller model along classes, batch, density and depth."""
+    base = Shape("dtd", plan.step_batch, plan.small_architecture)
+    named = replace(base, dataset=plan.scaling_dataset)
+    everyone = list(plan.scaling_contenders)
+    points: list[tuple[str, float | str, Shape, list[Contender]]] = []
+    for classes in plan.classes:
+        who = everyone if classes <= plan.most_reference_classes else everyone[1:]
+        points.append(("classes", classes, replace(named, classes=classes), who))
+    points += [("batch", batch, replace(base, batch=batch), everyone) for batch in plan.batches]
+    for density in plan.densities:
+        points.append(("density", density, replace(base, density_ratio=density), [ENGINE]))
+    for position in plan.positions:
+        points.append(("depth", position, replace(base, position=position), everyone[1:]))
+    rows: list[Row] = []
+    for axis, value, shape, contenders in points:
+        taken = time_steps(contenders, shape, device, plan.scaling_rounds)
+        for contender in contenders:
+            found = estimate(contender, shape)
+            rows.append(
+                {
+                    "axis": axis,
+                    "value": value,
+                    "dataset": shape.dataset,
+                    "architecture": shape.architecture,
+                    "batch": shape.batch,
+                    "contender": contender.name,
+                    "title": contender.title,
+                    "rounds": plan.scaling_rounds,
+                    **spread(taken[contender.name]),
+                    "tflop": found.flops / TERA,
+                    "peak_memory_mib": _mib(found),
+                }
+            )
+        gc.collect()
+    return rows
+
+
+def _mib(found: Estimate) -> float:
+    assert found.memory is not None
+    return found.memory["peak_memory_mib"]

@@ -1,0 +1,53 @@
+"""Tables that say what they were measured on."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from so_clip.atomic import write_text
+from so_clip.device import describe
+
+
+def write_table(
+    rows: Sequence[Mapping[str, Any]], path: Path, device: torch.device, command: str
+) -> pd.DataFrame:
+    """Write rows as CSV, numbers to four digits, with what they were made by and on."""
+    table = pd.DataFrame(rows)
+    table["command"] = command
+    table["hardware"] = hardware(device)
+    table["threads"] = torch.get_num_threads()
+    table["torch"] = torch.__version__
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, table.to_csv(index=False, float_format="%.4g"))
+    return table
+
+
+def hardware(device: torch.device) -> str:
+    """Return the device's name; of a CPU also how many cores and how much memory there is."""
+    if device.type == "cuda":
+        return describe(device)
+    lines = _lines("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {len(names) or '?'} cores, {_memory_mib('MemTotal') / 1024:.0f} GiB"
+
+
+def available_mib() -> float:
+    """Return how much memory programs can still have, or infinity where nobody says."""
+    return _memory_mib("MemAvailable") or float("inf")
+
+
+def _memory_mib(key: str) -> float:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []

@@ -1,0 +1,79 @@
+"""Measure the engine against the plain path, CLIP-LoRA and dense AdamW.
+
+python scripts/bench_engine.py            # `make bench`: all tables and plots, under 30 minutes
+python scripts/bench_engine.py --quick    # a tiny model, to see that it runs
+
+Writes results/tables/engine_*.csv and results/figures/engine_*.png. Times are of whole training
+steps, contenders taking turns, on the machine named in the tables; weights and images are random,
+class names and prompts the real ones. FLOPs and memory are counted on fake tensors, at a batch and
+for datasets that the machine may be too small for, and checked against real steps.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.bench import plots, sections
+from scripts.bench.plans import FULL, QUICK
+from scripts.bench.tables import write_table
+from so_clip.device import pick_device
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+SECTIONS = ("optimizer", "steps", "cost", "memory_check", "scaling")
+COUNTED = ("cost", "memory_check")  # on the CPU, whatever is timed
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the arguments, measure, and write tables and plots."""
+    options = _parse(argv)
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        _bench(options)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    plan = QUICK if options.quick else FULL
+    device = pick_device(options.device)
+    optimizers: list[sections.Row] = []
+    for section in options.only:
+        if section == "optimizer":
+            rows = optimizers = sections.optimizer_rows(plan, device)
+        elif section == "steps":
+            optimizers = optimizers or sections.optimizer_rows(plan, device)
+            rows = sections.step_rows(plan, device, optimizers)
+        elif section == "cost":
+            rows = sections.cost_rows(plan)
+        elif section == "memory_check":
+            rows = sections.memory_check_rows(plan)
+        else:
+            rows = sections.scaling_rows(plan, device)
+        where = torch.device("cpu") if section in COUNTED else device
+        name = f"engine_{section}_{where.type}"
+        command = "python scripts/bench_engine.py --quick" if options.quick else "make bench"
+        table = write_table(rows, options.out / "tables" / f"{name}.csv", where, command)
+        print(table.iloc[:, :-4].to_string(index=False), flush=True)
+        draw = getattr(plots, section, None)
+        if draw is not None:
+            draw(table, options.out / "figures" / f"{name}.png")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few steps")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="TABLE")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="of what is timed: cpu | cuda | cuda:N")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
