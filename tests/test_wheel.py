@@ -77,7 +77,7 @@ def test_the_demo_runs_from_an_empty_folder(installed, tmp_path):
     done = _do(python, *demo, cwd=tmp_path)
     assert "adapted accuracy" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
-    (run,) = (tmp_path / "results" / "runs").iterdir()
+    (run,) = (tmp_path / "results" / "runs").glob("[!.]*")
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["commit"] is None
     assert provenance["command"][0].startswith(str(installed))
