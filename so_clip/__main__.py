@@ -90,9 +90,11 @@ def _run(composed: DictConfig) -> float:
         split_protocol=settings.split_protocol,
     )
     # Only now, since torch takes seconds to import and most bad input is refused without it.
+    from so_clip.device import cpu_threads
     from so_clip.run import run
 
-    metrics, table = run(settings, data)
+    with cpu_threads(settings.threads):
+        metrics, table = run(settings, data)
     print(f"\n{table}")
     return metrics["accuracy_percent"]
 

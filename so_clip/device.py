@@ -1,5 +1,8 @@
 """Which device a run uses."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from so_clip.errors import InputError
@@ -31,3 +34,14 @@ def pick_device(name: str) -> torch.device:
 def describe(device: torch.device) -> str:
     """Return the device's name for a record."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with `count` CPU threads, or with as many as it does already for None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -27,7 +27,7 @@ MAX_WORKERS = 256
 # A part of a folder's name, which most file systems end at 255 bytes.
 MAX_METHOD_NAME = 64
 # Where things go, how fast they come, and in how much memory: no result depends on them.
-_NO_DIFFERENCE = ("results_dir", "memory", "evaluation.workers", "evaluation.cache_dir")
+_NO_DIFFERENCE = ("results_dir", "memory", "threads", "evaluation.workers", "evaluation.cache_dir")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Settings:
     device: str
     precision: str
     memory: str
+    threads: int | None
     data_root: Path
     results_dir: Path
 
@@ -153,6 +154,7 @@ def from_config(config: DictConfig) -> Settings:
         device=_device(values["device"]),
         precision=_one_of("precision", values["precision"], PRECISIONS),
         memory=_one_of("memory", values["memory"], MEMORY_MODES),
+        threads=_threads(values["threads"]),
         data_root=_path("data_root", values["data_root"]),
         results_dir=results_dir,
     )
@@ -178,6 +180,7 @@ _KEYS = {
 _TOP_KEYS = (
     *_KEYS,
     *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
+    "threads",
     *("data_root", "results_dir"),
 )
 
@@ -312,6 +315,10 @@ def _evaluation(values: dict[str, Any]) -> Evaluation:
         precision=_one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
         cache_dir=_optional_path("evaluation.cache_dir", values["cache_dir"]),
     )
+
+
+def _threads(value: Any) -> int | None:
+    return None if value == AUTO else _whole("threads", value, 1, MAX_WORKERS)
 
 
 def _workers(value: Any) -> int:

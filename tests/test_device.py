@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from so_clip.device import describe, pick_device
+from so_clip.device import cpu_threads, describe, pick_device
 from so_clip.errors import InputError
 
 with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -39,3 +39,12 @@ def test_a_cuda_device_beyond_the_last_is_refused():
     count = torch.cuda.device_count()
     with pytest.raises(InputError, match=f"there are {count} CUDA devices"):
         pick_device(f"cuda:{count}")
+
+
+def test_threads_are_set_for_a_while_and_given_back():
+    before = torch.get_num_threads()
+    with cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        with cpu_threads(None):
+            assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -62,6 +62,7 @@ OTHER_VALUES: dict[str, Any] = {
 NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
     "memory": "small",
+    "threads": 3,
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,
 }
@@ -78,6 +79,8 @@ REFUSED = [
     ("seed", MAX_SEED + 1, f"must be {MAX_SEED} or less"),
     ("split_protocol", "copo", "must be clip_lora or coop. Did you mean 'coop'?"),
     ("precision", "fp8", "must be fp32 or bf16 or fp16"),
+    ("threads", 0, "must be 1 or more"),
+    ("threads", "all", "must be a whole number"),
     ("memory", "low", "must be fast or balanced or small"),
     ("device", "gpu", "device=gpu: must be auto, cpu, cuda or cuda:N"),
     ("device", "cpu:", "must be auto"),
