@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from scripts.bench.contenders import (
     ADAMW,
+    BALANCED,
     CONTENDERS,
     ENGINE,
     LORA,
-    LORA_BALANCED,
     LORA_SMALL,
     REFERENCE,
     Contender,
@@ -35,7 +35,9 @@ class Plan:
         most_reference_classes: beyond which the reference is not scaled.
         reference_limit_mib: of the reference's memory; None: what the machine has.
         extrapolate_from: two numbers of classes, where the reference has not the memory.
-        step_contenders, cost_contenders, scaling_contenders: who takes part; the reference first.
+        step_contenders: whose steps are timed, the reference's first.
+        cost_contenders: whose memory is counted, the reference's first.
+        main_contenders: of these, who is also scaled, and whose FLOPs are counted for all datasets.
     """
 
     architecture: str
@@ -58,7 +60,7 @@ class Plan:
     extrapolate_from: tuple[int, int]
     step_contenders: Sequence[Contender]
     cost_contenders: Sequence[Contender]
-    scaling_contenders: Sequence[Contender]
+    main_contenders: Sequence[Contender]
 
 
 FULL = Plan(
@@ -81,8 +83,8 @@ FULL = Plan(
     reference_limit_mib=None,
     extrapolate_from=(50, 150),
     step_contenders=CONTENDERS,
-    cost_contenders=(*CONTENDERS, LORA_BALANCED, LORA_SMALL),
-    scaling_contenders=(REFERENCE, LORA, ADAMW, ENGINE),
+    cost_contenders=(*CONTENDERS, LORA_SMALL),
+    main_contenders=(REFERENCE, LORA, ADAMW, BALANCED),
 )
 
 QUICK = Plan(
@@ -104,7 +106,7 @@ QUICK = Plan(
     most_reference_classes=3,
     reference_limit_mib=40,
     extrapolate_from=(10, 40),
-    step_contenders=(REFERENCE, LORA, ADAMW, ENGINE),
-    cost_contenders=(REFERENCE, ENGINE),
-    scaling_contenders=(REFERENCE, ENGINE),
+    step_contenders=(REFERENCE, LORA, ADAMW, BALANCED),
+    cost_contenders=(REFERENCE, ENGINE, BALANCED),
+    main_contenders=(REFERENCE, BALANCED),
 )

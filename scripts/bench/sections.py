@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from scripts.bench.contenders import (
     ADAMW,
+    BALANCED,
     DENSITY_RATIO,
-    ENGINE,
     REFERENCE,
     Contender,
     Seconds,
@@ -33,7 +33,7 @@ _MIB_BESIDE = 800.0
 def optimizer_rows(plan: Plan, device: torch.device) -> list[Row]:
     """Time optimizers alone, on all matrices of the larger model."""
     shape = Shape(plan.step_datasets[0], 1, plan.architecture)
-    runs = [(ENGINE, density) for density in plan.densities]
+    runs = [(BALANCED, density) for density in plan.densities]
     runs += [(ADAMW, 1.0), (REFERENCE, DENSITY_RATIO)]
     rows: list[Row] = []
     for contender, density in runs:
@@ -132,7 +132,7 @@ def _rows_of_steps(
 def _refresh_seconds(contender: Contender, optimizers: Sequence[Row]) -> float:
     """Return what drawing new supports takes, once every T steps; no step timed above does it."""
     for row in optimizers:
-        if row["contender"] == (ENGINE.name if contender.kind == "so" else contender.name):
+        if row["contender"] == (BALANCED.name if contender.kind == "so" else contender.name):
             if contender.kind == "so" and row["density"] != DENSITY_RATIO:
                 continue
             return max(0.0, row["drawing_seconds"] - row["median_seconds"])
@@ -146,7 +146,7 @@ def cost_rows(plan: Plan) -> list[Row]:
         (dataset, contender)
         for dataset in plan.flop_datasets
         for contender in plan.cost_contenders
-        if dataset in plan.memory_datasets or contender.memory == "fast"
+        if dataset in plan.memory_datasets or contender in plan.main_contenders
     ]
     reference: Estimate | None = None
     for dataset, contender in tqdm(work, "costs", unit="step", dynamic_ncols=True):
@@ -215,14 +215,14 @@ def scaling_rows(plan: Plan, device: torch.device) -> list[Row]:
     """Time and count steps of the smaller model along classes, batch, density and depth."""
     base = Shape("dtd", plan.step_batch, plan.small_architecture)
     named = replace(base, dataset=plan.scaling_dataset)
-    everyone = list(plan.scaling_contenders)
+    everyone = list(plan.main_contenders)
     points: list[tuple[str, float | str, Shape, list[Contender]]] = []
     for classes in plan.classes:
         who = everyone if classes <= plan.most_reference_classes else everyone[1:]
         points.append(("classes", classes, replace(named, classes=classes), who))
     points += [("batch", batch, replace(base, batch=batch), everyone) for batch in plan.batches]
     for density in plan.densities:
-        points.append(("density", density, replace(base, density_ratio=density), [ENGINE]))
+        points.append(("density", density, replace(base, density_ratio=density), [BALANCED]))
     for position in plan.positions:
         points.append(("depth", position, replace(base, position=position), everyone[1:]))
     rows: list[Row] = []
