@@ -228,6 +228,8 @@ def test_flops_of_the_engine_are_those_by_hand(contender: Contender) -> None:
         sampled,
         _others(trainer, classes, vision.rows),
     )
-    if contender is BALANCED:
-        expected += last_block_forward(vision, batch, batch * length)
-    assert count(trainer, memory=False).flops == pytest.approx(expected, rel=1e-6)
+    found = count(trainer, memory=False).flops
+    if contender is ENGINE:
+        assert found == expected
+    else:  # which may compute again what is quickly made: the last block of the images
+        assert 0 <= found - expected <= last_block_forward(vision, batch, batch * length)
