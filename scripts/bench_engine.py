@@ -11,6 +11,7 @@ for datasets that the machine may be too small for, and checked against real ste
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def _bench(options: argparse.Namespace) -> None:
     device = pick_device(options.device)
     optimizers: list[sections.Row] = []
     for section in options.only:
+        started = time.monotonic()
         if section == "optimizer":
             rows = optimizers = sections.optimizer_rows(plan, device)
         elif section == "steps":
@@ -63,6 +65,7 @@ def _bench(options: argparse.Namespace) -> None:
         draw = getattr(plots, section, None)
         if draw is not None:
             draw(table, options.out / "figures" / f"{name}.png")
+        print(f"{section}: {(time.monotonic() - started) / 60:.1f} minutes\n", flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -11,6 +11,7 @@ from scripts.bench.contenders import (
     LORA,
     LORA_SMALL,
     REFERENCE,
+    SMALL,
     Contender,
 )
 from so_clip.data.cards import card_names
@@ -74,15 +75,15 @@ FULL = Plan(
     rounds=3,
     scaling_rounds=2,
     optimizer_steps=20,
-    classes=(10, 50, 200, 1000),
+    classes=(10, 50, 100, 1000),
     batches=(2, 8, 32),
     densities=(5e-5, 5e-4, 5e-3, 5e-2),
-    positions=("top", "up", "half-up", "all"),
+    positions=("top", "half-up", "all"),
     scaling_dataset="imagenet",
-    most_reference_classes=200,
+    most_reference_classes=100,
     reference_limit_mib=None,
-    extrapolate_from=(50, 150),
-    step_contenders=CONTENDERS,
+    extrapolate_from=(50, 100),
+    step_contenders=(REFERENCE, LORA, ADAMW, BALANCED, SMALL),
     cost_contenders=(*CONTENDERS, LORA_SMALL),
     main_contenders=(REFERENCE, LORA, ADAMW, BALANCED),
 )
