@@ -36,14 +36,14 @@ class PartsAndSquares(nn.Module):
         self.weight = nn.Parameter(torch.randn(WIDTH, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x[..., 1:4] @ self.weight[:3]) + (x.mT[..., 2:5, :] ** 2).mT + x.exp()[..., :3]
+        return (x[..., 1:4] @ self.weight[:3]) + (x.mT[..., 2:5, :] ** 2).mT + x.sin()[..., :3]
 
 
 CHEAP: dict[str, Callable[[], Any]] = {
     "norm": lambda: nn.LayerNorm(WIDTH),
     "gelu": nn.GELU,
     "quick gelu": QuickGELU,
-    "a view of something larger": lambda: lambda x: torch.cat([x, x.exp()], -1)[..., 2 : 2 + WIDTH],
+    "a view of something larger": lambda: lambda x: torch.cat([x, x.sin()], -1)[..., 2 : 2 + WIDTH],
     "itself": lambda: lambda x: x,
 }
 COSTLY: dict[str, Callable[[], Any]] = {
