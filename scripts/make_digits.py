@@ -45,6 +45,7 @@ def digits_arrays(seed: int = SEED) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
+    """Write the asset and print its size and split."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ASSET, help="where to write the .npz file")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of the split")

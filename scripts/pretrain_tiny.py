@@ -176,6 +176,7 @@ def command(arguments: argparse.Namespace) -> str:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; --smoke overrides the sizes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny.*")
     parser.add_argument("--seed", type=int, default=0)
@@ -193,6 +194,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Render, train, measure zero-shot accuracy on real digits, and write the asset."""
     arguments = parse(argv)
     start = time.perf_counter()
     processes = 1 if arguments.smoke else arguments.threads

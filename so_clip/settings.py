@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,12 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from so_clip.data.fewshot import PROTOCOLS
 from so_clip.errors import InputError, nearest
+from so_clip.optim.choices import CHOICES
+from so_clip.values import number, one_of, optional_path, path, unicode_text, whole
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 MEMORY_MODES = ("fast", "balanced", "small")
 AUTO = "auto"
-SPLIT_PROTOCOLS = ("clip_lora", "coop")
 TEMPLATES = ("plain", "specific")
 # What torch's generators take.
 MAX_SEED = 2**63 - 1
@@ -134,11 +135,11 @@ def from_config(config: DictConfig) -> Settings:
         first = str(error).splitlines()[0]
         raise InputError(f"the configuration cannot be resolved: {first}") from error
     _check_keys(values)
-    results_dir = _path("results_dir", values["results_dir"])  # first: the cache is in it
+    results_dir = path("results_dir", values["results_dir"])  # first: the cache is in it
     trains = values["optimizer"]["_target_"] is not None
     settings = Settings(
         dataset=values["dataset"]["name"],
-        split_file=_optional_path("dataset.split_file", values["dataset"]["split_file"]),
+        split_file=optional_path("dataset.split_file", values["dataset"]["split_file"]),
         backbone=_backbone(values["backbone"]),
         method=_method_name(values["method"]["name"]),
         method_title=_title(values["method"]["title"]),
@@ -147,15 +148,15 @@ def from_config(config: DictConfig) -> Settings:
         schedule=_schedule(values["schedule"]),
         augment=_augment(values["augment"]),
         evaluation=_evaluation(values["evaluation"]),
-        shots=_whole("shots", values["shots"], 1, MAX_SHOTS),
-        seed=_whole("seed", values["seed"], 0, MAX_SEED),
-        split_protocol=_one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
+        shots=whole("shots", values["shots"], 1, MAX_SHOTS),
+        seed=whole("seed", values["seed"], 0, MAX_SEED),
+        split_protocol=one_of("split_protocol", values["split_protocol"], PROTOCOLS),
         template=_template(values["template"]),
         device=_device(values["device"]),
-        precision=_one_of("precision", values["precision"], PRECISIONS),
-        memory=_one_of("memory", values["memory"], MEMORY_MODES),
+        precision=one_of("precision", values["precision"], PRECISIONS),
+        memory=one_of("memory", values["memory"], MEMORY_MODES),
         threads=_threads(values["threads"]),
-        data_root=_path("data_root", values["data_root"]),
+        data_root=path("data_root", values["data_root"]),
         results_dir=results_dir,
     )
     if trains and settings.schedule.max_steps < 1:
@@ -226,8 +227,8 @@ def _backbone(values: dict[str, Any]) -> dict[str, Any]:
     for key in ("architecture", "pretrained"):
         if not isinstance(values[key], str) and (key == "architecture" or values[key] is not None):
             raise InputError(f"backbone.{key}={values[key]}: must be a name, as open_clip has it.")
-    _optional_path("backbone.checkpoint", values["checkpoint"])
-    scale = _number("backbone.logit_scale", values["logit_scale"])
+    optional_path("backbone.checkpoint", values["checkpoint"])
+    scale = number("backbone.logit_scale", values["logit_scale"])
     if scale <= 0:
         raise InputError(f"backbone.logit_scale={scale}: must be above 0; CLIP's is 100.")
     return values | {"logit_scale": scale}
@@ -236,11 +237,11 @@ def _backbone(values: dict[str, Any]) -> dict[str, Any]:
 def _optimizer(values: dict[str, Any]) -> dict[str, Any]:
     """Check what every optimizer has in common and, where it is asked for, SO's kappa and T."""
     checked = dict(values)
-    checked["lr"] = _number("optimizer.lr", values["lr"])
+    checked["lr"] = number("optimizer.lr", values["lr"])
     if checked["lr"] <= 0:
         raise InputError(f"optimizer.lr={values['lr']}: must be above 0; the papers use 2e-4.")
     if "density_ratio" in values:
-        density_ratio = _number("optimizer.density_ratio", values["density_ratio"])
+        density_ratio = number("optimizer.density_ratio", values["density_ratio"])
         if not 0 < density_ratio <= 1:
             raise InputError(
                 f"optimizer.density_ratio={values['density_ratio']}: must lie in (0, 1]. It is the "
@@ -248,16 +249,11 @@ def _optimizer(values: dict[str, Any]) -> dict[str, Any]:
             )
         checked["density_ratio"] = density_ratio
     if "T" in values:
-        checked["T"] = _whole("optimizer.T", values["T"], 0)
+        checked["T"] = whole("optimizer.T", values["T"], 0)
     _check_adams(values)
-    for key, allowed in {
-        "order": ("prune_first", "update_first"),
-        "bias_correction": ("step", "age"),
-        "gradient_selection": ("random", "importance", "dense"),
-        "moment_selection": ("importance", "random", "dense", "none"),
-    }.items():
+    for key, allowed in CHOICES.items():
         if key in values:
-            checked[key] = _one_of(f"optimizer.{key}", values[key], allowed)
+            checked[key] = one_of(f"optimizer.{key}", values[key], allowed)
     sampled = values.get("sampled_gradients", AUTO)
     if sampled != AUTO and not isinstance(sampled, bool):
         raise InputError(f"optimizer.sampled_gradients={sampled}: must be auto, true or false.")
@@ -267,13 +263,13 @@ def _optimizer(values: dict[str, Any]) -> dict[str, Any]:
 def _check_adams(values: dict[str, Any]) -> None:
     """Check what SO and torch's Adams share; torch would let some of it pass, or fail obscurely."""
     for key in ("eps", "weight_decay"):
-        if key in values and _number(f"optimizer.{key}", values[key]) < 0:
+        if key in values and number(f"optimizer.{key}", values[key]) < 0:
             raise InputError(f"optimizer.{key}={values[key]}: must be 0 or above.")
     betas = values.get("betas", [0, 0])
     if (
         not isinstance(betas, list)
         or len(betas) != 2
-        or not all(0 <= _number("optimizer.betas", beta) < 1 for beta in betas)
+        or not all(0 <= number("optimizer.betas", beta) < 1 for beta in betas)
     ):
         raise InputError(
             f"optimizer.betas={betas}: must be two numbers in [0, 1), such as [0.9,0.999]."
@@ -285,10 +281,10 @@ def _check_adams(values: dict[str, Any]) -> None:
 
 def _schedule(values: dict[str, Any]) -> Schedule:
     schedule = Schedule(
-        batch_size=_whole("schedule.batch_size", values["batch_size"], 1),
-        max_steps=_whole("schedule.max_steps", values["max_steps"], 0),
-        stop_loss=_number("schedule.stop_loss", values["stop_loss"]),
-        lr_min=_number("schedule.lr_min", values["lr_min"]),
+        batch_size=whole("schedule.batch_size", values["batch_size"], 1),
+        max_steps=whole("schedule.max_steps", values["max_steps"], 0),
+        stop_loss=number("schedule.stop_loss", values["stop_loss"]),
+        lr_min=number("schedule.lr_min", values["lr_min"]),
     )
     for key in ("stop_loss", "lr_min"):
         if getattr(schedule, key) < 0:
@@ -300,7 +296,7 @@ def _augment(values: dict[str, Any]) -> Augment:
     given = values["scale"]
     if not isinstance(given, list) or len(given) != 2:
         raise InputError(f"augment.scale={given}: must be two numbers, such as [0.08,1.0].")
-    low, high = (_number("augment.scale", value) for value in given)
+    low, high = (number("augment.scale", value) for value in given)
     if not 0 < low <= high <= 1:
         raise InputError(f"augment.scale={given}: needs 0 < low <= high <= 1, such as [0.08,1.0].")
     if not isinstance(values["flip"], bool):
@@ -310,20 +306,20 @@ def _augment(values: dict[str, Any]) -> Augment:
 
 def _evaluation(values: dict[str, Any]) -> Evaluation:
     return Evaluation(
-        batch_size=_whole("evaluation.batch_size", values["batch_size"], 1),
+        batch_size=whole("evaluation.batch_size", values["batch_size"], 1),
         workers=_workers(values["workers"]),
-        precision=_one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
-        cache_dir=_optional_path("evaluation.cache_dir", values["cache_dir"]),
+        precision=one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
+        cache_dir=optional_path("evaluation.cache_dir", values["cache_dir"]),
     )
 
 
 def _threads(value: Any) -> int | None:
-    return None if value == AUTO else _whole("threads", value, 1, MAX_WORKERS)
+    return None if value == AUTO else whole("threads", value, 1, MAX_WORKERS)
 
 
 def _workers(value: Any) -> int:
     if value != AUTO:
-        return _whole("evaluation.workers", value, 0, MAX_WORKERS)
+        return whole("evaluation.workers", value, 0, MAX_WORKERS)
     usable = getattr(os, "sched_getaffinity", None)  # not on every system
     return len(usable(0)) if usable else os.cpu_count() or 1
 
@@ -334,7 +330,7 @@ def _template(value: Any) -> str:
             f"template={value}: must be plain, specific, or a text with one {{}} for the class "
             "name."
         )
-    return _unicode("template", value)
+    return unicode_text("template", value)
 
 
 def _device(value: Any) -> str:
@@ -358,56 +354,5 @@ def _title(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or "|" in value:
         raise InputError(
             f"method.title={value!r}: must be a line of text without |, for it heads a table's row."
-        )
-    return value
-
-
-def _path(key: str, value: Any) -> Path:
-    if value is None or value == "":
-        raise InputError(f"{key} is empty: it needs a path, such as {key}=FOLDER.")
-    # A folder may be called 2024; `True` would be no one's wish.
-    if isinstance(value, bool) or not isinstance(value, (str, int, Path)):
-        raise InputError(f"{key}={value}: must be a path, such as {key}=FOLDER.")
-    text = _unicode(key, str(value))
-    if "\0" in text:
-        raise InputError(f"{key}={text!a}: holds a NUL character. Choose another name.")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # ~NAME of nobody
-        raise InputError(f"{key}={text}: there is no such home. Write the path in full.") from error
-
-
-def _unicode(key: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{key}={text!a}: is not valid Unicode. Choose another name.") from None
-    return text
-
-
-def _optional_path(key: str, value: Any) -> Path | None:
-    return None if value is None else _path(key, value)
-
-
-def _whole(key: str, value: Any, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{key}={value}: must be a whole number, {least} or more.")
-    if value < least:
-        raise InputError(f"{key}={value}: must be {least} or more.")
-    if most is not None and value > most:
-        raise InputError(f"{key}={value}: must be {most} or less.")
-    return value
-
-
-def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{key}={value}: must be a finite number.")
-    return float(value)
-
-
-def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InputError(
-            f"{key}={value}: must be {' or '.join(allowed)}.{nearest(str(value), allowed)}"
         )
     return value

@@ -10,7 +10,7 @@ from typing import Any
 from so_clip.data.examples import Example, Splits
 from so_clip.errors import InputError, nearest
 
-PROTOCOLS = ("coop", "clip_lora")
+PROTOCOLS = ("clip_lora", "coop")
 # Both protocols hold back at most this many validation images per class.
 MAX_VAL_SHOTS = 4
 

@@ -8,13 +8,8 @@ from typing import Any
 import torch
 
 from so_clip.errors import InputError, nearest
+from so_clip.optim.choices import CHOICES
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "order": ("prune_first", "update_first"),
-    "bias_correction": ("step", "age"),
-    "gradient_selection": ("random", "importance", "dense"),
-    "moment_selection": ("importance", "random", "dense", "none"),
-}
 FLAGS: dict[str, tuple[bool | None, ...]] = {
     "foreach": (None, True, False),
     "maximize": (True, False),

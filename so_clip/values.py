@@ -1,0 +1,67 @@
+"""Checks of one value from a configuration: each returns it in its own type, or says what is wrong.
+
+`key` is the option's name as the user writes it; every InputError begins with it and the value.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from so_clip.errors import InputError, nearest
+
+
+def path(key: str, value: Any) -> Path:
+    """Return a path, its ~ expanded; InputError if it is empty or no path."""
+    if value is None or value == "":
+        raise InputError(f"{key} is empty: it needs a path, such as {key}=FOLDER.")
+    # A folder may be called 2024; `True` would be no one's wish.
+    if isinstance(value, bool) or not isinstance(value, (str, int, Path)):
+        raise InputError(f"{key}={value}: must be a path, such as {key}=FOLDER.")
+    text = unicode_text(key, str(value))
+    if "\0" in text:
+        raise InputError(f"{key}={text!a}: holds a NUL character. Choose another name.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~NAME of nobody
+        raise InputError(f"{key}={text}: there is no such home. Write the path in full.") from error
+
+
+def unicode_text(key: str, text: str) -> str:
+    """Return the text; InputError if it cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{key}={text!a}: is not valid Unicode. Choose another name.") from None
+    return text
+
+
+def optional_path(key: str, value: Any) -> Path | None:
+    """Return a path, or None for None; InputError as `path`."""
+    return None if value is None else path(key, value)
+
+
+def whole(key: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return a whole number of at least `least` and at most `most`; InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{key}={value}: must be a whole number, {least} or more.")
+    if value < least:
+        raise InputError(f"{key}={value}: must be {least} or more.")
+    if most is not None and value > most:
+        raise InputError(f"{key}={value}: must be {most} or less.")
+    return value
+
+
+def number(key: str, value: Any) -> float:
+    """Return a finite number; InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{key}={value}: must be a finite number.")
+    return float(value)
+
+
+def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """Return one of `allowed`; InputError, with the nearest of them, otherwise."""
+    if value not in allowed:
+        raise InputError(
+            f"{key}={value}: must be {' or '.join(allowed)}.{nearest(str(value), allowed)}"
+        )
+    return value
