@@ -39,6 +39,11 @@ def guarded(command: Callable[[list[str]], None]) -> int:
     """
     try:
         command([argument for argument in sys.argv[1:] if argument != DEBUG])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read stdout (`| head`) has enough; Python would complain of it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt as error:
         return _report(error)
     except Exception as error:

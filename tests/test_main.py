@@ -123,3 +123,16 @@ def test_an_interrupted_run_says_so_and_is_not_taken_for_a_finished_one(tmp_path
     (folder,) = tmp_path.glob("[!.]*")
     assert not (folder / "metrics.json").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_reader_who_has_enough_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "so_clip", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
