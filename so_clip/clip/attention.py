@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.errors import InputError
+from so_clip.kept import mark_kept
 
 _PARTS = ("q_proj", "k_proj", "v_proj")
 
@@ -98,7 +99,8 @@ class ExplicitAttention(nn.Module):
             attn_mask=_additive(attn_mask, q_BHMd),
             is_causal=is_causal,
         )
-        return x_BHMd.transpose(1, 2).flatten(2)
+        x_BMD = x_BHMd.transpose(1, 2).flatten(2)
+        return mark_kept(x_BMD) if x_BMD.requires_grad else x_BMD  # by torch's kernels
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, each shaped like x [..., D], before they part into heads."""

@@ -28,7 +28,7 @@ from so_clip.clip.blocks import Memory
 from so_clip.clip.checkpoint import load_weights, read_weights
 from so_clip.clip.embedded import embedded_weights
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
-from so_clip.clip.image_tower import encode_image
+from so_clip.clip.image_tower import encode_image, in_pieces
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.errors import InputError
 
@@ -104,6 +104,10 @@ class Backbone(nn.Module):
         """
         if images_BCHW.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 pixels, not {images_BCHW.dtype}")
+        pieces = in_pieces(self.model, images_BCHW)
+        return torch.cat([self._encode_pixels(piece_BCHW) for piece_BCHW in pieces])
+
+    def _encode_pixels(self, images_BCHW: Tensor) -> Tensor:
         pixels_BCHW = images_BCHW.to(self.mean.dtype).div_(255)
         pixels_BCHW = pixels_BCHW.sub_(self.mean).div_(self.std)
         return _unit(encode_image(self.model, pixels_BCHW, self.memory))

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from so_clip.kept import mark_kept
+
 Output = TypeVar("Output")
 
 
@@ -48,7 +50,7 @@ def recomputed(
         return again.as_strided(packed.size, packed.stride, packed.offset + again.storage_offset())
 
     with saved_tensors_hooks(pack, unpack):
-        return costly(made)
+        return costly(mark_kept(made))
 
 
 class _View(NamedTuple):

@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from so_clip.errors import InputError
+from so_clip.kept import is_kept
 from so_clip.optim.between import GradScaler, Guard, all_reduce_sampled, clip_grad_norm_
 from so_clip.optim.gradients import add_sampled_gradient
 from so_clip.optim.sampled_product import Method, fastest, sampled_product
@@ -220,6 +221,9 @@ class SampledLinear(nn.Linear):
             input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
         elif input.dtype != weight.dtype:
             return super().forward(input)
+        method = sampling.method
+        if method == "columns" and is_kept(input):
+            method = "gather"  # from the input itself: a copy of its columns would come on top
         # Flat: out of a function of our own, torch would let no view be changed in place.
         y_NO: Tensor = _Linear.apply(
             input.reshape(-1, self.in_features),
@@ -227,7 +231,7 @@ class SampledLinear(nn.Linear):
             bias,
             sampling.leaf_M,
             sampling.support_M,
-            sampling.method,
+            method,
         )
         return y_NO.view(*input.shape[:-1], self.out_features)
 
@@ -257,7 +261,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight_OI, support_M = ctx.saved_tensors
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
-        grad_x_NI = grad_NO @ weight_OI.to(grad_NO.dtype) if needs_x else None
         grad_O = grad_NO.sum(0) if needs_bias else None
         grad_M = sampled_product(grad_NO, kept, support_M, weight_OI.shape[1], ctx.method)
+        del kept  # may have been made for this alone, and be as large as what comes next
+        grad_x_NI = grad_NO @ weight_OI.to(grad_NO.dtype) if needs_x else None
         return grad_x_NI, None, grad_O, grad_M, None, None

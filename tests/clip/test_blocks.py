@@ -114,3 +114,13 @@ def test_in_training_mode_draws_are_repeated() -> None:
 
 def test_the_settings_know_the_same_modes() -> None:
     assert MEMORY_MODES == settings.MEMORY_MODES
+
+
+def test_sampled_layers_copy_no_columns_of_what_is_kept_anyway() -> None:
+    block = block_of()
+    optimizer = SO([p for p in block.parameters() if p.requires_grad], density_ratio=0.003)
+    with sampled_gradients(block, optimizer, always=True) as handle:
+        assert {*handle.methods.values()} == {"columns"}
+        assert kept_units(block, "balanced", rows()) == 9 + STATISTICS
+        # Of out_proj's input neither; of the other three layers' inputs, fast keeps the columns.
+        assert 9 + STATISTICS < kept_units(block, "fast", rows()) < 15

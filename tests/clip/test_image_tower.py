@@ -14,7 +14,7 @@ from so_clip.clip.architecture import architecture_config, build_model
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.embedded import embedded_weights
-from so_clip.clip.image_tower import encode_image, is_read_at_class_token
+from so_clip.clip.image_tower import encode_image, in_pieces, is_read_at_class_token
 from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
@@ -203,13 +203,14 @@ def test_memory_falls_as_the_arithmetic_says(quick_gelu: bool, start: int) -> No
     model = explicit(plain(quick_gelu, layers=5))
     train_blocks(model, start)
     fast, balanced, small = (kept(model, memory) for memory in MEMORY_MODES)
-    # Of the last block: its input, that normalised, query, key and value, and a row an image.
+    # Of the last block, fast keeps the input, that normalised, query, key and value, and a row an
+    # image; the others keep the input.
     before_last, one_row, one_number = 4 - start, 1 / 17, 1 / 64
     # Nothing is kept of what comes before the first trained matrix, nor a norm's input there.
     expected = 16 * before_last + 5 - 1 + one_row * 11
     assert expected < fast < expected + 8 * (before_last + 1) * one_number
-    expected = 10 * before_last + 4 + one_row * 6
-    assert expected < balanced < expected + 8 * (before_last + 1) * one_number
+    expected = 10 * before_last + 1
+    assert expected < balanced < expected + 8 * before_last * one_number + 2 * one_row
     assert before_last + 1 < small < before_last + 1 + 2 * one_row
 
 
@@ -232,6 +233,23 @@ def test_half_of_what_open_clip_takes() -> None:
     assert fast < 0.75 * whole
     assert balanced < 0.5 * whole
     assert small < 0.3 * whole
+
+
+def test_large_batches_go_in_pieces() -> None:
+    model = explicit(plain())
+    train_blocks(model, 1)
+    images_BCHW = torch.randn(4000, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    pieces = in_pieces(model, images_BCHW)
+    assert [len(piece) for piece in pieces] == [1334, 1334, 1332]
+    assert 1334 * 17 * 4 * 64 < 2**23 < 4000 / 2 * 17 * 4 * 64
+    assert torch.equal(torch.cat(pieces), images_BCHW)
+    assert [len(piece) for piece in in_pieces(model, images_BCHW.to("meta"))] == [4000]
+    assert [len(piece) for piece in in_pieces(model, images_BCHW[:0])] == [0]
+    other = explicit(plain(pool_type="avg"))
+    assert [len(piece) for piece in in_pieces(other, images_BCHW)] == [4000]
+    expected = gradients(model, lambda: encode_image(model, images_BCHW))
+    found = gradients(model, lambda: torch.cat([encode_image(model, piece) for piece in pieces]))
+    assert_same(found, expected)
 
 
 def test_linear_layers_of_another_kind() -> None:
