@@ -118,7 +118,7 @@ def assemble_model(
         template = templates[template]
     tokens_KL = backbone.tokenize(class_prompts(class_names, template))
     backbone.memory = cast(Memory, settings.memory)
-    classifier = Classifier(backbone, tokens_KL)
+    classifier = Classifier(backbone, tokens_KL, settings.text_budget_mib)
     if device.type != "cpu":  # where it is already, and where fake tensors are, which cannot move
         classifier = classifier.to(device)
     parameters = _instantiate("adapter", settings.adapter)(classifier)
@@ -306,8 +306,8 @@ def _metrics(
         "trainable_parameters": sum(value.numel() for value in model.parameters.values()),
         "changed_parameters": adaptation.changed_parameters,
         "device": describe(model.device),
-        "precision": settings.precision,
-        "evaluation_precision": settings.evaluation_precision,
+        "precision": model.precision.name,
+        "evaluation_precision": evaluator.precision.name,
         "settings": settings.as_dict(),
     }
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from so_clip.data.fewshot import PROTOCOLS
 from so_clip.errors import InputError, nearest
-from so_clip.optim.choices import CHOICES
+from so_clip.optim.options import checked_options
 from so_clip.values import number, one_of, optional_path, path, unicode_text, whole
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -28,7 +28,10 @@ MAX_WORKERS = 256
 # A part of a folder's name, which most file systems end at 255 bytes.
 MAX_METHOD_NAME = 64
 # Where things go, how fast they come, and in how much memory: no result depends on them.
-_NO_DIFFERENCE = ("results_dir", "memory", "threads", "evaluation.workers", "evaluation.cache_dir")
+_NO_DIFFERENCE = (
+    *("results_dir", "memory", "text_budget_mib", "threads"),
+    *("evaluation.workers", "evaluation.cache_dir"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Settings:
     device: str
     precision: str
     memory: str
+    text_budget_mib: float | None
     threads: int | None
     data_root: Path
     results_dir: Path
@@ -144,7 +148,7 @@ def from_config(config: DictConfig) -> Settings:
         method=_method_name(values["method"]["name"]),
         method_title=_title(values["method"]["title"]),
         adapter=values["adapter"],
-        optimizer=_optimizer(values["optimizer"]) if trains else None,
+        optimizer=checked_options(values["optimizer"]) if trains else None,
         schedule=_schedule(values["schedule"]),
         augment=_augment(values["augment"]),
         evaluation=_evaluation(values["evaluation"]),
@@ -153,8 +157,9 @@ def from_config(config: DictConfig) -> Settings:
         split_protocol=one_of("split_protocol", values["split_protocol"], PROTOCOLS),
         template=_template(values["template"]),
         device=_device(values["device"]),
-        precision=one_of("precision", values["precision"], PRECISIONS),
+        precision=one_of("precision", values["precision"], (AUTO, *PRECISIONS)),
         memory=one_of("memory", values["memory"], MEMORY_MODES),
+        text_budget_mib=_text_budget(values["text_budget_mib"]),
         threads=_threads(values["threads"]),
         data_root=path("data_root", values["data_root"]),
         results_dir=results_dir,
@@ -181,7 +186,7 @@ _KEYS = {
 _TOP_KEYS = (
     *_KEYS,
     *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
-    "threads",
+    *("text_budget_mib", "threads"),
     *("data_root", "results_dir"),
 )
 
@@ -234,51 +239,6 @@ def _backbone(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"logit_scale": scale}
 
 
-def _optimizer(values: dict[str, Any]) -> dict[str, Any]:
-    """Check what every optimizer has in common and, where it is asked for, SO's kappa and T."""
-    checked = dict(values)
-    checked["lr"] = number("optimizer.lr", values["lr"])
-    if checked["lr"] <= 0:
-        raise InputError(f"optimizer.lr={values['lr']}: must be above 0; the papers use 2e-4.")
-    if "density_ratio" in values:
-        density_ratio = number("optimizer.density_ratio", values["density_ratio"])
-        if not 0 < density_ratio <= 1:
-            raise InputError(
-                f"optimizer.density_ratio={values['density_ratio']}: must lie in (0, 1]. It is the "
-                "fraction of entries kept (the paper's kappa, 5e-4); the sparsity is 1 minus it."
-            )
-        checked["density_ratio"] = density_ratio
-    if "T" in values:
-        checked["T"] = whole("optimizer.T", values["T"], 0)
-    _check_adams(values)
-    for key, allowed in CHOICES.items():
-        if key in values:
-            checked[key] = one_of(f"optimizer.{key}", values[key], allowed)
-    sampled = values.get("sampled_gradients", AUTO)
-    if sampled != AUTO and not isinstance(sampled, bool):
-        raise InputError(f"optimizer.sampled_gradients={sampled}: must be auto, true or false.")
-    return checked
-
-
-def _check_adams(values: dict[str, Any]) -> None:
-    """Check what SO and torch's Adams share; torch would let some of it pass, or fail obscurely."""
-    for key in ("eps", "weight_decay"):
-        if key in values and number(f"optimizer.{key}", values[key]) < 0:
-            raise InputError(f"optimizer.{key}={values[key]}: must be 0 or above.")
-    betas = values.get("betas", [0, 0])
-    if (
-        not isinstance(betas, list)
-        or len(betas) != 2
-        or not all(0 <= number("optimizer.betas", beta) < 1 for beta in betas)
-    ):
-        raise InputError(
-            f"optimizer.betas={betas}: must be two numbers in [0, 1), such as [0.9,0.999]."
-        )
-    for key in ("amsgrad", "foreach", "fused", "maximize", "capturable", "differentiable"):
-        if not isinstance(values.get(key, False), (bool, type(None))):
-            raise InputError(f"optimizer.{key}={values[key]}: must be true or false.")
-
-
 def _schedule(values: dict[str, Any]) -> Schedule:
     schedule = Schedule(
         batch_size=whole("schedule.batch_size", values["batch_size"], 1),
@@ -311,6 +271,15 @@ def _evaluation(values: dict[str, Any]) -> Evaluation:
         precision=one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
         cache_dir=optional_path("evaluation.cache_dir", values["cache_dir"]),
     )
+
+
+def _text_budget(value: Any) -> float | None:
+    if value == AUTO:
+        return None
+    budget_mib = number("text_budget_mib", value)
+    if budget_mib <= 0:
+        raise InputError(f"text_budget_mib={value}: must be above 0, or auto.")
+    return budget_mib
 
 
 def _threads(value: Any) -> int | None:

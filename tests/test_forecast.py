@@ -104,8 +104,9 @@ def test_neither_network_nor_data_is_needed_and_nothing_is_left(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     figures = forecast(
         *("dataset=eurosat", "backbone=vit_b16", "shots=5", "data_root=/nonexistent"),
-        *("precision=bf16", "device=cuda"),
+        "device=cuda",
     )
+    assert figures["precision"] == "bf16"
     assert [*tmp_path.iterdir()] == []
     # 149,620,737 weights in float32, and the packed prompts.
     assert figures["weights_mib"] == pytest.approx(4 * 149_620_737 / 2**20, rel=0.01)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from so_clip.precision import Precision
+from so_clip.precision import Precision, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -25,3 +25,12 @@ def test_only_fp16_scales_gradients(name, scales):
     assert scaler.is_enabled() == scales
     loss = torch.ones(())
     assert (scaler.scale(loss) > loss).item() == scales
+
+
+def test_auto_is_float32_on_the_cpu_and_half_of_it_on_a_gpu():
+    assert Precision("auto", CPU).name == "fp32"
+    assert pick_precision("auto", CPU) == "fp32"
+    cuda = torch.device("cuda")
+    has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False)
+    assert pick_precision("auto", cuda) == ("bf16" if has_bf16 else "fp32")
+    assert [pick_precision(name, cuda) for name in ("fp32", "fp16")] == ["fp32", "fp16"]

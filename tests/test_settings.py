@@ -62,6 +62,7 @@ OTHER_VALUES: dict[str, Any] = {
 NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
     "memory": "small",
+    "text_budget_mib": 64,
     "threads": 3,
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,
@@ -78,7 +79,9 @@ REFUSED = [
     ("seed", -1, "seed=-1: must be 0 or more"),
     ("seed", MAX_SEED + 1, f"must be {MAX_SEED} or less"),
     ("split_protocol", "copo", "must be clip_lora or coop. Did you mean 'coop'?"),
-    ("precision", "fp8", "must be fp32 or bf16 or fp16"),
+    ("precision", "fp8", "must be auto or fp32 or bf16 or fp16"),
+    ("text_budget_mib", 0, "text_budget_mib=0: must be above 0, or auto"),
+    ("text_budget_mib", "much", "must be a finite number"),
     ("threads", 0, "must be 1 or more"),
     ("threads", "all", "must be a whole number"),
     ("memory", "low", "must be fast or balanced or small"),
@@ -260,7 +263,7 @@ def test_features_are_kept_beside_the_runs_or_where_one_says_or_not_at_all():
 
 @pytest.mark.parametrize(
     ("precision", "evaluation", "expected"),
-    [("fp32", "auto", "fp32"), ("bf16", "auto", "bf16"), ("bf16", "fp32", "fp32")],
+    [("fp32", "auto", "fp32"), ("auto", "auto", "auto"), ("bf16", "fp32", "fp32")],
 )
 def test_evaluation_has_the_runs_precision_unless_it_says_otherwise(
     precision, evaluation, expected

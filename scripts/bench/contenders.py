@@ -83,6 +83,7 @@ BALANCED = Contender("engine_balanced", "SO engine, memory=balanced (default)", 
 SMALL = Contender("engine_small", "SO engine, memory=small", "so", "small")
 CONTENDERS = (REFERENCE, LORA, ADAMW, ENGINE, BALANCED, SMALL)
 # The engine keeps as little for CLIP-LoRA where it is asked to.
+LORA_BALANCED = Contender("lora_balanced", "CLIP-LoRA, AdamW, memory=balanced", "lora", "balanced")
 LORA_SMALL = Contender("lora_small", "CLIP-LoRA, AdamW, memory=small", "lora", "small")
 
 

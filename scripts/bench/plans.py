@@ -9,6 +9,7 @@ from scripts.bench.contenders import (
     CONTENDERS,
     ENGINE,
     LORA,
+    LORA_BALANCED,
     LORA_SMALL,
     REFERENCE,
     SMALL,
@@ -84,7 +85,7 @@ FULL = Plan(
     reference_limit_mib=None,
     extrapolate_from=(50, 100),
     step_contenders=(REFERENCE, LORA, ADAMW, BALANCED, SMALL),
-    cost_contenders=(*CONTENDERS, LORA_SMALL),
+    cost_contenders=(*CONTENDERS, LORA_BALANCED, LORA_SMALL),
     main_contenders=(REFERENCE, LORA, ADAMW, BALANCED),
 )
 

@@ -15,6 +15,7 @@ from so_clip.memory import CATEGORIES
 COLOURS = {
     "reference": "#8a8a8a",
     "lora": "#d08a2e",
+    "lora_balanced": "#deb16a",
     "lora_small": "#e8c596",
     "adamw": "#a34a6a",
     "engine_fast": "#1f6f8b",

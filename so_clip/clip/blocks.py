@@ -5,8 +5,8 @@ norms 1 + 1, of the linear layers 1 + 1 + 4 (out_proj's is attention's output), 
 3, attention's output 1 and GELU's input 4. `memory` says how much of that is kept:
 
 fast      all.
-balanced  10: no output of a norm or of an activation. No matrix product is computed twice, except in
-          the vision tower's last block, most of which is left out (`image_tower`).
+balanced  10: no output of a norm or of an activation. No matrix product is computed twice, but in
+          the vision tower's last block, of which little is computed at all (`image_tower`).
 small     1: the block's input. All of the block is computed twice.
 
 The result is the same but for rounding.

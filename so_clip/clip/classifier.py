@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.clip.backbone import Backbone, Tower
-from so_clip.clip.packed_text import TEXT_BUDGET_MIB, ClassPrompts
+from so_clip.clip.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 
 TOWERS = ("vision", "text")
 
@@ -26,18 +26,21 @@ class Classifier(nn.Module):
         backbone: the CLIP model; all of its parameters are frozen here, for an adapter to open.
         tokens_KL: one tokenised prompt per class.
         text_budget_mib, share_prefixes: how much memory the prompts may take while they are
-            trained, and whether they share what they have in common; see ClassPrompts.
+            trained, and whether they share what they have in common; see ClassPrompts. None: as
+            much as goes with the backbone's `memory`.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         tokens_KL: Tensor,
-        text_budget_mib: float = TEXT_BUDGET_MIB,
+        text_budget_mib: float | None = None,
         share_prefixes: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        if text_budget_mib is None:
+            text_budget_mib = TEXT_BUDGETS_MIB[backbone.memory]
         self._pack = partial(
             ClassPrompts,
             tokens_KL=tokens_KL,

@@ -22,7 +22,8 @@ from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.blocks import Memory, after_attention, before_attention, run_block
 
 MIB = 2**20
-TEXT_BUDGET_MIB = 256.0
+# What a mode that keeps little elsewhere should not spend on prompts.
+TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 256, "small": 64}
 _MOST_PADDING = 2  # positions; prompts that differ by more in length attend apart
 # A linear layer keeps its input, and what follows it keeps its output; norms, residuals and
 # QuickGELU add a quarter to that.
@@ -58,7 +59,7 @@ class ClassPrompts(nn.Module):
         self,
         model: Any,
         tokens_KL: Tensor,
-        budget_mib: float = TEXT_BUDGET_MIB,
+        budget_mib: float = TEXT_BUDGETS_MIB["balanced"],
         share_prefixes: bool = True,
         apart: bool = False,
     ) -> None:

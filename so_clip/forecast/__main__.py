@@ -24,7 +24,8 @@ those of the dataset's card.
 
   --json   print one JSON document in place of the table
 
-Memory is that of tensors, as metrics.json has it of a run on the CPU. On CUDA the allocator adds
+Give device=cuda to forecast a GPU run where there is none: precision=auto is then bf16. Memory is
+that of tensors, as metrics.json has it of a run on the CPU. On CUDA the allocator adds
 its rounding and workspaces, other kernels may be chosen, and the few shots lie there too. FLOPs are
 those of matrix products, convolutions and attention; a multiplication and an addition are two.
 Training may end earlier than after all its steps (schedule.stop_loss)."""

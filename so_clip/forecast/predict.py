@@ -26,7 +26,7 @@ from so_clip.forecast.disk import disk_figures
 from so_clip.forecast.flops import Flops, counted, counter
 from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import GradScaler
-from so_clip.precision import Precision
+from so_clip.precision import Precision, pick_precision
 from so_clip.run import Model, assemble_model, build_optimizer
 from so_clip.settings import Settings
 from so_clip.train import train_step
@@ -46,6 +46,7 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
     Raises:
         InputError: what a run would refuse, or shapes that follow from values.
     """
+    settings = _with_precision(settings)
     mode = FakeTensorMode()
     try:
         model = fake_model(settings, card, mode)
@@ -74,6 +75,14 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
         "run_flops": evaluation["evaluation_flops"] + training.get("training_flops", 0),
         **disk_figures(settings, card, model.classifier.backbone, dimensions),
     }
+
+
+def _with_precision(settings: Settings) -> Settings:
+    """Say what precision=auto is on the run's device, which may be none of this machine's."""
+    cuda = settings.device.startswith("cuda")
+    cuda = cuda or (settings.device == "auto" and torch.cuda.is_available())
+    name = pick_precision(settings.precision, torch.device("cuda") if cuda else CPU)
+    return replace(settings, precision=name)
 
 
 def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> Model:

@@ -7,7 +7,9 @@ import torch
 
 from so_clip.adapt.weights import Weights
 from so_clip.clip.attention import explicit_attention
+from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier, tower_of
+from so_clip.clip.packed_text import TEXT_BUDGETS_MIB
 from tests.clip.small import small_backbone
 
 PROMPTS = ["a photo of a dog.", "a photo of a cat.", "a drawing"]
@@ -175,3 +177,25 @@ def test_what_is_frozen_runs_without_a_graph(classifier):
 )
 def test_a_parameters_tower_follows_from_its_name(name, tower):
     assert tower_of(name) == tower
+
+
+def test_prompts_take_the_budget_that_goes_with_the_memory_mode(monkeypatch):
+    backbone = small_backbone()
+    explicit_attention(backbone.model)
+    tokens_KL = backbone.tokenize(PROMPTS)
+    monkeypatch.setattr(
+        "so_clip.clip.classifier.TEXT_BUDGETS_MIB", {"fast": 1e3, "balanced": 1e-3, "small": 1e-3}
+    )
+
+    def chunks(memory: Memory, budget_mib: float | None = None) -> int:
+        backbone.memory = memory
+        return len(Classifier(backbone, tokens_KL, budget_mib).prompts.chunks)
+
+    assert [chunks(memory) for memory in ("fast", "balanced", "small")] == [1, 3, 3]
+    assert chunks("fast", 1e-3) == 3
+    assert chunks("small", 1e3) == 1
+
+
+def test_less_memory_is_never_a_larger_budget():
+    assert tuple(TEXT_BUDGETS_MIB) == MEMORY_MODES
+    assert [*TEXT_BUDGETS_MIB.values()] == sorted(TEXT_BUDGETS_MIB.values(), reverse=True)
