@@ -18,7 +18,7 @@ from so_clip.values import number, one_of, optional_path, path, unicode_text, wh
 PRECISIONS = ("fp32", "bf16", "fp16")
 MEMORY_MODES = ("fast", "balanced", "small")
 AUTO = "auto"
-TEMPLATES = ("plain", "specific")
+TEMPLATES = ("plain", "specific", "ensemble")
 # What torch's generators take.
 MAX_SEED = 2**63 - 1
 # Far beyond any dataset's classes: a slip of the key must not fill the memory with repeats.
@@ -75,7 +75,7 @@ class Settings:
     backbone: dict[str, Any]
     method: str
     method_title: str
-    adapter: dict[str, Any]
+    adapter: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     schedule: Schedule
     augment: Augment
@@ -99,8 +99,13 @@ class Settings:
         return self.precision if precision == AUTO else precision
 
     @property
+    def adapts(self) -> bool:
+        """Whether this run draws training images and changes the model with them at all."""
+        return self.adapter is not None
+
+    @property
     def trains(self) -> bool:
-        """Whether this run adapts the model at all."""
+        """Whether it does so by gradient steps."""
         return self.optimizer is not None
 
     def as_dict(self) -> dict[str, Any]:
@@ -119,7 +124,7 @@ class Settings:
     @property
     def run_dir(self) -> Path:
         """The run's folder: readable in front, unique behind."""
-        shots = f"{self.shots}shot-seed{self.seed}-" if self.trains else ""
+        shots = f"{self.shots}shot-seed{self.seed}-" if self.adapts else ""
         backbone = str(self.backbone["architecture"]).lower().replace("/", "_")
         name = f"{self.dataset}-{backbone}-{self.method}-{shots}{self.fingerprint[:12]}"
         return self.results_dir / name
@@ -141,13 +146,19 @@ def from_config(config: DictConfig) -> Settings:
     _check_keys(values)
     results_dir = path("results_dir", values["results_dir"])  # first: the cache is in it
     trains = values["optimizer"]["_target_"] is not None
+    adapts = values["adapter"]["_target_"] is not None
+    if trains and not adapts:
+        raise InputError(
+            "adapter=none opens no parameters, so the optimizer has nothing to train. "
+            "Choose adapter=weights, or method=zero_shot to train nothing."
+        )
     settings = Settings(
         dataset=values["dataset"]["name"],
         split_file=optional_path("dataset.split_file", values["dataset"]["split_file"]),
         backbone=_backbone(values["backbone"]),
         method=_method_name(values["method"]["name"]),
         method_title=_title(values["method"]["title"]),
-        adapter=values["adapter"],
+        adapter=values["adapter"] if adapts else None,
         optimizer=checked_options(values["optimizer"]) if trains else None,
         schedule=_schedule(values["schedule"]),
         augment=_augment(values["augment"]),
@@ -169,7 +180,7 @@ def from_config(config: DictConfig) -> Settings:
             f"schedule.max_steps={settings.schedule.max_steps}: method={settings.method} needs at "
             "least one step; method=zero_shot evaluates without training."
         )
-    return settings if trains else _without_training(settings)
+    return settings if adapts else _without_shots(settings)
 
 
 # Options by group. adapter and optimizer take what their `_target_` takes.
@@ -216,8 +227,8 @@ def _check_group(
             raise InputError(f"{prefix}{key}: there is no such option.{nearest(key, keys)}")
 
 
-def _without_training(settings: Settings) -> Settings:
-    """Drop what cannot change an untrained run, so that a sweep measures zero-shot once."""
+def _without_shots(settings: Settings) -> Settings:
+    """Drop what cannot change zero-shot CLIP, so that a sweep measures it once."""
     return replace(
         settings,
         shots=0,
@@ -296,7 +307,7 @@ def _workers(value: Any) -> int:
 def _template(value: Any) -> str:
     if value not in TEMPLATES and (not isinstance(value, str) or value.count("{}") != 1):
         raise InputError(
-            f"template={value}: must be plain, specific, or a text with one {{}} for the class "
+            f"template={value}: must be plain, specific, ensemble, or a text with one {{}} for the class "
             "name."
         )
     return unicode_text("template", value)

@@ -22,7 +22,7 @@ OTHER_VALUES: dict[str, Any] = {
     "backbone.pretrained": None,
     "backbone.checkpoint": "mine.pt",
     "backbone.logit_scale": 50,
-    "adapter._target_": "so_clip.adapt.nothing.Nothing",
+    "adapter._target_": "so_clip.adapt.clip_lora.ClipLoRA",
     "adapter.patterns": ["attn.in_proj_weight"],
     "adapter.encoder": "text",
     "adapter.position": "up",

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from so_clip.adapt.adapter import Adapter
 from so_clip.adapt.weights import blocks_at, check_place
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.classifier import TOWERS, Classifier
@@ -21,7 +22,7 @@ from so_clip.random_state import lend
 PARTS = ("q", "k", "v")
 
 
-class ClipLoRA:
+class ClipLoRA(Adapter):
     """Adds B A alpha / sqrt(rank) to the matrices of query, key and value, none of which changes.
 
     A [rank, D] starts uniform in ±1/sqrt(D) (Kaiming's, with a = sqrt 5), B [D, rank] at zero: at

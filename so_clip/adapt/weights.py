@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from so_clip.adapt.adapter import Adapter
 from so_clip.clip.classifier import TOWERS, Classifier, tower_of
 from so_clip.errors import InputError, nearest
 
@@ -21,6 +22,8 @@ _FRACTIONS = {
 _LAST = {"top": 1, "top2": 2, "top3": 3}
 POSITIONS = (*_FRACTIONS, *_LAST)
 ENCODERS = (*TOWERS, "both")
+# The scale of logits is a setting here (backbone.logit_scale): a gradient would never reach these.
+_UNUSED = ("logit_scale", "logit_bias")
 
 
 def blocks_at(position: str, depth: int) -> range:
@@ -29,11 +32,13 @@ def blocks_at(position: str, depth: int) -> range:
     Raises:
         InputError: an unknown position.
     """
-    if isinstance(position, str) and position in _LAST:
-        return range(max(0, depth - _LAST[position]), depth)
-    if not isinstance(position, str) or position not in _FRACTIONS:
+    last = re.fullmatch(r"last-([1-9]\d{0,3})", str(position))
+    count = int(last[1]) if last else _LAST.get(str(position))
+    if count is not None:
+        return range(max(0, depth - count), depth)
+    if position not in _FRACTIONS:
         raise InputError(
-            f"adapter.position={position}: must be one of {', '.join(POSITIONS)}."
+            f"adapter.position={position}: must be one of {', '.join(POSITIONS)}, or last-N for so many blocks."
             f"{nearest(position, POSITIONS)}"
         )
     low, high = _FRACTIONS[position]
@@ -49,7 +54,7 @@ def check_place(encoder: str, position: str) -> None:
     blocks_at(position, 1)
 
 
-class Weights:
+class Weights(Adapter):
     """Selects parameters whose name ends with one of `patterns`.
 
     With the default patterns, both encoders and every position these are SO's 96 matrices of
@@ -57,8 +62,9 @@ class Weights:
     12 + 12 blocks (nairouz/SO).
 
     Args:
-        patterns: name endings, from a whole-component boundary (`mlp.c_fc.weight`). One that
-            matches nothing is an error.
+        patterns: name endings, from a whole-component boundary (`mlp.c_fc.weight`), in which *
+            stands for anything: `*` alone is every weight. One that matches nothing is an error,
+            and so is an encoder, of those asked for, in which none does.
         encoder: vision | text | both.
         position: which blocks, for any depth; see `blocks_at`. Parameters outside the residual
             blocks take part only with position=all.
@@ -84,7 +90,7 @@ class Weights:
         }
         selected: dict[str, nn.Parameter] = {}
         for pattern in self.patterns:
-            ending = re.compile(rf"(^|\.){re.escape(pattern)}$")
+            ending = re.compile(rf"(^|\.){re.escape(pattern).replace(r'\*', '.*')}$")
             matched = {name: value for name, value in in_reach.items() if ending.search(name)}
             if not matched:
                 raise InputError(
@@ -93,11 +99,20 @@ class Weights:
                     f"{nearest(pattern, {name.split('.', 1)[-1] for name in named})}"
                 )
             selected |= matched
+        for tower in TOWERS:
+            if self.encoder == "both" and tower not in set(map(tower_of, selected)):
+                raise InputError(
+                    f"adapter.patterns={self.patterns}: the {tower} encoder of "
+                    f"{classifier.backbone.description} has none of these. Train the other alone "
+                    f"with adapter.encoder={TOWERS[1 - TOWERS.index(tower)]}."
+                )
         for parameter in selected.values():
             parameter.requires_grad_(True)
         return selected
 
     def _in_reach(self, name: str, classifier: Classifier) -> bool:
+        if name in _UNUSED:
+            return False
         tower = tower_of(name)
         if self.encoder not in (tower, "both"):
             return False

@@ -57,6 +57,12 @@ class DatasetCard:
     class_folders: tuple[str, ...] = ()
     template_ensemble: tuple[str, ...] = ()
 
+    @property
+    def template_sets(self) -> dict[str, tuple[str, ...]]:
+        """The templates behind each name; a class is the mean of what a set's make of it."""
+        sets = {name: (template,) for name, template in self.templates.items()}
+        return sets | ({"ensemble": self.template_ensemble} if self.template_ensemble else {})
+
 
 def card_names(cards_dir: Path = CARDS_DIR) -> list[str]:
     """Return the names of all datasets that have a card, sorted."""

@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.classifier import Classifier
 from so_clip.data.cards import DatasetCard
 from so_clip.errors import InputError
 from so_clip.evaluate import watch_batch
@@ -27,7 +28,7 @@ from so_clip.forecast.flops import Flops, counted, counter
 from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import GradScaler
 from so_clip.precision import Precision, pick_precision
-from so_clip.run import Model, assemble_model, build_optimizer
+from so_clip.assemble import Model, assemble_model, build_optimizer
 from so_clip.settings import Settings
 from so_clip.train import train_step
 
@@ -47,7 +48,8 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
         InputError: what a run would refuse, or shapes that follow from values.
     """
     settings = _with_precision(settings)
-    mode = FakeTensorMode()
+    # What adapters make in `start` is no fake yet.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         model = fake_model(settings, card, mode)
         with mode:
@@ -92,12 +94,36 @@ def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> M
     """
     with mode:
         backbone = load_backbone(**settings.backbone, seed=settings.seed, weightless=True)
-    model = assemble_model(settings, backbone, card.class_names, card.templates, CPU, "")
+    model = assemble_model(settings, backbone, card.class_names, card.template_sets, CPU, "")
     _forget_values(model.classifier, mode)
-    named = dict(backbone.model.named_parameters())
+    if model.adapter is not None:
+        support = _NoImages(settings.shots, model.classifier, backbone, mode)
+        model.adapter.start(model.classifier, support)
+        _forget_values(model.classifier, mode)
+    named = model.classifier.named()
     # Whether a step overflows, and is left out, is a question of values.
     model.precision.scaler = GradScaler(CPU.type, enabled=False)
     return replace(model, parameters={name: named[name] for name in model.parameters})
+
+
+class _NoImages:
+    """The few shots of a run, without images: see `so_clip.adapt.adapter.Support`."""
+
+    def __init__(
+        self, shots: int, classifier: Classifier, backbone: Backbone, mode: FakeTensorMode
+    ) -> None:
+        self._classes, self._shots, self._mode = classifier.class_count, shots, mode
+        self._backbone = backbone
+
+    @property
+    def labels_N(self) -> Tensor:
+        return torch.arange(self._classes).repeat_interleave(self._shots)
+
+    def encode(self, views: int = 0) -> Tensor:
+        side = self._backbone.image_size
+        with self._mode, torch.no_grad():
+            one_BD = self._backbone.encode_image(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+            return one_BD.expand(max(1, views), self._classes * self._shots, -1).clone()
 
 
 def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:

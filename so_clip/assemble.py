@@ -1,0 +1,173 @@
+"""From settings and data to the parts of a run: model, optimizer, batches, evaluator."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from so_clip.adapt.adapter import Adapter
+from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.blocks import Memory
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.prompts import class_prompts
+from so_clip.data.batches import TestStream, TrainBatches
+from so_clip.data.gather import Data
+from so_clip.data.images import load_uint8
+from so_clip.device import pick_device
+from so_clip.errors import InputError, nearest
+from so_clip.evaluate import Evaluator
+from so_clip.features import FeatureCache
+from so_clip.optim.sampled import sampled_gradients
+from so_clip.precision import Precision
+from so_clip.settings import TEMPLATES, Settings
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier on its device, its adapter, and the parameters that this opened, by name."""
+
+    classifier: Classifier
+    adapter: Adapter | None
+    parameters: dict[str, nn.Parameter]
+    device: torch.device
+    precision: Precision
+    weights_sha256: str
+
+
+def build_model(settings: Settings, data: Data) -> Model:
+    """Load the backbone, and make it the model that the settings describe."""
+    device = pick_device(settings.device)
+    backbone = load_backbone(**settings.backbone, seed=settings.seed)
+    weights_sha256 = backbone.weights_sha256
+    names, templates = data.splits.class_names, data.card.template_sets
+    return assemble_model(settings, backbone, names, templates, device, weights_sha256)
+
+
+def assemble_model(
+    settings: Settings,
+    backbone: Backbone,
+    class_names: Sequence[str],
+    templates: Mapping[str, Sequence[str]],
+    device: torch.device,
+    weights_sha256: str,
+) -> Model:
+    """Tokenise the class prompts, move to the device, and let the adapter open its parameters."""
+    chosen = _templates(settings.template, templates)
+    tokens_PL = backbone.tokenize(class_prompts(class_names, chosen))
+    backbone.memory = cast(Memory, settings.memory)
+    classifier = Classifier(
+        backbone, tokens_PL, settings.text_budget_mib, prompts_per_class=len(chosen)
+    )
+    if device.type != "cpu":  # where it is already, and where fake tensors are, which cannot move
+        classifier = classifier.to(device)
+    adapter = _instantiate("adapter", settings.adapter) if settings.adapter else None
+    parameters = adapter(classifier) if adapter else {}
+    if parameters and not settings.trains:
+        raise InputError(
+            f"optimizer=none, but the adapter opens {len(parameters)} tensors to train. Choose an "
+            "optimizer, or method=zero_shot to train nothing."
+        )
+    precision = Precision(settings.precision, device)
+    return Model(classifier, adapter, parameters, device, precision, weights_sha256)
+
+
+def _templates(name: str, templates: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """Return the templates that `name` means: the card's of that name, or itself."""
+    if name not in TEMPLATES:
+        return [name]
+    if name not in templates:
+        raise InputError(
+            f"template={name}: the dataset's card has none under templates. It has "
+            f"{', '.join(templates)}; any text with one {{}} for the class name will do too."
+        )
+    return templates[name]
+
+
+def build_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
+    """Make the optimizer over the adapter's parameters; its own refusals become InputError.
+
+    Its option `sampled_gradients` is the model's to obey: it never reaches the constructor.
+    """
+    assert settings.optimizer is not None
+    if not model.parameters:
+        raise InputError(
+            "the adapter opens no parameters, so the optimizer has nothing to train. "
+            "Choose adapter=weights, or method=zero_shot to train nothing."
+        )
+    options = dict(settings.optimizer)
+    sampled = options.pop("sampled_gradients", False)
+    make = _instantiate("optimizer", options)
+    _refuse_foreign_options(make)
+    try:
+        optimizer = make(list(model.parameters.values()))
+        if sampled:
+            sampled_gradients(model.classifier, optimizer, always=sampled is True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer: {error}") from error
+    return optimizer
+
+
+def _refuse_foreign_options(make: partial[torch.optim.Optimizer]) -> None:
+    """Name options that belong to another optimizer, as an experiment may have set them."""
+    takes = inspect.signature(make.func).parameters
+    for key, value in make.keywords.items():
+        if key not in takes:
+            raise InputError(
+                f"optimizer.{key}={value}: {make.func.__name__} has no such option. Leave it out, "
+                f"or drop it with '~optimizer.{key}' where an experiment sets it."
+                f"{nearest(key, takes)}"
+            )
+
+
+def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatches:
+    """Decode the few shots into memory and set up their crops and order."""
+    assert data.few_shot is not None
+    examples = data.few_shot.train
+    return TrainBatches(
+        load_uint8(data.images, examples),
+        [example.label for example in examples],
+        settings.schedule.batch_size,
+        model.classifier.backbone.image_size,
+        torch.Generator().manual_seed(settings.seed),
+        model.device,
+        scale=settings.augment.scale,
+        flip=settings.augment.flip,
+    )
+
+
+def build_evaluator(settings: Settings, data: Data, model: Model) -> Evaluator:
+    """Set up what classifies the test split, and where features of its images are kept."""
+    options = settings.evaluation
+    return Evaluator(
+        model.classifier,
+        model.weights_sha256,
+        TestStream(
+            data.images,
+            data.splits.test,
+            model.classifier.backbone.image_size,
+            options.batch_size,
+            options.workers,
+            pin=model.device.type == "cuda",
+        ),
+        model.device,
+        Precision(settings.evaluation_precision, model.device),
+        FeatureCache(options.cache_dir) if options.cache_dir else None,
+    )
+
+
+def _instantiate(group: str, spec: Mapping[str, Any]) -> Any:
+    try:
+        return instantiate(spec, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(f"{group}: {cause or error}") from error
+
+
