@@ -23,7 +23,7 @@ from so_clip.clip.blocks import Memory, after_attention, before_attention, run_b
 
 MIB = 2**20
 # What a mode that keeps little elsewhere should not spend on prompts.
-TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 256, "small": 64}
+TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 128, "small": 64}
 _MOST_PADDING = 2  # positions; prompts that differ by more in length attend apart
 # A linear layer keeps its input, and what follows it keeps its output; norms, residuals and
 # QuickGELU add a quarter to that.
@@ -86,6 +86,7 @@ class ClassPrompts(nn.Module):
             memory: what is kept of the last chunk for the backward pass; see `so_clip.clip.blocks`.
         """
         *recomputed, last = self.chunks
+        # Nothing in them is to be recomputed by itself: what that needs would be kept meanwhile.
         class_KD = [checkpoint(chunk, model, use_reentrant=False) for chunk in recomputed]
         return torch.cat([*class_KD, last(model, memory)]).index_select(0, self.place_K)
 
