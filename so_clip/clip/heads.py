@@ -42,6 +42,10 @@ class Head(nn.Module):
         """Return logits_BK of both, without autocast."""
         raise NotImplementedError
 
+    def for_other_classes(self) -> "Head":
+        """Return the head for other classes than those of the training: this one, as a rule."""
+        return self
+
 
 class CosineHead(Head):
     """CLIP's own: scale * image_BD @ class_KD.T."""
