@@ -52,4 +52,13 @@ ROWS: dict[str, Row] = {
     "last_blocks": Row(MATRICES, overrides=_FAST),
     "full": Row(r".*", resnet=True, overrides=("optimizer.lr=1e-3",)),
     "clip_lora": Row(r"updates\.[qkv]\.(down|up)", overrides=_FAST),
+    "wise_ft": Row(MATRICES, overrides=("optimizer.lr=1e-3",)),
+    "tip_adapter": Row(r"head\.(keys|values)", zero_shot_start=False, resnet=True, trains=False),
+    "tip_adapter_f": Row(
+        r"head\.(keys|values)", zero_shot_start=False, resnet=True, overrides=_FAST
+    ),
+    "linear_probe": Row(r"head\.weight", resnet=True),
+    "lp_plus_plus": Row(r"head\.(weight|alpha|root_rates)", zero_shot_start=False, resnet=True),
+    "clap": Row(r"head\.weight", resnet=True),
+    "two_stage": Row(r"ln_\w+\.(weight|bias)|head\.weight", overrides=_FAST),
 }
