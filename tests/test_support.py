@@ -36,7 +36,7 @@ def test_without_views_images_are_cropped_as_test_images_are():
     assert not image_VND.requires_grad
     for image, found_D in zip(batches.images, image_VND[0], strict=True):
         square = resize_and_centre_crop(to_pil_image(image), 32)
-        pixels_CHW = torch.tensor(list(square.getdata()), dtype=torch.uint8)
+        pixels_CHW = torch.tensor(list(square.tobytes()), dtype=torch.uint8)
         pixels_BCHW = pixels_CHW.view(1, 32, 32, 3).permute(0, 3, 1, 2)
         with torch.no_grad():
             expected_D = classifier.backbone.encode_image(pixels_BCHW)[0]

@@ -130,15 +130,14 @@ class Weights(Adapter):
 
     def _refuse_half(self, classifier: Classifier, found: set[Tower]) -> None:
         """Name an encoder that has other layers than these patterns know, such as a ResNet."""
-        for tower, other in zip(TOWERS, reversed(TOWERS), strict=True):
+        for tower in TOWERS:
             if self.encoder != "both" or tower in found:
                 continue
             try:
                 classifier.backbone.blocks(tower)
             except InputError as error:
                 raise InputError(
-                    f"adapter.patterns={self.patterns}: none is in the {tower} encoder. {error} "
-                    f"adapter.encoder={other} trains the other alone."
+                    f"adapter.patterns={self.patterns}: none is in the {tower} encoder: {error}"
                 ) from error
 
     def start(self, classifier: Classifier, support: Support) -> None:

@@ -1,5 +1,7 @@
 """A CLIP backbone and a dataset's class prompts as one module: images in, logits out."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -10,7 +12,7 @@ from so_clip.clip.backbone import Backbone, Tower
 from so_clip.clip.heads import CosineHead, Head, exact
 from so_clip.clip.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 
-TOWERS = ("vision", "text")
+TOWERS: tuple[Tower, Tower] = ("vision", "text")
 
 
 def tower_of(parameter_name: str) -> Tower:
@@ -31,6 +33,7 @@ class Classifier(nn.Module):
             trained, and whether they share what they have in common; see ClassPrompts. None: as
             much as goes with the backbone's `memory`.
         prompts_per_class: P / K, the same for all classes.
+        templates: what a class's prompts were made from, for adapters that rewrite them.
 
     Attributes:
         head: an adapter may put another in its place.
@@ -43,12 +46,14 @@ class Classifier(nn.Module):
         text_budget_mib: float | None = None,
         share_prefixes: bool = True,
         prompts_per_class: int = 1,
+        templates: Sequence[str] = ("{}",),
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head: Head = CosineHead(backbone.logit_scale)
         self.tokens_PL = tokens_PL
         self.prompts_per_class = prompts_per_class
+        self.templates = tuple(templates)
         if text_budget_mib is None:
             text_budget_mib = TEXT_BUDGETS_MIB[backbone.memory]
         self._pack = partial(
@@ -106,6 +111,31 @@ class Classifier(nn.Module):
         device = self.prompts.place_K.device
         self.prompts = self._pack(self.backbone.model, tokens_PL, apart=apart).to(device)
         self.forget_classes()
+
+    @contextmanager
+    def of_other_classes(
+        self,
+        tokens_PL: Tensor,
+        templates: Sequence[str],
+        rewrite: Callable[["Classifier", Tensor], Tensor] | None = None,
+    ) -> Iterator[None]:
+        """Tell other classes apart for a while, with the towers and the head as they have become.
+
+        Args:
+            tokens_PL: their prompts, tokenised, those of a class one after the other.
+            templates: what the prompts were made from.
+            rewrite: what an adapter makes of prompts; see Adapter.prompts_for.
+        """
+        held = ("tokens_PL", "templates", "prompts_per_class", "prompts", "head", "_class_KD")
+        before = {name: getattr(self, name) for name in held}
+        self.templates, self.prompts_per_class = tuple(templates), len(templates)
+        self.head = self.head.for_other_classes()
+        try:
+            self.use_prompts(tokens_PL if rewrite is None else rewrite(self, tokens_PL))
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
 
     def keep_prompts_apart(self) -> None:
         """Give each class's prompt rows of its own, for a text tower that draws random numbers."""
