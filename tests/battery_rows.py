@@ -61,4 +61,12 @@ ROWS: dict[str, Row] = {
     "lp_plus_plus": Row(r"head\.(weight|alpha|root_rates)", zero_shot_start=False, resnet=True),
     "clap": Row(r"head\.weight", resnet=True),
     "two_stage": Row(r"ln_\w+\.(weight|bias)|head\.weight", overrides=_FAST),
+    "coop": Row(r"token_embedding\.context", zero_shot_start=False, resnet=True, overrides=_FAST),
+    "cocoop": Row(
+        r"token_embedding\.(context|meta_net\.\d\.(weight|bias))",
+        zero_shot_start=False,
+        resnet=True,
+        overrides=_FAST,
+    ),
+    "taskres": Row(r"head\.residual", resnet=True, overrides=_FAST),
 }
