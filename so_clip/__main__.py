@@ -93,6 +93,9 @@ def _run(composed: DictConfig) -> float:
         shots=settings.shots,
         seed=settings.seed,
         split_protocol=settings.split_protocol,
+        protocol=settings.protocol,
+        transfer=settings.transfer,
+        imbalance=settings.imbalance,
     )
     # Only now, since torch takes seconds to import and most bad input is refused without it.
     from so_clip.device import cpu_threads

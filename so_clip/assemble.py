@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -17,15 +18,20 @@ from so_clip.clip.blocks import Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.batches import TestStream, TrainBatches
-from so_clip.data.gather import Data
+from so_clip.data.cards import load_card
+from so_clip.data.gather import Data, Target
+from so_clip.data.halves import BASE_TO_NEW
 from so_clip.data.images import load_uint8
 from so_clip.device import pick_device
 from so_clip.errors import InputError, nearest
-from so_clip.evaluate import Evaluator
+from so_clip.evaluate import Classes, Evaluator
 from so_clip.features import FeatureCache
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.precision import Precision
 from so_clip.settings import TEMPLATES, Settings
+
+# An evaluator's contexts for the classes that the classifier has anyway.
+_ITS_OWN: tuple[Classes, Classes] = (nullcontext, nullcontext)
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,31 @@ class Model:
 
 def build_model(settings: Settings, data: Data) -> Model:
     """Load the backbone, and make it the model that the settings describe."""
+    check_classes(settings)
     device = pick_device(settings.device)
     backbone = load_backbone(**settings.backbone, seed=settings.seed)
     weights_sha256 = backbone.weights_sha256
     names, templates = data.splits.class_names, data.card.template_sets
     return assemble_model(settings, backbone, names, templates, device, weights_sha256)
+
+
+def check_classes(settings: Settings) -> None:
+    """Refuse, before any work, to test on classes that what is trained says nothing of."""
+    adapter = _instantiate("adapter", settings.adapter) if settings.adapter else None
+    if adapter is None or not adapter.class_bound:
+        return
+    bound = f"what method={settings.method} trains belongs to the classes of its training images"
+    if settings.protocol == BASE_TO_NEW:
+        raise InputError(
+            f"protocol=base_to_new: {bound}, and says nothing of new ones. Leave protocol out, or "
+            "take another method."
+        )
+    for name in settings.transfer:
+        if load_card(name).classes_of != settings.dataset:
+            raise InputError(
+                f"transfer={name}: {bound}, and {name} has others. Leave it out, or take another "
+                "method."
+            )
 
 
 def assemble_model(
@@ -62,7 +88,11 @@ def assemble_model(
     tokens_PL = backbone.tokenize(class_prompts(class_names, chosen))
     backbone.memory = cast(Memory, settings.memory)
     classifier = Classifier(
-        backbone, tokens_PL, settings.text_budget_mib, prompts_per_class=len(chosen)
+        backbone,
+        tokens_PL,
+        settings.text_budget_mib,
+        prompts_per_class=len(chosen),
+        templates=chosen,
     )
     if device.type != "cpu":  # where it is already, and where fake tensors are, which cannot move
         classifier = classifier.to(device)
@@ -141,15 +171,25 @@ def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatch
     )
 
 
-def build_evaluator(settings: Settings, data: Data, model: Model) -> Evaluator:
-    """Set up what classifies the test split, and where features of its images are kept."""
+def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, Evaluator]:
+    """Set up what classifies each of the run's test sets, by its name.
+
+    Raises:
+        InputError: the prompts of other classes are not what the adapter can take.
+    """
+    return {target.name: _evaluator(settings, target, model) for target in data.targets}
+
+
+def _evaluator(settings: Settings, target: Target, model: Model) -> Evaluator:
     options = settings.evaluation
+    renamed = bool(target.name) and target.columns is None
+    classes, adapted_classes = _other_classes(settings, target, model) if renamed else _ITS_OWN
     return Evaluator(
         model.classifier,
         model.weights_sha256,
         TestStream(
-            data.images,
-            data.splits.test,
+            target.images,
+            target.splits.test,
             model.classifier.backbone.image_size,
             options.batch_size,
             options.workers,
@@ -158,7 +198,23 @@ def build_evaluator(settings: Settings, data: Data, model: Model) -> Evaluator:
         model.device,
         Precision(settings.evaluation_precision, model.device),
         FeatureCache(options.cache_dir) if options.cache_dir else None,
+        classes,
+        adapted_classes,
+        target.columns,
     )
+
+
+def _other_classes(settings: Settings, target: Target, model: Model) -> tuple[Classes, Classes]:
+    """Return contexts in which the classifier tells a target's classes apart: before and after."""
+    chosen = _templates(settings.template, target.card.template_sets)
+    classifier, adapter = model.classifier, model.adapter
+    tokens_PL = classifier.backbone.tokenize(class_prompts(target.splits.class_names, chosen))
+    plain = partial(classifier.of_other_classes, tokens_PL, chosen)
+    if adapter is None:
+        return plain, plain
+    with plain():
+        adapter.prompts_for(classifier, tokens_PL)  # refuses now what would fail after training
+    return plain, partial(plain, adapter.prompts_for)
 
 
 def _instantiate(group: str, spec: Mapping[str, Any]) -> Any:
@@ -169,5 +225,3 @@ def _instantiate(group: str, spec: Mapping[str, Any]) -> Any:
         if isinstance(cause, InputError):
             raise cause from None
         raise InputError(f"{group}: {cause or error}") from error
-
-

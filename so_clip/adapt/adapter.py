@@ -64,6 +64,16 @@ class Adapter:
         """
         return ()
 
+    def prompts_for(self, classifier: Classifier, tokens_PL: Tensor) -> Tensor:
+        """Return prompts of other classes, made from `classifier.templates`, as this rewrites them.
+
+        Called after `finish`, to test the model on classes that it was not trained with.
+
+        Raises:
+            InputError: a prompt gets too long.
+        """
+        return tokens_PL
+
     def finish(self, classifier: Classifier) -> None:
         """Turn what was trained into what is evaluated, after the last step."""
 
