@@ -30,8 +30,10 @@ def register() -> None:
         store.store(group="dataset", name=name, node={"name": name, "split_file": None})
 
 
-def _steps(epochs: int, dataset: str, shots: int, batch_size: int) -> int:
+def _steps(epochs: int, dataset: str, shots: Any, batch_size: Any) -> int:
     """Return the steps that so many epochs of a dataset's few shots take."""
+    if not all(type(value) is int and value > 0 for value in (shots, batch_size)):
+        return 0  # these options are refused by their own names
     return epochs * -(-load_card(dataset).sizes["classes"] * shots // batch_size)
 
 

@@ -41,8 +41,8 @@ def blocks_at(position: str, depth: int) -> range:
         return range(max(0, depth - count), depth)
     if not isinstance(position, str) or position not in _FRACTIONS:
         raise InputError(
-            f"adapter.position={position}: must be one of {', '.join(POSITIONS)}, or last-N for so many blocks."
-            f"{nearest(position, POSITIONS)}"
+            f"adapter.position={position}: must be one of {', '.join(POSITIONS)}, or last-N for "
+            f"so many blocks.{nearest(position, POSITIONS)}"
         )
     low, high = _FRACTIONS[position]
     return range(round(low * depth), round(high * depth))
