@@ -13,24 +13,25 @@ width of the text tower, B images, K classes, D embedding.
 
 import math
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from so_clip.adapt.adapter import Adapter, Support
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Classes, Head, exact
-from so_clip.clip.packed_text import prompts_to_end
+from so_clip.clip.packed_text import TEXT_BUDGETS_MIB, ClassPrompts, prompts_to_end
 from so_clip.errors import InputError
 from so_clip.values import number, whole
 
 AUTO = "auto"
 COOP_LENGTH = 16
 MAX_LENGTH = 1000  # beyond any text tower's; a slip of the key must not fill the memory
+PROMPTS_AT_ONCE = 1024  # of how many images' classes, in evaluation
 
 
 class CoOp(Adapter):
@@ -139,8 +140,8 @@ class CoCoOp(CoOp):
     All vectors of the context are shifted alike, by Linear(D, D / reduction) - ReLU - Linear(.., W)
     of the image's unit-length embedding. For ViT-B/16 and four words, 35,360 parameters.
 
-    Class embeddings belong to an image, so that a step with B of them takes B passes through the
-    text tower, and an evaluation as many as it has images.
+    Class embeddings belong to an image, so that B images have B times as many prompts, in training
+    and in evaluation.
 
     Args:
         words, length, std, seed: see CoOp; the seed is the meta-net's too.
@@ -191,9 +192,9 @@ class ContextEmbedding(nn.Embedding):
         self.context = nn.Parameter(context_MW)
         self.meta_net = meta_net
 
-    def forward(self, tokens_N: Tensor, shift_W: Tensor | None = None) -> Tensor:
-        """Return vectors [..., W] for ids [...], those of the context moved by `shift_W`."""
-        context_MW = self.context if shift_W is None else self.context + shift_W
+    def forward(self, tokens_N: Tensor, context_MW: Tensor | None = None) -> Tensor:
+        """Return vectors [..., W] for ids [...], the context's or those that take its place."""
+        context_MW = self.context if context_MW is None else context_MW
         learned_NW = F.embedding((-1 - tokens_N).clamp(min=0), context_MW)
         known_NW = F.embedding(tokens_N.clamp(min=0), self.weight)
         return torch.where((tokens_N < 0).unsqueeze(-1), learned_NW, known_NW)
@@ -201,6 +202,9 @@ class ContextEmbedding(nn.Embedding):
 
 class ConditionalHead(Head):
     """Scaled cosines of each image with the classes as its own context names them.
+
+    The prompts of several images are packed as one set. In training that bounds their memory as it
+    does other methods'; in evaluation it makes for fewer and larger steps.
 
     Args:
         classifier: whose prompts and text tower are used, whatever they are by then. It is no
@@ -210,35 +214,58 @@ class ConditionalHead(Head):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__(classifier.backbone.logit_scale)
         self._owner = (classifier,)
+        self._take_prompts()  # now: a forecast's tensors will not tell their values later
 
     def forward(self, image_BD: Tensor, classes: Classes) -> Tensor:
-        """Return logits_BK, image by image: only one image's prompts are in memory at a time."""
-        text = _text_tower(self._owner[0])
-        learns, device = torch.is_grad_enabled(), image_BD.device
-        with exact(device):
-            shift_BW = text.token_embedding.meta_net(image_BD)
-        rows = []
-        for image_D, shift_W in zip(image_BD, shift_BW, strict=True):
-            if learns and len(image_BD) > 1:
-                class_KD = checkpoint(
-                    self._class_embeddings, shift_W, use_reentrant=False, preserve_rng_state=False
-                )
-            elif learns:
-                class_KD = self._class_embeddings(shift_W)
-            else:
-                with exact(device):  # as Classifier.classes makes those of other methods
-                    class_KD = self._class_embeddings(shift_W)
-            with exact(device):
-                rows.append(self.scale * class_KD @ image_D)
-        return torch.stack(rows)
-
-    def _class_embeddings(self, shift_W: Tensor) -> Tensor:
+        """Return logits_BK."""
         (classifier,) = self._owner
-        text = _text_tower(classifier)
-        # Not set on the model: prompts may be encoded again in the backward pass, for this image.
-        shifted = _Shifted(text, partial(text.token_embedding, shift_W=shift_W))
-        class_KD = classifier.prompts(shifted, classifier.backbone.memory)
-        return F.normalize(class_KD.to(torch.promote_types(class_KD.dtype, torch.float32)), dim=-1)
+        meta_net = _context_embedding(classifier).meta_net
+        assert meta_net is not None
+        learns, device = torch.is_grad_enabled(), image_BD.device
+        size = len(image_BD) if learns else max(1, PROMPTS_AT_ONCE // classifier.class_count)
+        with exact(device):
+            shift_BW = meta_net(image_BD)
+        parts = []
+        for image_CD, shift_CW in zip(image_BD.split(size), shift_BW.split(size), strict=True):
+            # In the precision that Classifier.classes has for other methods.
+            with nullcontext() if learns else exact(device):
+                class_CKD = self._class_embeddings(shift_CW, learns)
+            with exact(device):
+                parts.append(self.scale * torch.einsum("cd,ckd->ck", image_CD, class_CKD))
+        return torch.cat(parts)
+
+    def _class_embeddings(self, shift_CW: Tensor, learns: bool) -> Tensor:
+        (classifier,) = self._owner
+        text, embedding = _text_tower(classifier), _context_embedding(classifier)
+        context_CMW = embedding.context + shift_CW.unsqueeze(1)
+        # Not set on the model: prompts may be encoded again, in the backward pass.
+        shifted = _Shifted(text, partial(embedding, context_MW=context_CMW.flatten(0, 1)))
+        text_PD = self._prompts(len(shift_CW), learns)(shifted, classifier.backbone.memory)
+        text_PD = text_PD.to(torch.promote_types(text_PD.dtype, torch.float32))
+        return F.normalize(text_PD, dim=-1).unflatten(0, (len(shift_CW), -1))
+
+    def _take_prompts(self) -> None:
+        (classifier,) = self._owner
+        self._tokens_KL = classifier.tokens_PL
+        self._of_one = [_without_padding(prompt) for prompt in self._tokens_KL.tolist()]
+        self._packed: dict[tuple[int, bool], ClassPrompts] = {}  # by images, and whether it learns
+
+    def _prompts(self, images: int, learns: bool) -> ClassPrompts:
+        """Return the prompts of so many images, the context of each with ids of its own."""
+        (classifier,) = self._owner
+        if self._tokens_KL is not classifier.tokens_PL:
+            self._take_prompts()
+        if (images, learns) not in self._packed:
+            length = len(_context_embedding(classifier).context)
+            prompts = [
+                [token - image * length if token < 0 else token for token in prompt]
+                for image in range(images)
+                for prompt in self._of_one
+            ]
+            budget_mib = classifier.text_budget_mib if learns else TEXT_BUDGETS_MIB["fast"]
+            packed = ClassPrompts(classifier.backbone.model, prompts, budget_mib)
+            self._packed[images, learns] = packed.to(classifier.prompts.place_K.device)
+        return self._packed[images, learns]
 
 
 class _Shifted:
@@ -311,6 +338,12 @@ def _rewritten(
             )
         tokens_L[: len(prompt)] = torch.tensor(prompt)
     return tokens_PL
+
+
+def _without_padding(prompt: list[int]) -> list[int]:
+    """Return a prompt up to its end token, which is the last that is not 0."""
+    last = max(place for place, token in enumerate(prompt) if token)
+    return prompt[: last + 1]
 
 
 def _linear(inputs: int, outputs: int, draws: torch.Generator) -> nn.Linear:

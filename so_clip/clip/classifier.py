@@ -56,6 +56,7 @@ class Classifier(nn.Module):
         self.templates = tuple(templates)
         if text_budget_mib is None:
             text_budget_mib = TEXT_BUDGETS_MIB[backbone.memory]
+        self.text_budget_mib = text_budget_mib
         self._pack = partial(
             ClassPrompts,
             budget_mib=text_budget_mib,

@@ -27,7 +27,7 @@ from tests.command import call
 from tests.oracles.context_oracle import class_embeddings, meta_net
 
 # The first three begin alike: what all prompts share is more than the template's words.
-NAMES = ["dog", "dog house", "dog_house roof", "very small cat"]
+NAMES = ["dog", "dog house", "dog_house roof", "very small cat", "!?"]
 PLAIN = "a photo of a {}."
 NO_CHUNKS = 1e9
 IMAGES_BCHW = torch.randint(
@@ -112,8 +112,9 @@ def test_prompts_share_what_they_have_in_common_and_hold_no_token_of_the_tokeniz
     assert classifier.tokens_PL[:, 1:6].tolist() == [[-1, -2, -3, -4, -5]] * len(NAMES)
     (chunk,) = classifier.prompts.chunks
     assert isinstance(chunk, PackedPrompts)
-    rows = 1 + 5 + len(["dog", ".", "end", "house", ".", "end", "roof", ".", "end"])
-    assert len(chunk.tokens_N) == rows + len(["very", "small", "cat", ".", "end"])
+    rows = ["start", *range(5), "dog", ".", "end", "house", ".", "end", "roof", ".", "end"]
+    rows += ["very", "small", "cat", ".", "end", "!", "?.", "end"]
+    assert len(chunk.tokens_N) == len(rows)
 
 
 @pytest.mark.parametrize("budget_mib", [NO_CHUNKS, 0.0])
@@ -145,16 +146,17 @@ def test_cocoop_is_open_clips_tower_over_each_images_own_context(
         torch.testing.assert_close(classifier(IMAGES_BCHW[:images]), expected_BK, rtol=0, atol=1e-8)
 
 
-def test_cocoop_keeps_the_prompts_of_one_image_at_a_time() -> None:
+def test_the_memory_of_cocoops_prompts_is_bounded_however_many_images_a_step_has() -> None:
     peaks = {}
     for images in (2, 8):
-        classifier = small(names=[f"number {i}" for i in range(30)], dtype=torch.float32)
+        names = [f"number {i}" for i in range(30)]
+        classifier = small(names, budget_mib=0.5, dtype=torch.float32)
         optimizer = torch.optim.SGD([*started(classifier, CoCoOp()).values()], lr=1e-3)
         image_BD = embed().float()[:1].expand(images, -1)
         with PeakMemory(classifier, optimizer, torch.device("cpu")) as watched:
             classifier.logits(image_BD).sum().backward()
         peaks[images] = watched.result()["activations_mib"]
-    assert peaks[8] < 1.2 * peaks[2]
+    assert peaks[8] < 1.5 * peaks[2]
 
 
 def on_meta() -> Classifier:
