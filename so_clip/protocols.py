@@ -22,7 +22,7 @@ def transfer_targets(value: Any, dataset: str) -> tuple[str, ...]:
         raise InputError(
             f"transfer={value}: must be a list of datasets, such as [dtd,imagenet_v2]."
         )
-    known = card_names()
+    known = card_names() if value else []
     for name in value:
         if name not in known:
             raise InputError(

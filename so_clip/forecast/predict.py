@@ -6,6 +6,7 @@ of them what is true of them, however they change. Only the images and the weigh
 Tensor names end in their shape: B images of a batch, C H W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+from so_clip.assemble import Model, assemble_model, build_optimizer, check_classes
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.data.cards import DatasetCard
@@ -25,10 +27,10 @@ from so_clip.errors import InputError
 from so_clip.evaluate import watch_batch
 from so_clip.forecast.disk import disk_figures
 from so_clip.forecast.flops import Flops, counted, counter
+from so_clip.forecast.targets import Tested, tested_sizes, training_card
 from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import GradScaler
 from so_clip.precision import Precision, pick_precision
-from so_clip.assemble import Model, assemble_model, build_optimizer
 from so_clip.settings import Settings
 from so_clip.train import train_step
 
@@ -48,12 +50,14 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
         InputError: what a run would refuse, or shapes that follow from values.
     """
     settings = _with_precision(settings)
+    check_classes(settings)
+    tested, card = tested_sizes(settings, card), training_card(settings, card)
     # What adapters make in `start` is no fake yet.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         model = fake_model(settings, card, mode)
         with mode:
-            evaluation = _evaluation(settings, card, model)
+            evaluation = _evaluation(settings, tested, model)
             training = _training(settings, card, model) if settings.trains else {}
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
@@ -75,7 +79,7 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
         "steps": settings.schedule.max_steps,
         **training,
         "run_flops": evaluation["evaluation_flops"] + training.get("training_flops", 0),
-        **disk_figures(settings, card, model.classifier.backbone, dimensions),
+        **disk_figures(settings, card, tested, model.classifier.backbone, dimensions),
     }
 
 
@@ -136,10 +140,13 @@ def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:
                     own[name] = mode.from_tensor(value)
 
 
-def _evaluation(settings: Settings, card: DatasetCard, model: Model) -> dict[str, Any]:
-    """Evaluate one batch as the run does before training: memory, and FLOPs of the whole split."""
-    classifier, images = model.classifier, card.sizes["test"]
-    batch = min(settings.evaluation.batch_size, images)
+def _evaluation(settings: Settings, tested: Sequence[Tested], model: Model) -> dict[str, Any]:
+    """Evaluate one batch as the run does before training: memory, and FLOPs of all test sets.
+
+    Prompts of other classes count as much as those that the model has.
+    """
+    classifier, images = model.classifier, sum(each.images for each in tested)
+    batch = min(settings.evaluation.batch_size, tested[0].images)
     images_BCHW, _ = _batch(model, batch)
     precision = Precision(settings.evaluation_precision, CPU)
     peak = PeakMemory(classifier, None, CPU)
@@ -153,12 +160,15 @@ def _evaluation(settings: Settings, card: DatasetCard, model: Model) -> dict[str
         with counter() as of_classes:
             classifier.backbone.encode_text(classifier.prompts)
     encoded = images * of_images.get_total_flops() // batch
-    named = images * of_logits.get_total_flops() // batch
-    flops = encoded + named + of_classes.get_total_flops()
+    own = classifier.class_count
+    pairs = sum(each.images * each.classes for each in tested)
+    named = pairs * of_logits.get_total_flops() // (batch * own)
+    classes = sum(each.classes for each in tested) * of_classes.get_total_flops() // own
+    flops = encoded + named + classes
     if settings.trains:
         flops += named
         flops += encoded if classifier.trains("vision") else 0
-        flops += of_classes.get_total_flops() if classifier.trains("text") else 0
+        flops += classes if classifier.trains("text") else 0
     memory = peak.result()
     return {
         "memory": memory,
