@@ -21,7 +21,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# All of the machine, for up to half an hour; leave it alone meanwhile.
+# All of the machine, for 40 minutes; leave it alone meanwhile.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_engine.py
 

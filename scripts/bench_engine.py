@@ -1,6 +1,6 @@
 """Measure the engine against the plain path, CLIP-LoRA and dense AdamW.
 
-python scripts/bench_engine.py            # `make bench`: all tables and plots, under 30 minutes
+python scripts/bench_engine.py            # `make bench`: all tables and plots, in 40 minutes
 python scripts/bench_engine.py --quick    # a tiny model, to see that it runs
 
 Writes results/tables/engine_*.csv and results/figures/engine_*.png. Times are of whole training

@@ -76,8 +76,8 @@ class Contender:
 
 
 REFERENCE = Contender("reference", "plain path, per-matrix SO", "reference")
-LORA = Contender("lora", "CLIP-LoRA, AdamW", "lora")
-ADAMW = Contender("adamw", "dense AdamW", "adamw")
+LORA = Contender("lora", "CLIP-LoRA, AdamW, memory=fast", "lora")
+ADAMW = Contender("adamw", "dense AdamW, memory=fast", "adamw")
 ENGINE = Contender("engine_fast", "SO engine, memory=fast", "so")
 BALANCED = Contender("engine_balanced", "SO engine, memory=balanced (default)", "so", "balanced")
 SMALL = Contender("engine_small", "SO engine, memory=small", "so", "small")

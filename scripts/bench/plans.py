@@ -31,7 +31,7 @@ class Plan:
         step_datasets: whose steps are timed.
         flop_datasets, memory_datasets: whose steps' FLOPs, and whose memory too, are counted.
         rounds, scaling_rounds: how often each is timed.
-        optimizer_steps: a multiple of T.
+        optimizer_turns: how often optimizers alone take T steps.
         classes, batches, densities, positions: along which steps are scaled.
         scaling_dataset: whose classes.
         most_reference_classes: beyond which the reference is not scaled.
@@ -51,7 +51,7 @@ class Plan:
     memory_datasets: Sequence[str]
     rounds: int
     scaling_rounds: int
-    optimizer_steps: int
+    optimizer_turns: int
     classes: Sequence[int]
     batches: Sequence[int]
     densities: Sequence[float]
@@ -75,7 +75,7 @@ FULL = Plan(
     memory_datasets=SHAPED_LIKE,
     rounds=3,
     scaling_rounds=2,
-    optimizer_steps=20,
+    optimizer_turns=3,
     classes=(10, 50, 100, 1000),
     batches=(2, 8, 32),
     densities=(5e-5, 5e-4, 5e-3, 5e-2),
@@ -83,8 +83,8 @@ FULL = Plan(
     scaling_dataset="imagenet",
     most_reference_classes=100,
     reference_limit_mib=None,
-    extrapolate_from=(50, 100),
-    step_contenders=(REFERENCE, LORA, ADAMW, BALANCED, SMALL),
+    extrapolate_from=(100, 300),
+    step_contenders=(REFERENCE, LORA, ADAMW, ENGINE, BALANCED, SMALL),
     cost_contenders=(*CONTENDERS, LORA_BALANCED, LORA_SMALL),
     main_contenders=(REFERENCE, LORA, ADAMW, BALANCED),
 )
@@ -99,7 +99,7 @@ QUICK = Plan(
     memory_datasets=("digits",),
     rounds=1,
     scaling_rounds=1,
-    optimizer_steps=10,
+    optimizer_turns=1,
     classes=(4,),
     batches=(1,),
     densities=(5e-2,),

@@ -1,8 +1,8 @@
 """SO as its released code does it: matrix after matrix. What the engine is compared with.
 
-Written from the description of what that code computes (github nairouz/SO), to cost what it costs:
-a permutation of all entries for each new support, all pairs of indices compared to find what two
-sets have in common, and dense gradients of which a few entries are read.
+Written from the description of what that code computes (github nairouz/SO), to do the same work,
+if in fewer calls: a permutation of all entries for each new support, all pairs of indices compared
+to find what two sets have in common, and dense gradients of which a few entries are read.
 """
 
 from collections.abc import Iterable

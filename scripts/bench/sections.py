@@ -22,34 +22,40 @@ from scripts.bench.contenders import (
 from scripts.bench.estimate import Estimate, count, estimate
 from scripts.bench.plans import Plan
 from scripts.bench.tables import available_mib
-from scripts.bench.timing import spread, time_optimizer, time_steps
+from scripts.bench.timing import OptimizerTimes, spread, time_steps
 
 Row = dict[str, Any]
 TERA = 1e12
 # What each contender beside the reference takes while that steps: weights, and AdamW's moments.
 _MIB_BESIDE = 800.0
+# Of the memory that is free: the allocator wants some more than tensors take.
+_USABLE = 0.9
 
 
 def optimizer_rows(plan: Plan, device: torch.device) -> list[Row]:
-    """Time optimizers alone, on all matrices of the larger model."""
+    """Time optimizers alone, in turns of T steps, on all matrices of the larger model."""
     shape = Shape(plan.step_datasets[0], 1, plan.architecture)
     runs = [(BALANCED, density) for density in plan.densities]
     runs += [(ADAMW, 1.0), (REFERENCE, DENSITY_RATIO)]
-    rows: list[Row] = []
-    for contender, density in runs:
-        steps = T if contender is REFERENCE else plan.optimizer_steps
-        made = replace(shape, density_ratio=density)
-        rows.append(
-            {
-                "contender": contender.name,
-                "title": contender.title,
-                "architecture": plan.architecture,
-                "density": density,
-                "steps": steps,
-                **time_optimizer(contender, made, device, steps),
-            }
-        )
-        gc.collect()
+    times = [
+        OptimizerTimes(contender, replace(shape, density_ratio=density), device)
+        for contender, density in runs
+    ]
+    for _ in tqdm(range(plan.optimizer_turns), "optimizers", unit="turn", dynamic_ncols=True):
+        for each in times:
+            each.turn()
+    rows: list[Row] = [
+        {
+            "contender": contender.name,
+            "title": contender.title,
+            "architecture": plan.architecture,
+            "density": density,
+            **each.result(),
+        }
+        for (contender, density), each in zip(runs, times, strict=True)
+    ]
+    del times
+    gc.collect()
     by_name = {row["contender"]: row["mean_seconds"] for row in rows}
     for row in rows:
         for other in (ADAMW, REFERENCE):
@@ -65,9 +71,9 @@ def step_rows(plan: Plan, device: torch.device, optimizers: Sequence[Row]) -> li
         contenders = list(plan.step_contenders)
         notes: dict[str, str] = {}
         needed = _mib(estimate(REFERENCE, shape))
-        limit = plan.reference_limit_mib
-        if limit is None:
-            limit = available_mib() - _MIB_BESIDE * len(contenders)
+        limit, beside = plan.reference_limit_mib or available_mib() * _USABLE, 0.0
+        if plan.reference_limit_mib is None:
+            beside = _MIB_BESIDE * len(contenders)
         reference: list[Seconds] = []
         if needed > limit:
             contenders.remove(REFERENCE)
@@ -76,6 +82,11 @@ def step_rows(plan: Plan, device: torch.device, optimizers: Sequence[Row]) -> li
             notes[REFERENCE.name] = (
                 f"needs {needed / 1024:.1f} GiB: extrapolated from {few} and {many} classes"
             )
+        elif needed > limit - beside:
+            contenders.remove(REFERENCE)
+            reference = time_steps([REFERENCE], shape, device, plan.rounds)[REFERENCE.name]
+            notes[REFERENCE.name] = "by itself, before the others, for its memory"
+            gc.collect()
         taken = time_steps(contenders, shape, device, plan.rounds)
         if reference:
             taken = {REFERENCE.name: reference, **taken}
@@ -85,15 +96,16 @@ def step_rows(plan: Plan, device: torch.device, optimizers: Sequence[Row]) -> li
 
 
 def _extrapolated(shape: Shape, device: torch.device, few: int, many: int) -> list[Seconds]:
-    """Return one step's seconds, were there the memory for it: they grow linearly with classes."""
+    """Return two steps' seconds, were there the memory for them, on a line through two others'."""
     one, other = (
-        # The second step: the first draws supports.
-        time_steps([REFERENCE], replace(shape, classes=classes), device, 2)[REFERENCE.name][1]
+        time_steps([REFERENCE], replace(shape, classes=classes), device, 2)[REFERENCE.name]
         for classes in (few, many)
     )
     share = (len(shape.prompts()) - few) / (many - few)
-    parts = (max(b, a + share * (b - a)) for a, b in zip(one, other, strict=True))
-    return [Seconds(*parts)]
+    return [
+        Seconds(*(max(b, a + share * (b - a)) for a, b in zip(*steps, strict=True)))
+        for steps in zip(one, other, strict=True)
+    ]
 
 
 def _rows_of_steps(
@@ -130,7 +142,7 @@ def _rows_of_steps(
 
 
 def _refresh_seconds(contender: Contender, optimizers: Sequence[Row]) -> float:
-    """Return what drawing new supports takes, once every T steps; no step timed above does it."""
+    """Return what drawing new supports takes, once every T steps; of the steps timed, none does."""
     for row in optimizers:
         if row["contender"] == (BALANCED.name if contender.kind == "so" else contender.name):
             if contender.kind == "so" and row["density"] != DENSITY_RATIO:

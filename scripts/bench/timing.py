@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.bench.contenders import Contender, Seconds, Shape, Trainer, make_trainer
+from scripts.bench.contenders import Contender, Seconds, Shape, T, Trainer, make_trainer
 from so_clip.optim.gradients import add_sampled_gradient
 
 
@@ -26,8 +26,13 @@ def interleaved(
 def time_steps(
     contenders: Sequence[Contender], shape: Shape, device: torch.device, rounds: int
 ) -> dict[str, list[Seconds]]:
-    """Time whole training steps of several contenders on one shape."""
+    """Time whole training steps of several contenders on one shape, after an untimed one of each.
+
+    The first makes the optimizer's state, and the reference's supports.
+    """
     trainers = {each.name: make_trainer(each, shape, device) for each in contenders}
+    for trainer in trainers.values():
+        trainer.step()
     steps = {name: trainer.step for name, trainer in trainers.items()}
     return interleaved(steps, rounds, f"{shape.dataset} {shape.architecture}")
 
@@ -45,35 +50,37 @@ def spread(seconds: Sequence[Seconds]) -> dict[str, float]:
     }
 
 
-def time_optimizer(
-    contender: Contender, shape: Shape, device: torch.device, steps: int
-) -> dict[str, float]:
-    """Time the optimizer's own step on the gradients it reads, after a first one.
+class OptimizerTimes:
+    """Seconds of an optimizer's own steps on the gradients it reads, after a first one."""
 
-    Args:
-        steps: a multiple of T, so that supports are drawn as often as in training.
+    def __init__(self, contender: Contender, shape: Shape, device: torch.device) -> None:
+        self._trainer = make_trainer(contender, shape, device)
+        self._drawing: list[float] = []
+        self._others: list[float] = []
+        self._step()
 
-    Returns:
-        Their mean, and the medians of steps that draw new supports and of those that do not, in
-        seconds.
-    """
-    trainer = make_trainer(contender, shape, device)
-    _give_gradients(trainer)
-    trainer.optimizer.step()
-    drawing: list[float] = []
-    others: list[float] = []
-    for _ in tqdm(range(steps), contender.name, unit="step", dynamic_ncols=True):
+    def turn(self) -> None:
+        """Take T steps, so that supports are drawn as often as in training."""
+        for _ in range(T):
+            drew, seconds = self._step()
+            (self._drawing if drew else self._others).append(seconds)
+
+    def result(self) -> dict[str, float]:
+        """Return the mean, and medians of steps that draw new supports and of those that do not."""
+        return {
+            "steps": len(self._drawing) + len(self._others),
+            "mean_seconds": fmean([*self._drawing, *self._others]),
+            "median_seconds": median(self._others),
+            "drawing_seconds": median(self._drawing or self._others),
+        }
+
+    def _step(self) -> tuple[bool, float]:
+        trainer = self._trainer
         _give_gradients(trainer)
-        before = _a_support(trainer)
-        start = trainer.now()
+        before, start = _a_support(trainer), trainer.now()
         trainer.optimizer.step()
-        taken = trainer.now() - start
-        (others if _a_support(trainer) is before else drawing).append(taken)
-    return {
-        "mean_seconds": fmean([*drawing, *others]),
-        "median_seconds": median(others),
-        "drawing_seconds": median(drawing or others),
-    }
+        seconds = trainer.now() - start
+        return _a_support(trainer) is not before, seconds
 
 
 def _give_gradients(trainer: Trainer) -> None:

@@ -4,7 +4,7 @@ In units of the residual stream [tokens, D], a block of open_clip's keeps 16: th
 norms 1 + 1, of the linear layers 1 + 1 + 4 (out_proj's is attention's output), query, key and value
 3, attention's output 1 and GELU's input 4. `memory` says how much of that is kept:
 
-fast      all.
+fast      all, but for what the text tower's attention reads (see `packed_text`).
 balanced  10: no output of a norm or of an activation. No matrix product is computed twice, but in
           the vision tower's last block, of which little is computed at all (`image_tower`).
 small     1: the block's input. All of the block is computed twice.

@@ -93,7 +93,11 @@ class ClassPrompts(nn.Module):
         """
         *recomputed, last = self.chunks
         # Nothing in them is to be recomputed by itself: what that needs would be kept meanwhile.
-        class_KD = [checkpoint(chunk, model, use_reentrant=False) for chunk in recomputed]
+        # place_K tells the checkpoint on which device random numbers are drawn.
+        class_KD = [
+            checkpoint(chunk, model, "fast", self.place_K, use_reentrant=False)
+            for chunk in recomputed
+        ]
         return torch.cat([*class_KD, last(model, memory)]).index_select(0, self.place_K)
 
 
@@ -145,8 +149,8 @@ class PackedPrompts(nn.Module):
         index("end_row_K", [path[-1] for path in paths])
         index("end_place_K", [place_of[path[-1]] for path in paths])
 
-    def forward(self, model: Any, memory: Memory = "fast") -> Tensor:
-        """Return text_KD, as the model's `encode_text` would."""
+    def forward(self, model: Any, memory: Memory = "fast", near: Tensor | None = None) -> Tensor:
+        """Return text_KD, as the model's `encode_text` would; `near` is for checkpoints only."""
         text = _text_tower(model)
         dtype = text.transformer.get_cast_dtype()
         x_ND = F.embedding(self.positions_N, text.positional_embedding).to(dtype)
@@ -214,7 +218,7 @@ class _PlainPrompts(nn.Module):
         super().__init__()
         self.register_buffer("tokens_KL", tokens_KL, persistent=False)
 
-    def forward(self, model: Any, memory: Memory = "fast") -> Tensor:
+    def forward(self, model: Any, memory: Memory = "fast", near: Tensor | None = None) -> Tensor:
         return model.encode_text(self.tokens_KL)
 
 

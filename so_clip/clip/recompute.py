@@ -35,7 +35,7 @@ def recomputed(
     enabled, precision = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     made = cheap(x)
     storage, dtype, start = made.untyped_storage()._cdata, made.dtype, made.storage_offset()
-    x = x.detach()
+    x, version = x.detach(), x._version
 
     def pack(saved: Tensor) -> Tensor | _View:
         if saved.untyped_storage()._cdata != storage or saved.dtype != dtype:
@@ -45,6 +45,11 @@ def recomputed(
     def unpack(packed: Tensor | _View) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
+        if x._version != version:
+            raise RuntimeError(
+                f"a tensor of shape {tuple(x.shape)}, kept for the backward pass, was changed in "
+                "place since: gradients made from it would be wrong."
+            )
         with torch.no_grad(), torch.autocast(kind, precision, enabled):
             again = cheap(x)
         return again.as_strided(packed.size, packed.stride, packed.offset + again.storage_offset())

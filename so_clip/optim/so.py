@@ -58,6 +58,8 @@ class SO(Optimizer):
             keep all, so that all entries move; "none": μ = g~ and ν = g~² on the support, without
             memory or correction: each entry there moves by lr · g / (|g| + eps).
         foreach: all tensors at once (None, True), or one after the other (False): equal results.
+            With False, and with a dense gradient_selection, a step on CUDA waits for the device;
+            otherwise none does.
         maximize: ascend.
         seed: of the supports' own generator; the global random state is neither read nor changed.
 

@@ -100,13 +100,25 @@ def test_fake_steps_count_as_real_ones_do(quick: Path) -> None:
 
 def test_the_full_plan_is_the_issues() -> None:
     assert SHAPED_LIKE == ("eurosat", "dtd", "sun397", "imagenet")
-    assert set(FULL.main_contenders) < set(FULL.step_contenders) < set(CONTENDERS)
+    assert set(FULL.main_contenders) < set(FULL.step_contenders) == set(CONTENDERS)
     assert len(FULL.flop_datasets) == 11
     assert (FULL.cost_batch, FULL.architecture) == (32, "ViT-B-16-quickgelu")
     prompts = Shape("imagenet", 1, "tiny").prompts()
     assert len(prompts) == 1000
     assert prompts[0] == "a photo of a tench."
     assert len(Shape("imagenet", 1, "tiny", classes=7).prompts()) == 7
+
+
+@pytest.mark.parametrize("contender", [BALANCED, SMALL])
+def test_a_thousand_classes_take_hardly_more_than_a_hundred(contender: Contender) -> None:
+    def activations_mib(classes: int) -> float:
+        shape = Shape("imagenet", 2, "ViT-B-32-quickgelu", classes=classes)
+        memory = estimate(contender, shape).memory
+        assert memory is not None
+        return memory["activations_mib"]
+
+    # Class embeddings and logits alone, and their gradients, grow with the classes: by 20 MiB.
+    assert activations_mib(1000) - activations_mib(100) < 25
 
 
 class Told(ReferenceSO):
