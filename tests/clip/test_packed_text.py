@@ -440,3 +440,12 @@ def test_packed_prompts_hold_no_state_and_no_model_and_move_with_their_parent() 
     assert not prompts.state_dict()
     assert not [*prompts.parameters()]
     assert {buffer.device.type for buffer in prompts.to("meta").buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("budget_mib", [0.1, NO_CHUNKS])
+def test_prompts_may_come_as_lists_of_their_tokens(budget_mib: float) -> None:
+    model, tokens_KL = small(), tokenize(PROMPTS)
+    lists = prompts_to_end(model, tokens_KL)
+    assert lists is not None
+    found = ClassPrompts(model, lists, budget_mib)(model)
+    assert torch.equal(found, ClassPrompts(model, tokens_KL, budget_mib)(model))
