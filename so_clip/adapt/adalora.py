@@ -81,6 +81,9 @@ class AdaLoRA(Peft):
     def wrap(self, library: ModuleType, model: Any, config: Any) -> Any:
         """Keep the tuner, which chooses ranks."""
         self._tuner = super().wrap(library, model, config)
+        for name, value in model.named_parameters():
+            if name.endswith(f".ranknum.{NAME}"):  # opened where weights are not in float32
+                value.requires_grad_(False)
         return self._tuner
 
     def start(self, classifier: Classifier, support: Support) -> None:
