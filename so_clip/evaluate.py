@@ -149,7 +149,8 @@ class Evaluator:
 
     def _classify(self, image_ND: Tensor) -> Predictions:
         label_N = torch.tensor([example.label for example in self.stream.examples])
-        return classify(self._logits, image_ND, label_N, self.device)
+        with self.classifier.held_classes():
+            return classify(self._logits, image_ND, label_N, self.device)
 
     def _logits(self, image_BD: Tensor) -> Tensor:
         logits_BK = self.classifier.logits(image_BD)

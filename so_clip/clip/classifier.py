@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,8 @@ class Classifier(nn.Module):
             share_prefixes=share_prefixes,
         )
         self.prompts: ClassPrompts = self._pack(backbone.model, tokens_PL)
-        self._class_KD: Tensor | None = None
+        self._kept: tuple[Any, Tensor] | None = None  # what class_KD was made of, and class_KD
+        self._holds = False
         backbone.requires_grad_(False)
 
     @property
@@ -83,24 +85,43 @@ class Classifier(nn.Module):
         return logits_BK
 
     def classes(self) -> Tensor:
-        """Return class_KD, anew and with its graph while the text tower is being trained.
+        """Return class_KD; while the text tower is open, made anew, and with its graph in training.
 
-        Otherwise they are made once, in float32 whatever autocast says.
+        Those of a frozen tower are made once, and again when its parameters have been loaded anew
+        or moved. Outside of training they are float32 whatever autocast says. See `held_classes`.
         """
-        if torch.is_grad_enabled() and self.trains("text"):
-            self.forget_classes()
+        trained = self.trains("text")
+        if trained and torch.is_grad_enabled():
             return self._encode_classes()
-        if self._class_KD is None:
+        device, made_of = self.backbone.mean.device, self._text_versions()
+        # Not every optimizer tells a parameter that it has written to it.
+        keeps = self._holds or not trained
+        if not keeps or self._kept is None or self._kept[0] != made_of:
             # Kept beyond the mode and the precision that this call runs in: training must find
             # neither a tensor of inference mode nor what an evaluation in bf16 has rounded.
-            device = self.backbone.mean.device
             with torch.inference_mode(False), torch.no_grad(), exact(device):
-                self._class_KD = self._encode_classes()
-        return self._class_KD
+                self._kept = made_of, self._encode_classes()
+        return self._kept[1]
+
+    @contextmanager
+    def held_classes(self) -> Iterator[None]:
+        """Let an evaluation encode the prompts once, also those of an open text tower."""
+        if self.trains("text"):
+            self.forget_classes()
+        self._holds = True
+        try:
+            yield
+        finally:
+            self._holds = False
 
     def forget_classes(self) -> None:
-        """Let the prompts be encoded anew, after the text tower has been changed by hand."""
-        self._class_KD = None
+        """Let the prompts be encoded anew, after something but a parameter has been changed."""
+        self._kept = None
+
+    def _text_versions(self) -> Any:
+        named = self.backbone.model.named_parameters()
+        text = [value for name, value in named if tower_of(name) == "text"]
+        return self.backbone.mean.device, [(id(value), value._version) for value in text]
 
     def use_prompts(self, tokens_PL: Tensor, apart: bool = False) -> None:
         """Put other prompts in the place of those it was made with, as many for each class.
@@ -127,7 +148,7 @@ class Classifier(nn.Module):
             templates: what the prompts were made from.
             rewrite: what an adapter makes of prompts; see Adapter.prompts_for.
         """
-        held = ("tokens_PL", "templates", "prompts_per_class", "prompts", "head", "_class_KD")
+        held = ("tokens_PL", "templates", "prompts_per_class", "prompts", "head", "_kept")
         before = {name: getattr(self, name) for name in held}
         self.templates, self.prompts_per_class = tuple(templates), len(templates)
         self.head = self.head.for_other_classes()

@@ -79,7 +79,7 @@ def test_a_trained_text_tower_encodes_every_time_and_once_for_evaluation(classif
     for _ in range(3):
         classifier(IMAGES_BCHW).sum().backward()
     assert runs["text"] == 3
-    with torch.no_grad():
+    with torch.no_grad(), classifier.held_classes():
         for _ in range(3):
             classifier(IMAGES_BCHW)
     assert runs["text"] == 4
@@ -237,3 +237,40 @@ def test_parameters_are_named_as_the_model_names_them_and_the_heads_after_head(c
     named = classifier.named()
     assert named["head.extra"] is classifier.head.extra
     assert named["visual.conv1.weight"] is classifier.backbone.model.visual.conv1.weight
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "in place", "an optimizer's step"])
+def test_classes_are_encoded_anew_after_the_text_tower_was_changed(classifier, how):
+    weights = _open(classifier, "text")
+    with torch.no_grad():
+        before_KD = classifier.classes()
+    classifier(IMAGES_BCHW).sum().backward()
+    with torch.no_grad():
+        # Between the backward pass and the step, nothing has changed yet.
+        assert torch.equal(classifier.classes(), before_KD)
+    if how == "load_state_dict":
+        state = {key: value + 0.1 for key, value in classifier.state_dict().items()}
+        classifier.load_state_dict(state)
+    elif how == "an optimizer's step":
+        torch.optim.AdamW(weights, lr=0.1, fused=True).step()
+    for weight in weights:
+        if how == "in place":
+            with torch.no_grad():
+                weight.add_(0.1)
+    with torch.no_grad():
+        after_KD = classifier.classes()
+        classifier.forget_classes()
+        expected_KD = classifier.classes()
+    assert torch.equal(after_KD, expected_KD)
+    assert not torch.allclose(after_KD, before_KD)
+
+
+def test_a_frozen_text_tower_that_is_loaded_anew_encodes_anew(classifier):
+    counts = _runs(classifier)
+    before_KD = classifier.classes()
+    assert classifier.classes() is before_KD
+    assert counts["text"] == 1
+    state = {key: value + 0.1 for key, value in classifier.state_dict().items()}
+    classifier.load_state_dict(state)
+    assert not torch.allclose(classifier.classes(), before_KD)
+    assert counts["text"] == 2
