@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.adapt.adapter import Adapter
@@ -16,6 +17,7 @@ from so_clip.adapt.peft_kinds import checked
 from so_clip.adapt.weights import Weights, blocks_at
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.classifier import TOWERS, Classifier, tower_of
+from so_clip.clip.heads import exact
 from so_clip.errors import InputError
 from so_clip.random_state import lend
 from so_clip.values import whole
@@ -142,11 +144,13 @@ class Peft(Adapter):
         """Make one of peft's layers behave as the model around it; return whether it drops."""
         layer.register_state_dict_post_hook(_save_under_own_name)
         layer.register_load_state_dict_pre_hook(_load_under_own_name)
-        # Under autocast, a float32 copy of the input would be made, rounded again, and kept. DoRA
-        # takes the precision of its norms from it, which must be the one they were first taken in.
-        layer.cast_input_dtype_enabled = self.kind == "dora"
+        # Under autocast, a float32 copy of the input would be made, rounded again, and kept.
+        layer.cast_input_dtype_enabled = False
         if self.kind == "shira":
             layer.get_delta_weight = partial(_entries, layer)
+        if self.kind == "dora":
+            vector = layer.lora_magnitude_vector[NAME]
+            vector.forward = partial(_change_of_length, vector)
         drops = False
         for module in [*layer.modules()]:
             for name, child in module.named_children():
@@ -223,6 +227,32 @@ def _entries(layer: Any, name: str) -> Tensor:
     values, (rows, columns) = layer.shira_weight[name], layer.shira_indices[name].long()
     update_OI = values.new_zeros(layer.out_features, layer.in_features)
     return update_OI.index_put((rows, columns), values * layer.scaling[name])
+
+
+def _change_of_length(
+    vector: nn.Module,
+    x: Tensor,
+    *,
+    lora_A: nn.Linear,
+    lora_B: nn.Linear,
+    scaling: float,
+    base_layer: nn.Linear,
+    base_result: Tensor | None = None,
+    adapter_name: str = NAME,
+) -> Tensor:
+    """Return what DoRA adds to its layer's output, keeping half of what peft's own way does.
+
+    m / |W + s B A| · (W x + s B A x) - W x, in which the lengths of rows have no gradient (the
+    paper's section 4.3) and are in the weights' precision, autocast or not.
+    """
+    with torch.no_grad(), exact(x.device):
+        sum_OI = torch.addmm(base_layer.weight, lora_B.weight, lora_A.weight, alpha=scaling)
+        lengths_O = torch.linalg.vector_norm(sum_OI, dim=1)
+    if base_result is None:
+        plain = F.linear(x, base_layer.weight)
+    else:
+        plain = base_result if base_layer.bias is None else base_result - base_layer.bias
+    return vector.weight / lengths_O * (plain + scaling * lora_B(lora_A(x))) - plain
 
 
 def _save_under_own_name(

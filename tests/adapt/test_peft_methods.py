@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from so_clip.adapt.adalora import AdaLoRA
 from so_clip.adapt.clip_lora import ClipLoRA
+from so_clip.adapt.peft_kinds import KINDS
 from so_clip.adapt.peft_methods import Peft, adapted_layers
 from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
 from so_clip.clip.attention import explicit_attention
@@ -354,6 +355,52 @@ def test_low_rank_updates_keep_no_more_than_dense_training_does() -> None:
 def test_it_can_be_forecast(method: str) -> None:
     done = call(f"method={method}", main=forecast_main)
     assert done.code == 0, done.err
+
+
+def test_doras_values_and_gradients_are_those_of_pefts_own_way() -> None:
+    classifier = small(dtype=torch.float64)
+    moved(Peft("dora", PATTERNS, rank=2)(classifier))
+    layer = adapted_layers(classifier)[0]
+    vector = layer.lora_magnitude_vector["default"]
+    x_BI = torch.randn(3, layer.in_features, dtype=torch.float64, requires_grad=True)
+    weights_BO = torch.randn(3, layer.out_features, dtype=torch.float64)
+    wanted = [x_BI, *(p for p in layer.parameters() if p.requires_grad)]
+    assert len(wanted) == 4
+
+    def outcome() -> tuple[Tensor, ...]:
+        y_BO = layer(x_BI)
+        return y_BO, *torch.autograd.grad((y_BO * weights_BO).sum(), wanted)
+
+    ours = outcome()
+    del vector.forward
+    for found, expected in zip(ours, outcome(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory", MEMORY_MODES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_starts_at_zero_shot_and_learns_in_bf16(kind: str, memory: Memory) -> None:
+    classifier = small()
+    classifier.backbone.memory = memory
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            before = classifier(IMAGES_BCHW)
+        options = {"oft": {}, "fourierft": {"frequencies": 50}}.get(kind, {"rank": 2})
+        options = OPTIONS.get(kind, (options, 1.0))[0]
+        parameters = build(kind, **options)(classifier).values()
+        classifier.forget_classes()
+        with torch.no_grad():
+            assert torch.equal(classifier(IMAGES_BCHW), before)
+    assert {value.dtype for value in parameters} == {torch.float32}
+    lr = 1e-1 if kind in ("vera", "fourierft") else 1e-2
+    optimizer, losses = torch.optim.AdamW(parameters, lr=lr), []
+    for _ in range(8):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(loss_of(classifier))
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize(
