@@ -22,8 +22,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.tables import write_table
 from so_clip.config import compose
@@ -32,7 +31,7 @@ from so_clip.paths import CONF_DIR
 from so_clip.record import METRICS_FILE, read_metrics
 from so_clip.settings import Settings, from_config
 
-RESULTS = ROOT / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 SECTIONS = ("methods", "kappa_t")
 SHOTS, SEEDS = (1, 2, 4, 8, 16), (1, 2, 3)
 RATES = (1, 3, 10, 30)  # times a method's own
@@ -129,7 +128,9 @@ def _rows(
 
 def _do(overrides: tuple[str, ...], runs: Path, left_over: bool) -> Row:
     """Do one run, unless it is done, and return what the tables want of it."""
-    settings = _settings(overrides, runs)
+    from so_clip.assemble import resolved
+
+    settings = resolved(_settings(overrides, runs))
     finished = settings.run_dir / METRICS_FILE
     if not finished.exists():
         from so_clip.device import cpu_threads

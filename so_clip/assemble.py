@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from so_clip.errors import InputError, nearest
 from so_clip.evaluate import Classes, Evaluator
 from so_clip.features import FeatureCache
 from so_clip.optim.sampled import sampled_gradients
-from so_clip.precision import Precision
+from so_clip.precision import Precision, pick_precision
 from so_clip.settings import TEMPLATES, Settings
 
 # An evaluator's contexts for the classes that the classifier has anyway.
@@ -44,6 +44,20 @@ class Model:
     device: torch.device
     precision: Precision
     weights_sha256: str
+
+
+def resolved(settings: Settings) -> Settings:
+    """Say what auto stands for on this machine, so that other machines' runs are told apart."""
+    device = pick_device(settings.device)
+    precision, evaluation = (
+        pick_precision(name, device) for name in (settings.precision, settings.evaluation_precision)
+    )
+    return replace(
+        settings,
+        device=str(device),
+        precision=precision,
+        evaluation=replace(settings.evaluation, precision=evaluation),
+    )
 
 
 def build_model(settings: Settings, data: Data) -> Model:

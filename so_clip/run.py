@@ -1,11 +1,12 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from so_clip.assemble import (
     Model,
@@ -13,7 +14,9 @@ from so_clip.assemble import (
     build_model,
     build_optimizer,
     few_shot_batches,
+    resolved,
 )
+from so_clip.curve import Curve
 from so_clip.data.batches import TrainBatches
 from so_clip.data.gather import Data
 from so_clip.device import describe
@@ -34,6 +37,7 @@ def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
         InputError: something the user gave cannot be used.
         TrainingDiverged: a loss is not finite; what was recorded stays in the folder.
     """
+    settings = resolved(settings)
     model = build_model(settings, data)
     evaluators = build_evaluators(settings, data, model)
     folder = RunFolder(settings.run_dir)
@@ -43,7 +47,8 @@ def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
         batches = few_shot_batches(settings, data, model)
         zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
         folder.start(settings.as_dict(), data.few_shot.as_json() if data.few_shot else None)
-        adaptation = adapt(settings, model, batches, optimizer, peak_memory, folder)
+        curve = Curve(evaluators[""], settings.evaluation.every_steps)
+        adaptation = adapt(settings, model, batches, optimizer, peak_memory, folder, curve)
         adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
     else:
         zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
@@ -77,6 +82,7 @@ def adapt(
     optimizer: torch.optim.Optimizer | None,
     peak_memory: PeakMemory,
     folder: RunFolder,
+    curve: Curve | None = None,
 ) -> Adaptation:
     """Change the model with the few shots; write history.csv also if training fails."""
     adapter, classifier = model.adapter, model.classifier
@@ -86,6 +92,13 @@ def adapt(
     # On the host, so that the copy is no part of the device's peak.
     before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
     history = History(stop_reason="training_free")
+
+    def after_step(step: int) -> Iterable[nn.Parameter]:
+        begun_anew = adapter.after_step(classifier, step)
+        if curve is not None:
+            curve.after_step(step)
+        return begun_anew
+
     if optimizer is not None:
         try:
             history = train(
@@ -98,7 +111,7 @@ def adapt(
                 precision=model.precision,
                 peak_memory=peak_memory,
                 penalty=partial(adapter.penalty, classifier),
-                after_step=partial(adapter.after_step, classifier),
+                after_step=after_step,
             )
         except TrainingDiverged as error:
             folder.write_history(error.history.losses, error.history.lrs)
@@ -107,6 +120,9 @@ def adapt(
     classifier.forget_classes()
     train_seconds = time.perf_counter() - started
     folder.write_history(history.losses, history.lrs)
+    if curve is not None and curve.rows:
+        train_seconds -= curve.seconds
+        folder.write_curve(curve.rows)
     changed = sum(
         int((value.detach().cpu() != before[name]).sum())
         for name, value in model.parameters.items()

@@ -35,11 +35,8 @@ MAX_SEED = 2**63 - 1
 MAX_SHOTS = 10_000
 # Each is a thread of the operating system.
 MAX_WORKERS = 256
-# Where things go, how fast they come, and in how much memory: no result depends on them.
-_NO_DIFFERENCE = (
-    *("results_dir", "memory", "text_budget_mib", "threads"),
-    *("evaluation.workers", "evaluation.cache_dir"),
-)
+# Where things go and how fast they come: nothing that is measured, but for seconds, depends on it.
+_NO_DIFFERENCE = (*("results_dir", "threads", "evaluation.workers", "evaluation.cache_dir"),)
 # Options that came later, with values under which a run is what it was before them.
 _LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None}
 
@@ -67,13 +64,14 @@ class Evaluation:
     """How test images become features: images a batch, decoding threads, precision, and a cache.
 
     `workers` 0 decodes in the main thread, `precision` auto is the run's, `cache_dir` None keeps no
-    features.
+    features, `every_steps` 0 evaluates after training only.
     """
 
     batch_size: int
     workers: int
     precision: str
     cache_dir: Path | None
+    every_steps: int
 
 
 @dataclass(frozen=True)
@@ -306,6 +304,7 @@ def _evaluation(values: dict[str, Any]) -> Evaluation:
         workers=_workers(values["workers"]),
         precision=one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
         cache_dir=optional_path("evaluation.cache_dir", values["cache_dir"]),
+        every_steps=whole("evaluation.every_steps", values["every_steps"], 0),
     )
 
 

@@ -288,7 +288,8 @@ def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
         run(tmp_path / memory, "experiment=demo", f"schedule.max_steps={STEPS}", f"memory={memory}")
         for memory in ("fast", "small")
     )
-    assert fast.folder.name == small.folder.name == demo.folder.name
+    # What is measured differs, so each has a folder of its own.
+    assert len({fast.folder.name, small.folder.name, demo.folder.name}) == 3
     peaks = [each.metrics["activations_mib"] for each in (fast, demo, small)]
     assert peaks[1] < 0.8 * peaks[0]
     assert peaks[2] < 0.6 * peaks[0]
@@ -296,6 +297,24 @@ def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0] == pytest.approx(losses[2], abs=1e-4)
     assert fast.metrics["zero_shot_accuracy_percent"] == small.metrics["zero_shot_accuracy_percent"]
+
+
+def test_accuracy_along_the_way_is_written_and_changes_nothing(results, demo):
+    options = ("experiment=demo", f"schedule.max_steps={STEPS}", "evaluation.every_steps=2")
+    watched = run(results, *options)
+    rows = watched.rows("curve.csv")
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    assert float(rows[-1]["accuracy_percent"]) == watched.metrics["accuracy_percent"]
+    assert watched.column("history.csv", "loss") == demo.column("history.csv", "loss")
+    assert not (demo.folder / "curve.csv").exists()
+
+
+def test_what_auto_stood_for_is_on_record(demo):
+    config = OmegaConf.load(demo.folder / "config.yaml")
+    cuda = torch.cuda.is_available()
+    assert config.device == ("cuda" if cuda else "cpu")
+    assert config.precision == config.evaluation.precision == demo.metrics["precision"]
+    assert config.precision in (("bf16", "fp32") if cuda else ("fp32",))
 
 
 def test_a_template_and_half_a_model_can_be_chosen(results, demo):

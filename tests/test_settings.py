@@ -28,6 +28,7 @@ OTHER_VALUES: dict[str, Any] = {
     "adapter.patterns": ["attn.in_proj_weight"],
     "adapter.encoder": "text",
     "adapter.position": "up",
+    "adapter.interpolation": 0.5,
     "optimizer._target_": "torch.optim.SGD",
     "optimizer._partial_": False,
     "optimizer.lr": 1e-3,
@@ -62,12 +63,13 @@ OTHER_VALUES: dict[str, Any] = {
     "augment.flip": False,
     "evaluation.batch_size": 8,
     "evaluation.precision": "bf16",
+    "evaluation.every_steps": 10,
+    "memory": "small",
+    "text_budget_mib": 64,
 }
 # Options of which no number in the results depends.
 NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
-    "memory": "small",
-    "text_budget_mib": 64,
     "threads": 3,
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,

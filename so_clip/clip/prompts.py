@@ -6,7 +6,7 @@ from so_clip.errors import InputError
 
 
 def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Return prompts, those of a class one after the other: a template with the name in place of {}.
+    """Return prompts, a class after the other: templates with its name in place of {}.
 
     In names, "_" is read as a space.
 

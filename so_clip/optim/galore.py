@@ -50,7 +50,7 @@ def galore(
     optimizer: torch.optim.Optimizer = GaLore(
         params,
         lr=lr,
-        betas=tuple(betas),
+        betas=(betas[0], betas[1]),
         eps=eps,
         weight_decay=weight_decay,
         rank=rank,
