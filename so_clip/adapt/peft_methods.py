@@ -123,7 +123,12 @@ class Peft(Adapter):
             settings[self.known.options["inputs"]] = _exactly(chosen)
         if self.known.seeded_by:
             settings[self.known.seeded_by] = self.seed
-        make = getattr(library, self.known.config)
+        make = getattr(library, self.known.config, None)
+        if make is None:
+            raise InputError(
+                f"adapter.kind={self.kind}: peft {library.__version__} is too old for it: "
+                "pip install --upgrade peft."
+            )
         try:
             config = make(target_modules=_exactly(names), **self.known.fixed, **settings)
         except (ValueError, TypeError) as error:

@@ -449,6 +449,23 @@ def test_without_peft_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) ->
         Peft("lora", PATTERNS)(small())
 
 
+def test_a_peft_without_the_kind_is_called_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft
+
+    monkeypatch.delattr(peft, "MissConfig")
+    with pytest.raises(InputError, match=r"kind=miss: peft .* is too old"):
+        Peft("miss", PATTERNS)(small())
+
+
+def test_a_resnets_text_tower_can_be_adapted() -> None:
+    backbone = small_backbone(layers=(1, 1, 1, 1), width=8, head_width=16)
+    explicit_attention(backbone.model)
+    classifier = Classifier(backbone, backbone.tokenize(PROMPTS))
+    assert Peft("lora", PATTERNS, encoder="text", split_qkv=True)(classifier)
+    with pytest.raises(InputError, match=r"vision|matches no parameter"):
+        Peft("lora", PATTERNS, split_qkv=True)(classifier)
+
+
 def test_a_whole_run_and_one_with_so(tmp_path: Path) -> None:
     for overrides in (["method=dora"], ["method=lora", "optimizer=so", "adapter.position=top"]):
         arguments = [*overrides, "shots=1", "schedule.max_steps=2", "evaluation.workers=0"]
