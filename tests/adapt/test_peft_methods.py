@@ -466,6 +466,20 @@ def test_a_resnets_text_tower_can_be_adapted() -> None:
         Peft("lora", PATTERNS, split_qkv=True)(classifier)
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "vera", "shira", "oft"])
+def test_memory_is_forecast_as_a_real_run_has_it(method: str, tmp_path: Path) -> None:
+    arguments = [f"method={method}", "schedule.max_steps=4", "evaluation.batch_size=64"]
+    real = call(f"results_dir={tmp_path}", "evaluation.workers=0", "device=cpu", *arguments)
+    assert real.code == 0, real.err
+    (metrics,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/metrics.json")]
+    done = call(*arguments, "device=cpu", "--json", main=forecast_main)
+    assert done.code == 0, done.err
+    expected = json.loads(done.out)
+    assert expected["peak_memory_mib"] == pytest.approx(metrics["peak_memory_mib"], rel=0.1)
+    assert expected["weights_mib"] == pytest.approx(metrics["weights_mib"], rel=0.01)
+    assert expected["trainable_parameters"] == metrics["trainable_parameters"]
+
+
 def test_a_whole_run_and_one_with_so(tmp_path: Path) -> None:
     for overrides in (["method=dora"], ["method=lora", "optimizer=so", "adapter.position=top"]):
         arguments = [*overrides, "shots=1", "schedule.max_steps=2", "evaluation.workers=0"]
