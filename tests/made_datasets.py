@@ -21,7 +21,7 @@ def write_image(path: Path, number: int) -> None:
 def write_split_dataset(
     root: Path, folder: str, images: str, split_file: str, names: Sequence[str] = ANIMALS
 ) -> dict[str, Any]:
-    """Write a dataset with a split file: 6 train, 4 val and 3 test images a class, class by class."""
+    """Write a dataset with a split file: 6 train, 4 val and 3 test images of each class."""
     split: dict[str, Any] = {"train": [], "val": [], "test": []}
     number = 0
     for part, count in (("train", 6), ("val", 4), ("test", 3)):
