@@ -136,14 +136,7 @@ def _do(overrides: tuple[str, ...], runs: Path, left_over: bool) -> Row:
         from so_clip.device import cpu_threads
         from so_clip.run import run
 
-        data = gather(
-            settings.dataset,
-            settings.data_root,
-            settings.split_file,
-            shots=settings.shots,
-            seed=settings.seed,
-            split_protocol=settings.split_protocol,
-        )
+        data = gather(**settings.data)
         with cpu_threads(settings.threads):
             run(settings, _tested_on_training_images(data) if left_over else data)
     return dict(_figures(settings, read_metrics(finished)))
@@ -172,6 +165,7 @@ def _figures(settings: Settings, metrics: Row) -> Iterator[tuple[str, Any]]:
 def _write(rows: Sequence[Row], out: Path, name: str) -> None:
     import torch
 
+    rows = [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]  # zero-shot's
     command = "python scripts/digits_tables.py"
     write_table(rows, out / "tables" / f"{name}.csv", torch.device("cpu"), command)
 

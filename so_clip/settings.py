@@ -119,6 +119,12 @@ class Settings:
         """Whether it does so by gradient steps."""
         return self.optimizer is not None
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """What `so_clip.data.gather.gather` takes, by its names."""
+        keys = ("dataset", "data_root", "split_file", "shots", "seed", "split_protocol")
+        return {key: getattr(self, key) for key in (*keys, "protocol", "transfer", "imbalance")}
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values: what config.yaml holds."""
         return json.loads(json.dumps(asdict(self), default=str))

@@ -86,7 +86,7 @@ VALUES = [
 MODELS = [
     ("experiment=demo method=adamw", ["optimizer.density_ratio=0.02", "AdamW", "'~optimizer."]),
     ("method=adamw +optimizer.sampled_gradients=true", ["sampled gradients", "AdamW", "SO"]),
-    ("adapter=none", ["adapter opens no parameters", "method=zero_shot"]),
+    ("adapter=none", ["opens no parameters", "method=zero_shot"]),
     ("adapter.encoder=image", ["adapter.encoder=image", "vision"]),
     ("adapter.position=half_up", ["adapter.position=half_up", "'half-up'"]),
     ("adapter.patterns=[mlp.c_fc.wieght]", ["'mlp.c_fc.wieght' matches no parameter"]),
