@@ -19,7 +19,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.cards import load_card
-from so_clip.data.gather import Data, Target
+from so_clip.data.gather import NEW_CLASSES, Data, Target
 from so_clip.data.halves import BASE_TO_NEW
 from so_clip.data.images import load_uint8
 from so_clip.device import pick_device
@@ -196,8 +196,14 @@ def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, 
 
 def _evaluator(settings: Settings, target: Target, model: Model) -> Evaluator:
     options = settings.evaluation
-    renamed = bool(target.name) and target.columns is None
-    classes, adapted_classes = _other_classes(settings, target, model) if renamed else _ITS_OWN
+    classes, adapted_classes = _ITS_OWN
+    if target.name and target.columns is None:
+        try:
+            classes, adapted_classes = _other_classes(settings, target, model)
+        except InputError as error:
+            new = target.name == NEW_CLASSES
+            option = f"protocol={BASE_TO_NEW}" if new else f"transfer={target.name}"
+            raise InputError(f"{option}: {error}") from error
     return Evaluator(
         model.classifier,
         model.weights_sha256,

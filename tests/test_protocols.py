@@ -265,6 +265,8 @@ REFUSED = [
     ("dataset=imagenet_a", ["dataset=imagenet_a", "testing only", "transfer=[imagenet_a]"]),
     ("transfer=[fgvc]", ["transfer=fgvc", "fgvc_aircraft"]),
     ("transfer=[imagenet_r]", ["transfer=imagenet_r", "imagenet-r", "cannot be listed"]),
+    ("transfer=[dtd] method=coop", ["transfer=dtd", "fibrous", "tokens"]),
+    ("transfer=[digits] template=ensemble", ["transfer=digits", "template=ensemble"]),
     ("transfer=[dtt]", ["transfer=dtt", "Did you mean 'dtd'"]),
     ("transfer=dtd", ["transfer=dtd", "must be a list"]),
     ("imbalance=0", ["imbalance=0", "null"]),
