@@ -108,8 +108,12 @@ class RunFolder:
         self._write_csv("history.csv", ("step", "loss", "lr"), rows)
 
     def write_curve(self, rows: Sequence[tuple[int, float]]) -> None:
-        """Write curve.csv: a row an evaluation in training with `step` and `accuracy_percent`."""
-        self._write_csv("curve.csv", ("step", "accuracy_percent"), rows)
+        """Write curve.csv: a row an evaluation in training with `step` and `accuracy_percent`.
+
+        Nothing where there was none.
+        """
+        if rows:
+            self._write_csv("curve.csv", ("step", "accuracy_percent"), rows)
 
     def write_predictions(self, columns: Mapping[str, Sequence[Any]], of: str = "") -> None:
         """Write predictions.csv: a row a test image, in the test split's order.

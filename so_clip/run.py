@@ -47,7 +47,7 @@ def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
         batches = few_shot_batches(settings, data, model)
         zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
         folder.start(settings.as_dict(), data.few_shot.as_json() if data.few_shot else None)
-        curve = Curve(evaluators[""], settings.evaluation.every_steps)
+        curve = Curve(evaluators[""], settings.evaluation.every_steps, peak_memory)
         adaptation = adapt(settings, model, batches, optimizer, peak_memory, folder, curve)
         adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
     else:
@@ -115,12 +115,14 @@ def adapt(
             )
         except TrainingDiverged as error:
             folder.write_history(error.history.losses, error.history.lrs)
+            if curve is not None:
+                folder.write_curve(curve.rows)
             raise
     adapter.finish(classifier)
     classifier.forget_classes()
     train_seconds = time.perf_counter() - started
     folder.write_history(history.losses, history.lrs)
-    if curve is not None and curve.rows:
+    if curve is not None:
         train_seconds -= curve.seconds
         folder.write_curve(curve.rows)
     changed = sum(

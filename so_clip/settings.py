@@ -33,6 +33,8 @@ TEMPLATES = ("plain", "specific", "ensemble")
 MAX_SEED = 2**63 - 1
 # Far beyond any dataset's classes: a slip of the key must not fill the memory with repeats.
 MAX_SHOTS = 10_000
+# A million GiB.
+MAX_MIB = 1e9
 # Each is a thread of the operating system.
 MAX_WORKERS = 256
 # Where things go and how fast they come: nothing that is measured, but for seconds, depends on it.
@@ -265,6 +267,7 @@ def _without_shots(settings: Settings) -> Settings:
         imbalance=None,
         schedule=Schedule(batch_size=0, max_steps=0, stop_loss=0, lr_min=0),
         augment=Augment((1, 1), False),
+        evaluation=replace(settings.evaluation, every_steps=0),
     )
 
 
@@ -315,12 +318,13 @@ def _evaluation(values: dict[str, Any]) -> Evaluation:
 
 
 def _text_budget(value: Any) -> float | None:
+    key = "text_budget_mib"
     if value == AUTO:
         return None
-    budget_mib = number("text_budget_mib", value)
-    if budget_mib <= 0:
-        raise InputError(f"text_budget_mib={value}: must be above 0, or auto.")
-    return budget_mib
+    budget_mib = value if value is None or isinstance(value, str) else number(key, value)
+    if isinstance(budget_mib, float) and 0 < budget_mib <= MAX_MIB:
+        return budget_mib
+    raise InputError(f"{key}={value}: must be auto, or a number above 0, at most {MAX_MIB:g}.")
 
 
 def _threads(value: Any) -> int | None:

@@ -107,7 +107,7 @@ def train(
                 loss = train_step(classifier, *batch, optimizer, precision, penalty)
                 scheduler.step()
                 for parameter in after_step(recorder.steps + 1):
-                    optimizer.state.pop(parameter, None)
+                    _forget(optimizer, parameter)
                 recorder.add(loss, lr, len(labels_B))
                 if recorder.steps >= WATCHED_STEPS:
                     watched.close()
@@ -137,6 +137,15 @@ def train_step(
     precision.scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Drop what an optimizer remembers of a parameter; one that draws supports is told to."""
+    forget = getattr(optimizer, "forget", None)
+    if forget is not None:
+        forget(parameter)
+    else:
+        optimizer.state.pop(parameter, None)
 
 
 class _Recorder:

@@ -307,6 +307,8 @@ def test_accuracy_along_the_way_is_written_and_changes_nothing(results, demo):
     assert float(rows[-1]["accuracy_percent"]) == watched.metrics["accuracy_percent"]
     assert watched.column("history.csv", "loss") == demo.column("history.csv", "loss")
     assert not (demo.folder / "curve.csv").exists()
+    # Looking takes more memory than training here, and is no part of it.
+    assert watched.metrics["peak_memory_mib"] == pytest.approx(demo.metrics["peak_memory_mib"])
 
 
 def test_what_auto_stood_for_is_on_record(demo):
