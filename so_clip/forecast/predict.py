@@ -152,9 +152,10 @@ def _evaluation(settings: Settings, tested: Sequence[Tested], model: Model) -> d
     peak = PeakMemory(classifier, None, CPU)
     watch_batch(classifier, images_BCHW, CPU, precision, peak)
     # Not in inference mode, from which operations arrive as they are called, not as they are done.
-    with torch.no_grad(), precision.autocast():
+    with torch.no_grad(), precision.autocast(), classifier.held_classes():
         with counter() as of_images:
             image_BD = classifier.backbone.encode_image(images_BCHW)
+        classifier.classes()  # once for all logits, and counted by itself
         with counter() as of_logits:
             classifier.logits(image_BD)
         with counter() as of_classes:
