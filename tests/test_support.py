@@ -18,9 +18,7 @@ def _support(seed: int = 5) -> tuple[Classifier, TrainBatches, FewShotSupport]:
     backbone = small_backbone()
     classifier = Classifier(backbone, backbone.tokenize(["a dog", "a cat"]))
     draw = torch.Generator().manual_seed(0)
-    images = [
-        torch.randint(256, (3, *size), generator=draw, dtype=torch.uint8) for size in SIZES
-    ]
+    images = [torch.randint(256, (3, *size), generator=draw, dtype=torch.uint8) for size in SIZES]
     batches = TrainBatches(images, [0, 1, 0, 1, 1], 2, 32, torch.Generator().manual_seed(1), CPU)
     return classifier, batches, FewShotSupport(classifier, batches, Precision("fp32", CPU), seed)
 

@@ -203,7 +203,7 @@ def test_an_encoder_without_any_of_them_is_an_error():
     backbone = small_backbone(layers=(1, 1, 1, 1), width=8, head_width=16)
     explicit_attention(backbone.model)
     classifier = Classifier(backbone, backbone.tokenize(["a dog", "a cat"]))
-    with pytest.raises(InputError, match="in the vision encoder.*adapter.encoder="):
+    with pytest.raises(InputError, match=r"in the vision encoder.*adapter.encoder="):
         Weights(PATTERNS)(classifier)
     assert Weights(PATTERNS, "text")(classifier)
 
