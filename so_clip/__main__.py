@@ -86,14 +86,7 @@ def _task(composed: DictConfig) -> float:
 def _run(composed: DictConfig) -> float:
     settings = from_config(composed)
     check_writable(settings.results_dir)
-    data = gather(
-        settings.dataset,
-        settings.data_root,
-        settings.split_file,
-        shots=settings.shots,
-        seed=settings.seed,
-        split_protocol=settings.split_protocol,
-    )
+    data = gather(**settings.data)
     # Only now, since torch takes seconds to import and most bad input is refused without it.
     from so_clip.device import cpu_threads
     from so_clip.run import run

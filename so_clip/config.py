@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from so_clip.data.cards import card_names
+from so_clip.data.cards import card_names, load_card
 from so_clip.errors import InputError, nearest
 from so_clip.paths import CONF_DIR
 
@@ -15,16 +15,26 @@ CONFIG_NAME = "config"
 
 
 def register() -> None:
-    """Tell Hydra what is not a file under conf/: one `dataset` option a card, and `${times:a,b}`.
+    """Tell Hydra what is not a file under conf/: one `dataset` option a card, and two resolvers.
+
+    `${times:a,b}` is a b; `${epochs:n,dataset,shots,batch_size}` the steps of n epochs.
 
     A card in datasets/ is all a dataset needs; a second YAML beside it could only disagree.
     """
     from hydra.core.config_store import ConfigStore
 
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("epochs", _steps, replace=True)
     store = ConfigStore.instance()
     for name in card_names():
         store.store(group="dataset", name=name, node={"name": name, "split_file": None})
+
+
+def _steps(epochs: int, dataset: str, shots: Any, batch_size: Any) -> int:
+    """Return the steps that so many epochs of a dataset's few shots take."""
+    if not all(type(value) is int and value > 0 for value in (shots, batch_size)):
+        return 0  # these options are refused by their own names
+    return epochs * -(-load_card(dataset).sizes["classes"] * shots // batch_size)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

@@ -5,8 +5,9 @@ import sys
 
 from so_clip.__main__ import guarded
 from so_clip.config import compose
-from so_clip.data.cards import load_card
+from so_clip.data.cards import check_trainable, load_card
 from so_clip.data.fewshot import draw_few_shot
+from so_clip.data.halves import BASE_TO_NEW
 from so_clip.data.splits import load_splits
 from so_clip.settings import from_config
 
@@ -21,6 +22,8 @@ Only the split file is read; images are not needed (ImageNet's folders are its s
   shots           train images per class; val gets min(4, shots)
   seed            the published draws are those of seeds 1, 2 and 3
   split_protocol  clip_lora (val first, then train; SO's too) | coop (train, then val)
+  protocol        all | base_to_new (the first half of the classes)
+  imbalance       alpha of a Dirichlet that shares the train images out unevenly | null
   data_root       the folder with the datasets, or with split files
   dataset.split_file   read this split file instead
 
@@ -37,8 +40,13 @@ def _draw(arguments: list[str]) -> None:
         print(USAGE)
         return
     settings = from_config(compose(arguments))
-    splits = load_splits(load_card(settings.dataset), settings.data_root, settings.split_file)
-    few = draw_few_shot(splits, settings.shots, settings.seed, settings.split_protocol)
+    card = load_card(settings.dataset)
+    check_trainable(card)
+    splits = load_splits(card, settings.data_root, settings.split_file)
+    how = settings.shots, settings.seed, settings.split_protocol, settings.imbalance
+    few = draw_few_shot(splits, *how)
+    if settings.protocol == BASE_TO_NEW:
+        few = few.of_base_classes(len(splits.class_names))
     print(json.dumps(few.as_json()))
 
 

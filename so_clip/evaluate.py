@@ -4,8 +4,8 @@ Tensor names end in their shape: N test images, B images of a batch, K classes, 
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,8 @@ ROWS = 4096
 # cosines may be from 1 in float32 and in half precision. A wrong activation is off by 0.01 or more.
 PROBED = 8
 ROUNDING = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}
+
+Classes = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Evaluator:
         device: where the classifier lives.
         precision: of the image tower; class embeddings and logits are float32.
         cache: where the features of other runs are; None to keep none.
+        classes, adapted_classes: contexts in which the classifier tells the split's classes apart,
+            before adaptation and after it, where they are not its own.
+        columns: the labels that the split's classes have in the classifier, where they are some of
+            its own; others are no candidates then.
 
     Attributes:
         seconds: spent on evaluation so far.
@@ -68,6 +74,9 @@ class Evaluator:
         device: torch.device,
         precision: Precision,
         cache: FeatureCache | None = None,
+        classes: Classes = nullcontext,
+        adapted_classes: Classes = nullcontext,
+        columns: Sequence[int] | None = None,
     ) -> None:
         self.classifier = classifier
         self.weights_sha256 = weights_sha256
@@ -75,6 +84,7 @@ class Evaluator:
         self.device = device
         self.precision = precision
         self.cache = cache
+        self.classes, self.adapted_classes, self.columns = classes, adapted_classes, columns
         self.seconds = 0.0
         self.from_cache = False
         self._image_ND: Tensor | None = None
@@ -84,7 +94,8 @@ class Evaluator:
         with self._timed():
             image_ND = self._loaded_features()
             self._image_ND = None if self.classifier.trains("vision") else image_ND
-            return self._classify(image_ND)
+            with self.classes():
+                return self._classify(image_ND)
 
     def adapted(self) -> Predictions:
         """Classify the test split with the model as it has become."""
@@ -92,7 +103,8 @@ class Evaluator:
             image_ND = self._image_ND
             if image_ND is None:
                 image_ND = self._encode(self.stream, "adapted")
-            return self._classify(image_ND)
+            with self.adapted_classes():
+                return self._classify(image_ND)
 
     def watch(self, peak_memory: AbstractContextManager[Any]) -> None:
         """Classify the first batch inside `peak_memory`: what evaluation takes, cache or none."""
@@ -137,7 +149,12 @@ class Evaluator:
 
     def _classify(self, image_ND: Tensor) -> Predictions:
         label_N = torch.tensor([example.label for example in self.stream.examples])
-        return classify(self.classifier.logits, image_ND, label_N, self.device)
+        with self.classifier.held_classes():
+            return classify(self._logits, image_ND, label_N, self.device)
+
+    def _logits(self, image_BD: Tensor) -> Tensor:
+        logits_BK = self.classifier.logits(image_BD)
+        return logits_BK if self.columns is None else logits_BK[:, list(self.columns)]
 
 
 def watch_batch(

@@ -178,6 +178,8 @@ def _read_checked(path: Path, key: str, images: int) -> Tensor:
         raise ValueError(f"it holds {list(image_ND.shape)} of {image_ND.dtype}")
     if metadata.get("sha256") != _sha256(image_ND):
         raise ValueError("its checksum is not that of its numbers")
+    if not image_ND.isfinite().all():
+        raise ValueError("it holds numbers that are not finite")
     return image_ND
 
 

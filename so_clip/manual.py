@@ -50,7 +50,8 @@ def manual() -> str:
     parts.append(textwrap.indent(textwrap.fill(" ".join(card_names()), 92), "    "))
     for group in GROUPS:
         parts.append(f"  {group}")
-        parts += [_entry(path.stem, _opening(path), 16) for path in _choices(group)]
+        column = 6 + max(len(path.stem) for path in _choices(group))
+        parts += [_entry(path.stem, _opening(path), column) for path in _choices(group)]
     parts += [
         "",
         "options (OPTION=VALUE), with their defaults",

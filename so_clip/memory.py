@@ -8,12 +8,13 @@ CUDA the total comes from the allocator, which also sees workspaces, and the log
 
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from so_clip.optim.gradients import sampled_gradient
@@ -79,9 +80,23 @@ class PeakMemory:
         self._log.__exit__(kind, error, trace)
         if self._device.type == "cuda":
             # Asked now: what comes after, an evaluation say, has a peak of its own.
-            self._allocated = torch.cuda.max_memory_allocated(self._device)
+            self._note_allocated()
         for hook in self._hooks:
             hook.remove()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not look for a while, at an evaluation in the midst of training, say."""
+        if self._device.type == "cuda":
+            self._note_allocated()
+        with _disable_current_modes():
+            yield
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def _note_allocated(self) -> None:
+        peak = torch.cuda.max_memory_allocated(self._device)
+        self._allocated = max(self._allocated, peak)
 
     def result(self) -> dict[str, float]:
         """Return `peak_memory_mib` and its parts `<category>_mib`, which add up to it."""

@@ -107,9 +107,26 @@ class RunFolder:
         rows = ((step, *row) for step, row in enumerate(zip(losses, lrs, strict=True), start=1))
         self._write_csv("history.csv", ("step", "loss", "lr"), rows)
 
-    def write_predictions(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Write predictions.csv: a row a test image, in the test split's order."""
-        self._write_csv("predictions.csv", tuple(columns), zip(*columns.values(), strict=True))
+    def write_curve(self, rows: Sequence[tuple[int, float]]) -> None:
+        """Write curve.csv: a row an evaluation in training with `step` and `accuracy_percent`.
+
+        Nothing where there was none.
+        """
+        if rows:
+            self._write_csv("curve.csv", ("step", "accuracy_percent"), rows)
+
+    def write_predictions(self, columns: Mapping[str, Sequence[Any]], of: str = "") -> None:
+        """Write predictions.csv: a row a test image, in the test split's order.
+
+        Args:
+            columns: of equal length, by their names.
+            of: which test set, where it is not the run's own: predictions_OF.csv.
+        """
+        self._write_columns("predictions", of, columns)
+
+    def write_per_class(self, columns: Mapping[str, Sequence[Any]], of: str = "") -> None:
+        """Write per_class.csv, or per_class_OF.csv: a row a class, in label order."""
+        self._write_columns("per_class", of, columns)
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write provenance.json: what it ran with and on."""
@@ -143,6 +160,10 @@ class RunFolder:
         descriptor = self._locks.pop(self.path.resolve(), None)
         if descriptor is not None:
             os.close(descriptor)
+
+    def _write_columns(self, name: str, of: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        file = f"{name}_{of}.csv" if of else f"{name}.csv"
+        self._write_csv(file, tuple(columns), zip(*columns.values(), strict=True))
 
     def _write_csv(self, name: str, header: Sequence[str], rows: Any) -> None:
         text = io.StringIO()

@@ -3,35 +3,44 @@
 import hashlib
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from so_clip.data.fewshot import PROTOCOLS
+from so_clip.data.fewshot import PROTOCOLS as SPLIT_PROTOCOLS
 from so_clip.errors import InputError, nearest
 from so_clip.optim.options import checked_options
-from so_clip.values import number, one_of, optional_path, path, unicode_text, whole
+from so_clip.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
+from so_clip.values import (
+    device_name,
+    method_name,
+    number,
+    one_of,
+    optional_path,
+    path,
+    title,
+    unicode_text,
+    whole,
+)
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 MEMORY_MODES = ("fast", "balanced", "small")
 AUTO = "auto"
-TEMPLATES = ("plain", "specific")
+TEMPLATES = ("plain", "specific", "ensemble")
 # What torch's generators take.
 MAX_SEED = 2**63 - 1
 # Far beyond any dataset's classes: a slip of the key must not fill the memory with repeats.
 MAX_SHOTS = 10_000
+# A million GiB.
+MAX_MIB = 1e9
 # Each is a thread of the operating system.
 MAX_WORKERS = 256
-# A part of a folder's name, which most file systems end at 255 bytes.
-MAX_METHOD_NAME = 64
-# Where things go, how fast they come, and in how much memory: no result depends on them.
-_NO_DIFFERENCE = (
-    *("results_dir", "memory", "text_budget_mib", "threads"),
-    *("evaluation.workers", "evaluation.cache_dir"),
-)
+# Where things go and how fast they come: nothing that is measured, but for seconds, depends on it.
+_NO_DIFFERENCE = (*("results_dir", "threads", "evaluation.workers", "evaluation.cache_dir"),)
+# Options that came later, with values under which a run is what it was before them.
+_LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None}
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,14 @@ class Evaluation:
     """How test images become features: images a batch, decoding threads, precision, and a cache.
 
     `workers` 0 decodes in the main thread, `precision` auto is the run's, `cache_dir` None keeps no
-    features.
+    features, `every_steps` 0 evaluates after training only.
     """
 
     batch_size: int
     workers: int
     precision: str
     cache_dir: Path | None
+    every_steps: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Settings:
     backbone: dict[str, Any]
     method: str
     method_title: str
-    adapter: dict[str, Any]
+    adapter: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     schedule: Schedule
     augment: Augment
@@ -83,6 +93,9 @@ class Settings:
     shots: int
     seed: int
     split_protocol: str
+    protocol: str
+    transfer: tuple[str, ...]
+    imbalance: float | None
     template: str
     device: str
     precision: str
@@ -99,9 +112,20 @@ class Settings:
         return self.precision if precision == AUTO else precision
 
     @property
+    def adapts(self) -> bool:
+        """Whether this run draws training images and changes the model with them at all."""
+        return self.adapter is not None
+
+    @property
     def trains(self) -> bool:
-        """Whether this run adapts the model at all."""
+        """Whether it does so by gradient steps."""
         return self.optimizer is not None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What `so_clip.data.gather.gather` takes, by its names."""
+        keys = ("dataset", "data_root", "split_file", "shots", "seed", "split_protocol")
+        return {key: getattr(self, key) for key in (*keys, "protocol", "transfer", "imbalance")}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values: what config.yaml holds."""
@@ -114,14 +138,22 @@ class Settings:
         for option in _NO_DIFFERENCE:
             group, _, key = option.rpartition(".")
             del (values[group] if group else values)[key]
+        for option, before in _LATER.items():
+            if values[option] == before:
+                del values[option]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
     def run_dir(self) -> Path:
         """The run's folder: readable in front, unique behind."""
-        shots = f"{self.shots}shot-seed{self.seed}-" if self.trains else ""
         backbone = str(self.backbone["architecture"]).lower().replace("/", "_")
-        name = f"{self.dataset}-{backbone}-{self.method}-{shots}{self.fingerprint[:12]}"
+        parts = [self.dataset, backbone, self.method]
+        if self.protocol != ALL:
+            parts.append(self.protocol)
+        if self.adapts:
+            uneven = [] if self.imbalance is None else [f"imbalance{self.imbalance:g}"]
+            parts += [f"{self.shots}shot", *uneven, f"seed{self.seed}"]
+        name = "-".join([*parts, self.fingerprint[:12]])
         return self.results_dir / name
 
 
@@ -141,22 +173,31 @@ def from_config(config: DictConfig) -> Settings:
     _check_keys(values)
     results_dir = path("results_dir", values["results_dir"])  # first: the cache is in it
     trains = values["optimizer"]["_target_"] is not None
+    adapts = values["adapter"]["_target_"] is not None
+    if trains and not adapts:
+        raise InputError(
+            "adapter=none opens no parameters, so the optimizer has nothing to train. "
+            "Choose adapter=weights, or method=zero_shot to train nothing."
+        )
     settings = Settings(
         dataset=values["dataset"]["name"],
         split_file=optional_path("dataset.split_file", values["dataset"]["split_file"]),
         backbone=_backbone(values["backbone"]),
-        method=_method_name(values["method"]["name"]),
-        method_title=_title(values["method"]["title"]),
-        adapter=values["adapter"],
+        method=method_name("method.name", values["method"]["name"]),
+        method_title=title("method.title", values["method"]["title"]),
+        adapter=values["adapter"] if adapts else None,
         optimizer=checked_options(values["optimizer"]) if trains else None,
         schedule=_schedule(values["schedule"]),
         augment=_augment(values["augment"]),
         evaluation=_evaluation(values["evaluation"]),
         shots=whole("shots", values["shots"], 1, MAX_SHOTS),
         seed=whole("seed", values["seed"], 0, MAX_SEED),
-        split_protocol=one_of("split_protocol", values["split_protocol"], PROTOCOLS),
+        split_protocol=one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
+        protocol=one_of("protocol", values["protocol"], PROTOCOLS),
+        transfer=transfer_targets(values["transfer"], values["dataset"]["name"]),
+        imbalance=imbalance_alpha(values["imbalance"]),
         template=_template(values["template"]),
-        device=_device(values["device"]),
+        device=device_name("device", values["device"]),
         precision=one_of("precision", values["precision"], (AUTO, *PRECISIONS)),
         memory=one_of("memory", values["memory"], MEMORY_MODES),
         text_budget_mib=_text_budget(values["text_budget_mib"]),
@@ -169,7 +210,7 @@ def from_config(config: DictConfig) -> Settings:
             f"schedule.max_steps={settings.schedule.max_steps}: method={settings.method} needs at "
             "least one step; method=zero_shot evaluates without training."
         )
-    return settings if trains else _without_training(settings)
+    return settings if adapts else _without_shots(settings)
 
 
 # Options by group. adapter and optimizer take what their `_target_` takes.
@@ -186,7 +227,7 @@ _KEYS = {
 _TOP_KEYS = (
     *_KEYS,
     *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
-    *("text_budget_mib", "threads"),
+    *("protocol", "transfer", "imbalance", "text_budget_mib", "threads"),
     *("data_root", "results_dir"),
 )
 
@@ -216,15 +257,17 @@ def _check_group(
             raise InputError(f"{prefix}{key}: there is no such option.{nearest(key, keys)}")
 
 
-def _without_training(settings: Settings) -> Settings:
-    """Drop what cannot change an untrained run, so that a sweep measures zero-shot once."""
+def _without_shots(settings: Settings) -> Settings:
+    """Drop what cannot change zero-shot CLIP, so that a sweep measures it once."""
     return replace(
         settings,
         shots=0,
         seed=0,
         split_protocol="none",
+        imbalance=None,
         schedule=Schedule(batch_size=0, max_steps=0, stop_loss=0, lr_min=0),
         augment=Augment((1, 1), False),
+        evaluation=replace(settings.evaluation, every_steps=0),
     )
 
 
@@ -270,16 +313,18 @@ def _evaluation(values: dict[str, Any]) -> Evaluation:
         workers=_workers(values["workers"]),
         precision=one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
         cache_dir=optional_path("evaluation.cache_dir", values["cache_dir"]),
+        every_steps=whole("evaluation.every_steps", values["every_steps"], 0),
     )
 
 
 def _text_budget(value: Any) -> float | None:
+    key = "text_budget_mib"
     if value == AUTO:
         return None
-    budget_mib = number("text_budget_mib", value)
-    if budget_mib <= 0:
-        raise InputError(f"text_budget_mib={value}: must be above 0, or auto.")
-    return budget_mib
+    budget_mib = value if value is None or isinstance(value, str) else number(key, value)
+    if isinstance(budget_mib, float) and 0 < budget_mib <= MAX_MIB:
+        return budget_mib
+    raise InputError(f"{key}={value}: must be auto, or a number above 0, at most {MAX_MIB:g}.")
 
 
 def _threads(value: Any) -> int | None:
@@ -296,32 +341,7 @@ def _workers(value: Any) -> int:
 def _template(value: Any) -> str:
     if value not in TEMPLATES and (not isinstance(value, str) or value.count("{}") != 1):
         raise InputError(
-            f"template={value}: must be plain, specific, or a text with one {{}} for the class "
-            "name."
+            f"template={value}: must be plain, specific, ensemble, or a text with one {{}} for the "
+            "class name."
         )
     return unicode_text("template", value)
-
-
-def _device(value: Any) -> str:
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", str(value)):
-        raise InputError(f"device={value}: must be auto, cpu, cuda or cuda:N.")
-    return str(value)
-
-
-def _method_name(value: Any) -> str:
-    """Check the name of a method, which becomes a part of the run folder's."""
-    if value is None or not re.fullmatch(f"[A-Za-z0-9_-]{{1,{MAX_METHOD_NAME}}}", str(value)):
-        raise InputError(
-            f"method.name={value}: must be made of letters, digits, _ and -, at most "
-            f"{MAX_METHOD_NAME} of them."
-        )
-    return str(value)
-
-
-def _title(value: Any) -> str:
-    """Check the title of a method, which becomes a cell of a table."""
-    if not isinstance(value, str) or not value.strip() or not value.isprintable() or "|" in value:
-        raise InputError(
-            f"method.title={value!r}: must be a line of text without |, for it heads a table's row."
-        )
-    return value

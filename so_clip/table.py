@@ -1,4 +1,4 @@
-"""`python -m so_clip.table RESULTS_DIR`: all finished runs as one accuracy and one memory table."""
+"""`python -m so_clip.table RESULTS_DIR`: all finished runs as tables of accuracy and memory."""
 
 import argparse
 import math
@@ -16,9 +16,26 @@ from so_clip.record import METRICS_FILE, read_metrics
 
 # A row of a table; runs that differ in their seed alone are averaged in it.
 ROW = ["backbone", "shots", "method_title", "variant"]
+_RUN = ["dataset", *ROW, "seed"]
 TABLES = {
     "accuracy": ("accuracy_percent", "Test accuracy in percent: mean ± standard deviation (runs)"),
     "memory": ("peak_memory_mib", "Peak memory in MiB: mean ± standard deviation (runs)"),
+}
+# Made where runs have such figures. The accuracy of base-to-new runs in the first table is that of
+# their base classes.
+FURTHER_TABLES = {
+    "new_accuracy": (
+        "new_accuracy_percent",
+        "Test accuracy on new classes in percent: mean ± standard deviation (runs)",
+    ),
+    "harmonic_mean": (
+        "harmonic_mean_percent",
+        "Harmonic mean of base and new accuracy in percent: mean ± standard deviation (runs)",
+    ),
+    "transfer": (
+        "accuracy_percent",
+        "Test accuracy on other datasets in percent: mean ± standard deviation (runs)",
+    ),
 }
 # What a table reads, and of which type.
 _NEEDED: dict[str, Any] = {
@@ -43,7 +60,10 @@ _NOT_A_VARIANT = (
     "evaluation.batch_size",
     "evaluation.workers",
     "evaluation.cache_dir",
+    "transfer",  # changes nothing that comes before it
 )
+# Named wherever it is another, even if all runs have it: their figures mean something else.
+_USUAL: dict[str, Any] = {"protocol": "all", "imbalance": None}
 
 
 def main() -> int:
@@ -60,8 +80,15 @@ def _main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     runs, skipped = read_runs(options.results_dir)
     out = options.out or options.results_dir / "tables"
-    for name, (column, caption) in TABLES.items():
-        cells = statistics(runs, column)
+    # Those that differ in what they were transferred to are one run as far as the rest goes.
+    single = runs.drop_duplicates(_RUN)
+    tables = {name: (single, *table) for name, table in TABLES.items()}
+    for name, (column, caption) in FURTHER_TABLES.items():
+        some = transfers(runs) if name == "transfer" else single
+        if column in some and some[column].notna().any():
+            tables[name] = some[some[column].notna()], column, caption
+    for name, (some, column, caption) in tables.items():
+        cells = statistics(some, column)
         markdown = f"{caption}\n\n{to_markdown(cells)}\n"
         atomic.write_text(out / f"{name}.csv", cells.to_csv(index=False))
         atomic.write_text(out / f"{name}.md", markdown)
@@ -100,7 +127,8 @@ def read_runs(results_dir: Path) -> tuple[pd.DataFrame, list[str]]:
         )
     runs = pd.DataFrame(rows)
     runs["variant"] = _variants(runs)
-    again = runs.duplicated(["dataset", *ROW, "seed"])
+    runs["transferred"] = [str(settings.get("transfer")) for settings in runs["settings"]]
+    again = runs.duplicated([*_RUN, "transferred"])
     skipped += [f"{folder}: repeats another run." for folder in runs["folder"][again]]
     return runs[~again].reset_index(drop=True), skipped
 
@@ -124,6 +152,21 @@ def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     cells = runs.groupby(["dataset", *ROW], dropna=False)[column].agg(["mean", "std", "count"])
     return cells.rename(columns={"count": "runs"}).reset_index()
+
+
+def transfers(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each run and dataset that it was transferred to; empty if there is none.
+
+    `dataset` is where it was tested, `variant` begins with where it was trained.
+    """
+    rows = []
+    for run in runs.to_dict("records"):
+        figures = run.get("transfer")
+        for name, each in figures.items() if isinstance(figures, dict) else ():
+            variant = ", ".join(filter(None, (f"from {run['dataset']}", run["variant"])))
+            accuracy = each["accuracy_percent"]
+            rows.append(run | {"dataset": name, "variant": variant, "accuracy_percent": accuracy})
+    return pd.DataFrame(rows, columns=None if rows else runs.columns).drop_duplicates(_RUN)
 
 
 def to_markdown(cells: pd.DataFrame) -> str:
@@ -162,6 +205,10 @@ def _variants(runs: pd.DataFrame) -> pd.Series:
     that follows from the shots, as some schedules do, needs no name.
     """
     flat = [dict(_flatten(settings)) for settings in runs["settings"]]
+    for each in flat:
+        for option in _USUAL:
+            if option in each and each[option] == _USUAL[option]:
+                del each[option]
     if "split_sha256" in runs:
         for each, dataset, sha256 in zip(flat, runs["dataset"], runs["split_sha256"], strict=True):
             if runs["split_sha256"][runs["dataset"] == dataset].nunique(dropna=False) > 1:
@@ -173,7 +220,8 @@ def _variants(runs: pd.DataFrame) -> pd.Series:
         varied = [
             key
             for key in keys
-            if any(len({str(flat[index].get(key)) for index in same}) > 1 for same in at_shots)
+            if key in _USUAL
+            or any(len({str(flat[index].get(key)) for index in same}) > 1 for same in at_shots)
         ]
         for index in group.index:
             names[index] = ", ".join(

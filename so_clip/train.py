@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +21,9 @@ from so_clip.precision import Precision
 READ_EVERY_STEPS = 50
 # The peak is watched over the first steps, enough to see a support redrawn at the default T of 10.
 WATCHED_STEPS = 12
+
+Penalty = Callable[[], Tensor | None]
+AfterStep = Callable[[int], Iterable[Tensor]]
 
 
 class Batches(Protocol):
@@ -63,6 +66,8 @@ def train(
     lr_min: float,
     precision: Precision,
     peak_memory: AbstractContextManager[Any],
+    penalty: Penalty = lambda: None,
+    after_step: AfterStep = lambda step: (),
 ) -> History:
     """Minimise `classifier`'s cross-entropy for `max_steps` or until an epoch's loss is small.
 
@@ -75,6 +80,9 @@ def train(
         lr_min: where the cosine ends.
         precision: autocast and gradient scaling.
         peak_memory: entered around the first WATCHED_STEPS steps.
+        penalty: added to the cross-entropy, but not to the losses in the history; None: nothing.
+        after_step: called with the number of steps taken; of the tensors that it returns, the
+            optimizer forgets what it remembers.
 
     Raises:
         TrainingDiverged: a loss is not finite; the message names step, lr and precision.
@@ -95,8 +103,11 @@ def train(
         while recorder.steps < max_steps:
             for images_BCHW, labels_B in batches.epoch():
                 lr = float(scheduler.get_last_lr()[0])
-                loss = train_step(classifier, images_BCHW, labels_B, optimizer, precision)
+                batch = images_BCHW, labels_B
+                loss = train_step(classifier, *batch, optimizer, precision, penalty)
                 scheduler.step()
+                for parameter in after_step(recorder.steps + 1):
+                    _forget(optimizer, parameter)
                 recorder.add(loss, lr, len(labels_B))
                 if recorder.steps >= WATCHED_STEPS:
                     watched.close()
@@ -115,15 +126,26 @@ def train_step(
     labels_B: Tensor,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
+    penalty: Penalty = lambda: None,
 ) -> Tensor:
-    """Take one step along the cross-entropy's gradient; return the loss, still on the device."""
+    """Take one step along the gradient; return the cross-entropy, still on the device."""
     with precision.autocast():
         loss = nn.functional.cross_entropy(classifier(images_BCHW).float(), labels_B)
-    precision.scaler.scale(loss).backward()
+        extra = penalty()
+    precision.scaler.scale(loss if extra is None else loss + extra).backward()
     precision.scaler.step(optimizer)
     precision.scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Drop what an optimizer remembers of a parameter; one that draws supports is told to."""
+    forget = getattr(optimizer, "forget", None)
+    if forget is not None:
+        forget(parameter)
+    else:
+        optimizer.state.pop(parameter, None)
 
 
 class _Recorder:

@@ -4,10 +4,14 @@
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from so_clip.errors import InputError, nearest
+
+# A part of a folder's name, which most file systems end at 255 bytes.
+MAX_METHOD_NAME = 64
 
 
 def path(key: str, value: Any) -> Path:
@@ -65,3 +69,29 @@ def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
             f"{key}={value}: must be {' or '.join(allowed)}.{nearest(str(value), allowed)}"
         )
     return value
+
+
+def method_name(key: str, value: Any) -> str:
+    """Return the name of a method, which becomes a part of the run folder's; InputError else."""
+    if value is None or not re.fullmatch(f"[A-Za-z0-9_-]{{1,{MAX_METHOD_NAME}}}", str(value)):
+        raise InputError(
+            f"{key}={value}: must be made of letters, digits, _ and -, at most "
+            f"{MAX_METHOD_NAME} of them."
+        )
+    return str(value)
+
+
+def title(key: str, value: Any) -> str:
+    """Return the title of a method, which becomes a cell of a table; InputError otherwise."""
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or "|" in value:
+        raise InputError(
+            f"{key}={value!r}: must be a line of text without |, for it heads a table's row."
+        )
+    return value
+
+
+def device_name(key: str, value: Any) -> str:
+    """Return the name of a device, whether it is there or not; InputError for no such name."""
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", str(value)):
+        raise InputError(f"{key}={value}: must be auto, cpu, cuda or cuda:N.")
+    return str(value)

@@ -35,9 +35,9 @@ CHOICES = [
     ("backbone=vit_b_32", ["backbone=vit_b_32", "'vit_b32'"]),
     ("backbone=resnet", ["backbone=resnet", "Known: tiny"]),
     ("method=zeroshot", ["method=zeroshot", "'zero_shot'"]),
-    ("method=lora", ["method=lora", "Known: adamw"]),
+    ("method=lorra", ["method=lorra", "'lora'"]),
     ("adapter=weight", ["adapter=weight", "'weights'"]),
-    ("optimizer=adam", ["optimizer=adam", "'adamw'"]),
+    ("optimizer=adamx", ["optimizer=adamx", "'adam'"]),
     ("schedule=fewshot", ["schedule=fewshot", "'few_shot'"]),
     ("experiment=domo", ["experiment=domo", "'demo'"]),
     ("dataset=null", ["GROUP=CHOICE", "--help"]),
@@ -48,7 +48,7 @@ CHOICES = [
     ("shots", ["cannot be read", "OPTION=VALUE"]),
     ("shots=1,2", ["shots=1,2", "-m"]),
     ("-m shots=0,1", ["shots=0", "1 or more"]),
-    ("-m method=lora,so", ["method=lora", "Known: adamw"]),
+    ("-m method=lorra,so", ["method=lorra", "'lora'"]),
     ("--sweep", ["--sweep: there is no such flag", "--help"]),
 ]
 VALUES = [
@@ -73,13 +73,20 @@ VALUES = [
     ("device=gpu", ["device=gpu", "cuda:N"]),
     ("device=cpu:", ["device=cpu:", "cuda:N"]),
     ("split_protocol=copo", ["split_protocol=copo", "'coop'"]),
+    ("protocol=base", ["protocol=base", "all or base_to_new"]),
+    ("transfer=dtd", ["transfer=dtd", "[dtd,imagenet_v2]"]),
+    ("transfer=[imagenet_v]", ["transfer=imagenet_v", "'imagenet_v2'"]),
+    ("transfer=[digits]", ["the run's own dataset"]),
+    ("imbalance=0", ["imbalance=0", "0.001"]),
+    ("imbalance=some", ["imbalance=some", "finite number"]),
+    ("dataset=imagenet_r", ["dataset=imagenet_r", "testing only", "method=zero_shot"]),
     ("template=photo", ["template=photo", "{}"]),
     ("method.name=../up", ["method.name=../up", "letters"]),
 ]
 MODELS = [
     ("experiment=demo method=adamw", ["optimizer.density_ratio=0.02", "AdamW", "'~optimizer."]),
     ("method=adamw +optimizer.sampled_gradients=true", ["sampled gradients", "AdamW", "SO"]),
-    ("adapter=none", ["adapter opens no parameters", "method=zero_shot"]),
+    ("adapter=none", ["opens no parameters", "method=zero_shot"]),
     ("adapter.encoder=image", ["adapter.encoder=image", "vision"]),
     ("adapter.position=half_up", ["adapter.position=half_up", "'half-up'"]),
     ("adapter.patterns=[mlp.c_fc.wieght]", ["'mlp.c_fc.wieght' matches no parameter"]),
@@ -103,6 +110,12 @@ DATA = [
     ("dataset=dtd data_root={good}", ["split_zhou_DescribableTextures.json", "split_file=FILE"]),
     ("dataset=imagenet data_root={good}", ["{good}/imagenet"]),
     ("dataset=fgvc data_root={good}", ["{good}/fgvc"]),
+    ("transfer=[dtd] data_root={good}", ["transfer=dtd", "split_zhou_DescribableTextures.json"]),
+    (
+        "transfer=[imagenet_sketch] data_root={good}",
+        ["transfer=imagenet_sketch", "{good}/imagenet-sketch/images"],
+    ),
+    ("dataset=imagenet_a method=zero_shot data_root={good}", ["{good}/imagenet-adversarial"]),
     ("dataset.split_file={bad}/x.json", ["dataset.split_file", "Leave dataset.split_file out"]),
 ]
 SPLIT_FILES: dict[str, tuple[Any, list[str]]] = {

@@ -53,7 +53,8 @@ def test_every_file_composes_and_fits_what_it_configures(file):
     config = compose(_choosing(file))
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     found = dict(_targets(values))
-    assert set(found) >= {".adapter"}
+    trains_nothing = values["method"]["name"] == "zero_shot" or file.name == "none.yaml"
+    assert ".adapter" in found or trains_nothing
     found.get(".optimizer", {}).pop("sampled_gradients", None)  # run.py's to obey
     for spec in found.values():
         _bind(spec)
@@ -132,7 +133,7 @@ def test_the_demo_is_tiny_on_digits():
         ("backbone=vit_b_16", ["backbone=vit_b_16", "'vit_b16'", "tiny"]),
         ("method=zeroshot", ["method=zeroshot", "'zero_shot'", "so_official"]),
         ("adapter=weight", ["adapter=weight", "'weights'", "none"]),
-        ("optimizer=adam", ["optimizer=adam", "'adamw'"]),
+        ("optimizer=adamx", ["optimizer=adamx", "'adam'"]),
         ("schedule=few_shots", ["schedule=few_shots", "'few_shot'"]),
         ("experiment=domo", ["experiment=domo", "'demo'"]),
         ("shot=4", ["shot: there is no such option", "'shots'", "--help"]),

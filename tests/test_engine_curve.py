@@ -38,8 +38,8 @@ def _losses(digits: Any, engine: bool, lr: float, density_ratio: float) -> list[
     backbone = load_backbone(
         "tiny", pretrained="embedded", explicit=engine, memory="balanced" if engine else "fast"
     )
-    template = digits.card.templates["plain"]
-    tokens_KL = backbone.tokenize(class_prompts(digits.splits.class_names, template))
+    templates = digits.card.template_sets["plain"]
+    tokens_KL = backbone.tokenize(class_prompts(digits.splits.class_names, templates))
     options = {} if engine else {"text_budget_mib": NO_CHUNKS, "share_prefixes": False}
     classifier = Classifier(backbone, tokens_KL, **options)
     parameters = Weights(PATTERNS if engine else PLAIN_PATTERNS)(classifier)

@@ -131,9 +131,39 @@ def test_vit_l14_on_imagenet():
         assert f"\n{row} " in table(figures)
 
 
+def test_base_to_new_trains_on_half_of_the_classes_and_tests_them_all(tmp_path):
+    arguments = ["method=adamw", "protocol=base_to_new", "device=cpu", "schedule.max_steps=4"]
+    arguments += ["evaluation.batch_size=64"]
+    real = call(f"results_dir={tmp_path}", "evaluation.workers=0", *arguments)
+    assert real.code == 0, real.err
+    (file,) = tmp_path.glob("*/metrics.json")
+    metrics, expected = json.loads(file.read_text()), forecast(*arguments)
+    peak = metrics["peak_memory_mib"]
+    assert expected["peak_memory_mib"] == pytest.approx(peak, rel=TOLERANCE)
+    assert expected["test_images"] == 540
+    assert expected["batch_size"] == 20
+    size = sum(path.stat().st_size for path in file.parent.iterdir())
+    assert size / 1.5 < expected["run_folder_bytes"] < 1.5 * size
+    features = sum(path.stat().st_size for path in (tmp_path / ".features").iterdir())
+    assert expected["features_bytes"] == pytest.approx(features, rel=0.01)
+
+
+def test_transfer_is_more_evaluation_and_no_more_training():
+    plain = forecast("method=adamw", "schedule.max_steps=3")
+    more = forecast("method=adamw", "schedule.max_steps=3", "transfer=[dtd,imagenet_v2]")
+    assert more["training_flops"] == plain["training_flops"]
+    assert more["peak_memory_mib"] == pytest.approx(plain["peak_memory_mib"], rel=0.01)
+    images = {name: load_card(name).sizes["test"] for name in ("digits", "dtd", "imagenet_v2")}
+    assert more["test_images"] == sum(images.values())
+    ratio = more["evaluation_flops"] / plain["evaluation_flops"]
+    assert ratio == pytest.approx(sum(images.values()) / images["digits"], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["dataset=imagenet_a"], "testing only"),
+        (["method=tip_adapter", "protocol=base_to_new"], "says nothing of new ones"),
         (["dataset=imagenett"], "Did you mean 'imagenet'"),
         (["shots=0"], "shots=0"),
         (["--jsn"], "no such flag"),

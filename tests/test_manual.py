@@ -51,7 +51,8 @@ def test_every_dataset_is_listed():
 @pytest.mark.parametrize("option", TOP_LEVEL)
 def test_every_top_level_option_is_listed_with_its_default(option):
     default = OmegaConf.to_container(compose([]), resolve=True)[option]
-    assert re.match(rf" +{option}={re.escape(str(default))}( |$)", _entry(option))
+    shown = "null" if default is None else str(default)
+    assert re.match(rf" +{option}={re.escape(shown)}( |$)", _entry(option))
 
 
 @pytest.mark.parametrize("choice", SHOWN)

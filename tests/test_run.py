@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from so_clip import draw, table
+from so_clip.figures import figures
 from tests.command import call
 
 STEPS = 6
@@ -66,7 +67,7 @@ def zero_shot(results: Path) -> Run:
 def test_the_folder_holds_what_it_should(demo):
     assert sorted(path.name for path in demo.folder.iterdir()) == [
         *("config.yaml", "fewshot.json", "history.csv", "metrics.json"),
-        *("predictions.csv", "provenance.json", "summary.txt"),
+        *("per_class.csv", "predictions.csv", "provenance.json", "summary.txt"),
     ]
     assert demo.folder.name.startswith("digits-tiny-so-4shot-seed1-")
 
@@ -134,6 +135,26 @@ def test_predictions_give_both_accuracies(demo):
         assert demo.metrics[key] == pytest.approx(100 * right / 540)
     for column in ("confidence", "zero_shot_confidence"):
         assert all(0.1 <= value <= 1 for value in demo.column("predictions.csv", column))
+
+
+def test_figures_are_those_of_the_saved_predictions(demo):
+    rows = demo.rows("predictions.csv")
+    again = figures({column: [row[column] for row in rows] for column in rows[0]})
+    assert len(again) == 6
+    assert again == {key: demo.metrics[key] for key in again}
+    classes = demo.rows("per_class.csv")
+    assert list(classes[0]) == [
+        *("label", "name", "images", "zero_shot_accuracy_percent", "accuracy_percent")
+    ]
+    assert [row["name"] for row in classes][:3] == ["zero", "one", "two"]
+    assert [int(row["label"]) for row in classes] == [*range(10)]
+    for row in classes:
+        of_class = [each for each in rows if each["label"] == row["label"]]
+        right = sum(each["label"] == each["prediction"] for each in of_class)
+        assert int(row["images"]) == len(of_class)
+        assert float(row["accuracy_percent"]) == pytest.approx(100 * right / len(of_class))
+    mean = sum(float(row["accuracy_percent"]) for row in classes) / 10
+    assert demo.metrics["mean_class_accuracy_percent"] == pytest.approx(mean)
 
 
 def test_the_draw_is_the_one_that_draw_prints_and_no_test_image(demo):
@@ -214,7 +235,8 @@ def test_zero_shot_trains_nothing(zero_shot, demo):
     assert metrics["optimizer_state_mib"] == metrics["gradients_mib"] == 0
     assert 0 < metrics["weights_mib"] < metrics["peak_memory_mib"]
     assert sorted(path.name for path in zero_shot.folder.iterdir()) == [
-        *("config.yaml", "metrics.json", "predictions.csv", "provenance.json", "summary.txt")
+        *("config.yaml", "metrics.json", "per_class.csv", "predictions.csv"),
+        *("provenance.json", "summary.txt"),
     ]
 
 
@@ -266,7 +288,8 @@ def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
         run(tmp_path / memory, "experiment=demo", f"schedule.max_steps={STEPS}", f"memory={memory}")
         for memory in ("fast", "small")
     )
-    assert fast.folder.name == small.folder.name == demo.folder.name
+    # What is measured differs, so each has a folder of its own.
+    assert len({fast.folder.name, small.folder.name, demo.folder.name}) == 3
     peaks = [each.metrics["activations_mib"] for each in (fast, demo, small)]
     assert peaks[1] < 0.8 * peaks[0]
     assert peaks[2] < 0.6 * peaks[0]
@@ -274,6 +297,26 @@ def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0] == pytest.approx(losses[2], abs=1e-4)
     assert fast.metrics["zero_shot_accuracy_percent"] == small.metrics["zero_shot_accuracy_percent"]
+
+
+def test_accuracy_along_the_way_is_written_and_changes_nothing(results, demo):
+    options = ("experiment=demo", f"schedule.max_steps={STEPS}", "evaluation.every_steps=2")
+    watched = run(results, *options)
+    rows = watched.rows("curve.csv")
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    assert float(rows[-1]["accuracy_percent"]) == watched.metrics["accuracy_percent"]
+    assert watched.column("history.csv", "loss") == demo.column("history.csv", "loss")
+    assert not (demo.folder / "curve.csv").exists()
+    # Looking takes more memory than training here, and is no part of it.
+    assert watched.metrics["peak_memory_mib"] == pytest.approx(demo.metrics["peak_memory_mib"])
+
+
+def test_what_auto_stood_for_is_on_record(demo):
+    config = OmegaConf.load(demo.folder / "config.yaml")
+    cuda = torch.cuda.is_available()
+    assert config.device == ("cuda" if cuda else "cpu")
+    assert config.precision == config.evaluation.precision == demo.metrics["precision"]
+    assert config.precision in (("bf16", "fp32") if cuda else ("fp32",))
 
 
 def test_a_template_and_half_a_model_can_be_chosen(results, demo):

@@ -1,5 +1,7 @@
 """One run's choices: what is refused, and which choices make another run."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -22,10 +24,11 @@ OTHER_VALUES: dict[str, Any] = {
     "backbone.pretrained": None,
     "backbone.checkpoint": "mine.pt",
     "backbone.logit_scale": 50,
-    "adapter._target_": "so_clip.adapt.nothing.Nothing",
+    "adapter._target_": "so_clip.adapt.clip_lora.ClipLoRA",
     "adapter.patterns": ["attn.in_proj_weight"],
     "adapter.encoder": "text",
     "adapter.position": "up",
+    "adapter.interpolation": 0.5,
     "optimizer._target_": "torch.optim.SGD",
     "optimizer._partial_": False,
     "optimizer.lr": 1e-3,
@@ -49,6 +52,9 @@ OTHER_VALUES: dict[str, Any] = {
     "shots": 16,
     "seed": 2,
     "split_protocol": "coop",
+    "protocol": "base_to_new",
+    "transfer": ["dtd"],
+    "imbalance": 1.5,
     "template": "specific",
     "device": "cpu",
     "precision": "bf16",
@@ -57,12 +63,13 @@ OTHER_VALUES: dict[str, Any] = {
     "augment.flip": False,
     "evaluation.batch_size": 8,
     "evaluation.precision": "bf16",
+    "evaluation.every_steps": 10,
+    "memory": "small",
+    "text_budget_mib": 64,
 }
 # Options of which no number in the results depends.
 NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
-    "memory": "small",
-    "text_budget_mib": 64,
     "threads": 3,
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,
@@ -79,9 +86,23 @@ REFUSED = [
     ("seed", -1, "seed=-1: must be 0 or more"),
     ("seed", MAX_SEED + 1, f"must be {MAX_SEED} or less"),
     ("split_protocol", "copo", "must be clip_lora or coop. Did you mean 'coop'?"),
+    ("protocol", "base_new", "must be all or base_to_new. Did you mean 'base_to_new'?"),
+    ("protocol", None, "protocol=None: must be all or base_to_new"),
+    ("transfer", "dtd", "transfer=dtd: must be a list of datasets, such as [dtd,imagenet_v2]"),
+    ("transfer", None, "transfer=None: must be a list"),
+    ("transfer", ["dtt"], "transfer=dtt: there is no dataset of that name. Did you mean 'dtd'?"),
+    ("transfer", [1], "transfer=1: there is no dataset of that name"),
+    ("transfer", ["dtd", "digits"], "digits is the run's own dataset. Leave it out"),
+    ("transfer", ["dtd", "dtd"], "dtd is there twice"),
+    ("imbalance", 0, "imbalance=0: must be from 0.001 (very uneven) to 1e+06 (even), or null"),
+    ("imbalance", -1, "must be from 0.001"),
+    ("imbalance", 1e7, "must be from 0.001"),
+    ("imbalance", "uneven", "imbalance=uneven: must be a finite number"),
+    ("imbalance", True, "must be a finite number"),
     ("precision", "fp8", "must be auto or fp32 or bf16 or fp16"),
-    ("text_budget_mib", 0, "text_budget_mib=0: must be above 0, or auto"),
-    ("text_budget_mib", "much", "must be a finite number"),
+    ("text_budget_mib", 0, "text_budget_mib=0: must be auto, or a number above 0"),
+    ("text_budget_mib", 1e308, "at most 1e+09"),
+    ("text_budget_mib", "much", "must be auto, or a number above 0"),
     ("threads", 0, "must be 1 or more"),
     ("threads", "all", "must be a whole number"),
     ("memory", "low", "must be fast or balanced or small"),
@@ -91,7 +112,7 @@ REFUSED = [
     ("device", "cuda:-1", "must be auto"),
     ("device", "cuda:²", "must be auto"),
     ("device", "cuda:99999999999", "must be auto"),
-    ("template", "a photo", "must be plain, specific, or a text with one {}"),
+    ("template", "a photo", "must be plain, specific, ensemble, or a text with one {}"),
     ("template", "{} and {}", "must be plain, specific"),
     ("template", 3, "must be plain, specific"),
     ("data_root", None, "data_root is empty"),
@@ -278,7 +299,8 @@ def test_evaluation_has_the_runs_precision_unless_it_says_otherwise(
 def test_zero_shot_is_one_run_whatever_training_would_draw(option):
     before = _settings({}, "method=zero_shot")
     after = _settings({option: OTHER_VALUES[option]}, "method=zero_shot")
-    idle = ("shots", "seed", "split_protocol", "augment.", "schedule.")
+    idle = ("shots", "seed", "split_protocol", "imbalance", "augment.", "schedule.")
+    idle += ("evaluation.every_steps",)
     assert (before.fingerprint == after.fingerprint) == option.startswith(idle)
 
 
@@ -290,6 +312,31 @@ def test_an_experiment_without_training_is_plain_zero_shot():
 def test_run_folder_says_what_it_holds():
     settings = _settings({"shots": 16, "seed": 3, "backbone.architecture": "hf/ViT-B-16"})
     assert settings.run_dir.name.startswith("digits-hf_vit-b-16-so-16shot-seed3-")
+
+
+def test_run_folder_names_what_is_not_the_usual_protocol():
+    changes = {"protocol": "base_to_new", "imbalance": 0.5, "transfer": ["eurosat"]}
+    name = _settings(changes).run_dir.name
+    assert name.startswith("digits-tiny-so-base_to_new-4shot-imbalance0.5-seed1-")
+    assert _settings(changes, "method=zero_shot").run_dir.name.startswith(
+        "digits-tiny-zero_shot-base_to_new-"
+    )
+
+
+def test_later_options_at_their_defaults_leave_fingerprints_as_they_were():
+    settings = _settings({})
+    values = settings.as_dict()
+    for option in (*NO_DIFFERENCE, "protocol", "transfer", "imbalance"):
+        group, _, key = option.rpartition(".")
+        del (values[group] if group else values)[key]
+    text = json.dumps(values, sort_keys=True)
+    assert settings.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_order_of_transfer_datasets_is_of_no_account():
+    one, other = (_settings({"transfer": names}) for names in (["dtd", "fgvc"], ["fgvc", "dtd"]))
+    assert one == other
+    assert one.transfer == ("dtd", "fgvc")
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):

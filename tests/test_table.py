@@ -25,12 +25,17 @@ def _run(root: Path, name: str, /, **changes: Any) -> Path:
         "results_dir": str(root),
         "evaluation": {"batch_size": 256},
         "precision": "fp32",
+        "protocol": "all",
+        "transfer": [],
+        "imbalance": None,
     }
     for key in [key for key in changes if "__" in key]:
         group, _, option = key.partition("__")
         settings[group] = settings[group] | {option: changes.pop(key)}
     settings |= {
-        key: changes.pop(key) for key in list(changes) if key in settings and key != "dataset"
+        key: changes.pop(key)
+        for key in list(changes)
+        if key in settings and key not in ("dataset", "transfer")
     }
     metrics: dict[str, Any] = {
         "dataset": "digits",
@@ -225,6 +230,56 @@ def test_the_command_leaves_two_tables_in_two_forms(tmp_path):
     memory = (runs / "tables" / "memory.md").read_text()
     assert "| tiny | 4 | SO | 10.00 ± 0.00 (2) |" in memory
     assert "MiB" in memory
+
+
+def test_protocols_are_named_even_where_no_run_has_another(tmp_path):
+    _run(tmp_path, "a", protocol="base_to_new", imbalance=None)
+    assert list(_cells(tmp_path)["variant"]) == ["protocol=base_to_new"]
+    _run(tmp_path, "b", protocol="all", imbalance=None)
+    _run(tmp_path, "c", protocol="all", imbalance=0.5)
+    # Of the time before there were protocols.
+    settings = json.loads((tmp_path / "b" / "metrics.json").read_text())["settings"]
+    for option in ("protocol", "transfer", "imbalance"):
+        del settings[option]
+    _run(tmp_path, "d", seed=2, settings=settings)
+    cells = _cells(tmp_path).set_index("variant")["runs"]
+    assert dict(cells) == {"": 2, "imbalance=0.5": 1, "protocol=base_to_new": 1}
+
+
+def test_base_to_new_runs_have_tables_of_their_own(tmp_path):
+    runs = tmp_path / "runs"
+    for seed, new in ((1, 40.0), (2, 60.0)):
+        figures = {"new_accuracy_percent": new, "harmonic_mean_percent": new + 5}
+        _run(runs, f"s{seed}", protocol="base_to_new", seed=seed, **figures)
+    _run(runs, "all", protocol="all")
+    done = _table(runs)
+    assert (done.code, done.err) == (0, "")
+    for name, mean in (("new_accuracy", 50.0), ("harmonic_mean", 55.0)):
+        (row,) = pd.read_csv(runs / "tables" / f"{name}.csv").to_dict("records")
+        assert (row["variant"], row["mean"], row["runs"]) == ("protocol=base_to_new", mean, 2)
+        assert (runs / "tables" / f"{name}.md").is_file()
+    assert not (runs / "tables" / "transfer.csv").exists()
+
+
+def test_transfer_has_a_table_by_target_and_source(tmp_path):
+    runs = tmp_path / "runs"
+    for seed, accuracy in ((1, 40.0), (2, 50.0)):
+        given = {name: {"accuracy_percent": accuracy} for name in ("dtd", "fgvc")}
+        settings = {"dataset": "digits", "transfer": ["dtd", "fgvc"]}
+        _run(runs, f"s{seed}", seed=seed, accuracy_percent=80.0, settings=settings, transfer=given)
+    # The same run without the transfer, and with another one.
+    _run(runs, "plain", accuracy_percent=80.0, settings={"dataset": "digits", "transfer": []})
+    given = {"ucf101": {"accuracy_percent": 30.0}}
+    settings = {"dataset": "digits", "transfer": ["ucf101"]}
+    _run(runs, "third", accuracy_percent=80.0, settings=settings, transfer=given)
+    done = _table(runs)
+    assert (done.code, done.err) == (0, "")
+    (row,) = pd.read_csv(runs / "tables" / "accuracy.csv").to_dict("records")
+    assert (row["dataset"], row["mean"], row["runs"]) == ("digits", 80.0, 2)
+    lines = (runs / "tables" / "transfer.md").read_text().splitlines()
+    assert lines[2] == "| backbone | shots | method | dtd | fgvc | ucf101 | average |"
+    cell = "45.00 ± 7.07 (2)"
+    assert lines[4] == f"| tiny | 4 | SO (from digits) | {cell} | {cell} | 30.00 (1) | 40.00 |"
 
 
 def test_tables_go_elsewhere_on_request_and_are_made_again(tmp_path):

@@ -252,3 +252,28 @@ def test_counting_reads_notices_each_kind():
         bool(value)
     assert reads["item"] == reads["tolist"] == reads["__float__"] == reads["__bool__"] == 1
     assert reads["in C++"] >= 3
+
+
+def test_a_penalty_is_minimised_but_is_no_part_of_the_recorded_loss():
+    free, held = Toy(), Toy()
+    _train(free, random_batches([16]), max_steps=40)
+    history = _train(
+        held,
+        random_batches([16]),
+        max_steps=40,
+        penalty=lambda: 0.1 * held.weight_KP.square().sum(),
+    )
+    assert held.weight_KP.norm() < 0.5 * free.weight_KP.norm()
+    assert history.losses[0] == pytest.approx(math.log(3), abs=1e-3)
+
+
+def test_what_begins_anew_is_forgotten_by_the_optimizer():
+    toy, steps = Toy(), []
+    optimizer = torch.optim.Adam(toy.parameters(), lr=1e-2)
+
+    def after_step(step):
+        steps.append((step, int(optimizer.state[toy.weight_KP]["step"])))
+        return [toy.weight_KP] if step == 3 else []
+
+    _train(toy, random_batches([4]), optimizer, max_steps=5, after_step=after_step)
+    assert steps == [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2)]

@@ -51,7 +51,7 @@ class Shape:
     def prompts(self) -> list[str]:
         """Return the plain prompts of the classes, as the dataset's card names them."""
         card = load_card(self.dataset)
-        return class_prompts(card.class_names[: self.classes], card.templates["plain"])
+        return class_prompts(card.class_names[: self.classes], card.template_sets["plain"])
 
     def images(self, backbone: Backbone, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return a batch of noise, images_BCHW uint8 and labels_B."""

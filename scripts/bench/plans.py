@@ -15,7 +15,7 @@ from scripts.bench.contenders import (
     SMALL,
     Contender,
 )
-from so_clip.data.cards import card_names
+from so_clip.data.cards import card_names, load_card
 
 SHAPED_LIKE = ("eurosat", "dtd", "sun397", "imagenet")
 
@@ -71,7 +71,9 @@ FULL = Plan(
     step_batch=8,
     cost_batch=32,
     step_datasets=SHAPED_LIKE,
-    flop_datasets=[name for name in card_names() if name != "digits"],
+    flop_datasets=[
+        name for name in card_names() if name != "digits" and load_card(name).sizes["train"]
+    ],
     memory_datasets=SHAPED_LIKE,
     rounds=3,
     scaling_rounds=2,

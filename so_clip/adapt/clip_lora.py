@@ -5,23 +5,23 @@ github MaxZanella/CLIP-LoRA.
 """
 
 import math
-import random
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.adapt.weights import blocks_at, check_place
+from so_clip.adapt.adapter import Adapter
+from so_clip.adapt.dropout import Draws, dropped
+from so_clip.adapt.weights import blocks_at, check_interpolation, check_place
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.classifier import TOWERS, Classifier
 from so_clip.errors import InputError
-from so_clip.random_state import lend
 
 PARTS = ("q", "k", "v")
 
 
-class ClipLoRA:
+class ClipLoRA(Adapter):
     """Adds B A alpha / sqrt(rank) to the matrices of query, key and value, none of which changes.
 
     A [rank, D] starts uniform in ±1/sqrt(D) (Kaiming's, with a = sqrt 5), B [D, rank] at zero: at
@@ -38,6 +38,8 @@ class ClipLoRA:
         encoder: vision | text | both.
         position: which blocks; see `blocks_at`.
         seed: of A and of what is dropped; the global random state is left alone.
+        interpolation: the share of the update that is kept at the end, in [0, 1], as in Weights: of
+            what the model's matrices would be with the update inside.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ClipLoRA:
         encoder: str = "both",
         position: str = "all",
         seed: int = 0,
+        interpolation: float = 1.0,
     ) -> None:
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise InputError(f"adapter.rank={rank}: must be a whole number, at least 1.")
@@ -60,6 +63,7 @@ class ClipLoRA:
         check_place(encoder, position)
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.encoder, self.position, self.seed = encoder, position, seed
+        self.interpolation = check_interpolation(interpolation)
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
         """Add the matrices to the classifier's model and return them by name.
@@ -77,10 +81,20 @@ class ClipLoRA:
         if self.dropout:
             if "text" in towers:
                 classifier.keep_prompts_apart()
-            _Draws(self._dropout_generator(classifier.backbone.mean.device)).serve(classifier)
+            Draws(self.seed, classifier.backbone.mean.device).serve(classifier)
         own = {id(value) for attention in chosen for value in _added(attention)}
         named = classifier.backbone.model.named_parameters()
         return {name: value for name, value in named if id(value) in own}
+
+    def finish(self, classifier: Classifier) -> None:
+        """Keep a share of the update."""
+        for module in classifier.modules():
+            if isinstance(module, LowRank):
+                module.scale *= self.interpolation
+
+    def resume(self, classifier: Classifier) -> None:
+        """Keep the same share of an update that was loaded."""
+        self.finish(classifier)
 
     def _attentions(self, classifier: Classifier, tower: Any) -> list[Any]:
         blocks = classifier.backbone.blocks(tower)
@@ -90,11 +104,6 @@ class ClipLoRA:
             if not explicit or type(attention.in_proj) is not nn.Linear:
                 raise InputError(_REFUSAL.format(tower, classifier.backbone.description))
         return attentions
-
-    def _dropout_generator(self, device: torch.device) -> torch.Generator:
-        # No second use of the numbers that A was drawn from, and no tensor: it may be a fake one.
-        seed = random.Random(self.seed).getrandbits(62)
-        return torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(seed)
 
     def _beside(self, frozen: nn.Linear, draws: torch.Generator) -> "LowRankLinear":
         width, scale = frozen.in_features, self.alpha / math.sqrt(self.rank)
@@ -128,9 +137,8 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the update [..., O] of x [..., I]."""
-        if self.dropout and self.training and torch.is_grad_enabled():
-            # On the CPU, F.dropout's mask would be kept as floats, not as bytes.
-            x, _ = torch.native_dropout(x, self.dropout, True)
+        if self.training:
+            x = dropped(x, self.dropout)
         return F.linear(F.linear(x, self.down) * self.scale, self.up)
 
 
@@ -151,29 +159,6 @@ class LowRankLinear(nn.Linear):
         """Return what the frozen layer does, plus the updates."""
         update = torch.cat([update(x) for update in self.updates.values()], dim=-1)
         return super().forward(x) + update
-
-
-class _Draws:
-    """Lets all dropout in a classifier draw from one generator.
-
-    Not handed to the layers: what checkpointing runs a second time would draw other numbers.
-    """
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-        self._lent: Any = None
-
-    def serve(self, classifier: nn.Module) -> None:
-        """Lend the generator whenever the classifier runs."""
-        classifier.register_forward_pre_hook(self._before)
-        classifier.register_forward_hook(self._after, always_call=True)
-
-    def _before(self, *_: Any) -> None:
-        self._lent = lend(self.generator)
-        self._lent.__enter__()
-
-    def _after(self, *_: Any) -> None:
-        self._lent.__exit__(None, None, None)
 
 
 def _added(attention: ExplicitAttention) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ tokens.
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +97,11 @@ class Backbone(nn.Module):
                 )
         return self._tokenizer(prompts)
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return what tokens stand for, or their numbers where the tokenizer tells no more."""
+        decode = getattr(self._tokenizer, "decode", str)
+        return str(decode(list(tokens))).strip()
+
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return unit-length image_BD for uint8 pixels of `image_size` x `image_size`.
 
@@ -137,6 +142,18 @@ class Backbone(nn.Module):
     def block_count(self, tower: Tower) -> int:
         """Return the number of `blocks` in a tower; the same InputError where it has none."""
         return len(self.blocks(tower))
+
+    @property
+    def dimensions(self) -> int:
+        """D, of the embeddings that both towers end in."""
+        text = getattr(self.model, "text", self.model)
+        projection = getattr(text, "text_projection", None)
+        if isinstance(projection, nn.Linear):
+            return projection.out_features
+        if projection is not None:
+            return int(projection.shape[1])
+        last = getattr(text, "ln_final", None)
+        return int(text.output_dim if last is None else last.weight.shape[0])
 
     @property
     def weights_sha256(self) -> str:

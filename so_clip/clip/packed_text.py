@@ -45,7 +45,8 @@ class ClassPrompts(nn.Module):
 
     Args:
         model: an open_clip model; it is asked what it is, and not kept.
-        tokens_KL: one tokenised prompt per class.
+        tokens_KL: one tokenised prompt per class, or each one's tokens up to its end, for a model
+            where prefixes can be shared.
         budget_mib: MiB that the activations kept for the backward pass may take, were all text
             weights trained in float32; fewer are taken otherwise. At least one class at a time.
         share_prefixes: False runs `encode_text` on whole prompts whatever the model is.
@@ -58,15 +59,20 @@ class ClassPrompts(nn.Module):
     def __init__(
         self,
         model: Any,
-        tokens_KL: Tensor,
+        tokens_KL: Tensor | Sequence[Prompt],
         budget_mib: float = TEXT_BUDGETS_MIB["balanced"],
         share_prefixes: bool = True,
         apart: bool = False,
     ) -> None:
         super().__init__()
-        prompts = prompts_to_end(model, tokens_KL) if share_prefixes else None
+        prompts: Sequence[Prompt] | None
+        if not isinstance(tokens_KL, Tensor):
+            prompts = tokens_KL
+        else:
+            prompts = prompts_to_end(model, tokens_KL) if share_prefixes else None
         most_rows = int(budget_mib * MIB / _bytes_per_row(model))
         if prompts is None:
+            assert isinstance(tokens_KL, Tensor)
             size = max(1, most_rows // tokens_KL.shape[1])
             self.chunks = nn.ModuleList(map(_PlainPrompts, tokens_KL.split(size)))
             order = list(range(len(tokens_KL)))

@@ -11,9 +11,13 @@ from so_clip.data.inside import why_outside
 from so_clip.errors import InputError, nearest
 from so_clip.paths import CARDS_DIR
 
-LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", "digits")
+# The last two hold test images alone: a folder for each class, named by WordNet id or by label.
+TEST_LAYOUTS = ("wordnet_folders", "numbered_folders")
+LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", "digits", *TEST_LAYOUTS)
 SIZES = ("classes", "train", "val", "test")
-_OPTIONAL = ("split_file", "split_sha256", "sources", "class_folders", "template_ensemble")
+_OPTIONAL = ("split_file", "split_sha256", "sources", "class_folders", "classes_of")
+# Of a card, computed from others of its keys.
+_DERIVED = ("template_ensemble", "parent_labels")
 # libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML carries it.
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -37,6 +41,9 @@ class DatasetCard:
             was cut down to the images at hand is a fair input, and its own hash is recorded.
         sources: where images can be had, one mapping each.
         class_folders: names of the class folders in label order (ImageNet's WordNet ids).
+        classes_of: the card whose classes these are, all of them or those in `class_folders`; their
+            names, and the templates, are that card's.
+        parent_labels: the labels of these classes in that dataset.
         template_ensemble: further prompts, to be averaged (`templates.ensemble` in the file).
     """
 
@@ -55,7 +62,20 @@ class DatasetCard:
     split_sha256: str | None = None
     sources: tuple[dict[str, Any], ...] = ()
     class_folders: tuple[str, ...] = ()
+    classes_of: str | None = None
+    parent_labels: tuple[int, ...] = ()
     template_ensemble: tuple[str, ...] = ()
+
+    @property
+    def template_sets(self) -> dict[str, tuple[str, ...]]:
+        """The templates behind each name; a class is the mean of what a set's make of it."""
+        sets = {name: (template,) for name, template in self.templates.items()}
+        return sets | ({"ensemble": self.template_ensemble} if self.template_ensemble else {})
+
+    @property
+    def test_only(self) -> bool:
+        """Whether there are no training images."""
+        return self.layout in TEST_LAYOUTS
 
 
 def card_names(cards_dir: Path = CARDS_DIR) -> list[str]:
@@ -80,12 +100,26 @@ def load_card(name: str, cards_dir: Path = CARDS_DIR) -> DatasetCard:
             f"dataset={name}: there is no dataset of that name.{nearest(name, known)} "
             f"Known: {', '.join(known)}."
         )
+    return _read_card(name, cards_dir, may_inherit=True)
+
+
+def _read_card(name: str, cards_dir: Path, may_inherit: bool) -> DatasetCard:
     file = cards_dir / f"{name}.yaml"
     try:
         content = yaml.load(file.read_bytes(), _YAML_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file}: the card cannot be read: {error}") from error
-    return _Reader(file, content).card()
+    return _Reader(file, content, cards_dir, may_inherit).card()
+
+
+def check_trainable(card: DatasetCard) -> None:
+    """Raise InputError if the dataset has test images alone."""
+    if card.test_only:
+        raise InputError(
+            f"dataset={card.name}: {card.title} is for testing only, it has no training images. "
+            f"Train on dataset={card.classes_of} and add transfer=[{card.name}], or choose "
+            "method=zero_shot."
+        )
 
 
 def how_to_get(card: DatasetCard) -> str:
@@ -99,13 +133,16 @@ def how_to_get(card: DatasetCard) -> str:
 class _Reader:
     """Takes a parsed card apart, key by key, naming file and key where something is wrong."""
 
-    def __init__(self, file: Path, content: Any) -> None:
-        self.file = file
+    def __init__(self, file: Path, content: Any, cards_dir: Path, may_inherit: bool) -> None:
+        self.file, self.cards_dir, self.may_inherit = file, cards_dir, may_inherit
+        self.parent: DatasetCard | None = None
+        self.parent_labels: tuple[int, ...] = ()
         if not isinstance(content, dict):
             raise InputError(f"{file}: a card is a mapping of keys, not {_kind(content)}.")
         self.content = content
 
     def card(self) -> DatasetCard:
+        self._inherit()
         self._refuse_unknown_keys()
         layout = self._text("layout")
         if layout not in LAYOUTS:
@@ -130,11 +167,45 @@ class _Reader:
             split_sha256=self._sha256(),
             sources=self._sources(),
             class_folders=self._class_folders(len(names)),
+            classes_of=self.parent.name if self.parent else None,
+            parent_labels=self.parent_labels,
             template_ensemble=ensemble,
         )
 
+    def _inherit(self) -> None:
+        """Take class names and templates from the card that `classes_of` names."""
+        name = self.content.get("classes_of")
+        if (name is not None) != (self.content.get("layout") in TEST_LAYOUTS):
+            raise self._wrong(
+                "classes_of", f"goes with layout: {' or '.join(TEST_LAYOUTS)}, and only with these"
+            )
+        if name is None:
+            return
+        for key in ("class_names", "templates"):
+            if key in self.content:
+                raise self._wrong(key, f"is that of classes_of: {name}. Leave it out")
+        known = card_names(self.cards_dir) if self.may_inherit else []
+        if name not in known or name == self.file.stem:
+            raise self._wrong(
+                "classes_of", f"must name another card, with names of its own: {name!r}"
+            )
+        self.parent = parent = _read_card(name, self.cards_dir, may_inherit=False)
+        labels = {folder: label for label, folder in enumerate(parent.class_folders)}
+        given = self.content.get("class_folders")
+        folders = list(labels) if given is None else self._texts("class_folders", given)
+        for index, folder in enumerate(folders):
+            if folder not in labels:
+                raise self._wrong(f"class_folders[{index}]", f"{folder!r} is no class of {name}")
+        self.parent_labels = tuple(labels[folder] for folder in folders)
+        ensemble = list(parent.template_ensemble)
+        self.content = self.content | {
+            "class_folders": list(folders),
+            "class_names": [parent.class_names[label] for label in self.parent_labels],
+            "templates": parent.templates | ({"ensemble": ensemble} if ensemble else {}),
+        }
+
     def _refuse_unknown_keys(self) -> None:
-        known = [field.name for field in fields(DatasetCard) if field.name != "template_ensemble"]
+        known = [field.name for field in fields(DatasetCard) if field.name not in _DERIVED]
         for key in self.content:
             if key not in known:
                 raise self._wrong(str(key), f"is not a key of a card.{nearest(str(key), known)}")

@@ -27,6 +27,8 @@ class Splits:
         dataset: the card's name.
         val_from_train: there is no val list (ImageNet), so CLIP-LoRA's protocol takes its
             validation images out of the train list.
+        parent_labels: for test images of another dataset's classes (`classes_of` in the card), the
+            label there of each class.
     """
 
     train: list[Example]
@@ -37,3 +39,4 @@ class Splits:
     sha256: str | None = None
     dataset: str = ""
     val_from_train: bool = False
+    parent_labels: tuple[int, ...] = ()

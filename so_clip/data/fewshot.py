@@ -3,11 +3,14 @@
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from so_clip.data.examples import Example, Splits
+from so_clip.data.halves import base_count, with_labels
+from so_clip.data.imbalance import class_counts, draw_count
 from so_clip.errors import InputError, nearest
 
 PROTOCOLS = ("clip_lora", "coop")
@@ -23,6 +26,8 @@ class FewShot:
         train, val: the drawn examples, in the order of the draw. An image may repeat where a
             class has fewer than the shots.
         dataset, shots, seed, protocol: what was asked for.
+        imbalance: alpha, where classes have different numbers of train images.
+        base_only: whether the draw was cut down to the base classes.
     """
 
     train: list[Example]
@@ -31,6 +36,8 @@ class FewShot:
     shots: int
     seed: int
     protocol: str
+    imbalance: float | None = None
+    base_only: bool = False
 
     @property
     def sha256(self) -> str:
@@ -40,19 +47,37 @@ class FewShot:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
-        """Return the document of `fewshot.json`; `train` and `val` are lists of [path, label]."""
+        """Return the document of `fewshot.json`; `train` and `val` are lists of [path, label].
+
+        `classes` is there in base-to-new runs; `imbalance` and the `counts` of train images, by
+        label, where they differ.
+        """
+        special: dict[str, Any] = {"classes": "base"} if self.base_only else {}
+        if self.imbalance is not None:
+            counts = Counter(label for _, label in self.train)
+            special["imbalance"] = self.imbalance
+            special["counts"] = [counts[label] for label in sorted(counts)]
         return {
             "dataset": self.dataset,
             "shots": self.shots,
             "seed": self.seed,
             "split_protocol": self.protocol,
+            **special,
             "train": _pairs(self.train),
             "val": _pairs(self.val),
             "sha256": self.sha256,
         }
 
+    def of_base_classes(self, classes: int) -> "FewShot":
+        """Return what was drawn of the first half of so many classes, as CoOp's code cuts it."""
+        base = base_count(classes)
+        train, val = (with_labels(drawn, 0, base) for drawn in (self.train, self.val))
+        return replace(self, train=train, val=val, base_only=True)
 
-def draw_few_shot(splits: Splits, shots: int, seed: int, split_protocol: str) -> FewShot:
+
+def draw_few_shot(
+    splits: Splits, shots: int, seed: int, split_protocol: str, imbalance: float | None = None
+) -> FewShot:
     """Draw `shots` train and min(4, shots) val images per class, as the published code does.
 
     One stream random.Random(seed) serves both lists; Python's global generator is never touched.
@@ -64,11 +89,15 @@ def draw_few_shot(splits: Splits, shots: int, seed: int, split_protocol: str) ->
     images, which no run here ever does. "clip_lora" draws shots + min(4, shots) train images per
     class at once, and the first `shots` of them are train.
 
+    With `imbalance`, the stream first says how many train images each class gets (see
+    class_counts), as many in all; everything else stays.
+
     Args:
         splits: the dataset's lists.
-        shots: train images per class, 1 or more.
+        shots: train images per class, 1 or more; with `imbalance` on average.
         seed: 0 or more; the published draws are those of seeds 1, 2 and 3.
         split_protocol: "coop" or "clip_lora".
+        imbalance: alpha of the Dirichlet; None: as many of each class.
 
     Raises:
         InputError: shots below 1, a negative seed, an unknown protocol, a class without a train
@@ -80,15 +109,18 @@ def draw_few_shot(splits: Splits, shots: int, seed: int, split_protocol: str) ->
     _check_request(splits, shots, seed, split_protocol)
     stream = random.Random(seed)
     val_shots = min(MAX_VAL_SHOTS, shots)
+    shared = split_protocol == "clip_lora" and splits.val_from_train
+    held_back = val_shots if shared else 0
+    counts = _counts(splits, shots, held_back, imbalance, stream)
     if split_protocol == "coop":
-        train = _draw(splits.train, shots, stream)
+        train = _draw_train(splits.train, counts, imbalance, stream)
         val = _draw(splits.val, val_shots, stream)
-    elif splits.val_from_train:
-        train, val = _draw_shared(splits, shots, val_shots, stream)
+    elif shared:
+        train, val = _draw_shared(splits, counts, val_shots, stream)
     else:
         val = _draw(splits.val, val_shots, stream)
-        train = _draw(splits.train, shots, stream)
-    return FewShot(train, val, splits.dataset, shots, seed, split_protocol)
+        train = _draw_train(splits.train, counts, imbalance, stream)
+    return FewShot(train, val, splits.dataset, shots, seed, split_protocol, imbalance)
 
 
 def _check_request(splits: Splits, shots: int, seed: int, split_protocol: str) -> None:
@@ -112,6 +144,18 @@ def _check_request(splits: Splits, shots: int, seed: int, split_protocol: str) -
             )
 
 
+def _counts(
+    splits: Splits, shots: int, held_back: int, imbalance: float | None, stream: random.Random
+) -> list[int]:
+    """Return the number of train images of each class, by label."""
+    classes = len(splits.class_names)
+    if imbalance is None:
+        return [shots] * classes
+    there = Counter(label for _, label in splits.train)
+    available = [max(1, there[label] - held_back) for label in range(classes)]
+    return class_counts(available, shots * classes, imbalance, stream)
+
+
 def _draw(examples: Iterable[Example], shots: int, stream: random.Random) -> list[Example]:
     drawn: list[Example] = []
     for group in _by_class(examples):
@@ -122,11 +166,24 @@ def _draw(examples: Iterable[Example], shots: int, stream: random.Random) -> lis
     return drawn
 
 
+def _draw_train(
+    examples: Iterable[Example],
+    counts: Sequence[int],
+    imbalance: float | None,
+    stream: random.Random,
+) -> list[Example]:
+    if imbalance is None:
+        return _draw(examples, counts[0], stream)
+    drawn = (draw_count(group, counts[group[0].label], stream) for group in _by_class(examples))
+    return [example for group in drawn for example in group]
+
+
 def _draw_shared(
-    splits: Splits, shots: int, val_shots: int, stream: random.Random
+    splits: Splits, counts: Sequence[int], val_shots: int, stream: random.Random
 ) -> tuple[list[Example], list[Example]]:
     train, val = [], []
     for group in _by_class(splits.train):
+        shots = counts[group[0].label]
         if len(group) < shots + val_shots:
             # Drawing with replacement would put one image in both lists.
             raise InputError(

@@ -1,23 +1,59 @@
-"""All that a run takes from a dataset, found and checked before torch is imported."""
+"""All that a run takes from its datasets, found and checked before torch is imported."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from so_clip.data.cards import DatasetCard, load_card
+from so_clip.data.cards import DatasetCard, check_trainable, load_card
 from so_clip.data.examples import Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
+from so_clip.data.halves import BASE_TO_NEW, base_and_new
 from so_clip.data.images import ImageSource, open_images, require_images
 from so_clip.data.splits import load_splits
+from so_clip.errors import InputError
+
+# The name of the second half of the classes among a run's test sets.
+NEW_CLASSES = "new_classes"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Test images, and the classes among which each image's is looked for.
+
+    Attributes:
+        name: of its files in the run's folder; "" for the run's own dataset.
+        card, splits, images: of its dataset; labels count from 0.
+        columns: where its classes are among those of the run, their labels there; None where they
+            have to be named anew.
+        first_label: the label in the dataset that is 0 here.
+    """
+
+    name: str
+    card: DatasetCard
+    splits: Splits
+    images: ImageSource
+    columns: tuple[int, ...] | None = None
+    first_label: int = 0
 
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset as one run sees it: its card and lists, its images, and the few shots drawn."""
+    """A dataset as one run sees it: its card and lists, its images, and the few shots drawn.
+
+    `others` are tested after it: the new classes of a base-to-new run, and other datasets.
+    """
 
     card: DatasetCard
     splits: Splits
     images: ImageSource
     few_shot: FewShot | None
+    others: tuple[Target, ...] = ()
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All that is tested, the run's own test split first."""
+        return (Target("", self.card, self.splits, self.images), *self.others)
 
 
 def gather(
@@ -28,22 +64,66 @@ def gather(
     shots: int,
     seed: int,
     split_protocol: str,
+    protocol: str = "all",
+    transfer: Sequence[str] = (),
+    imbalance: float | None = None,
 ) -> Data:
-    """Read a dataset's lists, draw the few shots, and make sure that every image is there.
+    """Read the datasets' lists, draw the few shots, and make sure that every image is there.
 
     Args:
         dataset: the name of a card.
         data_root: the folder of all datasets.
-        split_file: in place of the one below `data_root`.
+        split_file: in place of the one below `data_root`; `dataset`'s alone.
         shots: training images per class; 0 draws none.
-        seed, split_protocol: see draw_few_shot.
+        seed, split_protocol, imbalance: see draw_few_shot.
+        protocol: "base_to_new" trains and tests on the first half of the classes, and tests on the
+            second by itself.
+        transfer: names of other datasets to test on.
 
     Raises:
         InputError: no such dataset, files missing or malformed; the message names them.
     """
     card = load_card(dataset)
+    if shots:
+        check_trainable(card)
     splits = load_splits(card, data_root, split_file)
-    few_shot = draw_few_shot(splits, shots, seed, split_protocol) if shots else None
+    few_shot = draw_few_shot(splits, shots, seed, split_protocol, imbalance) if shots else None
     images = open_images(card, data_root)
+    whole, halves = splits, []
+    if protocol == BASE_TO_NEW:
+        few_shot = few_shot.of_base_classes(len(splits.class_names)) if few_shot else None
+        splits, new = base_and_new(splits)
+        first = len(splits.class_names)
+        halves.append(Target(NEW_CLASSES, card, new, images, first_label=first))
+    elsewhere = [_elsewhere(name, data_root, dataset, protocol) for name in transfer]
+    others = (*halves, *elsewhere)
     require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
-    return Data(card, splits, images, few_shot)
+    for target in others:
+        require_images(target.images, target.splits.test, target.card)
+    for each, lists in [(card, whole), *((target.card, target.splits) for target in elsewhere)]:
+        _note_incomplete(each, lists)
+    return Data(card, splits, images, few_shot, others)
+
+
+def _elsewhere(name: str, data_root: Path | None, dataset: str, protocol: str) -> Target:
+    """Find a dataset to test on."""
+    card = load_card(name)
+    try:
+        splits = load_splits(card, data_root)
+        images = open_images(card, data_root)
+    except InputError as error:
+        raise InputError(f"transfer={name}: {error}") from error
+    shared = card.classes_of == dataset and protocol != BASE_TO_NEW
+    return Target(name, card, splits, images, splits.parent_labels if shared else None)
+
+
+def _note_incomplete(card: DatasetCard, splits: Splits) -> None:
+    """Say it of a dataset that has fewer than its classes where those are what has a folder."""
+    there = len(splits.class_names), len(splits.test)
+    wanted = card.sizes["classes"], card.sizes["test"]
+    if card.test_only and there != wanted:
+        print(
+            f"so_clip: {card.title}: {there[0]} of {wanted[0]} classes and {there[1]} of "
+            f"{wanted[1]} images are there. Its accuracy is among those.",
+            file=sys.stderr,
+        )

@@ -1,4 +1,4 @@
-"""Datasets without a split file: ImageNet's folders, Aircraft's text lists, the embedded digits."""
+"""Datasets without a split file: class folders, Aircraft's text lists, the embedded digits."""
 
 import hashlib
 import os
@@ -171,4 +171,48 @@ def digits_splits(card: DatasetCard) -> Splits:
         file=DIGITS_FILE,
         sha256=hashlib.sha256(DIGITS_FILE.read_bytes()).hexdigest(),
         dataset=card.name,
+    )
+
+
+def class_folder_splits(card: DatasetCard, folder: Path) -> Splits:
+    """List test images of another dataset's classes, in a folder for each class.
+
+    Folders are named by WordNet id or, under layout numbered_folders, by the label in the other
+    dataset. The classes are those that have a folder, in that dataset's order.
+
+    Args:
+        card: the dataset, whose classes are `classes_of` another.
+        folder: the dataset's folder.
+
+    Raises:
+        InputError: a missing folder, one that is no class of the card's, or an empty one.
+
+    Source: github.com/KaiyangZhou/CoOp, datasets/imagenetv2.py and imagenet_{sketch,a,r}.py.
+    """
+    root = folder / card.image_dir
+    numbered = card.layout == "numbered_folders"
+    wanted = list(map(str, card.parent_labels)) if numbered else list(card.class_folders)
+    found = {entry.name for entry in _visible(root, card) if entry.is_dir()}
+    surplus = sorted(found - set(wanted))
+    if surplus or not found:
+        problem = (
+            f"{surplus[0]} is no class of {card.title}" if surplus else "holds no class folders"
+        )
+        raise InputError(f"{root}: {problem}. {how_to_get(card)}")
+    present = [index for index, name in enumerate(wanted) if name in found]
+    test = [
+        Example(f"{wanted[index]}/{file}", label)
+        for label, index in enumerate(present)
+        for file in _images_in(root / wanted[index], card)
+    ]
+    listing = "\n".join(example.path for example in test)
+    return Splits(
+        train=[],
+        val=[],
+        test=test,
+        class_names=[card.class_names[index] for index in present],
+        file=folder,
+        sha256=hashlib.sha256(os.fsencode(listing)).hexdigest(),
+        dataset=card.name,
+        parent_labels=tuple(card.parent_labels[index] for index in present),
     )

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from so_clip.data import layouts
-from so_clip.data.cards import DatasetCard, how_to_get
+from so_clip.data.cards import TEST_LAYOUTS, DatasetCard, how_to_get
 from so_clip.data.examples import Splits
 from so_clip.data.split_file import read_split_file
 from so_clip.errors import InputError
@@ -41,6 +41,7 @@ def load_splits(
     if card.layout == "digits":
         return layouts.digits_splits(card)
     read = {"imagenet": layouts.imagenet_splits, "fgvc_aircraft": layouts.aircraft_splits}
+    read |= dict.fromkeys(TEST_LAYOUTS, layouts.class_folder_splits)
     return read[card.layout](card, require_data_root(card, data_root) / card.folder)
 
 

@@ -1,5 +1,6 @@
 """What a run leaves on disk, and what it decodes into memory, from counts alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -8,10 +9,11 @@ from so_clip.clip.backbone import EMBEDDED
 from so_clip.clip.hub import cached_pretrained
 from so_clip.data.cards import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS
+from so_clip.forecast.targets import Tested
 from so_clip.settings import Settings
 
 # Rows of a run's files, bytes: paths of 24 letters, and float32 figures in all their digits.
-_PREDICTION_ROW, _HISTORY_ROW, _FEW_SHOT_ROW = 80, 48, 64
+_PREDICTION_ROW, _CLASS_ROW, _HISTORY_ROW, _FEW_SHOT_ROW = 80, 60, 48, 64
 # config.yaml, metrics.json, provenance.json and summary.txt together.
 _SMALL_FILES = 8_000
 _FEATURES_HEADER = 300
@@ -20,7 +22,11 @@ PIXELS, DIGIT_PIXELS = 500 * 400, 8 * 8
 
 
 def disk_figures(
-    settings: Settings, card: DatasetCard, model: nn.Module, dimensions: int
+    settings: Settings,
+    card: DatasetCard,
+    tested: Sequence[Tested],
+    model: nn.Module,
+    dimensions: int,
 ) -> dict[str, int]:
     """Return bytes by what takes them; features, of so many dimensions, where the run keeps some.
 
@@ -31,8 +37,10 @@ def disk_figures(
     pixels = DIGIT_PIXELS if card.layout == "digits" else PIXELS
     rows = settings.schedule.max_steps * _HISTORY_ROW
     rows += (train_images + val_images) * _FEW_SHOT_ROW
-    rows += card.sizes["test"] * _PREDICTION_ROW
-    features = 4 * dimensions * card.sizes["test"] + _FEATURES_HEADER
+    test_images = sum(each.images for each in tested)
+    rows += test_images * _PREDICTION_ROW
+    rows += sum(each.classes for each in tested) * _CLASS_ROW
+    features = 4 * dimensions * test_images + len(tested) * _FEATURES_HEADER
     return {
         "weights_download_bytes": _download(settings.backbone, model),
         "checkpoint_bytes": 0,

@@ -6,6 +6,7 @@ of them what is true of them, however they change. Only the images and the weigh
 Tensor names end in their shape: B images of a batch, C H W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +19,18 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from so_clip.clip.backbone import load_backbone
+from so_clip.assemble import Model, assemble_model, build_optimizer, check_classes
+from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.classifier import Classifier
 from so_clip.data.cards import DatasetCard
 from so_clip.errors import InputError
 from so_clip.evaluate import watch_batch
 from so_clip.forecast.disk import disk_figures
 from so_clip.forecast.flops import Flops, counted, counter
+from so_clip.forecast.targets import Tested, tested_sizes, training_card
 from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import GradScaler
 from so_clip.precision import Precision, pick_precision
-from so_clip.run import Model, assemble_model, build_optimizer
 from so_clip.settings import Settings
 from so_clip.train import train_step
 
@@ -47,11 +50,14 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
         InputError: what a run would refuse, or shapes that follow from values.
     """
     settings = _with_precision(settings)
-    mode = FakeTensorMode()
+    check_classes(settings)
+    tested, card = tested_sizes(settings, card), training_card(settings, card)
+    # What adapters make in `start` is no fake yet.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         model = fake_model(settings, card, mode)
         with mode:
-            evaluation = _evaluation(settings, card, model)
+            evaluation = _evaluation(settings, tested, model)
             training = _training(settings, card, model) if settings.trains else {}
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
@@ -73,7 +79,7 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
         "steps": settings.schedule.max_steps,
         **training,
         "run_flops": evaluation["evaluation_flops"] + training.get("training_flops", 0),
-        **disk_figures(settings, card, model.classifier.backbone, dimensions),
+        **disk_figures(settings, card, tested, model.classifier.backbone, dimensions),
     }
 
 
@@ -92,12 +98,36 @@ def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> M
     """
     with mode:
         backbone = load_backbone(**settings.backbone, seed=settings.seed, weightless=True)
-    model = assemble_model(settings, backbone, card.class_names, card.templates, CPU, "")
+    model = assemble_model(settings, backbone, card.class_names, card.template_sets, CPU, "")
     _forget_values(model.classifier, mode)
-    named = dict(backbone.model.named_parameters())
+    if model.adapter is not None:
+        support = _NoImages(settings.shots, model.classifier, backbone, mode)
+        model.adapter.start(model.classifier, support)
+        _forget_values(model.classifier, mode)
+    named = model.classifier.named()
     # Whether a step overflows, and is left out, is a question of values.
     model.precision.scaler = GradScaler(CPU.type, enabled=False)
     return replace(model, parameters={name: named[name] for name in model.parameters})
+
+
+class _NoImages:
+    """The few shots of a run, without images: see `so_clip.adapt.adapter.Support`."""
+
+    def __init__(
+        self, shots: int, classifier: Classifier, backbone: Backbone, mode: FakeTensorMode
+    ) -> None:
+        self._classes, self._shots, self._mode = classifier.class_count, shots, mode
+        self._backbone = backbone
+
+    @property
+    def labels_N(self) -> Tensor:
+        return torch.arange(self._classes).repeat_interleave(self._shots)
+
+    def encode(self, views: int = 0) -> Tensor:
+        side = self._backbone.image_size
+        with self._mode, torch.no_grad():
+            one_BD = self._backbone.encode_image(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+            return one_BD.expand(max(1, views), self._classes * self._shots, -1).clone()
 
 
 def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:
@@ -110,29 +140,36 @@ def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:
                     own[name] = mode.from_tensor(value)
 
 
-def _evaluation(settings: Settings, card: DatasetCard, model: Model) -> dict[str, Any]:
-    """Evaluate one batch as the run does before training: memory, and FLOPs of the whole split."""
-    classifier, images = model.classifier, card.sizes["test"]
-    batch = min(settings.evaluation.batch_size, images)
+def _evaluation(settings: Settings, tested: Sequence[Tested], model: Model) -> dict[str, Any]:
+    """Evaluate one batch as the run does before training: memory, and FLOPs of all test sets.
+
+    Prompts of other classes count as much as those that the model has.
+    """
+    classifier, images = model.classifier, sum(each.images for each in tested)
+    batch = min(settings.evaluation.batch_size, tested[0].images)
     images_BCHW, _ = _batch(model, batch)
     precision = Precision(settings.evaluation_precision, CPU)
     peak = PeakMemory(classifier, None, CPU)
     watch_batch(classifier, images_BCHW, CPU, precision, peak)
     # Not in inference mode, from which operations arrive as they are called, not as they are done.
-    with torch.no_grad(), precision.autocast():
+    with torch.no_grad(), precision.autocast(), classifier.held_classes():
         with counter() as of_images:
             image_BD = classifier.backbone.encode_image(images_BCHW)
+        classifier.classes()  # once for all logits, and counted by itself
         with counter() as of_logits:
             classifier.logits(image_BD)
         with counter() as of_classes:
             classifier.backbone.encode_text(classifier.prompts)
     encoded = images * of_images.get_total_flops() // batch
-    named = images * of_logits.get_total_flops() // batch
-    flops = encoded + named + of_classes.get_total_flops()
+    own = classifier.class_count
+    pairs = sum(each.images * each.classes for each in tested)
+    named = pairs * of_logits.get_total_flops() // (batch * own)
+    classes = sum(each.classes for each in tested) * of_classes.get_total_flops() // own
+    flops = encoded + named + classes
     if settings.trains:
         flops += named
         flops += encoded if classifier.trains("vision") else 0
-        flops += of_classes.get_total_flops() if classifier.trains("text") else 0
+        flops += classes if classifier.trains("text") else 0
     memory = peak.result()
     return {
         "memory": memory,

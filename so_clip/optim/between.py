@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from so_clip.errors import InputError
 from so_clip.optim.functional import moment_dtype
 from so_clip.optim.gradients import (
     add_sampled_gradient,
@@ -35,11 +36,16 @@ class GradScaler(torch.amp.GradScaler):
     """
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        """Unscale, unless that was done, and step, unless a gradient is not finite."""
+        """Unscale, unless that was done, and step, unless a gradient is not finite.
+
+        Either way it uses up sampled gradients.
+        """
         guard = vars(optimizer).pop(_FLAG, None)
         try:
             return super().step(optimizer, *args, **kwargs)
         finally:
+            for param in _params(optimizer):
+                clear_sampled_gradient(param)
             if guard is not None:
                 setattr(optimizer, _FLAG, guard)
 
@@ -95,7 +101,12 @@ def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
 
     Returns:
         The norm before, on the first gradient's device.
+
+    Raises:
+        InputError: `max_norm` is not above 0.
     """
+    if not max_norm > 0:
+        raise InputError(f"max_norm={max_norm}: must be a number above 0.")
     params = [param for param in _params(optimizer) if has_gradient(param)]
     if not params:
         return torch.zeros(())

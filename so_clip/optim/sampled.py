@@ -92,18 +92,24 @@ class SampledGradients:
         self.methods: dict[str, Method] = {}
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, layer in model.named_modules():
-            if type(layer) is nn.Linear and id(layer.weight) in trained:
+            if type(layer) is SampledLinear and layer.sampling is not None:
+                raise InputError(
+                    f"the gradient of {name or 'the layer'} is sampled for an optimizer already. "
+                    "Call remove() on what sampled_gradients returned then."
+                )
+            if type(layer) in (nn.Linear, SampledLinear) and id(layer.weight) in trained:
                 method = self._method(layer.weight, always)
                 if method is not None:
                     layer.__class__ = SampledLinear
                     self._layers.append(cast(SampledLinear, layer))
                     self.methods[f"{name}.weight" if name else "weight"] = method
         self._refresh()
-        self._hooks: list[RemovableHandle | Guard] = []
+        self._hooks: list[RemovableHandle | Guard | _Listener] = []
         if self._layers:
             self._hooks += [
                 optimizer.register_step_post_hook(lambda *_: self._refresh()),
                 optimizer.register_load_state_dict_post_hook(lambda *_: self._refresh()),
+                _Listener(optimizer, self._refresh),
                 Guard(optimizer),
             ]
 
@@ -173,6 +179,18 @@ class SampledGradients:
             layer.sampling = made[key]
 
 
+class _Listener:
+    """Hears of supports that an SO drew anew outside of a step; see SO.forget."""
+
+    def __init__(self, optimizer: Any, function: Callable[[], None]) -> None:
+        self._listeners = getattr(optimizer, "_told_of_supports", [])
+        self._function = function
+        self._listeners.append(function)
+
+    def remove(self) -> None:
+        self._listeners.remove(self._function)
+
+
 class Sampling:
     """One weight and the support of its gradient, until the support is drawn anew.
 
@@ -215,6 +233,8 @@ class SampledLinear(nn.Linear):
             or not torch.is_grad_enabled()
         ):
             return super().forward(input)
+        if input.ndim == 0 or input.shape[-1] != self.in_features:
+            return super().forward(input)  # which says what is wrong
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)

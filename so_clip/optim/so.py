@@ -98,6 +98,8 @@ class SO(Optimizer):
     ) -> None:
         check_seed(seed)
         self._generator = torch.Generator().manual_seed(int(seed))
+        # Called when supports were drawn anew outside of a step.
+        self._told_of_supports: list[Callable[[], None]] = []
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -148,7 +150,16 @@ class SO(Optimizer):
                 if group["T"] and states[0]["step"] % group["T"] == 0:
                     due += zip(params, states, strict=True)
             self._draw_supports(group, due)
+        # Used up: `model.zero_grad()`, which sees `.grad` alone, must not let them pile up.
+        self._clear_sampled_gradients()
         return loss
+
+    def forget(self, param: Tensor) -> None:
+        """Drop all that is remembered of a tensor, its support too: it begins anew."""
+        if self.state.pop(param, None) is not None:
+            self._clear_sampled_gradients()
+            for told in self._told_of_supports:
+                told()
 
     @torch.no_grad()
     def support(self, param: Tensor) -> Tensor | None:
@@ -156,7 +167,7 @@ class SO(Optimizer):
 
         It is known before the backward pass, which need not compute anything else: put the
         gradient's values there, in this order, into `param.sampled_grad` [M], any float type, in
-        place of `param.grad`. As with that, add to what is there; `zero_grad` clears it.
+        place of `param.grad`. As with that, add to what is there; a step uses it up.
 
         Returns:
             Flat indices [M] int64 on the parameter's device, ascending, row-major in the logical
@@ -177,8 +188,7 @@ class SO(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients; see torch.optim.Optimizer. Sampled gradients become None."""
         super().zero_grad(set_to_none)
-        for param in self._params():
-            clear_sampled_gradient(param)
+        self._clear_sampled_gradients()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, the supports' generator included; see torch.optim.Optimizer."""
@@ -222,10 +232,15 @@ class SO(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         generator_state = state.pop("generator", None)
+        self._told_of_supports = []
         super().__setstate__(state)
         # Absent when load_state_dict calls this.
         if generator_state is not None:
             self._generator = torch.Generator().set_state(generator_state)
+
+    def _clear_sampled_gradients(self) -> None:
+        for param in self._params():
+            clear_sampled_gradient(param)
 
     def _params(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)

@@ -90,7 +90,7 @@ def options_of(group: str, *overrides: str) -> dict[str, Any]:
 def test_the_method_is_the_papers() -> None:
     assert options_of("adapter", "seed=7") == {
         **{"rank": 2, "alpha": 1, "dropout": 0.25, "encoder": "both", "position": "all"},
-        "seed": 7,
+        **{"seed": 7, "interpolation": 1},
     }
     settings = from_config(compose(["method=clip_lora", "shots=16"]))
     assert settings.optimizer is not None

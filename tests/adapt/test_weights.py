@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from so_clip.adapt.nothing import Nothing
 from so_clip.adapt.weights import POSITIONS, Weights, blocks_at
 from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
 from so_clip.clip.attention import explicit_attention
@@ -19,6 +18,7 @@ from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.config import compose
 from so_clip.errors import InputError
+from so_clip.settings import from_config
 from tests.clip.small import small_backbone
 
 PATTERNS = list(compose([]).adapter.patterns)
@@ -180,6 +180,49 @@ def test_a_pattern_that_matches_nothing_is_an_error(small, patterns, encoder, me
     assert opened == [], "an adapter that failed left parameters open"
 
 
-def test_nothing_opens_nothing(small):
-    assert Nothing()(small) == {}
-    assert not any(p.requires_grad for p in small.parameters())
+@pytest.mark.parametrize(("position", "expected"), [("last-1", [3]), ("last-3", [1, 2, 3])])
+def test_the_last_so_many_blocks(position, expected):
+    assert [*blocks_at(position, 4)] == expected
+    assert [*blocks_at("last-9", 4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("position", ["last-0", "last-", "last--1", "last-1.5"])
+def test_a_number_of_last_blocks_that_is_none_is_refused(position):
+    with pytest.raises(InputError, match="or last-N"):
+        blocks_at(position, 4)
+
+
+def test_a_star_stands_for_anything(vit_b16):
+    everything = Weights(["*"])(vit_b16)
+    named = dict(vit_b16.backbone.model.named_parameters())
+    assert named.keys() - everything.keys() == {"logit_scale"}
+    vit_b16.backbone.requires_grad_(False)
+
+
+def test_an_encoder_without_any_of_them_is_an_error():
+    backbone = small_backbone(layers=(1, 1, 1, 1), width=8, head_width=16)
+    explicit_attention(backbone.model)
+    classifier = Classifier(backbone, backbone.tokenize(["a dog", "a cat"]))
+    with pytest.raises(InputError, match=r"in the vision encoder.*adapter.encoder="):
+        Weights(PATTERNS)(classifier)
+    assert Weights(PATTERNS, "text")(classifier)
+
+
+# Trainable parameters of ViT-B/16, from its widths: 12 + 12 blocks, 768 and 512 wide.
+COUNTS = {
+    "weights": 122_683_392,  # github nairouz/SO
+    "layer_norm": 2 * (26 * 768 + 25 * 512),
+    "bitfit": 12 * 11 * (768 + 512) + 2 * 768 + 512,
+    "attention": 12 * 4 * (768**2 + 512**2),
+    "last_blocks": 3 * 12 * (768**2 + 512**2),
+    "everything": 149_620_737 - 1,
+}
+
+
+@pytest.mark.parametrize("adapter", COUNTS)
+def test_how_many_parameters_an_adapter_opens(vit_b16, adapter):
+    settings = from_config(compose([f"adapter={adapter}", "optimizer=adamw"]))
+    options = {key: value for key, value in settings.adapter.items() if key != "_target_"}
+    selected = Weights(**options)(vit_b16)
+    assert sum(value.numel() for value in selected.values()) == COUNTS[adapter]
+    vit_b16.backbone.requires_grad_(False)

@@ -14,6 +14,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torch import Tensor
 
+from so_clip.clip.architecture import build_model
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.blocks import MEMORY_MODES
 from so_clip.clip.checkpoint import load_weights
@@ -21,7 +22,7 @@ from so_clip.clip.hub import fetch_pretrained
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.errors import InputError
 from tests.clip.kept import kept_bytes
-from tests.clip.small import MEAN, STD, save_as_openai_does, small_backbone, small_clip
+from tests.clip.small import CONFIG, MEAN, STD, save_as_openai_does, small_backbone, small_clip
 from tests.clip.test_architecture import activations
 
 PROMPTS = ["a photo of a cat.", "a photo of a very small dog.", "!", "x " * 70]
@@ -319,3 +320,33 @@ def test_memory_is_handed_to_both_towers() -> None:
     for (image_before, text_before), (image, text) in pairwise(sizes):
         assert image < 0.8 * image_before
         assert text < 0.8 * text_before
+
+
+@pytest.mark.parametrize(
+    ("text", "custom"),
+    [
+        ({}, False),
+        ({"proj_bias": True}, False),
+        ({"proj_type": "none"}, False),
+        ({}, True),
+        ({"proj_bias": True}, True),
+        ({"proj_type": "none"}, True),
+    ],
+)
+def test_the_size_of_embeddings_is_told_before_there_are_any(
+    text: dict[str, Any], custom: bool
+) -> None:
+    width = 48 if not text.get("proj_type") else 32
+    sizes = {"embed_dim": width, "text_cfg": CONFIG["text_cfg"] | text, "custom_text": custom}
+    model = build_model(CONFIG | sizes, quick_gelu=False, seed=0)
+    backbone = Backbone(model, open_clip.SimpleTokenizer(), MEAN, STD).eval()
+    text_PD = backbone.encode_text(backbone.tokenize(["a dog"]))
+    assert backbone.dimensions == text_PD.shape[1] == width
+
+
+def test_tokens_are_told_as_text_where_the_tokenizer_can() -> None:
+    backbone = small_backbone()
+    (tokens_L,) = backbone.tokenize(["A photo  of a dog."]).tolist()
+    assert backbone.text_of(tokens_L[1:7]) == "a photo of a dog ."
+    silent = Backbone(small_clip(), lambda texts: torch.zeros(1, 77), MEAN, STD)
+    assert silent.text_of([5, 7]) == "[5, 7]"

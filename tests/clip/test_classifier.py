@@ -9,6 +9,7 @@ from so_clip.adapt.weights import Weights
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier, tower_of
+from so_clip.clip.heads import CosineHead
 from so_clip.clip.packed_text import TEXT_BUDGETS_MIB
 from tests.clip.small import small_backbone
 
@@ -78,7 +79,7 @@ def test_a_trained_text_tower_encodes_every_time_and_once_for_evaluation(classif
     for _ in range(3):
         classifier(IMAGES_BCHW).sum().backward()
     assert runs["text"] == 3
-    with torch.no_grad():
+    with torch.no_grad(), classifier.held_classes():
         for _ in range(3):
             classifier(IMAGES_BCHW)
     assert runs["text"] == 4
@@ -199,3 +200,77 @@ def test_prompts_take_the_budget_that_goes_with_the_memory_mode(monkeypatch):
 def test_less_memory_is_never_a_larger_budget():
     assert tuple(TEXT_BUDGETS_MIB) == MEMORY_MODES
     assert [*TEXT_BUDGETS_MIB.values()] == sorted(TEXT_BUDGETS_MIB.values(), reverse=True)
+
+
+def test_a_class_with_several_prompts_is_their_mean_made_unit_length():
+    backbone = small_backbone()
+    explicit_attention(backbone.model)
+    texts = ["a dog", "a drawing of a dog", "a cat", "a drawing of a cat"]
+    classifier = Classifier(backbone, backbone.tokenize(texts), prompts_per_class=2)
+    assert classifier.class_count == 2
+    class_KD = classifier.classes()
+    text_PD = backbone.encode_text(backbone.tokenize(texts)).detach()
+    for k in range(2):
+        mean_D = (text_PD[2 * k] + text_PD[2 * k + 1]) / 2
+        torch.testing.assert_close(class_KD[k], mean_D / mean_D.norm(), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert classifier(IMAGES_BCHW).shape == (2, 2)
+
+
+def test_other_prompts_take_the_place_of_the_first(classifier):
+    first_KD = classifier.classes()
+    tokens_PL = classifier.backbone.tokenize(["a dog", "two dogs", "three dogs"])
+    classifier.use_prompts(tokens_PL)
+    other_KD = classifier.classes()
+    expected_KD = classifier.backbone.encode_text(tokens_PL)
+    assert not torch.allclose(first_KD, other_KD)
+    torch.testing.assert_close(other_KD, expected_KD, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_named_as_the_model_names_them_and_the_heads_after_head(classifier):
+    class Added(CosineHead):
+        def __init__(self):
+            super().__init__(100.0)
+            self.extra = torch.nn.Parameter(torch.zeros(1))
+
+    classifier.head = Added()
+    named = classifier.named()
+    assert named["head.extra"] is classifier.head.extra
+    assert named["visual.conv1.weight"] is classifier.backbone.model.visual.conv1.weight
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "in place", "an optimizer's step"])
+def test_classes_are_encoded_anew_after_the_text_tower_was_changed(classifier, how):
+    weights = _open(classifier, "text")
+    with torch.no_grad():
+        before_KD = classifier.classes()
+    classifier(IMAGES_BCHW).sum().backward()
+    with torch.no_grad():
+        # Between the backward pass and the step, nothing has changed yet.
+        assert torch.equal(classifier.classes(), before_KD)
+    if how == "load_state_dict":
+        state = {key: value + 0.1 for key, value in classifier.state_dict().items()}
+        classifier.load_state_dict(state)
+    elif how == "an optimizer's step":
+        torch.optim.AdamW(weights, lr=0.1, fused=True).step()
+    for weight in weights:
+        if how == "in place":
+            with torch.no_grad():
+                weight.add_(0.1)
+    with torch.no_grad():
+        after_KD = classifier.classes()
+        classifier.forget_classes()
+        expected_KD = classifier.classes()
+    assert torch.equal(after_KD, expected_KD)
+    assert not torch.allclose(after_KD, before_KD)
+
+
+def test_a_frozen_text_tower_that_is_loaded_anew_encodes_anew(classifier):
+    counts = _runs(classifier)
+    before_KD = classifier.classes()
+    assert classifier.classes() is before_KD
+    assert counts["text"] == 1
+    state = {key: value + 0.1 for key, value in classifier.state_dict().items()}
+    classifier.load_state_dict(state)
+    assert not torch.allclose(classifier.classes(), before_KD)
+    assert counts["text"] == 2

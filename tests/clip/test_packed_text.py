@@ -276,7 +276,7 @@ ROWS = {  # with the plain template; whole prompts are 77 times the classes
 @pytest.mark.parametrize("name", [name for name in card_names() if name in ROWS])
 def test_rows_and_embeddings_of_the_benchmark_datasets(name: str) -> None:
     card = load_card(name)
-    tokens_KL = tokenize(class_prompts(card.class_names, card.templates["plain"]))
+    tokens_KL = tokenize(class_prompts(card.class_names, card.template_sets["plain"]))
     model = small(layers=2)
     prompts = ClassPrompts(model, tokens_KL, NO_CHUNKS)
     [packed] = prompts.chunks
@@ -290,7 +290,7 @@ def test_rows_and_embeddings_of_the_benchmark_datasets(name: str) -> None:
 def imagenet_tokens(count: int) -> Tensor:
     card = load_card("imagenet")
     names = card.class_names[:: len(card.class_names) // count]
-    return tokenize(class_prompts(names, card.templates["plain"]))
+    return tokenize(class_prompts(names, card.template_sets["plain"]))
 
 
 def peak_activations_mib(model: Any, prompts: ClassPrompts) -> float:
@@ -440,3 +440,12 @@ def test_packed_prompts_hold_no_state_and_no_model_and_move_with_their_parent() 
     assert not prompts.state_dict()
     assert not [*prompts.parameters()]
     assert {buffer.device.type for buffer in prompts.to("meta").buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("budget_mib", [0.1, NO_CHUNKS])
+def test_prompts_may_come_as_lists_of_their_tokens(budget_mib: float) -> None:
+    model, tokens_KL = small(), tokenize(PROMPTS)
+    lists = prompts_to_end(model, tokens_KL)
+    assert lists is not None
+    found = ClassPrompts(model, lists, budget_mib)(model)
+    assert torch.equal(found, ClassPrompts(model, tokens_KL, budget_mib)(model))

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from so_clip.data.cards import card_names, how_to_get, load_card
+from so_clip.data.cards import card_names, check_trainable, how_to_get, load_card
 from so_clip.errors import InputError
 from so_clip.paths import CARDS_DIR
 
@@ -56,6 +56,76 @@ def test_optional_keys_may_be_absent(tmp_path):
     card = _load(tmp_path, content | {"image_dir": ""})
     assert (card.split_sha256, card.sources, card.class_folders) == (None, (), ())
     assert (card.template_ensemble, card.image_dir) == ((), "")
+
+
+RELATIVE = {
+    **{key: GOOD[key] for key in ("title", "folder", "image_dir", "licence", "homepage")},
+    **{"name": "kin", "layout": "wordnet_folders", "classes_of": "small", "citation": "nobody"},
+    "sizes": {"classes": 2, "train": 0, "val": 0, "test": 2},
+}
+
+
+def _load_relative(tmp_path, **changes):
+    _load(tmp_path, GOOD)
+    content = {key: value for key, value in (RELATIVE | changes).items() if value is not None}
+    (tmp_path / "kin.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return load_card("kin", tmp_path)
+
+
+def test_a_card_may_have_the_classes_of_another(tmp_path):
+    card = _load_relative(tmp_path)
+    assert (card.class_names, card.class_folders) == (("ant", "bee"), ("n01", "n02"))
+    assert (card.classes_of, card.parent_labels) == ("small", (0, 1))
+    assert (card.templates, card.template_ensemble) == (
+        {"plain": "a photo of a {}.", "specific": "a small {}."},
+        ("a {}!",),
+    )
+    assert card.test_only
+    some = {"classes": 1, "train": 0, "val": 0, "test": 2}
+    card = _load_relative(tmp_path, class_folders=["n02"], sizes=some)
+    assert (card.class_names, card.parent_labels) == (("bee",), (1,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes_of": None}, "classes_of: goes with layout: wordnet_folders or numbered_folders"),
+        ({"layout": "imagenet"}, "classes_of: goes with layout: wordnet_folders"),
+        ({"classes_of": "smal"}, "classes_of: must name another card"),
+        ({"classes_of": "kin"}, "classes_of: must name another card"),
+        ({"classes_of": ["small"]}, "classes_of: must name another card"),
+        (
+            {"class_names": ["ant", "bee"]},
+            "class_names: is that of classes_of: small. Leave it out",
+        ),
+        ({"templates": {"plain": "{}"}}, "templates: is that of classes_of: small"),
+        ({"class_folders": ["n03"]}, r"class_folders\[0\]: 'n03' is no class of small"),
+        ({"class_folders": ["n01", "n01"]}, "class_folders: must name 2 different"),
+        ({"class_folders": "n01"}, "class_folders: must be a list"),
+        ({"sizes": {"classes": 3, "train": 0, "val": 0, "test": 2}}, "sizes.classes: is 3"),
+    ],
+)
+def test_bad_relatives_name_file_and_key(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message) as caught:
+        _load_relative(tmp_path, **changes)
+    assert str(caught.value).startswith(f"{tmp_path / 'kin.yaml'}: ")
+
+
+def test_relatives_of_relatives_are_refused(tmp_path):
+    _load_relative(tmp_path)
+    (tmp_path / "far.yaml").write_text(
+        yaml.safe_dump(RELATIVE | {"name": "far", "classes_of": "kin"}), encoding="utf-8"
+    )
+    with pytest.raises(
+        InputError, match=r"kin\.yaml: classes_of: must name another card, with names"
+    ):
+        load_card("far", tmp_path)
+
+
+def test_only_test_images_are_no_training_set(tmp_path):
+    check_trainable(_load(tmp_path, GOOD))
+    with pytest.raises(InputError, match=r"dataset=kin: .*testing only.*transfer=\[kin\]"):
+        check_trainable(_load_relative(tmp_path))
 
 
 def test_every_card_of_the_project_loads():

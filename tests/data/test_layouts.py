@@ -1,6 +1,7 @@
 """ImageNet's folders, Aircraft's lists and the embedded digits."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -80,6 +81,78 @@ def test_imagenet_missing_folder(make_card, tmp_path):
     card = make_card(layout="imagenet", folder="imagenet", split_file=None)
     with pytest.raises(InputError, match=r"imagenet/images/train: .*cannot be listed: No such"):
         load_splits(card, tmp_path)
+
+
+@pytest.fixture(params=["wordnet_folders", "numbered_folders"])
+def relative(request, tmp_path, make_card):
+    """A card of test images of another dataset's classes 3, 5 and 10, and its folder."""
+    labels = (3, 5, 10)
+    names = WNIDS if request.param == "wordnet_folders" else tuple(map(str, labels))
+    for name in reversed(names):
+        folder = tmp_path / "kin" / "test" / name
+        folder.mkdir(parents=True)
+        for index in (1, 0):
+            (folder / f"{index}.jpg").touch()
+    (tmp_path / "kin" / "test" / "README.txt").touch()
+    card = make_card(
+        layout=request.param,
+        folder="kin",
+        image_dir="test",
+        split_file=None,
+        class_folders=WNIDS,
+        classes_of="small",
+        parent_labels=labels,
+    )
+    return card, tmp_path, names
+
+
+def test_class_folders_of_a_relative_are_its_test_images(relative):
+    card, root, names = relative
+    splits = load_splits(card, root)
+    assert (splits.train, splits.val) == ([], [])
+    assert splits.test == [
+        Example(f"{name}/{index}.jpg", label)
+        for label, name in enumerate(names)
+        for index in range(2)
+    ]
+    assert splits.class_names == ["ant", "bee", "cat"]
+    assert splits.parent_labels == (3, 5, 10)
+    assert splits.file == root / "kin"
+    listing = "\n".join(example.path for example in splits.test)
+    assert splits.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+
+
+def test_classes_without_a_folder_are_none(relative):
+    card, root, names = relative
+    shutil.rmtree(root / "kin" / "test" / names[1])
+    splits = load_splits(card, root)
+    assert [label for _, label in splits.test] == [0, 0, 1, 1]
+    assert (splits.class_names, splits.parent_labels) == (["ant", "cat"], (3, 10))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("strange", r"kin/test: n99 is no class of Small set.*DATASETS\.md"),
+        ("empty", r"kin/test/\w+: holds no images"),
+        ("none", r"kin/test: holds no class folders"),
+        ("nowhere", r"kin/test: .*cannot be listed: No such"),
+    ],
+)
+def test_bad_class_folders_of_a_relative(change, message, relative):
+    card, root, names = relative
+    folder = root / "kin" / "test"
+    if change == "strange":
+        (folder / "n99").mkdir()
+    elif change == "empty":
+        for file in (folder / names[0]).iterdir():
+            file.unlink()
+    else:
+        shutil.rmtree(folder)
+        if change == "none":
+            folder.mkdir()
+    with pytest.raises(InputError, match=message):
+        load_splits(card, root)
 
 
 @pytest.fixture

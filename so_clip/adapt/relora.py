@@ -1,0 +1,92 @@
+"""ReLoRA: low-rank updates that are merged into the weights from time to time and begun anew."""
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from so_clip.adapt.peft_methods import NAME, Peft, adapted_layers
+from so_clip.clip.classifier import Classifier
+from so_clip.values import whole
+
+
+class ReLoRA(Peft):
+    """LoRA whose B A goes into the matrix every so many steps, so that ranks add up.
+
+    Then A is drawn anew and B is zero, as at the start. The optimizer forgets what it remembers of
+    both (the paper keeps up to a tenth of it), and the steps that follow are made shorter: k /
+    `restart_warmup` of the k-th one. For optimizers whose steps grow with the lr in proportion
+    that is the paper's jagged lr, which climbs back to the run's cosine after each restart.
+
+    The paper's warm start, training of all weights before the first update, is left out: CLIP's
+    weights are trained already. So is the warm-up of the very first steps.
+
+    Args:
+        patterns, encoder, position, split_qkv, seed: see Peft.
+        every: steps between two restarts, 1 or more.
+        restart_warmup: shortened steps after a restart, fewer than `every`; 0: none.
+        options: rank, alpha, dropout and rank_stabilised, as LoRA's.
+
+    Source: arXiv 2307.05695; github Guitaricet/relora.
+    """
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        encoder: str = "both",
+        position: str = "all",
+        split_qkv: bool = False,
+        seed: int = 0,
+        every: int = 200,
+        restart_warmup: int = 10,
+        **options: Any,
+    ) -> None:
+        super().__init__("lora", patterns, encoder, position, split_qkv, seed, **options)
+        self.every = whole("adapter.every", every, 1)
+        self.restart_warmup = whole("adapter.restart_warmup", restart_warmup, 0, every - 1)
+
+    @torch.no_grad()
+    def after_step(self, classifier: Classifier, step: int) -> Iterable[nn.Parameter]:
+        """Merge and begin anew where it is time; shorten the step soon after."""
+        layers = adapted_layers(classifier)
+        factors = [factor for layer in layers for factor in _factors(layer)]
+        restarts, since = divmod(step, self.every)
+        if since == 0:
+            draws = torch.Generator().manual_seed(_seed(self.seed, step))
+            for layer in layers:
+                _merge(layer)
+                _begin(layer, draws)
+        elif restarts and since < self.restart_warmup:
+            share = since / self.restart_warmup
+            for factor in factors:
+                factor.copy_(torch.lerp(vars(factor)["before"], factor, share))
+        short = restarts and since + 1 < self.restart_warmup  # the next step
+        for factor in factors:
+            vars(factor).pop("before", None)
+            if short:
+                vars(factor)["before"] = factor.detach().clone()
+        return factors if since == 0 else ()
+
+
+def _factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+
+
+def _merge(layer: Any) -> None:
+    layer.base_layer.weight.add_(layer.get_delta_weight(NAME))
+
+
+def _begin(layer: Any, draws: torch.Generator) -> None:
+    """Give A and B first values, as LoRA's and peft's."""
+    down_RI, up_OR = _factors(layer)
+    first_RI: Tensor = torch.empty(down_RI.shape)
+    nn.init.kaiming_uniform_(first_RI, a=math.sqrt(5), generator=draws)
+    down_RI.copy_(first_RI)
+    up_OR.zero_()
+
+
+def _seed(seed: int, step: int) -> int:
+    return random.Random(f"{seed}:{step}").getrandbits(62)

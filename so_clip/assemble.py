@@ -1,0 +1,247 @@
+"""From settings and data to the parts of a run: model, optimizer, batches, evaluator."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from so_clip.adapt.adapter import Adapter
+from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.blocks import Memory
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.prompts import class_prompts
+from so_clip.data.batches import TestStream, TrainBatches
+from so_clip.data.cards import load_card
+from so_clip.data.gather import NEW_CLASSES, Data, Target
+from so_clip.data.halves import BASE_TO_NEW
+from so_clip.data.images import load_uint8
+from so_clip.device import pick_device
+from so_clip.errors import InputError, nearest
+from so_clip.evaluate import Classes, Evaluator
+from so_clip.features import FeatureCache
+from so_clip.optim.sampled import sampled_gradients
+from so_clip.precision import Precision, pick_precision
+from so_clip.settings import TEMPLATES, Settings
+
+# An evaluator's contexts for the classes that the classifier has anyway.
+_ITS_OWN: tuple[Classes, Classes] = (nullcontext, nullcontext)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier on its device, its adapter, and the parameters that this opened, by name."""
+
+    classifier: Classifier
+    adapter: Adapter | None
+    parameters: dict[str, nn.Parameter]
+    device: torch.device
+    precision: Precision
+    weights_sha256: str
+
+
+def resolved(settings: Settings) -> Settings:
+    """Say what auto stands for on this machine, so that other machines' runs are told apart."""
+    device = pick_device(settings.device)
+    precision, evaluation = (
+        pick_precision(name, device) for name in (settings.precision, settings.evaluation_precision)
+    )
+    return replace(
+        settings,
+        device=str(device),
+        precision=precision,
+        evaluation=replace(settings.evaluation, precision=evaluation),
+    )
+
+
+def build_model(settings: Settings, data: Data) -> Model:
+    """Load the backbone, and make it the model that the settings describe."""
+    check_classes(settings)
+    device = pick_device(settings.device)
+    backbone = load_backbone(**settings.backbone, seed=settings.seed)
+    weights_sha256 = backbone.weights_sha256
+    names, templates = data.splits.class_names, data.card.template_sets
+    return assemble_model(settings, backbone, names, templates, device, weights_sha256)
+
+
+def check_classes(settings: Settings) -> None:
+    """Refuse, before any work, to test on classes that what is trained says nothing of."""
+    adapter = _instantiate("adapter", settings.adapter) if settings.adapter else None
+    if adapter is None or not adapter.class_bound:
+        return
+    bound = f"what method={settings.method} trains belongs to the classes of its training images"
+    if settings.protocol == BASE_TO_NEW:
+        raise InputError(
+            f"protocol=base_to_new: {bound}, and says nothing of new ones. Leave protocol out, or "
+            "take another method."
+        )
+    for name in settings.transfer:
+        if load_card(name).classes_of != settings.dataset:
+            raise InputError(
+                f"transfer={name}: {bound}, and {name} has others. Leave it out, or take another "
+                "method."
+            )
+
+
+def assemble_model(
+    settings: Settings,
+    backbone: Backbone,
+    class_names: Sequence[str],
+    templates: Mapping[str, Sequence[str]],
+    device: torch.device,
+    weights_sha256: str,
+) -> Model:
+    """Tokenise the class prompts, move to the device, and let the adapter open its parameters."""
+    chosen = _templates(settings.template, templates)
+    tokens_PL = backbone.tokenize(class_prompts(class_names, chosen))
+    backbone.memory = cast(Memory, settings.memory)
+    classifier = Classifier(
+        backbone,
+        tokens_PL,
+        settings.text_budget_mib,
+        prompts_per_class=len(chosen),
+        templates=chosen,
+    )
+    if device.type != "cpu":  # where it is already, and where fake tensors are, which cannot move
+        classifier = classifier.to(device)
+    adapter = _instantiate("adapter", settings.adapter) if settings.adapter else None
+    parameters = adapter(classifier) if adapter else {}
+    if parameters and not settings.trains:
+        raise InputError(
+            f"optimizer=none, but the adapter opens {len(parameters)} tensors to train. Choose an "
+            "optimizer, or method=zero_shot to train nothing."
+        )
+    precision = Precision(settings.precision, device)
+    return Model(classifier, adapter, parameters, device, precision, weights_sha256)
+
+
+def _templates(name: str, templates: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """Return the templates that `name` means: the card's of that name, or itself."""
+    if name not in TEMPLATES:
+        return [name]
+    if name not in templates:
+        raise InputError(
+            f"template={name}: the dataset's card has none under templates. It has "
+            f"{', '.join(templates)}; any text with one {{}} for the class name will do too."
+        )
+    return templates[name]
+
+
+def build_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
+    """Make the optimizer over the adapter's parameters; its own refusals become InputError.
+
+    Its option `sampled_gradients` is the model's to obey: it never reaches the constructor.
+    """
+    assert settings.optimizer is not None
+    if not model.parameters:
+        raise InputError(
+            "the adapter opens no parameters, so the optimizer has nothing to train. "
+            "Choose adapter=weights, or method=zero_shot to train nothing."
+        )
+    options = dict(settings.optimizer)
+    sampled = options.pop("sampled_gradients", False)
+    make = _instantiate("optimizer", options)
+    _refuse_foreign_options(make)
+    try:
+        optimizer = make(list(model.parameters.values()))
+        if sampled:
+            sampled_gradients(model.classifier, optimizer, always=sampled is True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer: {error}") from error
+    return optimizer
+
+
+def _refuse_foreign_options(make: partial[torch.optim.Optimizer]) -> None:
+    """Name options that belong to another optimizer, as an experiment may have set them."""
+    takes = inspect.signature(make.func).parameters
+    for key, value in make.keywords.items():
+        if key not in takes:
+            raise InputError(
+                f"optimizer.{key}={value}: {make.func.__name__} has no such option. Leave it out, "
+                f"or drop it with '~optimizer.{key}' where an experiment sets it."
+                f"{nearest(key, takes)}"
+            )
+
+
+def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatches:
+    """Decode the few shots into memory and set up their crops and order."""
+    assert data.few_shot is not None
+    examples = data.few_shot.train
+    return TrainBatches(
+        load_uint8(data.images, examples),
+        [example.label for example in examples],
+        settings.schedule.batch_size,
+        model.classifier.backbone.image_size,
+        torch.Generator().manual_seed(settings.seed),
+        model.device,
+        scale=settings.augment.scale,
+        flip=settings.augment.flip,
+    )
+
+
+def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, Evaluator]:
+    """Set up what classifies each of the run's test sets, by its name.
+
+    Raises:
+        InputError: the prompts of other classes are not what the adapter can take.
+    """
+    return {target.name: _evaluator(settings, target, model) for target in data.targets}
+
+
+def _evaluator(settings: Settings, target: Target, model: Model) -> Evaluator:
+    options = settings.evaluation
+    classes, adapted_classes = _ITS_OWN
+    if target.name and target.columns is None:
+        try:
+            classes, adapted_classes = _other_classes(settings, target, model)
+        except InputError as error:
+            new = target.name == NEW_CLASSES
+            option = f"protocol={BASE_TO_NEW}" if new else f"transfer={target.name}"
+            raise InputError(f"{option}: {error}") from error
+    return Evaluator(
+        model.classifier,
+        model.weights_sha256,
+        TestStream(
+            target.images,
+            target.splits.test,
+            model.classifier.backbone.image_size,
+            options.batch_size,
+            options.workers,
+            pin=model.device.type == "cuda",
+        ),
+        model.device,
+        Precision(settings.evaluation_precision, model.device),
+        FeatureCache(options.cache_dir) if options.cache_dir else None,
+        classes,
+        adapted_classes,
+        target.columns,
+    )
+
+
+def _other_classes(settings: Settings, target: Target, model: Model) -> tuple[Classes, Classes]:
+    """Return contexts in which the classifier tells a target's classes apart: before and after."""
+    chosen = _templates(settings.template, target.card.template_sets)
+    classifier, adapter = model.classifier, model.adapter
+    tokens_PL = classifier.backbone.tokenize(class_prompts(target.splits.class_names, chosen))
+    plain = partial(classifier.of_other_classes, tokens_PL, chosen)
+    if adapter is None:
+        return plain, plain
+    with plain():
+        adapter.prompts_for(classifier, tokens_PL)  # refuses now what would fail after training
+    return plain, partial(plain, adapter.prompts_for)
+
+
+def _instantiate(group: str, spec: Mapping[str, Any]) -> Any:
+    try:
+        return instantiate(spec, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(f"{group}: {cause or error}") from error

@@ -1,0 +1,102 @@
+"""Figures of merit, from the columns of predictions.csv alone.
+
+Tensor names end in their shape: N test images, C the classes that have some.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ECE_BINS = 15
+# The prefix of a figure's name, and of the columns that it is made from.
+ZERO_SHOT, ADAPTED = "zero_shot_", ""
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+def figures(columns: Columns) -> dict[str, float]:
+    """Return accuracy, its mean over classes and the calibration error, in percent, of both models.
+
+    Args:
+        columns: those of predictions.csv, as numbers or as the file's text.
+
+    Example:
+        >>> figures(dict(label=[0, 0, 1], prediction=[0, 1, 1], confidence=[0.9, 0.6, 0.9],
+        ...     zero_shot_prediction=[1, 1, 1], zero_shot_confidence=[0.9, 0.9, 0.9]))
+    """
+    label_N = _whole(columns["label"])
+    values: dict[str, float] = {}
+    for prefix in (ZERO_SHOT, ADAPTED):
+        right_N = label_N == _whole(columns[f"{prefix}prediction"])
+        confidence_N = np.asarray(columns[f"{prefix}confidence"]).astype(np.float64)
+        values |= {
+            f"{prefix}accuracy_percent": 100.0 * float(right_N.mean()),
+            f"{prefix}mean_class_accuracy_percent": 100.0
+            * float(_by_class(label_N, right_N)[2].mean()),
+            f"{prefix}expected_calibration_error_percent": 100.0
+            * calibration_error(right_N, confidence_N),
+        }
+    return values
+
+
+def calibration_error(
+    right_N: npt.NDArray[np.bool_], confidence_N: npt.NDArray[np.float64], bins: int = ECE_BINS
+) -> float:
+    """Return the expected calibration error, in [0, 1].
+
+    sum over bins of |bin| / N * |accuracy of the bin - mean confidence in it|, for bins of equal
+    width, each with its upper edge and without its lower one.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, equation 3.
+    """
+    edges = np.arange(1, bins) / bins
+    place_N = np.digitize(confidence_N, edges, right=True)
+    right = np.bincount(place_N, weights=right_N, minlength=bins)
+    confidence = np.bincount(place_N, weights=confidence_N, minlength=bins)
+    return float(np.abs(right - confidence).sum() / len(confidence_N))
+
+
+def per_class(
+    columns: Columns, class_names: Sequence[str], first_label: int = 0
+) -> dict[str, list[Any]]:
+    """Return the columns of per_class.csv: a row a class, with empty accuracies if it has no image.
+
+    Args:
+        columns: those of predictions.csv.
+        class_names: in label order.
+        first_label: of the first of them.
+    """
+    label_N = _whole(columns["label"]) - first_label
+    table: dict[str, list[Any]] = {
+        "label": [first_label + index for index in range(len(class_names))],
+        "name": list(class_names),
+        "images": np.bincount(label_N, minlength=len(class_names)).tolist(),
+    }
+    for prefix in (ZERO_SHOT, ADAPTED):
+        right_N = label_N == _whole(columns[f"{prefix}prediction"]) - first_label
+        cells: list[Any] = [""] * len(class_names)
+        classes_C, _, accuracy_C = _by_class(label_N, right_N)
+        for index, accuracy in zip(classes_C.tolist(), accuracy_C.tolist(), strict=True):
+            cells[index] = 100.0 * accuracy
+        table[f"{prefix}accuracy_percent"] = cells
+    return table
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """Return 2 a b / (a + b), or 0 for two zeros."""
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def _by_class(
+    label_N: npt.NDArray[np.int64], right_N: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the labels that occur, how often, and the share of each that is right."""
+    classes_C, place_N, images_C = np.unique(label_N, return_inverse=True, return_counts=True)
+    right_C = np.bincount(place_N, weights=right_N, minlength=len(classes_C))
+    return classes_C, images_C, right_C / images_C
+
+
+def _whole(column: Sequence[Any]) -> npt.NDArray[np.int64]:
+    return np.asarray(column).astype(np.int64)

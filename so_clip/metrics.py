@@ -1,0 +1,173 @@
+"""What is recorded of a run: predictions and figures of each test set, and metrics.json."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from so_clip.assemble import Model
+from so_clip.data.gather import NEW_CLASSES, Data, Target
+from so_clip.data.halves import BASE_TO_NEW
+from so_clip.device import describe
+from so_clip.evaluate import Evaluator, Predictions
+from so_clip.figures import ADAPTED, ZERO_SHOT, figures, harmonic_mean, per_class
+from so_clip.record import RunFolder
+from so_clip.settings import Settings
+from so_clip.train import History
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What it took: training's history, seconds, and how many trained entries were changed."""
+
+    history: History
+    train_seconds: float
+    changed_parameters: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one test set was classified, before and after adaptation."""
+
+    target: Target
+    zero_shot: Predictions
+    adapted: Predictions
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of predictions.csv, with labels as the dataset has them."""
+        first = self.target.first_label
+        return {
+            "path": [example.path for example in self.target.splits.test],
+            "label": (self.adapted.label_N + first).tolist(),
+            "zero_shot_prediction": (self.zero_shot.predicted_N + first).tolist(),
+            "zero_shot_confidence": self.zero_shot.confidence_N.tolist(),
+            "prediction": (self.adapted.predicted_N + first).tolist(),
+            "confidence": self.adapted.confidence_N.tolist(),
+        }
+
+
+def write_outcomes(outcomes: Sequence[Outcome], folder: RunFolder) -> dict[str, dict[str, float]]:
+    """Write predictions and per-class figures; return the figures of each test set, by its name."""
+    values = {}
+    for outcome in outcomes:
+        target, columns = outcome.target, outcome.columns()
+        folder.write_predictions(columns, target.name)
+        names, first = target.splits.class_names, target.first_label
+        folder.write_per_class(per_class(columns, names, first), target.name)
+        values[target.name] = figures(columns)
+    return values
+
+
+def run_metrics(
+    settings: Settings,
+    data: Data,
+    model: Model,
+    values: Mapping[str, Mapping[str, float]],
+    adaptation: Adaptation,
+    evaluators: Mapping[str, Evaluator],
+    memory: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the content of metrics.json.
+
+    Args:
+        settings, data, model: of the run.
+        values: what write_outcomes returned.
+        adaptation: what training took.
+        evaluators: by the same names.
+        memory: what PeakMemory returned.
+    """
+    history = adaptation.history
+    return {
+        "dataset": settings.dataset,
+        "backbone": settings.backbone["architecture"],
+        "method": settings.method,
+        "method_title": settings.method_title,
+        "shots": settings.shots,
+        "seed": settings.seed,
+        "split_protocol": settings.split_protocol,
+        "protocol": settings.protocol,
+        "imbalance": settings.imbalance,
+        "fewshot_sha256": data.few_shot.sha256 if data.few_shot else None,
+        "split_sha256": data.splits.sha256,
+        "fingerprint": settings.fingerprint,
+        **values[""],
+        **(_base_to_new(values) if settings.protocol == BASE_TO_NEW else {}),
+        **(_transfer(data, values) if settings.transfer else {}),
+        "test_images": len(data.splits.test),
+        "evaluate_seconds": sum(evaluator.seconds for evaluator in evaluators.values()),
+        "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),
+        **memory,
+        "peak_memory_measures": _measures(settings, model),
+        "train_seconds": adaptation.train_seconds,
+        "steps": history.steps,
+        "stop_reason": history.stop_reason,
+        "final_loss": history.losses[-1] if history.losses else None,
+        "trainable_parameters": sum(value.numel() for value in model.parameters.values()),
+        "changed_parameters": adaptation.changed_parameters,
+        "device": describe(model.device),
+        "precision": model.precision.name,
+        "evaluation_precision": evaluators[""].precision.name,
+        "settings": settings.as_dict(),
+    }
+
+
+def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the run's accuracies for people, by what they are of."""
+    rows = {
+        "zero-shot accuracy": f"{metrics['zero_shot_accuracy_percent']:.2f} %",
+        "adapted accuracy": f"{metrics['accuracy_percent']:.2f} %",
+    }
+    if metrics["protocol"] == BASE_TO_NEW:
+        rows = {
+            "base classes": _both(metrics, "base_accuracy_percent"),
+            "new classes": _both(metrics, "new_accuracy_percent"),
+            "harmonic mean": _both(metrics, "harmonic_mean_percent"),
+        }
+    transfer = metrics.get("transfer", {})
+    rows |= {f"on {name}": _both(each, "accuracy_percent") for name, each in transfer.items()}
+    if len(transfer) > 1:
+        rows["on these, average"] = _both(metrics, "transfer_accuracy_percent")
+    return rows
+
+
+def _both(values: Mapping[str, Any], key: str) -> str:
+    return f"{values[f'{ZERO_SHOT}{key}']:.2f} % zero-shot, {values[key]:.2f} % adapted"
+
+
+def _base_to_new(values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return base and new accuracy and their harmonic mean, and all figures of the new classes."""
+    flat: dict[str, Any] = {}
+    for prefix in (ZERO_SHOT, ADAPTED):
+        base, new = (values[name][f"{prefix}accuracy_percent"] for name in ("", NEW_CLASSES))
+        flat[f"{prefix}base_accuracy_percent"] = base
+        flat[f"{prefix}new_accuracy_percent"] = new
+        flat[f"{prefix}harmonic_mean_percent"] = harmonic_mean(base, new)
+    return flat | {NEW_CLASSES: dict(values[NEW_CLASSES])}
+
+
+def _transfer(data: Data, values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return the figures of each other dataset, and their average accuracy."""
+    targets = [target for target in data.others if target.name != NEW_CLASSES]
+    average = {
+        f"{prefix}transfer_accuracy_percent": sum(
+            values[target.name][f"{prefix}accuracy_percent"] for target in targets
+        )
+        / len(targets)
+        for prefix in (ZERO_SHOT, ADAPTED)
+    }
+    each = {
+        target.name: {
+            **values[target.name],
+            "test_images": len(target.splits.test),
+            "classes": len(target.splits.class_names),
+            "split_sha256": target.splits.sha256,
+        }
+        for target in targets
+    }
+    return average | {"transfer": each}
+
+
+def _measures(settings: Settings, model: Model) -> str:
+    phase = "the first training steps" if settings.trains else "the first batch of the test split"
+    if model.device.type == "cuda":
+        return f"peak of the CUDA allocator over {phase}"
+    return f"peak of live tensor memory (weights and all that is made) over {phase}"

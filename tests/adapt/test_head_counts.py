@@ -1,0 +1,29 @@
+"""How many parameters of ViT-B/16 methods on features train, and that all can be forecast."""
+
+import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from so_clip.config import compose
+from so_clip.data.cards import load_card
+from so_clip.forecast.predict import fake_model
+from so_clip.settings import from_config
+
+# EuroSAT has 10 classes, ViT-B/16 512 dimensions.
+COUNTS = {
+    "tip_adapter": 0,
+    "tip_adapter_f": 4 * 10 * 512,
+    "linear_probe": 10 * 512,
+    "lp_plus_plus": 10 * 512 + 10,
+    "clap": 10 * 512,
+    "two_stage": 2 * (26 * 768 + 25 * 512) + 10 * 512,
+    "wise_ft": 122_683_392,
+}
+
+
+@pytest.mark.parametrize("method", COUNTS)
+def test_trained_parameters_of_vit_b16_on_eurosat(method):
+    chosen = [f"method={method}", "dataset=eurosat", "backbone=vit_b16", "shots=4"]
+    settings = from_config(compose([*chosen, "precision=fp32"]))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = fake_model(settings, load_card("eurosat"), mode)
+    assert sum(value.numel() for value in model.parameters.values()) == COUNTS[method]

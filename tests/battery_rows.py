@@ -1,0 +1,89 @@
+"""One row a method: what the shared battery (test_battery.py) may expect of it.
+
+A new method needs a file under so_clip/adapt or so_clip/optim, a YAML under conf/method, and a row.
+"""
+
+from dataclasses import dataclass
+
+MATRICES = r"attn\.in_proj\.weight|attn\.out_proj\.weight|mlp\.c_fc\.weight|mlp\.c_proj\.weight"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's expectations.
+
+    Args:
+        changes: a pattern for the ends of all names of tensors that may change; the others may not
+            in a single bit.
+        zero_shot_start: the first step begins at zero-shot CLIP's logits.
+        resnet: whether a ResNet image tower is adapted, too, or refused.
+        overrides: settings under which so small a model learns in a few steps.
+        trains: by gradient steps.
+    """
+
+    changes: str
+    zero_shot_start: bool = True
+    resnet: bool = False
+    overrides: tuple[str, ...] = ()
+    trains: bool = True
+
+
+_FAST = ("optimizer.lr=1e-2",)
+_SO = Row(MATRICES, overrides=("optimizer.lr=1e-2", "optimizer.density_ratio=0.05"))
+
+ROWS: dict[str, Row] = {
+    "so": _SO,
+    "so_official": _SO,
+    "so_age": _SO,
+    "so_dense_moment": _SO,
+    "so_importance": _SO,
+    "so_importance_random": _SO,
+    "so_no_moment": _SO,
+    "so_random": _SO,
+    "so_static": _SO,
+    "so_update_first": _SO,
+    "adam": Row(MATRICES, overrides=("optimizer.lr=1e-3",)),
+    "adamw": Row(MATRICES, overrides=("optimizer.lr=1e-3",)),
+    "sgd": Row(MATRICES, overrides=_FAST),
+    "galore": Row(MATRICES, overrides=("optimizer.lr=1e-2", "optimizer.scale=1")),
+    "bitfit": Row(r"bias", resnet=True, overrides=_FAST),
+    "layer_norm": Row(r"ln_\w+\.(weight|bias)", overrides=_FAST),
+    "attention": Row(r"attn\.in_proj\.weight|attn\.out_proj\.weight", overrides=_FAST),
+    "last_blocks": Row(MATRICES, overrides=_FAST),
+    "full": Row(r".*", resnet=True, overrides=("optimizer.lr=1e-3",)),
+    "clip_lora": Row(r"updates\.[qkv]\.(down|up)", overrides=_FAST),
+    "lora": Row(r"lora_[AB]\.default\.weight", overrides=_FAST),
+    "dora": Row(r"lora_([AB]|magnitude_vector)\.default\.weight", overrides=_FAST),
+    "adalora": Row(r"lora_[ABE]\.default", overrides=_FAST),
+    "relora": Row(
+        rf"lora_[AB]\.default\.weight|{MATRICES}",
+        overrides=(*_FAST, "adapter.every=10", "adapter.restart_warmup=3"),
+    ),
+    "vera": Row(r"vera_lambda_[bd]\.default", overrides=("optimizer.lr=1e-1",)),
+    "ia3": Row(r"ia3_l\.default", overrides=("optimizer.lr=3e-2",)),
+    "shira": Row(r"shira_weight\.default", overrides=_FAST),
+    "loha": Row(r"hada_w[12]_[ab]\.default", overrides=("optimizer.lr=3e-2",)),
+    "lokr": Row(r"lokr_w[12](_[ab])?\.default", overrides=("optimizer.lr=3e-2",)),
+    "oft": Row(r"oft_R\.default\.weight", overrides=_FAST),
+    "randlora": Row(r"randlora_(lambda|gamma)\.default", overrides=_FAST),
+    "fourierft": Row(r"fourierft_spectrum\.default", overrides=("optimizer.lr=1e-1",)),
+    "miss": Row(r"miss_block\.default", overrides=_FAST),
+    "delora": Row(r"delora_(A|B|lambda)\.default", overrides=_FAST),
+    "wise_ft": Row(MATRICES, overrides=("optimizer.lr=1e-3",)),
+    "tip_adapter": Row(r"head\.(keys|values)", zero_shot_start=False, resnet=True, trains=False),
+    "tip_adapter_f": Row(
+        r"head\.(keys|values)", zero_shot_start=False, resnet=True, overrides=_FAST
+    ),
+    "linear_probe": Row(r"head\.weight", resnet=True),
+    "lp_plus_plus": Row(r"head\.(weight|alpha|root_rates)", zero_shot_start=False, resnet=True),
+    "clap": Row(r"head\.weight", resnet=True),
+    "two_stage": Row(r"ln_\w+\.(weight|bias)|head\.weight", overrides=_FAST),
+    "coop": Row(r"token_embedding\.context", zero_shot_start=False, resnet=True, overrides=_FAST),
+    "cocoop": Row(
+        r"token_embedding\.(context|meta_net\.\d\.(weight|bias))",
+        zero_shot_start=False,
+        resnet=True,
+        overrides=_FAST,
+    ),
+    "taskres": Row(r"head\.residual", resnet=True, overrides=_FAST),
+}

@@ -1,0 +1,120 @@
+"""Sampled gradients where a training loop is not quite as the example has it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from so_clip.errors import InputError
+from so_clip.optim.sampled import GradScaler, clip_grad_norm_, sampled_gradients
+from so_clip.optim.so import SO
+
+
+def _model() -> nn.Sequential:
+    draw = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 64), nn.GELU(), nn.Linear(64, 10))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) / 6)
+    return model
+
+
+def _optimizer(model: nn.Module) -> SO:
+    return SO(model.parameters(), lr=1e-2, density_ratio=0.02, T=10)
+
+
+def _loss(model: nn.Module, step: int) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(100 + step)
+    return model(torch.randn(8, 40, generator=draw)).square().mean()
+
+
+def _by_hand(model: nn.Module, optimizer: SO) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+@pytest.mark.parametrize(
+    "clear", [lambda m, o: o.zero_grad(), lambda m, o: m.zero_grad(), _by_hand, lambda m, o: None]
+)
+def test_gradients_do_not_pile_up_however_they_are_cleared(clear):
+    dense, model = _model(), _model()
+    plain, optimizer = _optimizer(dense), _optimizer(model)
+    sampled_gradients(model, optimizer, always=True)
+    for step in range(12):
+        for each, its in ((dense, plain), (model, optimizer)):
+            _loss(each, step).backward()
+            its.step()
+        plain.zero_grad()
+        clear(model, optimizer)
+    # Biases, whose gradients are whole, are cleared by all but the last.
+    if clear(model, optimizer) is None and model[0].bias.grad is None:
+        for a, b in zip(dense.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert getattr(model[0].weight, "sampled_grad", None) is None
+
+
+def test_a_step_that_the_scaler_skips_uses_them_up_too():
+    model = _model()
+    optimizer = _optimizer(model)
+    sampled_gradients(model, optimizer, always=True)
+    scaler = GradScaler("cpu", enabled=True)
+    before = model[0].weight.detach().clone()
+    scaler.scale(_loss(model, 0) * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(model[0].weight, before)
+    model.zero_grad()
+    scaler.scale(_loss(model, 1)).backward()
+    scaler.step(optimizer)
+    assert model[0].weight.isfinite().all()
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_layers_that_another_optimizer_samples_are_refused_until_they_are_let_go():
+    model = _model()
+    handle = sampled_gradients(model, _optimizer(model), always=True)
+    with pytest.raises(InputError, match=r"0 is sampled for an optimizer already.*remove\(\)"):
+        sampled_gradients(model, _optimizer(model), always=True)
+    handle.remove()
+    optimizer = _optimizer(model)
+    assert set(sampled_gradients(model, optimizer, always=True).methods) == {"0.weight", "2.weight"}
+    twin = copy.deepcopy(model)
+    assert sampled_gradients(twin, _optimizer(twin), always=True).methods
+
+
+def test_a_tensor_that_is_forgotten_begins_anew_with_a_support_of_its_own():
+    model = _model()
+    optimizer = _optimizer(model)
+    sampled_gradients(model, optimizer, always=True)
+    _loss(model, 0).backward()
+    optimizer.step()
+    before = optimizer.support(model[0].weight)
+    optimizer.forget(model[0].weight)
+    for step in (1, 2):
+        _loss(model, step).backward()
+        optimizer.step()
+    assert optimizer.support(model[0].weight) is not before
+    assert optimizer.state[model[0].weight]["step"] == 2
+    assert optimizer.state[model[2].weight]["step"] == 3
+
+
+@pytest.mark.parametrize("shape", [(0,), (80,), (2, 80), ()])
+def test_inputs_that_do_not_fit_are_told_as_a_linear_layer_tells_them(shape):
+    model = _model()
+    x = torch.zeros(shape)
+    with pytest.raises((RuntimeError, IndexError)) as plain:
+        model(x)
+    sampled_gradients(model, _optimizer(model), always=True)
+    with pytest.raises(type(plain.value)) as sampled:
+        model(x)
+    assert str(sampled.value) == str(plain.value)
+
+
+@pytest.mark.parametrize("max_norm", [0, -1, float("nan")])
+def test_a_norm_that_would_turn_gradients_round_is_refused(max_norm):
+    model = _model()
+    optimizer = _optimizer(model)
+    _loss(model, 0).backward()
+    with pytest.raises(InputError, match="max_norm"):
+        clip_grad_norm_(optimizer, max_norm)

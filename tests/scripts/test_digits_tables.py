@@ -1,0 +1,51 @@
+"""The tables of runs on digits: a small part of them, twice."""
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("matplotlib", reason="the benchmark's tables need the pretrain extra")
+
+from scripts import digits_tables
+
+FILE = "predictions.csv"
+
+
+def test_rates_come_from_training_images_and_finished_runs_are_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr(digits_tables, "RATES", (1, 10))
+    monkeypatch.setattr(digits_tables, "STEPS", 2)
+
+    class Here:
+        """Runs in this process, where the patches are."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, function, *arguments):
+            value = function(*arguments)
+            return type("Done", (), {"result": lambda self: value})()
+
+    monkeypatch.setattr(digits_tables, "ProcessPoolExecutor", Here)
+    arguments = ["--only", "methods", "--methods", "adamw", "tip_adapter", "zero_shot"]
+    arguments += ["--shots", "1", "2", "--seeds", "1", "--out", str(tmp_path)]
+    digits_tables.main(arguments)
+    table = pd.read_csv(tmp_path / "tables" / "digits_methods.csv")
+    assert list(table["method"]) == ["adamw", "adamw", "tip_adapter", "tip_adapter", "zero_shot"]
+    assert table["lr"].dropna().nunique() == 1
+    folders = sorted((tmp_path / "runs" / "digits").rglob("metrics.json"))
+    assert len(folders) == 2 + 5
+    times = [folder.stat().st_mtime_ns for folder in folders]
+    digits_tables.main(arguments)
+    assert [folder.stat().st_mtime_ns for folder in folders] == times
+    # No image that chose a rate is tested.
+    chosen, tested = (
+        {path for f in folders if part in f.parts for path in pd.read_csv(f.parent / FILE)["path"]}
+        for part in ("rates", "methods")
+    )
+    assert chosen
+    assert not chosen & tested

@@ -1,0 +1,208 @@
+"""One battery for all methods, on ViTs and ResNets: see battery_rows.py for what each promises."""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from so_clip.assemble import Model, assemble_model, build_optimizer
+from so_clip.clip.attention import explicit_attention
+from so_clip.config import compose
+from so_clip.data.batches import TrainBatches
+from so_clip.errors import InputError
+from so_clip.memory import PeakMemory
+from so_clip.paths import CONF_DIR
+from so_clip.record import RunFolder
+from so_clip.run import Adaptation, adapt
+from so_clip.settings import Settings, from_config
+from so_clip.support import FewShotSupport
+from tests.battery_rows import ROWS
+from tests.clip.small import small_backbone
+
+CPU = torch.device("cpu")
+NAMES = ("red square", "green square", "blue square", "grey square")
+TEMPLATES = {"plain": ("a photo of a {}.",)}
+SHOTS, STEPS = 2, 40
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit": {},
+    "resnet": {"layers": (1, 1, 1, 1), "width": 8, "head_width": 16},
+}
+TRAINED = [name for name, row in ROWS.items() if row.trains]
+
+
+def _images(seed: int) -> tuple[list[Tensor], list[int]]:
+    """Return noisy squares whose colour is their class's."""
+    draw = torch.Generator().manual_seed(seed)
+    images, labels = [], []
+    for label in range(len(NAMES)):
+        for _ in range(SHOTS):
+            image_CHW = torch.randint(100, (3, 40, 40), generator=draw, dtype=torch.uint8)
+            if label < 3:
+                image_CHW[label] += 120
+            images.append(image_CHW)
+            labels.append(label)
+    return images, labels
+
+
+def _settings(method: str, steps: int = STEPS, *more: str) -> Settings:
+    schedule = ["schedule.max_steps=" + str(steps), "schedule.stop_loss=0"]
+    return from_config(
+        compose(
+            [
+                f"method={method}",
+                f"shots={SHOTS}",
+                "augment.scale=[0.8,1.0]",
+                *(schedule if ROWS[method].trains else ()),
+                *ROWS[method].overrides,
+                *more,
+            ]
+        )
+    )
+
+
+def _model(settings: Settings, family: str = "vit") -> Model:
+    backbone = small_backbone(**FAMILIES[family])
+    explicit_attention(backbone.model)
+    return assemble_model(settings, backbone, NAMES, TEMPLATES, CPU, "")
+
+
+def _batches(settings: Settings, model: Model) -> TrainBatches:
+    images, labels = _images(0)
+    side = model.classifier.backbone.image_size
+    generator = torch.Generator().manual_seed(settings.seed)
+    return TrainBatches(images, labels, 8, side, generator, CPU, scale=(0.8, 1.0), flip=False)
+
+
+class Trained:
+    """A method after its training, and what was there before."""
+
+    def __init__(self, method: str, folder: Path, steps: int = STEPS, *more: str) -> None:
+        self.settings = _settings(method, steps, *more)
+        self.model = _model(self.settings)
+        self.before = _values(self.model)
+        self.zero_shot_BK = _logits(self.model)
+        optimizer = build_optimizer(self.settings, self.model) if self.settings.trains else None
+        peak_memory = PeakMemory(self.model.classifier, optimizer, CPU)
+        batches = _batches(self.settings, self.model)
+        folder.mkdir(exist_ok=True)
+        self.adaptation: Adaptation = adapt(
+            self.settings, self.model, batches, optimizer, peak_memory, RunFolder(folder)
+        )
+        self.memory = peak_memory.result()
+        self.logits_BK = _logits(self.model)
+
+
+def _values(model: Model) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.classifier.state_dict().items()}
+
+
+def _logits(model: Model) -> Tensor:
+    images, _ = _images(1)
+    size = model.classifier.backbone.image_size
+    with torch.inference_mode():
+        logits_BK: Tensor = model.classifier(torch.stack(images)[:, :, :size, :size].contiguous())
+    return logits_BK
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    @cache
+    def of(method: str) -> Trained:
+        return Trained(method, tmp_path_factory.mktemp(method))
+
+    return of
+
+
+def test_every_method_has_a_row() -> None:
+    methods = {path.stem for path in (CONF_DIR / "method").glob("*.yaml")} - {"zero_shot"}
+    assert methods == set(ROWS)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_loss_falls(method, trained):
+    losses = trained(method).adaptation.history.losses
+    assert len(losses) == STEPS
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_only_what_is_meant_to_change_changes(method, trained):
+    done = trained(method)
+    after = _values(done.model)
+    changed = [
+        name
+        for name, value in after.items()
+        if name not in done.before or not torch.equal(value, done.before[name])
+    ]
+    meant = re.compile(rf"(^|\.)({ROWS[method].changes})$")
+    # State dicts keep to open_clip's names for the projections of attention.
+    names = [name.replace("in_proj_", "in_proj.") for name in changed]
+    assert [name for name in names if not meant.search(name)] == []
+    assert changed or not ROWS[method].trains
+    assert not torch.equal(done.logits_BK, done.zero_shot_BK)
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_the_zero_shot_logits_are_where_it_starts_or_are_left_by_start(method):
+    settings = _settings(method)
+    model = _model(settings)
+    plain = _model(from_config(compose(["method=zero_shot"])))
+    torch.testing.assert_close(_logits(model), _logits(plain), rtol=1e-5, atol=1e-4)
+    assert model.adapter is not None
+    support = FewShotSupport(model.classifier, _batches(settings, model), model.precision, 1)
+    model.adapter.start(model.classifier, support)
+    model.classifier.forget_classes()
+    same = torch.allclose(_logits(model), _logits(plain), rtol=1e-5, atol=1e-4)
+    assert same == ROWS[method].zero_shot_start
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_what_it_became_can_be_saved_and_loaded(method, trained, tmp_path):
+    done = trained(method)
+    torch.save(done.model.classifier.state_dict(), tmp_path / "adapted.pt")
+    other = _model(done.settings)
+    assert other.adapter is not None
+    support = FewShotSupport(other.classifier, _batches(done.settings, other), other.precision, 1)
+    other.adapter.start(other.classifier, support)
+    state = torch.load(tmp_path / "adapted.pt", weights_only=True)
+    other.classifier.load_state_dict(state)
+    other.adapter.resume(other.classifier)
+    other.classifier.forget_classes()
+    torch.testing.assert_close(_logits(other), done.logits_BK, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_a_seed_is_a_result(method, tmp_path):
+    short = 4
+    first, again = (Trained(method, tmp_path / str(turn), short) for turn in range(2))
+    assert first.adaptation.history.losses == again.adaptation.history.losses
+    assert torch.equal(first.logits_BK, again.logits_BK)
+    other = Trained(method, tmp_path / "other", short, "seed=2")
+    assert not torch.equal(other.logits_BK, first.logits_BK)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_peak_memory_is_recorded(method, trained):
+    memory = trained(method).memory
+    assert 0 < memory["weights_mib"] < memory["peak_memory_mib"]
+    assert memory["activations_mib"] > 0
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_a_resnet_is_adapted_or_refused_by_name(method, tmp_path):
+    settings = _settings(method, 2)
+    if not ROWS[method].resnet:
+        with pytest.raises(InputError):
+            _model(settings, "resnet")
+        return
+    model = _model(settings, "resnet")
+    optimizer = build_optimizer(settings, model) if settings.trains else None
+    peak_memory = PeakMemory(model.classifier, optimizer, CPU)
+    batches = _batches(settings, model)
+    done = adapt(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path))
+    assert all(loss < 100 for loss in done.history.losses)
