@@ -232,7 +232,7 @@ class SO(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         generator_state = state.pop("generator", None)
-        self._told_of_supports = []
+        vars(self).setdefault("_told_of_supports", [])  # load_state_dict comes here, too
         super().__setstate__(state)
         # Absent when load_state_dict calls this.
         if generator_state is not None:
