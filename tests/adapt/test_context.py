@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.adapt.context import CoCoOp, ContextEmbedding, CoOp
-from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
 from so_clip.clip.attention import explicit_attention
-from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.backbone import load_backbone
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.packed_text import PackedPrompts
@@ -22,7 +21,7 @@ from so_clip.errors import InputError
 from so_clip.forecast.__main__ import main as forecast_main
 from so_clip.memory import PeakMemory
 from so_clip.settings import from_config
-from tests.clip.small import small_backbone, small_clip
+from tests.clip.small import small_backbone, small_clip, weightless_backbone
 from tests.command import call
 from tests.oracles.context_oracle import class_embeddings, meta_net
 
@@ -160,15 +159,8 @@ def test_the_memory_of_cocoops_prompts_is_bounded_however_many_images_a_step_has
 
 
 def on_meta() -> Classifier:
-    name = "ViT-B-16-quickgelu"
-    config = architecture_config(name)
-    tokenizer = build_tokenizer(name, config)
-    with torch.device("meta"):
-        model = build_model(config, quick_gelu=True, seed=0)
-        explicit_attention(model)
-        backbone = Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    with torch.device("cpu"):
-        return Classifier(backbone, tokenizer(["a photo of a dog."]), templates=[PLAIN])
+    backbone = weightless_backbone()
+    return Classifier(backbone, backbone.tokenize(["a photo of a dog."]), templates=[PLAIN])
 
 
 def test_vit_b16_gets_as_many_parameters_as_published() -> None:

@@ -18,9 +18,7 @@ from so_clip.adapt.adalora import AdaLoRA
 from so_clip.adapt.clip_lora import ClipLoRA
 from so_clip.adapt.peft_kinds import KINDS
 from so_clip.adapt.peft_methods import Peft, adapted_layers
-from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
 from so_clip.clip.attention import explicit_attention
-from so_clip.clip.backbone import Backbone
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.packed_text import PackedPrompts
@@ -28,7 +26,7 @@ from so_clip.config import compose
 from so_clip.errors import InputError
 from so_clip.forecast.__main__ import main as forecast_main
 from so_clip.settings import from_config
-from tests.clip.small import small_backbone
+from tests.clip.small import small_backbone, weightless_backbone
 from tests.command import call
 from tests.oracles.peft_oracle import MATRICES, merged
 
@@ -72,14 +70,8 @@ def options_of(method: str, *overrides: str) -> dict[str, Any]:
 
 def vit_b16() -> Classifier:
     """Return a classifier that has every parameter's name and shape, and no memory."""
-    name = "ViT-B-16-quickgelu"
-    config = architecture_config(name)
-    tokenizer = build_tokenizer(name, config)
-    with torch.device("meta"):
-        model = build_model(config, quick_gelu=True, seed=0)
-        explicit_attention(model)
-        backbone = Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Classifier(backbone, tokenizer(["a photo of a dog."]))
+    backbone = weightless_backbone()
+    return Classifier(backbone, backbone.tokenize(["a photo of a dog."]))
 
 
 def matrices() -> list[tuple[int, int]]:

@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from so_clip.adapt.taskres import TaskRes
-from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
 from so_clip.clip.attention import explicit_attention
-from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.config import compose
 from so_clip.errors import InputError
 from so_clip.forecast.__main__ import main as forecast_main
 from so_clip.settings import from_config
-from tests.clip.small import small_backbone, small_clip
+from tests.clip.small import small_backbone, small_clip, weightless_backbone
 from tests.command import call
 from tests.oracles.taskres_oracle import logits
 
@@ -100,15 +98,8 @@ def test_both_towers_stay_frozen_and_the_prompts_are_encoded_once() -> None:
 
 
 def test_it_has_a_parameter_for_each_class_and_dimension_of_vit_b16() -> None:
-    name = "ViT-B-16-quickgelu"
-    config = architecture_config(name)
-    tokenizer = build_tokenizer(name, config)
-    with torch.device("meta"):
-        model = build_model(config, quick_gelu=True, seed=0)
-        explicit_attention(model)
-        backbone = Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    with torch.device("cpu"):
-        classifier = Classifier(backbone, tokenizer([f"class {i}" for i in range(47)]))
+    backbone = weightless_backbone()
+    classifier = Classifier(backbone, backbone.tokenize([f"class {i}" for i in range(47)]))
     assert TaskRes()(classifier)["head.residual"].shape == (47, 512)
 
 

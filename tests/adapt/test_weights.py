@@ -6,20 +6,17 @@ Positions are held against CLIP-LoRA's own tables of block indices.
 import re
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from so_clip.adapt.weights import POSITIONS, Weights, blocks_at
-from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
 from so_clip.clip.attention import explicit_attention
-from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.config import compose
 from so_clip.errors import InputError
 from so_clip.settings import from_config
-from tests.clip.small import small_backbone
+from tests.clip.small import small_backbone, weightless_backbone
 
 PATTERNS = list(compose([]).adapter.patterns)
 TWELVE_BLOCKS = {
@@ -37,13 +34,8 @@ TWELVE_BLOCKS = {
 
 def _on_meta(architecture: str) -> Classifier:
     """Build a classifier that has every parameter's name and shape, and no memory."""
-    config = architecture_config(architecture)
-    tokenizer = build_tokenizer(architecture, config)
-    with torch.device("meta"):
-        model = build_model(config, quick_gelu=True, seed=0)
-        explicit_attention(model)
-        backbone = Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Classifier(backbone, tokenizer(["a photo of a dog."]))
+    backbone = weightless_backbone(architecture)
+    return Classifier(backbone, backbone.tokenize(["a photo of a dog."]))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
+from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
+from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import Backbone
 
 CONFIG: dict[str, Any] = {
@@ -54,3 +56,13 @@ def small_backbone(quick_gelu: bool = False, seed: int = 0, **vision: Any) -> Ba
     model = small_clip(quick_gelu, seed, **vision)
     backbone = Backbone(model, SimpleTokenizer(), MEAN, STD, description="the small model")
     return backbone.eval().requires_grad_(False)
+
+
+def weightless_backbone(architecture: str = "ViT-B-16-quickgelu") -> Backbone:
+    """Return a backbone that has every parameter's name and shape, and no memory."""
+    config = architecture_config(architecture)
+    tokenizer = build_tokenizer(architecture, config)
+    with torch.device("meta"):
+        model = build_model(config, quick_gelu=True, seed=0)
+        explicit_attention(model)
+        return Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
