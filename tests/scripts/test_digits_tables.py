@@ -6,12 +6,14 @@ import pytest
 pytest.importorskip("matplotlib", reason="the benchmark's tables need the pretrain extra")
 
 from scripts import digits_tables
+from scripts.digits import runs
 
 FILE = "predictions.csv"
 
 
 def test_rates_come_from_training_images_and_finished_runs_are_not_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr(digits_tables, "RATES", (1, 10))
+    monkeypatch.setattr(runs, "RATES", (1, 3))
+    monkeypatch.setattr(runs, "START", (1, 3))
     monkeypatch.setattr(digits_tables, "STEPS", 2)
 
     class Here:
@@ -30,7 +32,7 @@ def test_rates_come_from_training_images_and_finished_runs_are_not_repeated(tmp_
             value = function(*arguments)
             return type("Done", (), {"result": lambda self: value})()
 
-    monkeypatch.setattr(digits_tables, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", Here)
     arguments = ["--only", "methods", "--methods", "adamw", "tip_adapter", "zero_shot"]
     arguments += ["--shots", "1", "2", "--seeds", "1", "--out", str(tmp_path)]
     digits_tables.main(arguments)
