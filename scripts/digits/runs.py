@@ -26,7 +26,7 @@ COMMON = (
 # A rate is looked for among these multiples of the method's own: first at START, then to both sides
 # of the best so far.
 RATES: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
-START = (1, 3, 10)
+START: tuple[float, ...] = (1, 3, 10)
 
 Row = dict[str, Any]
 Overrides = tuple[str, ...]
