@@ -38,7 +38,7 @@ MAX_MIB = 1e9
 # Each is a thread of the operating system.
 MAX_WORKERS = 256
 # Where things go and how fast they come: nothing that is measured, but for seconds, depends on it.
-_NO_DIFFERENCE = (*("results_dir", "threads", "evaluation.workers", "evaluation.cache_dir"),)
+NO_DIFFERENCE = (*("results_dir", "threads", "evaluation.workers", "evaluation.cache_dir"),)
 # Options that came later, with values under which a run is what it was before them.
 _LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None}
 
@@ -78,7 +78,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Settings:
-    """One run's choices. All but `_NO_DIFFERENCE` can change what the run measures."""
+    """One run's choices. All but `NO_DIFFERENCE` can change what the run measures."""
 
     dataset: str
     split_file: Path | None
@@ -135,7 +135,7 @@ class Settings:
     def fingerprint(self) -> str:
         """SHA-256 over all that can change the result, so that two runs never share a folder."""
         values = self.as_dict()
-        for option in _NO_DIFFERENCE:
+        for option in NO_DIFFERENCE:
             group, _, key = option.rpartition(".")
             del (values[group] if group else values)[key]
         for option, before in _LATER.items():
