@@ -16,6 +16,7 @@ from so_clip.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
 from so_clip.values import (
     device_name,
     method_name,
+    not_negative,
     number,
     one_of,
     optional_path,
@@ -38,7 +39,9 @@ MAX_MIB = 1e9
 # Each is a thread of the operating system.
 MAX_WORKERS = 256
 # Where things go and how fast they come: nothing that is measured, but for seconds, depends on it.
-NO_DIFFERENCE = (*("results_dir", "threads", "evaluation.workers", "evaluation.cache_dir"),)
+NO_DIFFERENCE = (
+    *("results_dir", "threads", "checkpoint_seconds", "evaluation.workers", "evaluation.cache_dir"),
+)
 # Options that came later, with values under which a run is what it was before them.
 _LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None}
 
@@ -102,6 +105,7 @@ class Settings:
     memory: str
     text_budget_mib: float | None
     threads: int | None
+    checkpoint_seconds: float
     data_root: Path
     results_dir: Path
 
@@ -142,19 +146,6 @@ class Settings:
             if values[option] == before:
                 del values[option]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def run_dir(self) -> Path:
-        """The run's folder: readable in front, unique behind."""
-        backbone = str(self.backbone["architecture"]).lower().replace("/", "_")
-        parts = [self.dataset, backbone, self.method]
-        if self.protocol != ALL:
-            parts.append(self.protocol)
-        if self.adapts:
-            uneven = [] if self.imbalance is None else [f"imbalance{self.imbalance:g}"]
-            parts += [f"{self.shots}shot", *uneven, f"seed{self.seed}"]
-        name = "-".join([*parts, self.fingerprint[:12]])
-        return self.results_dir / name
 
 
 def from_config(config: DictConfig) -> Settings:
@@ -202,6 +193,7 @@ def from_config(config: DictConfig) -> Settings:
         memory=one_of("memory", values["memory"], MEMORY_MODES),
         text_budget_mib=_text_budget(values["text_budget_mib"]),
         threads=_threads(values["threads"]),
+        checkpoint_seconds=not_negative("checkpoint_seconds", values["checkpoint_seconds"]),
         data_root=path("data_root", values["data_root"]),
         results_dir=results_dir,
     )
@@ -228,7 +220,7 @@ _TOP_KEYS = (
     *_KEYS,
     *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
     *("protocol", "transfer", "imbalance", "text_budget_mib", "threads"),
-    *("data_root", "results_dir"),
+    *("checkpoint_seconds", "data_root", "results_dir"),
 )
 
 
@@ -283,16 +275,12 @@ def _backbone(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schedule(values: dict[str, Any]) -> Schedule:
-    schedule = Schedule(
+    return Schedule(
         batch_size=whole("schedule.batch_size", values["batch_size"], 1),
         max_steps=whole("schedule.max_steps", values["max_steps"], 0),
-        stop_loss=number("schedule.stop_loss", values["stop_loss"]),
-        lr_min=number("schedule.lr_min", values["lr_min"]),
+        stop_loss=not_negative("schedule.stop_loss", values["stop_loss"]),
+        lr_min=not_negative("schedule.lr_min", values["lr_min"]),
     )
-    for key in ("stop_loss", "lr_min"):
-        if getattr(schedule, key) < 0:
-            raise InputError(f"schedule.{key}={getattr(schedule, key)}: must be 0 or above.")
-    return schedule
 
 
 def _augment(values: dict[str, Any]) -> Augment:

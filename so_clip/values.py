@@ -62,6 +62,13 @@ def number(key: str, value: Any) -> float:
     return float(value)
 
 
+def not_negative(key: str, value: Any) -> float:
+    """Return a finite number of 0 or above; InputError otherwise."""
+    if number(key, value) < 0:
+        raise InputError(f"{key}={value}: must be 0 or above.")
+    return float(value)
+
+
 def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     """Return one of `allowed`; InputError, with the nearest of them, otherwise."""
     if value not in allowed:

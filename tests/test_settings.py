@@ -71,6 +71,7 @@ OTHER_VALUES: dict[str, Any] = {
 NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
     "threads": 3,
+    "checkpoint_seconds": 5,
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,
 }
@@ -144,6 +145,7 @@ REFUSED = [
     ("schedule.max_steps", -1, "must be 0 or more"),
     ("schedule.max_steps", 0, "needs at least one step; method=zero_shot"),
     ("schedule.stop_loss", -0.1, "must be 0 or above"),
+    ("checkpoint_seconds", -1, "must be 0 or above"),
     ("schedule.lr_min", -1, "must be 0 or above"),
     ("schedule.lr_min", "low", "must be a finite number"),
     ("augment", None, "must hold the options scale, flip"),
