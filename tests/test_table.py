@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from so_clip import table
-from so_clip.table import read_runs, statistics, to_markdown
+from so_clip.report.read import read_runs
+from so_clip.table import statistics, to_markdown
 from tests.command import Outcome, call
 
 
@@ -61,7 +62,7 @@ def _table(*arguments: object) -> Outcome:
 
 
 def _cells(root: Path, column: str = "accuracy_percent") -> pd.DataFrame:
-    return statistics(read_runs(root)[0], column)
+    return statistics(read_runs(root).frame, column)
 
 
 def test_seeds_are_averaged_with_the_sample_deviation(tmp_path):
@@ -143,9 +144,9 @@ def test_a_run_that_is_there_twice_counts_once(tmp_path):
     _run(tmp_path, "a", seed=1, accuracy_percent=10.0)
     _run(tmp_path, "b", seed=1, accuracy_percent=10.0, data_root="elsewhere")
     _run(tmp_path, "c", seed=2, accuracy_percent=20.0)
-    runs, skipped = read_runs(tmp_path)
-    assert list(runs["seed"]) == [1, 2]
-    assert skipped == [f"{tmp_path / 'b'}: repeats another run."]
+    runs = read_runs(tmp_path)
+    assert list(runs.frame["seed"]) == [1, 2]
+    assert runs.skipped == [f"{tmp_path / 'b'}: repeats another run."]
 
 
 def test_datasets_stand_across_and_are_averaged_where_all_are_there(tmp_path):
@@ -196,7 +197,7 @@ def test_what_is_no_finished_run_is_left_out_by_name(tmp_path, metrics, reason):
 def test_hidden_folders_are_nobodys_runs(tmp_path):
     _run(tmp_path, "good")
     _run(tmp_path, ".discarded-x/half")
-    assert len(read_runs(tmp_path)[0]) == 1
+    assert len(read_runs(tmp_path).frame) == 1
 
 
 @pytest.mark.parametrize("place", ["", "nowhere", "file"])

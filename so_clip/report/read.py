@@ -1,0 +1,210 @@
+"""Every run below a folder, read once, without torch and without weights."""
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from so_clip.errors import InputError
+from so_clip.record import METRICS_FILE, read_metrics
+from so_clip.report.variants import variants
+
+# What makes a folder a run's, one that failed at once included.
+ERROR_FILE, PROVENANCE_FILE = "error.json", "provenance.json"
+_RUN_FILES = frozenset({"config.yaml", METRICS_FILE, ERROR_FILE, "progress.json"})
+# Files are small, and on a network's disk each takes a round trip.
+_READERS = 8
+# A row of a table; runs that differ in their seed alone are averaged in it. And a run, but for
+# what it was tested on afterwards.
+ROW = ["backbone", "shots", "method_title", "variant"]
+RUN = ["dataset", *ROW, "seed"]
+# What a table reads, and of which type.
+_NEEDED: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "backbone", "method", "method_title"), str),
+    **dict.fromkeys(("shots", "seed"), int),
+    **dict.fromkeys(("accuracy_percent", "peak_memory_mib"), (int, float)),
+    "settings": dict,
+}
+# Beyond any that there is; it also keeps out NaN and infinity, which compare with nothing.
+_LARGEST = 2**63
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs below one folder.
+
+    Attributes:
+        results_dir: the folder.
+        frame: a row a finished run: the columns of metrics.json (`settings` as a dict), its
+            `folder` (str), its `state` ("finished"), `variant` (what sets it apart from other runs
+            of its method, "" for nothing), `transferred` (to which datasets, as text), and of
+            provenance.json `torch`, `commit`, `hardware`, `weights_sha256`, `finished_at` and
+            `command`, None where it is not there.
+        skipped: one line for each folder that is no usable run, and why.
+    """
+
+    results_dir: Path
+    frame: pd.DataFrame
+    skipped: list[str]
+
+
+def read_runs(results_dir: Path) -> Runs:
+    """Read every finished run below `results_dir`.
+
+    Raises:
+        InputError: there is no such folder, or no finished run in it.
+    """
+    if not results_dir.is_dir():
+        raise InputError(f"{results_dir}: there is no such folder. Give the one that holds runs.")
+    skipped: list[str] = []
+    rows: list[dict[str, Any]] = []
+    folders = sorted(_run_folders(results_dir, skipped))
+    known: dict[Any, Any] = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        for row in itertools.chain.from_iterable(pool.map(_rows_or_reasons, _batches(folders))):
+            if isinstance(row, str):
+                skipped.append(row)
+            else:
+                rows.append(row | {"settings": _shared(row["settings"], known)})
+    if not rows:
+        unusable = f" Left out: {' '.join(skipped)}" if skipped else ""
+        raise InputError(
+            f"{results_dir}: no finished run in it. Start one: python -m so_clip.{unusable}"
+        )
+    frame = pd.DataFrame(rows)
+    frame["variant"] = variants(frame)
+    frame["transferred"] = [str(settings.get("transfer")) for settings in frame["settings"]]
+    again = _repeats(frame)
+    skipped += [f"{folder}: repeats another run." for folder in frame["folder"][again]]
+    return Runs(results_dir, frame[~again].reset_index(drop=True), skipped)
+
+
+def transfers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each run and dataset that it was transferred to; empty if there is none.
+
+    `dataset` is where it was tested, `variant` begins with where it was trained.
+    """
+    rows = []
+    for run in frame.to_dict("records") if "transfer" in frame else ():
+        figures = run.get("transfer")
+        for name, each in figures.items() if isinstance(figures, dict) else ():
+            variant = ", ".join(filter(None, (f"from {run['dataset']}", run["variant"])))
+            accuracy = each["accuracy_percent"]
+            rows.append(run | {"dataset": name, "variant": variant, "accuracy_percent": accuracy})
+    return pd.DataFrame(rows, columns=None if rows else frame.columns).drop_duplicates(RUN)
+
+
+def _run_folders(folder: Path, skipped: list[str]) -> Iterator[str]:
+    """Yield the run folders in and below `folder`; hidden folders are nobody's runs."""
+    waiting = [str(folder)]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as entries:
+                inside = list(entries)
+        except OSError as error:
+            skipped.append(f"{place} cannot be read: {error.strerror or error}.")
+            continue
+        if not _RUN_FILES.isdisjoint(entry.name for entry in inside):
+            yield place
+        waiting += [
+            entry.path
+            for entry in inside
+            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+        ]
+
+
+def _batches(folders: list[str]) -> list[list[str]]:
+    """Split what threads share out into pieces that are worth a hand-over."""
+    return [folders[at : at + 100] for at in range(0, len(folders), 100)]
+
+
+def _rows_or_reasons(folders: list[str]) -> list[dict[str, Any] | str]:
+    return [_row_or_reason(folder) for folder in folders]
+
+
+def _row_or_reason(folder: str) -> dict[str, Any] | str:
+    """Return a run's row, or the reason why it cannot be used."""
+    path = Path(folder)
+    try:
+        return _usable(path) | {"folder": folder, "state": "finished"} | _made_by(path)
+    except InputError as error:
+        return str(error)
+
+
+def _shared(settings: dict[str, Any], known: dict[Any, Any]) -> dict[str, Any]:
+    """Return settings whose groups are the same objects as those of runs that have the same.
+
+    Thousands of runs take two thirds of the memory then. Nothing may change what it gets.
+    """
+    return {
+        sys.intern(key): known.setdefault((key, repr(value)), value)
+        if isinstance(value, (dict, list, str))
+        else value
+        for key, value in settings.items()
+    }
+
+
+def _usable(folder: Path) -> dict[str, Any]:
+    """Return a folder's metrics if it is a finished run that a table can show."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise InputError(_why_unfinished(folder))
+    try:
+        metrics = read_metrics(path)
+    except RecursionError:
+        raise InputError(f"{path} cannot be read: it is nested too deeply. Repeat.") from None
+    for key, kind in _NEEDED.items():
+        value = metrics.get(key)
+        usable = isinstance(value, kind) and not isinstance(value, bool)
+        if not usable or (isinstance(value, (int, float)) and not 0 <= value < _LARGEST):
+            raise InputError(f"{path}: {key} is {repr(value)[:80]}. Repeat the run.")
+    return metrics
+
+
+def _why_unfinished(folder: Path) -> str:
+    error = _json(folder / ERROR_FILE)
+    if not error:
+        return f"{folder}: unfinished, it has no {METRICS_FILE}. Repeat the run."
+    message = str(error.get("message")).strip().splitlines()
+    return f"{folder}: failed with {error.get('kind')}: {message[0] if message else ''}"
+
+
+def _made_by(folder: Path) -> dict[str, Any]:
+    """Return what provenance.json says of versions, code and hardware."""
+    provenance = _json(folder / PROVENANCE_FILE)
+    versions, hardware = provenance.get("versions"), provenance.get("hardware")
+    command = provenance.get("command")
+    if isinstance(hardware, dict):
+        hardware = ", ".join(str(hardware.get(key)) for key in ("device", "processor"))
+    return {
+        "torch": versions.get("torch") if isinstance(versions, dict) else None,
+        "commit": provenance.get("commit"),
+        "hardware": hardware,
+        "weights_sha256": provenance.get("backbone_weights_sha256"),
+        "finished_at": provenance.get("finished_at"),
+        "command": command if isinstance(command, list) else None,
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object; an empty one if that is not what it holds."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _repeats(frame: pd.DataFrame) -> pd.Series:
+    """Say of each run whether another is the same, and newer or, where neither is, first."""
+    finished = frame["finished_at"].map(lambda value: value if isinstance(value, str) else "")
+    newest_first = finished.sort_values(ascending=False, kind="stable").index
+    return frame.loc[newest_first].duplicated([*RUN, "transferred"]).reindex(frame.index)

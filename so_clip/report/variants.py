@@ -1,0 +1,106 @@
+"""What sets runs of one method apart: the settings that differ between them, by name and value."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from so_clip.settings import NO_DIFFERENCE
+
+# Settings that have a column of their own, follow from one, or say where and not what. Which split
+# a run used, its checksum tells.
+_NOT_A_VARIANT = frozenset(
+    {
+        *NO_DIFFERENCE,
+        *("dataset", "split_file", "backbone.architecture", "method", "method_title"),
+        *("shots", "seed", "adapter.seed", "optimizer.seed", "data_root", "evaluation.batch_size"),
+        "transfer",  # changes nothing that comes before it
+    }
+)
+# Named wherever it is another, even if all runs have it: their figures mean something else.
+_USUAL: dict[str, Any] = {"protocol": "all", "imbalance": None}
+
+
+def variants(frame: pd.DataFrame) -> pd.Series:
+    """Name each run by those settings that differ between the runs of its method.
+
+    Runs of different density, say, are different rows of a table and never one average. A setting
+    that follows from the shots, as some schedules do, needs no name.
+
+    Args:
+        frame: a row a run, with `method`, `shots` and `settings`.
+    """
+    known: dict[int, list[tuple[str, str]]] = {}
+    flat = [dict(_flatten(settings, known)) for settings in frame["settings"]]
+    for each in flat:
+        for option, usual in _USUAL.items():
+            if option in each and each[option] == str(usual):
+                del each[option]
+    _add_contents(frame, flat)
+    varied = _varied(frame, flat)
+    titles = frame.groupby("method_title")["method"].transform("nunique")
+    names = []
+    for method, each, methods in zip(frame["method"], flat, titles, strict=True):
+        parts = [f"method={method}"] if methods > 1 else []
+        parts += [f"{key}={each[key]}" for key in varied[method] if key in each]
+        names.append(", ".join(parts))
+    return pd.Series(names, index=frame.index, dtype=object)
+
+
+def _add_contents(frame: pd.DataFrame, flat: list[dict[str, str]]) -> None:
+    """Add a setting for each file with several contents where its name promises one.
+
+    A run that does not say which weights it had is an old one; none of a split file has none.
+    """
+    given = pd.DataFrame({"dataset": frame["dataset"]})
+    given["backbone"] = [str(settings.get("backbone")) for settings in frame["settings"]]
+    for column, name, by, none_counts in (
+        ("split_sha256", "split", "dataset", True),
+        ("weights_sha256", "weights", "backbone", False),
+    ):
+        if column not in frame:
+            continue
+        contents = frame[column].map(lambda value: value if isinstance(value, str) else None)
+        several = contents.groupby(given[by]).nunique(dropna=not none_counts) > 1
+        for each, sha256, differ in zip(flat, contents, given[by].map(several), strict=True):
+            if differ and isinstance(sha256, str):
+                each[name] = sha256[:8]
+
+
+def _varied(frame: pd.DataFrame, flat: list[dict[str, str]]) -> dict[str, list[str]]:
+    """Return by method, sorted, the settings that differ between its runs at some number of shots.
+
+    A setting that a run does not have counts as None.
+    """
+    groups: dict[tuple[str, int], list[dict[str, str]]] = defaultdict(list)
+    for method, shots, each in zip(frame["method"], frame["shots"], flat, strict=True):
+        groups[method, shots].append(each)
+    varied: dict[str, set[str]] = defaultdict(set)
+    for (method, _), same in groups.items():
+        values: dict[str, set[str]] = defaultdict(set)
+        having: dict[str, int] = defaultdict(int)
+        for each in same:
+            for key, value in each.items():
+                values[key].add(value)
+                having[key] += 1
+        for key, found in values.items():
+            if having[key] < len(same):
+                found.add("None")
+            if len(found) > 1 or key in _USUAL:
+                varied[method].add(key)
+    return defaultdict(list, {method: sorted(keys) for method, keys in varied.items()})
+
+
+def _flatten(
+    settings: dict[str, Any], known: dict[int, list[tuple[str, str]]], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Yield the options and their values as text; groups that runs share are `known` by id."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            if id(value) not in known:
+                known[id(value)] = list(_flatten(value, known, f"{name}."))
+            yield from known[id(value)]
+        elif name not in _NOT_A_VARIANT:
+            yield name, str(value)
