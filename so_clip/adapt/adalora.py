@@ -25,7 +25,7 @@ class AdaLoRA(Peft):
     Of a step that a gradient scaler leaves out, gradients that are not finite count as zero.
 
     Args:
-        patterns, encoder, position, split_qkv, seed: see Peft.
+        patterns, encoder, position, split_qkv, seed, interpolation: see Peft.
         total_steps: that training takes, 2 or more; a run that stops before leaves ranks as they
             are then.
         warmup, final: the shares of these steps in which no rank is taken, at the beginning and at
@@ -49,6 +49,7 @@ class AdaLoRA(Peft):
         seed: int = 0,
         warmup: float = 0.1,
         final: float = 0.5,
+        interpolation: float = 1.0,
         **options: Any,
     ) -> None:
         whole("adapter.total_steps", total_steps, 2)
@@ -67,9 +68,8 @@ class AdaLoRA(Peft):
             "tfinal": total_steps - last_choice,
             "tinit": min(int(warmup * total_steps), last_choice - 1),
         }
-        super().__init__(
-            "adalora", patterns, encoder, position, split_qkv, seed, **options, **timetable
-        )
+        place = (patterns, encoder, position, split_qkv)
+        super().__init__("adalora", *place, seed, interpolation, **options, **timetable)
         rank, target = options.get("rank", 12), options.get("target_rank", 8)
         if target >= rank:
             raise InputError(

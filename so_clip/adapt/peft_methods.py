@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from so_clip.adapt.adapter import Adapter
 from so_clip.adapt.dropout import Draws, Dropout
 from so_clip.adapt.peft_kinds import checked
-from so_clip.adapt.weights import Weights, blocks_at
+from so_clip.adapt.weights import Weights, blocks_at, check_interpolation
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.classifier import TOWERS, Classifier, tower_of
 from so_clip.clip.heads import exact
@@ -43,6 +43,8 @@ class Peft(Adapter):
             of its own, as CLIP-LoRA has them. `in_proj` in a pattern then means all three.
         seed: of first values, of what they depend on, and of what is dropped; the global random
             state is left alone.
+        interpolation: a, in [0, 1]: below 1, the adapters end inside the weights, and those at
+            (1 - a) · zero-shot CLIP's + a · the adapted ones (WiSE-FT, arXiv 2109.01903).
         options: of the kind. Those left out are as peft has them.
 
     Raises:
@@ -59,9 +61,11 @@ class Peft(Adapter):
         position: str = "all",
         split_qkv: bool = False,
         seed: int = 0,
+        interpolation: float = 1.0,
         **options: Any,
     ) -> None:
         self.weights = Weights(patterns, encoder, position)
+        self.interpolation = check_interpolation(interpolation)
         if not isinstance(split_qkv, bool):
             raise InputError(f"adapter.split_qkv={split_qkv}: must be true or false.")
         if split_qkv:
@@ -101,6 +105,28 @@ class Peft(Adapter):
             raise InputError(f"adapter.kind={self.kind}: {error}") from error
         del model.peft_config  # a second adapter would be taken for another of the same
         return made
+
+    @torch.no_grad()
+    def finish(self, classifier: Classifier) -> None:
+        """Put the adapters into the weights, if these are to go back a part of the way."""
+        if self.interpolation == 1:
+            return
+        for layer in adapted_layers(classifier):
+            before = self.zero_shot(layer)
+            layer.merge()
+            for name, adapted in layer.base_layer.named_parameters():
+                value = before[name].to(adapted.device)
+                adapted.copy_(torch.lerp(value, adapted, self.interpolation))
+
+    def resume(self, classifier: Classifier) -> None:
+        """Leave out the adapters, if the weights that were loaded have them inside."""
+        if self.interpolation < 1:
+            for layer in adapted_layers(classifier):
+                layer.merged_adapters.append(NAME)
+
+    def zero_shot(self, layer: Any) -> dict[str, Tensor]:
+        """Return copies of a layer's weight and bias as they came, from which nothing has moved."""
+        return {name: value.clone() for name, value in layer.base_layer.named_parameters()}
 
     def _layers_chosen(self, classifier: Classifier) -> list[str]:
         names = []

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from so_clip.adapt.adapter import Support
 from so_clip.adapt.peft_methods import NAME, Peft, adapted_layers
 from so_clip.clip.classifier import Classifier
 from so_clip.values import whole
@@ -26,6 +27,7 @@ class ReLoRA(Peft):
 
     Args:
         patterns, encoder, position, split_qkv, seed: see Peft.
+        interpolation: see Peft. Below 1, the weights from before are kept on the host meanwhile.
         every: steps between two restarts, 1 or more.
         restart_warmup: shortened steps after a restart, fewer than `every`; 0: none.
         options: rank, alpha, dropout and rank_stabilised, as LoRA's.
@@ -42,11 +44,33 @@ class ReLoRA(Peft):
         seed: int = 0,
         every: int = 200,
         restart_warmup: int = 10,
+        interpolation: float = 1.0,
         **options: Any,
     ) -> None:
-        super().__init__("lora", patterns, encoder, position, split_qkv, seed, **options)
+        place = (patterns, encoder, position, split_qkv)
+        super().__init__("lora", *place, seed, interpolation, **options)
         self.every = whole("adapter.every", every, 1)
         self.restart_warmup = whole("adapter.restart_warmup", restart_warmup, 0, every - 1)
+
+    def start(self, classifier: Classifier, support: Support) -> None:
+        """Keep the weights as they are now, if they are asked for at the end."""
+        if self.interpolation < 1:
+            for layer in adapted_layers(classifier):
+                vars(layer)["before"] = {
+                    name: value.detach().to("cpu", copy=True)
+                    for name, value in layer.base_layer.named_parameters()
+                }
+
+    def zero_shot(self, layer: Any) -> dict[str, Tensor]:
+        """Return what was kept, and keep it no longer."""
+        before: dict[str, Tensor] = vars(layer).pop("before")
+        return before
+
+    def resume(self, classifier: Classifier) -> None:
+        """Keep the weights from before no longer."""
+        super().resume(classifier)
+        for layer in adapted_layers(classifier):
+            vars(layer).pop("before", None)
 
     @torch.no_grad()
     def after_step(self, classifier: Classifier, step: int) -> Iterable[nn.Parameter]:
