@@ -14,6 +14,9 @@ from so_clip.clip.heads import exact
 from so_clip.errors import InputError
 from so_clip.values import number, whole
 
+# What peft's allocator remembers, each by tensor.
+_AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
 
 class AdaLoRA(Peft):
     """Adds B diag(E) A alpha / rank to each matrix, and sets more and more of all E to zero.
@@ -68,8 +71,10 @@ class AdaLoRA(Peft):
             "tfinal": total_steps - last_choice,
             "tinit": min(int(warmup * total_steps), last_choice - 1),
         }
-        place = (patterns, encoder, position, split_qkv)
-        super().__init__("adalora", *place, seed, interpolation, **options, **timetable)
+        options |= timetable
+        super().__init__(
+            "adalora", patterns, encoder, position, split_qkv, seed, interpolation, **options
+        )
         rank, target = options.get("rank", 12), options.get("target_rank", 8)
         if target >= rank:
             raise InputError(
@@ -119,6 +124,21 @@ class AdaLoRA(Peft):
         for parameter in held:
             parameter.grad = None
         return ()
+
+    def training_state(self, classifier: Classifier) -> dict[str, Any]:
+        """Return how much each entry matters, smoothed, and which ranks are left."""
+        averages = {name: getattr(self._tuner.rankallocator, name) for name in _AVERAGES}
+        ranks = self._tuner.peft_config[NAME].rank_pattern
+        return {**super().training_state(classifier), "averages": averages, "ranks": ranks}
+
+    def load_training_state(self, classifier: Classifier, state: dict[str, Any]) -> None:
+        """Go on with those."""
+        super().load_training_state(classifier, state)
+        device = classifier.backbone.mean.device
+        for name, values in state["averages"].items():
+            moved = {key: value.to(device) for key, value in values.items()}
+            setattr(self._tuner.rankallocator, name, moved)
+        self._tuner.peft_config[NAME].rank_pattern = state["ranks"]
 
 
 def _hold(parameter: Tensor) -> None:

@@ -47,10 +47,12 @@ class ReLoRA(Peft):
         interpolation: float = 1.0,
         **options: Any,
     ) -> None:
-        place = (patterns, encoder, position, split_qkv)
-        super().__init__("lora", *place, seed, interpolation, **options)
+        super().__init__(
+            "lora", patterns, encoder, position, split_qkv, seed, interpolation, **options
+        )
         self.every = whole("adapter.every", every, 1)
         self.restart_warmup = whole("adapter.restart_warmup", restart_warmup, 0, every - 1)
+        self._merged = False
 
     def start(self, classifier: Classifier, support: Support) -> None:
         """Keep the weights as they are now, if they are asked for at the end."""
@@ -83,6 +85,7 @@ class ReLoRA(Peft):
             for layer in layers:
                 _merge(layer)
                 _begin(layer, draws)
+            self._merged = True
         elif restarts and since < self.restart_warmup:
             share = since / self.restart_warmup
             for factor in factors:
@@ -93,6 +96,27 @@ class ReLoRA(Peft):
             if short:
                 vars(factor)["before"] = factor.detach().clone()
         return factors if since == 0 else ()
+
+    def training_state(self, classifier: Classifier) -> dict[str, Any]:
+        """Return the weights that updates were merged into, and factors before a short step."""
+        layers = adapted_layers(classifier)
+        weights = [layer.base_layer.weight.detach() for layer in layers] if self._merged else []
+        kept = [vars(factor).get("before") for layer in layers for factor in _factors(layer)]
+        return {**super().training_state(classifier), "weights": weights, "before": kept}
+
+    @torch.no_grad()
+    def load_training_state(self, classifier: Classifier, state: dict[str, Any]) -> None:
+        """Go on with those."""
+        super().load_training_state(classifier, state)
+        layers = adapted_layers(classifier)
+        self._merged = bool(state["weights"])
+        if self._merged:
+            for layer, weight in zip(layers, state["weights"], strict=True):
+                layer.base_layer.weight.copy_(weight)
+        factors = [factor for layer in layers for factor in _factors(layer)]
+        for factor, before in zip(factors, state["before"], strict=True):
+            if before is not None:
+                vars(factor)["before"] = before.to(factor.device)
 
 
 def _factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
