@@ -2,6 +2,7 @@
 
     python -m scripts.pretrain_tiny                     # writes so_clip/assets/tiny.*
     python -m scripts.pretrain_tiny --smoke --out tiny  # 20 steps, for the tests
+    python -m scripts.pretrain_tiny --width 256 --out wide  # then backbone.checkpoint=wide
 
 Needs the `pretrain` extra (matplotlib, for its fonts). No picture of the digits dataset is trained
 on; the zero-shot accuracy on its val part is printed at the end, that on its test part only with
@@ -169,7 +170,7 @@ def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) ->
 
 def command(arguments: argparse.Namespace) -> str:
     """Return the command of a run; the folder it wrote to is nobody's business."""
-    names = ("seed", "steps", "batch", "pictures", "lr", "threads")
+    names = ("seed", "width", "steps", "batch", "pictures", "lr", "threads")
     options = [f"--{name} {getattr(arguments, name)}" for name in names]
     report = ["--report-test"] * arguments.report_test
     return " ".join(["python -m scripts.pretrain_tiny", *options, *report])
@@ -180,6 +181,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny.*")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=pack.WIDTH, help="of the image tower")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pictures", type=int, default=60_000, help="pictures rendered beforehand")
@@ -196,13 +198,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Render, train, measure zero-shot accuracy on real digits, and write the asset."""
     arguments = parse(argv)
-    start = time.perf_counter()
     processes = 1 if arguments.smoke else arguments.threads
+    start = time.perf_counter()
     pool = render_pool(arguments.seed, arguments.pictures, processes)
     render_seconds = time.perf_counter() - start
     print(f"rendered {arguments.pictures} pictures in {render_seconds:.0f} s", flush=True)
+    pretrain(arguments, pool, render_seconds)
+
+
+def pretrain(arguments: argparse.Namespace, pool: Pool, render_seconds: float) -> None:
+    """Train on rendered pictures, measure, and write the folder `arguments.out`."""
     torch.set_num_threads(arguments.threads)
-    model = pack.build_model(arguments.seed)
+    model = pack.build_model(arguments.seed, arguments.width)
     schedule = Schedule(arguments.steps, arguments.lr, min(100, arguments.steps // 4))
     start = time.perf_counter()
     seen = train(model, pool, schedule, arguments.batch, arguments.seed)

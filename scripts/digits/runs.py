@@ -63,9 +63,32 @@ class Pool:
         Best is the accuracy on training images that the draw of `tuning` left over; no validation
         or test image takes part. Of equal ones the smallest is taken.
         """
+        tried = self.tune(contenders, tuning, classes)
+        chosen = {each: best(accuracies) for each, accuracies in tried.items()}
+        return [
+            (*each, f"optimizer.lr={chosen[each]:g}") if each in chosen else each
+            for each in contenders
+        ]
+
+    def tune(
+        self,
+        contenders: Iterable[Overrides],
+        tuning: Overrides,
+        classes: int | None = None,
+        start: Sequence[float] = START,
+        tries: int | None = None,
+    ) -> dict[Overrides, dict[float, float]]:
+        """Return, of each contender that trains, the accuracy in percent at each rate tried.
+
+        Args:
+            contenders, tuning, classes: see `with_rates`.
+            start: the multiples of a contender's own rate that are tried first.
+            tries: how many rates each may try in all, always the untried one that is nearest to
+                the best so far; None goes on until both neighbours of the best are tried.
+        """
         own = {each: rate for each in dict.fromkeys(contenders) if (rate := _own_rate(each))}
         tried: dict[Overrides, dict[float, float]] = {each: {} for each in own}
-        missing = [(each, times) for each in own for times in START]
+        missing = [(each, times) for each in own for times in start]
         while missing:
             work = [
                 Work(
@@ -76,12 +99,11 @@ class Pool:
             ]
             for (each, times), row in zip(missing, self._do("rates", work), strict=True):
                 tried[each][times] = row["accuracy_percent"]
-            missing = [(each, times) for each in own for times in _next(tried[each])]
-        rates = {each: own[each] * _best(tried[each]) for each in own}
-        return [
-            (*each, f"optimizer.lr={rates[each]:g}") if each in rates else each
-            for each in contenders
-        ]
+            missing = [(each, times) for each in own for times in _next(tried[each], tries)]
+        return {
+            each: {rate * times: accuracy for times, accuracy in tried[each].items()}
+            for each, rate in own.items()
+        }
 
     def _do(self, title: str, work: Sequence[Work]) -> list[Row]:
         jobs = [self.executor.submit(do, each) for each in work]
@@ -134,14 +156,20 @@ def _own_rate(overrides: Overrides) -> float | None:
     return optimizer["lr"] if optimizer else None
 
 
-def _best(accuracies: dict[float, float]) -> float:
-    return min(accuracies, key=lambda times: (-accuracies[times], times))
+def best(accuracies: dict[float, float]) -> float:
+    """Return the rate with the highest accuracy, of equal ones the smallest."""
+    return min(accuracies, key=lambda rate: (-accuracies[rate], rate))
 
 
-def _next(accuracies: dict[float, float]) -> list[float]:
-    """Return the neighbours of the best rate that were not tried."""
-    place = RATES.index(_best(accuracies))
-    return [times for times in RATES[max(place - 1, 0) : place + 2] if times not in accuracies]
+def _next(accuracies: dict[float, float], tries: int | None) -> list[float]:
+    """Return what to try next: the best's untried neighbours, or what is nearest to it."""
+    place = RATES.index(best(accuracies))
+    if tries is None:
+        return [times for times in RATES[max(place - 1, 0) : place + 2] if times not in accuracies]
+    untried = [each for each, times in enumerate(RATES) if times not in accuracies]
+    if len(accuracies) >= tries or not untried:
+        return []
+    return [RATES[min(untried, key=lambda each: (abs(each - place), -each))]]
 
 
 def _tested_on_training_images(data: Data) -> Data:

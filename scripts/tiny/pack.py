@@ -14,24 +14,47 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
 
-ARCHITECTURE: dict[str, Any] = {
-    "embed_dim": 96,
-    "vision_cfg": {
-        "image_size": 32,
-        "patch_size": 8,
-        "width": 128,
-        "head_width": 32,
-        "layers": 6,
-    },
-    "text_cfg": {
-        "context_length": 16,
-        "vocab_size": 49408,
-        "width": 96,
-        "heads": 3,
-        "layers": 4,
-    },
-    "quick_gelu": False,
-}
+from so_clip.atomic import write_text
+
+WIDTH, HEAD_WIDTH = 128, 32
+
+
+def architecture(width: int) -> dict[str, Any]:
+    """Return the sizes for an image tower of `width`; text tower and embedding are 3/4 of it.
+
+    Raises:
+        ValueError: `width` is not a multiple of HEAD_WIDTH.
+    """
+    if width < 1 or width % HEAD_WIDTH:
+        raise ValueError(f"--width {width}: must be a multiple of {HEAD_WIDTH}.")
+    text_width = width * 3 // 4
+    return {
+        "embed_dim": text_width,
+        "vision_cfg": {
+            "image_size": 32,
+            "patch_size": 8,
+            "width": width,
+            "head_width": HEAD_WIDTH,
+            "layers": 6,
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": text_width,
+            "heads": _heads(text_width),
+            "layers": 4,
+        },
+        "quick_gelu": False,
+    }
+
+
+def _heads(width: int) -> int:
+    """Return how many heads of HEAD_WIDTH or less share a width evenly: as few as can."""
+    fewest = -(-width // HEAD_WIDTH)
+    return next(heads for heads in range(fewest, width + 1) if width % heads == 0)
+
+
+ARCHITECTURE = architecture(WIDTH)
 EMBEDDING_SEED, EMBEDDING_STD = 20240, 0.02
 MEAN, STD = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 ROWS, EMBEDDING = "token_embedding.rows", "token_embedding.weight"
@@ -43,12 +66,13 @@ def drawn_embedding(vocabulary: int, width: int, seed: int, std: float) -> torch
     return torch.randn(vocabulary, width, generator=generator) * std
 
 
-def build_model(seed: int) -> CLIP:
-    """Build the untrained tiny CLIP; open_clip's own draws do not touch the global state."""
+def build_model(seed: int, width: int = WIDTH) -> CLIP:
+    """Build an untrained tiny CLIP; open_clip's own draws do not touch the global state."""
+    sizes = architecture(width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIP(**ARCHITECTURE)
-    text = ARCHITECTURE["text_cfg"]
+        model = CLIP(**sizes)
+    text = sizes["text_cfg"]
     with torch.no_grad():
         model.token_embedding.weight.copy_(
             drawn_embedding(text["vocab_size"], text["width"], EMBEDDING_SEED, EMBEDDING_STD)
@@ -67,7 +91,7 @@ def save(model: CLIP, token_ids: list[int], folder: Path, recipe: dict[str, Any]
     save_file(tensors, folder / "tiny.safetensors", metadata={"format": "pt"})
     (folder / "tiny.safetensors").chmod(0o644)  # safetensors writes for its owner alone
     card = {
-        "architecture": ARCHITECTURE,
+        "architecture": architecture(model.visual.conv1.out_channels),
         "token_ids": "stored as tensor 'token_ids' in the safetensors",
         "embedding_seed": EMBEDDING_SEED,
         "embedding_std": EMBEDDING_STD,
@@ -78,13 +102,15 @@ def save(model: CLIP, token_ids: list[int], folder: Path, recipe: dict[str, Any]
         "weights": count,
         "recipe": recipe,
     }
-    (folder / "tiny.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    # Last: where the card is, the folder is whole.
+    write_text(folder / "tiny.json", json.dumps(card, indent=2) + "\n")
     return count
 
 
 def load(folder: Path) -> CLIP:
     """Read back what `save` wrote, as float32."""
-    model = build_model(seed=0)
+    card = json.loads((folder / "tiny.json").read_text(encoding="utf-8"))
+    model = build_model(seed=0, width=card["architecture"]["vision_cfg"]["width"])
     tensors = load_file(folder / "tiny.safetensors")
     ids, rows = tensors.pop("token_ids").long(), tensors.pop(ROWS)
     tensors[EMBEDDING] = model.token_embedding.weight.detach().clone()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +12,49 @@ from so_clip.errors import InputError, nearest
 from so_clip.paths import ASSETS_DIR
 
 TINY = "tiny"
+TINY_CARD, TINY_WEIGHTS = "tiny.json", "tiny.safetensors"
 Tokenizer = Callable[..., Tensor]
 
 
-def tiny_card() -> dict[str, Any]:
-    """Return what so_clip/assets/tiny.json says of the embedded CLIP: sizes, seeds, mean, std."""
-    return json.loads((ASSETS_DIR / "tiny.json").read_text(encoding="utf-8"))
+def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:
+    """Return what tiny.json says of the embedded CLIP, or of `folder`'s: sizes, seeds, mean, std.
+
+    Raises:
+        InputError: there is no such file in `folder`, or it is not what the pre-training writes.
+    """
+    path = folder / TINY_CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"backbone.checkpoint={folder}: no {TINY_CARD} in this folder can be read ({error}). "
+            "Give a file, or a folder that scripts/pretrain_tiny.py --out wrote."
+        ) from error
+    if folder != ASSETS_DIR:
+        shipped = tiny_card()
+        for key in ("architecture", "embedding_seed", "embedding_std", "mean", "std"):
+            found = card.get(key) if isinstance(card, dict) else None
+            if not _alike(found, shipped[key]):
+                raise InputError(
+                    f"{path}: {key} is {found!r}, where {shipped[key]!r} or another of its kind is "
+                    "needed. Let scripts/pretrain_tiny.py --out write the folder anew."
+                )
+    return card
 
 
-def architecture_config(name: str) -> dict[str, Any]:
-    """Return the sizes of an architecture: open_clip's, or the embedded one's for "tiny".
+def _alike(value: Any, model: Any) -> bool:
+    """Whether two JSON values have the same keys, lengths and types, and sizes are above 0."""
+    if type(value) is not type(model):
+        return False
+    if isinstance(value, dict):
+        return value.keys() == model.keys() and all(_alike(value[key], model[key]) for key in value)
+    if isinstance(value, list):
+        return len(value) == len(model) and all(map(_alike, value, model))
+    return isinstance(value, bool) or value > 0
+
+
+def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, Any]:
+    """Return the sizes of an architecture: open_clip's, or those in `tiny_folder` for "tiny".
 
     Raises:
         InputError: there is no such architecture; with the nearest names.
@@ -28,7 +62,7 @@ def architecture_config(name: str) -> dict[str, Any]:
     import open_clip
 
     if name == TINY:
-        return dict(tiny_card()["architecture"])
+        return dict(tiny_card(tiny_folder)["architecture"])
     known = open_clip.list_models()
     if name not in known:
         raise InputError(

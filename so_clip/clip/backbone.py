@@ -31,6 +31,7 @@ from so_clip.clip.hub import fetch_pretrained, pretrained_config
 from so_clip.clip.image_tower import encode_image, in_pieces
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.errors import InputError
+from so_clip.paths import ASSETS_DIR
 
 Tower = Literal["vision", "text"]
 EMBEDDED = "embedded"
@@ -190,7 +191,8 @@ def load_backbone(
         architecture: "tiny" or an open_clip model name.
         pretrained: open_clip's tag of published weights, "embedded" for tiny's, or None for random
             weights.
-        checkpoint: a local file with the weights, in place of those that `pretrained` names.
+        checkpoint: a local file with the weights, in place of those that `pretrained` names. For
+            "tiny" also a folder that scripts/pretrain_tiny.py wrote, of any width.
         logit_scale: see Backbone.
         seed: chooses random weights; the global random state is never touched.
         explicit: make the projections of attention linear layers of their own, see
@@ -204,16 +206,19 @@ def load_backbone(
     Raises:
         InputError: unknown architecture or weights; weights that cannot be had or do not fit.
     """
-    config = architecture_config(architecture)
+    path = None if checkpoint is None else Path(checkpoint).expanduser()
+    tiny_folder = ASSETS_DIR if path is None or not path.is_dir() else path
+    config = architecture_config(architecture, tiny_folder)
     published = _published(architecture, pretrained)
     quick_gelu = bool(config.get("quick_gelu"))
-    path = None if checkpoint is None else Path(checkpoint).expanduser()
     if path is None and published and pretrained is not None:
         path = None if weightless else fetch_pretrained(architecture, pretrained)
         quick_gelu |= bool(published.get("quick_gelu"))
     state, origin = None, f"random weights, seed {seed}"
     if weightless:
         origin = "no weights"
+    elif path is not None and architecture == TINY and path == tiny_folder:
+        state, origin = embedded_weights(path), str(path)
     elif path is not None:
         weights = read_weights(path)
         state, origin = weights.state_dict, str(path) if checkpoint else f"{pretrained} weights"
@@ -228,7 +233,7 @@ def load_backbone(
     if explicit:
         explicit_attention(model)
         lean_quick_gelu(model)
-    mean, std = _pixels(architecture, published)
+    mean, std = _pixels(architecture, published, tiny_folder)
     tokenizer = build_tokenizer(architecture, config)
     gelu = ", QuickGELU" if quick_gelu else ""
     description = f"{architecture} ({origin}{gelu})"
@@ -270,12 +275,12 @@ def _check_gelu(
 
 
 def _pixels(
-    architecture: str, published: dict[str, Any]
+    architecture: str, published: dict[str, Any], tiny_folder: Path
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     if architecture == TINY:
-        card = tiny_card()
+        card = tiny_card(tiny_folder)
         return tuple(card["mean"]), tuple(card["std"])
     way = (published.get("resize_mode", "shortest"), published.get("interpolation", "bicubic"))
     if way != ("shortest", "bicubic"):

@@ -1,29 +1,51 @@
-"""The weights of the embedded CLIP, which ship with the package."""
+"""The weights of the embedded CLIP, which ship with the package, or of others made like it."""
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from so_clip.clip.architecture import tiny_card
+from so_clip.clip.architecture import TINY_WEIGHTS, tiny_card
+from so_clip.clip.checkpoint import read_weights
+from so_clip.errors import InputError
 from so_clip.paths import ASSETS_DIR
 
+_ROWS, _TOKEN_IDS = "token_embedding.rows", "token_ids"
 
-def embedded_weights() -> dict[str, Tensor]:
+
+def embedded_weights(folder: Path = ASSETS_DIR) -> dict[str, Tensor]:
     """Return the embedded CLIP's state dict in float32, its token embedding filled up.
 
     Only the rows of tokens that its training captions used are stored. The others, never trained,
     are drawn again from the seed in tiny.json, so that every token has the same embedding on every
     machine.
-    """
-    from safetensors.torch import load_file
 
-    card = tiny_card()
-    stored = load_file(ASSETS_DIR / "tiny.safetensors", device="cpu")
-    rows, token_ids = stored.pop("token_embedding.rows"), stored.pop("token_ids")
+    Args:
+        folder: one that scripts/pretrain_tiny.py --out wrote, with tiny.json and tiny.safetensors.
+
+    Raises:
+        InputError: one of the two is missing, damaged, or not as the pre-training writes it.
+    """
+    card = tiny_card(folder)
+    stored = read_weights(folder / TINY_WEIGHTS).state_dict
+    vocabulary = card["architecture"]["text_cfg"]["vocab_size"]
+    rows, token_ids = stored.pop(_ROWS, None), stored.pop(_TOKEN_IDS, None)
+    if rows is None or token_ids is None or not _rows_fit(rows, token_ids, vocabulary):
+        raise InputError(
+            f"{folder / TINY_WEIGHTS}: {_ROWS} and {_TOKEN_IDS} must be there, a row for each of "
+            f"the ids below {vocabulary}. Let scripts/pretrain_tiny.py --out write the folder anew."
+        )
     state = {name: value.float() for name, value in stored.items()}
     generator = torch.Generator().manual_seed(card["embedding_seed"])
-    vocabulary = card["architecture"]["text_cfg"].get("vocab_size", 49408)
     embedding = torch.randn(vocabulary, rows.shape[1], generator=generator)
     embedding *= card["embedding_std"]
     embedding[token_ids.long()] = rows.float()
     state["token_embedding.weight"] = embedding
     return state
+
+
+def _rows_fit(rows: Tensor, token_ids: Tensor, vocabulary: int) -> bool:
+    if rows.ndim != 2 or token_ids.ndim != 1 or token_ids.is_floating_point():
+        return False
+    inside = (token_ids >= 0) & (token_ids < vocabulary)
+    return len(rows) == len(token_ids) > 0 and bool(inside.all())

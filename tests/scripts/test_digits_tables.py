@@ -7,6 +7,7 @@ pytest.importorskip("matplotlib", reason="the benchmark's tables need the pretra
 
 from scripts import digits_tables
 from scripts.digits import runs
+from tests.scripts.in_process import InProcess
 
 FILE = "predictions.csv"
 
@@ -16,23 +17,7 @@ def test_rates_come_from_training_images_and_finished_runs_are_not_repeated(tmp_
     monkeypatch.setattr(runs, "START", (1, 3))
     monkeypatch.setattr(digits_tables, "STEPS", 2)
 
-    class Here:
-        """Runs in this process, where the patches are."""
-
-        def __init__(self, *_: object, **__: object) -> None:
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def submit(self, function, *arguments):
-            value = function(*arguments)
-            return type("Done", (), {"result": lambda self: value})()
-
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", InProcess)
     arguments = ["--only", "methods", "--methods", "adamw", "tip_adapter", "zero_shot"]
     arguments += ["--shots", "1", "2", "--seeds", "1", "--out", str(tmp_path)]
     digits_tables.main(arguments)
