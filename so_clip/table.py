@@ -10,6 +10,7 @@ import pandas as pd
 from so_clip import atomic
 from so_clip.__main__ import guarded
 from so_clip.report.read import ROW, RUN, read_runs, transfers
+from so_clip.report.tables import statistics
 
 TABLES = {
     "accuracy": ("accuracy_percent", "Test accuracy in percent: mean ± standard deviation (runs)"),
@@ -63,15 +64,6 @@ def _main(arguments: list[str]) -> None:
     print(f"{len(runs.frame)} runs; tables in {out}")
     for reason in runs.skipped:
         print(f"so_clip.table: left out: {reason}", file=sys.stderr)
-
-
-def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the tidy table: a row for each dataset and table row, with `mean`, `std` and `runs`.
-
-    `std` is the sample standard deviation over seeds, empty for a single run.
-    """
-    cells = runs.groupby(["dataset", *ROW], dropna=False)[column].agg(["mean", "std", "count"])
-    return cells.rename(columns={"count": "runs"}).reset_index()
 
 
 def to_markdown(cells: pd.DataFrame) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from so_clip import table
 from so_clip.report.read import read_runs
-from so_clip.table import statistics, to_markdown
+from so_clip.report.tables import statistics
+from so_clip.table import to_markdown
 from tests.command import Outcome, call
 
 

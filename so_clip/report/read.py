@@ -96,8 +96,9 @@ def transfers(frame: pd.DataFrame) -> pd.DataFrame:
         figures = run.get("transfer")
         for name, each in figures.items() if isinstance(figures, dict) else ():
             variant = ", ".join(filter(None, (f"from {run['dataset']}", run["variant"])))
-            accuracy = each["accuracy_percent"]
-            rows.append(run | {"dataset": name, "variant": variant, "accuracy_percent": accuracy})
+            keys = ("accuracy_percent", "zero_shot_accuracy_percent")
+            accuracies = {key: each.get(key) for key in keys}
+            rows.append(run | {"dataset": name, "variant": variant} | accuracies)
     return pd.DataFrame(rows, columns=None if rows else frame.columns).drop_duplicates(RUN)
 
 

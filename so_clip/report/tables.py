@@ -1,0 +1,343 @@
+"""Runs -> the paper's tables: datasets across, methods down, shots as blocks.
+
+A table is made of cells that know their figures; `formats` writes it as text.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from so_clip.data.halves import BASE_TO_NEW
+from so_clip.report.read import ROW, RUN, Runs, transfers
+from so_clip.report.versions import version_notes
+
+# As the papers order and shorten them; others follow by name.
+DATASETS = {
+    "imagenet": "ImageNet",
+    "sun397": "SUN397",
+    "fgvc": "Aircraft",
+    "eurosat": "EuroSAT",
+    "stanford_cars": "Cars",
+    "food101": "Food101",
+    "oxford_pets": "Pets",
+    "oxford_flowers": "Flowers",
+    "caltech101": "Caltech101",
+    "dtd": "DTD",
+    "ucf101": "UCF101",
+}
+AVERAGE = "average"
+ZERO_SHOT, ZERO_SHOT_TITLE = "zero_shot", "Zero-shot CLIP"
+# Zero-shot figures of two runs that differ by less are the same.
+_SAME_POINTS = 0.005
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures: a dataset, the average of all, or what it cost."""
+
+    key: str
+    title: str
+    decimals: int = 2
+
+
+# What stands beside accuracies, where runs have recorded it.
+COSTS = (
+    Column("peak_memory_mib", "memory (MiB)", 1),
+    Column("train_seconds", "training (s)", 1),
+    Column("train_tflops", "training (TFLOP)"),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a table is of: a column of the runs, its name for people, and which way is better."""
+
+    name: str
+    column: str
+    caption: str
+    best: str = "max"
+    decimals: int = 2
+    costs: bool = False
+
+
+FIGURES = (
+    Figure("accuracy", "accuracy_percent", "Test accuracy in percent", costs=True),
+    Figure(
+        "base_accuracy", "base_accuracy_percent", "Accuracy on base classes in percent", costs=True
+    ),
+    Figure("new_accuracy", "new_accuracy_percent", "Accuracy on new classes in percent"),
+    Figure(
+        "harmonic_mean", "harmonic_mean_percent", "Harmonic mean of base and new accuracy, percent"
+    ),
+    Figure("transfer", "accuracy_percent", "Test accuracy on other datasets in percent"),
+    Figure(
+        "calibration",
+        "expected_calibration_error_percent",
+        "Expected calibration error in percent (15 bins)",
+        best="min",
+    ),
+    Figure("memory", "peak_memory_mib", "Peak memory in MiB", best="min", decimals=1),
+    Figure("seconds", "train_seconds", "Training time in seconds", best="min", decimals=1),
+    Figure("flops", "train_tflops", "Training in TFLOP", best="min"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and sample standard deviation (NaN for one) over `runs`; `best` of its block.
+
+    Of a published figure `std` is NaN, `uncertainty` what is known of its error (NaN: nothing).
+    """
+
+    mean: float
+    std: float = math.nan
+    runs: int = 1
+    best: bool = False
+    uncertainty: float = math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, as it was set, at one number of shots; of a published one `source` says whose."""
+
+    title: str
+    variant: str
+    cells: Mapping[str, Cell]
+    method: str = ""
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """The row's name for people."""
+        name = f"{self.title} ({self.variant})" if self.variant else self.title
+        return f"{name} [published: {self.source}]" if self.source else name
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows at one number of shots; 0 for those that saw none."""
+
+    shots: int
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        """The block's name for people."""
+        return {0: "zero-shot", 1: "1 shot"}.get(self.shots, f"{self.shots} shots")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One figure for one backbone.
+
+    Attributes:
+        figure: what it is of.
+        backbone: of all its runs.
+        columns: datasets in the paper's order, their average where there are several, costs.
+        blocks: by shots.
+        usual_runs: how many seeds most cells have; where another number is, the cell says so.
+        cells: the tidy form: a row a dataset and table row, with mean, std and runs.
+        notes: what a reader should know, a sentence each.
+    """
+
+    figure: Figure
+    backbone: str
+    columns: Sequence[Column]
+    blocks: Sequence[Block]
+    usual_runs: int
+    cells: pd.DataFrame
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def name(self) -> str:
+        """A name for files and anchors, unique in a report."""
+        return f"{self.figure.name}_{slug(self.backbone)}"
+
+    @property
+    def caption(self) -> str:
+        """One line that says what the figures are."""
+        spread = "mean" if self.usual_runs < 2 else "mean ± standard deviation"
+        seeds = "1 seed" if self.usual_runs == 1 else f"{self.usual_runs} seeds"
+        return f"{self.figure.caption}, {self.backbone}: {spread} over {seeds}"
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets across, by their names on the command line."""
+        costs = {column.key for column in COSTS}
+        return [each.key for each in self.columns if each.key not in costs | {AVERAGE}]
+
+
+def slug(text: str) -> str:
+    """Return text as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "none"
+
+
+def make_tables(runs: Runs) -> list[Table]:
+    """Return all tables that the runs have figures for, by figure and backbone."""
+    frame = runs.frame
+    if "train_flops" in frame:
+        frame = frame.assign(train_tflops=pd.to_numeric(frame["train_flops"]) / 1e12)
+    single = frame.drop_duplicates(RUN)
+    if "protocol" in single:
+        protocol = single["protocol"].map(str)
+    else:
+        protocol = pd.Series("all", index=single.index)
+    by_figure = {
+        "accuracy": single[protocol != BASE_TO_NEW],
+        "transfer": transfers(frame),
+    }
+    tables = []
+    for figure in FIGURES:
+        some = by_figure.get(figure.name, single)
+        if figure.column not in some or not some[figure.column].notna().any():
+            continue
+        some = some[some[figure.column].notna()]
+        for backbone, group in some.groupby("backbone", sort=True):
+            tables.append(_table(figure, str(backbone), group))
+    return tables
+
+
+def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the tidy table: a row for each dataset and table row, with `mean`, `std` and `runs`.
+
+    `std` is the sample standard deviation over seeds, empty for a single run.
+    """
+    cells = runs.groupby(["dataset", *ROW], dropna=False)[column].agg(["mean", "std", "count"])
+    return cells.rename(columns={"count": "runs"}).reset_index()
+
+
+def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
+    notes = version_notes(runs)
+    if "base_accuracy_percent" in runs and figure.name in _OF_BASE_TO_NEW:
+        runs = runs.assign(variant=runs["variant"].map(_without_protocol))
+    runs, note = _with_zero_shot(figure, runs)
+    notes = [*note, *notes]
+    datasets = sorted(runs["dataset"].unique(), key=_place)
+    columns = [Column(name, DATASETS.get(name, name), figure.decimals) for name in datasets]
+    if len(datasets) > 1:
+        columns.append(Column(AVERAGE, AVERAGE, figure.decimals))
+    tidy = statistics(runs, figure.column)
+    cells = _cells(tidy)
+    for key, cell in _averages(runs, figure.column, len(datasets)).items() if datasets[1:] else ():
+        cells[key][AVERAGE] = cell
+    for cost in COSTS if figure.costs else ():
+        if cost.key in runs and runs[cost.key].notna().any():
+            columns.append(cost)
+            for key, cell in _averages(runs, cost.key, len(datasets)).items():
+                cells[key][cost.key] = replace(cell, std=math.nan)
+    methods = runs.groupby(ROW)["method"].first()
+    blocks: dict[int, list[Row]] = {}
+    for (_, shots, title, variant), of_row in cells.items():
+        row = Row(title, variant, of_row, str(methods[backbone, shots, title, variant]))
+        blocks.setdefault(shots, []).append(row)
+    counts = tidy.loc[tidy["shots"] > 0, "runs"]
+    usual = int((counts if len(counts) else tidy["runs"]).mode().max())
+    done = [
+        Block(shots, mark_best(sorted(rows, key=_row_place), columns, figure))
+        for shots, rows in sorted(blocks.items())
+    ]
+    return Table(figure, backbone, columns, done, usual, tidy, tuple(notes))
+
+
+_OF_BASE_TO_NEW = ("base_accuracy", "new_accuracy", "harmonic_mean")
+
+
+def _without_protocol(variant: str) -> str:
+    parts = [each for each in variant.split(", ") if each != f"protocol={BASE_TO_NEW}"]
+    return ", ".join(parts)
+
+
+def _with_zero_shot(figure: Figure, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Add a row of zero-shot CLIP, as the runs measured it before they adapted, if there is none.
+
+    Only of datasets where all runs measured the same, and say so in a note.
+    """
+    column = f"zero_shot_{figure.column}"
+    if column not in runs or (runs["method"] == ZERO_SHOT).any():
+        return runs, []
+    added = []
+    for dataset, group in runs.groupby("dataset"):
+        values = group[column].dropna()
+        if len(values) and values.max() - values.min() < _SAME_POINTS:
+            added.append(
+                {
+                    **{"dataset": dataset, "backbone": group["backbone"].iloc[0], "shots": 0},
+                    **{"seed": 0, "method": ZERO_SHOT, "method_title": ZERO_SHOT_TITLE},
+                    **{"variant": "", figure.column: values.iloc[0]},
+                }
+            )
+    if not added:
+        return runs, []
+    extended = pd.concat([runs, pd.DataFrame(added)], ignore_index=True)
+    return extended, ["Zero-shot figures are those that the runs took before they adapted."]
+
+
+def _place(dataset: str) -> tuple[int, str]:
+    names = list(DATASETS)
+    return (names.index(dataset) if dataset in names else len(names)), dataset
+
+
+def _row_place(row: Row) -> tuple[Any, ...]:
+    """Sort by title, then by variant with its numbers as numbers."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", row.variant)
+    numbers = [(0, float(part), "") if at % 2 else (1, 0.0, part) for at, part in enumerate(parts)]
+    return row.title.lower(), row.title, numbers
+
+
+def _cells(tidy: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Cell]]:
+    """Return the cells of each table row, by dataset."""
+    cells: dict[tuple[Any, ...], dict[str, Cell]] = {}
+    for each in tidy.to_dict("records"):
+        key = tuple(each[name] for name in ROW)
+        cells.setdefault(key, {})[each["dataset"]] = Cell(each["mean"], each["std"], each["runs"])
+    return cells
+
+
+def _averages(runs: pd.DataFrame, column: str, datasets: int) -> dict[tuple[Any, ...], Cell]:
+    """Return the average over datasets of each table row that has all of them.
+
+    Its deviation is that of the seeds' averages, where every seed has all datasets.
+    """
+    means = runs.groupby([*ROW, "dataset"])[column].mean().dropna()
+    averages = means.groupby(ROW).agg(["mean", "size"])
+    averages = averages[averages["size"] == datasets]["mean"]
+    of_seeds = runs.groupby([*ROW, "seed"])[column].agg(["mean", "count"])
+    of_seeds["whole"] = of_seeds["count"] == datasets
+    spread = of_seeds.groupby(ROW).agg(
+        std=("mean", "std"), runs=("mean", "size"), whole=("whole", "all")
+    )
+    spreads = dict(zip(spread.index, spread.to_dict("records"), strict=True))
+    return {
+        key: Cell(mean, each["std"] if each["whole"] else math.nan, int(each["runs"]))
+        for key, mean in averages.to_dict().items()
+        for each in [spreads[key]]
+    }
+
+
+def mark_best(rows: Sequence[Row], columns: Sequence[Column], figure: Figure) -> list[Row]:
+    """Mark the best cell of each column, all of them where several read the same.
+
+    Published rows do not compete, and nothing is best where there is nothing to beat.
+    """
+    for column in columns:
+        high = figure.best == "max" and column not in COSTS
+        shown = {
+            index: np.round(row.cells[column.key].mean, column.decimals)
+            for index, row in enumerate(rows)
+            if not row.source and column.key in row.cells
+        }
+        if len(set(shown.values())) < 2:
+            continue
+        best = (max if high else min)(shown.values())
+        rows = [
+            replace(row, cells={**row.cells, column.key: replace(row.cells[column.key], best=True)})
+            if shown.get(index) == best
+            else row
+            for index, row in enumerate(rows)
+        ]
+    return list(rows)

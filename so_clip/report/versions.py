@@ -1,0 +1,45 @@
+"""What runs of one table were made with, where that is not the same for all of them."""
+
+import pandas as pd
+
+# Columns of the runs, and what they are called.
+_OF_INTEREST = {
+    "torch": "versions of torch",
+    "commit": "commits of the code",
+    "hardware": "kinds of hardware",
+}
+# More are only counted.
+_SHOWN = 5
+
+
+def version_notes(runs: pd.DataFrame) -> list[str]:
+    """Return a sentence for each of version, commit and hardware that differs between runs.
+
+    One more says that the code had changes that no commit holds.
+    """
+    notes = []
+    for column, title in _OF_INTEREST.items():
+        if column not in runs:
+            continue
+        counts = runs[column].fillna("unknown").map(_short).value_counts(sort=True)
+        if len(counts) > 1:
+            named = [f"{name} ({count})" for name, count in counts.head(_SHOWN).items()]
+            more = f" and {len(counts) - _SHOWN} others" if len(counts) > _SHOWN else ""
+            notes.append(
+                f"The runs were made with {len(counts)} {title}: {', '.join(named)}{more}."
+            )
+    if "commit" in runs:
+        dirty = runs["commit"].fillna("").map(str).str.endswith("-dirty").sum()
+        if dirty:
+            notes.append(
+                f"{dirty} of {len(runs)} runs were made by code with changes that no commit holds."
+            )
+    return notes
+
+
+def _short(value: object) -> str:
+    """Cut a commit's forty digits to twelve."""
+    text = str(value)
+    digits, dash, dirty = text.partition("-")
+    is_commit = len(digits) == 40 and all(digit in "0123456789abcdef" for digit in digits)
+    return digits[:12] + dash + dirty if is_commit else text
