@@ -92,9 +92,9 @@ def _run(composed: DictConfig) -> float:
     from so_clip.run import run
 
     with cpu_threads(settings.threads):
-        metrics, table = run(settings, data)
-    print(f"\n{table}")
-    return metrics["accuracy_percent"]
+        result = run(settings, data)
+    print(f"\n{result.table}")
+    return result.metrics["accuracy_percent"]
 
 
 def _report(error: BaseException) -> int:

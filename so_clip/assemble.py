@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
+from so_clip import identity
 from so_clip.adapt.adapter import Adapter
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.blocks import Memory
@@ -66,6 +67,7 @@ def build_model(settings: Settings, data: Data) -> Model:
     device = pick_device(settings.device)
     backbone = load_backbone(**settings.backbone, seed=settings.seed)
     weights_sha256 = backbone.weights_sha256
+    identity.remember(settings, data, weights_sha256)
     names, templates = data.splits.class_names, data.card.template_sets
     return assemble_model(settings, backbone, names, templates, device, weights_sha256)
 

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+# What a command exits with.
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -14,6 +17,17 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that began could not end well; the message says why, and no traceback adds to it."""
+
+
+class RunBusy(InputError):
+    """Another process is doing this very run."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Return what a command that ends with this error exits with."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return BAD_INPUT if isinstance(error, InputError) else FAILED
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

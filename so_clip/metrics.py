@@ -65,6 +65,7 @@ def run_metrics(
     adaptation: Adaptation,
     evaluators: Mapping[str, Evaluator],
     memory: Mapping[str, float],
+    fingerprint: str,
 ) -> dict[str, Any]:
     """Return the content of metrics.json.
 
@@ -74,6 +75,7 @@ def run_metrics(
         adaptation: what training took.
         evaluators: by the same names.
         memory: what PeakMemory returned.
+        fingerprint: of the run.
     """
     history = adaptation.history
     return {
@@ -89,6 +91,7 @@ def run_metrics(
         "fewshot_sha256": data.few_shot.sha256 if data.few_shot else None,
         "split_sha256": data.splits.sha256,
         "fingerprint": settings.fingerprint,
+        "run_fingerprint": fingerprint,
         **values[""],
         **(_base_to_new(values) if settings.protocol == BASE_TO_NEW else {}),
         **(_transfer(data, values) if settings.transfer else {}),

@@ -10,14 +10,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from so_clip import __version__, atomic
-from so_clip.errors import InputError
+from so_clip.errors import InputError, RunBusy, exit_code
 from so_clip.paths import PACKAGE_DIR
 
 try:
@@ -26,6 +28,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 METRICS_FILE = "metrics.json"
+ERROR_FILE = "error.json"
 _ATTEMPTS = 20
 _REPORTED_VERSIONS = (
     "torchvision",
@@ -42,8 +45,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         InputError: naming the folder and the reason. Whatever was created to find out is removed.
     """
-    # Path.exists raises below a folder that may not be entered.
-    created = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
+    created = _missing(folder)
     try:
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
@@ -66,36 +68,86 @@ def check_writable(folder: Path) -> None:
                 path.rmdir()
 
 
+def _missing(folder: Path) -> list[Path]:
+    """Return the folder and those around it that are not there yet, innermost first."""
+    # Path.exists raises below a folder that may not be entered.
+    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
+
+
 class RunFolder:
     """The folder of one run. `metrics.json` is written last: where it is, the run is finished.
 
-    From start to finish the folder is locked, so that two processes with one configuration cannot
-    mix their files. The lock ends with its process, however that ends.
+    Who writes in it holds its lock, so that two processes with one configuration cannot mix their
+    files. The lock ends with its process, however that ends.
     """
-
-    # By path, since a run that failed in a process must not keep its next attempt there from it.
-    _locks: ClassVar[dict[Path, int]] = {}
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begun = False
+
+    @contextmanager
+    def claimed(self, overrides: Sequence[str] = (), keep_refusals: bool = False) -> Iterator[None]:
+        """Keep other processes away meanwhile, and let error.json tell what went wrong.
+
+        Args:
+            overrides: of the run, for error.json.
+            keep_refusals: write error.json of bad input that was found before `start`, too;
+                otherwise that leaves nothing.
+
+        Raises:
+            RunBusy: another process has it.
+            InputError: the folder cannot be written.
+        """
+        created = _missing(self.path)
+        lock = self._lock()
+        try:
+            yield
+        except Exception as error:
+            if self._begun or keep_refusals or not isinstance(error, InputError):
+                self._write_error(error, overrides)
+            raise
+        finally:
+            for path in dict.fromkeys((self.path, *created)):
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # where nothing was begun
+            if lock is not None:
+                os.close(lock)
+
+    def finished(self, fingerprint: str) -> dict[str, Any] | None:
+        """Return the metrics if the run of this fingerprint is finished, and None otherwise.
+
+        What cannot be read counts as unfinished, and stderr says so.
+        """
+        path = self.path / METRICS_FILE
+        if not path.exists():
+            return None
+        try:
+            metrics = read_metrics(path)
+        except InputError as error:
+            print(f"so_clip: {error} It counts as unfinished.", file=sys.stderr)
+            return None
+        if metrics.get("run_fingerprint") == fingerprint:
+            return metrics
+        print(
+            f"so_clip: {path} lacks the fingerprint of its run. It counts as unfinished.",
+            file=sys.stderr,
+        )
+        return None
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
         """Begin anew: drop an earlier attempt of the same configuration, then say what this is.
 
         Raises:
-            InputError: the folder cannot be written, or another process is writing it.
+            InputError: the folder cannot be written.
         """
         from omegaconf import OmegaConf
 
+        self._begun = True
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
             _clear(self.path)
         except OSError as error:
-            raise InputError(
-                f"cannot write {self.path}: {error.strerror or error}. "
-                "Choose another folder with results_dir=FOLDER."
-            ) from error
+            raise _cannot_write(self.path, error) from error
         atomic.write_text(
             self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         )
@@ -136,30 +188,54 @@ class RunFolder:
         """Write the human table and, last of all, metrics.json."""
         atomic.write_text(self.path / "summary.txt", summary + "\n")
         atomic.write_json(self.path / METRICS_FILE, metrics)
-        self._unlock()
 
-    def _lock(self) -> None:
-        self._unlock()
-        if fcntl is None:
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    def _lock(self) -> int | None:
+        """Return the descriptor that holds the lock; None where there are no locks."""
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                if fcntl is None:
+                    return None
+                descriptor = os.open(self.path, os.O_RDONLY)
+            except OSError as error:
+                # Perhaps another process has taken the empty folder away again; mkdir, which finds
+                # it there and then not, says that it exists.
+                if isinstance(error, (FileNotFoundError, FileExistsError)) and attempts_left:
+                    continue
+                raise _cannot_write(self.path, error) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):  # noqa: PTH116
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                raise self._busy() from None
+            except FileNotFoundError:
+                pass  # the same, a moment later
+            except OSError:  # some network file systems have no locks
+                os.close(descriptor)
+                return None
             os.close(descriptor)
-            raise InputError(
-                f"{self.path}: another process is doing this very run. Wait for it, or choose "
-                "another folder with results_dir=FOLDER."
-            ) from None
-        except OSError:  # some network file systems have no locks
-            os.close(descriptor)
-        else:
-            self._locks[self.path.resolve()] = descriptor
+        raise self._busy()
 
-    def _unlock(self) -> None:
-        descriptor = self._locks.pop(self.path.resolve(), None)
-        if descriptor is not None:
-            os.close(descriptor)
+    def _busy(self) -> RunBusy:
+        return RunBusy(
+            f"{self.path}: another process is doing this very run. Wait for it, or choose another "
+            "folder with results_dir=FOLDER."
+        )
+
+    def _write_error(self, error: Exception, overrides: Sequence[str]) -> None:
+        """Write error.json, unless what went wrong keeps this from being written too."""
+        values = {
+            "kind": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "exit_code": exit_code(error),
+            "failed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "overrides": list(overrides),
+        }
+        with contextlib.suppress(InputError):
+            atomic.write_json(self.path / ERROR_FILE, values)
 
     def _write_columns(self, name: str, of: str, columns: Mapping[str, Sequence[Any]]) -> None:
         file = f"{name}_{of}.csv" if of else f"{name}.csv"
@@ -171,6 +247,13 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         atomic.write_text(self.path / name, text.getvalue())
+
+
+def _cannot_write(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {folder}: {error.strerror or error}. "
+        "Choose another folder with results_dir=FOLDER."
+    )
 
 
 def _clear(folder: Path) -> None:

@@ -1,13 +1,16 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from so_clip import identity
 from so_clip.assemble import (
     Model,
     build_evaluators,
@@ -28,19 +31,58 @@ from so_clip.support import FewShotSupport
 from so_clip.train import History, TrainingDiverged, train
 
 
-def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
-    """Do one run, leave its folder behind, and return its metrics and its table for people.
+@dataclass(frozen=True)
+class Result:
+    """What a run came to: its folder, metrics.json, and whether it was finished before."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    skipped: bool = False
+
+    @property
+    def table(self) -> str:
+        """The run's figures as a small table for people."""
+        return summary(self.metrics, self.folder)
+
+
+def run(
+    settings: Settings, data: Data, overrides: Sequence[str] = (), keep_refusals: bool = False
+) -> Result:
+    """Do one run, unless it is finished, and leave its folder behind.
 
     Whatever is wrong with the input is found before the folder is created.
 
+    Args:
+        settings, data: of the run.
+        overrides, keep_refusals: see RunFolder.claimed.
+
     Raises:
         InputError: something the user gave cannot be used.
+        RunBusy: another process is doing this run.
         TrainingDiverged: a loss is not finite; what was recorded stays in the folder.
     """
     settings = resolved(settings)
-    model = build_model(settings, data)
+    weights_sha256 = identity.remembered_weights(settings)
+    model = None
+    if weights_sha256 is None:
+        model = build_model(settings, data)
+        weights_sha256 = model.weights_sha256
+    split_sha256 = identity.split_sha256(data)
+    fingerprint = identity.run_fingerprint(settings, split_sha256, weights_sha256)
+    folder = RunFolder(identity.run_dir(settings, fingerprint))
+    with folder.claimed(overrides, keep_refusals):
+        metrics = None if settings.force else folder.finished(fingerprint)
+        if metrics is not None:
+            return Result(folder.path, metrics, skipped=True)
+        model = model or build_model(settings, data)
+        return Result(folder.path, _do(settings, data, model, folder, fingerprint))
+
+
+def _do(
+    settings: Settings, data: Data, model: Model, folder: RunFolder, fingerprint: str
+) -> dict[str, Any]:
+    """Do what has to be done, and return what metrics.json holds then."""
     evaluators = build_evaluators(settings, data, model)
-    folder = RunFolder(settings.run_dir)
     optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(model.classifier, optimizer, model.device)
     if settings.adapts:
@@ -66,13 +108,15 @@ def run(settings: Settings, data: Data) -> tuple[dict[str, Any], str]:
             backbone_weights_sha256=model.weights_sha256,
             split_file=str(data.splits.file) if data.splits.file else None,
             split_file_sha256=data.splits.sha256,
+            results_version=identity.RESULTS_VERSION,
+            run_fingerprint=fingerprint,
         )
     )
     memory = peak_memory.result()
-    metrics = run_metrics(settings, data, model, values, adaptation, evaluators, memory)
-    table = summary(metrics, folder)
-    folder.finish(metrics, table)
-    return metrics, table
+    results = values, adaptation, evaluators, memory
+    metrics = run_metrics(settings, data, model, *results, fingerprint)
+    folder.finish(metrics, summary(metrics, folder.path))
+    return metrics
 
 
 def adapt(
@@ -132,13 +176,13 @@ def adapt(
     return Adaptation(history, train_seconds, changed)
 
 
-def summary(metrics: Mapping[str, Any], folder: RunFolder) -> str:
+def summary(metrics: Mapping[str, Any], folder: Path) -> str:
     """Return the run's figures as a small table for people."""
     return summary_table(
         {
             **summary_rows(metrics),
             "peak memory": f"{metrics['peak_memory_mib']:.1f} MiB",
             "training": f"{metrics['train_seconds']:.1f} s, {metrics['steps']} steps",
-            "run folder": str(folder.path),
+            "run folder": str(folder),
         }
     )

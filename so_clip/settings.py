@@ -40,7 +40,8 @@ MAX_MIB = 1e9
 MAX_WORKERS = 256
 # Where things go and how fast they come: nothing that is measured, but for seconds, depends on it.
 NO_DIFFERENCE = (
-    *("results_dir", "threads", "checkpoint_seconds", "evaluation.workers", "evaluation.cache_dir"),
+    *("results_dir", "force", "threads", "checkpoint_seconds"),
+    *("evaluation.workers", "evaluation.cache_dir"),
 )
 # Options that came later, with values under which a run is what it was before them.
 _LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None}
@@ -106,6 +107,7 @@ class Settings:
     text_budget_mib: float | None
     threads: int | None
     checkpoint_seconds: float
+    force: bool
     data_root: Path
     results_dir: Path
 
@@ -145,6 +147,8 @@ class Settings:
         for option, before in _LATER.items():
             if values[option] == before:
                 del values[option]
+        # Which of a machine's GPUs it was, is of no account.
+        values["device"] = values["device"].partition(":")[0]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -194,6 +198,7 @@ def from_config(config: DictConfig) -> Settings:
         text_budget_mib=_text_budget(values["text_budget_mib"]),
         threads=_threads(values["threads"]),
         checkpoint_seconds=not_negative("checkpoint_seconds", values["checkpoint_seconds"]),
+        force=_flag("force", values["force"]),
         data_root=path("data_root", values["data_root"]),
         results_dir=results_dir,
     )
@@ -220,7 +225,7 @@ _TOP_KEYS = (
     *_KEYS,
     *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
     *("protocol", "transfer", "imbalance", "text_budget_mib", "threads"),
-    *("checkpoint_seconds", "data_root", "results_dir"),
+    *("checkpoint_seconds", "force", "data_root", "results_dir"),
 )
 
 
@@ -290,9 +295,7 @@ def _augment(values: dict[str, Any]) -> Augment:
     low, high = (number("augment.scale", value) for value in given)
     if not 0 < low <= high <= 1:
         raise InputError(f"augment.scale={given}: needs 0 < low <= high <= 1, such as [0.08,1.0].")
-    if not isinstance(values["flip"], bool):
-        raise InputError(f"augment.flip={values['flip']}: must be true or false.")
-    return Augment((low, high), values["flip"])
+    return Augment((low, high), _flag("augment.flip", values["flip"]))
 
 
 def _evaluation(values: dict[str, Any]) -> Evaluation:
@@ -324,6 +327,12 @@ def _workers(value: Any) -> int:
         return whole("evaluation.workers", value, 0, MAX_WORKERS)
     usable = getattr(os, "sched_getaffinity", None)  # not on every system
     return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value}: must be true or false.")
+    return value
 
 
 def _template(value: Any) -> str:

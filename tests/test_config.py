@@ -13,6 +13,7 @@ from so_clip.clip.backbone import load_backbone
 from so_clip.config import compose
 from so_clip.data.cards import card_names
 from so_clip.errors import InputError
+from so_clip.identity import run_dir
 from so_clip.paths import CONF_DIR
 from so_clip.settings import from_config
 from tests.command import call, python
@@ -79,7 +80,7 @@ def test_every_file_makes_a_run(file):
     # By itself, schedule=none is a contradiction of method=so, and says so.
     overrides = [*_choosing(file), *(["method=zero_shot"] if file.stem == "none" else [])]
     settings = from_config(compose(overrides))
-    assert settings.run_dir.name
+    assert run_dir(settings, settings.fingerprint).name
 
 
 @pytest.mark.parametrize("name", card_names())

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 import so_clip
-from so_clip.errors import InputError
+from so_clip.errors import InputError, RunBusy, RunFailed
 from so_clip.record import (
     RunFolder,
     check_writable,
@@ -61,18 +63,92 @@ def test_a_second_attempt_begins_anew(folder):
     assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
 
 
+CLAIM = """
+import sys
+from pathlib import Path
+from so_clip.record import RunFolder
+try:
+    with RunFolder(Path(sys.argv[1])).claimed():
+        print("claimed")
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+
+
 def test_one_attempt_at_a_time(folder):
-    folder.start(CONFIG, None)
-    other = "from pathlib import Path; from so_clip.record import RunFolder; import sys\n"
-    other += "try: RunFolder(Path(sys.argv[1])).start({}, None)\n"
-    other += "except ValueError as error: print(error)"
-    assert "another process is doing this very run" in python(other, folder.path)
-    assert OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")) == CONFIG
-    # One that failed keeps nobody from the next: neither in its own process nor, done, in another.
-    folder.start(CONFIG, None)
-    folder.finish({"accuracy_percent": 1.0}, "table")
-    assert python(other, folder.path) == ""
+    with folder.claimed():
+        folder.start(CONFIG, None)
+        said = python(CLAIM, folder.path)
+        assert said.startswith("RunBusy")
+        assert "another process is doing this very run" in said
+        assert OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")) == CONFIG
+        with pytest.raises(RunBusy), RunFolder(folder.path).claimed():
+            pass
+    # One that ended, however it did, keeps nobody from the next.
+    assert python(CLAIM, folder.path) == "claimed\n"
+    with pytest.raises(KeyboardInterrupt), folder.claimed():
+        raise KeyboardInterrupt
+    assert python(CLAIM, folder.path) == "claimed\n"
     assert _names(folder.path) == ["config.yaml"]
+
+
+def test_a_claim_that_begins_nothing_leaves_nothing(folder, tmp_path):
+    with folder.claimed():
+        assert folder.path.is_dir()
+    with pytest.raises(InputError), folder.claimed():
+        raise InputError("shots=0: no")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "keep_refusals", "error", "code"),
+    [
+        (True, False, InputError("the disk is full"), 2),
+        (True, False, RunFailed("the loss became nan"), 1),
+        (False, False, ZeroDivisionError("a bug"), 1),
+        (False, True, InputError("an image is damaged"), 2),
+    ],
+)
+def test_what_went_wrong_stays_in_the_folder(folder, begun, keep_refusals, error, code):
+    with suppress(type(error)), folder.claimed(["seed=1", "a='b c'"], keep_refusals):
+        if begun:
+            folder.start(CONFIG, None)
+        raise error
+    values = json.loads((folder.path / "error.json").read_text())
+    assert (values["kind"], values["message"]) == (type(error).__name__, str(error))
+    assert values["exit_code"] == code
+    assert values["overrides"] == ["seed=1", "a='b c'"]
+    assert values["traceback"].startswith("Traceback")
+    assert values["traceback"].endswith(f"{error}\n")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", values["failed_at"])
+    with folder.claimed():
+        folder.start(CONFIG, None)
+    assert _names(folder.path) == ["config.yaml"]
+
+
+def test_a_folder_that_goes_while_it_is_claimed_is_made_again(folder):
+    """Whoever finds nothing to do takes the empty folder away, also from under the next."""
+    claims = f"for _ in range(300):\n    exec({CLAIM!r})"
+    with ThreadPoolExecutor(2) as pool:
+        said = [*pool.map(lambda _: python(claims, folder.path), range(2))]
+    for each in said:
+        assert {line.split()[0] for line in each.splitlines()} <= {"claimed", "RunBusy"}
+        assert len(each.splitlines()) == 300
+    assert not folder.path.exists()
+
+
+def test_a_run_is_finished_if_its_metrics_are_whole_and_its_own(folder, capsys):
+    assert folder.finished("f1") is None
+    folder.finish({"run_fingerprint": "f1"}, "table")
+    assert folder.finished("f1") == {"run_fingerprint": "f1"}
+    assert capsys.readouterr().err == ""
+    assert folder.finished("f2") is None
+    for content in ("{", "[]", "{}", ""):
+        (folder.path / "metrics.json").write_text(content)
+        assert folder.finished("f1") is None
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5
+    assert all(str(folder.path) in each and "counts as unfinished" in each for each in said)
 
 
 def test_a_folder_that_another_process_takes_away_is_made_again(tmp_path, monkeypatch):

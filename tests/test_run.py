@@ -172,7 +172,7 @@ def test_the_configuration_is_the_one_in_the_metrics(demo):
     config = OmegaConf.to_container(OmegaConf.load(demo.folder / "config.yaml"))
     assert config == demo.metrics["settings"]
     assert config["optimizer"]["density_ratio"] == 0.02
-    assert demo.metrics["fingerprint"].startswith(demo.folder.name.rpartition("-")[2])
+    assert demo.metrics["run_fingerprint"].startswith(demo.folder.name.rpartition("-")[2])
 
 
 def test_the_table_for_people_shows_the_figures(demo):

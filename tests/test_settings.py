@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from so_clip.config import compose
 from so_clip.errors import InputError
+from so_clip.identity import run_dir, run_fingerprint
 from so_clip.settings import MAX_SEED, Augment, Schedule, Settings, from_config
 
 # For every option of a run with SO, a value that is not the default.
@@ -72,6 +74,7 @@ NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
     "threads": 3,
     "checkpoint_seconds": 5,
+    "force": True,
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,
 }
@@ -205,6 +208,10 @@ def _settings(changes: dict[str, Any], *overrides: str) -> Settings:
     return from_config(_with(changes, *overrides))
 
 
+def _folder(settings: Settings) -> Path:
+    return run_dir(settings, run_fingerprint(settings, "0", "0"))
+
+
 def _options(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key, value in config.items():
         if isinstance(value, DictConfig):
@@ -260,7 +267,7 @@ def test_every_option_has_a_row_in_this_file():
 def test_any_changed_option_is_another_run(option):
     before, after = _settings({}), _settings({option: OTHER_VALUES[option]})
     assert before.fingerprint != after.fingerprint
-    assert before.run_dir != after.run_dir
+    assert _folder(before) != _folder(after)
 
 
 @pytest.mark.parametrize("option", NO_DIFFERENCE)
@@ -268,8 +275,8 @@ def test_what_no_result_depends_on_makes_no_other_run(option):
     before, after = _settings({}), _settings({option: NO_DIFFERENCE[option]})
     assert before != after
     assert before.fingerprint == after.fingerprint
-    assert before.run_dir.name == after.run_dir.name
-    assert after.run_dir.parent == after.results_dir
+    assert _folder(before).name == _folder(after).name
+    assert _folder(after).parent == after.results_dir
 
 
 def test_one_thread_a_core_decodes_unless_one_says_otherwise():
@@ -313,16 +320,15 @@ def test_an_experiment_without_training_is_plain_zero_shot():
 
 def test_run_folder_says_what_it_holds():
     settings = _settings({"shots": 16, "seed": 3, "backbone.architecture": "hf/ViT-B-16"})
-    assert settings.run_dir.name.startswith("digits-hf_vit-b-16-so-16shot-seed3-")
+    assert _folder(settings).name.startswith("digits-hf_vit-b-16-so-16shot-seed3-")
 
 
 def test_run_folder_names_what_is_not_the_usual_protocol():
     changes = {"protocol": "base_to_new", "imbalance": 0.5, "transfer": ["eurosat"]}
-    name = _settings(changes).run_dir.name
+    name = _folder(_settings(changes)).name
     assert name.startswith("digits-tiny-so-base_to_new-4shot-imbalance0.5-seed1-")
-    assert _settings(changes, "method=zero_shot").run_dir.name.startswith(
-        "digits-tiny-zero_shot-base_to_new-"
-    )
+    zero_shot = _folder(_settings(changes, "method=zero_shot"))
+    assert zero_shot.name.startswith("digits-tiny-zero_shot-base_to_new-")
 
 
 def test_later_options_at_their_defaults_leave_fingerprints_as_they_were():
@@ -370,7 +376,8 @@ def test_different_runs_never_share_a_folder(first, second):
     runs = [_settings(first), _settings(second)]
     without = [run.as_dict() | {"results_dir": None, "evaluation": None} for run in runs]
     differ = str(without[0]) != str(without[1])
-    assert (runs[0].run_dir.name != runs[1].run_dir.name) == differ
-    for run in runs:
-        assert run.run_dir.parent == run.results_dir
-        assert run.run_dir.name not in (".", "..")
+    folders = [_folder(run) for run in runs]
+    assert (folders[0].name != folders[1].name) == differ
+    for run, folder in zip(runs, folders, strict=True):
+        assert folder.parent == run.results_dir
+        assert folder.name not in (".", "..")

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from so_clip.config import compose
 from so_clip.data.examples import Example, Splits
 from so_clip.data.gather import Data, gather
-from so_clip.record import METRICS_FILE, read_metrics
 from so_clip.settings import Settings, from_config
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -131,24 +130,19 @@ def settings_of(overrides: Iterable[str], results_dir: Path = RESULTS) -> Settin
 
 def do(work: Work) -> Row:
     """Do one run, unless it is done, and return its settings and figures."""
-    from so_clip.assemble import resolved
+    from so_clip.device import cpu_threads
+    from so_clip.run import run
 
     # Which classes there are is no setting, so folders of their own tell those runs apart.
     runs = work.runs if work.classes is None else work.runs / f"{work.classes}_classes"
-    settings = resolved(settings_of(work.overrides, runs))
-    finished = settings.run_dir / METRICS_FILE
-    if not finished.exists():
-        from so_clip.device import cpu_threads
-        from so_clip.run import run
-
-        data = gather(**settings.data)
-        if work.left_over:
-            data = _tested_on_training_images(data)
-        if work.classes is not None:
-            data = _of_first_classes(data, work.classes)
-        with cpu_threads(settings.threads):
-            run(settings, data)
-    return dict(_figures(settings, read_metrics(finished)))
+    settings = settings_of(work.overrides, runs)
+    data = gather(**settings.data)
+    if work.left_over:
+        data = _tested_on_training_images(data)
+    if work.classes is not None:
+        data = _of_first_classes(data, work.classes)
+    with cpu_threads(settings.threads):
+        return dict(_figures(settings, run(settings, data).metrics))
 
 
 def _own_rate(overrides: Overrides) -> float | None:

@@ -1,0 +1,128 @@
+"""Which run is which: one fingerprint over all that can change a run's result.
+
+Options, lists and weights are known by their contents, the code by a number. Both hashes that take
+time are remembered within the process, so that a sweep recognises a finished run at once.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from so_clip.data.gather import Data
+from so_clip.protocols import ALL
+from so_clip.settings import Settings
+
+# Raised by hand with every change of the code that changes the result of any run, so that finished
+# runs are done again. tests/test_identity.py pins the figures of a few.
+RESULTS_VERSION = 1
+# Of the fingerprint's 64 digits, so many end a folder's name.
+DIGITS = 12
+
+Key = tuple[Any, ...]
+_weights: dict[Key, str] = {}
+# Beside the hash, what the files it was made from looked like.
+_splits: dict[Key, tuple[str | None, dict[Path, Key]]] = {}
+
+
+def run_fingerprint(settings: Settings, split_sha256: str | None, weights_sha256: str) -> str:
+    """Return the SHA-256 of all that can change a run's result.
+
+    Args:
+        settings: resolved, so that what `auto` stands for counts.
+        split_sha256: see `split_sha256`.
+        weights_sha256: of the backbone before anything is trained.
+    """
+    values = {
+        "settings": settings.fingerprint,
+        "split_sha256": split_sha256,
+        "weights_sha256": weights_sha256,
+        "results_version": RESULTS_VERSION,
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def run_dir(settings: Settings, fingerprint: str) -> Path:
+    """Return a run's folder: readable in front, unique behind."""
+    backbone = str(settings.backbone["architecture"]).lower().replace("/", "_")
+    parts = [settings.dataset, backbone, settings.method]
+    if settings.protocol != ALL:
+        parts.append(settings.protocol)
+    if settings.adapts:
+        uneven = [] if settings.imbalance is None else [f"imbalance{settings.imbalance:g}"]
+        parts += [f"{settings.shots}shot", *uneven, f"seed{settings.seed}"]
+    return settings.results_dir / "-".join([*parts, fingerprint[:DIGITS]])
+
+
+def split_sha256(data: Data) -> str | None:
+    """Return the SHA-256 of a run's lists: its own dataset's, or over those of all it is tested on.
+
+    None where the lists came from nowhere that has a hash.
+    """
+    own = data.splits.sha256
+    others = [target.splits.sha256 for target in data.others if target.card != data.card]
+    return _joined([own, *others]) if others else own
+
+
+def remember(settings: Settings, data: Data, weights_sha256: str) -> None:
+    """Keep both hashes of a run for later runs of this process."""
+    _weights[_weights_key(settings)] = weights_sha256
+    files = {target.splits.file for target in data.targets} - {None}
+    looks = {file: _look(file) for file in files if file is not None}
+    _splits[_splits_key(settings)] = split_sha256(data), looks
+
+
+def remembered_weights(settings: Settings) -> str | None:
+    """Return the SHA-256 of a run's weights if this process has seen them, and None otherwise."""
+    return _weights.get(_weights_key(settings))
+
+
+def remembered_run(settings: Settings) -> tuple[Path, str] | None:
+    """Return a run's folder and fingerprint if this process has seen its lists and its weights.
+
+    A list file, a folder of classes or a checkpoint whose size or date is another was not seen.
+    """
+    weights, splits = remembered_weights(settings), _splits.get(_splits_key(settings))
+    if (
+        weights is None
+        or splits is None
+        or any(_look(file) != seen for file, seen in splits[1].items())
+    ):
+        return None
+    # Whoever remembers has imported torch, which this needs.
+    from so_clip.assemble import resolved
+
+    settings = resolved(settings)
+    fingerprint = run_fingerprint(settings, splits[0], weights)
+    return run_dir(settings, fingerprint), fingerprint
+
+
+def _weights_key(settings: Settings) -> Key:
+    backbone = settings.backbone
+    checkpoint = backbone["checkpoint"]
+    file = None if checkpoint is None else Path(checkpoint).expanduser()
+    drawn = file is None and backbone["pretrained"] is None
+    return (
+        backbone["architecture"],
+        backbone["pretrained"],
+        *(file, file and _look(file), settings.seed if drawn else None),
+    )
+
+
+def _splits_key(settings: Settings) -> Key:
+    return settings.dataset, settings.data_root, settings.split_file, settings.transfer
+
+
+def _look(file: Path) -> Key:
+    """Return what tells a changed file at a glance; nothing where there is none."""
+    try:
+        status = os.stat(file)  # noqa: PTH116
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns
+
+
+def _joined(hashes: Sequence[str | None]) -> str:
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

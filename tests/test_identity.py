@@ -1,0 +1,152 @@
+"""What makes a run another run, what is remembered of it, and the figures that its version pins."""
+
+import csv
+import json
+import os
+
+import pytest
+
+from so_clip import identity
+from so_clip.assemble import build_model, resolved
+from so_clip.config import compose
+from so_clip.data.gather import gather
+from so_clip.identity import (
+    remembered_run,
+    remembered_weights,
+    run_dir,
+    run_fingerprint,
+    split_sha256,
+)
+from so_clip.run import run
+from so_clip.settings import Settings, from_config
+from tests.made_datasets import write_dtd, write_eurosat
+
+# Of each run at RESULTS_VERSION: its overrides, the adapted accuracy in percent, and the first and
+# the last loss. Another processor rounds differently; a change of what is computed is larger.
+PINNED = [
+    ("experiment=demo schedule.max_steps=6", 64.074, 1.567166, 2.600357),
+    (
+        "method=clip_lora schedule.max_steps=4 shots=2 augment.flip=false",
+        61.296,
+        1.970698,
+        2.400633,
+    ),
+    ("method=tip_adapter_f schedule.max_steps=4 seed=2", 61.852, 3.213301, 2.529073),
+]
+
+
+def _settings(*overrides: object) -> Settings:
+    return from_config(compose([*map(str, overrides), "evaluation.workers=0"]))
+
+
+def test_each_part_makes_another_run():
+    settings, other = _settings(), _settings("seed=2")
+    first = run_fingerprint(settings, "split", "weights")
+    assert len(first) == 64
+    assert first == run_fingerprint(_settings("threads=3", "force=true"), "split", "weights")
+    others = {
+        run_fingerprint(other, "split", "weights"),
+        run_fingerprint(settings, "another", "weights"),
+        run_fingerprint(settings, None, "weights"),
+        run_fingerprint(settings, "split", "other"),
+        run_fingerprint(settings, "weights", "split"),
+    }
+    assert len({first, *others}) == 6
+
+
+def test_another_version_of_the_code_is_another_run(monkeypatch):
+    before = run_fingerprint(_settings(), "split", "weights")
+    monkeypatch.setattr(identity, "RESULTS_VERSION", identity.RESULTS_VERSION + 1)
+    assert run_fingerprint(_settings(), "split", "weights") != before
+
+
+def test_a_gpu_is_a_gpu():
+    fingerprints = {
+        run_fingerprint(_settings(f"device={device}"), "split", "weights")
+        for device in ("cuda", "cuda:0", "cuda:1")
+    }
+    assert len(fingerprints) == 1
+    assert run_fingerprint(_settings("device=cpu"), "split", "weights") not in fingerprints
+
+
+def test_the_lists_of_every_test_set_count(tmp_path):
+    write_eurosat(tmp_path)
+    write_dtd(tmp_path)
+    place = ("dataset=eurosat", f"data_root={tmp_path}", "shots=1")
+    alone = gather(**_settings(*place).data)
+    assert split_sha256(alone) == alone.splits.sha256
+    halves = gather(**_settings(*place, "protocol=base_to_new").data)
+    assert split_sha256(halves) == alone.splits.sha256
+    before = split_sha256(gather(**_settings(*place, "transfer=[dtd]").data))
+    file = tmp_path / "dtd" / "split_zhou_DescribableTextures.json"
+    split = json.loads(file.read_text())
+    file.write_text(json.dumps(split | {"val": split["val"][1:]}))
+    after = split_sha256(gather(**_settings(*place, "transfer=[dtd]").data))
+    assert len({before, after, alone.splits.sha256}) == 3
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """A process that remembers nothing yet."""
+    monkeypatch.setattr(identity, "_weights", {})
+    monkeypatch.setattr(identity, "_splits", {})
+
+
+def test_a_process_remembers_what_a_run_was_made_from(tmp_path, forgetful):
+    write_eurosat(tmp_path)
+    place = ("dataset=eurosat", f"data_root={tmp_path}")
+    settings = _settings(*place)
+    assert remembered_run(settings) is None
+    data = gather(**settings.data)
+    model = build_model(resolved(settings), data)
+    assert remembered_weights(settings) == model.weights_sha256
+    settings = _settings(*place, "shots=1", "seed=2", "method=adamw")
+    fingerprint = run_fingerprint(resolved(settings), data.splits.sha256, model.weights_sha256)
+    assert remembered_run(settings) == (run_dir(settings, fingerprint), fingerprint)
+    assert remembered_run(_settings(*place, "transfer=[dtd]")) is None
+    assert remembered_run(_settings("dataset=digits")) is None
+    file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
+    os.utime(file, ns=(0, 0))
+    assert remembered_run(settings) is None
+    file.unlink()
+    assert remembered_run(settings) is None
+
+
+def test_random_weights_are_those_of_their_seed(forgetful):
+    settings = _settings("backbone.pretrained=null", "seed=1")
+    data = gather(**settings.data)
+    build_model(resolved(settings), data)
+    assert remembered_weights(settings) is not None
+    assert remembered_weights(_settings("backbone.pretrained=null", "seed=2")) is None
+    assert remembered_weights(_settings("seed=1")) is None
+
+
+def test_a_checkpoint_that_changed_was_not_seen(tmp_path, forgetful):
+    from safetensors.torch import save_file
+
+    from so_clip.clip.backbone import load_backbone
+
+    file = tmp_path / "weights.safetensors"
+    save_file(load_backbone("tiny", seed=3).model.state_dict(), file)
+    settings = _settings(f"backbone.checkpoint={file}")
+    build_model(resolved(settings), gather(**settings.data))
+    assert remembered_weights(settings) is not None
+    assert remembered_weights(_settings(f"backbone.checkpoint={file}", "seed=2")) is not None
+    os.utime(file, ns=(0, 0))
+    assert remembered_weights(settings) is None
+
+
+@pytest.mark.parametrize(("overrides", "accuracy", "first", "last"), PINNED)
+def test_results_are_those_of_this_version(overrides, accuracy, first, last, tmp_path):
+    """Where this fails on purpose, raise RESULTS_VERSION and pin the figures anew."""
+    settings = _settings(*overrides.split(), "threads=1", f"results_dir={tmp_path}")
+    result = run(settings, gather(**settings.data))
+    with (result.folder / "history.csv").open(newline="", encoding="utf-8") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert (losses[0], losses[-1]) == pytest.approx((first, last), rel=1e-3)
+    # Of 540 images, one on the boundary may fall to the other side.
+    assert result.metrics["accuracy_percent"] == pytest.approx(accuracy, abs=0.4)
+
+
+def test_the_version_that_the_figures_are_pinned_at():
+    assert identity.RESULTS_VERSION == 1
