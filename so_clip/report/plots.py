@@ -1,0 +1,51 @@
+"""The report's plots: each as SVG and PNG for print, its numbers as CSV, and as SVG for the page.
+
+A plot is made only where the runs have something to show.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from so_clip.errors import InputError
+from so_clip.report import drawing, style
+from so_clip.report.accuracy_plots import accuracy_vs_memory, accuracy_vs_shots
+from so_clip.report.drawing import Plot
+from so_clip.report.kappa_t_plot import kappa_t
+from so_clip.report.support_plot import support
+from so_clip.report.training_plots import accuracy_curves, loss_curves
+
+FOLDER = "plots"
+FIGURES = (
+    accuracy_vs_shots,
+    accuracy_vs_memory,
+    kappa_t,
+    loss_curves,
+    accuracy_curves,
+    support,
+)
+
+
+def write(runs: pd.DataFrame, out: Path) -> list[Plot]:
+    """Draw all that the runs have something for into `out`/plots, and return it for the page.
+
+    Args:
+        runs: a row a run: the columns of metrics.json, `variant` and `folder`.
+        out: the report's folder.
+
+    Raises:
+        InputError: matplotlib is not there, or the folder cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError(
+            f"the plots need {error.name}, which is not installed. "
+            "Get it with: pip install 'so-clip[report]'"
+        ) from error
+    lines = style.choose_lines(runs)
+    plots = []
+    for figures in FIGURES:
+        with matplotlib.rc_context(style.RC):
+            plots += [drawing.write(each, out / FOLDER) for each in figures(runs, lines)]
+    return plots
