@@ -190,6 +190,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report-test", action="store_true", help="also report the test part")
     parser.add_argument("--smoke", action="store_true", help="20 steps on few pictures")
     arguments = parser.parse_args(argv)
+    try:
+        pack.architecture(arguments.width)
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.smoke:
         arguments.steps, arguments.pictures, arguments.batch = 20, 128, 32
     return arguments

@@ -26,7 +26,7 @@ def architecture(width: int) -> dict[str, Any]:
         ValueError: `width` is not a multiple of HEAD_WIDTH.
     """
     if width < 1 or width % HEAD_WIDTH:
-        raise ValueError(f"--width {width}: must be a multiple of {HEAD_WIDTH}.")
+        raise ValueError(f"width {width}: must be a multiple of {HEAD_WIDTH}.")
     text_width = width * 3 // 4
     return {
         "embed_dim": text_width,

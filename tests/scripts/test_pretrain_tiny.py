@@ -43,6 +43,26 @@ def test_the_seed_fixes_the_weights_and_the_global_generator_is_left_alone(
     assert (tmp_path / WEIGHTS).read_bytes() == (smoke / WEIGHTS).read_bytes()
 
 
+def test_a_width_scales_both_towers_and_their_embedding() -> None:
+    assert pack.architecture(128) == pack.ARCHITECTURE
+    wide = pack.architecture(256)
+    assert (wide["vision_cfg"]["width"], wide["text_cfg"]["width"], wide["embed_dim"]) == (
+        256,
+        192,
+        192,
+    )
+    for width in (32, 64, 160):
+        text = pack.architecture(width)["text_cfg"]
+        assert text["width"] % text["heads"] == 0
+        assert text["width"] / text["heads"] <= pack.HEAD_WIDTH
+
+
+def test_a_width_that_heads_cannot_share_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pretrain_tiny.parse(["--width", "100"])
+    assert "width 100: must be a multiple of 32" in capsys.readouterr().err
+
+
 def test_words_never_seen_keep_the_embedding_they_were_drawn_with(smoke: Path) -> None:
     embedding_VD = pack.load(smoke).token_embedding.weight
     drawn_VD = pack.drawn_embedding(*embedding_VD.shape, pack.EMBEDDING_SEED, pack.EMBEDDING_STD)
