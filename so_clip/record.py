@@ -208,8 +208,9 @@ class RunFolder:
                 if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):  # noqa: PTH116
                     return descriptor
             except BlockingIOError:
-                os.close(descriptor)
-                raise self._busy() from None
+                if not _only_asked_for(descriptor):
+                    os.close(descriptor)
+                    raise self._busy() from None
             except FileNotFoundError:
                 pass  # the same, a moment later
             except OSError:  # some network file systems have no locks
@@ -247,6 +248,15 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         atomic.write_text(self.path / name, text.getvalue())
+
+
+def _only_asked_for(descriptor: int) -> bool:
+    """Whether a lock is held only by those who ask for an instant whether a run is at work."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as they do: so_clip/status/
+    except OSError:
+        return False
+    return True
 
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:
