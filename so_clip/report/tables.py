@@ -91,7 +91,7 @@ FIGURES = (
 class Cell:
     """Mean and sample standard deviation (NaN for one) over `runs`; `best` of its block.
 
-    Of a published figure `std` is NaN, `uncertainty` what is known of its error (NaN: nothing).
+    A published figure has no `runs`; `uncertainty` is what is known of its error (NaN: nothing).
     """
 
     mean: float
@@ -114,8 +114,24 @@ class Row:
     @property
     def label(self) -> str:
         """The row's name for people."""
-        name = f"{self.title} ({self.variant})" if self.variant else self.title
-        return f"{name} [published: {self.source}]" if self.source else name
+        return f"{self.name} [{self.reference}]" if self.source else self.name
+
+    @property
+    def name(self) -> str:
+        """The row's name without its source."""
+        return f"{self.title} ({self.variant})" if self.variant else self.title
+
+    @property
+    def reference(self) -> str:
+        """Of a published row: whose figures these are, and how sure."""
+        known = [each.uncertainty for each in self.cells.values()]
+        known = sorted({each for each in known if not math.isnan(each)})
+        ends = (
+            " to ".join(f"{each:g}" for each in dict.fromkeys((known[0], known[-1])))
+            if known
+            else ""
+        )
+        return f"published: {self.source}, {f'±{ends}' if known else 'uncertainty not given'}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,6 @@ class Table:
         columns: datasets in the paper's order, their average where there are several, costs.
         blocks: by shots.
         usual_runs: how many seeds most cells have; where another number is, the cell says so.
-        cells: the tidy form: a row a dataset and table row, with mean, std and runs.
         notes: what a reader should know, a sentence each.
     """
 
@@ -150,7 +165,6 @@ class Table:
     columns: Sequence[Column]
     blocks: Sequence[Block]
     usual_runs: int
-    cells: pd.DataFrame
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -241,7 +255,7 @@ def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
         Block(shots, mark_best(sorted(rows, key=_row_place), columns, figure))
         for shots, rows in sorted(blocks.items())
     ]
-    return Table(figure, backbone, columns, done, usual, tidy, tuple(notes))
+    return Table(figure, backbone, columns, done, usual, tuple(notes))
 
 
 _OF_BASE_TO_NEW = ("base_accuracy", "new_accuracy", "harmonic_mean")
