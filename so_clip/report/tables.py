@@ -158,6 +158,7 @@ class Table:
         blocks: by shots.
         usual_runs: how many seeds most cells have; where another number is, the cell says so.
         notes: what a reader should know, a sentence each.
+        commands: for a shell; they do the runs that the table lacks.
     """
 
     figure: Figure
@@ -166,6 +167,7 @@ class Table:
     blocks: Sequence[Block]
     usual_runs: int
     notes: Sequence[str] = field(default_factory=tuple)
+    commands: Sequence[str] = field(default_factory=tuple)
 
     @property
     def name(self) -> str:
@@ -193,27 +195,26 @@ def slug(text: str) -> str:
 
 def make_tables(runs: Runs) -> list[Table]:
     """Return all tables that the runs have figures for, by figure and backbone."""
-    frame = runs.frame
-    if "train_flops" in frame:
-        frame = frame.assign(train_tflops=pd.to_numeric(frame["train_flops"]) / 1e12)
-    single = frame.drop_duplicates(RUN)
-    if "protocol" in single:
-        protocol = single["protocol"].map(str)
-    else:
-        protocol = pd.Series("all", index=single.index)
-    by_figure = {
-        "accuracy": single[protocol != BASE_TO_NEW],
-        "transfer": transfers(frame),
-    }
-    tables = []
-    for figure in FIGURES:
-        some = by_figure.get(figure.name, single)
-        if figure.column not in some or not some[figure.column].notna().any():
-            continue
-        some = some[some[figure.column].notna()]
-        for backbone, group in some.groupby("backbone", sort=True):
-            tables.append(_table(figure, str(backbone), group))
-    return tables
+    return [
+        _table(figure, str(backbone), group)
+        for figure in FIGURES
+        for backbone, group in table_runs(figure, runs.frame).groupby("backbone", sort=True)
+    ]
+
+
+def table_runs(figure: Figure, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that a figure's tables show, each once."""
+    runs = transfers(frame) if figure.name == "transfer" else frame.drop_duplicates(RUN)
+    if figure.name == "accuracy" and "protocol" in runs:
+        runs = runs[runs["protocol"] != BASE_TO_NEW]
+    if "train_flops" in runs:
+        runs = runs.assign(train_tflops=pd.to_numeric(runs["train_flops"]) / 1e12)
+    if figure.column not in runs:
+        return runs.iloc[:0]
+    runs = runs[runs[figure.column].notna()]
+    if figure.name in _OF_BASE_TO_NEW:  # all are, so it need not be said
+        runs = runs.assign(variant=runs["variant"].map(_without_protocol))
+    return runs
 
 
 def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -227,8 +228,6 @@ def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
     notes = version_notes(runs)
-    if "base_accuracy_percent" in runs and figure.name in _OF_BASE_TO_NEW:
-        runs = runs.assign(variant=runs["variant"].map(_without_protocol))
     runs, note = _with_zero_shot(figure, runs)
     notes = [*note, *notes]
     datasets = sorted(runs["dataset"].unique(), key=_place)

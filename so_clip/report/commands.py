@@ -1,0 +1,212 @@
+"""Command lines that do runs again, or do those beside them."""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from so_clip.__main__ import MULTIRUN
+from so_clip.paths import CONF_DIR
+
+PROGRAM = "python -m so_clip"
+# What names a run among those of its row.
+_OF_CELL = ("dataset", "shots", "seed")
+
+Overrides = tuple[str, ...]
+
+
+def overrides_of(
+    run: Mapping[str, Any], dataset: str, seed: int, known: Mapping[str, Overrides]
+) -> Overrides:
+    """Return the options of a run like another, but for its dataset and seed.
+
+    Args:
+        run: a row of the runs.
+        dataset: of the new run.
+        seed: of the new run; of no use for zero-shot CLIP, which draws nothing.
+        known: the overrides of runs that sweeps began, by their folders' names.
+    """
+    given = known.get(Path(run["folder"]).name)
+    if given is None:
+        given = _of_command(run) or _of_settings(run)
+    cell = {"dataset": dataset}
+    if run["shots"]:
+        cell |= {"shots": str(run["shots"]), "seed": str(seed)}
+    kept = [
+        override
+        for override in given
+        if _key(override) not in _OF_CELL and not _key(override).startswith("dataset.")
+    ]
+    pinned = _pinned(kept, run, set(cell) | {_key(override) for override in kept})
+    return (*kept, *pinned, *(f"{key}={value}" for key, value in cell.items()))
+
+
+def _of_command(run: Mapping[str, Any]) -> Overrides | None:
+    """Return the options of the command that made a run; None where it does not tell them.
+
+    Of a sweep's options with several values, the run's settings say which was its own; that is not
+    so for groups.
+    """
+    command = run.get("command")
+    if not isinstance(command, list) or not all(isinstance(each, str) for each in command[1:]):
+        return None
+    given = [each for each in command[1:] if not each.startswith("-")]
+    if not given or not all("=" in each or each.startswith("~") for each in given):
+        return None
+    if not set(MULTIRUN) & set(command[1:]):
+        return tuple(given)
+    found = []
+    for override in given:
+        key, _, values = override.partition("=")
+        if "," in values and values[0] not in "[{'\"" and key not in _OF_CELL:
+            own = run["method"] if key == "method" else _setting(run["settings"], key)
+            text = next((each for each in values.split(",") if _says(each, own)), None)
+            if text is None:
+                return None
+            override = f"{key}={text}"
+        found.append(override)
+    return tuple(found)
+
+
+def _says(text: str, value: Any) -> bool:
+    """Whether an option's text, 5e-5 say, gives a value, such as 0.00005."""
+    if isinstance(value, float):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return text == str(value)
+
+
+def _of_settings(run: Mapping[str, Any]) -> Overrides:
+    """Return options that say what is known of a run without its command: its row in the table."""
+    named = re.findall(r"(?:^|, )([\w.]+)=", str(run["variant"]))
+    values = {key: _setting(run["settings"], key) for key in named}
+    for of_contents in ("method", "split", "weights"):  # in a variant's name, but no options
+        values.pop(of_contents, None)
+    options = tuple(f"{key}={_text(value)}" for key, value in values.items())
+    return (f"method={run['method']}", *_backbone(run["settings"].get("backbone")), *options)
+
+
+def _text(value: Any) -> str:
+    """Return a value as Hydra reads it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def _backbone(given: Any) -> Overrides:
+    """Return the option that chooses a backbone, or several for one that has no name."""
+    if not isinstance(given, dict):
+        return ()
+    for file in sorted((CONF_DIR / "backbone").glob("*.yaml")):
+        named = _yaml(file)
+        if all(named.get(key) == given.get(key) for key in ("architecture", "pretrained")):
+            return (f"backbone={file.stem}", *_checkpoint(given))
+    shown = {key: given.get(key) for key in ("architecture", "pretrained")}
+    options = tuple(
+        f"backbone.{key}={'null' if value is None else value}" for key, value in shown.items()
+    )
+    return (*options, *_checkpoint(given))
+
+
+def _checkpoint(given: Mapping[str, Any]) -> Overrides:
+    return (f"backbone.checkpoint={given['checkpoint']}",) if given.get("checkpoint") else ()
+
+
+def _pinned(kept: list[str], run: Mapping[str, Any], said: set[str]) -> Overrides:
+    """Return the run's own values of what its experiment would sweep over under -m."""
+    experiment = next((each for each in kept if _key(each) == "experiment"), "=")
+    file = CONF_DIR / "experiment" / f"{experiment.partition('=')[2]}.yaml"
+    hydra = _yaml(file).get("hydra", {}) if file.is_file() else {}
+    swept = hydra.get("sweeper", {}).get("params", {})
+    own = {key: _setting(run["settings"], key) for key in swept}
+    return tuple(
+        f"{key}={_text(value)}"
+        for key, value in own.items()
+        if key not in said and value is not None
+    )
+
+
+@cache
+def _yaml(file: Path) -> dict[str, Any]:
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return values if isinstance(values, dict) else {}
+
+
+def _setting(settings: Any, key: str) -> Any:
+    """Return an option's value, None for what is none or a whole group."""
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return None if isinstance(settings, dict) else settings
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def shell(overrides: Iterable[str], sweep: bool) -> str:
+    """Return a command line for a POSIX shell."""
+    return " ".join([PROGRAM, *(["-m"] if sweep else []), *map(shlex.quote, overrides)])
+
+
+def compact(jobs: Iterable[Overrides]) -> list[tuple[Overrides, bool]]:
+    """Return command lines that together do each job once and nothing else, few where possible.
+
+    Options that alone differ between jobs become one with several values, seed=1,2 say; whatever is
+    left over is no product, and takes a command line more.
+
+    Returns:
+        Overrides, and whether they are a sweep.
+
+    Example:
+        >>> compact([("method=so", "seed=1"), ("method=so", "seed=2"), ("method=sgd", "seed=1")])
+        [(('method=so', 'seed=1,2'), True), (('method=sgd', 'seed=1'), False)]
+    """
+    # A job as its options, each with the values that it takes in turn.
+    merged: dict[Any, None] = {}
+    place: dict[tuple[str, str], int] = {}
+    for job in jobs:
+        options = [
+            (key + equals, value) for key, equals, value in (each.partition("=") for each in job)
+        ]
+        for option in options:
+            place.setdefault(option, len(place))
+        merged[tuple((key, (value,)) for key, value in options)] = None
+    for name in _merging_order({key for key, _ in place}):
+        groups: dict[Any, set[str]] = {}
+        for job in merged:
+            others = tuple((key, None if key == name else values) for key, values in job)
+            own = (values for key, values in job if key == name)
+            groups.setdefault(others, set()).update(next(own, ()))
+        merged = {}
+        for others, values in groups.items():
+            joined = tuple(sorted(values, key=lambda value: (_number(value), place[name, value])))
+            merged[tuple((key, given or joined) for key, given in others)] = None
+    return [
+        (
+            tuple(key + ",".join(values) for key, values in job),
+            any(len(values) > 1 for _, values in job),
+        )
+        for job in merged
+    ]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _merging_order(keys: set[str]) -> list[str]:
+    """Begin with what has the most values in a grid, so that few products remain."""
+    first = [key for key in ("seed=", "dataset=", "shots=") if key in keys]
+    last = [key for key in ("method=",) if key in keys]
+    return [*first, *sorted(keys - {*first, *last}), *last]
