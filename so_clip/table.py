@@ -10,7 +10,7 @@ import pandas as pd
 from so_clip import atomic
 from so_clip.__main__ import guarded
 from so_clip.report.read import ROW, RUN, read_runs, transfers
-from so_clip.report.tables import statistics
+from so_clip.report.averages import statistics
 
 TABLES = {
     "accuracy": ("accuracy_percent", "Test accuracy in percent: mean ± standard deviation (runs)"),

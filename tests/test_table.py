@@ -9,7 +9,7 @@ import pytest
 
 from so_clip import table
 from so_clip.report.read import read_runs
-from so_clip.report.tables import statistics
+from so_clip.report.averages import statistics
 from so_clip.table import to_markdown
 from tests.command import Outcome, call
 

@@ -29,10 +29,10 @@ def add_missing(tables: Sequence[Table], runs: Runs) -> list[Table]:
     """
     sweeps = SweepFolders(runs.results_dir).read()
     known = {
-        job.run_name: sweep.jobs[number]
+        Path(told.job.run_dir).name: sweep.jobs[number]
         for sweep in sweeps
-        for number, job in sweep.files.items()
-        if job.run_name and number < len(sweep.jobs)
+        for number, told in sweep.told.items()
+        if told.job.run_dir
     }
     undone = _undone(runs, sweeps)
     done = []
@@ -62,12 +62,14 @@ def _told(table: Table, lines: Sequence[str], wanted: Sequence[Overrides]) -> Ta
 
 def _undone(runs: Runs, sweeps: list[Sweep]) -> dict[Key, Overrides]:
     """Return the overrides of every job of the sweeps without a finished run, once each."""
+    if not sweeps:
+        return {}
     folders = {folder: Run(Path(folder).name, DONE) for folder in runs.frame["folder"]}
     _, per_sweep = Ledger().settle(folders, sweeps)
     return {
-        key_of(overrides): overrides
+        key_of(sweep.jobs[number]): sweep.jobs[number]
         for sweep, of_jobs in per_sweep
-        for overrides, run in zip(sweep.jobs, of_jobs, strict=True)
+        for number, run in zip(sorted(sweep.jobs), of_jobs, strict=True)
         if run.state != DONE
     }
 

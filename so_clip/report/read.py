@@ -145,12 +145,14 @@ def _shared(settings: dict[str, Any], known: dict[Any, Any]) -> dict[str, Any]:
 
     Thousands of runs take two thirds of the memory then. Nothing may change what it gets.
     """
-    return {
-        sys.intern(key): known.setdefault((key, repr(value)), value)
-        if isinstance(value, (dict, list, str))
-        else value
-        for key, value in settings.items()
-    }
+    shared = {}
+    for key, value in settings.items():
+        if isinstance(value, str):
+            value = known.setdefault(value, value)
+        elif isinstance(value, (dict, list)):
+            value = known.setdefault((key, repr(value)), value)
+        shared[sys.intern(key)] = value
+    return shared
 
 
 def _usable(folder: Path) -> dict[str, Any]:

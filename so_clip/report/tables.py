@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from so_clip.data.halves import BASE_TO_NEW
+from so_clip.report.averages import averages, same_zero_shot, statistics
 from so_clip.report.read import ROW, RUN, Runs, transfers
 from so_clip.report.versions import version_notes
 
@@ -32,8 +32,6 @@ DATASETS = {
 }
 AVERAGE = "average"
 ZERO_SHOT, ZERO_SHOT_TITLE = "zero_shot", "Zero-shot CLIP"
-# Zero-shot figures of two runs that differ by less are the same.
-_SAME_POINTS = 0.005
 
 
 @dataclass(frozen=True)
@@ -217,15 +215,6 @@ def table_runs(figure: Figure, frame: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the tidy table: a row for each dataset and table row, with `mean`, `std` and `runs`.
-
-    `std` is the sample standard deviation over seeds, empty for a single run.
-    """
-    cells = runs.groupby(["dataset", *ROW], dropna=False)[column].agg(["mean", "std", "count"])
-    return cells.rename(columns={"count": "runs"}).reset_index()
-
-
 def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
     notes = version_notes(runs)
     runs, note = _with_zero_shot(figure, runs)
@@ -236,13 +225,14 @@ def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
         columns.append(Column(AVERAGE, AVERAGE, figure.decimals))
     tidy = statistics(runs, figure.column)
     cells = _cells(tidy)
-    for key, cell in _averages(runs, figure.column, len(datasets)).items() if datasets[1:] else ():
-        cells[key][AVERAGE] = cell
+    if len(datasets) > 1:
+        for key, figures in averages(runs, figure.column, len(datasets)).items():
+            cells[key][AVERAGE] = Cell(*figures)
     for cost in COSTS if figure.costs else ():
         if cost.key in runs and runs[cost.key].notna().any():
             columns.append(cost)
-            for key, cell in _averages(runs, cost.key, len(datasets)).items():
-                cells[key][cost.key] = replace(cell, std=math.nan)
+            for key, (mean, _, seeds) in averages(runs, cost.key, len(datasets)).items():
+                cells[key][cost.key] = Cell(mean, runs=seeds)
     methods = runs.groupby(ROW)["method"].first()
     blocks: dict[int, list[Row]] = {}
     for (_, shots, title, variant), of_row in cells.items():
@@ -273,17 +263,12 @@ def _with_zero_shot(figure: Figure, runs: pd.DataFrame) -> tuple[pd.DataFrame, l
     column = f"zero_shot_{figure.column}"
     if column not in runs or (runs["method"] == ZERO_SHOT).any():
         return runs, []
-    added = []
-    for dataset, group in runs.groupby("dataset"):
-        values = group[column].dropna()
-        if len(values) and values.max() - values.min() < _SAME_POINTS:
-            added.append(
-                {
-                    **{"dataset": dataset, "backbone": group["backbone"].iloc[0], "shots": 0},
-                    **{"seed": 0, "method": ZERO_SHOT, "method_title": ZERO_SHOT_TITLE},
-                    **{"variant": "", figure.column: values.iloc[0]},
-                }
-            )
+    of_all = {"backbone": runs["backbone"].iloc[0], "shots": 0, "seed": 0, "method": ZERO_SHOT}
+    of_all |= {"method_title": ZERO_SHOT_TITLE, "variant": ""}
+    added = [
+        of_all | {"dataset": dataset, figure.column: value}
+        for dataset, value in same_zero_shot(runs, column).items()
+    ]
     if not added:
         return runs, []
     extended = pd.concat([runs, pd.DataFrame(added)], ignore_index=True)
@@ -311,27 +296,6 @@ def _cells(tidy: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Cell]]:
     return cells
 
 
-def _averages(runs: pd.DataFrame, column: str, datasets: int) -> dict[tuple[Any, ...], Cell]:
-    """Return the average over datasets of each table row that has all of them.
-
-    Its deviation is that of the seeds' averages, where every seed has all datasets.
-    """
-    means = runs.groupby([*ROW, "dataset"])[column].mean().dropna()
-    averages = means.groupby(ROW).agg(["mean", "size"])
-    averages = averages[averages["size"] == datasets]["mean"]
-    of_seeds = runs.groupby([*ROW, "seed"])[column].agg(["mean", "count"])
-    of_seeds["whole"] = of_seeds["count"] == datasets
-    spread = of_seeds.groupby(ROW).agg(
-        std=("mean", "std"), runs=("mean", "size"), whole=("whole", "all")
-    )
-    spreads = dict(zip(spread.index, spread.to_dict("records"), strict=True))
-    return {
-        key: Cell(mean, each["std"] if each["whole"] else math.nan, int(each["runs"]))
-        for key, mean in averages.to_dict().items()
-        for each in [spreads[key]]
-    }
-
-
 def mark_best(rows: Sequence[Row], columns: Sequence[Column], figure: Figure) -> list[Row]:
     """Mark the best cell of each column, all of them where several read the same.
 
@@ -340,7 +304,7 @@ def mark_best(rows: Sequence[Row], columns: Sequence[Column], figure: Figure) ->
     for column in columns:
         high = figure.best == "max" and column not in COSTS
         shown = {
-            index: np.round(row.cells[column.key].mean, column.decimals)
+            index: round(row.cells[column.key].mean, column.decimals)
             for index, row in enumerate(rows)
             if not row.source and column.key in row.cells
         }

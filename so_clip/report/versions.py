@@ -21,15 +21,15 @@ def version_notes(runs: pd.DataFrame) -> list[str]:
     for column, title in _OF_INTEREST.items():
         if column not in runs:
             continue
-        counts = runs[column].fillna("unknown").map(_short).value_counts(sort=True)
+        counts = runs[column].fillna("unknown").value_counts()
         if len(counts) > 1:
-            named = [f"{name} ({count})" for name, count in counts.head(_SHOWN).items()]
+            named = [f"{_short(name)} ({count})" for name, count in counts.head(_SHOWN).items()]
             more = f" and {len(counts) - _SHOWN} others" if len(counts) > _SHOWN else ""
             notes.append(
                 f"The runs were made with {len(counts)} {title}: {', '.join(named)}{more}."
             )
     if "commit" in runs:
-        dirty = runs["commit"].fillna("").map(str).str.endswith("-dirty").sum()
+        dirty = sum(str(commit).endswith("-dirty") for commit in runs["commit"])
         if dirty:
             notes.append(
                 f"{dirty} of {len(runs)} runs were made by code with changes that no commit holds."

@@ -1,0 +1,255 @@
+"""Whether one method is better than another, or the seeds and the test images say no such thing.
+
+Two questions, two tests, each of runs with the same dataset, shots and seed:
+
+- seeds: would other few-shot draws show it? Student's paired t over the seeds' differences. Three
+  seeds show large and steady differences only.
+- images: would other test images show it, for these draws? An image is won by the method that more
+  of its runs classify rightly; the exact sign test of wins against losses. Of one seed that is
+  McNemar's exact test. With more, an image still counts once: to count it in every seed would take
+  the same image for several.
+
+p values of a block's pairs are adjusted by Holm's method, for each test and dataset by itself.
+"""
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from so_clip.report.averages import same_zero_shot
+from so_clip.report.exact import holm, paired_t, sign_test
+from so_clip.report.read import Runs
+from so_clip.report.tables import AVERAGE, FIGURES, ZERO_SHOT_TITLE, table_runs
+
+SEEDS, IMAGES = "seeds", "images"
+LEVEL = 0.05
+# Of a block with more rows only the best is compared, with each of the others.
+MAX_ROWS = 12
+# Of predictions.csv, before and after adaptation.
+_BEFORE, _AFTER = "zero_shot_prediction", "prediction"
+
+Right = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """One run's accuracy, and where its answers are."""
+
+    accuracy_percent: float
+    folder: str
+    column: str = _AFTER
+
+
+# By row of the table, dataset and seed.
+_Block = dict[str, dict[str, dict[int, _Result]]]
+
+
+def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
+    """Compare the methods of each backbone and number of shots, pair by pair.
+
+    Returns:
+        A row a pair, dataset and test: `backbone`, `shots`, `dataset` ("average": of all datasets
+        that both have), `first`, `second`, `test`, `seeds`, `difference_points` (first - second),
+        `wins` and `losses` of images, `p` and `p_holm`. And one line for each comparison that
+        cannot be made, and why.
+    """
+    frame = table_runs(FIGURES[0], runs.frame)
+    rows: list[dict[str, Any]] = []
+    remarks: Counter[str] = Counter()
+    for (backbone, shots), group in frame[frame["shots"] > 0].groupby(["backbone", "shots"]):
+        block = _block(group)
+        found = [
+            {"backbone": backbone, "shots": shots} | row
+            for first, second in _pairs(block)
+            for row in _over_seeds(block, first, second)
+        ]
+        found += [
+            {"backbone": backbone, "shots": shots} | row for row in _over_images(block, remarks)
+        ]
+        rows += _adjusted(found)
+    columns = (
+        "backbone shots dataset first second test seeds difference_points wins losses p p_holm"
+    )
+    table = pd.DataFrame(rows, columns=columns.split())
+    return table.astype({"wins": "Int64", "losses": "Int64"}), [
+        f"{remark} ({count} times)" if count > 1 else remark for remark, count in remarks.items()
+    ]
+
+
+def _block(runs: pd.DataFrame) -> _Block:
+    """Return the runs by row, dataset and seed, with zero-shot CLIP as one more row.
+
+    Its answers are those that the runs gave before they adapted, where these agree.
+    """
+    block: _Block = defaultdict(lambda: defaultdict(dict))
+    columns = ("method_title", "variant", "dataset", "seed", "accuracy_percent", "folder")
+    for title, variant, dataset, seed, accuracy, folder in zip(
+        *map(runs.get, columns), strict=True
+    ):
+        name = f"{title} ({variant})" if variant else title
+        block[name][dataset][seed] = _Result(accuracy, folder)
+    for dataset, accuracy in same_zero_shot(runs, "zero_shot_accuracy_percent").items():
+        for name in list(block):
+            for seed, result in block[name][dataset].items() if dataset in block[name] else ():
+                block[ZERO_SHOT_TITLE][dataset].setdefault(
+                    seed, _Result(accuracy, result.folder, _BEFORE)
+                )
+    return block
+
+
+def _pairs(block: _Block) -> list[tuple[str, str]]:
+    """Return the pairs to compare, in the order of their names."""
+    names = sorted(block, key=lambda name: (name == ZERO_SHOT_TITLE, name))
+    if len(names) <= MAX_ROWS:
+        return list(combinations(names, 2))
+
+    def accuracy(name: str) -> tuple[int, float]:
+        means = [
+            math.fsum(result.accuracy_percent for result in seeds.values()) / len(seeds)
+            for seeds in block[name].values()
+        ]
+        return len(means), math.fsum(means) / len(means)
+
+    best = max(names, key=accuracy)
+    return [(best, name) for name in names if name != best]
+
+
+def _over_seeds(block: _Block, first: str, second: str) -> Iterator[dict[str, Any]]:
+    """Yield a row a dataset that both have with the same seeds, and one of their average."""
+    both = {
+        dataset: {
+            seed: block[first][dataset][seed].accuracy_percent
+            - block[second][dataset][seed].accuracy_percent
+            for seed in _common(block, first, second, dataset)
+        }
+        for dataset in block[first]
+        if dataset in block[second]
+    }
+    of_all = set.intersection(*map(set, both.values())) if len(both) > 1 else set()
+    if of_all:
+        both[AVERAGE] = {
+            seed: math.fsum(differences[seed] for differences in both.values()) / len(both)
+            for seed in sorted(of_all)
+        }
+    for dataset, of_seeds in both.items():
+        differences = list(of_seeds.values())
+        if differences:
+            yield {
+                **{"dataset": dataset, "first": first, "second": second, "test": SEEDS},
+                **{"seeds": len(differences), "p": paired_t(differences)},
+                "difference_points": math.fsum(differences) / len(differences),
+            }
+
+
+def _common(block: _Block, first: str, second: str, dataset: str) -> list[int]:
+    return sorted(set(block[first][dataset]) & set(block[second][dataset]))
+
+
+def _over_images(block: _Block, remarks: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield a row a pair and dataset; note in `remarks` what stands against one.
+
+    A dataset at a time, so that the answers of no more than its runs are in memory.
+    """
+    pairs = _pairs(block)
+    for dataset in dict.fromkeys(name for row in block.values() for name in row):
+        answers: dict[tuple[str, str], tuple[str, Right]] = {}
+        for first, second in pairs:
+            seeds = _common(block, first, second, dataset)
+            if not seeds:
+                continue
+            try:
+                balance = sum(
+                    _balance(block[first][dataset][seed], block[second][dataset][seed], answers)
+                    for seed in seeds
+                )
+            except (OSError, ValueError, KeyError) as error:
+                remarks[f"no test over images: {error}"] += 1
+                continue
+            wins, losses = int(np.sum(balance > 0)), int(np.sum(balance < 0))
+            yield {
+                **{"dataset": dataset, "first": first, "second": second, "test": IMAGES},
+                **{"seeds": len(seeds), "wins": wins, "losses": losses},
+                "difference_points": 100.0 * float(np.mean(balance)) / len(seeds),
+                "p": sign_test(wins, losses),
+            }
+
+
+def _balance(
+    first: _Result, second: _Result, answers: dict[tuple[str, str], tuple[str, Right]]
+) -> npt.NDArray[np.int16]:
+    """Return for each image 1 if only the first is right, -1 if only the second is, else 0."""
+    (images, right), (others, other_right) = (_answers(each, answers) for each in (first, second))
+    if images != others:
+        raise ValueError(
+            f"{first.folder} and {second.folder} were not tested on the same images in the same "
+            "order."
+        )
+    return right.astype(np.int16) - other_right.astype(np.int16)
+
+
+def _answers(
+    result: _Result, answers: dict[tuple[str, str], tuple[str, Right]]
+) -> tuple[str, Right]:
+    """Return a hash of the images' paths in their order, and which of them are classified right."""
+    key = (result.folder, result.column)
+    if key not in answers:
+        file = Path(result.folder) / "predictions.csv"
+        given = pd.read_csv(file, usecols=["path", "label", _BEFORE, _AFTER], dtype={"path": str})
+        paths = hashlib.sha256("\n".join(map(str, given["path"])).encode()).hexdigest()
+        for column in (_BEFORE, _AFTER):
+            right = (given[column] == given["label"]).to_numpy(dtype=np.bool_)
+            answers[result.folder, column] = paths, right
+    return answers[key]
+
+
+def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add `p_holm`, over the pairs of each test and dataset."""
+    families: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for at, row in enumerate(rows):
+        families[row["test"], row["dataset"]].append(at)
+    adjusted = [dict(row) for row in rows]
+    for family in families.values():
+        for at, p in zip(family, holm([rows[at]["p"] for at in family]), strict=True):
+            adjusted[at]["p_holm"] = p
+    return adjusted
+
+
+def summary(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Return the comparisons for people: a row a pair of a block.
+
+    Seeds decide over the average of the datasets (or over the one there is), images over each
+    dataset: how many the first wins, the second wins, and none does, at p (Holm) < 0.05.
+    """
+    rows = []
+    pairs = comparisons.groupby(["backbone", "shots", "first", "second"], sort=False)
+    for (backbone, shots, first, second), group in pairs:
+        seeds = group[group["test"] == SEEDS]
+        whole = seeds[seeds["dataset"] == AVERAGE]
+        overall = (whole if len(whole) else seeds).to_dict("records")[:1]
+        images = group[group["test"] == IMAGES]
+        clear = images["p_holm"] < LEVEL
+        better = int((clear & (images["wins"] > images["losses"])).sum())
+        worse = int((clear & (images["wins"] < images["losses"])).sum())
+        rows.append(
+            {
+                **{"backbone": backbone, "shots": shots, "method": first, "against": second},
+                **{"difference (points)": _of(overall, "difference_points")},
+                **{"seeds": _of(overall, "seeds"), "p over seeds": _of(overall, "p")},
+                **{"p (Holm)": _of(overall, "p_holm"), "images: better on": better},
+                **{"worse on": worse, "undecided on": len(images) - better - worse},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _of(rows: Sequence[Mapping[Any, Any]], key: str) -> Any:
+    return rows[0][key] if rows else math.nan
