@@ -9,8 +9,8 @@ import pandas as pd
 
 from so_clip import atomic
 from so_clip.__main__ import guarded
-from so_clip.report.read import ROW, RUN, read_runs, transfers
 from so_clip.report.averages import statistics
+from so_clip.report.read import ROW, RUN, read_runs, transfers
 
 TABLES = {
     "accuracy": ("accuracy_percent", "Test accuracy in percent: mean ± standard deviation (runs)"),

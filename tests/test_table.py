@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from so_clip import table
-from so_clip.report.read import read_runs
 from so_clip.report.averages import statistics
+from so_clip.report.read import read_runs
 from so_clip.table import to_markdown
 from tests.command import Outcome, call
 
