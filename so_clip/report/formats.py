@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -62,9 +63,9 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
 
 
 def to_markdown(table: Table) -> str:
-    """Return the table in Markdown, with its caption above and its notes below."""
+    """Return the table in Markdown: caption, figures, notes, and commands for what is missing."""
     header = ["shots", "method", *(column.title for column in table.columns)]
-    lines = [header, ["---"] * 2 + ["---:"] * len(table.columns)]
+    lines = []
     for block in table.blocks:
         for row in block.rows:
             texts = [
@@ -73,9 +74,47 @@ def to_markdown(table: Table) -> str:
             ]
             name = f"*{_plain(row.label)}*" if row.source else _plain(row.label)
             lines.append([str(block.shots or "-"), name, *texts])
-    grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     notes = "\n".join(f"- {_plain(note)}" for note in table.notes)
-    return "\n\n".join(filter(None, (_plain(table.caption) + ".", grid, notes))) + "\n"
+    commands = "\n".join(["```sh", *table.commands, "```"]) if table.commands else ""
+    parts = (_plain(table.caption) + ".", _grid(header, lines, texts=2), notes, commands)
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def frame_to_markdown(frame: pd.DataFrame, caption: str, texts: int) -> str:
+    """Return a frame of texts in Markdown; its first `texts` columns are no numbers."""
+    rows = [list(map(_plain, row)) for row in frame.itertuples(index=False)]
+    return f"{_plain(caption)}\n\n{_grid(list(frame.columns), rows, texts)}\n"
+
+
+def frame_to_html(frame: pd.DataFrame, caption: str, name: str) -> str:
+    """Return a frame of texts as an HTML fragment."""
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in frame.columns)
+    rows = (
+        "".join(f"<td>{html.escape(text)}</td>" for text in row)
+        for row in frame.itertuples(index=False)
+    )
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<table id="{name}">\n<caption>{html.escape(caption)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+    )
+
+
+def readable(frame: pd.DataFrame, digits: str = ".3g") -> pd.DataFrame:
+    """Return a frame with its numbers as people read them, "–" for those that are not there."""
+
+    def text(value: Any) -> str:
+        if pd.isna(value):
+            return MISSING
+        return f"{value:{digits}}" if isinstance(value, float) else str(value)
+
+    return frame.map(text)
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
+    """Return lines of a Markdown table; all columns but the first `texts` are numbers."""
+    rule = ["---"] * texts + ["---:"] * (len(header) - texts)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
 
 
 def _plain(text: str) -> str:
@@ -101,12 +140,14 @@ def to_html(table: Table) -> str:
     )
     body = "\n".join(_html_row(table, block, row) for block in table.blocks for row in block.rows)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    commands = html.escape("\n".join(table.commands))
     return (
         f'<table id="{table.name}" data-figure="{table.figure.name}" '
         f'data-backbone="{html.escape(table.backbone)}">\n'
         f"<caption>{html.escape(table.caption)}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
         + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
+        + (f"<pre><code>{commands}</code></pre>\n" if commands else "")
     )
 
 

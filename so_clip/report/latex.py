@@ -1,8 +1,10 @@
 """Tables in LaTeX, for booktabs."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from string import ascii_lowercase
+
+import pandas as pd
 
 from so_clip.report.formats import MISSING, row_texts
 from so_clip.report.tables import Block, Row, Table
@@ -79,15 +81,43 @@ def to_latex(table: Table) -> str:
         ]
         lines += [_row(table, block, row, sources) for row in block.rows]
     lines += ["\\bottomrule", "\\end{tabular}"]
-    grid = "\n".join(lines)
-    if columns > _NARROW:
-        grid = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{grid}}}"
     notes = [f"\\textsuperscript{{{mark}}} {escape(source)}." for source, mark in sources.items()]
     notes += [escape(note) for note in table.notes]
+    return _float("\n".join(lines), columns, table.caption + ".", table.name, notes)
+
+
+def frame_to_latex(frame: pd.DataFrame, caption: str, name: str, texts: int) -> str:
+    """Return a frame of texts as a float; its first `texts` columns are no numbers."""
+    columns = len(frame.columns)
+    lines = [
+        f"\\begin{{tabular}}{{{'l' * texts}{'r' * (columns - texts)}}}",
+        "\\toprule",
+        _line(map(escape, frame.columns)),
+        "\\midrule",
+        *(_line(map(escape, row)) for row in frame.itertuples(index=False)),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    return _float("\n".join(lines), columns, caption, name, [])
+
+
+def document(files: Sequence[str]) -> str:
+    """Return a document that shows the tables of these files."""
+    inputs = "\n".join(f"\\input{{{file}}}\\clearpage" for file in files)
+    return (
+        "\\documentclass{article}\n\\usepackage[a4paper,landscape,margin=1.5cm]{geometry}\n"
+        f"\\usepackage{{booktabs}}\n\\usepackage{{graphicx}}\n\\begin{{document}}\n{inputs}\n"
+        "\\end{document}\n"
+    )
+
+
+def _float(grid: str, columns: int, caption: str, name: str, notes: Sequence[str]) -> str:
+    if columns > _NARROW:
+        grid = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{grid}}}"
     below = f"\n\\par\\smallskip\n{{\\footnotesize {' '.join(notes)}\\par}}" if notes else ""
     return (
         "\\begin{table*}[tp]\n\\centering\n"
-        f"\\caption{{{escape(table.caption)}.}}\n\\label{{tab:{table.name}}}\n"
+        f"\\caption{{{escape(caption)}}}\n\\label{{tab:{name}}}\n"
         f"{grid}{below}\n\\end{{table*}}\n"
     )
 
