@@ -51,11 +51,23 @@ def calibration_error(
 
     Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, equation 3.
     """
+    _, right_B, confidence_B = reliability(right_N, confidence_N, bins)
+    return float(np.abs(right_B - confidence_B).sum() / len(confidence_N))
+
+
+def reliability(
+    right_N: npt.NDArray[np.bool_], confidence_N: npt.NDArray[np.float64], bins: int = ECE_BINS
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return how many images, how many right ones and which sum of confidences each bin has.
+
+    Bins are of equal width, each with its upper edge and without its lower one.
+    """
     edges = np.arange(1, bins) / bins
     place_N = np.digitize(confidence_N, edges, right=True)
-    right = np.bincount(place_N, weights=right_N, minlength=bins)
-    confidence = np.bincount(place_N, weights=confidence_N, minlength=bins)
-    return float(np.abs(right - confidence).sum() / len(confidence_N))
+    right_B = np.bincount(place_N, weights=right_N, minlength=bins)
+    confidence_B = np.bincount(place_N, weights=confidence_N, minlength=bins)
+    images_B = np.bincount(place_N, minlength=bins).astype(np.int64)
+    return images_B, right_B, confidence_B
 
 
 def per_class(

@@ -1,12 +1,12 @@
 """Accuracy against the number of shots, and against peak memory."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from so_clip.report import style
+from so_clip.report import labels, style
 from so_clip.report.drawing import Drawing
 from so_clip.report.style import Line
 
@@ -178,10 +178,10 @@ def _against_memory(runs: pd.DataFrame) -> pd.DataFrame:
 def _draw_memory(numbers: pd.DataFrame, lines: Sequence[Line]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.6, 4.2 if len(numbers) < 15 else 5.4), layout="constrained")
+    figure = Figure(figsize=(6.6, 4.2) if len(numbers) < 15 else (7.5, 6.5), layout="constrained")
     axis = figure.subplots()
     looks = {line.title: line for line in lines}
-    memory, accuracy = numbers["peak_memory_mib"], numbers[_ACCURACY]
+    memory = numbers["peak_memory_mib"]
     style.plain_log(axis.xaxis, memory)
     axis.set_xlabel("peak memory (MiB, log scale)")
     axis.set_ylabel("test accuracy (%)")
@@ -196,11 +196,14 @@ def _draw_memory(numbers: pd.DataFrame, lines: Sequence[Line]) -> Any:
         zorder=1,
         solid_capstyle="round",
     )
-    rows: Iterable[Any] = numbers.itertuples()
+    # The names of those in colour are placed first.
+    drawn_last = [title not in looks for title in numbers["method_title"]]
+    numbers = numbers.assign(last=drawn_last).sort_values("last", kind="stable")
+    rows: list[Any] = list(numbers.itertuples())
     texts = [_draw_method(axis, row, looks.get(row.method_title)) for row in rows]
-    everywhere = axis.scatter(memory, accuracy, s=60, alpha=0)
-    style.part_texts(axis, texts, everywhere)
-    everywhere.remove()
+    axis.set_xlim(axis.get_xlim())
+    axis.set_ylim(axis.get_ylim())
+    labels.place(axis, texts, [(row.peak_memory_mib, row.accuracy_percent) for row in rows])
     return figure
 
 

@@ -211,24 +211,6 @@ def label_axes(axes: Sequence[Any], x: str, y: str) -> None:
             axis.set_ylabel(y)
 
 
-def part_texts(axis: Any, texts: list[Any], points: Any) -> None:
-    """Move labels off each other and off the points, and tie those that went far to theirs."""
-    from adjustText import adjust_text
-
-    at = points.get_offsets()
-    axis.figure.draw_without_rendering()
-    adjust_text(
-        texts,
-        x=at[:, 0],
-        y=at[:, 1],
-        objects=points,
-        ax=axis,
-        expand=(1.08, 1.3),
-        iter_lim=300,
-        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.4},
-    )
-
-
 def luminance(colour: Sequence[float]) -> float:
     """Return the relative luminance of an sRGB colour in [0, 1]; black and white text stand out
     from 0.179 equally well (www.w3.org/TR/WCAG21, relative luminance)."""

@@ -1,0 +1,141 @@
+// Tables that sort by their headings and come in pages.
+
+const PAGE = 100;
+
+/** A heading that sorts: a button, so that it works by keyboard, and aria-sort for all to know. */
+function sortHeading(column, state, changed) {
+  const sorted = state.key === column.key;
+  const arrow = sorted ? (state.down ? "▼" : "▲") : "";
+  const button = el(
+    "button",
+    {
+      type: "button",
+      onclick: () => {
+        // Figures are first wanted from the top, names from A.
+        state.down = sorted ? !state.down : Boolean(column.numeric);
+        state.key = column.key;
+        changed(column.key);
+      },
+    },
+    column.title,
+    el("span", { class: "arrow", "aria-hidden": "true" }, arrow),
+  );
+  button.dataset.key = column.key;
+  return el(
+    "th",
+    {
+      scope: "col",
+      class: column.numeric ? "number" : null,
+      "aria-sort": sorted ? (state.down ? "descending" : "ascending") : null,
+    },
+    button,
+  );
+}
+
+/** Put the focus back on a heading's button after its table was made anew. */
+function focusHeading(table, key) {
+  for (const button of table.querySelectorAll("th button")) if (button.dataset.key === key) button.focus();
+}
+
+/**
+ * A table of rows.
+ *
+ * columns: {key, title, numeric, value(row) to sort by, cell(row) as node or text}; the first one
+ * names the row. sort: {key, down} to begin with. name: what a row is, for the line that counts.
+ */
+function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row" }) {
+  const state = { key: sort.key ?? null, down: sort.down ?? false, first: 0, rows };
+  const table = el("table", { class: "grid" });
+  const status = el("p", { class: "status", role: "status" });
+  const pager = el("nav", { class: "pager", "aria-label": `Pages: ${caption}` });
+  const box = scrollBox(caption, table);
+
+  function sortRows() {
+    const column = all.find((each) => each.key === state.key);
+    if (!column) return state.rows;
+    // The values first: a sort asks for each many times.
+    const valued = state.rows.map((row) => [column.value(row), row]);
+    valued.sort((a, b) => compare(a[0], b[0], state.down));
+    return valued.map(([, row]) => row);
+  }
+
+  function draw() {
+    const ordered = (state.ordered ??= sortRows());
+    const shown = ordered.slice(state.first, state.first + page);
+    const heads = all.map((column) =>
+      sortHeading(column, state, (key) => {
+        state.first = 0;
+        state.ordered = null;
+        draw();
+        focusHeading(table, key);
+      }),
+    );
+    const body = shown.map((row) =>
+      el(
+        "tr",
+        {},
+        ...all.map((column, at) =>
+          el(
+            at ? "td" : "th",
+            { scope: at ? null : "row", class: column.numeric ? "number" : null },
+            column.cell ? column.cell(row) : String(column.value(row) ?? MISSING),
+          ),
+        ),
+      ),
+    );
+    table.replaceChildren(
+      el("caption", {}, caption),
+      el("thead", {}, el("tr", {}, ...heads)),
+      el("tbody", {}, ...body),
+    );
+    const last = state.first + shown.length;
+    const several = ordered.length > page;
+    status.textContent = !ordered.length
+      ? `No ${name} passes the filters.`
+      : several
+        ? `${number(state.first + 1)} to ${number(last)} of ${counted(ordered.length, name)}`
+        : counted(ordered.length, name);
+    drawPager(ordered.length);
+  }
+
+  function drawPager(count) {
+    pager.hidden = count <= page;
+    const lastPage = Math.max(0, Math.ceil(count / page) - 1) * page;
+    const steps = [
+      ["First", 0, state.first > 0],
+      ["Previous", state.first - page, state.first > 0],
+      ["Next", state.first + page, state.first + page < count],
+      ["Last", lastPage, state.first < lastPage],
+    ];
+    const focused = pager.contains(document.activeElement) ? document.activeElement.textContent : null;
+    pager.replaceChildren(
+      ...steps.map(([title, first, possible]) =>
+        el(
+          "button",
+          {
+            type: "button",
+            // Not disabled, which would take the focus from the one who pages by keyboard.
+            "aria-disabled": possible ? null : "true",
+            onclick: () => {
+              if (!possible) return;
+              state.first = first;
+              draw();
+              box.scrollTop = 0;
+            },
+          },
+          title,
+        ),
+      ),
+    );
+    for (const button of pager.children) if (button.textContent === focused) button.focus();
+  }
+
+  draw();
+  return {
+    element: el("div", { class: "grid-box" }, status, box, pager),
+    setRows(next) {
+      Object.assign(state, { rows: next, ordered: null, first: 0 });
+      draw();
+    },
+  };
+}

@@ -1,0 +1,249 @@
+// The page of one run.
+
+const CARDS = [
+  ["accuracy_percent", "Accuracy", 2, " %"],
+  ["zero_shot_accuracy_percent", "Zero-shot accuracy", 2, " %"],
+  ["new_accuracy_percent", "New classes", 2, " %"],
+  ["harmonic_mean_percent", "Harmonic mean", 2, " %"],
+  ["transfer_accuracy_percent", "Other datasets", 2, " %"],
+  ["mean_class_accuracy_percent", "Mean over classes", 2, " %"],
+  ["expected_calibration_error_percent", "Calibration error", 2, " %"],
+  ["peak_memory_mib", "Peak memory", 1, " MiB"],
+  ["train_seconds", "Training", 1, " s"],
+  ["train_tflops", "Training", 3, " TFLOP"],
+  ["steps", "Steps", 0, ""],
+  ["trainable_parameters", "Trained weights", 0, ""],
+];
+
+function showRun(name) {
+  const section = $("run");
+  const run = runOf.get(name);
+  if (run === undefined) {
+    section.replaceChildren(
+      el("h2", { id: "run-title", tabindex: "-1" }, "No such run"),
+      el("p", {}, "This report has no run named ", el("code", {}, name), ". ", el("a", { href: "#/runs" }, "All runs")),
+    );
+    return "No such run";
+  }
+  const shots = figure(run, "shots");
+  const title = [figure(run, "method_title"), figure(run, "dataset"), ...(shots ? [shotsName(shots), `seed ${figure(run, "seed")}`] : [])].join(" · ");
+  const details = detailsOf(run);
+  section.replaceChildren(
+    el("p", { class: "crumbs" }, el("a", { href: "#/runs" }, "← All runs")),
+    el("h2", { id: "run-title", tabindex: "-1" }, title),
+    el("p", { class: "sub" }, [figure(run, "backbone"), figure(run, "variant")].filter(Boolean).join(" · "), " ", el("code", {}, name)),
+    cards(run),
+    siblings(run),
+    ...(details ? detailSections(run, details) : [noDetails(name)]),
+    configuration(run, details),
+  );
+  return title;
+}
+
+function cards(run) {
+  const shown = CARDS.filter(([key]) => figure(run, key) !== null);
+  return el(
+    "dl",
+    { class: "cards" },
+    ...shown.map(([key, title, digits, unit]) =>
+      el("div", {}, el("dt", {}, title), el("dd", {}, number(figure(run, key), digits), el("small", {}, unit), gain(run, key))),
+    ),
+  );
+}
+
+/** How much adaptation gained, beside the accuracy. */
+function gain(run, key) {
+  const before = figure(run, "zero_shot_accuracy_percent");
+  if (key !== "accuracy_percent" || before === null || !figure(run, "shots")) return null;
+  const points = figure(run, key) - before;
+  return el("small", { class: points < 0 ? "worse" : "better" }, ` ${points < 0 ? "−" : "+"}${number(Math.abs(points), 2)} points`);
+}
+
+/** The runs that differ in their seed or shots alone. */
+function siblings(run) {
+  const keys = ["dataset", "backbone", "method_title", "variant"].filter((key) => columns.has(key));
+  const alike = [];
+  for (let each = 0; each < data.count; each++)
+    if (keys.every((key) => figure(each, key) === figure(run, key))) alike.push(each);
+  if (alike.length < 2) return "";
+  const order = (each) => figure(each, "shots") * 1e9 + figure(each, "seed");
+  alike.sort((a, b) => order(a) - order(b));
+  const link = (each) => {
+    const text = `${shotsName(figure(each, "shots"))}, seed ${figure(each, "seed")}: ${percent(figure(each, "accuracy_percent"))}`;
+    return el("li", {}, each === run ? el("b", { "aria-current": "true" }, text) : runLink(each, text));
+  };
+  return el("details", { class: "siblings" }, el("summary", {}, `Same method, other seeds and shots (${alike.length - 1})`), el("ul", {}, ...alike.map(link)));
+}
+
+const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+function noDetails(name) {
+  const command = ["python", "-m", "so_clip.report", data.results_dir, "-o", data.out, "--details", name];
+  return el(
+    "div",
+    { class: "note" },
+    el(
+      "p",
+      {},
+      `To stay small, this page has confusion matrix, reliability, classes, curves and mistakes of ${number(detailScripts.size)} of its ${number(data.count)} runs, and this is not one of them. To have them here:`,
+    ),
+    el("pre", { tabindex: "0" }, command.map(quoted).join(" ")),
+  );
+}
+
+function part(title, ...children) {
+  return el("section", { class: "part" }, el("h3", {}, title), ...children);
+}
+
+function detailSections(run, details) {
+  const { nameOf } = details;
+  const sections = [];
+  if (details.history || details.curve) sections.push(part("Training", ...training(run, details)));
+  if (details.mistakes) sections.push(mistakes(details));
+  if (details.confusion) {
+    const { triples, left_out: leftOut } = details.confusion;
+    const rest = leftOut ? el("p", { class: "hint" }, `${counted(leftOut, "image")} in rarer pairs of classes are left out.`) : "";
+    sections.push(part("Confusion matrix", confusionMatrix({ triples, nameOf }), rest));
+  }
+  if (details.reliability) sections.push(reliability(run, details.reliability));
+  if (details.per_class) sections.push(part("Classes", perClass(details.per_class, nameOf)));
+  if (!sections.length) sections.push(el("p", { class: "note" }, "The run's folder has no predictions.csv, per_class.csv or history.csv that can be read."));
+  return sections;
+}
+
+function training(run, { history, curve }) {
+  const charts = [];
+  const ends = (values, unit) => `from ${tickText(values[0])}${unit} to ${tickText(values.at(-1))}${unit}`;
+  if (history) {
+    const losses = history.loss;
+    charts.push(figureOf(
+      lineChart({ label: `Training loss by step, ${ends(losses, "")}`, xs: history.step, ys: losses, yLabel: "loss" }),
+      "Training loss, a moving average over 5 % of the steps.",
+    ));
+  }
+  if (curve) {
+    const zeroShot = figure(run, "zero_shot_accuracy_percent");
+    charts.push(figureOf(
+      lineChart({ label: `Test accuracy by step, ${ends(curve.accuracy_percent, " %")}`, xs: curve.step, ys: curve.accuracy_percent, yLabel: "test accuracy (%)", reference: zeroShot }),
+      "Test accuracy along the training; dashed: zero-shot CLIP. It chose nothing.",
+    ));
+  }
+  return [el("div", { class: "side" }, ...charts)];
+}
+
+const figureOf = (chart, caption) => el("figure", {}, chart, el("figcaption", {}, caption));
+
+function mistakes({ mistakes: worst, nameOf, pictureOf, no_pictures: reason }) {
+  if (!worst.length) return part("Most confident mistakes", el("p", {}, "None: every test image is classified rightly."));
+  const item = (each) => {
+    const picture = pictureOf(each.path);
+    const alt = `${nameOf(each.label)}, predicted as ${nameOf(each.prediction)}`;
+    return el(
+      "li",
+      {},
+      picture ? el("img", { src: picture, alt, class: picture.startsWith("data:image/jpeg") ? "photo" : null, width: 96, height: 96, loading: "lazy" }) : el("span", { class: "no-picture" }, "no picture"),
+      el("p", { class: "truth" }, el("b", {}, nameOf(each.label))),
+      el("p", { class: "guess" }, `taken for ${nameOf(each.prediction)}, ${percent(100 * each.confidence, 1)}`),
+      el("p", { class: "before" }, `zero-shot: ${nameOf(each.zero_shot_prediction)}`),
+      el("p", { class: "path" }, each.path),
+    );
+  };
+  return part(
+    "Most confident mistakes",
+    el("p", { class: "hint" }, "Test images that the adapted model classifies wrongly, the surest first."),
+    reason ? el("p", { class: "note" }, `The images are not at hand: ${reason}`) : "",
+    el("ul", { class: "gallery" }, ...worst.map(item)),
+  );
+}
+
+function reliability(run, { adapted, zero_shot: zeroShot }) {
+  const bins = adapted.images.map((_, bin) => bin);
+  const edge = (bin) => `${Math.round((100 * bin) / bins.length)}–${Math.round((100 * (bin + 1)) / bins.length)} %`;
+  const column = (key, title, source, field, digits) => ({ key, title, numeric: true, value: (bin) => source[field][bin], cell: (bin) => number(source[field][bin], digits) });
+  const table = grid({
+    caption: "Reliability by bin of confidence",
+    columns: [
+      { key: "bin", title: "confidence", value: (bin) => bin, cell: edge },
+      column("images", "images", adapted, "images", 0),
+      column("accuracy", "right (%)", adapted, "accuracy_percent", 1),
+      column("confidence", "mean confidence (%)", adapted, "confidence_percent", 1),
+      column("z-images", "zero-shot: images", zeroShot, "images", 0),
+      column("z-accuracy", "zero-shot: right (%)", zeroShot, "accuracy_percent", 1),
+      column("z-confidence", "zero-shot: mean confidence (%)", zeroShot, "confidence_percent", 1),
+    ],
+    rows: bins,
+    name: "bin",
+  });
+  const error = percent(figure(run, "expected_calibration_error_percent"));
+  return part(
+    "Reliability",
+    figureOf(
+      reliabilityDiagram({ label: `Reliability diagram in ${bins.length} bins; expected calibration error ${error}. The numbers are in the table below.`, adapted, zeroShot }),
+      "Bars: how often the adapted model is right at some confidence. Lines: zero-shot CLIP. Dashed: perfect calibration. Below: the share of images in each bin.",
+    ),
+    el("details", {}, el("summary", {}, "Numbers of the diagram"), table.element),
+  );
+}
+
+function perClass(columnsOf, nameOf) {
+  const rows = columnsOf.label.map((label, at) => ({
+    label,
+    name: nameOf(label),
+    images: columnsOf.images[at],
+    before: columnsOf.zero_shot_accuracy_percent[at],
+    after: columnsOf.accuracy_percent[at],
+  }));
+  const change = (row) => (row.before === null || row.after === null ? null : row.after - row.before);
+  const signed = (value) => (value === null ? MISSING : `${value < 0 ? "−" : "+"}${number(Math.abs(value), 1)}`);
+  const bar = (value) => {
+    if (value === null) return MISSING;
+    const box = el("span", { class: "meter" }, number(value, 1));
+    box.style.setProperty("--part", `${value}%`);
+    return box;
+  };
+  return grid({
+    caption: "Accuracy by class",
+    columns: [
+      { key: "name", title: "class", value: (row) => row.name },
+      { key: "label", title: "label", numeric: true, value: (row) => row.label },
+      { key: "images", title: "images", numeric: true, value: (row) => row.images },
+      { key: "before", title: "zero-shot (%)", numeric: true, value: (row) => row.before, cell: (row) => number(row.before, 1) },
+      { key: "after", title: "accuracy (%)", numeric: true, value: (row) => row.after, cell: (row) => bar(row.after) },
+      { key: "change", title: "change", numeric: true, value: change, cell: (row) => signed(change(row)) },
+    ],
+    rows,
+    sort: { key: "label", down: false },
+    page: 50,
+    name: "row",
+  }).element;
+}
+
+function configuration(run, details) {
+  const rows = settingsOf(run);
+  const settings = grid({
+    caption: "Settings of the run",
+    columns: [
+      { key: "option", title: "option", value: ([key]) => key, cell: ([key]) => el("code", {}, key) },
+      { key: "value", title: "value", value: ([, value]) => String(value) },
+    ],
+    rows,
+    page: 200,
+    name: "option",
+  });
+  return part("Configuration", settings.element, ...(details ? [provenance(details.provenance)] : []));
+}
+
+function provenance(values) {
+  if (!values || !Object.keys(values).length) return "";
+  const command = Array.isArray(values.command) ? values.command.map((each) => quoted(String(each))).join(" ") : null;
+  const flat = Object.entries(values).flatMap(([key, value]) =>
+    key === "command" ? [] : value && typeof value === "object" ? Object.entries(value).map(([inner, each]) => [`${key}.${inner}`, each]) : [[key, value]],
+  );
+  return el(
+    "details",
+    {},
+    el("summary", {}, "Where it comes from"),
+    command ? el("pre", { tabindex: "0", "aria-label": "Command" }, command) : "",
+    el("dl", { class: "pairs" }, ...flat.flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, value === null ? MISSING : String(value))])),
+  );
+}

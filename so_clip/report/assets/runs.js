@@ -1,0 +1,60 @@
+// All runs as one table that filters and sorts.
+
+const runLink = (run, text) => el("a", { href: `#/run/${encodeURIComponent(data.folder[run])}` }, text);
+
+function runsView() {
+  const every = Array.from({ length: data.count }, (_, run) => run);
+  const name = { key: "method_title", title: "method", value: (run) => figure(run, "method_title"), cell: (run) => runLink(run, figure(run, "method_title")) };
+  const same = data.columns.filter((column) => "all" in column && column.key !== "method_title");
+  const others = data.columns
+    .filter((column) => !("all" in column) && column.key !== "method_title")
+    .map((column) => ({
+      key: column.key,
+      title: column.title,
+      numeric: column.digits !== null,
+      value: (run) => valueOf(column, run),
+      cell: (run) => cellText(column, valueOf(column, run)),
+    }));
+  const details = {
+    key: "details",
+    title: "details",
+    numeric: false,
+    value: (run) => (detailScripts.has(run) ? "yes" : ""),
+    cell: (run) => (detailScripts.has(run) ? "yes" : MISSING),
+  };
+  const some = detailScripts.size < data.count;
+  const only = el("input", { type: "checkbox", onchange: draw });
+  const list = grid({
+    caption: "All finished runs",
+    columns: [name, ...others, ...(some ? [details] : [])],
+    rows: every,
+    sort: { key: "accuracy_percent", down: true },
+    name: "run",
+  });
+
+  function draw() {
+    list.setRows(every.filter((run) => runPasses(run) && (!only.checked || detailScripts.has(run))));
+  }
+
+  $("runs").append(
+    some
+      ? el(
+          "p",
+          {},
+          `${number(detailScripts.size)} of ${number(data.count)} runs have their confusion matrix, reliability, curves and mistakes in this page. `,
+          el("label", {}, only, " Only these"),
+        )
+      : "",
+    same.length
+      ? el("p", { class: "same" }, "In all runs: ", same.map((column) => `${column.title} ${cellText(column, column.all)}`).join(", "))
+      : "",
+    list.element,
+  );
+  return draw;
+}
+
+function cellText(column, value) {
+  if (value === null) return MISSING;
+  if (column.key === "finished_at") return value.slice(0, 16).replace("T", " ");
+  return column.digits === null ? value : number(value, column.digits);
+}
