@@ -49,6 +49,14 @@ def _main(arguments: list[str]) -> None:
     parser.add_argument(
         "--tables-only", action="store_true", help="neither significance nor plots nor page"
     )
+    parser.add_argument(
+        "--details",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="folders of runs whose confusion matrix, reliability, classes, curve and mistakes the "
+        "page has to hold; of all runs it holds the best and the newest that fit",
+    )
     options = parser.parse_args(arguments)
     runs = read_runs(options.results_dir)
     out = options.out or options.results_dir / "report"
@@ -56,7 +64,7 @@ def _main(arguments: list[str]) -> None:
     files = write_tables(tables, out / FOLDER)
     remarks = [f"left out: {reason}" for reason in runs.skipped]
     if not options.tables_only:
-        remarks += _write_the_rest(runs, tables, files, out)
+        remarks += _write_the_rest(runs, tables, files, out, options.details)
     atomic.write_text(out / FOLDER / "all.tex", latex.document(files))
     _tell(runs, tables, out, remarks)
 
@@ -77,7 +85,9 @@ def write_tables(tables: Sequence[Table], folder: Path) -> list[str]:
     return files
 
 
-def _write_the_rest(runs: Runs, tables: Sequence[Table], files: list[str], out: Path) -> list[str]:
+def _write_the_rest(
+    runs: Runs, tables: Sequence[Table], files: list[str], out: Path, details: Sequence[str]
+) -> list[str]:
     """Write significance, plots and page; return what there is to say of them."""
     # Only now, since drawing takes longer to import than tables take.
     from so_clip.report import page, plots
@@ -90,7 +100,7 @@ def _write_the_rest(runs: Runs, tables: Sequence[Table], files: list[str], out: 
         files.append(_write_significance(comparisons, pairs, out / FOLDER))
     drawn = plots.write(runs.frame, out)
     notes = [*(f"Left out: {reason}" for reason in runs.skipped), *remarks]
-    page.write(runs, tables, out, drawn, notes=notes, frames=frames)
+    page.write(runs, tables, out, drawn, details=details, notes=notes, frames=frames)
     return remarks
 
 
