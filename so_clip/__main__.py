@@ -1,19 +1,11 @@
-"""`python -m so_clip`: read the command line, compose the configuration, do the run."""
+"""`python -m so_clip`: read the command line, and hand it to Hydra, which calls so_clip.task."""
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 
-from omegaconf import DictConfig
+from so_clip.errors import DEBUG, InputError, nearest, report
 
-from so_clip.data.gather import gather
-from so_clip.errors import InputError, RunFailed, nearest
-from so_clip.record import check_writable
-from so_clip.settings import from_config
-
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-DEBUG = "--debug"
 MULTIRUN = ("-m", "--multirun")
 HYDRA_FLAGS = (
     *MULTIRUN,
@@ -21,7 +13,6 @@ HYDRA_FLAGS = (
     *("--hydra-help", "-sc", "--shell-completion", "--experimental-rerun"),
     *("-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
 )
-_debugging = DEBUG in sys.argv
 
 
 def main() -> int:
@@ -45,9 +36,9 @@ def guarded(command: Callable[[list[str]], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
-        return _report(error)
+        return report(error)
     except Exception as error:
-        return _report(error)
+        return report(error)
     return 0
 
 
@@ -58,11 +49,12 @@ def _main(arguments: list[str]) -> None:
         print(manual())
         return
     from so_clip.config import hydra_main
+    from so_clip.task import task
 
     _check_flags(arguments)
     # Hydra's parser wants its flags before or after all overrides, not among them.
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in MULTIRUN)
-    hydra_main(_task)
+    hydra_main(task)
 
 
 def _check_flags(arguments: list[str]) -> None:
@@ -73,45 +65,6 @@ def _check_flags(arguments: list[str]) -> None:
                 f"{argument}: there is no such flag.{nearest(argument, HYDRA_FLAGS)} Options are "
                 "written OPTION=VALUE; `python -m so_clip --help` lists them."
             )
-
-
-def _task(composed: DictConfig) -> float:
-    """Do one composed run. A failure leaves as SystemExit, which Hydra passes on without a word."""
-    try:
-        return _run(composed)
-    except Exception as error:
-        raise SystemExit(_report(error)) from error
-
-
-def _run(composed: DictConfig) -> float:
-    settings = from_config(composed)
-    check_writable(settings.results_dir)
-    data = gather(**settings.data)
-    # Only now, since torch takes seconds to import and most bad input is refused without it.
-    from so_clip.device import cpu_threads
-    from so_clip.run import run
-
-    with cpu_threads(settings.threads):
-        result = run(settings, data)
-    print(f"\n{result.table}")
-    return result.metrics["accuracy_percent"]
-
-
-def _report(error: BaseException) -> int:
-    """Print one message to stderr and return the exit code that goes with it."""
-    if _debugging:
-        traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
-        print("so_clip: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    if isinstance(error, InputError):
-        print(f"so_clip: {error}", file=sys.stderr)
-        return BAD_INPUT
-    expected = isinstance(error, RunFailed)
-    print(f"so_clip: {'' if expected else type(error).__name__ + ': '}{error}", file=sys.stderr)
-    if not (expected or _debugging):
-        print(f"so_clip: {DEBUG} shows where it happened.", file=sys.stderr)
-    return FAILED
 
 
 if __name__ == "__main__":

@@ -12,12 +12,18 @@ from so_clip.errors import InputError, nearest
 from so_clip.paths import CONF_DIR
 
 CONFIG_NAME = "config"
+# Of Hydra's launchers, the extra of this package that brings each.
+LAUNCHERS = {
+    **{"joblib": "joblib", "ray": "ray"},
+    **{"submitit_local": "submitit", "submitit_slurm": "submitit"},
+}
 
 
 def register() -> None:
     """Tell Hydra what is not a file under conf/: one `dataset` option a card, and two resolvers.
 
-    `${times:a,b}` is a b; `${epochs:n,dataset,shots,batch_size}` the steps of n epochs.
+    `${times:a,b}` is a b; `${epochs:n,dataset,shots,batch_size}` the steps of n epochs; `${gpus:}`
+    how many GPUs there are, at least 1.
 
     A card in datasets/ is all a dataset needs; a second YAML beside it could only disagree.
     """
@@ -25,6 +31,7 @@ def register() -> None:
 
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("epochs", _steps, replace=True)
+    OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     store = ConfigStore.instance()
     for name in card_names():
         store.store(group="dataset", name=name, node={"name": name, "split_file": None})
@@ -35,6 +42,12 @@ def _steps(epochs: int, dataset: str, shots: Any, batch_size: Any) -> int:
     if not all(type(value) is int and value > 0 for value in (shots, batch_size)):
         return 0  # these options are refused by their own names
     return epochs * -(-load_card(dataset).sizes["classes"] * shots // batch_size)
+
+
+def _gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -84,6 +97,11 @@ def _explain(error: BaseException) -> str:
         group, _, option = error.missing_cfg_file.partition("/")
         if group == "hydra":
             group, _, option = error.missing_cfg_file.rpartition("/")
+        if option in LAUNCHERS and option not in error.options:
+            return (
+                f"{group}={option} needs a package that is not installed: "
+                f"pip install 'so-clip[{LAUNCHERS[option]}]'."
+            )
         return (
             f"{group}={option}: there is no {group} of that name."
             f"{nearest(option, error.options)} Known: {', '.join(sorted(error.options))}."
@@ -125,19 +143,14 @@ def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
 def hydra_main(task: Callable[[DictConfig], Any]) -> None:
     """Run `task` under Hydra's own entry, multirun and launchers included, on sys.argv.
 
-    Hydra makes a folder for a sweep before its first run is checked. A sweep that fails takes it
-    away again, unless runs are in there.
+    A sweep ends with its summary, see so_clip.sweep.
     """
     import hydra
 
-    from so_clip.sweep import clear_folders
+    from so_clip.sweep import closing
 
     register()
     entry = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=CONFIG_NAME)
-    try:
-        # Hydra would otherwise print errors in its own words and exit with code 1.
-        with readable_errors():
-            entry(task)()
-    except BaseException:
-        clear_folders()
-        raise
+    # Hydra would otherwise print errors in its own words and exit with code 1.
+    with closing(), readable_errors():
+        entry(task)()

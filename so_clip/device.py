@@ -1,11 +1,12 @@
 """Which device a run uses."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from so_clip.errors import InputError
+from so_clip.machine import gpu_of
 
 
 def pick_device(name: str) -> torch.device:
@@ -45,3 +46,12 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_gpu(job_number: int | None) -> Iterator[None]:
+    """Let "cuda" mean one of the machine's GPUs, chosen by a job's number; None: as it is."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = None if job_number is None else gpu_of(job_number, count)
+    with nullcontext() if index is None else torch.cuda.device(index):
+        yield

@@ -1,10 +1,14 @@
 """The one exception a user is meant to read, and the help it offers."""
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
 
 # What a command exits with.
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+DEBUG = "--debug"
+debugging = DEBUG in sys.argv
 
 
 class InputError(ValueError):
@@ -28,6 +32,25 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return BAD_INPUT if isinstance(error, InputError) else FAILED
+
+
+def message_of(error: BaseException) -> str:
+    """Return one message for people; what nobody expected begins with its kind."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    expected = isinstance(error, (InputError, RunFailed))
+    return str(error) if expected else f"{type(error).__name__}: {error}"
+
+
+def report(error: BaseException) -> int:
+    """Print one message to stderr, with --debug the traceback too, and return the exit code."""
+    if debugging:
+        traceback.print_exception(error)
+    print(f"so_clip: {message_of(error)}", file=sys.stderr)
+    expected = isinstance(error, (InputError, RunFailed, KeyboardInterrupt))
+    if not (expected or debugging):
+        print(f"so_clip: {DEBUG} shows where it happened.", file=sys.stderr)
+    return exit_code(error)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -20,12 +20,8 @@ from typing import Any
 
 from so_clip import __version__, atomic
 from so_clip.errors import InputError, RunBusy, exit_code
+from so_clip.locks import lock_new
 from so_clip.paths import PACKAGE_DIR
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.json"
@@ -190,40 +186,15 @@ class RunFolder:
         atomic.write_json(self.path / METRICS_FILE, metrics)
 
     def _lock(self) -> int | None:
-        """Return the descriptor that holds the lock; None where there are no locks."""
-        for attempts_left in reversed(range(_ATTEMPTS)):
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                if fcntl is None:
-                    return None
-                descriptor = os.open(self.path, os.O_RDONLY)
-            except OSError as error:
-                # Perhaps another process has taken the empty folder away again; mkdir, which finds
-                # it there and then not, says that it exists.
-                if isinstance(error, (FileNotFoundError, FileExistsError)) and attempts_left:
-                    continue
-                raise _cannot_write(self.path, error) from error
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):  # noqa: PTH116
-                    return descriptor
-            except BlockingIOError:
-                if not _only_asked_for(descriptor):
-                    os.close(descriptor)
-                    raise self._busy() from None
-            except FileNotFoundError:
-                pass  # the same, a moment later
-            except OSError:  # some network file systems have no locks
-                os.close(descriptor)
-                return None
-            os.close(descriptor)
-        raise self._busy()
-
-    def _busy(self) -> RunBusy:
-        return RunBusy(
-            f"{self.path}: another process is doing this very run. Wait for it, or choose another "
-            "folder with results_dir=FOLDER."
-        )
+        try:
+            return lock_new(self.path)
+        except BlockingIOError:
+            raise RunBusy(
+                f"{self.path}: another process is doing this very run. Wait for it, or choose "
+                "another folder with results_dir=FOLDER."
+            ) from None
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
 
     def _write_error(self, error: Exception, overrides: Sequence[str]) -> None:
         """Write error.json, unless what went wrong keeps this from being written too."""
@@ -248,15 +219,6 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         atomic.write_text(self.path / name, text.getvalue())
-
-
-def _only_asked_for(descriptor: int) -> bool:
-    """Whether a lock is held only by those who ask for an instant whether a run is at work."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as they do: so_clip/status/
-    except OSError:
-        return False
-    return True
 
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from so_clip.data.fewshot import PROTOCOLS as SPLIT_PROTOCOLS
 from so_clip.errors import InputError, nearest
+from so_clip.machine import core_share
 from so_clip.optim.options import checked_options
 from so_clip.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
 from so_clip.values import (
@@ -152,8 +152,12 @@ class Settings:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def from_config(config: DictConfig) -> Settings:
+def from_config(config: DictConfig, at_once: int = 1) -> Settings:
     """Check a composed configuration and return it as Settings.
+
+    Args:
+        config: as composed by Hydra.
+        at_once: how many runs share this machine's cores: what `auto` makes threads of.
 
     Raises:
         InputError: naming the option, its value, and the values it may take.
@@ -184,7 +188,7 @@ def from_config(config: DictConfig) -> Settings:
         optimizer=checked_options(values["optimizer"]) if trains else None,
         schedule=_schedule(values["schedule"]),
         augment=_augment(values["augment"]),
-        evaluation=_evaluation(values["evaluation"]),
+        evaluation=_evaluation(values["evaluation"], at_once),
         shots=whole("shots", values["shots"], 1, MAX_SHOTS),
         seed=whole("seed", values["seed"], 0, MAX_SEED),
         split_protocol=one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
@@ -196,7 +200,7 @@ def from_config(config: DictConfig) -> Settings:
         precision=one_of("precision", values["precision"], (AUTO, *PRECISIONS)),
         memory=one_of("memory", values["memory"], MEMORY_MODES),
         text_budget_mib=_text_budget(values["text_budget_mib"]),
-        threads=_threads(values["threads"]),
+        threads=_threads(values["threads"], at_once),
         checkpoint_seconds=not_negative("checkpoint_seconds", values["checkpoint_seconds"]),
         force=_flag("force", values["force"]),
         data_root=path("data_root", values["data_root"]),
@@ -298,10 +302,10 @@ def _augment(values: dict[str, Any]) -> Augment:
     return Augment((low, high), _flag("augment.flip", values["flip"]))
 
 
-def _evaluation(values: dict[str, Any]) -> Evaluation:
+def _evaluation(values: dict[str, Any], at_once: int) -> Evaluation:
     return Evaluation(
         batch_size=whole("evaluation.batch_size", values["batch_size"], 1),
-        workers=_workers(values["workers"]),
+        workers=_workers(values["workers"], at_once),
         precision=one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
         cache_dir=optional_path("evaluation.cache_dir", values["cache_dir"]),
         every_steps=whole("evaluation.every_steps", values["every_steps"], 0),
@@ -318,15 +322,16 @@ def _text_budget(value: Any) -> float | None:
     raise InputError(f"{key}={value}: must be auto, or a number above 0, at most {MAX_MIB:g}.")
 
 
-def _threads(value: Any) -> int | None:
-    return None if value == AUTO else whole("threads", value, 1, MAX_WORKERS)
+def _threads(value: Any, at_once: int) -> int | None:
+    if value != AUTO:
+        return whole("threads", value, 1, MAX_WORKERS)
+    return None if at_once == 1 else core_share(at_once)
 
 
-def _workers(value: Any) -> int:
+def _workers(value: Any, at_once: int) -> int:
     if value != AUTO:
         return whole("evaluation.workers", value, 0, MAX_WORKERS)
-    usable = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(usable(0)) if usable else os.cpu_count() or 1
+    return core_share(at_once)
 
 
 def _flag(key: str, value: Any) -> bool:

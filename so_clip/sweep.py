@@ -1,33 +1,223 @@
-"""What Hydra leaves on the disk for a sweep, noted so that a sweep which fails can take it back."""
+"""A sweep from its start to its closing summary, whichever of Hydra's launchers does its runs."""
 
+import json
 import os
-from contextlib import suppress
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-# Each with the folders around it that were not there yet, innermost first.
-_sweep_dirs: list[tuple[Path, list[Path]]] = []
+from so_clip import atomic
+from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, report
+from so_clip.jobs import FAILED as FAILED_JOB
+from so_clip.jobs import JOBS_DIR, RUNNING, Job, is_alive, read_jobs
+from so_clip.locks import lock_new
+from so_clip.record import check_writable
+from so_clip.values import path
+
+SWEEP_FILE = "sweep.json"
+# So long the processes of a launcher that broke have to end.
+PATIENCE_SECONDS = 3.0
+_MEANINGS = {
+    "done": "done",
+    "skipped": "skipped (finished before)",
+    "busy": "busy (another process is doing it)",
+    "failed": "failed",
+    "lost": "lost (its process ended)",
+    "interrupted": "interrupted",
+    "under way": "under way still",
+    "not begun": "not begun",
+}
 
 
-class NoteFolder(Callback):
-    """Notes the folder of a sweep just before Hydra makes it; named in conf/config.yaml."""
+@dataclass
+class Sweep:
+    """What the process that started a sweep knows of it.
+
+    Attributes:
+        folder: the sweep's own.
+        new: the folders around it that were not there yet, innermost first.
+        jobs: the overrides of each, as far as they are known before.
+        lock: held to its end, so that others see that it is at work.
+    """
+
+    folder: Path
+    new: list[Path]
+    jobs: list[list[str]]
+    lock: int | None = None
+
+
+_started: list[Sweep] = []
+
+
+class RecordSweep(Callback):
+    """Writes sweep.json before the first run of a sweep is composed; named in conf/config.yaml."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before the first run of a sweep is composed."""
-        sweep_dir = Path(config.hydra.sweep.dir)
-        # os.path.exists, unlike Path.exists, never raises.
-        new = [path for path in sweep_dir.parents if not os.path.exists(path)]  # noqa: PTH110
-        _sweep_dirs.append((sweep_dir, new))
+        """Called by Hydra, which turns exceptions into warnings, but lets SystemExit pass."""
+        try:
+            check_writable(path("results_dir", config.results_dir))
+            _start(config)
+        except Exception as error:
+            raise SystemExit(report(error)) from error
 
 
-def clear_folders() -> None:
-    """Remove what Hydra wrote of the noted sweeps, and the folders made around it, where empty."""
-    while _sweep_dirs:
-        sweep_dir, new = _sweep_dirs.pop()
-        with suppress(OSError):
-            (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
-            for folder in (*sweep_dir.iterdir(), sweep_dir, *new):
-                folder.rmdir()
+def _start(config: DictConfig) -> None:
+    folder = Path(config.hydra.sweep.dir)
+    # os.path.exists, unlike Path.exists, never raises.
+    new = [each for each in folder.parents if not os.path.exists(each)]  # noqa: PTH110
+    sweep = Sweep(folder, new, _split(config))
+    _started.append(sweep)
+    values = {
+        "command": sys.argv,
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "jobs": sweep.jobs,
+    }
+    atomic.write_json(folder / SWEEP_FILE, values)
+    with suppress(OSError):
+        sweep.lock = lock_new(folder)
+
+
+def _split(config: DictConfig) -> list[list[str]]:
+    """Return the overrides of each job, as Hydra's own sweeper splits them.
+
+    Nothing for another sweeper, which chooses as it goes, or where they cannot be split, of which
+    the sweeper will tell.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    sweeper = config.hydra.sweeper
+    if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+        return []
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    with suppress(HydraException):
+        overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+        return BasicSweeper.split_arguments(overrides, None)[0]
+    return []
+
+
+def planned_jobs(sweep_dir: Path) -> list[list[str]]:
+    """Return the overrides of each job of a sweep; nothing where they are not known."""
+    try:
+        return json.loads((sweep_dir / SWEEP_FILE).read_text(encoding="utf-8"))["jobs"]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+@contextmanager
+def closing() -> Iterator[None]:
+    """Let a sweep, if there is one, end with its summary and the exit code that follows from it.
+
+    Hydra makes a folder for a sweep before its first run is checked. A sweep of which nothing came
+    takes it away again.
+    """
+    problem: BaseException | None = None
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        problem = error
+    sweeps, _started[:] = _started[:], []
+    for sweep in sweeps:
+        try:
+            code = _close(sweep, problem)
+        finally:
+            if sweep.lock is not None:
+                os.close(sweep.lock)
+        if code:
+            raise SystemExit(code) from problem
+        if code is not None:
+            return
+    if problem is not None:
+        raise problem
+
+
+def _close(sweep: Sweep, problem: BaseException | None) -> int | None:
+    """Print the summary and return the exit code; None where nothing began."""
+    jobs = read_jobs(sweep.folder)
+    states = _states(sweep, jobs, problem)
+    refused = all(jobs[each].exit_code == BAD_INPUT and not jobs[each].run_dir for each in jobs)
+    if refused:
+        _remove(sweep)
+    if not jobs:
+        return None
+    code = exit_code_of(states, jobs, problem)
+    if problem is not None:
+        report(problem)
+    print(f"\n{summary(sweep.jobs, jobs, states)}", flush=True)
+    if code:
+        command = shlex.join(["python", "-m", "so_clip", *sys.argv[1:]])
+        print(f"The same sweep once more does only what is missing:\n  {command}", flush=True)
+    return code
+
+
+def _states(sweep: Sweep, jobs: Mapping[int, Job], problem: BaseException | None) -> dict[int, str]:
+    """Return how each job ended, by its number."""
+    states = {number: job.state for number, job in jobs.items()}
+    open_jobs = [number for number, state in states.items() if state == RUNNING]
+    until = time.monotonic() + (0 if isinstance(problem, KeyboardInterrupt) else PATIENCE_SECONDS)
+    alive = open_jobs
+    while alive and time.monotonic() < until:
+        alive = [number for number in alive if jobs[number].pid != os.getpid()]
+        alive = [number for number in alive if is_alive(jobs[number])]
+        time.sleep(0.1 if alive else 0)
+    for number in open_jobs:
+        ended = "interrupted" if isinstance(problem, KeyboardInterrupt) else "lost"
+        states[number] = "under way" if number in alive and ended == "lost" else ended
+    for number in range(len(sweep.jobs)):
+        states.setdefault(number, "not begun")
+    return states
+
+
+def exit_code_of(
+    states: Mapping[int, str], jobs: Mapping[int, Job], problem: BaseException | None
+) -> int:
+    """Return 0 if all is well, 2 if all that failed was bad input, 130 if interrupted, else 1."""
+    if isinstance(problem, KeyboardInterrupt):
+        return INTERRUPTED
+    codes = {jobs[number].exit_code for number, state in states.items() if state == FAILED_JOB}
+    if problem is not None or {"lost", "not begun", "under way"} & set(states.values()):
+        codes.add(FAILED)
+    if not codes:
+        return 0
+    return BAD_INPUT if codes == {BAD_INPUT} else FAILED
+
+
+def summary(
+    planned: Sequence[Sequence[str]], jobs: Mapping[int, Job], states: Mapping[int, str]
+) -> str:
+    """Return how many jobs ended how, and for each that went wrong why, and the command for it."""
+    counts = Counter(states.values())
+    parts = [f"{counts[state]} {text}" for state, text in _MEANINGS.items() if counts[state]]
+    lines = [f"sweep of {len(states)} runs: {', '.join(parts)}"]
+    for number, state in sorted(states.items()):
+        if state not in ("failed", "lost"):
+            continue
+        job = jobs[number]
+        overrides = job.overrides or planned[number]
+        lines.append(f"{state}: {job.message or 'its process ended before the run did'}")
+        lines.append(f"  {shlex.join(['python', '-m', 'so_clip', *overrides])}")
+    return "\n".join(lines)
+
+
+def _remove(sweep: Sweep) -> None:
+    """Remove what was written of a sweep, and the folders made around it, where empty."""
+    with suppress(OSError):
+        for name in (SWEEP_FILE, "multirun.yaml"):
+            (sweep.folder / name).unlink(missing_ok=True)
+        for file in (sweep.folder / JOBS_DIR).glob("*.json"):
+            file.unlink()
+        for folder in (*sweep.folder.iterdir(), sweep.folder, *sweep.new):
+            folder.rmdir()

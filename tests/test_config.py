@@ -45,7 +45,7 @@ def _bind(spec: dict[str, Any]) -> None:
 def test_the_search_reaches_every_group():
     assert {file.parts[0] for file in FILES} == {
         "config.yaml",
-        *("adapter", "backbone", "experiment", "method", "optimizer", "schedule"),
+        *("adapter", "backbone", "experiment", "hydra", "method", "optimizer", "schedule"),
     }
 
 
@@ -177,7 +177,7 @@ def test_a_sweep_makes_a_folder_for_each_run(tmp_path):
     assert templates == {"plain", "a blurred photo of a {}."}
 
 
-def test_a_sweep_that_fails_takes_its_folders_away_again(tmp_path, monkeypatch):
+def test_a_sweep_that_is_refused_takes_its_folders_away_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     bad = ("-m", "optimizer.density_ratio=2,3")
@@ -189,7 +189,7 @@ def test_a_sweep_that_fails_takes_its_folders_away_again(tmp_path, monkeypatch):
 def test_flags_may_stand_among_overrides(tmp_path):
     done = call(f"results_dir={tmp_path}", "shots=0", "-m", "seed=1,2")
     assert done.code == 2
-    assert done.messages == ["so_clip: shots=0: must be 1 or more."]
+    assert done.messages == ["so_clip: shots=0: must be 1 or more."] * 2
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,93 @@
+"""The jobs of a sweep: a small file each, so that whoever started the sweep can tell how it went.
+
+A job may run in a process, or on a machine, of its own.
+"""
+
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from so_clip import atomic
+from so_clip.errors import InputError
+from so_clip.record import read_metrics
+
+DONE, SKIPPED, BUSY, FAILED, RUNNING = "done", "skipped", "busy", "failed", "running"
+JOBS_DIR = "jobs"
+
+
+@dataclass
+class Job:
+    """One job of a sweep.
+
+    Attributes:
+        overrides: of its run.
+        state: done | skipped (finished before) | busy (another process is doing it) | failed |
+            running; one that was killed stays running.
+        run_dir: the run's folder, as soon as it is known.
+        message, exit_code: of one that failed, or is busy.
+        accuracy_percent: of one that is done, now or before.
+        pid, host: where it runs.
+    """
+
+    overrides: Sequence[str]
+    state: str = RUNNING
+    run_dir: str | None = None
+    message: str | None = None
+    exit_code: int | None = None
+    accuracy_percent: float | None = None
+    pid: int = 0
+    host: str = ""
+
+
+# Of jobs that this process did, by the paths of their files: a disk may be too full for the files.
+_of_this_process: dict[Path, Job] = {}
+
+
+def job_file(sweep_dir: Path, number: int) -> Path:
+    """Return where a job tells how it is."""
+    return sweep_dir / JOBS_DIR / f"{number}.json"
+
+
+def tell(file: Path, job: Job) -> None:
+    """Write how a job is. Where the disk is full, its own process remembers it at least."""
+    job.pid, job.host = os.getpid(), platform.node()
+    _of_this_process[file] = job
+    with suppress(InputError):
+        atomic.write_json(file, asdict(job))
+
+
+def read_jobs(sweep_dir: Path) -> dict[int, Job]:
+    """Return the jobs of a sweep that have begun, by their numbers."""
+    files = {path for path in (sweep_dir / JOBS_DIR).glob("*.json") if path.stem.isdecimal()}
+    files |= {path for path in _of_this_process if path.parent == sweep_dir / JOBS_DIR}
+    jobs = {}
+    for file in files:
+        job = _of_this_process.get(file) or _read(file)
+        if job is not None:
+            jobs[int(file.stem)] = job
+    return dict(sorted(jobs.items()))
+
+
+def is_alive(job: Job) -> bool:
+    """Whether the job's process is there, as far as this machine can tell."""
+    if job.host != platform.node():
+        return False
+    try:
+        os.kill(job.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _read(file: Path) -> Job | None:
+    try:
+        values: dict[str, Any] = read_metrics(file)
+        return Job(**{field.name: values[field.name] for field in fields(Job)})
+    except (InputError, KeyError):
+        return None
