@@ -32,7 +32,8 @@ def add_published(tables: Sequence[Table], runs: Runs) -> list[Table]:
     with_openai = {
         backbone
         for backbone, given in zip(runs.frame["backbone"], backbones, strict=True)
-        if isinstance(given, dict) and (given.get("pretrained") == "openai" or given["checkpoint"])
+        if isinstance(given, dict)
+        and (given.get("pretrained") == "openai" or given.get("checkpoint"))
     }
     return [
         _with_published(table)
