@@ -5,9 +5,10 @@ python scripts/advantage.py --only shots   # the base point and one factor
 
 The base point is digits with the embedded CLIP, 4 shots, 100 steps and all ten classes. Shots,
 steps, classes, the steps of CLIP's pre-training (how good it is zero-shot) and its width are varied
-one by one, SO at several densities against AdamW on the same matrices. At every point the rate of
-each contender is chosen among as many, by accuracy on training images that the draw of seed 0 left
-over; no validation or test image takes part. Weights that are missing are pre-trained first, below
+one by one, SO at two densities (at the base point at more) against AdamW on the same matrices. At
+every point the rate of each contender is chosen among as many, by accuracy on training images that
+the draw of seed 0 left over: among multiples far apart at the base point, around the best of those
+elsewhere. No validation or test image takes part. Weights that are missing are pre-trained, below
 OUT/runs/advantage/weights; they, and runs that are finished, are not made again. Writes
 OUT/tables/digits_advantage.csv after every point, and OUT/figures/digits_advantage.png.
 """
@@ -25,17 +26,21 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.tables import write_table
-from scripts.digits.runs import RESULTS, Overrides, Pool, Row, best, pool, steps
+from scripts.digits.runs import RATES, RESULTS, Overrides, Pool, Row, best, own_rate, pool, steps
 
-DENSITIES: tuple[float, ...] = (5e-4, 1e-2, 1e-1)
-# At the base point also SO on every entry, which is Adam: shows that nothing else differs.
-CONTROL = 1.0
+DENSITIES: tuple[float, ...] = (5e-4, 1e-2)  # the paper's, and one that suits small matrices
+# At the base point also others. The last is SO on every entry, which is Adam: nothing else differs.
+MORE_DENSITIES: tuple[float, ...] = (1e-1, 1.0)
 SEEDS = (1, 2, 3)
-# Of the method's own rate, far apart first; then always next to the best so far.
-START: tuple[float, ...] = (1, 10, 100)
-TRIES = 5
+# Multiples of a method's own rate that are tried first at the base point, and how many are in all,
+# always next to the best so far. Elsewhere the first are the base point's best and its neighbours.
+START: tuple[float, ...] = (1, 30, 1000)
+TRIES, TRIES_ELSEWHERE = 6, 4
 SHIPPED_WIDTH, SHIPPED_STEPS = 128, 800
 PICTURES = 60_000  # as for the weights that ship
+
+# The multiples that a density's rates are first looked for among.
+Starts = dict[float | None, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,9 @@ class Point:
 BASE = Point()
 VARIED = {
     "shots": (1, 16),
-    "classes": (2, 5),
     "pretraining_steps": (200,),
     "width": (64, 256),
+    "classes": (2, 5),
     "steps": (25, 400),
 }
 # Widths are compared after so many steps of pre-training; the present one's is among those above.
@@ -68,10 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = options.out / "runs" / "advantage"
     path = options.out / "tables" / "digits_advantage.csv"
     rows: list[Row] = []
+    starts: Starts = {}
     with pool(runs, options.workers) as workers:
         for point in points(options.only):
             print(point, flush=True)
-            rows += compare(workers, point, options.seeds, runs / "weights")
+            rows += compare(workers, point, options.seeds, runs / "weights", starts)
             _write(rows, path)
     from scripts.digits.plots import advantage
 
@@ -87,21 +93,26 @@ def points(factors: Sequence[str]) -> Iterator[Point]:
             yield replace(point, pretraining_steps=WIDTHS_AT) if factor == "width" else point
 
 
-def compare(workers: Pool, point: Point, seeds: Sequence[int], weights: Path) -> list[Row]:
-    """Return a row a contender at one point, AdamW's first."""
-    common = (f"shots={point.shots}", *_weights(point, weights))
-    so = ("method=so", *steps("so", point.steps), *common)
-    densities = (*DENSITIES, CONTROL) if point == BASE else DENSITIES
-    contenders: list[tuple[float | None, Overrides]] = [
-        (None, ("method=adamw", *steps("adamw", point.steps), *common))
-    ]
-    contenders += [(each, (*so, f"optimizer.density_ratio={each:g}")) for each in densities]
-    tuned = [overrides for _, overrides in contenders]
-    tried = workers.tune(tuned, ("seed=0",), point.classes, START, TRIES)
+def compare(
+    workers: Pool, point: Point, seeds: Sequence[int], weights: Path, starts: Starts
+) -> list[Row]:
+    """Return a row a contender at one point, AdamW's first.
+
+    Args:
+        workers, point, seeds: who does it, what is compared, and how often.
+        weights: the folder of weights that do not ship.
+        starts: filled at the base point, read at others.
+    """
+    contenders = _contenders(point, weights)
+    start = {each: starts.get(density, START) for density, each in contenders.items()}
+    tries = TRIES_ELSEWHERE if starts else TRIES
+    tried = workers.tune(contenders.values(), ("seed=0",), point.classes, start, tries)
     rows, dense = [], pd.Series(dtype=float)
-    for density, overrides in contenders:
+    for density, overrides in contenders.items():
         rates = tried[overrides]
-        lr = best(rates)
+        place = RATES.index(best(rates))
+        starts.setdefault(density, RATES[max(place - 1, 0) : place + 2])
+        lr = own_rate(overrides) * best(rates)
         work = [(*overrides, f"optimizer.lr={lr:g}", f"seed={seed}") for seed in seeds]
         figures = pd.DataFrame(workers.rows("runs", work, point.classes))
         accuracy = figures["accuracy_percent"]
@@ -115,7 +126,7 @@ def compare(workers: Pool, point: Point, seeds: Sequence[int], weights: Path) ->
                 "density_ratio": density,
                 "lr": lr,
                 "rates_tried": len(rates),
-                "lr_is_outermost": lr in (min(rates), max(rates)),
+                "lr_is_outermost": best(rates) in (min(rates), max(rates)),
                 "seeds": len(accuracy),
                 "accuracy_percent": accuracy.mean(),
                 "accuracy_percent_std": accuracy.std(),
@@ -124,6 +135,17 @@ def compare(workers: Pool, point: Point, seeds: Sequence[int], weights: Path) ->
             }
         )
     return rows
+
+
+def _contenders(point: Point, weights: Path) -> dict[float | None, Overrides]:
+    """Return AdamW and SO as they are at a point, by density; None is AdamW's."""
+    common = (f"shots={point.shots}", *_weights(point, weights))
+    so = ("method=so", *steps("so", point.steps), *common)
+    densities = (*DENSITIES, *MORE_DENSITIES) if point == BASE else DENSITIES
+    return {
+        None: ("method=adamw", *steps("adamw", point.steps), *common),
+        **{each: (*so, f"optimizer.density_ratio={each:g}") for each in densities},
+    }
 
 
 def _paired(differences: pd.Series, is_dense: bool) -> Row:

@@ -1,7 +1,7 @@
 """Runs on digits with the embedded CLIP: each done once, at a rate chosen on training images."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ COMMON = (
 )
 # A rate is looked for among these multiples of the method's own: first at START, then to both sides
 # of the best so far.
-RATES: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+RATES: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 START: tuple[float, ...] = (1, 3, 10)
 
 Row = dict[str, Any]
@@ -63,7 +63,7 @@ class Pool:
         or test image takes part. Of equal ones the smallest is taken.
         """
         tried = self.tune(contenders, tuning, classes)
-        chosen = {each: best(accuracies) for each, accuracies in tried.items()}
+        chosen = {each: own_rate(each) * best(rates) for each, rates in tried.items()}
         return [
             (*each, f"optimizer.lr={chosen[each]:g}") if each in chosen else each
             for each in contenders
@@ -74,20 +74,23 @@ class Pool:
         contenders: Iterable[Overrides],
         tuning: Overrides,
         classes: int | None = None,
-        start: Sequence[float] = START,
+        start: Sequence[float] | Mapping[Overrides, Sequence[float]] = START,
         tries: int | None = None,
     ) -> dict[Overrides, dict[float, float]]:
-        """Return, of each contender that trains, the accuracy in percent at each rate tried.
+        """Return the accuracy in percent at each rate tried, of each contender that trains.
+
+        Rates are multiples of the contender's own.
 
         Args:
             contenders, tuning, classes: see `with_rates`.
-            start: the multiples of a contender's own rate that are tried first.
+            start: the multiples that are tried first, of all contenders or of each.
             tries: how many rates each may try in all, always the untried one that is nearest to
                 the best so far; None goes on until both neighbours of the best are tried.
         """
-        own = {each: rate for each in dict.fromkeys(contenders) if (rate := _own_rate(each))}
+        own = {each: rate for each in dict.fromkeys(contenders) if (rate := own_rate(each))}
         tried: dict[Overrides, dict[float, float]] = {each: {} for each in own}
-        missing = [(each, times) for each in own for times in start]
+        starts = start if isinstance(start, Mapping) else dict.fromkeys(own, start)
+        missing = [(each, times) for each in own for times in starts[each]]
         while missing:
             work = [
                 Work(
@@ -99,10 +102,7 @@ class Pool:
             for (each, times), row in zip(missing, self._do("rates", work), strict=True):
                 tried[each][times] = row["accuracy_percent"]
             missing = [(each, times) for each in own for times in _next(tried[each], tries)]
-        return {
-            each: {rate * times: accuracy for times, accuracy in tried[each].items()}
-            for each, rate in own.items()
-        }
+        return tried
 
     def _do(self, title: str, work: Sequence[Work]) -> list[Row]:
         jobs = [self.executor.submit(do, each) for each in work]
@@ -145,12 +145,13 @@ def do(work: Work) -> Row:
         return dict(_figures(settings, run(settings, data).metrics))
 
 
-def _own_rate(overrides: Overrides) -> float | None:
+def own_rate(overrides: Overrides) -> float:
+    """Return the rate that a contender has by itself, 0 if it trains nothing."""
     optimizer = settings_of(overrides).optimizer
-    return optimizer["lr"] if optimizer else None
+    return optimizer["lr"] if optimizer else 0.0
 
 
-def best(accuracies: dict[float, float]) -> float:
+def best(accuracies: Mapping[float, float]) -> float:
     """Return the rate with the highest accuracy, of equal ones the smallest."""
     return min(accuracies, key=lambda rate: (-accuracies[rate], rate))
 

@@ -18,8 +18,10 @@ def small(monkeypatch):
     for name, value in {
         "BASE": replace(advantage.BASE, steps=2, classes=2),
         "DENSITIES": (1e-2,),
+        "MORE_DENSITIES": (1.0,),
         "START": (1,),
         "TRIES": 2,
+        "TRIES_ELSEWHERE": 3,
         "VARIED": {"pretraining_steps": (2,), "shots": (1,)},
         "PICTURES": 128,
     }.items():
@@ -41,17 +43,18 @@ def test_one_row_a_point_and_contender_and_nothing_is_made_twice(small, tmp_path
     arguments = ["--only", "pretraining_steps", "--seeds", "1", "2", "--out", str(tmp_path)]
     advantage.main(arguments)
     table = pd.read_csv(tmp_path / "tables" / "digits_advantage.csv")
-    # The control at the base point alone.
+    # The other density at the base point alone.
     assert list(table["contender"]) == ["adamw", "so", "so", "adamw", "so"]
     assert list(table["pretraining_steps"]) == [800] * 3 + [2] * 2
-    assert set(table["rates_tried"]) == {2}
-    assert table["lr_is_outermost"].all()
+    assert list(table["rates_tried"]) == [2] * 3 + [3] * 2
+    # The first of elsewhere are around the base point's best.
+    assert table["lr_is_outermost"].iloc[:3].all()
     assert (tmp_path / "figures" / "digits_advantage.png").stat().st_size > 1000
     # Other weights were really taken.
     assert table["zero_shot_accuracy_percent"].nunique() == 2
     made = sorted((tmp_path / "runs").rglob("*.json"))
     assert sum(path.name == "tiny.json" for path in made) == 1
-    assert sum(path.name == "metrics.json" for path in made) == 5 * (2 + 2)
+    assert sum(path.name == "metrics.json" for path in made) == 3 * (2 + 2) + 2 * (3 + 2)
     times = [path.stat().st_mtime_ns for path in made]
     advantage.main(arguments)
     assert [path.stat().st_mtime_ns for path in made] == times
@@ -68,7 +71,7 @@ def test_differences_to_adamw_are_paired_by_seed():
 
 def test_so_on_every_entry_is_adamw(small, tmp_path):
     with runs.pool(tmp_path) as workers:
-        rows = advantage.compare(workers, advantage.BASE, [1], tmp_path)
+        rows = advantage.compare(workers, advantage.BASE, [1], tmp_path, {})
     dense, control = rows[0], rows[-1]
     assert control["density_ratio"] == 1
     assert control["lr"] == dense["lr"]
