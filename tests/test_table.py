@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,50 +11,7 @@ from so_clip.report.averages import statistics
 from so_clip.report.read import read_runs
 from so_clip.table import to_markdown
 from tests.command import Outcome, call
-
-
-def _run(root: Path, name: str, /, **changes: Any) -> Path:
-    """Write one finished run; keyword arguments replace its values, `a__b` those inside `a`."""
-    settings: dict[str, Any] = {
-        "dataset": "digits",
-        "split_file": None,
-        "backbone": {"architecture": "tiny", "pretrained": "embedded", "checkpoint": None},
-        "adapter": {"rank": 2, "seed": changes.get("seed", 1)},
-        "optimizer": {"lr": 2e-4, "density_ratio": 5e-4, "seed": changes.get("seed", 1)},
-        "schedule": {"max_steps": 2000},
-        "data_root": "data",
-        "results_dir": str(root),
-        "evaluation": {"batch_size": 256},
-        "precision": "fp32",
-        "protocol": "all",
-        "transfer": [],
-        "imbalance": None,
-    }
-    for key in [key for key in changes if "__" in key]:
-        group, _, option = key.partition("__")
-        settings[group] = settings[group] | {option: changes.pop(key)}
-    settings |= {
-        key: changes.pop(key)
-        for key in list(changes)
-        if key in settings and key not in ("dataset", "transfer")
-    }
-    metrics: dict[str, Any] = {
-        "dataset": "digits",
-        "backbone": settings["backbone"]["architecture"],
-        "method": "so",
-        "method_title": "SO",
-        "shots": 4,
-        "seed": 1,
-        "split_sha256": None,
-        "accuracy_percent": 50.0,
-        "peak_memory_mib": 10.0,
-        "settings": settings,
-    }
-    folder = root / name
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("{}\n")
-    (folder / "metrics.json").write_text(json.dumps(metrics | changes))
-    return folder
+from tests.report.made_runs import write_run
 
 
 def _table(*arguments: object) -> Outcome:
@@ -68,7 +24,7 @@ def _cells(root: Path, column: str = "accuracy_percent") -> pd.DataFrame:
 
 def test_seeds_are_averaged_with_the_sample_deviation(tmp_path):
     for seed, accuracy in ((1, 50.0), (2, 54.0), (3, 61.0)):
-        _run(tmp_path, f"s{seed}", seed=seed, accuracy_percent=accuracy, peak_memory_mib=8.0)
+        write_run(tmp_path, f"s{seed}", seed=seed, accuracy_percent=accuracy, peak_memory_mib=8.0)
     (cell,) = _cells(tmp_path).to_dict("records")
     assert cell["runs"] == 3
     assert cell["mean"] == pytest.approx(55.0)
@@ -79,7 +35,7 @@ def test_seeds_are_averaged_with_the_sample_deviation(tmp_path):
 
 
 def test_a_single_run_has_no_deviation(tmp_path):
-    _run(tmp_path, "s1")
+    write_run(tmp_path, "s1")
     assert to_markdown(_cells(tmp_path)).splitlines()[-1] == "| tiny | 4 | SO | 50.00 (1) |"
 
 
@@ -103,8 +59,8 @@ def test_a_single_run_has_no_deviation(tmp_path):
     ],
 )
 def test_different_choices_are_never_averaged(tmp_path, changes, shown):
-    _run(tmp_path, "a", seed=1, accuracy_percent=10.0)
-    _run(tmp_path, "b", seed=2, accuracy_percent=90.0, **changes)
+    write_run(tmp_path, "a", seed=1, accuracy_percent=10.0)
+    write_run(tmp_path, "b", seed=2, accuracy_percent=90.0, **changes)
     cells = _cells(tmp_path)
     assert sorted(cells["mean"]) == [10.0, 90.0]
     assert list(cells["runs"]) == [1, 1]
@@ -118,18 +74,19 @@ def test_different_choices_are_never_averaged(tmp_path, changes, shown):
         {"data_root": "elsewhere"},
         {"results_dir": "x"},
         {"evaluation": {"batch_size": 8, "workers": 0, "cache_dir": "y"}},
+        {"threads": 2},
     ],
 )
 def test_where_it_ran_is_no_choice(tmp_path, changes):
-    _run(tmp_path, "a", seed=1)
-    _run(tmp_path, "b", seed=2, **changes)
+    write_run(tmp_path, "a", seed=1)
+    write_run(tmp_path, "b", seed=2, **changes)
     assert list(_cells(tmp_path)["runs"]) == [2]
 
 
 def test_what_follows_from_the_shots_needs_no_name(tmp_path):
     for shots in (1, 4):
         for seed in (1, 2):
-            _run(
+            write_run(
                 tmp_path,
                 f"{shots}-{seed}",
                 shots=shots,
@@ -142,9 +99,9 @@ def test_what_follows_from_the_shots_needs_no_name(tmp_path):
 
 
 def test_a_run_that_is_there_twice_counts_once(tmp_path):
-    _run(tmp_path, "a", seed=1, accuracy_percent=10.0)
-    _run(tmp_path, "b", seed=1, accuracy_percent=10.0, data_root="elsewhere")
-    _run(tmp_path, "c", seed=2, accuracy_percent=20.0)
+    write_run(tmp_path, "a", seed=1, accuracy_percent=10.0)
+    write_run(tmp_path, "b", seed=1, accuracy_percent=10.0, data_root="elsewhere")
+    write_run(tmp_path, "c", seed=2, accuracy_percent=20.0)
     runs = read_runs(tmp_path)
     assert list(runs.frame["seed"]) == [1, 2]
     assert runs.skipped == [f"{tmp_path / 'b'}: repeats another run."]
@@ -152,8 +109,8 @@ def test_a_run_that_is_there_twice_counts_once(tmp_path):
 
 def test_datasets_stand_across_and_are_averaged_where_all_are_there(tmp_path):
     for dataset, accuracy in (("dtd", 40.0), ("digits", 80.0)):
-        _run(tmp_path, dataset, dataset=dataset, accuracy_percent=accuracy)
-    _run(tmp_path, "adamw", method="adamw", method_title="AdamW", accuracy_percent=70.0)
+        write_run(tmp_path, dataset, dataset=dataset, accuracy_percent=accuracy)
+    write_run(tmp_path, "adamw", method="adamw", method_title="AdamW", accuracy_percent=70.0)
     lines = to_markdown(_cells(tmp_path)).splitlines()
     assert lines[0] == "| backbone | shots | method | digits | dtd | average |"
     assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: |"
@@ -162,7 +119,7 @@ def test_datasets_stand_across_and_are_averaged_where_all_are_there(tmp_path):
 
 
 def test_zero_shot_has_no_shots(tmp_path):
-    _run(tmp_path, "a", shots=0, seed=0, method="zero_shot", method_title="Zero-shot CLIP")
+    write_run(tmp_path, "a", shots=0, seed=0, method="zero_shot", method_title="Zero-shot CLIP")
     assert "| tiny | - | Zero-shot CLIP |" in to_markdown(_cells(tmp_path))
 
 
@@ -180,8 +137,8 @@ def test_zero_shot_has_no_shots(tmp_path):
     ],
 )
 def test_what_is_no_finished_run_is_left_out_by_name(tmp_path, metrics, reason):
-    _run(tmp_path, "good")
-    bad = _run(tmp_path, "bad", **(metrics if isinstance(metrics, dict) else {}))
+    write_run(tmp_path, "good")
+    bad = write_run(tmp_path, "bad", **(metrics if isinstance(metrics, dict) else {}))
     if metrics is None:
         (bad / "metrics.json").unlink()
     elif isinstance(metrics, str):
@@ -196,8 +153,8 @@ def test_what_is_no_finished_run_is_left_out_by_name(tmp_path, metrics, reason):
 
 
 def test_hidden_folders_are_nobodys_runs(tmp_path):
-    _run(tmp_path, "good")
-    _run(tmp_path, ".discarded-x/half")
+    write_run(tmp_path, "good")
+    write_run(tmp_path, ".discarded-x/half")
     assert len(read_runs(tmp_path).frame) == 1
 
 
@@ -214,7 +171,7 @@ def test_nothing_to_show_is_bad_input(tmp_path, place):
 def test_the_command_leaves_two_tables_in_two_forms(tmp_path):
     runs = tmp_path / "runs"
     for seed, accuracy in ((1, 50.0), (2, 54.0)):
-        _run(runs / "deep", f"s{seed}", seed=seed, accuracy_percent=accuracy)
+        write_run(runs / "deep", f"s{seed}", seed=seed, accuracy_percent=accuracy)
     done = _table(runs)
     assert (done.code, done.err) == (0, "")
     names = sorted(path.name for path in (runs / "tables").iterdir())
@@ -235,15 +192,15 @@ def test_the_command_leaves_two_tables_in_two_forms(tmp_path):
 
 
 def test_protocols_are_named_even_where_no_run_has_another(tmp_path):
-    _run(tmp_path, "a", protocol="base_to_new", imbalance=None)
+    write_run(tmp_path, "a", protocol="base_to_new", imbalance=None)
     assert list(_cells(tmp_path)["variant"]) == ["protocol=base_to_new"]
-    _run(tmp_path, "b", protocol="all", imbalance=None)
-    _run(tmp_path, "c", protocol="all", imbalance=0.5)
+    write_run(tmp_path, "b", protocol="all", imbalance=None)
+    write_run(tmp_path, "c", protocol="all", imbalance=0.5)
     # Of the time before there were protocols.
     settings = json.loads((tmp_path / "b" / "metrics.json").read_text())["settings"]
     for option in ("protocol", "transfer", "imbalance"):
         del settings[option]
-    _run(tmp_path, "d", seed=2, settings=settings)
+    write_run(tmp_path, "d", seed=2, settings=settings)
     cells = _cells(tmp_path).set_index("variant")["runs"]
     assert dict(cells) == {"": 2, "imbalance=0.5": 1, "protocol=base_to_new": 1}
 
@@ -252,8 +209,8 @@ def test_base_to_new_runs_have_tables_of_their_own(tmp_path):
     runs = tmp_path / "runs"
     for seed, new in ((1, 40.0), (2, 60.0)):
         figures = {"new_accuracy_percent": new, "harmonic_mean_percent": new + 5}
-        _run(runs, f"s{seed}", protocol="base_to_new", seed=seed, **figures)
-    _run(runs, "all", protocol="all")
+        write_run(runs, f"s{seed}", protocol="base_to_new", seed=seed, **figures)
+    write_run(runs, "all", protocol="all")
     done = _table(runs)
     assert (done.code, done.err) == (0, "")
     for name, mean in (("new_accuracy", 50.0), ("harmonic_mean", 55.0)):
@@ -268,12 +225,14 @@ def test_transfer_has_a_table_by_target_and_source(tmp_path):
     for seed, accuracy in ((1, 40.0), (2, 50.0)):
         given = {name: {"accuracy_percent": accuracy} for name in ("dtd", "fgvc")}
         settings = {"dataset": "digits", "transfer": ["dtd", "fgvc"]}
-        _run(runs, f"s{seed}", seed=seed, accuracy_percent=80.0, settings=settings, transfer=given)
+        write_run(
+            runs, f"s{seed}", seed=seed, accuracy_percent=80.0, settings=settings, transfer=given
+        )
     # The same run without the transfer, and with another one.
-    _run(runs, "plain", accuracy_percent=80.0, settings={"dataset": "digits", "transfer": []})
+    write_run(runs, "plain", accuracy_percent=80.0, settings={"dataset": "digits", "transfer": []})
     given = {"ucf101": {"accuracy_percent": 30.0}}
     settings = {"dataset": "digits", "transfer": ["ucf101"]}
-    _run(runs, "third", accuracy_percent=80.0, settings=settings, transfer=given)
+    write_run(runs, "third", accuracy_percent=80.0, settings=settings, transfer=given)
     done = _table(runs)
     assert (done.code, done.err) == (0, "")
     (row,) = pd.read_csv(runs / "tables" / "accuracy.csv").to_dict("records")
@@ -285,7 +244,7 @@ def test_transfer_has_a_table_by_target_and_source(tmp_path):
 
 
 def test_tables_go_elsewhere_on_request_and_are_made_again(tmp_path):
-    _run(tmp_path / "runs", "a")
+    write_run(tmp_path / "runs", "a")
     for _ in range(2):  # the second reads the same runs
         assert _table(tmp_path / "runs", "--out", tmp_path / "t").code == 0
     assert not (tmp_path / "runs" / "tables").exists()
@@ -293,7 +252,7 @@ def test_tables_go_elsewhere_on_request_and_are_made_again(tmp_path):
 
 
 def test_an_unwritable_place_for_tables_is_bad_input(tmp_path):
-    _run(tmp_path, "a")
+    write_run(tmp_path, "a")
     done = _table(tmp_path, "-o", "/proc/tables")
     assert done.code == 2
     assert "/proc/tables" in done.err
