@@ -206,6 +206,10 @@ class _Unusable(Exception):
     """What is wrong with a file that Pillow must not, or cannot, be asked about."""
 
 
+class _TooLarge(_Unusable):
+    """Of more pixels than are decoded."""
+
+
 def _open_plain(file: Path) -> BinaryIO:
     status = file.stat()
     # Opening a pipe waits for a writer, for ever.
@@ -217,24 +221,42 @@ def _open_plain(file: Path) -> BinaryIO:
     return file.open("rb")
 
 
+def why_too_large(stream: BinaryIO) -> str:
+    """Say that an image has more than `MAX_PIXELS`, from its header alone; "" if it has not.
+
+    What is no image at all is not large: whoever reads it will be told.
+    """
+    try:
+        _opened(stream).close()
+    except _TooLarge as error:
+        return str(error)
+    except Exception:
+        return ""
+    return ""
+
+
 def _decode(stream: BinaryIO) -> Image.Image:
+    with _opened(stream) as image:
+        return image.convert("RGB")
+
+
+def _opened(stream: BinaryIO) -> Image.Image:
     try:
         image = Image.open(stream, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _Unusable(f"the image is too large ({error}). Scale it down") from error
+        raise _TooLarge(f"the image is too large ({error}). Scale it down") from error
     except UnidentifiedImageError as error:
         raise _Unusable(
             f"not an image, or of none of the formats {', '.join(FORMATS)}. Fetch it again"
         ) from error
-    with image:
-        width, height = image.size
-        # Pillow's check is a global that any library may have switched off.
-        if width * height > MAX_PIXELS:
-            raise _Unusable(
-                f"the image is too large: {width} x {height} pixels, above {MAX_PIXELS}. "
-                "Scale it down"
-            )
-        return image.convert("RGB")
+    width, height = image.size
+    # Pillow's check is a global that any library may have switched off.
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise _TooLarge(
+            f"the image is too large: {width} x {height} pixels, above {MAX_PIXELS}. Scale it down"
+        )
+    return image
 
 
 def _reason(error: Exception) -> str:

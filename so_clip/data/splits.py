@@ -66,11 +66,14 @@ def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:
     )
 
 
-def _find_split_file(card: DatasetCard, data_root: Path | None) -> Path:
-    root = require_data_root(card, data_root)
+def split_file_places(card: DatasetCard, root: Path) -> list[Path]:
+    """Return where the split file of a dataset is looked for below `root`, in order."""
     assert card.split_file is not None, "load_card sees to it"
-    places = [root / card.folder, root, root / "splits"]
-    candidates = [place / card.split_file for place in places]
+    return [place / card.split_file for place in (root / card.folder, root, root / "splits")]
+
+
+def _find_split_file(card: DatasetCard, data_root: Path | None) -> Path:
+    candidates = split_file_places(card, require_data_root(card, data_root))
     for candidate in candidates:
         if os.path.isfile(candidate):  # noqa: PTH113 - Path.is_file raises on a locked folder
             return candidate

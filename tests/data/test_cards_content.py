@@ -12,6 +12,7 @@ import yaml
 
 from so_clip.data.cards import DatasetCard, load_card
 from so_clip.paths import CARDS_DIR
+from so_clip.prepare.sources import IMAGES, SPLIT, read_sources
 
 CARDS = (
     "caltech101",
@@ -237,19 +238,19 @@ def test_eurosat_paths_exist_below_the_image_folder(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_sources_say_what_they_hold(name: str) -> None:
-    address = {
-        "archive": "url",
-        "file": "url",
-        "registration": "url",
-        "google_drive": "id",
-        "huggingface": "name",
-    }
-    for source in load_card(name).sources:
-        key = address[source["kind"]]
-        assert set(source) == {"kind", key, "holds"}, source
-        if key == "url":
-            assert urlparse(source["url"]).netloc, source
+def test_sources_can_be_read_and_tell_files_apart(name: str) -> None:
+    card = load_card(name)
+    sources = [source for holds in (IMAGES, SPLIT) for source in read_sources(card, holds)]
+    assert bool(sources) == bool(card.sources)
+    for source in sources:
+        # In a folder of archives that a user has, each has a name of its own.
+        names = [file.name for file in source.files]
+        assert len(set(names)) == len(names)
+    if card.split_file is not None:
+        for source in read_sources(card, SPLIT):
+            assert [(file.name, file.sha256) for file in source.files] == [
+                (card.split_file, card.split_sha256)
+            ]
 
 
 def test_the_folder_of_cards_holds_no_code() -> None:

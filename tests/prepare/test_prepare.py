@@ -1,0 +1,219 @@
+"""prepare, as a user calls it, against a real server: from nothing to the layout that runs read."""
+
+import hashlib
+import json
+
+import pytest
+
+from so_clip.data.cards import load_card
+from so_clip.data.images import open_images
+from so_clip.data.splits import load_splits
+from tests.prepare.given import (
+    SPLIT_FILE,
+    archive,
+    below,
+    images,
+    laid_out,
+    paths,
+    prepare,
+    split_bytes,
+    split_source,
+    tarred,
+    write_card,
+    zipped,
+)
+
+
+def _cards(root, *sources, **changes):
+    write_card(root.parent / "cards", *sources, **changes)
+
+
+def _split(server, **how):
+    return split_source(server.serve("mirror/split_small.json", split_bytes(), **how))
+
+
+ARCHIVES = {
+    "as it is": lambda: zipped(images()),
+    "in another folder": lambda: zipped(below("Small-v2/images", images())),
+    "with a dot in front": lambda: tarred(below("./pictures", images())),
+    "bzip2": lambda: tarred(images(), "bz2"),
+    "xz": lambda: tarred(images(), "xz"),
+    "plain tar": lambda: tarred(images(), ""),
+    "within another": lambda: zipped({"small/inner.tar.gz": tarred(below("x", images()))}),
+    "with shadows and more": lambda: zipped(
+        below("a", images())
+        | {"__MACOSX/a/ant/._ant_0.jpg": b"x", "a/ant/._ant_0.jpg": b"x", "a/README": b"x"}
+    ),
+    "twice within each other": lambda: zipped(
+        {f"{path.split('/')[0]}/{path}": data for path, data in images().items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("made", ARCHIVES.values(), ids=ARCHIVES)
+def test_an_archive_becomes_the_layout_whatever_its_folders(made, server, root):
+    _cards(root, archive(server.serve("small.zip", made())), _split(server))
+    done = prepare(root)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"small: completed: 12 images in {root / 'small'}\n"
+    assert laid_out(root) == images()
+    assert (root / "small" / SPLIT_FILE).read_bytes() == split_bytes()
+    assert sorted(path.name for path in root.iterdir()) == ["small"]
+    card = load_card("small", root.parent / "cards")
+    splits = load_splits(card, root)
+    assert open_images(card, root).read(splits.test[0].path).size == (8, 8)
+
+
+def test_repeating_fetches_nothing_and_says_so(server, root):
+    _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
+    prepare(root)
+    asked = list(server.asked)
+    again = prepare(root)
+    assert again.out == f"small: is complete: 12 images in {root / 'small'}\n"
+    assert server.asked == asked
+
+
+def test_what_is_there_is_kept_and_what_lacks_is_added(server, root):
+    _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
+    folder = root / "small" / "pictures"
+    (folder / "ant").mkdir(parents=True)
+    (folder / "ant" / "ant_0.jpg").write_bytes(b"mine")
+    (folder / "ant" / "ant_1.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("mine")
+    assert prepare(root).code == 0
+    expected = images() | {"ant/ant_0.jpg": b"mine", "notes.txt": b"mine"}
+    assert laid_out(root) == expected
+
+
+def test_a_split_that_was_cut_down_is_kept_and_asks_for_its_images_alone(server, root):
+    (root / "small").mkdir(parents=True)
+    lists = {"train": [["ant/ant_0.jpg", 0, "ant"]], "val": []}
+    mine = json.dumps(lists | {"test": [["ant/ant_3.jpg", 0, "ant"]]}).encode()
+    (root / "small" / SPLIT_FILE).write_bytes(mine)
+    some = {path: data for path, data in images().items() if path.startswith("ant")}
+    _cards(root, archive(server.serve("small.zip", zipped(some))))
+    assert prepare(root).code == 0
+    assert (root / "small" / SPLIT_FILE).read_bytes() == mine
+    assert list(laid_out(root)) == ["ant/ant_0.jpg", "ant/ant_3.jpg"]
+
+
+def test_a_split_file_in_a_flat_collection_is_enough(server, root):
+    (root / "splits").mkdir(parents=True)
+    (root / "splits" / SPLIT_FILE).write_bytes(split_bytes())
+    _cards(root, archive(server.serve("small.zip", zipped(images()))))
+    assert prepare(root).code == 0
+    assert laid_out(root) == images()
+
+
+def test_sources_are_tried_in_order_until_one_works(server, root):
+    good = zipped(images())
+    md5 = hashlib.md5(good).hexdigest()
+    _cards(
+        root,
+        archive(server.serve("gone.zip", status=404)),
+        archive(server.serve("other.zip", zipped({"x.txt": b"x"}))),
+        archive(server.serve("wrong.zip", good), md5="0" * 32),
+        archive(server.serve("cut.zip", good[:-600])),
+        archive(server.serve("good.zip", good), md5=md5),
+        archive(server.serve("never.zip", good)),
+        _split(server),
+    )
+    done = prepare(root)
+    assert done.code == 0
+    assert laid_out(root) == images()
+    said = done.messages
+    assert len(said) == 4
+    assert "gone.zip: HTTP 404, it is not there any more" in said[0]
+    assert "--offline-from FOLDER" in said[0]
+    assert "other.zip: 12 of 12 images are not in it, first ant/ant_0.jpg" in said[1]
+    assert f"wrong.zip: wrong.zip has the md5 {md5}, expected {'0' * 32}" in said[2]
+    assert "cut.zip: damaged or cut short" in said[3]
+    assert all(line.startswith("so_clip.prepare: small: ") for line in said)
+    assert not server.ranges("never.zip")
+
+
+def test_where_none_works_all_are_named_with_the_ways_out(server, root):
+    gone = server.serve("gone.zip", status=404)
+    _cards(root, archive(gone), _split(server))
+    done = prepare(root)
+    assert done.code == 1
+    message = done.err[done.err.index("so_clip: ") :]
+    assert "dataset=small: the images could not be had from any source" in message
+    assert gone in message
+    assert "gone.zip by hand (https://example.org/small)" in message
+    assert "--offline-from FOLDER" in message
+    assert not (root / "small" / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: b"<html>quota</html>", "not JSON"),
+        (lambda: split_bytes().replace(b"ant/ant_0.jpg", b"../ant_0.jpg"), "climbs out"),
+        (lambda: split_bytes().replace(b"ant/ant_0.jpg", b"/etc/passwd"), "it is absolute"),
+        (
+            lambda: split_bytes().replace(b'["ant/ant_0.jpg", 0, "ant"], ', b""),
+            "lists 3 classes, 3 test, 5 train, 3 val, but 3 classes, 3 test, 6 train",
+        ),
+    ],
+)
+def test_a_split_file_is_checked_before_it_is_used(made, message, server, root):
+    bad = split_source(server.serve("bad/split_small.json", made()))
+    _cards(root, bad, archive(server.serve("small.zip", zipped(images()))))
+    done = prepare(root)
+    assert done.code == 1
+    assert message in done.err
+    assert not (root / "small").exists()
+    _cards(root, bad, _split(server), archive(server.serve("small.zip", zipped(images()))))
+    assert prepare(root).code == 0
+    assert laid_out(root) == images()
+
+
+def test_a_split_file_is_held_to_its_published_checksum(server, root):
+    pictures = archive(server.serve("small.zip", zipped(images())))
+    _cards(root, _split(server), pictures, split_sha256="0" * 64)
+    done = prepare(root)
+    assert done.code == 1
+    assert f"has the sha256 {hashlib.sha256(split_bytes()).hexdigest()}" in done.err
+    _cards(root, _split(server), pictures, split_sha256=hashlib.sha256(split_bytes()).hexdigest())
+    assert prepare(root).code == 0
+
+
+def test_several_archives_make_one_dataset(server, root):
+    ants = {path: data for path, data in images().items() if path.startswith("ant")}
+    rest = {path: data for path, data in images().items() if path not in ants}
+    first, second = server.serve("1.tgz", tarred(ants)), server.serve("2.tgz", tarred(rest))
+    _cards(root, archive(first, second), _split(server), image_dir="")
+    assert prepare(root).code == 0
+    there = {path: (root / "small" / path).read_bytes() for path in paths()}
+    assert there == images()
+
+
+def test_archives_are_kept_on_demand(server, root):
+    _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
+    prepare(root, "keep_archives=true")
+    (kept,) = (root / ".prepare").rglob("small.zip")
+    assert kept.read_bytes() == zipped(images())
+    assert sorted(path.name for path in (root / ".prepare" / "small").iterdir()) == ["downloads"]
+
+
+def test_all_goes_on_after_a_failure_and_says_what_is_not_there(server, root):
+    _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
+    write_card(root.parent / "cards", name="lost", folder="lost")
+    write_card(root.parent / "cards", name="shipped", layout="digits", split_file=None)
+    done = prepare(root, dataset="all")
+    assert done.code == 1
+    assert "small: completed" in done.out
+    assert "so_clip.prepare: lost: dataset=lost: the split file could not be had" in done.err
+    assert done.messages[-1] == "so_clip: 1 of 2 not there: lost."
+    assert prepare(root, dataset="shipped").out.startswith("shipped: comes with a Python package")
+
+
+def test_a_dataset_folder_may_be_a_link_to_another_place(server, root):
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    root.mkdir()
+    (root / "small").symlink_to(elsewhere)
+    _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
+    assert prepare(root).code == 0
+    assert (elsewhere / "pictures" / "ant" / "ant_0.jpg").is_file()
