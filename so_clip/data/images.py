@@ -15,7 +15,7 @@ from so_clip.data.cards import DatasetCard, how_to_get
 from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
 from so_clip.data.inside import why_outside
-from so_clip.data.splits import require_data_root
+from so_clip.data.splits import dataset_folder
 from so_clip.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,14 +133,14 @@ def open_images(card: DatasetCard, data_root: Path | None) -> ImageSource:
 
     Args:
         card: the dataset.
-        data_root: the folder of all datasets; not needed for the digits.
+        data_root: the folder of all datasets; not needed for those that come in a package.
 
     Raises:
         InputError: no data root, or no image folder of this dataset in it.
     """
     if card.layout == "digits":
         return DigitArray()
-    root = require_data_root(card, data_root) / card.folder / card.image_dir
+    root = dataset_folder(card, data_root) / card.image_dir
     if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises on a locked folder
         raise InputError(
             f"{root}: the image folder of {card.title} does not exist. {how_to_get(card)}"

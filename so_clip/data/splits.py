@@ -1,14 +1,17 @@
 """From a card and a folder to a dataset's lists, whichever layout they come in."""
 
+import importlib.util
 import os
 import stat
 from pathlib import Path
 
 from so_clip.data import layouts
-from so_clip.data.cards import TEST_LAYOUTS, DatasetCard, how_to_get
-from so_clip.data.examples import Splits
+from so_clip.data.cards import PACKAGE_LAYOUT, TEST_LAYOUTS, DatasetCard, how_to_get
+from so_clip.data.examples import SPLITS, Splits
 from so_clip.data.split_file import read_split_file
 from so_clip.errors import InputError
+
+_COUNTED = {"classes": "classes"} | {split: f"{split} images" for split in SPLITS}
 
 
 def load_splits(
@@ -16,13 +19,14 @@ def load_splits(
 ) -> Splits:
     """Read the train, val and test lists of a dataset. Images are not looked at.
 
-    Class names and their order come from the split file where there is one, as in CoOp.
+    Class names and their order come from the split file where there is one, as in CoOp. The card
+    of a dataset that was not published, your own, must agree with its file.
 
     Args:
         card: the dataset.
         data_root: the folder of all datasets. A split file is looked for in the dataset's folder,
             then in `data_root` itself and in `data_root`/splits (flat collections of split files).
-            The digits ship with the package and need none.
+            The digits ship with this package, some datasets with another, and need none.
         split_file: read this file instead.
 
     Raises:
@@ -32,7 +36,11 @@ def load_splits(
     Source: the layouts of github.com/KaiyangZhou/CoOp, DATASETS.md and datasets/*.py.
     """
     if card.layout == "split_file":
-        return read_split_file(split_file or _find_split_file(card, data_root), card)
+        splits = read_split_file(split_file or _find_split_file(card, data_root), card)
+        # Another file, or a published one that was cut down, may hold less.
+        if split_file is None and not card.published:
+            _compare(splits, card)
+        return splits
     if split_file is not None:
         raise InputError(
             f"dataset.split_file={split_file}: {card.title} has no split file; its lists come from "
@@ -42,7 +50,46 @@ def load_splits(
         return layouts.digits_splits(card)
     read = {"imagenet": layouts.imagenet_splits, "fgvc_aircraft": layouts.aircraft_splits}
     read |= dict.fromkeys(TEST_LAYOUTS, layouts.class_folder_splits)
-    return read[card.layout](card, require_data_root(card, data_root) / card.folder)
+    read[PACKAGE_LAYOUT] = layouts.package_splits
+    return read[card.layout](card, dataset_folder(card, data_root))
+
+
+def _compare(splits: Splits, card: DatasetCard) -> None:
+    """Raise InputError where a card says other than the split file that was written with it."""
+    place = f"{splits.file}, which datasets/{card.name}.yaml describes"
+    names = zip(splits.class_names, card.class_names, strict=False)
+    for label, (found, said) in enumerate(names):
+        if found != said:
+            raise InputError(
+                f"{place}: label {label} is {found!r} there, but class_names[{label}] is {said!r} "
+                "in the card. Let them be the same."
+            )
+    sizes = {split: len(getattr(splits, split)) for split in SPLITS}
+    for key, count in ({"classes": len(splits.class_names)} | sizes).items():
+        if count != card.sizes[key]:
+            raise InputError(
+                f"{place}: holds {count} {_COUNTED[key]}, but sizes.{key} is {card.sizes[key]} in "
+                f"the card. Write sizes.{key}: {count} there, or mend the file."
+            )
+
+
+def dataset_folder(card: DatasetCard, data_root: Path | None) -> Path:
+    """Return the folder of a dataset, in `data_root` or in the package that has it.
+
+    Raises:
+        InputError: there is no data root, or the package is not installed.
+    """
+    if card.package is None:
+        return require_data_root(card, data_root) / card.folder
+    # Found, not imported: a package of images has no code that a run needs.
+    found = importlib.util.find_spec(card.package["module"])
+    places = list(found.submodule_search_locations or ()) if found else []
+    if not places:
+        raise InputError(
+            f"dataset={card.name}: {card.title} need {card.package['module']}, which is not "
+            f"installed. {how_to_get(card)}"
+        )
+    return Path(places[0]) / card.folder
 
 
 def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:

@@ -17,8 +17,8 @@ _PREDICTION_ROW, _CLASS_ROW, _HISTORY_ROW, _FEW_SHOT_ROW = 80, 60, 48, 64
 # config.yaml, metrics.json, provenance.json and summary.txt together.
 _SMALL_FILES = 8_000
 _FEATURES_HEADER = 300
-# A photograph's, as ImageNet's are on average, and a digit's.
-PIXELS, DIGIT_PIXELS = 500 * 400, 8 * 8
+# A photograph's, as ImageNet's are on average.
+PIXELS = 500 * 400
 
 
 def disk_figures(
@@ -34,7 +34,7 @@ def disk_figures(
     """
     train_images = settings.shots * card.sizes["classes"]
     val_images = min(settings.shots, MAX_VAL_SHOTS) * card.sizes["classes"]
-    pixels = DIGIT_PIXELS if card.layout == "digits" else PIXELS
+    pixels = card.image_pixels or PIXELS
     rows = settings.schedule.max_steps * _HISTORY_ROW
     rows += (train_images + val_images) * _FEW_SHOT_ROW
     test_images = sum(each.images for each in tested)

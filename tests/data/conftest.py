@@ -11,7 +11,7 @@ from so_clip.data.cards import DatasetCard
 
 @pytest.fixture(scope="session")
 def make_card() -> Callable[..., DatasetCard]:
-    """Build a card of three classes; keyword arguments replace its fields."""
+    """Build a published card of three classes; keyword arguments replace its fields."""
 
     def make(**changes: Any) -> DatasetCard:
         names = changes.pop("class_names", ("ant", "bee", "cat"))
@@ -28,6 +28,7 @@ def make_card() -> Callable[..., DatasetCard]:
             "citation": "nobody",
             "class_names": tuple(names),
             "split_file": "split_small.json",
+            "sources": ({"kind": "archive", "url": "https://example.org/a.zip"},),
         }
         return DatasetCard(**(values | changes))
 
