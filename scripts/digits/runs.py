@@ -74,7 +74,7 @@ class Pool:
         contenders: Iterable[Overrides],
         tuning: Overrides,
         classes: int | None = None,
-        start: Sequence[float] | Mapping[Overrides, Sequence[float]] = START,
+        start: Sequence[float] | Mapping[Overrides, Sequence[float]] | None = None,
         tries: int | None = None,
     ) -> dict[Overrides, dict[float, float]]:
         """Return the accuracy in percent at each rate tried, of each contender that trains.
@@ -83,13 +83,13 @@ class Pool:
 
         Args:
             contenders, tuning, classes: see `with_rates`.
-            start: the multiples that are tried first, of all contenders or of each.
+            start: the multiples that are tried first, of all contenders or of each; None is START.
             tries: how many rates each may try in all, always the untried one that is nearest to
                 the best so far; None goes on until both neighbours of the best are tried.
         """
         own = {each: rate for each in dict.fromkeys(contenders) if (rate := own_rate(each))}
         tried: dict[Overrides, dict[float, float]] = {each: {} for each in own}
-        starts = start if isinstance(start, Mapping) else dict.fromkeys(own, start)
+        starts = start if isinstance(start, Mapping) else dict.fromkeys(own, start or START)
         missing = [(each, times) for each in own for times in starts[each]]
         while missing:
             work = [
