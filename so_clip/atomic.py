@@ -3,14 +3,19 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from so_clip.errors import InputError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that no reader, crash or full disk ever leaves a torn file.
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write to, which becomes `path` at the end, unless something is raised.
+
+    No reader, crash or full disk ever leaves a torn file.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -21,7 +26,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; results are meant to be read by others.
@@ -38,13 +43,19 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` with the guarantees of `writing`."""
+    with writing(path) as file:
+        file.write(data)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 with the guarantees of `write_bytes`."""
+    """Write `text` as UTF-8 with the guarantees of `writing`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with the guarantees of `write_bytes`; NaN is refused."""
+    """Write `value` as indented JSON with the guarantees of `writing`; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Test accuracy while a model is trained: to look at afterwards, and to choose nothing by."""
 
 import time
+from typing import Any
 
 from so_clip.evaluate import Evaluator
 from so_clip.memory import PeakMemory
@@ -12,7 +13,7 @@ class Curve:
     An adapter that does something at the end (`finish`) has not done it yet.
 
     Args:
-        evaluator: of the classifier that is trained.
+        evaluator: of the classifier that is trained; None where it is never asked.
         every_steps: 0 for never.
         peak_memory: what watches the training, and not this.
 
@@ -21,15 +22,26 @@ class Curve:
         seconds: spent on it.
     """
 
-    def __init__(self, evaluator: Evaluator, every_steps: int, peak_memory: PeakMemory) -> None:
+    def __init__(
+        self, evaluator: Evaluator | None, every_steps: int, peak_memory: PeakMemory
+    ) -> None:
         self._evaluator, self._every_steps = evaluator, every_steps
         self._peak_memory = peak_memory
         self.rows: list[tuple[int, float]] = []
         self.seconds = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows and the seconds."""
+        return {"rows": [*self.rows], "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.rows = [(step, accuracy_percent) for step, accuracy_percent in state_dict["rows"]]
+        self.seconds = state_dict["seconds"]
+
     def after_step(self, step: int) -> None:
         """Measure, if it is time."""
-        if self._every_steps and step % self._every_steps == 0:
+        if self._evaluator and self._every_steps and step % self._every_steps == 0:
             started = time.perf_counter()
             with self._peak_memory.paused():
                 accuracy_percent = self._evaluator.adapted().accuracy_percent

@@ -43,6 +43,7 @@ class PeakMemory:
         self._model, self._optimizer, self._device = model, optimizer, device
         self._log = _StorageLog(device.type)
         self._allocated = 0
+        self._measured_before: dict[str, float] | None = None
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "PeakMemory":
@@ -94,12 +95,22 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the result."""
+        return {"result": self.result()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a result for one's own: that of the process that took the first steps."""
+        self._measured_before = state_dict["result"]
+
     def _note_allocated(self) -> None:
         peak = torch.cuda.max_memory_allocated(self._device)
         self._allocated = max(self._allocated, peak)
 
     def result(self) -> dict[str, float]:
         """Return `peak_memory_mib` and its parts `<category>_mib`, which add up to it."""
+        if self._measured_before is not None:
+            return self._measured_before
         parts = self._log.peak()
         if self._device.type == "cuda":
             # What only the allocator sees (workspaces, rounding, the few shots) is not weights,

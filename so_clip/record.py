@@ -22,8 +22,10 @@ from so_clip import __version__, atomic
 from so_clip.errors import InputError, RunBusy, exit_code
 from so_clip.locks import lock_new
 from so_clip.paths import PACKAGE_DIR
+from so_clip.progress import PROGRESS_FILE
 
 METRICS_FILE = "metrics.json"
+CHECKPOINT_FILE = "checkpoint.pt"
 ERROR_FILE = "error.json"
 _ATTEMPTS = 20
 _REPORTED_VERSIONS = (
@@ -131,7 +133,7 @@ class RunFolder:
         return None
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
-        """Begin anew: drop an earlier attempt of the same configuration, then say what this is.
+        """Say what this is, and drop all of an earlier attempt but its checkpoint.
 
         Raises:
             InputError: the folder cannot be written.
@@ -163,6 +165,11 @@ class RunFolder:
         if rows:
             self._write_csv("curve.csv", ("step", "accuracy_percent"), rows)
 
+    def write_changed(self, rows: Sequence[tuple[str, int, int]]) -> None:
+        """Write changed.csv: of each opened tensor how many `parameters` it has, and how many of
+        them, `changed`, are not what they were before the first step."""
+        self._write_csv("changed.csv", ("tensor", "parameters", "changed"), rows)
+
     def write_predictions(self, columns: Mapping[str, Sequence[Any]], of: str = "") -> None:
         """Write predictions.csv: a row a test image, in the test split's order.
 
@@ -184,6 +191,8 @@ class RunFolder:
         """Write the human table and, last of all, metrics.json."""
         atomic.write_text(self.path / "summary.txt", summary + "\n")
         atomic.write_json(self.path / METRICS_FILE, metrics)
+        for name in (PROGRESS_FILE, CHECKPOINT_FILE):
+            (self.path / name).unlink(missing_ok=True)
 
     def _lock(self) -> int | None:
         try:
@@ -208,6 +217,7 @@ class RunFolder:
         }
         with contextlib.suppress(InputError):
             atomic.write_json(self.path / ERROR_FILE, values)
+        (self.path / PROGRESS_FILE).unlink(missing_ok=True)
 
     def _write_columns(self, name: str, of: str, columns: Mapping[str, Sequence[Any]]) -> None:
         file = f"{name}_{of}.csv" if of else f"{name}.csv"
@@ -229,9 +239,16 @@ def _cannot_write(folder: Path, error: OSError) -> InputError:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a folder, its metrics first: from then on it is no finished run."""
+    """Empty a folder, but for what a run that was cut off goes on from.
+
+    Metrics go first: from then on it is no finished run.
+    """
+    if (folder / METRICS_FILE).exists():
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
+        if path.name in (CHECKPOINT_FILE, PROGRESS_FILE):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

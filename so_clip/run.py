@@ -1,6 +1,5 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,9 @@ from so_clip.data.gather import Data
 from so_clip.device import describe
 from so_clip.memory import PeakMemory
 from so_clip.metrics import Adaptation, Outcome, run_metrics, summary_rows, write_outcomes
-from so_clip.record import RunFolder, provenance, summary_table
+from so_clip.progress import Progress
+from so_clip.record import CHECKPOINT_FILE, RunFolder, provenance, summary_table
+from so_clip.resume import Checkpoint, ModelState, Stopwatch
 from so_clip.settings import Settings
 from so_clip.support import FewShotSupport
 from so_clip.train import History, TrainingDiverged, train
@@ -90,7 +91,8 @@ def _do(
         zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
         folder.start(settings.as_dict(), data.few_shot.as_json() if data.few_shot else None)
         curve = Curve(evaluators[""], settings.evaluation.every_steps, peak_memory)
-        adaptation = adapt(settings, model, batches, optimizer, peak_memory, folder, curve)
+        watched = optimizer, peak_memory
+        adaptation = adapt(settings, model, batches, *watched, folder, curve, fingerprint)
         adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
     else:
         zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
@@ -127,53 +129,90 @@ def adapt(
     peak_memory: PeakMemory,
     folder: RunFolder,
     curve: Curve | None = None,
+    fingerprint: str = "",
 ) -> Adaptation:
-    """Change the model with the few shots; write history.csv also if training fails."""
+    """Change the model with the few shots, from where an earlier process was cut off if one was.
+
+    Writes history.csv, also if training fails, curve.csv and changed.csv.
+    """
     adapter, classifier = model.adapter, model.classifier
     assert adapter is not None
-    started = time.perf_counter()
+    stopwatch = Stopwatch()
+    progress = Progress(folder.path, settings.schedule.max_steps)
+    progress.start()
     adapter.start(classifier, FewShotSupport(classifier, batches, model.precision, settings.seed))
     # On the host, so that the copy is no part of the device's peak.
     before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
+    curve = curve or Curve(None, 0, peak_memory)
     history = History(stop_reason="training_free")
-
-    def after_step(step: int) -> Iterable[nn.Parameter]:
-        begun_anew = adapter.after_step(classifier, step)
-        if curve is not None:
-            curve.after_step(step)
-        return begun_anew
-
     if optimizer is not None:
+        checkpoint = Checkpoint(
+            folder.path / CHECKPOINT_FILE,
+            fingerprint,
+            settings.checkpoint_seconds,
+            stopwatch,
+            model=ModelState(model),
+            optimizer=optimizer,
+            scaler=model.precision.scaler,
+            batches=batches,
+            curve=curve,
+            peak_memory=peak_memory,
+        )
         try:
-            history = train(
-                classifier,
-                batches,
-                optimizer,
-                max_steps=settings.schedule.max_steps,
-                stop_loss=settings.schedule.stop_loss,
-                lr_min=settings.schedule.lr_min,
-                precision=model.precision,
-                peak_memory=peak_memory,
-                penalty=partial(adapter.penalty, classifier),
-                after_step=after_step,
+            history = _train(
+                settings, model, batches, optimizer, peak_memory, curve, progress, checkpoint
             )
         except TrainingDiverged as error:
             folder.write_history(error.history.losses, error.history.lrs)
-            if curve is not None:
-                folder.write_curve(curve.rows)
+            folder.write_curve(curve.rows)
+            checkpoint.remove()
             raise
     adapter.finish(classifier)
     classifier.forget_classes()
-    train_seconds = time.perf_counter() - started
+    train_seconds = stopwatch.seconds - curve.seconds
+    progress.evaluate()
     folder.write_history(history.losses, history.lrs)
-    if curve is not None:
-        train_seconds -= curve.seconds
-        folder.write_curve(curve.rows)
-    changed = sum(
-        int((value.detach().cpu() != before[name]).sum())
+    folder.write_curve(curve.rows)
+    changed = {
+        name: int((value.detach().cpu() != before[name]).sum())
         for name, value in model.parameters.items()
+    }
+    folder.write_changed([(name, before[name].numel(), count) for name, count in changed.items()])
+    return Adaptation(history, train_seconds, sum(changed.values()))
+
+
+def _train(
+    settings: Settings,
+    model: Model,
+    batches: TrainBatches,
+    optimizer: torch.optim.Optimizer,
+    peak_memory: PeakMemory,
+    curve: Curve,
+    progress: Progress,
+    checkpoint: Checkpoint,
+) -> History:
+    adapter, classifier = model.adapter, model.classifier
+    assert adapter is not None
+
+    def after_step(step: int) -> Iterable[nn.Parameter]:
+        begun_anew = adapter.after_step(classifier, step)
+        curve.after_step(step)
+        return begun_anew
+
+    return train(
+        classifier,
+        batches,
+        optimizer,
+        max_steps=settings.schedule.max_steps,
+        stop_loss=settings.schedule.stop_loss,
+        lr_min=settings.schedule.lr_min,
+        precision=model.precision,
+        peak_memory=peak_memory,
+        penalty=partial(adapter.penalty, classifier),
+        after_step=after_step,
+        tell=progress.after_step,
+        checkpoint=checkpoint,
     )
-    return Adaptation(history, train_seconds, changed)
 
 
 def summary(metrics: Mapping[str, Any], folder: Path) -> str:

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from so_clip.errors import RunFailed
 from so_clip.precision import Precision
+from so_clip.resume import NoCheckpoint
 
 # Losses stay on the device and are read this often, so that a step does not wait for the host and a
 # loss that is no longer finite is noticed soon. So are they at the end of an epoch that may be the
@@ -21,9 +22,11 @@ from so_clip.precision import Precision
 READ_EVERY_STEPS = 50
 # The peak is watched over the first steps, enough to see a support redrawn at the default T of 10.
 WATCHED_STEPS = 12
+NO_CHECKPOINT = NoCheckpoint()
 
 Penalty = Callable[[], Tensor | None]
 AfterStep = Callable[[int], Iterable[Tensor]]
+Tell = Callable[[int, float | None], None]
 
 
 class Batches(Protocol):
@@ -68,6 +71,8 @@ def train(
     peak_memory: AbstractContextManager[Any],
     penalty: Penalty = lambda: None,
     after_step: AfterStep = lambda step: (),
+    tell: Tell = lambda step, loss: None,
+    checkpoint: NoCheckpoint = NO_CHECKPOINT,
 ) -> History:
     """Minimise `classifier`'s cross-entropy for `max_steps` or until an epoch's loss is small.
 
@@ -83,6 +88,8 @@ def train(
         penalty: added to the cross-entropy, but not to the losses in the history; None: nothing.
         after_step: called with the number of steps taken; of the tensors that it returns, the
             optimizer forgets what it remembers.
+        tell: called with the number of steps taken and the last loss that was read, if any was.
+        checkpoint: where training goes on from, and what it leaves for a process to come.
 
     Raises:
         TrainingDiverged: a loss is not finite; the message names step, lr and precision.
@@ -98,9 +105,11 @@ def train(
     ):
         # In fp16 the scaler skips steps until it has found its scale; that is no mistake in order.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-        watched.enter_context(peak_memory)
         recorder = _Recorder(history, progress, precision.name)
-        while recorder.steps < max_steps:
+        checkpoint.restore(scheduler=scheduler, recorder=recorder)
+        if recorder.steps < WATCHED_STEPS:
+            watched.enter_context(peak_memory)
+        while recorder.steps < max_steps and history.stop_reason == "max_steps":
             for images_BCHW, labels_B in batches.epoch():
                 lr = float(scheduler.get_last_lr()[0])
                 batch = images_BCHW, labels_B
@@ -109,14 +118,16 @@ def train(
                 for parameter in after_step(recorder.steps + 1):
                     _forget(optimizer, parameter)
                 recorder.add(loss, lr, len(labels_B))
-                if recorder.steps >= WATCHED_STEPS:
-                    watched.close()
+                tell(recorder.steps, recorder.last_loss)
                 if recorder.steps == max_steps:
                     break
+                if recorder.steps >= WATCHED_STEPS:
+                    watched.close()
+                    checkpoint.after_step()
             if stop_loss and recorder.epoch_mean_loss() < stop_loss:
                 history.stop_reason = "stop_loss"
-                break
         recorder.read()
+    checkpoint.after_training()
     return history
 
 
@@ -162,6 +173,11 @@ class _Recorder:
         """Steps taken since training began, read or not."""
         return self._history.steps + len(self._unread)
 
+    @property
+    def last_loss(self) -> float | None:
+        """The last loss that was read, None before."""
+        return self._history.losses[-1] if self._history.losses else None
+
     def add(self, loss: Tensor, lr: float, images: int) -> None:
         self._unread.append(loss)
         self._lrs.append(lr)
@@ -194,3 +210,15 @@ class _Recorder:
         self._progress.update(len(losses))
         self._progress.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
         self._unread, self._lrs = [], []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Read what is unread; return the history, and the images of this epoch's steps."""
+        self.read()
+        return {**asdict(self._history), "images": self._images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with that history."""
+        self._history.losses[:], self._history.lrs[:] = state_dict["losses"], state_dict["lrs"]
+        self._history.stop_reason = state_dict["stop_reason"]
+        self._images = [*state_dict["images"]]
+        self._progress.initial = self._progress.n = self.steps

@@ -4,109 +4,53 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from so_clip.assemble import Model, assemble_model, build_optimizer
-from so_clip.clip.attention import explicit_attention
+from so_clip.assemble import Model, build_optimizer
 from so_clip.config import compose
-from so_clip.data.batches import TrainBatches
 from so_clip.errors import InputError
 from so_clip.memory import PeakMemory
 from so_clip.paths import CONF_DIR
 from so_clip.record import RunFolder
 from so_clip.run import Adaptation, adapt
-from so_clip.settings import Settings, from_config
+from so_clip.settings import from_config
 from so_clip.support import FewShotSupport
+from tests.battery_parts import (
+    CPU,
+    STEPS,
+    TRAINED,
+    batches_of,
+    logits_of,
+    model_of,
+    settings_of,
+)
 from tests.battery_rows import ROWS
-from tests.clip.small import small_backbone
-
-CPU = torch.device("cpu")
-NAMES = ("red square", "green square", "blue square", "grey square")
-TEMPLATES = {"plain": ("a photo of a {}.",)}
-SHOTS, STEPS = 2, 40
-FAMILIES: dict[str, dict[str, Any]] = {
-    "vit": {},
-    "resnet": {"layers": (1, 1, 1, 1), "width": 8, "head_width": 16},
-}
-TRAINED = [name for name, row in ROWS.items() if row.trains]
-
-
-def _images(seed: int) -> tuple[list[Tensor], list[int]]:
-    """Return noisy squares whose colour is their class's."""
-    draw = torch.Generator().manual_seed(seed)
-    images, labels = [], []
-    for label in range(len(NAMES)):
-        for _ in range(SHOTS):
-            image_CHW = torch.randint(100, (3, 40, 40), generator=draw, dtype=torch.uint8)
-            if label < 3:
-                image_CHW[label] += 120
-            images.append(image_CHW)
-            labels.append(label)
-    return images, labels
-
-
-def _settings(method: str, steps: int = STEPS, *more: str) -> Settings:
-    schedule = ["schedule.max_steps=" + str(steps), "schedule.stop_loss=0"]
-    return from_config(
-        compose(
-            [
-                f"method={method}",
-                f"shots={SHOTS}",
-                "augment.scale=[0.8,1.0]",
-                *(schedule if ROWS[method].trains else ()),
-                *ROWS[method].overrides,
-                *more,
-            ]
-        )
-    )
-
-
-def _model(settings: Settings, family: str = "vit") -> Model:
-    backbone = small_backbone(**FAMILIES[family])
-    explicit_attention(backbone.model)
-    return assemble_model(settings, backbone, NAMES, TEMPLATES, CPU, "")
-
-
-def _batches(settings: Settings, model: Model) -> TrainBatches:
-    images, labels = _images(0)
-    side = model.classifier.backbone.image_size
-    generator = torch.Generator().manual_seed(settings.seed)
-    return TrainBatches(images, labels, 8, side, generator, CPU, scale=(0.8, 1.0), flip=False)
 
 
 class Trained:
     """A method after its training, and what was there before."""
 
     def __init__(self, method: str, folder: Path, steps: int = STEPS, *more: str) -> None:
-        self.settings = _settings(method, steps, *more)
-        self.model = _model(self.settings)
+        self.settings = settings_of(method, steps, *more)
+        self.model = model_of(self.settings)
         self.before = _values(self.model)
-        self.zero_shot_BK = _logits(self.model)
+        self.zero_shot_BK = logits_of(self.model)
         optimizer = build_optimizer(self.settings, self.model) if self.settings.trains else None
         peak_memory = PeakMemory(self.model.classifier, optimizer, CPU)
-        batches = _batches(self.settings, self.model)
+        batches = batches_of(self.settings, self.model)
         folder.mkdir(exist_ok=True)
         self.adaptation: Adaptation = adapt(
             self.settings, self.model, batches, optimizer, peak_memory, RunFolder(folder)
         )
         self.memory = peak_memory.result()
-        self.logits_BK = _logits(self.model)
+        self.logits_BK = logits_of(self.model)
 
 
 def _values(model: Model) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.classifier.state_dict().items()}
-
-
-def _logits(model: Model) -> Tensor:
-    images, _ = _images(1)
-    size = model.classifier.backbone.image_size
-    with torch.inference_mode():
-        logits_BK: Tensor = model.classifier(torch.stack(images)[:, :, :size, :size].contiguous())
-    return logits_BK
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +93,15 @@ def test_only_what_is_meant_to_change_changes(method, trained):
 
 @pytest.mark.parametrize("method", ROWS)
 def test_the_zero_shot_logits_are_where_it_starts_or_are_left_by_start(method):
-    settings = _settings(method)
-    model = _model(settings)
-    plain = _model(from_config(compose(["method=zero_shot"])))
-    torch.testing.assert_close(_logits(model), _logits(plain), rtol=1e-5, atol=1e-4)
+    settings = settings_of(method)
+    model = model_of(settings)
+    plain = model_of(from_config(compose(["method=zero_shot"])))
+    torch.testing.assert_close(logits_of(model), logits_of(plain), rtol=1e-5, atol=1e-4)
     assert model.adapter is not None
-    support = FewShotSupport(model.classifier, _batches(settings, model), model.precision, 1)
+    support = FewShotSupport(model.classifier, batches_of(settings, model), model.precision, 1)
     model.adapter.start(model.classifier, support)
     model.classifier.forget_classes()
-    same = torch.allclose(_logits(model), _logits(plain), rtol=1e-5, atol=1e-4)
+    same = torch.allclose(logits_of(model), logits_of(plain), rtol=1e-5, atol=1e-4)
     assert same == ROWS[method].zero_shot_start
 
 
@@ -165,15 +109,15 @@ def test_the_zero_shot_logits_are_where_it_starts_or_are_left_by_start(method):
 def test_what_it_became_can_be_saved_and_loaded(method, trained, tmp_path):
     done = trained(method)
     torch.save(done.model.classifier.state_dict(), tmp_path / "adapted.pt")
-    other = _model(done.settings)
+    other = model_of(done.settings)
     assert other.adapter is not None
-    support = FewShotSupport(other.classifier, _batches(done.settings, other), other.precision, 1)
+    support = FewShotSupport(other.classifier, batches_of(done.settings, other), other.precision, 1)
     other.adapter.start(other.classifier, support)
     state = torch.load(tmp_path / "adapted.pt", weights_only=True)
     other.classifier.load_state_dict(state)
     other.adapter.resume(other.classifier)
     other.classifier.forget_classes()
-    torch.testing.assert_close(_logits(other), done.logits_BK, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(logits_of(other), done.logits_BK, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ROWS)
@@ -195,14 +139,14 @@ def test_peak_memory_is_recorded(method, trained):
 
 @pytest.mark.parametrize("method", ROWS)
 def test_a_resnet_is_adapted_or_refused_by_name(method, tmp_path):
-    settings = _settings(method, 2)
+    settings = settings_of(method, 2)
     if not ROWS[method].resnet:
         with pytest.raises(InputError):
-            _model(settings, "resnet")
+            model_of(settings, "resnet")
         return
-    model = _model(settings, "resnet")
+    model = model_of(settings, "resnet")
     optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(model.classifier, optimizer, CPU)
-    batches = _batches(settings, model)
+    batches = batches_of(settings, model)
     done = adapt(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path))
     assert all(loss < 100 for loss in done.history.losses)

@@ -66,7 +66,7 @@ def zero_shot(results: Path) -> Run:
 
 def test_the_folder_holds_what_it_should(demo):
     assert sorted(path.name for path in demo.folder.iterdir()) == [
-        *("config.yaml", "fewshot.json", "history.csv", "metrics.json"),
+        *("changed.csv", "config.yaml", "fewshot.json", "history.csv", "metrics.json"),
         *("per_class.csv", "predictions.csv", "provenance.json", "summary.txt"),
     ]
     assert demo.folder.name.startswith("digits-tiny-so-4shot-seed1-")
@@ -106,6 +106,13 @@ def test_so_changes_a_part_of_what_it_may(demo):
     # At most M entries of each matrix move in a step.
     at_most = STEPS * 0.02 * metrics["trainable_parameters"]
     assert 0 < metrics["changed_parameters"] <= at_most
+    rows = demo.rows("changed.csv")
+    assert list(rows[0]) == ["tensor", "parameters", "changed"]
+    for key in ("trainable_parameters", "changed_parameters"):
+        column = key.replace("trainable_", "").replace("_parameters", "")
+        assert sum(int(row[column]) for row in rows) == metrics[key]
+    for row in rows:
+        assert 0 < int(row["changed"]) <= STEPS * max(1, int(0.02 * int(row["parameters"])))
 
 
 def test_history_is_a_row_a_step_along_the_cosine(demo):
@@ -339,7 +346,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_
     assert "Traceback" not in done.err
     (folder,) = tmp_path.glob("[!.]*")
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["config.yaml", "fewshot.json", "history.csv"]
+    assert names == ["config.yaml", "error.json", "fewshot.json", "history.csv"]
     rows = Run(folder).rows("history.csv")
     assert [row["step"] for row in rows] == ["1", "2"]
     assert rows[1]["loss"] == "nan"

@@ -4,10 +4,11 @@ Tensor names end in their shape: N training images, V views of each, D embedding
 """
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from so_clip.adapt.dropout import Draws
 from so_clip.clip.classifier import Classifier
 
 
@@ -35,9 +36,11 @@ class Adapter:
 
     Attributes:
         class_bound: what is trained belongs to the training classes, and says nothing of others.
+        draws: what dropout draws from, where there is any.
     """
 
     class_bound = False
+    draws: Draws | None = None
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
         """Open or add what is trained, and return it by its name in `classifier.named()`.
@@ -63,6 +66,26 @@ class Adapter:
             Parameters that were begun anew, of which the optimizer forgets what it remembers.
         """
         return ()
+
+    def training_state(self, classifier: Classifier) -> dict[str, Any]:
+        """Return what the steps to come depend on beside opened tensors, buffers and optimizer.
+
+        Asked for between two steps, when there are no gradients.
+
+        Returns:
+            Tensors, numbers and text, in dicts and lists: it is written to a file.
+        """
+        return {} if self.draws is None else {"dropout": self.draws.generator.get_state()}
+
+    def load_training_state(self, classifier: Classifier, state: dict[str, Any]) -> None:
+        """Go on from there, after `start` and with the opened tensors as they were then.
+
+        Args:
+            classifier: its tensors may be on another device than the state, which is on the CPU.
+            state: what `training_state` returned.
+        """
+        if self.draws is not None:
+            self.draws.generator.set_state(state["dropout"])
 
     def prompts_for(self, classifier: Classifier, tokens_PL: Tensor) -> Tensor:
         """Return prompts of other classes, made from `classifier.templates`, as this rewrites them.

@@ -81,7 +81,8 @@ class ClipLoRA(Adapter):
         if self.dropout:
             if "text" in towers:
                 classifier.keep_prompts_apart()
-            Draws(self.seed, classifier.backbone.mean.device).serve(classifier)
+            self.draws = Draws(self.seed, classifier.backbone.mean.device)
+            self.draws.serve(classifier)
         own = {id(value) for attention in chosen for value in _added(attention)}
         named = classifier.backbone.model.named_parameters()
         return {name: value for name, value in named if id(value) in own}

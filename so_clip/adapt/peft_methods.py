@@ -92,7 +92,8 @@ class Peft(Adapter):
         if any(drops):
             if any(tower_of(name) == "text" for name in names):
                 classifier.keep_prompts_apart()
-            Draws(self.seed, classifier.backbone.mean.device).serve(classifier)
+            self.draws = Draws(self.seed, classifier.backbone.mean.device)
+            self.draws.serve(classifier)
         named = classifier.backbone.model.named_parameters()
         return {name: value for name, value in named if value.requires_grad}
 

@@ -7,6 +7,7 @@ Tensor names end in their shape: B images of a batch, K classes, D embedding.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,15 @@ class TwoStage(Weights):
     def resume(self, classifier: Classifier) -> None:
         """Use the classifier that was loaded."""
         _freeze_towers(classifier)
+
+    def training_state(self, classifier: Classifier) -> dict[str, Any]:
+        """Return the stage."""
+        return {"second_stage": _head(classifier).second_stage}
+
+    def load_training_state(self, classifier: Classifier, state: dict[str, Any]) -> None:
+        """Go on in that stage."""
+        if state["second_stage"]:
+            _freeze_towers(classifier)
 
     def _begin_second_stage(self, classifier: Classifier) -> None:
         classifier.forget_classes()

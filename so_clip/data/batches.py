@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,9 @@ class TrainBatches:
         self.generator = generator
         self.images = _placed(images, self.device, image_budget_mib)
         self.labels_N = torch.as_tensor(labels, dtype=torch.int64)
+        # Where the epoch is: the generator's state as it began, batches taken, and batches that
+        # were taken before the state was loaded.
+        self._began, self._taken, self._passed_over = generator.get_state(), 0, 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,14 +69,32 @@ class TrainBatches:
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images_BCHW uint8, labels_B int64) on the device; every image comes once.
 
-        Nothing in here waits for the device.
+        After `load_state_dict` the first epoch is the rest of the one that was loaded. Nothing in
+        here waits for the device.
         """
+        passed_over, self._passed_over = self._passed_over, 0
+        self._began, self._taken = self.generator.get_state(), 0
         order_N = torch.randperm(len(self.images), generator=self.generator)
         labels_N = self._to_device(self.labels_N[order_N])
         for start in range(0, len(self.images), self.batch_size):
             chosen = order_N[start : start + self.batch_size].tolist()
-            images_BCHW = self.crop([self.images[index] for index in chosen], self.generator)
+            images = [self.images[index] for index in chosen]
+            self._taken += 1
+            if self._taken <= passed_over:
+                self.crop.pass_over(images, self.generator)
+                continue
+            images_BCHW = self.crop(images, self.generator)
             yield self._to_device(images_BCHW), labels_N[start : start + self.batch_size]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the epoch: behind the last batch that was yielded."""
+        return {"generator": self._began, "taken": self._taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there with the next epoch that is asked for."""
+        self.generator.set_state(state_dict["generator"])
+        self._began, self._taken = state_dict["generator"], state_dict["taken"]
+        self._passed_over = state_dict["taken"]
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == "cpu" and self.device.type == "cuda":

@@ -64,10 +64,14 @@ class RandomResizedCrop:
         Returns:
             images_BCHW uint8 on the images' device, H = W = `image_size`.
         """
-        crops = self.draw([(image.shape[-2], image.shape[-1]) for image in images], generator)
+        crops = self.draw(_sizes(images), generator)
         return torch.stack(
             [self.apply(image, crop) for image, crop in zip(images, crops, strict=True)]
         )
+
+    def pass_over(self, images: Sequence[Tensor], generator: torch.Generator) -> None:
+        """Advance the generator as a call does, and crop nothing."""
+        self.draw(_sizes(images), generator)
 
     def draw(self, sizes: Sequence[tuple[int, int]], generator: torch.Generator) -> list[Crop]:
         """Draw one crop for each (height, width) in `sizes`."""
@@ -107,6 +111,10 @@ class RandomResizedCrop:
         w = min(width, max(1, round(height * 4 / 3)))
         h = min(height, max(1, round(width * 4 / 3)))
         return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
+
+
+def _sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(image.shape[-2], image.shape[-1]) for image in images]
 
 
 def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:

@@ -42,12 +42,12 @@ def galore(
             f"optimizer.projection_type={projection_type}: must be {' or '.join(PROJECTIONS)}."
         )
     try:
-        from pytorch_optimizer import GaLore
+        from so_clip.optim.saved_galore import SavedGaLore
     except ImportError as error:
         raise InputError(
             f"optimizer=galore needs pytorch-optimizer ({error}): pip install 'so-clip[methods]'."
         ) from error
-    optimizer: torch.optim.Optimizer = GaLore(
+    optimizer: torch.optim.Optimizer = SavedGaLore(
         params,
         lr=lr,
         betas=(betas[0], betas[1]),

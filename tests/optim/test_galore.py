@@ -1,10 +1,12 @@
 """GaLore: pytorch-optimizer's, over matrices and what is none."""
 
+import io
+
 import pytest
 import torch
 
 from so_clip.errors import InputError
-from so_clip.optim.galore import galore
+from so_clip.optim.galore import PROJECTIONS, galore
 
 pytest.importorskip("pytorch_optimizer", reason="the extra `methods` is not installed")
 
@@ -35,3 +37,31 @@ def test_matrices_move_along_few_directions_and_vectors_freely():
 def test_settings_that_mean_nothing_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         galore([torch.nn.Parameter(torch.zeros(3, 3))], **options)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_its_state_is_tensors_and_numbers_and_it_goes_on_from_there(projection):
+    draw = torch.Generator().manual_seed(0)
+    grads = torch.randn(8, 12, 20, generator=draw)
+
+    def steps(optimizer, matrix, some):
+        for grad in some:
+            matrix.grad = grad.clone()
+            optimizer.step()
+
+    def made(values):
+        matrix = torch.nn.Parameter(values.clone())
+        return galore(
+            [matrix], lr=0.1, rank=2, update_proj_gap=3, projection_type=projection
+        ), matrix
+
+    optimizer, matrix = made(torch.zeros(12, 20))
+    steps(optimizer, matrix, grads[:4])
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    other, again = made(matrix.detach())
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for each, its in ((optimizer, matrix), (other, again)):
+        steps(each, its, grads[4:])
+    assert torch.equal(matrix, again)

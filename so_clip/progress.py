@@ -1,0 +1,86 @@
+"""How far a run is, in a small file beside its results: for whoever watches from outside."""
+
+import math
+import os
+import socket
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from so_clip import atomic
+from so_clip.errors import InputError
+
+PROGRESS_FILE = "progress.json"
+# Whoever watches looks about so often; a step on a GPU takes much less.
+WRITE_EVERY_SECONDS = 3.0
+
+
+class Progress:
+    """Writes progress.json: step, max_steps, loss, seconds_left, stage, and who is at work.
+
+    That it cannot be written is no reason to end a run.
+
+    Args:
+        folder: the run's.
+        max_steps: at which training ends at the latest; 0 where none is trained.
+    """
+
+    def __init__(self, folder: Path, max_steps: int) -> None:
+        self._path = folder / PROGRESS_FILE
+        self._max_steps = max_steps
+        self._started_at = _now()
+        self._stage, self._step = "train", 0
+        self._loss: float | None = None
+        self._first: tuple[int, float] | None = None  # the first step that was seen, and when
+        self._written = -math.inf
+
+    def start(self) -> None:
+        """Say that the run has begun."""
+        self._write()
+
+    def after_step(self, step: int, loss: float | None) -> None:
+        """Say how far training is, if it has not been said for a while.
+
+        Args:
+            step: steps taken.
+            loss: the last one that was read, if one was: this must not wait for a device.
+        """
+        now = time.monotonic()
+        self._step, self._loss = step, loss
+        self._first = self._first or (step, now)
+        if now - self._written >= WRITE_EVERY_SECONDS:
+            self._write()
+
+    def evaluate(self) -> None:
+        """Say that the test images' turn has come."""
+        self._stage = "evaluate"
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        values = {
+            "step": self._step,
+            "max_steps": self._max_steps,
+            "loss": self._loss if self._loss is not None and math.isfinite(self._loss) else None,
+            "started_at": self._started_at,
+            "updated_at": _now(),
+            "seconds_left": self._seconds_left(),
+            "stage": self._stage,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        with suppress(InputError):
+            atomic.write_json(self._path, values)
+
+    def _seconds_left(self) -> float | None:
+        """Return how long training will take yet, at the pace of this process."""
+        if self._first is None or self._step == self._first[0] or self._stage != "train":
+            return None
+        step, since = self._first
+        pace = (time.monotonic() - since) / (self._step - step)
+        return round(pace * (self._max_steps - self._step), 1)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

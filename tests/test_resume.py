@@ -1,0 +1,302 @@
+"""What a checkpoint is worth: files that are damaged or another run's, seconds, and full disks."""
+
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from so_clip.errors import InputError
+from so_clip.precision import Precision
+from so_clip.resume import Checkpoint, Stopwatch
+from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, train
+from tests.toy import CountReads, Toy, random_batches
+
+ALWAYS = 1e-9  # seconds
+STOP_LOSS = 0.3
+
+
+class Part:
+    """Something with a state."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict["state"]
+
+
+def _checkpoint(
+    path: Path, part: Part, fingerprint: str = "run", every: float = ALWAYS
+) -> Checkpoint:
+    return Checkpoint(path, fingerprint, every, Stopwatch(), part=part)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A checkpoint with a part whose state is a few numbers and a tensor."""
+    state = {"tensor": torch.arange(1000.0), "numbers": [1, 2.5, None, True], "text": "a"}
+    _checkpoint(tmp_path / "checkpoint.pt", Part(state)).after_step()
+    return tmp_path / "checkpoint.pt"
+
+
+def test_a_state_comes_back(path, capsys):
+    part = Part(None)
+    _checkpoint(path, part).restore()
+    assert torch.equal(part.state.pop("tensor"), torch.arange(1000.0))
+    assert part.state == {"numbers": [1, 2.5, None, True], "text": "a"}
+    assert capsys.readouterr().err == ""
+    assert [each.name for each in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(500.0, 510.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _other(path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+def _older_code(path: Path) -> None:
+    kept = torch.load(path, weights_only=True)
+    kept["made_by"]["code"] = "0" * 64
+    torch.save(kept, path)
+
+
+@pytest.mark.parametrize("harm", [_cut, _flip, _empty, _other, _older_code])
+def test_what_is_damaged_or_foreign_is_said_and_left_aside(
+    path, harm: Callable[[Path], None], capsys
+):
+    harm(path)
+    part = Part("as it was")
+    _checkpoint(path, part).restore()
+    assert part.state == "as it was"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"so_clip: {path} is left aside: it ")
+    assert line.endswith("Training begins anew.")
+
+
+def test_another_runs_is_left_aside(path, capsys):
+    part = Part("as it was")
+    _checkpoint(path, part, "another run").restore()
+    assert part.state == "as it was"
+    assert "it is another run's" in capsys.readouterr().err
+
+
+def test_no_code_is_run_by_reading(tmp_path, capsys):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    torch.save({"made_by": {}, "states": Trap()}, tmp_path / "checkpoint.pt")
+    _checkpoint(tmp_path / "checkpoint.pt", Part(None)).restore()
+    assert "it cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_state_for_another_model_is_named(path):
+    class Other(Part):
+        def load_state_dict(self, state_dict):
+            torch.zeros(3).copy_(state_dict["state"]["tensor"])
+
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit this run .*Delete it"):
+        _checkpoint(path, Other(None)).restore()
+
+
+def test_zero_seconds_neither_writes_nor_reads(path, tmp_path):
+    never = _checkpoint(tmp_path / "none.pt", Part(1), every=0)
+    never.after_step()
+    never.after_training()
+    assert not (tmp_path / "none.pt").exists()
+    part = Part("as it was")
+    _checkpoint(path, part, every=0).restore()
+    assert part.state == "as it was"
+
+
+def test_it_is_written_when_it_is_time(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint = _checkpoint(path, Part(1), every=0.2)
+    checkpoint.restore()
+    checkpoint.after_step()
+    assert not path.exists()
+    time.sleep(0.25)
+    checkpoint.after_step()
+    assert path.exists()
+    path.unlink()
+    checkpoint.after_step()
+    assert not path.exists()
+
+
+def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, capsys):
+    checkpoint = _checkpoint(tmp_path / "checkpoint.pt", Part(torch.zeros(10_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Beyond this size, writing fails as it does on a full disk.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        checkpoint.after_step()
+        checkpoint.after_step()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("so_clip: no checkpoint is kept, and the run goes on without")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_seconds_add_up_and_writing_is_no_training(tmp_path):
+    path, first = tmp_path / "checkpoint.pt", Stopwatch()
+
+    class Slow(Part):
+        def state_dict(self):
+            time.sleep(0.3)
+            return {}
+
+    time.sleep(0.2)
+    Checkpoint(path, "run", ALWAYS, first, slow=Slow(None)).after_step()
+    assert 0.2 <= first.seconds < 0.3
+    second = Stopwatch()
+    time.sleep(0.3)  # what is done again before training goes on
+    Checkpoint(path, "run", ALWAYS, second).restore()
+    time.sleep(0.1)
+    assert 0.3 <= second.seconds < 0.45
+
+
+class Cut:
+    """Batches of a toy's, with a place in the epoch; after so many of them, an interrupt."""
+
+    def __init__(self, sizes: list[int], left: int = 10**9) -> None:
+        self.given, self.left = random_batches(sizes).batches, left
+        self.taken, self.passed_over = 0, 0
+
+    def epoch(self) -> Any:
+        self.taken, self.passed_over = self.passed_over, 0
+        for batch in self.given[self.taken :]:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.passed_over = state_dict["taken"]
+
+
+def _train(folder: Path | None, left: int = 10**9, **changes: Any) -> tuple[History, Tensor, int]:
+    toy, batches = Toy(), Cut([4, 4, 1], left)
+    optimizer = torch.optim.Adam(toy.parameters(), lr=0.05)
+    options: dict[str, Any] = {"max_steps": 60, "stop_loss": 0.0, "lr_min": 1e-6}
+    if folder is not None:
+        weights = Module(toy)
+        options["checkpoint"] = Checkpoint(
+            folder / "checkpoint.pt",
+            *("run", ALWAYS, Stopwatch()),
+            weights=weights,
+            optimizer=optimizer,
+            batches=batches,
+        )
+    watched = Watched()
+    history = train(
+        *(toy, batches, optimizer),
+        precision=Precision("fp32", torch.device("cpu")),
+        peak_memory=watched,
+        **(options | changes),
+    )
+    return history, toy.weight_KP.detach(), watched.times
+
+
+class Module:
+    """A module's state, given back in place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.module.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.module.load_state_dict(state_dict)
+
+
+class Watched:
+    """Counts how often it is entered."""
+
+    times = 0
+
+    def __enter__(self) -> None:
+        self.times += 1
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+# Steps in the midst of an epoch and at its end, and the last ones.
+@pytest.mark.parametrize("cut", [13, 14, 15, 16, 58, 59])
+@pytest.mark.parametrize("stop_loss", [0.0, STOP_LOSS])
+def test_the_loop_goes_on_where_it_was_cut_off(tmp_path, cut, stop_loss):
+    history, weight_KP, _ = _train(None, stop_loss=stop_loss)
+    if cut >= history.steps:
+        pytest.skip("training has ended by then")
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, cut, stop_loss=stop_loss)
+    resumed, resumed_KP, watched = _train(tmp_path, history.steps - cut, stop_loss=stop_loss)
+    assert resumed == history
+    assert torch.equal(resumed_KP, weight_KP)
+    assert watched == 0
+
+
+def test_an_early_stop_is_one_again():
+    history, *_ = _train(None, stop_loss=STOP_LOSS)
+    assert history.stop_reason == "stop_loss"
+    assert WATCHED_STEPS + 4 < history.steps < 60
+    assert history.steps % 3 == 0
+
+
+@pytest.mark.parametrize("stop_loss", [0.0, STOP_LOSS])
+def test_after_training_no_step_is_taken_again(tmp_path, stop_loss):
+    done = _train(tmp_path, stop_loss=stop_loss)
+    again = _train(tmp_path, 0, stop_loss=stop_loss)
+    assert again[0] == done[0]
+    assert torch.equal(again[1], done[1])
+
+
+def test_before_the_peak_is_known_there_is_nothing_to_go_on_from(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, WATCHED_STEPS - 1)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_checkpoint_to_come_makes_no_step_wait(tmp_path):
+    toy, batches = Toy(), random_batches([2] * (READ_EVERY_STEPS + 10))
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "run", 3600, Stopwatch())
+    options: dict[str, Any] = {"max_steps": 60, "stop_loss": 0.0, "lr_min": 1e-6}
+    with CountReads() as reads:
+        train(
+            *(toy, batches, torch.optim.SGD(toy.parameters(), lr=1.0)),
+            precision=Precision("fp32", torch.device("cpu")),
+            peak_memory=Watched(),
+            checkpoint=checkpoint,
+            **options,
+        )
+    assert reads == {"tolist": 2}
