@@ -17,13 +17,12 @@ from so_clip.report.tables import Cell, Table
 
 # What the page's table of runs shows, in order: the column of metrics.json, its heading, digits.
 COLUMNS = (
-    ("dataset", "dataset", None),
-    ("backbone", "backbone", None),
     ("method_title", "method", None),
     ("variant", "settings", None),
+    ("accuracy_percent", "accuracy (%)", 2),
+    ("dataset", "dataset", None),
     ("shots", "shots", 0),
     ("seed", "seed", 0),
-    ("accuracy_percent", "accuracy (%)", 2),
     ("zero_shot_accuracy_percent", "zero-shot (%)", 2),
     ("new_accuracy_percent", "new classes (%)", 2),
     ("harmonic_mean_percent", "harmonic mean (%)", 2),
@@ -35,6 +34,7 @@ COLUMNS = (
     ("train_tflops", "training (TFLOP)", 3),
     ("steps", "steps", 0),
     ("trainable_parameters", "trained weights", 0),
+    ("backbone", "backbone", None),
     ("finished_at", "finished", None),
 )
 # A column whose values are so few is written as those and an index.
@@ -86,6 +86,7 @@ def table_data(table: Table) -> dict[str, Any]:
         "caption": table.caption,
         "usual_runs": table.usual_runs,
         "notes": list(table.notes),
+        "commands": list(table.commands),
         "datasets": table.datasets,
         "columns": [
             {"key": column.key, "title": column.title, "digits": column.decimals}
@@ -166,6 +167,12 @@ def _scalar(value: Any, digits: int | None) -> Any:
     if digits is not None:
         number = round(number, digits)
     return int(number) if number == int(number) else number
+
+
+def _significant(value: Any) -> Any:
+    """Return a value for JSON, a number to six significant digits: a p-value may be tiny."""
+    plain = _scalar(value, None)
+    return float(f"{plain:.6g}") if isinstance(plain, float) else plain
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

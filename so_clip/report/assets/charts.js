@@ -1,7 +1,8 @@
 // Charts of a run's page, drawn as SVG in the page's own colours.
 
-const WIDTH = 620;
 const HEIGHT = 300;
+// Drawn as wide as it is shown, so that its texts are as large as others.
+const chartWidth = () => Math.min(620, Math.max(300, $("main").clientWidth - 30));
 const FRAME = { left: 52, right: 14, top: 14, bottom: 40 };
 
 /** About `count` round numbers between low and high. */
@@ -36,21 +37,22 @@ function axes({ x, y, xTicks, yTicks, xLabel, yLabel, width, height }) {
 
 /** One curve over steps, with a dashed line at `reference` if there is one. */
 function lineChart({ label, xs, ys, yLabel, reference = null }) {
+  const width = chartWidth();
   const points = xs.map((value, at) => [value, ys[at]]).filter(([, value]) => value !== null);
   const values = points.map(([, value]) => value).concat(reference === null ? [] : [reference]);
   let [low, high] = [Math.min(...values), Math.max(...values)];
   const margin = (high - low) * 0.06 || 1;
   [low, high] = [low - margin, high + margin];
   const [first, last] = [Math.min(...xs), Math.max(...xs)];
-  const x = (value) => FRAME.left + ((value - first) / (last - first || 1)) * (WIDTH - FRAME.left - FRAME.right);
+  const x = (value) => FRAME.left + ((value - first) / (last - first || 1)) * (width - FRAME.left - FRAME.right);
   const y = (value) => HEIGHT - FRAME.bottom - ((value - low) / (high - low)) * (HEIGHT - FRAME.top - FRAME.bottom);
   const path = points.map(([step, value], at) => `${at ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
   const few = points.length <= 30;
   return svg(
     "svg",
-    { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label },
-    axes({ x, y, xTicks: ticks(first, last, 6), yTicks: ticks(low, high), xLabel: "step", yLabel, width: WIDTH, height: HEIGHT }),
-    reference === null ? null : svg("line", { class: "reference", x1: FRAME.left, x2: WIDTH - FRAME.right, y1: y(reference), y2: y(reference) }),
+    { class: "chart", viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": label },
+    axes({ x, y, xTicks: ticks(first, last, width < 450 ? 4 : 6), yTicks: ticks(low, high), xLabel: "step", yLabel, width, height: HEIGHT }),
+    reference === null ? null : svg("line", { class: "reference", x1: FRAME.left, x2: width - FRAME.right, y1: y(reference), y2: y(reference) }),
     svg("path", { class: "curve", d: path }),
     ...(few ? points.map(([step, value]) => svg("circle", { class: "point", cx: x(step), cy: y(value), r: 3.5 }, svg("title", {}, `step ${number(step)}: ${tickText(value)}`))) : []),
   );
@@ -190,6 +192,7 @@ function pictureMatrix({ classes, nameOf, share, images }) {
     sort: { key: "images", down: true },
     page: 15,
     name: "pair",
+    wraps: true,
   });
   return el("div", {}, canvas, told, list.element);
 }

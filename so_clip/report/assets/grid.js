@@ -42,10 +42,11 @@ function focusHeading(table, key) {
  *
  * columns: {key, title, numeric, value(row) to sort by, cell(row) as node or text}; the first one
  * names the row. sort: {key, down} to begin with. name: what a row is, for the line that counts.
+ * wraps: whether long values break into lines.
  */
-function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row" }) {
+function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row", wraps = false }) {
   const state = { key: sort.key ?? null, down: sort.down ?? false, first: 0, rows };
-  const table = el("table", { class: "grid" });
+  const table = el("table", { class: wraps ? "grid wraps" : "grid" });
   const status = el("p", { class: "status", role: "status" });
   const pager = el("nav", { class: "pager", "aria-label": `Pages: ${caption}` });
   const box = scrollBox(caption, table);
@@ -78,7 +79,7 @@ function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row
           el(
             at ? "td" : "th",
             { scope: at ? null : "row", class: column.numeric ? "number" : null },
-            column.cell ? column.cell(row) : String(column.value(row) ?? MISSING),
+            ...[column.cell ? column.cell(row) : String(column.value(row) ?? MISSING)].flat(),
           ),
         ),
       ),

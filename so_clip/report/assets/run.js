@@ -103,9 +103,13 @@ function detailSections(run, details) {
   if (details.confusion) {
     const { triples, left_out: leftOut } = details.confusion;
     const rest = leftOut ? el("p", { class: "hint" }, `${counted(leftOut, "image")} in rarer pairs of classes are left out.`) : "";
-    sections.push(part("Confusion matrix", confusionMatrix({ triples, nameOf }), rest));
+    sections.push(el(
+      "div",
+      { class: "beside" },
+      part("Confusion matrix", confusionMatrix({ triples, nameOf }), rest),
+      reliability(run, details.reliability),
+    ));
   }
-  if (details.reliability) sections.push(reliability(run, details.reliability));
   if (details.per_class) sections.push(part("Classes", perClass(details.per_class, nameOf)));
   if (!sections.length) sections.push(el("p", { class: "note" }, "The run's folder has no predictions.csv, per_class.csv or history.csv that can be read."));
   return sections;
@@ -141,7 +145,7 @@ function mistakes({ mistakes: worst, nameOf, pictureOf, no_pictures: reason }) {
     return el(
       "li",
       {},
-      picture ? el("img", { src: picture, alt, class: picture.startsWith("data:image/jpeg") ? "photo" : null, width: 96, height: 96, loading: "lazy" }) : el("span", { class: "no-picture" }, "no picture"),
+      picture ? el("img", { src: picture, alt, class: picture.startsWith("data:image/jpeg") ? "photo" : null, width: 96, height: 96, loading: "lazy" }) : reason ? null : el("span", { class: "no-picture" }, "no picture"),
       el("p", { class: "truth" }, el("b", {}, nameOf(each.label))),
       el("p", { class: "guess" }, `taken for ${nameOf(each.prediction)}, ${percent(100 * each.confidence, 1)}`),
       el("p", { class: "before" }, `zero-shot: ${nameOf(each.zero_shot_prediction)}`),
@@ -229,6 +233,7 @@ function configuration(run, details) {
     rows,
     page: 200,
     name: "option",
+    wraps: true,
   });
   return part("Configuration", settings.element, ...(details ? [provenance(details.provenance)] : []));
 }

@@ -4,10 +4,16 @@ const runLink = (run, text) => el("a", { href: `#/run/${encodeURIComponent(data.
 
 function runsView() {
   const every = Array.from({ length: data.count }, (_, run) => run);
-  const name = { key: "method_title", title: "method", value: (run) => figure(run, "method_title"), cell: (run) => runLink(run, figure(run, "method_title")) };
-  const same = data.columns.filter((column) => "all" in column && column.key !== "method_title");
+  const named = (key) => key === "method_title" || key === "variant";
+  const name = {
+    key: "method_title",
+    title: "method",
+    value: (run) => `${figure(run, "method_title")} ${figure(run, "variant") ?? ""}`,
+    cell: (run) => [runLink(run, figure(run, "method_title")), el("small", {}, ` ${figure(run, "variant") ?? ""}`)],
+  };
+  const same = data.columns.filter((column) => "all" in column && !named(column.key) && column.key !== "finished_at");
   const others = data.columns
-    .filter((column) => !("all" in column) && column.key !== "method_title")
+    .filter((column) => !("all" in column) && !named(column.key))
     .map((column) => ({
       key: column.key,
       title: column.title,

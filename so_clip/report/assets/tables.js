@@ -22,6 +22,7 @@ function tablesView() {
       scrollBox(state.table.caption, element),
       ...[more].filter(Boolean),
       notes(state.table.notes),
+      missing(state.table.commands),
       files(state.table),
     );
     if (focused) focusHeading(element, focused);
@@ -47,8 +48,14 @@ function tableChoice(state, draw) {
 
 const notes = (lines) => (lines.length ? el("ul", { class: "notes" }, ...lines.map((line) => el("li", {}, line))) : "");
 
+/** The commands that do the runs a table lacks. */
+function missing(commands) {
+  if (!commands.length) return "";
+  return el("details", { open: commands.length <= 3 }, el("summary", {}, "To fill what is missing"), el("pre", { tabindex: "0" }, commands.join("\n")));
+}
+
 function files(table) {
-  return el("p", { class: "files" }, "Files: ", ...["csv", "md", "tex", "html"].flatMap((suffix, at) => [at ? ", " : "", el("code", {}, at ? `.${suffix}` : `tables/${table.name}.${suffix}`)]));
+  return el("p", { class: "files" }, "Files: ", ...["csv", "md", "tex", "html"].flatMap((suffix, at) => [at ? ", " : "", el("code", {}, at ? `.${suffix}` : `tables/${table.figure}.${suffix}`)]));
 }
 
 /** The rows of a block that pass the filters, in the order that the reader chose. */
@@ -84,27 +91,29 @@ function drawTable(state, changed) {
     shown += drawn.length;
     if (!drawn.length) continue;
     const title = el("tr", { class: "block" }, el("th", { scope: "rowgroup", colspan: heads.length }, el("span", {}, block.title)));
-    bodies.push(el("tbody", {}, title, ...drawn.map((row) => tableRow(row, shownColumns, table))));
+    bodies.push(el("tbody", {}, title, ...drawn.map((row) => tableRow(row, shownColumns, block.shots ? table.usual_runs : 1))));
   }
   const element = el("table", { class: "grid results" }, el("caption", {}, table.caption), el("thead", {}, el("tr", {}, ...heads)), ...bodies);
   return { element, count, shown };
 }
 
-function tableRow(row, shownColumns, table) {
+function tableRow(row, shownColumns, usualRuns) {
   const [, title, variant, source] = row;
   const name = el("th", { scope: "row" }, title, variant ? el("small", {}, ` ${variant}`) : null, source ? el("small", { class: "badge" }, `published: ${source}`) : null);
-  return el("tr", { class: source ? "published" : null }, name, ...shownColumns.map((column) => figureCell(row[4 + column.at], column, table, source)));
+  return el("tr", { class: source ? "published" : null }, name, ...shownColumns.map((column) => figureCell(row[4 + column.at], column, usualRuns, source)));
 }
 
-function figureCell(cell, column, table, source) {
+function figureCell(cell, column, usualRuns, source) {
   if (!cell) return el("td", { class: "number missing" }, el("span", { title: "no run" }, MISSING));
   const [mean, std, runs, best, uncertainty] = cell;
   const spread = std ?? uncertainty ?? null;
   const parts = [best ? el("strong", { title: "best of its block" }, number(mean, column.digits)) : number(mean, column.digits)];
   if (spread !== null) parts.push(el("small", {}, ` ± ${number(spread, column.digits)}`));
-  if (!source && runs !== table.usual_runs) parts.push(el("small", { title: counted(runs, "run") }, ` (${runs})`));
+  if (!source && runs !== usualRuns) parts.push(el("small", { title: counted(runs, "run") }, ` (${runs})`));
   return el("td", { class: "number" }, ...parts);
 }
+
+const rounded = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(3)));
 
 /** A further table, of texts and numbers. */
 function plainTable(frame) {
@@ -115,7 +124,7 @@ function plainTable(frame) {
       title,
       numeric,
       value: (row) => row[at],
-      cell: (row) => (row[at] === null ? MISSING : numeric ? String(row[at]) : String(row[at])),
+      cell: (row) => (typeof row[at] === "number" ? rounded(row[at]) : String(row[at] ?? MISSING)),
     };
   });
   const rows = frame.rows;
