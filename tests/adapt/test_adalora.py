@@ -15,7 +15,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.config import compose
 from so_clip.errors import InputError
 from so_clip.settings import from_config
-from tests.adapt.test_peft_methods import PATTERNS, loss_of, moved, small, vit_b16
+from tests.adapt.peft_cases import PATTERNS, loss_of, moved, small, vit_b16
 from tests.command import call
 
 NO_SUPPORT: Any = None  # which AdaLoRA does not look at

@@ -12,7 +12,7 @@ from so_clip.adapt.relora import ReLoRA
 from so_clip.config import compose
 from so_clip.errors import InputError
 from so_clip.settings import from_config
-from tests.adapt.test_peft_methods import IMAGES_BCHW, PATTERNS, loss_of, moved, small, vit_b16
+from tests.adapt.peft_cases import IMAGES_BCHW, PATTERNS, loss_of, moved, small, vit_b16
 from tests.command import call
 
 

@@ -1,6 +1,7 @@
+"""Packed prompts give what whole prompts give, in values and gradients, and are computed once."""
+
 import itertools
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,28 +11,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.architecture import build_model
 from so_clip.clip.attention import ExplicitAttention, explicit_attention
-from so_clip.clip.blocks import MEMORY_MODES, Memory
+from so_clip.clip.blocks import Memory
 from so_clip.clip.packed_text import ClassPrompts, PackedPrompts, prompts_to_end, split_by_rows
-from so_clip.clip.prompts import class_prompts
-from so_clip.data.cards import card_names, load_card
-from so_clip.memory import PeakMemory
-from tests.clip.kept import kept_bytes
+from tests.clip.packed import (
+    CONTEXT,
+    END,
+    NO_CHUNKS,
+    PROMPTS,
+    START,
+    assert_close,
+    assert_same,
+    gradients,
+    padded,
+    small,
+    tokenize,
+)
 from tests.clip.small import CONFIG
-
-EXACT = 1e-5  # of the largest value, in float32
-VOCABULARY, CONTEXT = 49408, 77
-START, END = VOCABULARY - 2, VOCABULARY - 1
-NO_CHUNKS = 1e9
-
-
-def small(quick_gelu: bool = False, custom_text: bool = False, **text: Any) -> Any:
-    config = CONFIG | {"text_cfg": CONFIG["text_cfg"] | text}
-    model = build_model(config | {"custom_text": custom_text}, quick_gelu, seed=1).eval()
-    explicit_attention(model)
-    return model
 
 
 def split_projections() -> Any:
@@ -78,59 +75,6 @@ PLAIN: dict[str, Callable[[], Any]] = {
 }
 
 
-def padded(prompts: Sequence[Sequence[int]], context: int = CONTEXT) -> Tensor:
-    """Prompts as the tokenizer lays them out, from the tokens between start and end."""
-    tokens_KL = torch.zeros(len(prompts), context, dtype=torch.int64)
-    for row, prompt in zip(tokens_KL, prompts, strict=True):
-        row[: len(prompt) + 2] = torch.tensor([START, *prompt, END])
-    return tokens_KL
-
-
-def tokenize(prompts: list[str]) -> Tensor:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()(prompts)
-
-
-def text_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if not name.startswith("visual.") and not name.startswith("logit_")
-    }
-
-
-def gradients(model: Any, encode: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Class embeddings, and what a loss that weighs every value differently says of each weight."""
-    parameters = text_parameters(model)
-    class_KD = encode()
-    weights_KD = torch.randn(class_KD.shape, generator=torch.Generator().manual_seed(2))
-    loss = (F.normalize(class_KD.float(), dim=-1) * weights_KD).sum()
-    grads = torch.autograd.grad(loss, [*parameters.values()])
-    return class_KD.detach(), dict(zip(parameters, grads, strict=True))
-
-
-def assert_close(found: Tensor, expected: Tensor, name: str = "", tolerance: float = EXACT) -> None:
-    assert found.shape == expected.shape
-    scale = expected.abs().max().item()
-    if name.endswith("k_proj.bias"):
-        scale = 1.0  # Attention ignores it: its gradient is zero but for rounding.
-    assert (found - expected).abs().max().item() <= tolerance * scale, name
-
-
-def assert_same(model: Any, tokens_KL: Tensor, budget_mib: float = NO_CHUNKS) -> ClassPrompts:
-    prompts = ClassPrompts(model, tokens_KL, budget_mib)
-    found_KD, found = gradients(model, lambda: prompts(model))
-    expected_KD, expected = gradients(model, lambda: model.encode_text(tokens_KL))
-    assert_close(found_KD, expected_KD)
-    for name, grad in expected.items():
-        assert_close(found[name], grad, name)
-    return prompts
-
-
-PROMPTS = ["a photo of a cat.", "a photo of a very small dog.", "!", "a photo of a cat."]
-
-
 @pytest.mark.parametrize("name", PACKED)
 def test_embeddings_and_gradients_are_those_of_whole_prompts(name: str) -> None:
     model, tokens_KL = PACKED[name](), tokenize(PROMPTS)
@@ -165,24 +109,6 @@ def test_whatever_is_kept(name: str, memory: Memory) -> None:
         assert_close(found_KD, expected_KD)
         for parameter, grad in expected.items():
             assert_close(found[parameter], grad, parameter)
-
-
-@pytest.mark.parametrize("quick_gelu", [False, True])
-def test_less_is_kept(quick_gelu: bool) -> None:
-    model = small(quick_gelu, layers=6, width=64).requires_grad_(False)
-    lean_quick_gelu(model)
-    model.transformer.requires_grad_(True)
-    prompts = ClassPrompts(model, imagenet_tokens(100), NO_CHUNKS)
-    [packed] = prompts.chunks
-    known = [*model.parameters(), *prompts.buffers()]
-    fast, balanced, small_ = (
-        kept_bytes(partial(prompts, model, memory), known) / (len(packed.tokens_N) * 64 * 4)
-        for memory in MEMORY_MODES
-    )
-    # Five blocks of 16, 10 or 1, and the last one's input, query, key and value; few ends.
-    assert 5 * 16 < fast < 5 * 17 + 6
-    assert 5 * 10 < balanced < 5 * 11 + 6
-    assert 5 < small_ < 5 + 3
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -257,79 +183,6 @@ def test_chunks_hold_every_prompt_once_and_few_enough_rows(
         assert lengths == sorted(lengths)
 
 
-ROWS = {  # with the plain template; whole prompts are 77 times the classes
-    "caltech101": 349,
-    "digits": 35,
-    "dtd": 191,
-    "eurosat": 49,
-    "fgvc": 560,
-    "food101": 415,
-    "imagenet": 4008,
-    "oxford_flowers": 463,
-    "oxford_pets": 157,
-    "stanford_cars": 1135,
-    "sun397": 1469,
-    "ucf101": 403,
-}
-
-
-@pytest.mark.parametrize("name", [name for name in card_names() if name in ROWS])
-def test_rows_and_embeddings_of_the_benchmark_datasets(name: str) -> None:
-    card = load_card(name)
-    tokens_KL = tokenize(class_prompts(card.class_names, card.template_sets["plain"]))
-    model = small(layers=2)
-    prompts = ClassPrompts(model, tokens_KL, NO_CHUNKS)
-    [packed] = prompts.chunks
-    assert len(packed.tokens_N) == ROWS[name]
-    with torch.no_grad():
-        assert_close(prompts(model), model.encode_text(tokens_KL))
-    if len(tokens_KL) < 200:
-        assert_same(model, tokens_KL, budget_mib=2)
-
-
-def imagenet_tokens(count: int) -> Tensor:
-    card = load_card("imagenet")
-    names = card.class_names[:: len(card.class_names) // count]
-    return tokenize(class_prompts(names, card.template_sets["plain"]))
-
-
-def peak_activations_mib(model: Any, prompts: ClassPrompts) -> float:
-    with PeakMemory(model, None, torch.device("cpu")) as peak:
-        (F.normalize(prompts(model), dim=-1) ** 3).sum().backward()
-    model.zero_grad(set_to_none=True)
-    return peak.result()["activations_mib"]
-
-
-@pytest.mark.parametrize("share_prefixes", [True, False])
-def test_a_thousand_classes_take_no_more_memory_than_a_hundred(share_prefixes: bool) -> None:
-    model = small(layers=6 if share_prefixes else 2, width=64).requires_grad_(False)
-    model.transformer.requires_grad_(True)
-    hundred, thousand = imagenet_tokens(100), imagenet_tokens(1000)
-    assert (len(hundred), len(thousand)) == (100, 1000)
-
-    def peak_mib(tokens_KL: Tensor, budget_mib: float) -> float:
-        prompts = ClassPrompts(model, tokens_KL, budget_mib, share_prefixes)
-        return peak_activations_mib(model, prompts)
-
-    few_mib = peak_mib(hundred, NO_CHUNKS)
-    assert peak_mib(thousand, 0.9 * few_mib) <= few_mib
-    if share_prefixes:
-        assert peak_mib(thousand, NO_CHUNKS) > 6 * few_mib
-
-
-@pytest.mark.parametrize("quick_gelu", [False, True])
-def test_the_budget_holds(quick_gelu: bool) -> None:
-    model = small(quick_gelu, layers=8, width=64)
-    model.token_embedding.requires_grad_(False)  # its dense gradient passes as an activation
-    tokens_KL = imagenet_tokens(500)
-    for budget_mib in (5.0, 20.0):
-        prompts = ClassPrompts(model, tokens_KL, budget_mib)
-        assert len(prompts.chunks) > 1
-        peak_mib = peak_activations_mib(model, prompts)
-        # Less is taken where GELU keeps less; the work on one block comes on top.
-        assert 0.6 * budget_mib < peak_mib < 1.4 * budget_mib
-
-
 def test_chunks_are_recomputed_with_the_dropout_they_had() -> None:
     model = small()
     for block in model.transformer.resblocks:
@@ -348,20 +201,6 @@ def test_chunks_are_recomputed_with_the_dropout_they_had() -> None:
             results.append(gradients(model, encode)[1])
     for name, grad in results[1].items():
         assert_close(results[0][name], grad, name)
-
-
-def test_in_half_precision_the_shared_beginning_keeps_its_gradient() -> None:
-    model = small()
-    tokens_KL = imagenet_tokens(1000)
-    prompts = ClassPrompts(model, tokens_KL, NO_CHUNKS)
-    _, exact = gradients(model, lambda: prompts(model))
-    with torch.autocast("cpu", torch.bfloat16):
-        class_KD, packed = gradients(model, lambda: prompts(model))
-        plain_KD, plain = gradients(model, lambda: model.encode_text(tokens_KL))
-    assert_close(class_KD.float(), plain_KD.float(), tolerance=0.03)
-    for name, grad in exact.items():
-        error = (packed[name] - grad).norm() / grad.norm()
-        assert error <= 1.3 * (plain[name] - grad).norm() / grad.norm() + 1e-3, name
 
 
 def test_double_precision_stays() -> None:

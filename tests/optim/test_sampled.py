@@ -3,8 +3,6 @@ them, and never make the whole one."""
 
 import copy
 import itertools
-import pickle
-import weakref
 
 import pytest
 import torch
@@ -15,72 +13,20 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from so_clip import SO
-from so_clip.errors import InputError
 from so_clip.memory import PeakMemory
-from so_clip.optim.sampled import SampledLinear, sampled_gradients
+from so_clip.optim.sampled import sampled_gradients
+from tests.optim.sampled_pairs import (
+    assert_equal,
+    assert_sampled,
+    filled,
+    generator,
+    inputs,
+    mlp,
+    twins,
+)
 from tests.optim.storages import Storages
 
 CPU = torch.device("cpu")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def filled(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill a module's parameters from a seed, by their order."""
-    draw = generator(seed)
-    with torch.no_grad():
-        for param in module.parameters():
-            param.normal_(generator=draw).div_(max(1, param.shape[-1]) ** 0.5)
-    return module
-
-
-def mlp(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Layers that take each method at density 0.05: gather, csr and columns."""
-    return filled(
-        nn.Sequential(
-            nn.Linear(20, 30),
-            nn.ReLU(inplace=True),  # what a function of our own returns must bear it
-            nn.Linear(30, 40, bias=False),
-            nn.GELU(),
-            nn.Linear(40, 5),
-        ).to(dtype)
-    )
-
-
-def twins(make=mlp, **options) -> tuple[tuple[nn.Module, SO], tuple[nn.Module, SO]]:
-    """Two equal modules with equal optimizers, of which the second samples."""
-    pairs = []
-    for _ in range(2):
-        module = make()
-        settings = {"lr": 1e-2, "density_ratio": 0.05, "T": 3, **options}
-        pairs.append((module, SO(module.parameters(), **settings)))
-    sampled_gradients(*pairs[1])
-    return pairs[0], pairs[1]
-
-
-def assert_sampled(module: nn.Module, optimizer: SO, reference: nn.Module, rtol=1e-12, atol=1e-12):
-    """Compare gradients: those of sampled layers on the support, all others whole."""
-    sampled = {id(m.weight) for m in module.modules() if type(m) is SampledLinear}
-    assert sampled
-    for param, whole in zip(module.parameters(), reference.parameters(), strict=True):
-        if id(param) in sampled:
-            assert param.grad is None
-            expected = whole.grad.take(optimizer.support(param))
-            torch.testing.assert_close(param.sampled_grad, expected, rtol=rtol, atol=atol)
-        else:
-            assert getattr(param, "sampled_grad", None) is None
-            torch.testing.assert_close(param.grad, whole.grad, rtol=rtol, atol=atol)
-
-
-def assert_equal(module: nn.Module, reference: nn.Module, rtol=1e-12, atol=1e-12) -> None:
-    for param, whole in zip(module.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(param, whole, rtol=rtol, atol=atol)
-
-
-def inputs(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
 @settings(max_examples=60, deadline=None)
@@ -340,173 +286,6 @@ def test_no_memory_is_held_for_a_layer_beyond_the_optimizers_state():
     sampled_gradients(layer, optimizer)
     assert layer.sampling.support_M is optimizer.support(layer.weight)
     assert layer.sampling.leaf_M.untyped_storage().nbytes() == 4
-
-
-def test_only_linear_layers_that_the_optimizer_samples_are_taken():
-    class Doubled(nn.Linear):
-        def forward(self, input):
-            return 2 * super().forward(input)
-
-    def linear() -> nn.Linear:
-        return nn.Linear(400, 400, device="meta")
-
-    module = nn.ModuleDict(
-        {
-            "plain": linear(),
-            "doubled": Doubled(400, 400, device="meta"),
-            "attention": nn.MultiheadAttention(400, 2, device="meta"),
-            "normed": nn.utils.parametrizations.weight_norm(nn.Linear(400, 400)),
-            "elsewhere": linear(),
-            "dense": linear(),
-            "important": linear(),
-            "whole": linear(),
-            "above": linear(),
-            "frozen": linear(),
-            "small": nn.Linear(40, 40, device="meta"),
-        }
-    ).to_empty(device="cpu")
-    module["frozen"].weight.requires_grad_(False)
-    own = {
-        "dense": {"density_ratio": 1.0},
-        "important": {"gradient_selection": "importance"},
-        "whole": {"gradient_selection": "dense"},
-        "above": {"density_ratio": 0.15},
-    }
-    groups = [
-        {"params": list(child.parameters()), **own.get(name, {})}
-        for name, child in module.items()
-        if name != "elsewhere"
-    ]
-    optimizer = SO(groups, density_ratio=0.001)
-    with sampled_gradients(module, optimizer) as handle:
-        assert handle.methods == {
-            "plain.weight": "columns",
-            "above.weight": "rows",
-            "small.weight": "columns",
-        }
-        assert type(module["plain"]) is SampledLinear
-    with sampled_gradients(module, optimizer, always=False) as handle:
-        assert handle.methods == {"plain.weight": "columns"}
-    assert type(module["plain"]) is type(module["above"]) is nn.Linear
-
-
-def test_a_layer_by_itself_has_the_name_weight():
-    layer = nn.Linear(40, 40)
-    assert [*sampled_gradients(layer, SO(layer.parameters())).methods] == ["weight"]
-
-
-def test_an_optimizer_without_supports_is_refused():
-    layer = nn.Linear(4, 4)
-    with pytest.raises(InputError, match="AdamW reads whole gradients"):
-        sampled_gradients(layer, torch.optim.AdamW(layer.parameters()))
-
-
-def test_where_nothing_is_sampled_all_is_as_before():
-    layer = nn.Linear(4, 4)
-    optimizer = SO(layer.parameters(), density_ratio=1.0)
-    assert sampled_gradients(layer, optimizer).methods == {}
-    scaler = torch.amp.GradScaler("cpu")  # sees all there is
-    scaler.scale(layer(torch.ones(2, 4)).sum()).backward()
-    assert layer.weight.grad is not None
-    scaler.step(optimizer)
-
-
-def test_removing_leaves_nothing_behind():
-    layer = nn.Linear(40, 40)
-    optimizer = SO(layer.parameters(), density_ratio=0.01)
-    before = set(vars(layer)), set(vars(optimizer)), repr(layer)
-    handle = sampled_gradients(layer, optimizer)
-    layer(torch.ones(2, 40)).sum().backward()
-    optimizer.step()
-    gone = weakref.ref(layer.sampling)
-    handle.remove()
-    handle.remove()
-    assert gone() is None
-    assert (set(vars(layer)), set(vars(optimizer)), repr(layer)) == before
-    assert not optimizer._optimizer_step_post_hooks
-    optimizer.zero_grad()
-    layer(torch.ones(2, 40)).sum().backward()
-    assert layer.weight.grad is not None
-    optimizer.step()
-
-
-def test_state_dicts_do_not_change_and_supports_follow_one_that_is_loaded():
-    (dense, by_dense), (sampled, optimizer) = twins()
-    assert [*sampled.state_dict()] == [*dense.state_dict()]
-    for _ in range(4):
-        sampled(inputs(4, 20)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    by_dense.load_state_dict(optimizer.state_dict())
-    dense.load_state_dict(sampled.state_dict())
-    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for _ in range(4):
-        for module, by in ((dense, by_dense), (sampled, optimizer)):
-            module(inputs(4, 20)).square().mean().backward()
-            by.step()
-            by.zero_grad()
-    assert_equal(sampled, dense)
-
-
-def test_copies_have_whole_gradients():
-    _, (sampled, _) = twins()
-    sampled(inputs(4, 20)).sum().backward()
-    for other in (copy.deepcopy(sampled), pickle.loads(pickle.dumps(sampled))):
-        other.zero_grad()
-        other(inputs(4, 20)).sum().backward()
-        assert all(param.grad is not None for param in other.parameters())
-
-
-def test_weights_that_stand_in_for_a_layers_own_have_whole_gradients():
-    _, (sampled, _) = twins()
-    others = {name: p.detach().clone().requires_grad_() for name, p in sampled.named_parameters()}
-    torch.func.functional_call(sampled, others, inputs(4, 20)).sum().backward()
-    assert all(param.grad is not None for param in others.values())
-    assert getattr(sampled[0].weight, "sampled_grad", None) is None
-
-
-def test_evaluation_and_a_weight_frozen_for_a_while():
-    _, (sampled, _) = twins()
-    sampled[0].weight.requires_grad_(False)
-    sampled(inputs(4, 20)).sum().backward()
-    assert sampled[0].weight.grad is None
-    assert getattr(sampled[0].weight, "sampled_grad", None) is None
-    assert sampled[0].bias.grad is not None
-    for context in (torch.no_grad(), torch.inference_mode()):
-        with context:
-            assert not sampled(inputs(4, 20)).requires_grad
-
-
-def test_a_type_that_does_not_fit_meets_torchs_own_error():
-    _, (sampled, _) = twins()
-    with pytest.raises(RuntimeError, match="dtype"):
-        sampled(inputs(4, 20, dtype=torch.float32))
-
-
-def test_gradients_on_an_outdated_support_are_refused():
-    layer = nn.Linear(40, 40, bias=False)
-    optimizer = SO(layer.parameters(), density_ratio=0.01, T=1)
-    sampled_gradients(layer, optimizer)
-    outdated = r"drawn anew .* Call optimizer\.zero_grad"
-    layer(torch.ones(2, 40)).sum().backward()
-    optimizer.step()  # T=1: draws anew
-    late = layer(torch.ones(2, 40)).sum()
-    optimizer.load_state_dict(optimizer.state_dict())
-    late.backward()
-    with pytest.raises(RuntimeError, match=outdated):
-        optimizer.step()
-    optimizer.zero_grad()
-    layer(torch.ones(2, 40)).sum().backward()
-    optimizer.step()
-
-
-def test_second_derivatives_are_refused():
-    layer = nn.Linear(40, 40, bias=False)
-    sampled_gradients(layer, SO(layer.parameters(), density_ratio=0.01))
-    x = torch.ones(2, 40, requires_grad=True)
-    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
 
 
 def test_on_cuda_the_host_never_waits():

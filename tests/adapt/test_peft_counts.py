@@ -1,0 +1,107 @@
+"""How many parameters peft's adapters have in ViT-B/16, from shapes alone, and their forecasts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from so_clip.adapt.peft_methods import Peft, adapted_layers
+from so_clip.config import compose
+from so_clip.forecast.__main__ import main as forecast_main
+from so_clip.settings import from_config
+from tests.adapt.peft_cases import vit_b16
+from tests.command import call
+
+
+def options_of(method: str, *overrides: str) -> dict[str, Any]:
+    settings = from_config(compose([f"method={method}", *overrides]))
+    assert settings.adapter is not None
+    return {key: value for key, value in settings.adapter.items() if not key.startswith("_")}
+
+
+def matrices() -> list[tuple[int, int]]:
+    """Outputs and inputs of SO's 96 matrices of ViT-B/16: towers 768 and 512 wide, 12 deep."""
+    return [
+        shape
+        for width in (768, 512)
+        for shape in (
+            *((3 * width, width), (width, width)),
+            *((4 * width, width), (width, 4 * width)),
+        )
+        for _ in range(12)
+    ]
+
+
+def lokr_count(out: int, into: int, rank: int = 8) -> int:
+    # Sides as near to the roots as whole numbers go.
+    sides = {512: (16, 32), 768: (24, 32), 1536: (32, 48), 2048: (32, 64), 2304: (48, 48)}
+    sides[3072] = (48, 64)
+    (out_1, out_2), (into_1, into_2) = sides[out], sides[into]
+    assert rank < max(out_2, into_2) / 2
+    return out_1 * into_1 + rank * (out_2 + into_2)
+
+
+COUNTS = {
+    "lora": sum(8 * (out + into) for out, into in matrices()),
+    "dora": sum(8 * (out + into) + out for out, into in matrices()),
+    "vera": sum(out + 256 for out, _ in matrices()),
+    # keys, values and hidden values of each block
+    "ia3": sum(12 * (width + width + 4 * width) for width in (768, 512)),
+    "shira": sum(8 * (out + into) for out, into in matrices()),
+    "loha": sum(2 * 4 * (out + into) for out, into in matrices()),
+    "lokr": sum(lokr_count(*shape) for shape in matrices()),
+    # the triangle of each block of 32 inputs
+    "oft": sum(into // 32 * (32 * 31 // 2) for _, into in matrices()),
+    # of each of the smaller side / 32 pairs: 32 scales, and one for each of the smaller side
+    "randlora": sum(min(s) // 32 * (32 + min(s)) for s in matrices()),
+    "fourierft": 96 * 1000,
+    "miss": sum(8 * out for out, _ in matrices()),
+    "delora": sum(8 * (out + into) + 1 for out, into in matrices()),
+}
+
+
+def test_the_matrices_are_sos_96() -> None:
+    assert len(matrices()) == 96
+    assert sum(out * into for out, into in matrices()) == 122_683_392
+    assert COUNTS["lora"] == 8 * 16 * 12 * (768 + 512) == 1_966_080
+
+
+@pytest.mark.parametrize("method", COUNTS)
+def test_vit_b16_gets_as_many_parameters_as_the_shapes_say(method: str) -> None:
+    classifier = vit_b16()
+    parameters = Peft(**options_of(method))(classifier)
+    assert sum(value.numel() for value in parameters.values()) == COUNTS[method]
+    assert len(adapted_layers(classifier)) == (72 if method == "ia3" else 96)
+    named = classifier.named()
+    assert {name for name, value in named.items() if value.requires_grad} == set(parameters)
+    assert {value.device.type for value in parameters.values()} == {"meta"}
+
+
+def test_low_rank_updates_keep_no_more_than_dense_training_does() -> None:
+    def activations(method: str) -> float:
+        done = call(f"method={method}", "precision=fp32", "--json", main=forecast_main)
+        assert done.code == 0, done.err
+        return float(json.loads(done.out)["activations_mib"])
+
+    assert activations("lora") < 1.1 * activations("adamw")
+
+
+@pytest.mark.parametrize("method", [*COUNTS, "adalora", "relora"])
+def test_it_can_be_forecast(method: str) -> None:
+    done = call(f"method={method}", main=forecast_main)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "vera", "shira", "oft"])
+def test_memory_is_forecast_as_a_real_run_has_it(method: str, tmp_path: Path) -> None:
+    arguments = [f"method={method}", "schedule.max_steps=4", "evaluation.batch_size=64"]
+    real = call(f"results_dir={tmp_path}", "evaluation.workers=0", "device=cpu", *arguments)
+    assert real.code == 0, real.err
+    (metrics,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/metrics.json")]
+    done = call(*arguments, "device=cpu", "--json", main=forecast_main)
+    assert done.code == 0, done.err
+    expected = json.loads(done.out)
+    assert expected["peak_memory_mib"] == pytest.approx(metrics["peak_memory_mib"], rel=0.1)
+    assert expected["weights_mib"] == pytest.approx(metrics["weights_mib"], rel=0.01)
+    assert expected["trainable_parameters"] == metrics["trainable_parameters"]

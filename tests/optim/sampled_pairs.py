@@ -1,0 +1,67 @@
+"""Modules whose layers sample their gradients, beside equal ones with whole gradients."""
+
+import torch
+from torch import Tensor, nn
+
+from so_clip import SO
+from so_clip.optim.sampled import SampledLinear, sampled_gradients
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def filled(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill a module's parameters from a seed, by their order."""
+    draw = generator(seed)
+    with torch.no_grad():
+        for param in module.parameters():
+            param.normal_(generator=draw).div_(max(1, param.shape[-1]) ** 0.5)
+    return module
+
+
+def mlp(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Layers that take each method at density 0.05: gather, csr and columns."""
+    return filled(
+        nn.Sequential(
+            nn.Linear(20, 30),
+            nn.ReLU(inplace=True),  # what a function of our own returns must bear it
+            nn.Linear(30, 40, bias=False),
+            nn.GELU(),
+            nn.Linear(40, 5),
+        ).to(dtype)
+    )
+
+
+def twins(make=mlp, **options) -> tuple[tuple[nn.Module, SO], tuple[nn.Module, SO]]:
+    """Two equal modules with equal optimizers, of which the second samples."""
+    pairs = []
+    for _ in range(2):
+        module = make()
+        settings = {"lr": 1e-2, "density_ratio": 0.05, "T": 3, **options}
+        pairs.append((module, SO(module.parameters(), **settings)))
+    sampled_gradients(*pairs[1])
+    return pairs[0], pairs[1]
+
+
+def assert_sampled(module: nn.Module, optimizer: SO, reference: nn.Module, rtol=1e-12, atol=1e-12):
+    """Compare gradients: those of sampled layers on the support, all others whole."""
+    sampled = {id(m.weight) for m in module.modules() if type(m) is SampledLinear}
+    assert sampled
+    for param, whole in zip(module.parameters(), reference.parameters(), strict=True):
+        if id(param) in sampled:
+            assert param.grad is None
+            expected = whole.grad.take(optimizer.support(param))
+            torch.testing.assert_close(param.sampled_grad, expected, rtol=rtol, atol=atol)
+        else:
+            assert getattr(param, "sampled_grad", None) is None
+            torch.testing.assert_close(param.grad, whole.grad, rtol=rtol, atol=atol)
+
+
+def assert_equal(module: nn.Module, reference: nn.Module, rtol=1e-12, atol=1e-12) -> None:
+    for param, whole in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(param, whole, rtol=rtol, atol=atol)
+
+
+def inputs(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
