@@ -1,0 +1,260 @@
+"""The state of each run, told by the files of its folder and by its lock; torch is not needed.
+
+A folder is read again only where it has changed: every file in it is renamed into place, which
+changes the folder's own time. Locks leave no trace there, so those are asked for every time.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from so_clip.errors import InputError
+from so_clip.progress import PROGRESS_FILE
+from so_clip.record import ERROR_FILE, METRICS_FILE, read_metrics
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+RUNNING, FAILED, INTERRUPTED, MISSING, DONE = "running", "failed", "interrupted", "missing", "done"
+STATES = (DONE, RUNNING, FAILED, INTERRUPTED, MISSING)
+# Any of these makes a folder a run's.
+_RUN_FILES = frozenset({"config.yaml", METRICS_FILE, ERROR_FILE, PROGRESS_FILE})
+# Where no lock can tell, a run that has said nothing for so long is no more.
+SILENCE_SECONDS = 600
+# Times of files are coarse: what has changed so lately may change again without a trace.
+SETTLED_NS = 2_000_000_000
+HOST = platform.node()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as a line of the table: unknown figures are None, times are seconds since 1970."""
+
+    name: str
+    state: str
+    changed_at: float = 0.0
+    step: int | None = None
+    max_steps: int | None = None
+    loss: float | None = None
+    seconds_left: float | None = None
+    accuracy_percent: float | None = None
+    remark: str = ""
+    overrides: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was last read of a folder, before its lock is asked for; None: it is no run's."""
+
+    mtime_ns: int
+    run: Run | None = None
+    progress: dict[str, Any] | None = None
+    children: tuple[str, ...] = ()
+
+
+@dataclass
+class RunFolders:
+    """All runs below a folder, read anew by `read` as far as they have changed.
+
+    Folders whose names begin with a dot, and links, are passed over. `unreadable` names, after
+    each `read`, those that may not be entered.
+    """
+
+    results_dir: Path
+    unreadable: list[str] = field(default_factory=list)
+    _known: dict[str, _Known] = field(default_factory=dict)
+
+    def read(self) -> dict[str, Run]:
+        """Return the runs by their folders' paths.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        if not self.results_dir.is_dir():
+            raise InputError(
+                f"{self.results_dir}: there is no such folder. Give the one that holds runs."
+            )
+        self.unreadable.clear()
+        before, self._known = self._known, {}
+        return dict(self._below(str(self.results_dir), before))
+
+    def _below(self, top: str, before: dict[str, _Known]) -> Iterator[tuple[str, Run]]:
+        folders = [top]
+        while folders:
+            folder = folders.pop()
+            try:
+                known = _read_folder(folder, before.get(folder), is_top=folder == top)
+            except FileNotFoundError:
+                continue  # gone since
+            except OSError as error:
+                self.unreadable.append(f"{folder}: {error.strerror or error}.")
+                continue
+            self._known[folder] = known
+            if known.run is None:
+                folders += (os.path.join(folder, child) for child in known.children)  # noqa: PTH118
+            else:
+                name = os.path.relpath(folder, self.results_dir)
+                yield folder, replace(_now(known, folder), name=name)
+
+
+def _read_folder(folder: str, before: _Known | None, is_top: bool) -> _Known:
+    """Return what is in a folder, unread where its time says that nothing has changed."""
+    asked_ns = time.time_ns()
+    mtime_ns = os.stat(folder).st_mtime_ns  # noqa: PTH116
+    if before is not None and before.mtime_ns == mtime_ns:
+        return before
+    with os.scandir(folder) as entries:
+        listed = list(entries)
+    settled = mtime_ns if asked_ns - mtime_ns > SETTLED_NS else -1
+    names = {entry.name for entry in listed}
+    path, changed_at = Path(folder), mtime_ns / 1e9
+    if not (is_top or names):  # claimed, perhaps, by a run that reads its data yet
+        starting = Run("", RUNNING, changed_at, remark="starting")
+        return _Known(-1, starting if is_locked(folder) else None)
+    if is_top or not names & _RUN_FILES:
+        children = tuple(
+            entry.name
+            for entry in listed
+            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+        )
+        return _Known(settled, children=children)
+    if METRICS_FILE in names:
+        return _Known(settled, _finished(path, changed_at))
+    if ERROR_FILE in names:
+        return _Known(settled, _failed(path, changed_at))
+    progress = read_object(path / PROGRESS_FILE) if PROGRESS_FILE in names else {}
+    return _Known(settled, _unfinished(progress, changed_at), progress)
+
+
+def _finished(folder: Path, changed_at: float) -> Run:
+    try:
+        metrics = read_metrics(folder / METRICS_FILE)
+    except InputError as error:
+        return Run("", FAILED, changed_at, remark=str(error))
+    except RecursionError:
+        remark = f"{METRICS_FILE} is nested too deeply. Delete its folder and repeat."
+        return Run("", FAILED, changed_at, remark=remark)
+    steps, accuracy = _whole(metrics.get("steps")), number(metrics.get("accuracy_percent"))
+    if accuracy is None:
+        remark = f"{METRICS_FILE} has no accuracy_percent. Delete its folder and repeat."
+        return Run("", FAILED, changed_at, remark=remark)
+    loss = number(metrics.get("final_loss"))
+    return Run("", DONE, changed_at, steps, steps, loss, accuracy_percent=accuracy)
+
+
+def _failed(folder: Path, changed_at: float) -> Run:
+    error = read_object(folder / ERROR_FILE)
+    message = " ".join(str(error.get("message", f"{ERROR_FILE} cannot be read.")).split())
+    kind = str(error.get("kind", ""))
+    remark = f"{kind}: {message}" if kind else message
+    return Run("", FAILED, changed_at, remark=remark, overrides=texts(error.get("overrides")))
+
+
+def _unfinished(progress: dict[str, Any], changed_at: float) -> Run:
+    stage = progress.get("stage")
+    return Run(
+        "",
+        INTERRUPTED,
+        changed_at,
+        _whole(progress.get("step")),
+        _whole(progress.get("max_steps")),
+        number(progress.get("loss")),
+        number(progress.get("seconds_left")),
+        remark=stage if isinstance(stage, str) and stage != "train" else "",
+        overrides=texts(progress.get("overrides")),
+    )
+
+
+def _now(known: _Known, folder: str) -> Run:
+    """Return a folder's run as its lock and the clock have it at this moment."""
+    run, progress = known.run, known.progress
+    assert run is not None
+    if progress is None:
+        return run
+    updated_at = _timestamp(progress.get("updated_at"))
+    silent_seconds = time.time() - (run.changed_at if updated_at is None else updated_at)
+    if not _is_running(folder, progress, silent_seconds):
+        return replace(run, seconds_left=None)
+    left = run.seconds_left
+    remark = run.remark
+    if silent_seconds > SILENCE_SECONDS:
+        remark = ", ".join(filter(None, (remark, f"no word for {silent_seconds / 60:.0f} min")))
+    left = None if left is None else max(0.0, left - max(0.0, silent_seconds))
+    return replace(run, state=RUNNING, seconds_left=left, remark=remark)
+
+
+def _is_running(folder: str, progress: dict[str, Any], silent_seconds: float) -> bool:
+    """Whether a process is at work: the lock knows, but perhaps not what another machine does."""
+    held = is_locked(folder)
+    if held is None or (not held and progress.get("host", HOST) != HOST):
+        return silent_seconds < SILENCE_SECONDS
+    return held
+
+
+def is_locked(folder: str) -> bool | None:
+    """Whether a process holds a folder's lock; None where there are no locks.
+
+    Asking takes a shared lock for an instant, so that many may ask at once.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; an empty one if it is gone, torn or of another kind."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number, and None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond all floats
+        return None
+
+
+def texts(value: Any) -> tuple[str, ...] | None:
+    """Return a list of texts as a tuple, and None for anything else."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    return None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _timestamp(value: Any) -> float | None:
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()

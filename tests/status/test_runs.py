@@ -1,0 +1,233 @@
+"""States told by real folders, real locks and real processes, and by files that are torn."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import environment, python
+from tests.status.made_runs import (
+    ERROR,
+    METRICS,
+    at_work,
+    look,
+    progress,
+    states,
+    status,
+    write_run,
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "state"),
+    [
+        ({"metrics": METRICS}, "done"),
+        ({"metrics": METRICS, "progress": progress()}, "done"),
+        ({"error": ERROR}, "failed"),
+        ({"error": ERROR, "progress": progress()}, "failed"),
+        ({"progress": progress()}, "interrupted"),
+        ({}, "interrupted"),
+        ({"progress": progress(host="elsewhere")}, "running"),  # whose locks are not seen here
+        ({"progress": progress(seconds_ago=700, host="elsewhere")}, "interrupted"),
+    ],
+)
+def test_files_tell_the_state(files: dict[str, Any], state: str, tmp_path: Path) -> None:
+    write_run(tmp_path, "a", **files)
+    assert states(look(tmp_path)) == {"a": state}
+
+
+def test_what_is_shown_of_each_state(tmp_path: Path) -> None:
+    write_run(tmp_path, "a-done", metrics=METRICS)
+    write_run(tmp_path, "b-failed", error=ERROR)
+    write_run(tmp_path, "c-stopped", progress=progress())
+    write_run(tmp_path / "deeper" / "still", "d-elsewhere", progress=progress(host="elsewhere"))
+    outcome = status(tmp_path)
+    assert outcome.code == 1
+    assert outcome.messages == ["so_clip: 1 run failed."]
+    lines = [line.split() for line in outcome.out.splitlines()]
+    first, *rest = lines
+    assert first == f"{tmp_path}: 4 runs: 1 done, 1 running, 1 failed, 1 interrupted".split()
+    assert ["done", "a-done", "200", "0.1600", "81.11", "%"] in rest
+    assert ["interrupted", "c-stopped", "120/2000", "0.2500"] in rest
+    (failed,) = [line for line in rest if line[:1] == ["failed"]]
+    assert " ".join(failed) == (
+        "failed b-failed TrainingDiverged: the loss became nan at step 50. Lower optimizer.lr."
+    )
+    (running,) = [line for line in rest if line[:1] == ["running"]]
+    assert running[1:4] == ["deeper/still/d-elsewhere", "120/2000", "0.2500"]
+    assert running[4:] in (["1", "h", "07", "min"], ["1", "h", "06", "min"])
+    assert shlex.split(outcome.out.splitlines()[-1]) == [
+        *("python", "-m", "so_clip", "dataset=dtd", "template='a sketch of a {}'", "transfer=[a,b]")
+    ]
+
+
+def test_a_process_at_work_is_running_and_a_killed_one_interrupted(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with at_work(folder) as process:
+        (run,) = look(tmp_path).runs
+        assert (run.state, run.step, run.max_steps) == ("running", 0, 200)
+        process.kill()
+        process.wait()
+        (run,) = look(tmp_path).runs
+        assert (run.state, run.seconds_left) == ("interrupted", None)
+    with at_work(folder) as process:
+        assert states(look(tmp_path)) == {"a": "running"}
+        process.communicate()
+        (run,) = look(tmp_path).runs
+        assert (run.state, run.accuracy_percent) == ("done", 75.0)
+
+
+def test_a_run_that_still_reads_its_data_is_running(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with at_work(tmp_path / "a", stage="claimed"):
+        (run,) = look(tmp_path).runs
+    assert (run.name, run.state, run.remark) == ("a", "running", "starting")
+
+
+def test_looking_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "a", progress=progress())
+    code = """
+import sys, threading, time
+from pathlib import Path
+from so_clip.record import RunFolder
+from so_clip.status.runs import is_locked
+
+stop = threading.Event()
+def ask():
+    while not stop.is_set():
+        is_locked(sys.argv[1])
+        time.sleep(0.0002)
+
+thread = threading.Thread(target=ask)
+thread.start()
+try:
+    for _ in range(300):
+        with RunFolder(Path(sys.argv[1])).claimed():
+            pass
+finally:
+    stop.set()
+    thread.join()
+"""
+    python(code, folder)
+
+
+def test_a_process_that_says_nothing_is_told_so(tmp_path: Path) -> None:
+    with at_work(tmp_path / "a"):
+        path = tmp_path / "a" / "progress.json"
+        path.write_text(json.dumps(progress(seconds_ago=1800)))
+        (run,) = look(tmp_path).runs
+    assert (run.state, run.remark) == ("running", "no word for 30 min")
+    assert run.seconds_left == pytest.approx(4000 - 1800, abs=5)
+
+
+BROKEN = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"a": ' * 100_000,
+    b'{"step": "x", "loss": [], "seconds_left": {}, "updated_at": 3, "message": null, "stage": []}',
+    b'{"step": 1e999, "loss": NaN, "seconds_left": 1' + b"0" * 400 + b', "updated_at": "now"}',
+    b'{"step": true, "accuracy_percent": "high", "steps": -0.5, "overrides": [1], "kind": {}}',
+    b'{"kind": "\\u001b[31m", "message": "\\ud800\\u0000", "overrides": ["a\\nb=\\u001b[0m"]}',
+    None,  # a folder of that name
+]
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=lambda content: str(content)[:20])
+@pytest.mark.parametrize(
+    ("name", "state"), [("metrics", "failed"), ("error", "failed"), ("progress", "interrupted")]
+)
+def test_broken_files_harm_nothing(
+    name: str, state: str, content: bytes | None, tmp_path: Path
+) -> None:
+    broken = write_run(tmp_path, "broken") / f"{name}.json"
+    broken.mkdir() if content is None else broken.write_bytes(content)
+    write_run(tmp_path, "whole", metrics=METRICS)
+    outcome = status("--all", tmp_path)
+    assert outcome.code == (1 if state == "failed" else 0)
+    assert states(look(tmp_path)) == {"broken": state, "whole": "done"}
+    assert "\x1b" not in outcome.out
+
+
+def test_what_is_no_run_is_passed_over(tmp_path: Path) -> None:
+    write_run(tmp_path / ".features", "hidden", metrics=METRICS)
+    write_run(tmp_path / "deep" / "deeper", "a", metrics=METRICS)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "accuracy.csv").write_text("x\n")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    assert [run.name for run in look(tmp_path).runs] == ["deep/deeper/a"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may enter any folder")
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+    closed = write_run(tmp_path, "closed", metrics=METRICS)
+    write_run(tmp_path, "open", metrics=METRICS)
+    closed.chmod(0)
+    try:
+        outcome = status(tmp_path)
+    finally:
+        closed.chmod(0o700)
+    assert outcome.code == 0
+    assert f"left out: {closed}: Permission denied." in outcome.out
+
+
+_LOOKS = """
+import sys, time
+from pathlib import Path
+from so_clip.status.__main__ import Watcher
+
+read = []
+sys.addaudithook(
+    lambda event, arguments: read.append(arguments[0])
+    if event == "open" and str(arguments[0]).endswith(".json") else None
+)
+watcher = Watcher(Path(sys.argv[1]))
+for line in sys.stdin:
+    read.clear()
+    began = time.perf_counter()
+    view = watcher.look()
+    print(len(read), len(view.runs), time.perf_counter() - began, flush=True)
+print("torch" in sys.modules, flush=True)
+"""
+
+
+def test_five_thousand_runs_are_read_in_seconds_and_once(tmp_path: Path) -> None:
+    long_ago = time.time() - 3600
+    for number in range(5000):
+        folder = write_run(tmp_path, f"r{number}", metrics=METRICS | {"seed": number})
+        os.utime(folder, (long_ago, long_ago))
+    os.utime(tmp_path, (long_ago, long_ago))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LOOKS, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def next_look() -> tuple[int, int, float]:
+        print("look", file=process.stdin, flush=True)
+        files, runs, seconds = process.stdout.readline().split()
+        return int(files), int(runs), float(seconds)
+
+    files, runs, seconds = next_look()
+    assert (files, runs) == (5000, 5000)
+    assert seconds < 5
+    assert next_look()[:2] == (0, 5000)
+    write_run(tmp_path, "new", metrics=METRICS)
+    (tmp_path / "r7" / "metrics.json").unlink()
+    (tmp_path / "r7" / "progress.json").write_text(json.dumps(progress()))
+    assert next_look()[:2] == (2, 5001)
+    out, _ = process.communicate()
+    assert out == "False\n"

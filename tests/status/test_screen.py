@@ -1,0 +1,134 @@
+"""The table on a real terminal: kept up to date, left by Ctrl-C or by itself; and in a pipe."""
+
+import os
+import pty
+import select
+import struct
+import sys
+import termios
+import time
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from so_clip.status.screen import duration
+from tests.command import environment, spawn
+from tests.status.made_runs import METRICS, at_work, progress, status, write_run
+
+LINES, COLUMNS = 12, 100
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        process, self._screen = pty.fork()
+        if process == 0:
+            command = [sys.executable, "-m", "so_clip.status", *map(str, arguments)]
+            os.execve(sys.executable, command, environment() | {"TERM": "xterm"})
+        self.process = process
+        self.shown = ""
+        ioctl(self._screen, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+
+    def wait_for(self, text: str, times: int = 1, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while self.shown.count(text) < times:
+            assert time.monotonic() < deadline, self.shown
+            if not self._read():
+                raise AssertionError(f"{text!r} never came:\n{self.shown}")
+
+    def type(self, text: str) -> None:
+        os.write(self._screen, text.encode())
+
+    def end(self) -> int:
+        """Wait for the command to end by itself, and return its exit code."""
+        while self._read():
+            pass
+        _, status = os.waitpid(self.process, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._screen], [], [], 60)
+        assert ready, self.shown
+        try:
+            read = os.read(self._screen, 65536)
+        except OSError:  # how Linux says that nobody is at the other end
+            return False
+        self.shown += read.decode()
+        return bool(read)
+
+
+def test_it_is_kept_up_to_date_until_nothing_runs(tmp_path: Path) -> None:
+    write_run(tmp_path, "b", metrics=METRICS)
+    with at_work(tmp_path / "a") as process:
+        shown = Terminal(tmp_path)
+        shown.wait_for("1 running", times=2)
+        process.communicate()
+        assert shown.end() == 0
+    last = shown.shown[shown.shown.rindex(f"{tmp_path}: ") :]
+    assert "2 done" in last
+    assert "running" not in last
+
+
+def test_ctrl_c_leaves_the_whole_table(tmp_path: Path) -> None:
+    for number in range(40):
+        write_run(tmp_path, f"b{number}", metrics=METRICS)
+    with at_work(tmp_path / "a"):
+        shown = Terminal(tmp_path)
+        shown.wait_for("… and 34 more")  # as the terminal has twelve lines
+        shown.type("\x03")
+        assert shown.end() == 0
+    assert "… and 20 more (--all lists them)" in shown.shown
+    assert "Traceback" not in shown.shown
+
+
+def test_once_on_a_terminal(tmp_path: Path) -> None:
+    with at_work(tmp_path / "a"):
+        shown = Terminal("--once", tmp_path)
+        assert shown.end() == 0
+    assert shown.shown.count("1 running") == 1
+
+
+def test_a_pipe_gets_whole_lines_without_colours(tmp_path: Path) -> None:
+    name = "a" * 200
+    write_run(tmp_path, name, progress=progress(host="elsewhere"))
+    outcome = spawn(tmp_path, module="so_clip.status")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "\x1b" not in outcome.out
+    assert any(name in line for line in outcome.out.splitlines())
+    assert all(line == line.rstrip() for line in outcome.out.splitlines())
+
+
+def test_a_folder_without_runs_and_none_at_all(tmp_path: Path) -> None:
+    outcome = status(tmp_path)
+    assert (outcome.code, outcome.out) == (0, f"{tmp_path}: no runs yet\n")
+    outcome = status(tmp_path / "nowhere")
+    assert outcome.code == 2
+    assert outcome.messages == [
+        f"so_clip: {tmp_path / 'nowhere'}: there is no such folder. Give the one that holds runs."
+    ]
+
+
+def test_all_lists_all(tmp_path: Path) -> None:
+    for number in range(30):
+        write_run(tmp_path, f"a{number}", metrics=METRICS)
+    assert status(tmp_path).out.count("81.11 %") == 20
+    assert status(tmp_path, "--all").out.count("81.11 %") == 30
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (3569, "59 min"),
+        (3599, "1 h 00 min"),
+        (3900, "1 h 05 min"),
+        (86_399, "1 d 0 h"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

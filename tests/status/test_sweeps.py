@@ -1,0 +1,170 @@
+"""What sweeps were to do and have not done, and what to type for it."""
+
+import json
+import shlex
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.status.made_runs import (
+    ERROR,
+    METRICS,
+    at_work,
+    look,
+    progress,
+    status,
+    write_job,
+    write_run,
+    write_sweep,
+)
+
+JOBS = [[f"method={method}", f"seed={seed}"] for method in ("so", "adamw") for seed in (1, 2, 3)]
+COMMAND = ["-m", "method=so,adamw", "seed=1,2,3"]
+
+
+def commands(out: str) -> list[list[str]]:
+    """Return the arguments of the commands that are printed, in their order."""
+    lines = [shlex.split(line) for line in out.splitlines() if line.startswith("  python ")]
+    return [line[3:] for line in lines]
+
+
+def test_jobs_without_a_run_are_missing_and_many_are_begun_by_the_sweeps_command(
+    tmp_path: Path,
+) -> None:
+    sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
+    write_job(sweep, 0, "done", run_dir=str(write_run(tmp_path, "a", metrics=METRICS)))
+    view = look(tmp_path)
+    assert view.counts == {"done": 1, "missing": 5}
+    assert not view.is_alive
+    outcome = status(tmp_path)
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[0].endswith(": 6 runs: 1 done, 5 missing")
+    assert commands(outcome.out) == [COMMAND]
+    assert ["2026-01-01", *map(str, (6, 1, 0, 0, 0, 5)), "python", "-m", "so_clip", *COMMAND] in [
+        line.split() for line in outcome.out.splitlines()
+    ]
+
+
+def test_few_missing_runs_have_commands_of_their_own(tmp_path: Path) -> None:
+    write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:2])
+    assert commands(status(tmp_path).out) == JOBS[:2]
+
+
+def test_a_job_that_failed_before_it_had_a_folder(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:1])
+    write_job(sweep, 0, "failed", message="there is no such file.", exit_code=2)
+    outcome = status(tmp_path)
+    assert outcome.code == 1
+    assert ["failed", *JOBS[0], "there", "is", "no", "such", "file."] in [
+        line.split() for line in outcome.out.splitlines()
+    ]
+    assert commands(outcome.out) == JOBS[:1]
+
+
+def test_an_interrupted_run_of_a_sweep_can_be_repeated(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:1])
+    write_job(sweep, 0, "running", run_dir=str(write_run(tmp_path, "a", progress=progress())))
+    outcome = status(tmp_path)
+    assert outcome.code == 0
+    assert look(tmp_path).counts == {"interrupted": 1}
+    assert commands(outcome.out) == JOBS[:1]
+
+
+def test_a_sweep_that_was_repeated_counts_once(tmp_path: Path) -> None:
+    first = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
+    second = write_sweep(
+        tmp_path, "2026-01-02", COMMAND, [[*job[::-1], "force=true"] for job in JOBS]
+    )
+    for number in range(3):
+        run_dir = str(write_run(tmp_path, f"a{number}", metrics=METRICS))
+        write_job(first, number, "done", run_dir=run_dir)
+    write_job(first, 3, "failed", message="out of memory")
+    write_job(second, 3, "done", run_dir=str(write_run(tmp_path, "a3", metrics=METRICS)))
+    write_job(second, 4, "failed", run_dir=str(write_run(tmp_path, "a4", error=ERROR)))
+    view = look(tmp_path)
+    assert view.counts == {"done": 4, "failed": 1, "missing": 1}
+    for _, runs in view.sweeps:
+        assert Counter(run.state for run in runs) == view.counts
+
+
+def test_a_single_run_fills_a_gap(tmp_path: Path) -> None:
+    write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
+    command = ["/x/so_clip/__main__.py", "seed=2", "method=so", "threads=1", "--debug"]
+    write_run(tmp_path, "a", metrics=METRICS, provenance={"command": command})
+    swept = ["/x/so_clip/__main__.py", *COMMAND]
+    write_run(tmp_path, "b", metrics=METRICS, provenance={"command": swept})
+    write_run(tmp_path, "c", metrics=METRICS, provenance={"command": 3})
+    view = look(tmp_path)
+    assert view.counts == {"done": 3, "missing": 5}
+    ((_, runs),) = view.sweeps
+    assert [run.state for run in runs] == ["missing", "done", *["missing"] * 4]
+
+
+def test_moved_results_keep_their_jobs(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "old", "2026-01-01", COMMAND, JOBS[:1])
+    write_job(sweep, 0, "done", run_dir=str(write_run(tmp_path / "old", "a", metrics=METRICS)))
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert look(tmp_path / "new").counts == {"done": 1}
+
+
+def test_a_sweep_at_work_is_not_told_to_be_started(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
+    with at_work(tmp_path / "a") as process:
+        write_job(sweep, 0, "running", run_dir=str(tmp_path / "a"))
+        write_job(sweep, 1, "running")
+        write_job(sweep, 2, "running", pid=process.pid, host="elsewhere")
+        view = look(tmp_path)
+        assert view.counts == {"running": 3, "missing": 3}
+        assert view.is_alive
+        assert COMMAND not in commands(status(tmp_path).out)
+
+
+def test_a_job_whose_process_is_no_more_is_missing(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:1])
+    with at_work(tmp_path / "elsewhere" / "a") as process:
+        write_job(sweep, 0, "running", pid=process.pid)
+        assert look(tmp_path).counts["missing"] == 0
+        process.kill()
+        process.wait()
+        view = look(tmp_path)
+    assert view.counts["missing"] == 1
+    assert not view.is_alive
+
+
+def test_a_sweep_that_plans_nothing_has_the_jobs_that_were_begun(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "2026-01-01", ["-m", "hydra/sweeper=other"], [])
+    run_dir = str(write_run(tmp_path, "a", metrics=METRICS))
+    write_job(sweep, 0, "done", overrides=["seed=1"], run_dir=run_dir)
+    write_job(sweep, 1, "failed", overrides=["seed=2"], message="no.")
+    assert look(tmp_path).counts == {"done": 1, "failed": 1}
+    assert commands(status(tmp_path).out) == [["seed=2"]]
+
+
+def test_broken_files_of_sweeps_harm_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", metrics=METRICS)
+    torn = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
+    (torn / "sweep.json").write_text('{"jobs": [["a"], 3]}')
+    whole = write_sweep(tmp_path, "2026-01-02", COMMAND, JOBS[:2])
+    (whole / "jobs" / "0.json").write_bytes(b"\xff")
+    (whole / "jobs" / "1.json").write_text('{"state": [], "run_dir": {}, "message": 3}')
+    (whole / "jobs" / "77.json").write_text("{}")
+    (whole / "jobs" / "x.json").write_text("{}")
+    (tmp_path / ".sweeps" / "2026-01-03").mkdir()  # as Hydra left before there was a sweep.json
+    outcome = status(tmp_path)
+    assert outcome.code == 0
+    assert f"left out: {torn / 'sweep.json'} cannot be used." in outcome.out
+    assert look(tmp_path).counts == {"done": 1, "missing": 2}
+
+
+def test_twenty_thousand_jobs_are_brought_together_in_seconds(tmp_path: Path) -> None:
+    jobs = [["method=so", f"seed={number}"] for number in range(20_000)]
+    sweep = write_sweep(tmp_path, "2026-01-01", ["-m", "method=so", "seed=range(20000)"], jobs)
+    for number in range(0, 20_000, 10):
+        run_dir = str(write_run(tmp_path, f"a{number}", metrics=METRICS))
+        (sweep / "jobs" / f"{number}.json").write_text(
+            json.dumps({"state": "done", "run_dir": run_dir})
+        )
+    began = time.perf_counter()
+    view = look(tmp_path)
+    assert time.perf_counter() - began < 10
+    assert view.counts == {"done": 2000, "missing": 18_000}
