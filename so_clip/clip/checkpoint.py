@@ -24,6 +24,7 @@ _WAY_OUT = (
     "Give a file with backbone.checkpoint=FILE that is an OpenAI archive, a PyTorch or open_clip "
     "state dict, or safetensors."
 )
+_MAX_RATIO = 20  # unpacked size by size of the file; only small parts of it are compressed
 _SHOWN = 3  # keys named in an error message, of each kind
 
 
@@ -133,6 +134,7 @@ def _read(path: Path) -> Any:
         return load_file(path, device="cpu")
     if head[:2] == b"PK":
         with zipfile.ZipFile(path) as archive:
+            _refuse_bomb(archive, path)
             if is_torchscript(archive):
                 return read_torchscript(path)
     elif head[:1] != b"\x80":  # where a pickle starts, PyTorch's format before version 1.6
@@ -142,6 +144,16 @@ def _read(path: Path) -> Any:
         warnings.simplefilter("ignore")
         # Given a name, torch would judge the format by the suffix.
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _refuse_bomb(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise InputError for an archive of far more than its size: tensors are stored as they are."""
+    size = sum(member.file_size for member in archive.infolist())
+    if size > _MAX_RATIO * path.stat().st_size:
+        raise InputError(
+            f"{path}: refused, as it would unpack to {size / 2**20:.0f} MiB, more than "
+            f"{_MAX_RATIO} times its size, which no checkpoint does. {_WAY_OUT}"
+        )
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import yaml
 
 from so_clip.data import card_values
 from so_clip.data.inside import why_outside
+from so_clip.data.plain_yaml import load_plain_yaml
 from so_clip.errors import InputError, nearest
 from so_clip.paths import CARDS_DIR
 
@@ -23,8 +24,6 @@ _OPTIONAL = (
 )
 # Of a card, computed from others of its keys.
 _DERIVED = ("template_ensemble", "parent_labels")
-# libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML carries it.
-_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def load_card(name: str, cards_dir: Path = CARDS_DIR) -> DatasetCard:
 def _read_card(name: str, cards_dir: Path, may_inherit: bool) -> DatasetCard:
     file = cards_dir / f"{name}.yaml"
     try:
-        content = yaml.load(file.read_bytes(), _YAML_LOADER)
+        content = load_plain_yaml(file.read_bytes())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file}: the card cannot be read: {error}") from error
     return _Reader(file, content, cards_dir, may_inherit).card()

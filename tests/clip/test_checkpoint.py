@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,16 @@ def test_bad_files(write: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         read_weights(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("torchscript", [False, True])
+def test_a_bomb_is_refused_before_it_is_unpacked(torchscript: bool, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/data.pkl", bytes(64 * 2**20))
+        archive.writestr("weights/constants.pkl" if torchscript else "weights/version", b"3")
+    with pytest.raises(InputError, match="refused, as it would unpack to 64 MiB"):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("layout", ["state_dict", "legacy", "safetensors"])

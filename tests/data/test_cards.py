@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -168,6 +169,13 @@ def _without(key):
 BAD_CARDS = {
     "not yaml": ("a: [", "cannot be read"),
     "code": ("!!python/object/apply:os.system ['false']", "cannot be read"),
+    "laughs": (
+        "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
+        + "title: *j\n",
+        "it holds an alias",
+    ),
+    "deep": ("[" * 100_000, "nested more than 20 levels deep"),
     "empty": ("", "a card is a mapping of keys, not nothing"),
     "a list": ("- a", "a card is a mapping of keys, not list"),
     "unknown key": (_changed("licnce", "MIT"), r"licnce: is not a key.*'licence'"),
