@@ -1,0 +1,161 @@
+"""Runs as they are found: what is read, what is left out by name, what sets two apart."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from so_clip.errors import InputError
+from so_clip.report.read import Runs, read_runs, transfers
+from tests.command import python
+from tests.report.made_runs import write_provenance, write_run
+
+
+def _variants(root: Path) -> list[str]:
+    return list(read_runs(root).frame["variant"])
+
+
+def test_a_run_has_its_metrics_its_folder_and_what_made_it(tmp_path):
+    folder = write_run(tmp_path / "deep", "a", accuracy_percent=61.5, final_loss=None)
+    write_provenance(folder)
+    runs = read_runs(tmp_path)
+    assert isinstance(runs, Runs)
+    assert (runs.results_dir, runs.skipped) == (tmp_path, [])
+    (row,) = runs.frame.to_dict("records")
+    assert (row["accuracy_percent"], row["state"], row["folder"]) == (61.5, "finished", str(folder))
+    assert (row["torch"], row["commit"], row["weights_sha256"]) == ("2.14.1", "a" * 40, "b" * 64)
+    assert row["hardware"] == "cpu, some processor"
+    assert row["command"] == ["so_clip", "method=so"]
+    assert row["settings"]["optimizer"] == {"lr": 2e-4, "density_ratio": 5e-4, "seed": 1}
+    assert row["variant"] == ""
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"versions": 3, "command": "x"}', "\x00"])
+def test_a_provenance_that_tells_nothing_harms_nothing(tmp_path, text):
+    (write_run(tmp_path, "a") / "provenance.json").write_text(text)
+    (row,) = read_runs(tmp_path).frame.to_dict("records")
+    assert (row["torch"], row["command"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"accuracy_percent": float("nan")}, "accuracy_percent is nan"),
+        ({"accuracy_percent": 10**400}, "accuracy_percent is 1000"),
+        ({"accuracy_percent": True}, "accuracy_percent is True"),
+        ({"peak_memory_mib": -1}, "peak_memory_mib is -1"),
+        ({"shots": 4.5}, "shots is 4.5"),
+        ({"train_seconds": "long"}, "train_seconds is 'long'"),
+        ({"zero_shot_accuracy_percent": [1]}, "zero_shot_accuracy_percent is [1]"),
+        ({"transfer": {"dtd": 3}}, "transfer is {'dtd': 3}"),
+        ({"transfer": ["dtd"]}, "transfer is ['dtd']"),
+    ],
+)
+def test_figures_that_are_none_are_left_out_by_name(tmp_path, changes, reason):
+    write_run(tmp_path, "good")
+    bad = write_run(tmp_path, "bad", seed=2, **{"settings": {"dataset": "digits"}} | changes)
+    runs = read_runs(tmp_path)
+    assert list(runs.frame["seed"]) == [1]
+    (line,) = runs.skipped
+    assert line.startswith(f"{bad / 'metrics.json'}: {reason}")
+    assert "\n" not in line
+
+
+def test_one_torn_file_of_two_hundred_harms_no_other(tmp_path):
+    for seed in range(200):
+        write_run(tmp_path, f"s{seed}", seed=seed)
+    torn = tmp_path / "s77" / "metrics.json"
+    torn.write_bytes(torn.read_bytes()[:300] + b"\xff\x00")
+    runs = read_runs(tmp_path)
+    assert sorted(runs.frame["seed"]) == [seed for seed in range(200) if seed != 77]
+    assert [line.partition(" ")[0] for line in runs.skipped] == [str(torn)]
+
+
+def test_nesting_without_end_is_one_line_too(tmp_path):
+    write_run(tmp_path, "good")
+    bad = write_run(tmp_path, "bad")
+    (bad / "metrics.json").write_text("[" * 200_000)
+    (line,) = read_runs(tmp_path).skipped
+    assert line.startswith(f"{bad / 'metrics.json'} cannot be read")
+
+
+def test_a_failed_run_says_with_what(tmp_path):
+    write_run(tmp_path, "good")
+    failed = tmp_path / "failed"
+    failed.mkdir()
+    error = {"kind": "TrainingDiverged", "message": "the loss is nan\nat step 3", "exit_code": 1}
+    (failed / "error.json").write_text(json.dumps(error))
+    assert read_runs(tmp_path).skipped == [
+        f"{failed}: failed with TrainingDiverged: the loss is nan"
+    ]
+
+
+def test_of_two_runs_alike_the_newer_counts(tmp_path):
+    for name, hour, accuracy in (("a", 9, 10.0), ("b", 11, 20.0), ("c", 10, 30.0)):
+        folder = write_run(tmp_path, name, accuracy_percent=accuracy)
+        write_provenance(folder, finished_at=f"2026-11-22T{hour:02d}:00:00+00:00")
+    runs = read_runs(tmp_path)
+    assert list(runs.frame["accuracy_percent"]) == [20.0]
+    assert runs.skipped == [f"{tmp_path / name}: repeats another run." for name in ("a", "c")]
+
+
+def test_weights_of_one_name_and_two_contents_are_never_averaged(tmp_path):
+    for seed, sha256 in ((1, "c" * 64), (2, "d" * 64)):
+        folder = write_run(tmp_path, f"s{seed}", seed=seed)
+        write_provenance(folder, backbone_weights_sha256=sha256)
+    assert _variants(tmp_path) == ["weights=cccccccc", "weights=dddddddd"]
+
+
+def test_an_old_run_that_does_not_know_its_weights_had_the_same(tmp_path):
+    write_provenance(write_run(tmp_path, "new"))
+    write_run(tmp_path, "old", seed=2)
+    assert _variants(tmp_path) == ["", ""]
+
+
+def test_two_methods_of_one_title_are_told_apart(tmp_path):
+    write_run(tmp_path, "a", method="so")
+    write_run(tmp_path, "b", method="mine")
+    assert _variants(tmp_path) == ["method=so", "method=mine"]
+
+
+def test_groups_that_runs_share_are_read_alike(tmp_path):
+    """A group of one content is one object, and still each run has its own values."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path, f"s{seed}", seed=seed, optimizer__lr=1e-3 if seed == 3 else 2e-4)
+    settings = list(read_runs(tmp_path).frame["settings"])
+    assert [each["optimizer"]["lr"] for each in settings] == [2e-4, 2e-4, 1e-3]
+    assert [each["optimizer"]["seed"] for each in settings] == [1, 2, 3]
+    assert settings[0]["schedule"] is settings[1]["schedule"]
+
+
+def test_transfers_are_rows_by_target(tmp_path):
+    given = {"dtd": {"accuracy_percent": 40.0, "zero_shot_accuracy_percent": 35.0}}
+    write_run(tmp_path, "a", transfer=given)
+    (row,) = transfers(read_runs(tmp_path).frame).to_dict("records")
+    assert (row["dataset"], row["variant"]) == ("dtd", "from digits")
+    assert (row["accuracy_percent"], row["zero_shot_accuracy_percent"]) == (40.0, 35.0)
+    assert transfers(read_runs(tmp_path).frame.drop(columns="transfer")).empty
+
+
+def test_links_are_not_followed(tmp_path):
+    write_run(tmp_path / "elsewhere", "a")
+    write_run(tmp_path / "runs", "b", seed=2)
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
+    assert list(read_runs(tmp_path / "runs").frame["seed"]) == [2]
+
+
+def test_nothing_but_failures_says_why(tmp_path):
+    (write_run(tmp_path, "a") / "metrics.json").unlink()
+    with pytest.raises(InputError, match=r"no finished run in it.*unfinished"):
+        read_runs(tmp_path)
+
+
+def test_reading_and_tables_need_no_torch(tmp_path):
+    write_run(tmp_path, "a")
+    code = (
+        "import sys; from pathlib import Path; from so_clip.report import __main__ as report;"
+        "from so_clip.report.read import read_runs; from so_clip.report.tables import make_tables;"
+        "make_tables(read_runs(Path(sys.argv[1]))); print('torch' in sys.modules)"
+    )
+    assert python(code, tmp_path).strip() == "False"

@@ -1,0 +1,182 @@
+"""Who is better, by seeds and by images, where the answer can be worked out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from so_clip.report.read import read_runs
+from so_clip.report.significance import MAX_ROWS, compare, summary
+from so_clip.report.tables import AVERAGE
+from tests.report.made_runs import write_predictions, write_run
+
+N = 40
+
+
+def _write(
+    root: Path, method: str, seed: int, right: list[bool], dataset: str = "dtd", **more: Any
+) -> Path:
+    folder = write_run(
+        root,
+        f"{dataset}-{method}-{seed}",
+        dataset=dataset,
+        method=method,
+        method_title=method.upper(),
+        seed=seed,
+        accuracy_percent=100 * sum(right) / len(right),
+        **more,
+    )
+    write_predictions(folder, right)
+    return folder
+
+
+def _rows(comparisons: pd.DataFrame, test: str, dataset: str = "dtd") -> list[dict[str, Any]]:
+    chosen = (comparisons["test"] == test) & (comparisons["dataset"] == dataset)
+    return comparisons[chosen].to_dict("records")
+
+
+def _first(count: int) -> list[bool]:
+    return [at < count for at in range(N)]
+
+
+def test_one_seed_is_mcnemars_test(tmp_path):
+    """A is right where B is not on 9 images, the other way round on 2."""
+    _write(tmp_path, "a", 1, [at < 20 or at >= 38 for at in range(N)])
+    _write(tmp_path, "b", 1, [9 <= at < 22 or at >= 38 for at in range(N)])
+    comparisons, remarks = compare(read_runs(tmp_path))
+    (row,) = _rows(comparisons, "images")
+    assert (row["first"], row["second"], row["seeds"]) == ("A", "B", 1)
+    assert (row["wins"], row["losses"]) == (9, 2)
+    assert row["p"] == pytest.approx(stats.binomtest(9, 11).pvalue)
+    assert row["difference_points"] == pytest.approx(100 * 7 / N)
+    assert remarks == []
+    (over_seeds,) = _rows(comparisons, "seeds")
+    assert pd.isna(over_seeds["p"])  # one seed tells nothing of others
+
+
+def test_an_image_counts_once_however_many_seeds(tmp_path):
+    for seed in (1, 2, 3):
+        _write(tmp_path, "a", seed, _first(20))
+        _write(tmp_path, "b", seed, _first(14))
+    (row,) = _rows(compare(read_runs(tmp_path))[0], "images")
+    assert (row["seeds"], row["wins"], row["losses"]) == (3, 6, 0)
+    assert row["p"] == pytest.approx(2 / 2**6)
+
+
+def test_an_image_is_won_by_more_seeds(tmp_path):
+    """Image 0: 2 to 1. Image 1: 1 to 1. Image 2: 0 to 2."""
+    a = ([True, True, False], [True, False, False], [False, False, False])
+    b = ([False, False, True], [True, True, True], [False, False, False])
+    for seed in range(3):
+        _write(tmp_path, "a", seed, a[seed])
+        _write(tmp_path, "b", seed, b[seed])
+    (row,) = _rows(compare(read_runs(tmp_path))[0], "images")
+    assert (row["wins"], row["losses"]) == (1, 1)
+
+
+def test_seeds_are_paired_and_averaged_over_datasets(tmp_path):
+    accuracies = {
+        ("a", "dtd"): (20, 24, 28),
+        ("b", "dtd"): (18, 20, 26),
+        ("a", "eurosat"): (30, 31, 35),
+        ("b", "eurosat"): (31, 27, 30),
+    }
+    for (method, dataset), right in accuracies.items():
+        for seed, count in enumerate(right):
+            _write(tmp_path, method, seed, _first(count), dataset)
+    comparisons, _ = compare(read_runs(tmp_path))
+    scale = 100 / N
+    for dataset, differences in (
+        ("dtd", [2, 4, 2]),
+        ("eurosat", [-1, 4, 5]),
+        (AVERAGE, [0.5, 4, 3.5]),
+    ):
+        (row,) = _rows(comparisons, "seeds", dataset)
+        expected = stats.ttest_1samp(differences, 0).pvalue
+        assert row["p"] == pytest.approx(expected)
+        assert row["difference_points"] == pytest.approx(scale * sum(differences) / 3)
+    (pair,) = summary(comparisons).to_dict("records")
+    assert pair["seeds"] == 3
+    assert pair["difference (points)"] == pytest.approx(scale * 8 / 3)
+
+
+def test_only_seeds_that_both_have_are_compared(tmp_path):
+    for seed in (1, 2, 3):
+        _write(tmp_path, "a", seed, _first(20 + seed))
+    for seed in (2, 3, 4):
+        _write(tmp_path, "b", seed, _first(18 + 2 * seed))
+    comparisons, _ = compare(read_runs(tmp_path))
+    assert [row["seeds"] for row in comparisons.to_dict("records")] == [2, 2]
+
+
+def test_other_images_or_another_order_are_not_compared(tmp_path):
+    _write(tmp_path, "a", 1, _first(20))
+    other = _write(tmp_path, "b", 1, _first(10))
+    write_predictions(other, _first(10), paths=[f"{N - at}.png" for at in range(N)])
+    comparisons, remarks = compare(read_runs(tmp_path))
+    assert _rows(comparisons, "images") == []
+    (remark,) = remarks
+    assert "not tested on the same images in the same order" in remark
+    assert str(other) in remark
+
+
+@pytest.mark.parametrize("content", [None, "", "path,label\n1.png,0\n", "path,label,predic"])
+def test_predictions_that_cannot_be_read_are_named(tmp_path, content):
+    _write(tmp_path, "a", 1, _first(20))
+    bad = _write(tmp_path, "b", 1, _first(10))
+    (bad / "predictions.csv").unlink()
+    if content is not None:
+        (bad / "predictions.csv").write_text(content)
+    comparisons, remarks = compare(read_runs(tmp_path))
+    assert _rows(comparisons, "images") == []
+    assert len(remarks) == 1
+    assert len(_rows(comparisons, "seeds")) == 1
+
+
+def test_zero_shot_is_compared_by_what_the_runs_answered_before(tmp_path):
+    for seed in (1, 2):
+        folder = _write(tmp_path, "a", seed, _first(30), zero_shot_accuracy_percent=50.0)
+        write_predictions(folder, _first(30), before=_first(20))
+    comparisons, _ = compare(read_runs(tmp_path))
+    (row,) = _rows(comparisons, "images")
+    assert (row["first"], row["second"]) == ("A", "Zero-shot CLIP")
+    assert (row["wins"], row["losses"], row["seeds"]) == (10, 0, 2)
+    assert row["difference_points"] == pytest.approx(25.0)
+
+
+def test_p_values_are_adjusted_over_the_pairs_of_a_dataset(tmp_path):
+    for method, count in (("a", 10), ("b", 18), ("c", 40)):
+        _write(tmp_path, method, 1, _first(count))
+    rows = _rows(compare(read_runs(tmp_path))[0], "images")
+    assert len(rows) == 3
+    p = sorted(row["p"] for row in rows)
+    adjusted = sorted(row["p_holm"] for row in rows)
+    assert adjusted == pytest.approx([3 * p[0], 2 * p[1], max(2 * p[1], p[2])])
+
+
+def test_of_many_rows_the_best_is_compared_with_each(tmp_path):
+    for at in range(MAX_ROWS + 1):
+        _write(tmp_path, f"m{at:02d}", 1, _first(10 + at))
+    rows = _rows(compare(read_runs(tmp_path))[0], "images")
+    assert len(rows) == MAX_ROWS
+    assert {row["first"] for row in rows} == {f"M{MAX_ROWS}"}
+
+
+def test_blocks_of_other_shots_are_apart_and_one_method_has_no_rival(tmp_path):
+    _write(tmp_path, "a", 1, _first(20))
+    _write(tmp_path, "b", 1, _first(20), shots=8)
+    comparisons, remarks = compare(read_runs(tmp_path))
+    assert comparisons.empty
+    assert summary(comparisons).empty
+    assert remarks == []
+
+
+def test_the_summary_counts_datasets(tmp_path):
+    for dataset, (a, b) in {"dtd": (40, 10), "eurosat": (10, 40), "fgvc": (20, 21)}.items():
+        _write(tmp_path, "a", 1, _first(a), dataset)
+        _write(tmp_path, "b", 1, _first(b), dataset)
+    (pair,) = summary(compare(read_runs(tmp_path))[0]).to_dict("records")
+    counts = [pair[key] for key in ("images: better on", "worse on", "undecided on")]
+    assert counts == [1, 1, 1]
