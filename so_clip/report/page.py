@@ -65,7 +65,7 @@ def write(
             "Get it with: pip install 'so-clip[report]'"
         ) from error
     names = folder_names(runs)
-    order = detail_order(runs.frame, [_find(name, names) for name in details])
+    order = detail_order(runs.frame, [_find(name, runs, names) for name in details])
     data = run_data(runs) | {
         "tables": [table_data(table) for table in tables],
         "frames": frame_data(frames or {}),
@@ -129,19 +129,16 @@ def plot_colours() -> str:
     )
 
 
-def _find(name: str, names: Sequence[str]) -> int:
-    """Return the place of the run that a user means by its folder."""
+def _find(name: str, runs: Runs, names: Sequence[str]) -> int:
+    """Return the place of the run that a user means by its folder's name or path."""
     wanted = name.rstrip("/")
-    ends = [
-        place
-        for place, each in enumerate(names)
-        if each == wanted or Path(each).name == Path(wanted).name
-    ]
-    exact = [place for place in ends if names[place] == wanted]
-    if len(exact or ends) == 1:
-        return (exact or ends)[0]
-    if ends:
-        several = ", ".join(names[place] for place in ends)
+    paths = [str(folder) for folder in runs.frame["folder"]]
+    found = [at for at, each in enumerate(names) if wanted in (each, paths[at])]
+    found = found or [at for at, each in enumerate(names) if Path(each).name == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(names[at] for at in found)
         raise InputError(f"--details {name}: several runs have that name: {several}. Choose one.")
     raise InputError(
         f"--details {name}: there is no finished run of that name.{nearest(wanted, names)}"
