@@ -90,7 +90,7 @@ def test_three_examples_and_the_other_commands_are_shown():
         overrides = [word for word in example.split()[3:] if word != "-m"]
         single = [word.partition(",")[0].replace("~/", "") for word in overrides]
         compose(single)
-    for word in ("so_clip.draw", "so_clip.table", "--debug", "--multirun", "exit codes"):
+    for word in ("so_clip.prepare", "so_clip.draw", "so_clip.table", "--debug", "--multirun", "exit codes"):
         assert word in TEXT
 
 

