@@ -31,6 +31,28 @@ def lock_new(folder: Path) -> int | None:
     return _make_and_lock(folder)
 
 
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process holds a folder's lock; None where there are no locks.
+
+    Asking takes a shared lock for an instant, so that many may ask at once.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _make_and_lock(folder: Path) -> int | None:
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -66,9 +88,6 @@ def _is_locked(descriptor: int) -> bool:
 
 
 def _check_only_asked_for(descriptor: int) -> None:
-    """Raise BlockingIOError unless all who hold a lock ask for an instant whether it is free.
-
-    As so_clip/status/ does.
-    """
+    """Raise BlockingIOError unless all who hold a lock do so for an instant, in `is_locked`."""
     fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     fcntl.flock(descriptor, fcntl.LOCK_UN)

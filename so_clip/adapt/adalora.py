@@ -28,13 +28,14 @@ class AdaLoRA(Peft):
     Of a step that a gradient scaler leaves out, gradients that are not finite count as zero.
 
     Args:
-        patterns, encoder, position, split_qkv, seed, interpolation: see Peft.
+        patterns: see Peft.
         total_steps: that training takes, 2 or more; a run that stops before leaves ranks as they
             are then.
         warmup, final: the shares of these steps in which no rank is taken, at the beginning and at
             the end.
-        options: rank, target_rank, alpha, dropout, interval (steps between two choices),
-            orthogonality (weight of the penalty), beta1 and beta2 (of smoothing), as peft has them.
+        options: Peft's for kind=adalora: rank, target_rank, alpha, dropout, interval (steps between
+            two choices), orthogonality (weight of the penalty), beta1 and beta2 (of smoothing),
+            encoder, position, split_qkv, seed, interpolation.
 
     Raises:
         InputError: an option is out of range, or target_rank is not below rank.
@@ -46,13 +47,8 @@ class AdaLoRA(Peft):
         self,
         patterns: Sequence[str],
         total_steps: int,
-        encoder: str = "both",
-        position: str = "all",
-        split_qkv: bool = False,
-        seed: int = 0,
         warmup: float = 0.1,
         final: float = 0.5,
-        interpolation: float = 1.0,
         **options: Any,
     ) -> None:
         whole("adapter.total_steps", total_steps, 2)
@@ -66,15 +62,12 @@ class AdaLoRA(Peft):
             )
         # Ranks can be chosen after the second step at the earliest.
         last_choice = max(2, total_steps - int(final * total_steps))
-        timetable = {
+        timetable: dict[str, Any] = {
             "total_step": total_steps,
             "tfinal": total_steps - last_choice,
             "tinit": min(int(warmup * total_steps), last_choice - 1),
         }
-        options |= timetable
-        super().__init__(
-            "adalora", patterns, encoder, position, split_qkv, seed, interpolation, **options
-        )
+        super().__init__("adalora", patterns, **options, **timetable)
         rank, target = options.get("rank", 12), options.get("target_rank", 8)
         if target >= rank:
             raise InputError(

@@ -26,11 +26,12 @@ class ReLoRA(Peft):
     weights are trained already. So is the warm-up of the very first steps.
 
     Args:
-        patterns, encoder, position, split_qkv, seed: see Peft.
-        interpolation: see Peft. Below 1, the weights from before are kept on the host meanwhile.
+        patterns: see Peft.
         every: steps between two restarts, 1 or more.
         restart_warmup: shortened steps after a restart, fewer than `every`; 0: none.
-        options: rank, alpha, dropout and rank_stabilised, as LoRA's.
+        options: Peft's for kind=lora: rank, alpha, dropout, rank_stabilised, encoder, position,
+            split_qkv, seed, interpolation. Below an interpolation of 1, the weights from before
+            are kept on the host meanwhile.
 
     Source: arXiv 2307.05695; github Guitaricet/relora.
     """
@@ -38,18 +39,11 @@ class ReLoRA(Peft):
     def __init__(
         self,
         patterns: Sequence[str],
-        encoder: str = "both",
-        position: str = "all",
-        split_qkv: bool = False,
-        seed: int = 0,
         every: int = 200,
         restart_warmup: int = 10,
-        interpolation: float = 1.0,
         **options: Any,
     ) -> None:
-        super().__init__(
-            "lora", patterns, encoder, position, split_qkv, seed, interpolation, **options
-        )
+        super().__init__("lora", patterns, **options)
         self.every = whole("adapter.every", every, 1)
         self.restart_warmup = whole("adapter.restart_warmup", restart_warmup, 0, every - 1)
         self._merged = False

@@ -16,13 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from so_clip.errors import InputError
+from so_clip.locks import is_locked
 from so_clip.progress import PROGRESS_FILE
 from so_clip.record import ERROR_FILE, METRICS_FILE, read_metrics
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 RUNNING, FAILED, INTERRUPTED, MISSING, DONE = "running", "failed", "interrupted", "missing", "done"
 STATES = (DONE, RUNNING, FAILED, INTERRUPTED, MISSING)
@@ -119,7 +115,7 @@ def _read_folder(folder: str, before: _Known | None, is_top: bool) -> _Known:
     path, changed_at = Path(folder), mtime_ns / 1e9
     if not (is_top or names):  # claimed, perhaps, by a run that reads its data yet
         starting = Run("", RUNNING, changed_at, remark="starting")
-        return _Known(-1, starting if is_locked(folder) else None)
+        return _Known(-1, starting if is_locked(Path(folder)) else None)
     if is_top or not names & _RUN_FILES:
         children = tuple(
             entry.name
@@ -194,32 +190,10 @@ def _now(known: _Known, folder: str) -> Run:
 
 def _is_running(folder: str, progress: dict[str, Any], silent_seconds: float) -> bool:
     """Whether a process is at work: the lock knows, but perhaps not what another machine does."""
-    held = is_locked(folder)
+    held = is_locked(Path(folder))
     if held is None or (not held and progress.get("host", HOST) != HOST):
         return silent_seconds < SILENCE_SECONDS
     return held
-
-
-def is_locked(folder: str) -> bool | None:
-    """Whether a process holds a folder's lock; None where there are no locks.
-
-    Asking takes a shared lock for an instant, so that many may ask at once.
-    """
-    if fcntl is None:
-        return None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def read_object(path: Path) -> dict[str, Any]:

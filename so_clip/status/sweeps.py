@@ -9,6 +9,7 @@ from typing import Any
 
 from so_clip import jobs
 from so_clip.jobs import JOBS_DIR, Job
+from so_clip.locks import is_locked
 from so_clip.settings import NO_DIFFERENCE
 from so_clip.status.runs import (
     DONE,
@@ -19,7 +20,6 @@ from so_clip.status.runs import (
     SETTLED_NS,
     SILENCE_SECONDS,
     Run,
-    is_locked,
     read_object,
     texts,
 )
@@ -103,7 +103,7 @@ class SweepFolders:
         every = {number: each for number, each in begun.items() if each} | dict(
             enumerate(overrides)
         )
-        alive = is_locked(str(folder)) or any(each.is_at_work for each in told.values())
+        alive = is_locked(folder) or any(each.is_at_work for each in told.values())
         return Sweep(folder, command, every, told, bool(alive))
 
     def _told_in(self, folder: Path) -> dict[int, Told]:

@@ -96,12 +96,12 @@ def test_looking_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
 import sys, threading, time
 from pathlib import Path
 from so_clip.record import RunFolder
-from so_clip.status.runs import is_locked
+from so_clip.locks import is_locked
 
 stop = threading.Event()
 def ask():
     while not stop.is_set():
-        is_locked(sys.argv[1])
+        is_locked(Path(sys.argv[1]))
         time.sleep(0.0002)
 
 thread = threading.Thread(target=ask)
