@@ -72,10 +72,10 @@ def read_jobs(sweep_dir: Path) -> dict[int, Job]:
     return dict(sorted(jobs.items()))
 
 
-def is_alive(job: Job) -> bool:
-    """Whether the job's process is there, as far as this machine can tell."""
+def may_be_alive(job: Job) -> bool:
+    """Whether the job's process is there, or on another machine, of which this one cannot tell."""
     if job.host != platform.node():
-        return False
+        return True
     try:
         os.kill(job.pid, 0)
     except ProcessLookupError:

@@ -9,6 +9,7 @@ from so_clip.data.cards import card_names
 from so_clip.paths import CONF_DIR
 
 GROUPS = ("backbone", "method", "adapter", "optimizer", "schedule", "experiment")
+LAUNCHERS = "hydra/launcher"
 
 _HEAD = """\
 so_clip: adapt CLIP with a few images per class, and measure it.
@@ -43,14 +44,16 @@ flags
   -m, --multirun   run every combination of comma-separated values
   --cfg job        print the composed configuration instead of running it
   --debug          show the traceback of an error
-exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
+exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted
+A sweep goes on after a failed run; it ends with 1, or with 2 if all that failed was bad input.
+Started again, a sweep does only what is missing: finished runs are skipped, others resumed."""
 
 
 def manual() -> str:
     """Return the whole manual: what a run is, its groups and options, and examples."""
     parts = [_HEAD, "groups (GROUP=CHOICE)", "  dataset"]
     parts.append(textwrap.indent(textwrap.fill(" ".join(card_names()), 92), "    "))
-    for group in GROUPS:
+    for group in (*GROUPS, LAUNCHERS):
         parts.append(f"  {group}")
         column = 6 + max(len(path.stem) for path in _choices(group))
         parts += [_entry(path.stem, _opening(path), column) for path in _choices(group)]

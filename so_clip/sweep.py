@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from so_clip import atomic
 from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, report
 from so_clip.jobs import FAILED as FAILED_JOB
-from so_clip.jobs import JOBS_DIR, RUNNING, Job, is_alive, read_jobs
+from so_clip.jobs import JOBS_DIR, RUNNING, Job, may_be_alive, read_jobs
 from so_clip.locks import lock_new
 from so_clip.record import check_writable
 from so_clip.values import path
@@ -34,7 +34,7 @@ _MEANINGS = {
     "failed": "failed",
     "lost": "lost (its process ended)",
     "interrupted": "interrupted",
-    "under way": "under way still",
+    "under way": "under way still (python -m so_clip.status RESULTS_DIR tells)",
     "not begun": "not begun",
 }
 
@@ -171,7 +171,7 @@ def _states(sweep: Sweep, jobs: Mapping[int, Job], problem: BaseException | None
     alive = open_jobs
     while alive and time.monotonic() < until:
         alive = [number for number in alive if jobs[number].pid != os.getpid()]
-        alive = [number for number in alive if is_alive(jobs[number])]
+        alive = [number for number in alive if may_be_alive(jobs[number])]
         time.sleep(0.1 if alive else 0)
     for number in open_jobs:
         ended = "interrupted" if isinstance(problem, KeyboardInterrupt) else "lost"
@@ -201,7 +201,8 @@ def summary(
     """Return how many jobs ended how, and for each that went wrong why, and the command for it."""
     counts = Counter(states.values())
     parts = [f"{counts[state]} {text}" for state, text in _MEANINGS.items() if counts[state]]
-    lines = [f"sweep of {len(states)} runs: {', '.join(parts)}"]
+    runs = f"{len(states)} run{'' if len(states) == 1 else 's'}"
+    lines = [f"sweep of {runs}: {', '.join(parts)}"]
     for number, state in sorted(states.items()):
         if state not in ("failed", "lost"):
             continue

@@ -15,7 +15,9 @@ from tests.command import call, python
 TEXT = manual()
 LINES = TEXT.splitlines()
 CHOICES = sorted(
-    (path.parent.name, path.stem) for path in CONF_DIR.rglob("*.yaml") if path.parent != CONF_DIR
+    (path.parent.relative_to(CONF_DIR).as_posix(), path.stem)
+    for path in CONF_DIR.rglob("*.yaml")
+    if path.parent != CONF_DIR
 )
 GROUPS = sorted({group for group, _ in CHOICES})
 SHOWN = ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny")
@@ -90,7 +92,14 @@ def test_three_examples_and_the_other_commands_are_shown():
         overrides = [word for word in example.split()[3:] if word != "-m"]
         single = [word.partition(",")[0].replace("~/", "") for word in overrides]
         compose(single)
-    for word in ("so_clip.prepare", "so_clip.draw", "so_clip.table", "--debug", "--multirun", "exit codes"):
+    for word in (
+        "so_clip.prepare",
+        "so_clip.draw",
+        "so_clip.table",
+        "--debug",
+        "--multirun",
+        "exit codes",
+    ):
         assert word in TEXT
 
 
