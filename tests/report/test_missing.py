@@ -1,0 +1,238 @@
+"""What a table lacks: told by cell, filled by a command that does those runs and no others."""
+
+import json
+import shlex
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from so_clip.config import compose
+from so_clip.report.commands import compact, overrides_of, shell
+from so_clip.report.missing import add_missing
+from so_clip.report.read import read_runs
+from so_clip.report.tables import Table, make_tables
+from tests.report.made_runs import VIT, write_grid, write_provenance, write_run
+
+
+def _accuracy(root: Path) -> Table:
+    runs = read_runs(root)
+    return add_missing(make_tables(runs), runs)[0]
+
+
+def _jobs(commands) -> list[frozenset[str]]:
+    """Return what the commands would run, as Hydra's basic sweeper takes them apart."""
+    jobs = []
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:3] == ["python", "-m", "so_clip"]
+        sweep = words[3] == "-m"
+        options = words[4:] if sweep else words[3:]
+        values = [
+            [f"{key}={each}" for each in value.split(",")] if sweep else [f"{key}={value}"]
+            for key, _, value in (option.partition("=") for option in options)
+        ]
+        jobs += [frozenset(job) for job in product(*values)]
+    assert len(jobs) == len(set(jobs))
+    return jobs
+
+
+def _sweep(root: Path, jobs: list[list[str]], done: dict[int, str]) -> None:
+    """Write a sweep's folder as a sweep does; `done` names the folders of finished runs."""
+    folder = root / ".sweeps" / "2026-11-22_12-00-00-000000"
+    (folder / "jobs").mkdir(parents=True)
+    values = {"command": ["so_clip", "-m"], "started_at": "2026-11-22T12:00:00", "jobs": jobs}
+    (folder / "sweep.json").write_text(json.dumps(values))
+    for number, name in done.items():
+        job = {"overrides": jobs[number], "state": "done", "run_dir": str(root / name)}
+        (folder / "jobs" / f"{number}.json").write_text(json.dumps(job))
+
+
+def test_a_whole_table_lacks_nothing(tmp_path):
+    write_grid(tmp_path)
+    table = _accuracy(tmp_path)
+    assert (table.notes, table.commands) == ((), ())
+
+
+def test_missing_cells_and_seeds_are_named_and_filled(tmp_path):
+    folders = write_grid(tmp_path)
+    gone = [("so", "dtd", 1), ("so", "dtd", 2), ("so", "dtd", 3), ("clip_lora", "eurosat", 2)]
+    for key in gone:
+        (folders[key] / "metrics.json").unlink()
+    table = _accuracy(tmp_path)
+    assert table.notes == (
+        "Missing at 4 shots: CLIP-LoRA: EuroSAT (seed 2).",
+        "Missing at 4 shots: SO: DTD (seeds 1, 2, 3).",
+    )
+    expected = {
+        frozenset({f"method={m}", "backbone=tiny", f"dataset={d}", "shots=4", f"seed={seed}"})
+        for m, d, seed in gone
+    }
+    assert set(_jobs(table.commands)) == expected
+    assert len(table.commands) == 2
+
+
+def test_a_missing_seed_of_all_is_one_command(tmp_path):
+    folders = write_grid(tmp_path)
+    for key, folder in folders.items():
+        if key[0] == "so" and key[2] == 3:
+            (folder / "metrics.json").unlink()
+    (command,) = _accuracy(tmp_path).commands
+    expected = "method=so backbone=tiny dataset=eurosat,dtd shots=4 seed=3"
+    assert sorted(command.split()) == sorted(f"python -m so_clip -m {expected}".split())
+
+
+def test_the_command_repeats_what_a_run_of_the_row_was_given(tmp_path):
+    folders = write_grid(tmp_path, methods=("so",))
+    (folders["so", "dtd", 3] / "metrics.json").unlink()
+    for folder in folders.values():
+        given = ["x", "experiment=demo", "data_root=/my data", "seed=1", "dataset=eurosat"]
+        write_provenance(folder, command=given)
+    (command,) = _accuracy(tmp_path).commands
+    assert shlex.split(command)[3:] == [
+        *("experiment=demo", "data_root=/my data", "dataset=dtd", "shots=4", "seed=3")
+    ]
+
+
+def test_options_that_a_sweep_varied_are_the_runs_own(tmp_path):
+    command = "x -m method=so,clip_lora optimizer.density_ratio=5e-4,1e-3 seed=1,2 shots=4"
+    for seed, density in ((1, 5e-4), (2, 5e-4), (1, 1e-3)):
+        folder = write_run(
+            tmp_path, f"{seed}-{density}", seed=seed, optimizer__density_ratio=density
+        )
+        write_provenance(folder, command=command.split())
+    (job,) = _jobs(_accuracy(tmp_path).commands)
+    assert job == {
+        *("method=so", "optimizer.density_ratio=1e-3", "dataset=digits", "shots=4", "seed=2")
+    }
+
+
+def test_an_experiment_sweeps_over_nothing_else(tmp_path):
+    """Under -m an experiment would sweep by itself over what is not said."""
+    for dataset, seed in (("dtd", 1), ("dtd", 2), ("dtd", 3), ("eurosat", 1)):
+        folder = write_run(
+            tmp_path, f"{dataset}{seed}", dataset=dataset, seed=seed, optimizer__T=10
+        )
+        write_provenance(folder, command=["x", "experiment=kappa_t", f"dataset={dataset}"])
+    (command,) = _accuracy(tmp_path).commands
+    assert {"optimizer.density_ratio=0.0005", "optimizer.T=10", "seed=2,3"} <= set(command.split())
+
+
+def test_without_a_command_the_settings_say_what_they_can(tmp_path):
+    for seed, lr, backbone in ((1, 1e-3, VIT), (2, 1e-3, VIT), (1, 1e-2, VIT)):
+        write_run(tmp_path, f"{seed}{lr}", seed=seed, optimizer__lr=lr, backbone=backbone)
+    (job,) = _jobs(_accuracy(tmp_path).commands)
+    assert job == {
+        *("method=so", "backbone=vit_b16", "optimizer.lr=0.01", "dataset=digits", "shots=4"),
+        "seed=2",
+    }
+
+
+def test_zero_shot_lacks_a_dataset_but_no_seed(tmp_path):
+    write_grid(tmp_path)
+    write_run(tmp_path, "z", dataset="dtd", method="zero_shot", method_title="Z", shots=0, seed=0)
+    table = _accuracy(tmp_path)
+    assert table.notes == ("Missing without shots: Z: EuroSAT (seed 0).",)
+    assert _jobs(table.commands) == [
+        frozenset({"method=zero_shot", "backbone=tiny", "dataset=eurosat"})
+    ]
+
+
+def test_commands_compose(tmp_path):
+    folders = write_grid(tmp_path, methods=("so",), backbone=VIT)
+    (folders["so", "dtd", 3] / "metrics.json").unlink()
+    (job,) = _jobs(_accuracy(tmp_path).commands)
+    config = compose(sorted(job))
+    assert (config.dataset.name, config.seed, config.backbone.pretrained) == ("dtd", 3, "openai")
+
+
+def test_jobs_of_a_sweep_say_what_was_meant(tmp_path):
+    """One seed was never planned, so it is not missing; a whole method was, and never began."""
+    folders = write_grid(tmp_path, methods=("so",), seeds=(1, 2))
+    write_grid(tmp_path / "other", methods=("adamw",), seeds=(1,))
+    planned = [
+        [f"method={method}", f"dataset={dataset}", f"seed={seed}"]
+        for method in ("so", "clip_lora")
+        for dataset in ("dtd", "eurosat")
+        for seed in (1, 2)
+    ]
+    done = {
+        number: folders["so", job[1][8:], int(job[2][5:])].name
+        for number, job in enumerate(planned)
+        if job[0] == "method=so"
+    }
+    _sweep(tmp_path, planned, done)
+    table = _accuracy(tmp_path)
+    assert table.notes == ("4 jobs of sweeps have no finished run.",)
+    assert table.commands == ("python -m so_clip -m method=clip_lora dataset=dtd,eurosat seed=1,2",)
+
+
+def test_a_job_whose_cell_is_named_is_named_once(tmp_path):
+    folders = write_grid(tmp_path, methods=("so", "clip_lora"), seeds=(1,))
+    keys = list(folders)
+    planned = [
+        [f"method={m}", f"dataset={d}", "shots=4", f"seed={seed}", "precision=fp32"]
+        for m, d, seed in keys
+    ]
+    _sweep(tmp_path, planned, {number: folders[key].name for number, key in enumerate(keys)})
+    (folders["so", "dtd", 1] / "metrics.json").unlink()
+    table = _accuracy(tmp_path)
+    assert table.notes == ("Missing at 4 shots: SO: DTD (seed 1).",)
+    assert _jobs(table.commands) == [frozenset(planned[0])]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"jobs": 3}', '{"jobs": [[1]]}'])
+def test_a_sweep_that_cannot_be_read_harms_nothing(tmp_path, text):
+    write_grid(tmp_path)
+    folder = tmp_path / ".sweeps" / "x"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(text)
+    assert _accuracy(tmp_path).commands == ()
+
+
+def test_thousands_of_missing_rows_are_counted(tmp_path):
+    for at in range(25):
+        write_run(tmp_path, f"{at}", optimizer__lr=at + 1.0)
+    write_run(tmp_path, "more", optimizer__lr=1.0, dataset="dtd")
+    table = _accuracy(tmp_path)
+    assert len(table.notes) == 21
+    assert table.notes[-1] == "4 more rows lack runs."
+    assert len(_jobs(table.commands)) == 24
+
+
+jobs = st.lists(
+    st.tuples(
+        st.sampled_from(["method=a", "method=b"]),
+        st.sampled_from(["dataset=x", "dataset=y", "dataset=z"]),
+        st.sampled_from(["seed=1", "seed=2", "seed=10"]),
+    ),
+    min_size=1,
+    unique=True,
+)
+
+
+@given(jobs)
+def test_compact_commands_do_each_job_once(some):
+    commands = compact(some)
+    assert set(_jobs(shell(*command) for command in commands)) == set(map(frozenset, some))
+    assert len(commands) <= len(some)
+
+
+def test_compact_finds_a_grid():
+    grid = list(product(["method=a", "method=b"], ["dataset=x", "dataset=y"], ["seed=2", "seed=1"]))
+    assert compact(grid) == [(("method=a,b", "dataset=x,y", "seed=1,2"), True)]
+
+
+def test_options_without_a_value_and_lists_stay_what_they_are():
+    job = ("~optimizer.density_ratio", "transfer=[dtd,eurosat]", "template='a, b {}'")
+    ((options, sweep),) = compact([job])
+    assert (options, sweep) == (job, False)
+    assert shlex.split(shell(options, sweep))[3:] == list(job)
+
+
+def test_a_run_of_a_sweep_is_known_by_its_folder(tmp_path):
+    run = {"folder": str(tmp_path / "r"), "shots": 4, "method": "so", "settings": {}}
+    known = {"r": ("method=so", "dataset=dtd", "dataset.split_file=x", "seed=7", "shots=4")}
+    assert overrides_of(run, "fgvc", 2, known) == ("method=so", "dataset=fgvc", "shots=4", "seed=2")

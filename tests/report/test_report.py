@@ -1,0 +1,157 @@
+"""The whole command on runs of the program itself and on many made by hand."""
+
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from so_clip.report import __main__ as report
+from tests.command import Outcome, call, python
+from tests.report.made_runs import (
+    PAPER,
+    VIT,
+    write_grid,
+    write_predictions,
+    write_provenance,
+    write_run,
+)
+
+MANY = 20_000
+
+
+def _report(*arguments: object) -> Outcome:
+    return call(*arguments, main=report.main)
+
+
+@pytest.fixture(scope="module")
+def real_runs(tmp_path_factory) -> Path:
+    """Two steps of SO with two seeds and zero-shot CLIP on digits, by the command line."""
+    root = tmp_path_factory.mktemp("runs")
+    for method, seed in (("so", 1), ("so", 2), ("zero_shot", 1)):
+        steps = ["schedule.max_steps=2"] if method == "so" else []
+        options = ("experiment=demo", f"method={method}", f"seed={seed}", f"results_dir={root}")
+        done = call(*options, *steps)
+        assert done.code == 0, done.err
+    return root
+
+
+def test_real_runs_make_a_report(real_runs, tmp_path):
+    done = _report(real_runs, "-o", tmp_path)
+    assert (done.code, done.err) == (0, "")
+    names = {path.name for path in (tmp_path / "tables").iterdir()}
+    for name in ("accuracy", "calibration", "memory", "seconds", "significance"):
+        assert {f"{name}.{ending}" for ending in ("csv", "md", "tex", "html")} <= names
+    assert "all.tex" in names
+    assert (tmp_path / "index.html").is_file()
+    cells = pd.read_csv(tmp_path / "tables" / "accuracy.csv")
+    metrics = [json.loads(path.read_text()) for path in real_runs.glob("*-so-*/metrics.json")]
+    mean = sum(each["accuracy_percent"] for each in metrics) / 2
+    (row,) = cells[cells["method"] == "so"].to_dict("records")
+    assert (row["dataset"], row["runs"]) == ("digits", 2)
+    assert row["mean"] == pytest.approx(mean)
+    assert set(cells["method"]) == {"so", "zero_shot"}
+    pairs = pd.read_csv(tmp_path / "tables" / "significance.csv")
+    assert set(pairs["test"]) == {"seeds", "images"}
+    assert f"3 runs; {tmp_path / 'index.html'} in {tmp_path}" in done.out
+
+
+def test_tables_alone_are_made_on_request(real_runs, tmp_path):
+    assert _report(real_runs, "-o", tmp_path, "--tables-only").code == 0
+    assert not (tmp_path / "index.html").exists()
+    assert not (tmp_path / "tables" / "significance.csv").exists()
+    assert (tmp_path / "tables" / "accuracy.tex").is_file()
+
+
+def test_the_report_goes_beside_the_runs_and_is_made_again(real_runs):
+    for _ in range(2):
+        done = _report(real_runs, "--tables-only")
+        assert (done.code, done.err) == (0, "")
+    assert (real_runs / "report" / "tables" / "accuracy.md").is_file()
+
+
+def test_what_is_missing_is_printed_with_its_command(tmp_path):
+    folders = write_grid(tmp_path / "runs")
+    (folders["so", "dtd", 2] / "metrics.json").unlink()
+    done = _report(tmp_path / "runs", "-o", tmp_path / "out", "--tables-only")
+    assert done.code == 0
+    command = "python -m so_clip method=so backbone=tiny dataset=dtd shots=4 seed=2"
+    assert "Missing at 4 shots: SO: DTD (seed 2)." in done.out
+    assert f"\n  {command}\n" in done.out
+    assert f"```sh\n{command}\n```" in (tmp_path / "out" / "tables" / "accuracy.md").read_text()
+    (message,) = done.messages
+    assert message.startswith(f"so_clip.report: left out: {folders['so', 'dtd', 2]}: unfinished")
+
+
+def test_a_torn_run_is_one_line_and_harms_nothing(tmp_path):
+    folders = write_grid(tmp_path / "runs", methods=("so",))
+    for folder in folders.values():
+        write_predictions(folder, [True, False, True])
+        write_provenance(folder)
+    torn = folders["so", "dtd", 2]
+    (torn / "metrics.json").write_text('{"dataset": "dt')
+    done = _report(tmp_path / "runs", "-o", tmp_path / "out")
+    assert done.code == 0
+    assert len(done.messages) == 1
+    assert str(torn) in done.messages[0]
+    cells = pd.read_csv(tmp_path / "out" / "tables" / "accuracy.csv").set_index("dataset")["runs"]
+    assert (cells["dtd"], cells["eurosat"]) == (2, 3)
+
+
+@pytest.mark.parametrize("place", ["", "nowhere", "file"])
+def test_nothing_to_show_is_bad_input(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    done = _report(tmp_path / place)
+    assert (done.code, done.out) == (2, "")
+    assert str(tmp_path / place) in done.messages[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_bad_input(tmp_path):
+    write_run(tmp_path, "a")
+    done = _report(tmp_path, "-o", "/proc/report")
+    assert done.code == 2
+    assert "/proc/report" in done.err
+    assert "Traceback" not in done.err
+
+
+def _write_many(root: Path) -> None:
+    """Write runs of eleven datasets, five numbers of shots, three seeds and many densities."""
+    template = write_run(root, "template", backbone=VIT, train_seconds=1.0)
+    metrics = json.loads((template / "metrics.json").read_text())
+    write_provenance(template)
+    provenance = (template / "provenance.json").read_text()
+    count = 0
+    for density in range(1, 200):
+        for shots in (1, 2, 4, 8, 16):
+            for seed in (1, 2, 3):
+                for dataset in PAPER:
+                    count += 1
+                    if count == MANY:
+                        return
+                    folder = root / f"{dataset}-{shots}-{seed}-{density}"
+                    folder.mkdir()
+                    values = {"dataset": dataset, "shots": shots, "seed": seed}
+                    metrics |= values | {"accuracy_percent": 50 + (count * 7919 % 4001) / 100}
+                    metrics["settings"] |= values
+                    metrics["settings"]["optimizer"] |= {"density_ratio": density, "seed": seed}
+                    (folder / "config.yaml").touch()
+                    (folder / "metrics.json").write_text(json.dumps(metrics))
+                    (folder / "provenance.json").write_text(provenance)
+
+
+def test_twenty_thousand_runs_take_seconds_and_less_than_a_gigabyte(tmp_path):
+    """On a quiet core 8 seconds and 0.4 GB; the bound on time leaves room for a busy one."""
+    _write_many(tmp_path / "runs")
+    code = (
+        "import sys; from pathlib import Path; from so_clip.report.__main__ import main;"
+        "assert main() == 0; status = Path('/proc/self/status').read_text();"
+        "print(int(status.partition('VmHWM:')[2].split()[0]) // 1024)"
+    )
+    started = time.perf_counter()
+    printed = python(code, tmp_path / "runs", "-o", tmp_path / "out", "--tables-only")
+    assert time.perf_counter() - started < 60
+    *_, last, peak_mib = printed.strip().splitlines()
+    assert last.startswith(f"{MANY} runs;")
+    assert int(peak_mib) < 1000
