@@ -3,7 +3,7 @@
 Tensor names end in their shape: N training images, V views of each, D embedding.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -65,6 +65,10 @@ class Adapter:
         Returns:
             Parameters that were begun anew, of which the optimizer forgets what it remembers.
         """
+        return ()
+
+    def stage_ends(self) -> Sequence[int]:
+        """Return the steps, in order, after which a step computes something else than before."""
         return ()
 
     def training_state(self, classifier: Classifier) -> dict[str, Any]:

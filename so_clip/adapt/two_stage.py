@@ -75,6 +75,10 @@ class TwoStage(Weights):
         self._begin_second_stage(classifier)
         return tuned
 
+    def stage_ends(self) -> Sequence[int]:
+        """Return the first stage's last step."""
+        return (self.switch,)
+
     def finish(self, classifier: Classifier) -> None:
         """Go over to the second stage if training ended before, so that its result is one thing."""
         if not _head(classifier).second_stage:

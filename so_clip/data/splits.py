@@ -83,13 +83,13 @@ def dataset_folder(card: DatasetCard, data_root: Path | None) -> Path:
         return require_data_root(card, data_root) / card.folder
     # Found, not imported: a package of images has no code that a run needs.
     found = importlib.util.find_spec(card.package["module"])
-    places = list(found.submodule_search_locations or ()) if found else []
-    if not places:
+    folders = list(found.submodule_search_locations or ()) if found else []
+    if not folders:
         raise InputError(
             f"dataset={card.name}: {card.title} need {card.package['module']}, which is not "
             f"installed. {how_to_get(card)}"
         )
-    return Path(places[0]) / card.folder
+    return Path(folders[0]) / card.folder
 
 
 def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import (
 class Flops:
     """Of matrix products, convolutions and attention; a multiplication and an addition are two.
 
-    What is computed again for the backward pass counts as backward.
+    What is computed again for the backward pass counts as backward, and so does a penalty.
     """
 
     forward: int = 0

@@ -7,7 +7,10 @@ Tensor names end in their shape: B images of a batch, C H W pixels.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -183,27 +186,37 @@ def _evaluation(settings: Settings, tested: Sequence[Tested], model: Model) -> d
 def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, Any]:
     """Take a full training step that finds the optimizer's state, and so has a training's peak.
 
-    The last step of an epoch may have fewer images; its FLOPs are counted by themselves.
+    The last step of an epoch may have fewer images; its FLOPs are counted by themselves. So are
+    those of a later stage, where an adapter has stages.
     """
+    assert model.adapter is not None
     optimizer = build_optimizer(settings, model)
     schedule, images = settings.schedule, settings.shots * card.sizes["classes"]
     if schedule.max_steps > 1:
         _make_state(optimizer)
     full = min(schedule.batch_size, images)
-    last = images % full
-    small_steps = schedule.max_steps // -(-images // full) if last else 0
-    small = _step(model, optimizer, last) if small_steps else Flops()
+    epoch, last = -(-images // full), images % full
     peak = PeakMemory(model.classifier, optimizer, CPU)
-    with peak:
-        each = _step(model, optimizer, full)
-    training = (schedule.max_steps - small_steps) * each.total + small_steps * small.total
+    steps: list[Flops] = []
+    total = 0
+    ends = [step for step in model.adapter.stage_ends() if step < schedule.max_steps]
+    for begin, end in pairwise([0, *ends, schedule.max_steps]):
+        if begin:
+            with counter() as of_change:
+                model.adapter.after_step(model.classifier, begin)
+            total += of_change.get_total_flops()
+        small_steps = end // epoch - begin // epoch if last else 0
+        small = _step(model, optimizer, last) if small_steps else Flops()
+        with nullcontext() if steps else peak:
+            steps.append(_step(model, optimizer, full))
+        total += (end - begin - small_steps) * steps[-1].total + small_steps * small.total
     return {
         "memory": peak.result(),
         "batch_size": full,
-        "forward_flops_per_step": each.forward,
-        "backward_flops_per_step": each.backward,
-        "flops_per_step": each.total,
-        "training_flops": training,
+        "forward_flops_per_step": steps[0].forward,
+        "backward_flops_per_step": steps[0].backward,
+        "flops_per_step": steps[0].total,
+        "training_flops": total,
     }
 
 
@@ -219,9 +232,11 @@ def _make_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _step(model: Model, optimizer: torch.optim.Optimizer, images: int) -> Flops:
-    images_BCHW, labels_B = _batch(model, images)
-    with counted(model.classifier, optimizer) as flops:
-        train_step(model.classifier, images_BCHW, labels_B, optimizer, model.precision)
+    assert model.adapter is not None
+    classifier, batch = model.classifier, _batch(model, images)
+    penalty = partial(model.adapter.penalty, classifier)
+    with counted(classifier, optimizer) as flops:
+        train_step(classifier, *batch, optimizer, model.precision, penalty)
     return flops
 
 
