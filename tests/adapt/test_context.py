@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from so_clip.adapt.context import CoCoOp, ContextEmbedding, CoOp
+from so_clip.adapt.context import CoCoOp, CoOp
+from so_clip.adapt.context_prompts import ContextEmbedding
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import load_backbone
 from so_clip.clip.blocks import MEMORY_MODES, Memory
