@@ -129,22 +129,32 @@ def accuracy_vs_memory(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dr
         zero_shot = some[some["method"] == style.ZERO_SHOT]
         trained = some[some["method"] != style.ZERO_SHOT].merge(drawn)
         for shots, at_shots in trained.groupby("shots", sort=True):
-            numbers = _against_memory(pd.concat([zero_shot, at_shots]))
+            shared = _shared_datasets(at_shots)
+            both = pd.concat([zero_shot, at_shots])
+            numbers = _against_memory(both[both["dataset"].isin(shared)])
             if len(numbers) < 2:
                 continue
             place = [style.in_shots(int(shots)), *([str(backbone)] if several else [])]
             yield Drawing(
                 "_".join(["accuracy_vs_memory", *map(style.in_file, place)]),
                 "Accuracy against peak memory",
-                _memory_caption(at_shots, int(shots)),
+                _memory_caption(len(shared), int(shots)),
                 _draw_memory(numbers, lines),
                 numbers,
                 choice=", ".join(place),
             )
 
 
-def _memory_caption(runs: pd.DataFrame, shots: int) -> str:
-    datasets = runs["dataset"].nunique()
+def _shared_datasets(runs: pd.DataFrame) -> list[str]:
+    """Return the datasets that at least half of the methods have runs on.
+
+    One that a single method was tried on would leave all others without an average.
+    """
+    methods = runs.groupby("dataset")["method_title"].nunique()
+    return methods.index[2 * methods >= runs["method_title"].nunique()].tolist()
+
+
+def _memory_caption(datasets: int, shots: int) -> str:
     over = f" and {datasets} datasets (methods with runs on all of them)" if datasets > 1 else ""
     return (
         f"Test accuracy and peak memory at {style.in_shots(shots)}, mean over seeds{over}; bars: "

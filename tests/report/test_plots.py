@@ -161,6 +161,15 @@ def test_accuracy_against_memory_has_a_point_a_method_and_the_front(tmp_path):
     assert front.get_ydata().tolist() == [81.5, 91.5]
 
 
+def test_a_dataset_of_one_method_alone_takes_no_other_out_of_the_plot(tmp_path):
+    for name in ("a", "b", "c"):
+        write_run(tmp_path, method=name, title=name)
+    write_run(tmp_path, method="a", title="a", dataset="dtd")
+    (drawing,) = _drawn(accuracy_vs_memory, tmp_path)
+    assert drawing.numbers["method"].tolist() == ["a", "b", "c"]
+    assert "datasets" not in drawing.caption
+
+
 def test_no_name_covers_another_or_a_point():
     from matplotlib.figure import Figure
 

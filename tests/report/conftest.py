@@ -1,0 +1,59 @@
+"""A browser without a window, for tests of the page."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        pytest.skip(f"needs a Chromium on the PATH: one of {', '.join(_NAMES)}")
+    with sync_api.sync_playwright() as playwright:
+        # Its sandbox is not to be had by root, as in a container.
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Any]:
+    """Return a function that opens an HTML file; whatever the console complains of fails the test.
+
+    The page has no network: a request for anything but the file itself fails the test too.
+    """
+    contexts, complaints = [], []
+
+    def opened(
+        file: Path, route: str = "", *, width: int = 1280, scheme: str = "light", **more: Any
+    ) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, **more
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(20_000)
+        tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        tab.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("file:", "data:"))
+                or complaints.append(f"request: {request.url}")
+            ),
+        )
+        tab.goto(f"file://{file}#/{route}")
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
