@@ -67,6 +67,28 @@ def of_class_folders(folders: Sequence[str], class_count: int) -> Problem | None
     return None
 
 
+def of_other_folders(folders: Sequence[str]) -> Problem | None:
+    """A folder below the data root, or the data root itself."""
+    for index, folder in enumerate(folders):
+        if folder != "." and (reason := why_outside(folder)):
+            return f"other_folders[{index}]", f"must be a path below the data root: {reason}"
+    return None
+
+
+def of_image_pixels(value: Any) -> Problem | None:
+    """A count, where it is given."""
+    if value is None or (type(value) is int and 0 < value <= MAX_COUNT):
+        return None
+    return "image_pixels", f"must be a whole number above 0, not {_short(value)}"
+
+
+def of_sha256(value: Any) -> Problem | None:
+    """Sixty-four hexadecimal digits, where they are given."""
+    if value is None or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
+        return None
+    return "split_sha256", f"must be 64 hexadecimal digits, not {_short(value)}"
+
+
 def of_templates(templates: Mapping[str, Any]) -> Problem | None:
     """A template is text with one place for the class name."""
     for key, text in templates.items():

@@ -1,6 +1,6 @@
 """Dataset cards: what is known about a dataset, read from one YAML file and checked."""
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", "digits", PACKAGE_LAYOUT, 
 SIZES = ("classes", "train", "val", "test")
 _OPTIONAL = (
     *("split_file", "split_sha256", "sources", "class_folders", "classes_of"),
-    *("package", "image_pixels"),
+    *("package", "image_pixels", "other_folders"),
 )
 # Of a card, computed from others of its keys.
 _DERIVED = ("template_ensemble", "parent_labels")
@@ -52,6 +52,7 @@ class DatasetCard:
         package: of the installed package that holds the images, the `module`, and what pip is to
             `install`; for layout package_folders only. There is no data root then.
         image_pixels: of one image, where all are alike; forecasts reckon with it.
+        other_folders: where other code bases have what is in `folder`, "." for the data root.
         template_ensemble: further prompts, to be averaged (`templates.ensemble` in the file).
     """
 
@@ -74,6 +75,7 @@ class DatasetCard:
     parent_labels: tuple[int, ...] = ()
     package: dict[str, str] | None = None
     image_pixels: int | None = None
+    other_folders: tuple[str, ...] = ()
     template_ensemble: tuple[str, ...] = ()
 
     @property
@@ -184,13 +186,14 @@ class _Reader:
             citation=self._text("citation"),
             class_names=names,
             split_file=self._split_file(layout),
-            split_sha256=self._sha256(),
+            split_sha256=self._checked("split_sha256", card_values.of_sha256),
             sources=self._sources(),
             class_folders=self._class_folders(len(names)),
             classes_of=self.parent.name if self.parent else None,
             parent_labels=self.parent_labels,
             package=self._package(layout),
-            image_pixels=self._image_pixels(),
+            image_pixels=self._checked("image_pixels", card_values.of_image_pixels),
+            other_folders=self._other_folders(),
             template_ensemble=ensemble,
         )
 
@@ -311,17 +314,10 @@ class _Reader:
                 raise self._wrong(key, f"is missing, and layout: {layout} needs it")
         return package
 
-    def _image_pixels(self) -> int | None:
-        value = self.content.get("image_pixels")
-        if value is None or (type(value) is int and 0 < value <= card_values.MAX_COUNT):
-            return value
-        raise self._wrong("image_pixels", f"must be a whole number above 0, not {value!r}")
-
-    def _sha256(self) -> str | None:
-        value = self.content.get("split_sha256")
-        if value is None or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
-            return value
-        raise self._wrong("split_sha256", f"must be 64 hexadecimal digits, not {value!r}")
+    def _checked(self, key: str, rule: Callable[[Any], card_values.Problem | None]) -> Any:
+        value = self.content.get(key)
+        self._refuse(rule(value))
+        return value
 
     def _sources(self) -> tuple[dict[str, Any], ...]:
         value = self.content.get("sources") or []
@@ -330,11 +326,17 @@ class _Reader:
         return tuple(value)
 
     def _class_folders(self, class_count: int) -> tuple[str, ...]:
-        if self.content.get("class_folders") is None:
-            return ()
-        folders = self._texts("class_folders", self.content["class_folders"])
-        self._refuse(card_values.of_class_folders(folders, class_count))
+        folders = self._listed("class_folders")
+        self._refuse(card_values.of_class_folders(folders, class_count) if folders else None)
         return folders
+
+    def _other_folders(self) -> tuple[str, ...]:
+        folders = self._listed("other_folders")
+        self._refuse(card_values.of_other_folders(folders))
+        return folders
+
+    def _listed(self, key: str) -> tuple[str, ...]:
+        return () if self.content.get(key) is None else self._texts(key, self.content[key])
 
     def _refuse(self, problem: card_values.Problem | None) -> None:
         if problem is not None:

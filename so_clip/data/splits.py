@@ -76,20 +76,26 @@ def _compare(splits: Splits, card: DatasetCard) -> None:
 def dataset_folder(card: DatasetCard, data_root: Path | None) -> Path:
     """Return the folder of a dataset, in `data_root` or in the package that has it.
 
+    Where its images are not in CoOp's place but in that of another code base, it is that one.
+
     Raises:
         InputError: there is no data root, or the package is not installed.
     """
     if card.package is None:
-        return require_data_root(card, data_root) / card.folder
+        root = require_data_root(card, data_root)
+        folders = [root / folder for folder in (card.folder, *card.other_folders)]
+        # os.path.isdir, unlike Path.is_dir, never raises.
+        there = (each for each in folders if os.path.isdir(each / card.image_dir))  # noqa: PTH112
+        return next(there, folders[0])
     # Found, not imported: a package of images has no code that a run needs.
     found = importlib.util.find_spec(card.package["module"])
-    folders = list(found.submodule_search_locations or ()) if found else []
-    if not folders:
+    homes = list(found.submodule_search_locations or ()) if found else []
+    if not homes:
         raise InputError(
             f"dataset={card.name}: {card.title} need {card.package['module']}, which is not "
             f"installed. {how_to_get(card)}"
         )
-    return Path(folders[0]) / card.folder
+    return Path(homes[0]) / card.folder
 
 
 def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:
@@ -116,7 +122,8 @@ def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:
 def split_file_places(card: DatasetCard, root: Path) -> list[Path]:
     """Return where the split file of a dataset is looked for below `root`, in order."""
     assert card.split_file is not None, "load_card sees to it"
-    return [place / card.split_file for place in (root / card.folder, root, root / "splits")]
+    places = (root / card.folder, dataset_folder(card, root), root, root / "splits")
+    return [place / card.split_file for place in dict.fromkeys(places)]
 
 
 def _find_split_file(card: DatasetCard, data_root: Path | None) -> Path:

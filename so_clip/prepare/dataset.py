@@ -6,7 +6,7 @@ from pathlib import Path
 from so_clip import atomic
 from so_clip.data.cards import TEST_LAYOUTS, DatasetCard
 from so_clip.data.split_file import read_split_file
-from so_clip.data.splits import load_splits, split_file_places
+from so_clip.data.splits import dataset_folder, load_splits, split_file_places
 from so_clip.errors import InputError, RunFailed
 from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
@@ -75,7 +75,8 @@ def _prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) ->
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     count = len(all_examples(load_splits(card, root)))
-    return f"{'completed' if incomplete else 'is complete'}: {count} images in {root / card.folder}"
+    folder = dataset_folder(card, root)
+    return f"{'completed' if incomplete else 'is complete'}: {count} images in {folder}"
 
 
 def _ensure_split_file(

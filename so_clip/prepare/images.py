@@ -7,7 +7,7 @@ from pathlib import Path
 
 from so_clip.data.cards import DatasetCard
 from so_clip.data.images import why_too_large
-from so_clip.data.splits import load_splits
+from so_clip.data.splits import dataset_folder, load_splits
 from so_clip.errors import InputError
 from so_clip.prepare.download import fetch, wrong_checksum
 from so_clip.prepare.lacking import all_examples, lacking
@@ -177,7 +177,7 @@ class ImageSources:
     def _frames_from_videos(self, source: Source) -> bool:
         if not source.files:
             given = [self.given] if self.given and self.given.is_dir() else []
-            return self._frames_of([self.root / self.card.folder, *given])
+            return self._frames_of([dataset_folder(self.card, self.root), *given])
         try:
             require_decoder()
         except InputError as error:
@@ -211,7 +211,7 @@ class ImageSources:
         if problem := stage():
             return problem
         _check_pixels(self.staged)
-        merge(self.staged / self.card.folder, self.root / self.card.folder)
+        merge(self.staged / self.card.folder, dataset_folder(self.card, self.root))
         return ""
 
     def _stage_listed(self) -> str:

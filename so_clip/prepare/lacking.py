@@ -6,7 +6,7 @@ from pathlib import Path
 from so_clip.data.cards import DatasetCard
 from so_clip.data.examples import Example, Splits
 from so_clip.data.images import ImageFolder
-from so_clip.data.splits import load_splits
+from so_clip.data.splits import dataset_folder, load_splits
 from so_clip.errors import InputError
 
 
@@ -27,7 +27,7 @@ def lacking(card: DatasetCard, root: Path) -> list[str]:
             raise
         return [str(error)]
     examples = all_examples(splits)
-    folder = root / card.folder / card.image_dir
+    folder = dataset_folder(card, root) / card.image_dir
     paths = [example.path for example in examples]
     missing = ImageFolder(folder).missing(paths)
     gone = set(missing)

@@ -214,6 +214,8 @@ BAD_CARDS = {
     "ensemble text": (_changed("templates", "ensemble", "{}"), r"templates\.ensemble: must be a l"),
     "ensemble bare": (_changed("templates", "ensemble", ["a"]), r"templates\.ensemble\[0\]: must"),
     "sources text": (_changed("sources", ["https://x"]), "sources: must be a list of mappings"),
+    "elsewhere climbs": (_changed("other_folders", [".", "a/../b"]), r"other_folders\[1\]: must"),
+    "elsewhere text": (_changed("other_folders", "a"), "other_folders: must be a list"),
     "folders few": (_changed("class_folders", ["n01"]), "class_folders: must name 2 different"),
     "folders twice": (_changed("class_folders", ["n", "n"]), "class_folders: must name 2"),
     "folders climb": (_changed("class_folders", ["n01", ".."]), r"class_folders\[1\]: must be a"),
