@@ -12,6 +12,7 @@ from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
 from so_clip.prepare.lacking import all_examples, lacking
 from so_clip.prepare.lock import alone_in
+from so_clip.prepare.mend import Aside, take_bad_images, take_bad_split_file
 from so_clip.prepare.options import Options
 from so_clip.prepare.place import remove
 from so_clip.prepare.sources import IMAGES, SPLIT, RemoteFile, SourceFailed, read_sources
@@ -56,11 +57,26 @@ def prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> 
 
 
 def _prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> str:
+    supply = Supply(card, options, options.data_root / WORK_DIR / card.name)
+    aside = Aside(supply.work / "damaged")
+    try:
+        if options.mend and card.layout == "split_file":
+            take_bad_split_file(card, options.data_root, aside)
+        if card.layout == "split_file":
+            _ensure_split_file(card, options.data_root, supply, say)
+        if options.mend and card.layout != "imagenet":
+            take_bad_images(card, options.data_root, aside)
+        return _complete(card, options, supply, say)
+    finally:
+        aside.give_back()
+
+
+def _complete(
+    card: DatasetCard, options: Options, supply: Supply, say: Callable[[str], None]
+) -> str:
+    """Place the images that are lacking and clear up; return what there is now."""
     root = options.data_root
-    supply = Supply(card, options, root / WORK_DIR / card.name)
     sources = ImageSources(card, options, supply, say)
-    if card.layout == "split_file":
-        _ensure_split_file(card, root, supply, say)
     incomplete = bool(lacking(card, root))
     if incomplete and card.layout == "imagenet":
         copy = options.imagenet_dir or options.offline_from
@@ -68,15 +84,19 @@ def _prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) ->
     elif incomplete and (failures := sources.complete()):
         sources.clear()
         raise _nothing_worked(card, IMAGES, failures)
+    _clear_up(sources, supply, options)
+    count = len(all_examples(load_splits(card, root)))
+    folder = dataset_folder(card, root)
+    return f"{'completed' if incomplete else 'is complete'}: {count} images in {folder}"
+
+
+def _clear_up(sources: ImageSources, supply: Supply, options: Options) -> None:
     sources.clear()
     if not options.keep_archives:
         remove(supply.work)
     for folder in (supply.work, supply.work.parent):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    count = len(all_examples(load_splits(card, root)))
-    folder = dataset_folder(card, root)
-    return f"{'completed' if incomplete else 'is complete'}: {count} images in {folder}"
 
 
 def _ensure_split_file(

@@ -1,0 +1,65 @@
+"""Whether images can be decoded: all of them, or those that look as if they could not, and some."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from so_clip.data.images import ImageFolder
+from so_clip.errors import InputError
+
+# How files end that were written to their end. A whole one may end otherwise, and is decoded then.
+_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
+_END_BYTES = 8
+
+
+def undecodable(folder: Path, paths: Iterable[str], what: str) -> dict[str, str]:
+    """Decode images, in parallel; return those that cannot be, with what is wrong with each.
+
+    Args:
+        folder: where they are.
+        paths: relative to it.
+        what: for the progress bar.
+    """
+    images = ImageFolder(folder)
+
+    def check(path: str) -> str:
+        try:
+            images.read(path).close()
+        except InputError as error:
+            return str(error)
+        return ""
+
+    listed = list(paths)
+    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+        found = tqdm(pool.map(check, listed), what, len(listed), unit="image", disable=None)
+        return {path: reason for path, reason in zip(listed, found, strict=True) if reason}
+
+
+def suspicious(folder: Path, paths: Iterable[str]) -> list[str]:
+    """Return the images whose last bytes are not those of a file that was written to its end.
+
+    JPEG and PNG have such an end. Of other kinds nothing is known, so they are returned, too.
+    """
+    return [path for path in paths if not _ends_well(folder / path)]
+
+
+def spread(paths: list[str], count: int) -> list[str]:
+    """Return `count` of the paths, evenly from first to last, so that every class is among them."""
+    if count >= len(paths):
+        return paths
+    return [paths[index * len(paths) // count] for index in range(count)]
+
+
+def _ends_well(file: Path) -> bool:
+    wanted = _ENDS.get(file.suffix.lower())
+    if wanted is None:
+        return False
+    try:
+        with file.open("rb") as stream:
+            stream.seek(-min(_END_BYTES, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+            return stream.read().endswith(wanted)
+    except OSError:
+        return False
