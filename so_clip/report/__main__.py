@@ -11,6 +11,7 @@ import pandas as pd
 from so_clip import atomic
 from so_clip.__main__ import guarded
 from so_clip.report import formats, latex
+from so_clip.report.flops import forecast_flops
 from so_clip.report.missing import add_missing
 from so_clip.report.published import add_published
 from so_clip.report.read import Runs, read_runs
@@ -57,12 +58,20 @@ def _main(arguments: list[str]) -> None:
         help="folders of runs whose confusion matrix, reliability, classes, curve and mistakes the "
         "page has to hold; of all runs it holds the best and the newest that fit",
     )
+    parser.add_argument(
+        "--flops",
+        action="store_true",
+        help="forecast the FLOPs of training; seconds for each kind of run, the first time",
+    )
     options = parser.parse_args(arguments)
     runs = read_runs(options.results_dir)
+    remarks = [f"left out: {reason}" for reason in runs.skipped]
+    if options.flops:
+        runs, unknown = forecast_flops(runs)
+        remarks += unknown
     out = options.out or options.results_dir / "report"
     tables = add_published(add_missing(make_tables(runs), runs), runs)
     files = write_tables(tables, out / FOLDER)
-    remarks = [f"left out: {reason}" for reason in runs.skipped]
     if not options.tables_only:
         remarks += _write_the_rest(runs, tables, files, out, options.details)
     atomic.write_text(out / FOLDER / "all.tex", latex.document(files))

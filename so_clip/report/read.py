@@ -210,7 +210,7 @@ def _is_figure(value: Any) -> bool:
 
 
 def _why_unfinished(folder: Path) -> str:
-    error = _json(folder / ERROR_FILE)
+    error = read_json(folder / ERROR_FILE)
     if not error:
         return f"{folder}: unfinished, it has no {METRICS_FILE}. Repeat the run."
     message = str(error.get("message")).strip().splitlines()
@@ -219,7 +219,7 @@ def _why_unfinished(folder: Path) -> str:
 
 def _made_by(folder: Path) -> dict[str, Any]:
     """Return what provenance.json says of versions, code and hardware."""
-    provenance = _json(folder / PROVENANCE_FILE)
+    provenance = read_json(folder / PROVENANCE_FILE)
     versions, hardware = provenance.get("versions"), provenance.get("hardware")
     command = provenance.get("command")
     if isinstance(hardware, dict):
@@ -234,7 +234,7 @@ def _made_by(folder: Path) -> dict[str, Any]:
     }
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Return a file's JSON object; an empty one if that is not what it holds."""
     try:
         values = json.loads(path.read_bytes())

@@ -31,6 +31,10 @@ DATASETS = {
     "ucf101": "UCF101",
 }
 AVERAGE = "average"
+FLOPS_NOTE = (
+    "FLOPs are forecast, not measured: matrix products, convolutions and attention of the training "
+    "steps that were taken, for the classes and images of the dataset's card."
+)
 ZERO_SHOT, ZERO_SHOT_TITLE = "zero_shot", "Zero-shot CLIP"
 
 
@@ -219,6 +223,8 @@ def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
     notes = version_notes(runs)
     runs, note = _with_zero_shot(figure, runs)
     notes = [*note, *notes]
+    if "train_tflops" in runs and (figure.costs or figure.column == "train_tflops"):
+        notes.append(FLOPS_NOTE)
     datasets = sorted(runs["dataset"].unique(), key=_place)
     columns = [Column(name, DATASETS.get(name, name), figure.decimals) for name in datasets]
     if len(datasets) > 1:

@@ -115,6 +115,30 @@ def test_a_place_that_cannot_be_written_is_bad_input(tmp_path):
     assert "Traceback" not in done.err
 
 
+def test_flops_are_forecast_on_request_and_kept(real_runs, tmp_path):
+    done = _report(real_runs, "-o", tmp_path, "--tables-only", "--flops")
+    assert (done.code, done.err) == (0, "")
+    kept = json.loads((real_runs / ".flops.json").read_text())
+    assert len(kept) == 2  # both seeds are one kind, zero-shot CLIP is another
+    assert min(kept.values()) == 0
+    flops = max(kept.values())
+    assert 1e9 < flops < 1e11  # two steps of the tiny CLIP
+    cells = pd.read_csv(tmp_path / "tables" / "flops.csv")
+    assert cells.set_index("method")["mean"]["so"] == pytest.approx(flops / 1e12)
+    text = (tmp_path / "tables" / "accuracy.md").read_text()
+    assert "training (TFLOP)" in text
+    assert "FLOPs are forecast, not measured" in text
+
+
+def test_runs_of_another_version_have_no_flops_and_say_so(tmp_path):
+    write_run(tmp_path / "runs", "a", steps=3)
+    done = _report(tmp_path / "runs", "-o", tmp_path / "out", "--tables-only", "--flops")
+    assert done.code == 0
+    (message,) = done.messages
+    assert "no FLOPs: its settings are of another version" in message
+    assert not (tmp_path / "out" / "tables" / "flops.csv").exists()
+
+
 def _write_many(root: Path) -> None:
     """Write runs of eleven datasets, five numbers of shots, three seeds and many densities."""
     template = write_run(root, "template", backbone=VIT, train_seconds=1.0)

@@ -1,0 +1,95 @@
+"""Floating-point operations of training, forecast for the steps that each run took.
+
+A run does not count them; so_clip.forecast does, by doing the run's own steps on tensors without
+values. That takes seconds for each kind of run, so what it finds is kept beside the runs.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from so_clip import atomic
+from so_clip.data.cards import load_card
+from so_clip.errors import InputError
+from so_clip.identity import RESULTS_VERSION
+from so_clip.report.read import Runs, read_json
+from so_clip.settings import NO_DIFFERENCE, Augment, Evaluation, Schedule, Settings
+
+FILE = ".flops.json"
+# Of the same number of steps, these make no difference to what a step computes.
+_ASIDE = frozenset({*NO_DIFFERENCE, "seed", "split_file", "data_root", "method_title", "device"})
+
+
+def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
+    """Return the runs with `train_flops`, and a line for each kind of run that has no forecast.
+
+    Forecasts are kept in the results' folder, whose `.flops.json` may be deleted at any time.
+    """
+    file = runs.results_dir / FILE
+    known: dict[str, Any] = read_json(file)
+    found, remarks = [], {}
+    for run in runs.frame.to_dict("records"):
+        key = _key(run)
+        if key not in known:
+            try:
+                known[key] = _forecast(run)
+            except InputError as error:
+                known[key], remarks[key] = None, f"{run['folder']}: no FLOPs: {error}"
+            atomic.write_json(file, known)
+        found.append(known[key])
+    flops = pd.Series(found, index=runs.frame.index, dtype=float)
+    return Runs(runs.results_dir, runs.frame.assign(train_flops=flops), runs.skipped), [
+        *remarks.values()
+    ]
+
+
+def _key(run: Mapping[Any, Any]) -> str:
+    """Return the SHA-256 of what decides on a run's FLOPs."""
+    values = {key: value for key, value in run["settings"].items() if key not in _ASIDE}
+    for group in ("adapter", "optimizer"):
+        options = values.get(group)
+        if isinstance(options, dict):
+            values[group] = {key: value for key, value in options.items() if key != "seed"}
+    values["evaluation"] = None
+    text = json.dumps([RESULTS_VERSION, run.get("steps"), values], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _forecast(run: Mapping[Any, Any]) -> int:
+    """Return the FLOPs of the steps that a run took; 0 for one that took none."""
+    steps = run.get("steps")
+    if not isinstance(steps, int) or steps < 0:
+        raise InputError(f"it does not say how many steps it took ({steps})")
+    if steps == 0:
+        return 0
+    # Only now: torch takes seconds to import.
+    from so_clip.forecast.predict import forecast
+
+    settings = _settings(run["settings"], steps)
+    return int(forecast(settings, load_card(settings.dataset)).get("training_flops", 0))
+
+
+def _settings(values: dict[str, Any], steps: int) -> Settings:
+    """Return a run's settings as they were, but for the number of its steps.
+
+    Raises:
+        InputError: they are those of another version.
+    """
+    given = {"checkpoint_seconds": 0.0, "force": False} | values
+    try:
+        given |= {
+            "schedule": Schedule(**given["schedule"] | {"max_steps": steps}),
+            "augment": Augment(**given["augment"]),
+            "evaluation": Evaluation(**given["evaluation"]),
+            "transfer": tuple(given["transfer"]),
+            "data_root": Path(given["data_root"]),
+            "results_dir": Path(given["results_dir"]),
+        }
+        return Settings(**{field.name: given[field.name] for field in fields(Settings)})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"its settings are of another version ({error})") from error
