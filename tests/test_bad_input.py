@@ -83,7 +83,7 @@ VALUES = [
     ("method.name=../up", ["method.name=../up", "letters"]),
 ]
 MODELS = [
-    ("experiment=demo method=adamw", ["optimizer.density_ratio=0.02", "AdamW", "'~optimizer."]),
+    ("method=adamw +optimizer.T=5", ["optimizer.T=5", "AdamW", "'~optimizer."]),
     ("method=adamw +optimizer.sampled_gradients=true", ["sampled gradients", "AdamW", "SO"]),
     ("adapter=none", ["opens no parameters", "method=zero_shot"]),
     ("adapter.encoder=image", ["adapter.encoder=image", "vision"]),

@@ -128,6 +128,18 @@ def test_the_demo_is_tiny_on_digits():
 
 
 @pytest.mark.parametrize(
+    "optimizer", [file.stem for file in FILES if file.parent.as_posix() == "optimizer"]
+)
+def test_the_demo_leaves_other_optimizers_than_so_as_they_are(optimizer):
+    chosen = ["method=zero_shot"] if optimizer == "none" else [f"optimizer={optimizer}"]
+    own, demo = (from_config(compose([*chosen, *more])) for more in ([], ["experiment=demo"]))
+    if optimizer.startswith("so"):
+        assert demo.optimizer == own.optimizer | {"density_ratio": 2e-2, "lr": 2e-3}
+    else:
+        assert demo.optimizer == own.optimizer
+
+
+@pytest.mark.parametrize(
     ("override", "messages"),
     [
         ("dataset=eurosta", ["dataset=eurosta", "Did you mean 'eurosat'", "ucf101"]),
