@@ -92,7 +92,11 @@ def _do(
         folder.start(settings.as_dict(), data.few_shot.as_json() if data.few_shot else None)
         curve = Curve(evaluators[""], settings.evaluation.every_steps, peak_memory)
         watched = optimizer, peak_memory
-        adaptation = adapt(settings, model, batches, *watched, folder, curve, fingerprint)
+        try:
+            adaptation = adapt(settings, model, batches, *watched, folder, curve, fingerprint)
+        except TrainingDiverged:
+            _write_provenance(folder, data, model, fingerprint)
+            raise
         adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
     else:
         zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
@@ -103,6 +107,15 @@ def _do(
         evaluators[""].watch(peak_memory)
     outcomes = [Outcome(each, zero_shot[each.name], adapted[each.name]) for each in data.targets]
     values = write_outcomes(outcomes, folder)
+    _write_provenance(folder, data, model, fingerprint)
+    memory = peak_memory.result()
+    results = values, adaptation, evaluators, memory
+    metrics = run_metrics(settings, data, model, *results, fingerprint)
+    folder.finish(metrics, summary(metrics, folder.path))
+    return metrics
+
+
+def _write_provenance(folder: RunFolder, data: Data, model: Model, fingerprint: str) -> None:
     folder.write_provenance(
         provenance(
             describe(model.device),
@@ -114,11 +127,6 @@ def _do(
             run_fingerprint=fingerprint,
         )
     )
-    memory = peak_memory.result()
-    results = values, adaptation, evaluators, memory
-    metrics = run_metrics(settings, data, model, *results, fingerprint)
-    folder.finish(metrics, summary(metrics, folder.path))
-    return metrics
 
 
 def adapt(
