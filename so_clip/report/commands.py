@@ -30,12 +30,15 @@ def overrides_of(
         seed: of the new run; of no use for zero-shot CLIP, which draws nothing.
         known: the overrides of runs that sweeps began, by their folders' names.
     """
-    given = known.get(Path(run["folder"]).name)
-    if given is None:
-        given = _of_command(run) or _of_settings(run)
+    given = known.get(Path(run["folder"]).name) or _of_command(run)
     cell = {"dataset": dataset}
     if run["shots"]:
         cell |= {"shots": str(run["shots"]), "seed": str(seed)}
+    if given is None:
+        given = _of_settings(run)
+    else:  # what was left out then can be left out now, unless it is to be another
+        said = {_key(override) for override in given}
+        cell = {key: text for key, text in cell.items() if key in said or text != str(run[key])}
     kept = [
         override
         for override in given

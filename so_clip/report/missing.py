@@ -44,7 +44,8 @@ def add_missing(tables: Sequence[Table], runs: Runs) -> list[Table]:
             table = _told(table, lines, wanted)
         done.append(table)
     if undone and done:
-        lines = [f"{len(undone)} jobs of sweeps have no finished run."]
+        jobs = "job of a sweep has" if len(undone) == 1 else "jobs of sweeps have"
+        lines = [f"{len(undone)} {jobs} no finished run."]
         done[0] = _told(done[0], lines, list(undone.values()))
     return done
 

@@ -92,7 +92,7 @@ def test_the_command_repeats_what_a_run_of_the_row_was_given(tmp_path):
         write_provenance(folder, command=given)
     (command,) = _accuracy(tmp_path).commands
     assert shlex.split(command)[3:] == [
-        *("experiment=demo", "data_root=/my data", "dataset=dtd", "shots=4", "seed=3")
+        *("experiment=demo", "data_root=/my data", "dataset=dtd", "seed=3")
     ]
 
 
@@ -104,9 +104,7 @@ def test_options_that_a_sweep_varied_are_the_runs_own(tmp_path):
         )
         write_provenance(folder, command=command.split())
     (job,) = _jobs(_accuracy(tmp_path).commands)
-    assert job == {
-        *("method=so", "optimizer.density_ratio=1e-3", "dataset=digits", "shots=4", "seed=2")
-    }
+    assert job == {*("method=so", "optimizer.density_ratio=1e-3", "shots=4", "seed=2")}
 
 
 def test_an_experiment_sweeps_over_nothing_else(tmp_path):
@@ -138,6 +136,19 @@ def test_zero_shot_lacks_a_dataset_but_no_seed(tmp_path):
     assert _jobs(table.commands) == [
         frozenset({"method=zero_shot", "backbone=tiny", "dataset=eurosat"})
     ]
+
+
+def test_what_was_left_to_the_defaults_is_left_to_them_again(tmp_path):
+    """So that the job of a sweep and the cell that it fills are one run, told once."""
+    write_grid(tmp_path, ["digits", "dtd"], ["so"], [1])
+    planned = [["method=so", "dataset=digits"], ["method=so", "dataset=dtd"]]
+    _sweep(tmp_path, planned, {0: "digits-so-4-1", 1: "dtd-so-4-1"})
+    write_grid(tmp_path, ["digits"], ["clip_lora"], [1])
+    write_grid(tmp_path, ["dtd"], ["clip_lora"], [1])
+    (tmp_path / "dtd-so-4-1" / "metrics.json").unlink()
+    table = _accuracy(tmp_path)
+    assert table.notes == ("Missing at 4 shots: SO: DTD (seed 1).",)
+    assert _jobs(table.commands) == [frozenset(planned[1])]
 
 
 def test_commands_compose(tmp_path):
