@@ -1,7 +1,7 @@
 """Tables in LaTeX, for booktabs."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_lowercase
 
 import pandas as pd
@@ -12,6 +12,8 @@ from so_clip.report.tables import Block, Row, Table
 HEADER = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
 # With more columns a table is made as wide as the page and no wider.
 _NARROW = 6
+# So many fit on a page.
+_ROWS = 45
 _ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -58,32 +60,60 @@ def _escaped(character: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return the table as a float with its caption, its label `tab:NAME` and its notes."""
-    sources = {
+    """Return the table as floats that fit on a page each, with captions, labels and notes.
+
+    The first has the label `tab:NAME`; where there are more, those are `tab:NAME-2` and so on.
+    """
+    rows = [row for block in table.blocks for row in block.rows]
+    references = dict.fromkeys(row.reference for row in rows if row.source)
+    marks = {
         reference: ascii_lowercase[at % 26] * (1 + at // 26)
-        for at, reference in enumerate(
-            dict.fromkeys(
-                row.reference for block in table.blocks for row in block.rows if row.source
-            )
-        )
+        for at, reference in enumerate(references)
     }
+    floats = []
+    for number, blocks in enumerate(_pages(table.blocks), start=1):
+        shown = {row.reference for block in blocks for row in block.rows if row.source}
+        notes = [
+            f"\\textsuperscript{{{mark}}} {escape(reference)}."
+            for reference, mark in marks.items()
+            if reference in shown
+        ]
+        name, caption = table.name, f"{table.caption}."
+        if number == 1:
+            notes += map(escape, table.notes)
+        else:
+            name, caption = f"{name}-{number}", f"{table.caption} (continued)."
+        columns = len(table.columns)
+        floats.append(_float(_grid(table, blocks, marks), columns, caption, name, notes))
+    return "\n".join(floats)
+
+
+def _pages(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Share blocks out over pages; one that is too long for a page goes on on the next."""
+    pages: list[list[Block]] = []
+    room = 0
+    for block in blocks:
+        rows = list(block.rows)
+        if len(rows) > room and len(rows) <= _ROWS:
+            room = 0
+        while rows:
+            if room == 0:
+                pages.append([])
+                room = _ROWS
+            pages[-1].append(Block(block.shots, rows[:room]))
+            rows, room = rows[room:], room - min(room, len(rows))
+    return pages
+
+
+def _grid(table: Table, blocks: Sequence[Block], marks: Mapping[str, str]) -> str:
     columns = len(table.columns)
     head = ["Method", *(column.title for column in table.columns)]
-    lines = [
-        f"\\begin{{tabular}}{{l{'r' * columns}}}",
-        "\\toprule",
-        _line(map(escape, head)),
-    ]
-    for block in table.blocks:
-        lines += [
-            "\\midrule",
-            f"\\multicolumn{{{columns + 1}}}{{l}}{{\\emph{{{block.title}}}}} \\\\",
-        ]
-        lines += [_row(table, block, row, sources) for row in block.rows]
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    notes = [f"\\textsuperscript{{{mark}}} {escape(source)}." for source, mark in sources.items()]
-    notes += [escape(note) for note in table.notes]
-    return _float("\n".join(lines), columns, table.caption + ".", table.name, notes)
+    lines = [f"\\begin{{tabular}}{{l{'r' * columns}}}", "\\toprule", _line(map(escape, head))]
+    for block in blocks:
+        title = f"\\multicolumn{{{columns + 1}}}{{l}}{{\\emph{{{block.title}}}}} \\\\"
+        lines += ["\\midrule", title]
+        lines += [_row(table, block, row, marks) for row in block.rows]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
 
 
 def frame_to_latex(frame: pd.DataFrame, caption: str, name: str, texts: int) -> str:
@@ -122,10 +152,10 @@ def _float(grid: str, columns: int, caption: str, name: str, notes: Sequence[str
     )
 
 
-def _row(table: Table, block: Block, row: Row, sources: dict[str, str]) -> str:
+def _row(table: Table, block: Block, row: Row, marks: Mapping[str, str]) -> str:
     name = escape(row.name)
     if row.source:
-        name = f"\\emph{{{name}}} (published)\\textsuperscript{{{sources[row.reference]}}}"
+        name = f"\\emph{{{name}}} (published)\\textsuperscript{{{marks[row.reference]}}}"
     cells = []
     for column, text in zip(table.columns, row_texts(table, block, row), strict=True):
         best = column.key in row.cells and row.cells[column.key].best

@@ -176,6 +176,27 @@ def test_latex_of_nasty_names_and_of_published_rows_compiles(tmp_path):
     log = _compile(tmp_path)
     assert "Output written" in log
     assert "Missing character" not in log
+    assert "Float too large" not in log
+
+
+def test_a_long_latex_table_goes_on_on_further_pages(tmp_path):
+    for shots in (1, 4):
+        for at in range(60):
+            write_run(
+                tmp_path, f"{shots}-{at}", method=f"m{at}", method_title=f"M{at}", shots=shots
+            )
+    text = latex.to_latex(_accuracy(tmp_path))
+    floats = text.split("\\begin{table*}")[1:]
+    rows = [
+        [line for line in each.splitlines() if line.startswith("M") and "&" in line]
+        for each in floats
+    ]
+    assert [len(each) - 1 for each in rows] == [45, 45, 30]  # without the heads
+    names = [line.split(" &")[0] for each in rows for line in each[1:]]
+    assert sorted(names) == sorted(f"M{at}" for at in range(60) for _ in (1, 4))
+    labels = [each.partition("\\label{tab:")[2].partition("}")[0] for each in floats]
+    assert labels == ["accuracy_tiny", "accuracy_tiny-2", "accuracy_tiny-3"]
+    assert [each.count("(continued)") for each in floats] == [0, 1, 1]
 
 
 @given(st.text(max_size=30))
