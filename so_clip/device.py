@@ -1,12 +1,12 @@
 """Which device a run uses."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
 from so_clip.errors import InputError
-from so_clip.machine import gpu_of
+from so_clip.machine import one_of_gpus
 
 
 def pick_device(name: str) -> torch.device:
@@ -52,6 +52,8 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 def one_gpu(job_number: int | None) -> Iterator[None]:
     """Let "cuda" mean one of the machine's GPUs, chosen by a job's number; None: as it is."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = None if job_number is None else gpu_of(job_number, count)
-    with nullcontext() if index is None else torch.cuda.device(index):
+    if job_number is None or not count:
+        yield
+        return
+    with one_of_gpus(job_number, count) as index, torch.cuda.device(index):
         yield

@@ -74,7 +74,7 @@ def read_jobs(sweep_dir: Path) -> dict[int, Job]:
 
 def may_be_alive(job: Job) -> bool:
     """Whether the job's process is there, or on another machine, of which this one cannot tell."""
-    if job.host != platform.node():
+    if job.host != platform.node() or os.name == "nt":  # where asking would kill it
         return True
     try:
         os.kill(job.pid, 0)

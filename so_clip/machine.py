@@ -1,8 +1,14 @@
 """What runs that are done at the same time share: this machine's cores and GPUs."""
 
+import getpass
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+from so_clip.locks import lock_new
 
 
 def usable_cores() -> int:
@@ -37,6 +43,28 @@ def core_share(at_once: int) -> int:
     return max(1, usable_cores() // at_once)
 
 
-def gpu_of(job_number: int, gpus: int) -> int | None:
-    """Return which of so many GPUs a job takes: each the next, round and round. None without."""
-    return job_number % gpus if gpus else None
+@contextmanager
+def one_of_gpus(job_number: int, gpus: int, leases: Path | None = None) -> Iterator[int]:
+    """Take one of this machine's GPUs for a job, and give it back at the end.
+
+    By the job's number each takes the next, round and round. Runs do not take equally long, so that
+    one may be at work still: then it is the next that is not. With more jobs than GPUs they share.
+
+    Args:
+        job_number: of the job in its sweep.
+        gpus: how many there are, at least 1.
+        leases: a folder for locks; None: one of this user's among temporary files.
+    """
+    leases = leases or Path(tempfile.gettempdir()) / f"so_clip-gpus-{getpass.getuser()}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(each) for each in range(gpus)]
+    index, lock = job_number % gpus, None
+    for each in ((job_number + step) % gpus for step in range(gpus)):
+        with suppress(OSError):  # BlockingIOError, if it is at work
+            index, lock = each, lock_new(leases / names[each].replace("/", "_"))
+            break
+    try:
+        yield index
+    finally:
+        if lock is not None:
+            os.close(lock)

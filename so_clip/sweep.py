@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from so_clip import atomic
 from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, report
@@ -77,6 +77,7 @@ def _start(config: DictConfig) -> None:
     new = [each for each in folder.parents if not os.path.exists(each)]  # noqa: PTH110
     sweep = Sweep(folder, new, _split(config))
     _started.append(sweep)
+    _one_by_one(config)
     values = {
         "command": sys.argv,
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -85,6 +86,17 @@ def _start(config: DictConfig) -> None:
     atomic.write_json(folder / SWEEP_FILE, values)
     with suppress(OSError):
         sweep.lock = lock_new(folder)
+
+
+def _one_by_one(config: DictConfig) -> None:
+    """Have joblib hand out single runs.
+
+    Left to itself it goes by how long they take: after some that were finished before, and took an
+    instant, one worker would get long ones by the dozen, and the others none.
+    """
+    if config.hydra.launcher.get("batch_size") == "auto":
+        with read_write(config):
+            config.hydra.launcher.batch_size = "1"
 
 
 def _split(config: DictConfig) -> list[list[str]]:
@@ -166,16 +178,15 @@ def _close(sweep: Sweep, problem: BaseException | None) -> int | None:
 def _states(sweep: Sweep, jobs: Mapping[int, Job], problem: BaseException | None) -> dict[int, str]:
     """Return how each job ended, by its number."""
     states = {number: job.state for number, job in jobs.items()}
-    open_jobs = [number for number, state in states.items() if state == RUNNING]
-    until = time.monotonic() + (0 if isinstance(problem, KeyboardInterrupt) else PATIENCE_SECONDS)
-    alive = open_jobs
+    begun = [number for number, state in states.items() if state == RUNNING]
+    alive = [number for number in begun if jobs[number].pid != os.getpid()]
+    until = time.monotonic() + PATIENCE_SECONDS
     while alive and time.monotonic() < until:
-        alive = [number for number in alive if jobs[number].pid != os.getpid()]
         alive = [number for number in alive if may_be_alive(jobs[number])]
         time.sleep(0.1 if alive else 0)
-    for number in open_jobs:
-        ended = "interrupted" if isinstance(problem, KeyboardInterrupt) else "lost"
-        states[number] = "under way" if number in alive and ended == "lost" else ended
+    ended = "interrupted" if isinstance(problem, KeyboardInterrupt) else "lost"
+    for number in begun:
+        states[number] = "under way" if number in alive else ended
     for number in range(len(sweep.jobs)):
         states.setdefault(number, "not begun")
     return states

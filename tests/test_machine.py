@@ -1,13 +1,14 @@
 """How runs that are done at the same time share the cores and the GPUs."""
 
 import os
+from contextlib import ExitStack
 
 import pytest
 import torch
 
 from so_clip.config import compose
 from so_clip.device import one_gpu
-from so_clip.machine import core_share, gpu_of, runs_at_once, usable_cores
+from so_clip.machine import core_share, one_of_gpus, runs_at_once, usable_cores
 from so_clip.settings import from_config
 
 CORES = len(os.sched_getaffinity(0))
@@ -52,10 +53,29 @@ def test_auto_shares_the_cores_out_and_what_is_given_counts():
     assert alone.fingerprint == crowded.fingerprint == given.fingerprint
 
 
-def test_each_job_takes_the_next_gpu():
-    assert [gpu_of(number, 3) for number in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-    assert [gpu_of(number, 1) for number in range(3)] == [0, 0, 0]
-    assert gpu_of(5, 0) is None
+def test_each_job_takes_the_next_gpu(tmp_path):
+    taken = []
+    for number in range(7):
+        with one_of_gpus(number, 3, tmp_path) as index:
+            taken.append(index)
+    assert taken == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_gpu_that_is_at_work_is_passed_over_until_all_are(tmp_path):
+    with ExitStack() as stack:
+        taken = [stack.enter_context(one_of_gpus(0, 3, tmp_path)) for _ in range(5)]
+        assert taken == [0, 1, 2, 0, 0]
+        assert stack.enter_context(one_of_gpus(7, 3, tmp_path)) == 1
+    with one_of_gpus(2, 3, tmp_path) as index:
+        assert index == 2
+
+
+def test_a_gpu_is_known_by_its_own_number_wherever_it_is_visible(tmp_path, monkeypatch):
+    with ExitStack() as stack:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+        assert stack.enter_context(one_of_gpus(0, 2, tmp_path)) == 0
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,2")
+        assert stack.enter_context(one_of_gpus(1, 2, tmp_path)) == 0
 
 
 def test_a_job_computes_on_its_gpu_where_there_are_any():
