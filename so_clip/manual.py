@@ -33,6 +33,8 @@ _TAIL = """\
 other commands
   python -m so_clip.prepare dataset=eurosat data_root=FOLDER
       Fetch a dataset, several of them (a,b) or all, into the layout that runs read.
+  python -m so_clip.doctor data_root=FOLDER
+      Say what is there of every dataset, what is missing or damaged, and what mends it.
   python -m so_clip.draw dataset=dtd shots=4 seed=1 data_root=FOLDER
       Print a few-shot draw as JSON; needs the split file alone.
   python -m so_clip.forecast dataset=imagenet backbone=vit_l14 shots=16

@@ -95,6 +95,7 @@ def test_three_examples_and_the_other_commands_are_shown():
         compose(single)
     for word in (
         "so_clip.prepare",
+        "so_clip.doctor",
         "so_clip.draw",
         "so_clip.table",
         "--debug",

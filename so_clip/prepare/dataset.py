@@ -84,6 +84,11 @@ def _complete(
     elif incomplete and (failures := sources.complete()):
         sources.clear()
         raise _nothing_worked(card, IMAGES, failures)
+    if incomplete and (still := lacking(card, root)):
+        raise RunFailed(
+            f"dataset={card.name}: something else is where {len(still)} images should be, first "
+            f"{still[0]} below {dataset_folder(card, root)}. Repeat with mend=true."
+        )
     _clear_up(sources, supply, options)
     count = len(all_examples(load_splits(card, root)))
     folder = dataset_folder(card, root)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from so_clip.data.images import ImageFolder
+from so_clip.data.images import ImageFolder, why_too_large
 from so_clip.errors import InputError
 
 # How files end that were written to their end. A whole one may end otherwise, and is decoded then.
@@ -39,11 +39,12 @@ def undecodable(folder: Path, paths: Iterable[str], what: str) -> dict[str, str]
 
 
 def suspicious(folder: Path, paths: Iterable[str]) -> list[str]:
-    """Return the images whose last bytes are not those of a file that was written to its end.
+    """Return the images that may be cut short, or are too large by their headers.
 
-    JPEG and PNG have such an end. Of other kinds nothing is known, so they are returned, too.
+    JPEG and PNG files that were written to their end have a known one. Of other kinds nothing is
+    known, so they are returned, too.
     """
-    return [path for path in paths if not _ends_well(folder / path)]
+    return [path for path in paths if not _looks_well(folder / path)]
 
 
 def spread(paths: list[str], count: int) -> list[str]:
@@ -53,13 +54,16 @@ def spread(paths: list[str], count: int) -> list[str]:
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
-def _ends_well(file: Path) -> bool:
+def _looks_well(file: Path) -> bool:
     wanted = _ENDS.get(file.suffix.lower())
     if wanted is None:
         return False
     try:
         with file.open("rb") as stream:
             stream.seek(-min(_END_BYTES, os.fstat(stream.fileno()).st_size), os.SEEK_END)
-            return stream.read().endswith(wanted)
+            if not stream.read().endswith(wanted):
+                return False
+            stream.seek(0)
+            return not why_too_large(stream)
     except OSError:
         return False

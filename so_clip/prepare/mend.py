@@ -51,7 +51,7 @@ def take_bad_split_file(card: DatasetCard, root: Path, aside: Aside) -> None:
 
 
 def take_bad_images(card: DatasetCard, root: Path, aside: Aside) -> None:
-    """Set the images aside that are there and cannot be decoded.
+    """Set aside what is in an image's place and cannot be decoded, be it a folder.
 
     Raises:
         InputError: the split file cannot be used.
@@ -64,6 +64,9 @@ def take_bad_images(card: DatasetCard, root: Path, aside: Aside) -> None:
         if card.layout == "split_file":
             raise
         return
+    for path in missing:
+        if (folder / path).is_dir():
+            aside.take(folder / path)
     present = [example.path for example in examples if example.path not in missing]
     for path in undecodable(folder, present, f"decode {card.name}"):
         aside.take(folder / path)

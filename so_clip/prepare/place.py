@@ -71,8 +71,8 @@ def _files(tree: Path) -> Iterator[tuple[str, str]]:
 def merge(source: Path, target: Path) -> None:
     """Move what is below `source` to `target`, folders whole where `target` lacks them.
 
-    Nothing that is at `target` is replaced but empty files. A folder or file appears there whole or
-    not at all, whenever the process ends.
+    Nothing that is at `target` is replaced but empty files and links to nowhere. A folder or file
+    appears there whole or not at all, whenever the process ends.
 
     Args:
         source: a folder; it is empty or gone afterwards, but for what `target` had already.
@@ -86,7 +86,7 @@ def merge(source: Path, target: Path) -> None:
         place = target / entry.name
         if entry.is_dir(follow_symlinks=False) and place.is_dir():
             merge(Path(entry.path), place)
-        elif not os.path.lexists(place) or _is_empty_file(place):
+        elif not place.exists() or _is_empty_file(place):
             move(Path(entry.path), place)
 
 

@@ -66,3 +66,14 @@ def test_a_damaged_split_file_is_fetched_anew_on_demand(whole, server):
     server.serve("split_small.json", status=404)
     assert prepare(whole, "mend=true").code == 1
     assert split.read_bytes() == b"{}"
+
+
+def test_a_folder_in_an_images_place_is_named_and_mended_on_demand(whole):
+    image = whole / "small" / "pictures" / "ant" / "ant_0.jpg"
+    image.unlink()
+    image.mkdir()
+    done = prepare(whole)
+    assert done.code == 1
+    assert "something else is where 1 images should be, first ant/ant_0.jpg" in done.err
+    assert prepare(whole, "mend=true").code == 0
+    assert laid_out(whole) == images()

@@ -1,0 +1,1 @@
+"""Examine the datasets below a data root: what is there, what is not, and what mends it."""
