@@ -6,7 +6,9 @@ const redraw = {};
 
 function route() {
   const [, view = "tables", ...rest] = location.hash.split("/");
-  return views.includes(view) ? [view, decoded(rest.join("/"))] : ["tables", ""];
+  const name = decoded(rest.join("/"));
+  if (view === "run" && !name) return ["runs", ""];
+  return views.includes(view) ? [view, name] : ["tables", ""];
 }
 
 function decoded(text) {
