@@ -14,7 +14,7 @@ p values of a block's pairs are adjusted by Holm's method, for each test and dat
 
 import hashlib
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -37,7 +37,12 @@ MAX_ROWS = 12
 # Of predictions.csv, before and after adaptation.
 _BEFORE, _AFTER = "zero_shot_prediction", "prediction"
 
+# Reasons against comparisons; more are only counted.
+_SHOWN = 5
+
 Right = npt.NDArray[np.bool_]
+# By folder and column; None where it cannot be read.
+_Read = dict[tuple[str, str], tuple[str, Right] | None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
     """
     frame = table_runs(FIGURES[0], runs.frame)
     rows: list[dict[str, Any]] = []
-    remarks: Counter[str] = Counter()
+    remarks: dict[str, None] = {}
     for (backbone, shots), group in frame[frame["shots"] > 0].groupby(["backbone", "shots"]):
         block = _block(group)
         found = [
@@ -80,9 +85,10 @@ def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
         "backbone shots dataset first second test seeds difference_points wins losses p p_holm"
     )
     table = pd.DataFrame(rows, columns=columns.split())
-    return table.astype({"wins": "Int64", "losses": "Int64"}), [
-        f"{remark} ({count} times)" if count > 1 else remark for remark, count in remarks.items()
-    ]
+    lines = [f"not compared over images: {reason}" for reason in list(remarks)[:_SHOWN]]
+    if len(remarks) > _SHOWN:
+        lines.append(f"not compared over images: {len(remarks) - _SHOWN} more runs.")
+    return table.astype({"wins": "Int64", "losses": "Int64"}), lines
 
 
 def _block(runs: pd.DataFrame) -> _Block:
@@ -154,61 +160,72 @@ def _common(block: _Block, first: str, second: str, dataset: str) -> list[int]:
     return sorted(set(block[first][dataset]) & set(block[second][dataset]))
 
 
-def _over_images(block: _Block, remarks: Counter[str]) -> Iterator[dict[str, Any]]:
+def _over_images(block: _Block, remarks: dict[str, None]) -> Iterator[dict[str, Any]]:
     """Yield a row a pair and dataset; note in `remarks` what stands against one.
 
     A dataset at a time, so that the answers of no more than its runs are in memory.
     """
     pairs = _pairs(block)
     for dataset in dict.fromkeys(name for row in block.values() for name in row):
-        answers: dict[tuple[str, str], tuple[str, Right]] = {}
+        answers: _Read = {}
         for first, second in pairs:
-            seeds = _common(block, first, second, dataset)
-            if not seeds:
-                continue
-            try:
-                balance = sum(
-                    _balance(block[first][dataset][seed], block[second][dataset][seed], answers)
-                    for seed in seeds
-                )
-            except (OSError, ValueError, KeyError) as error:
-                remarks[f"no test over images: {error}"] += 1
+            both = [
+                (block[first][dataset][seed], block[second][dataset][seed])
+                for seed in _common(block, first, second, dataset)
+            ]
+            balance = _balance(both, answers, remarks)
+            if balance is None:
                 continue
             wins, losses = int(np.sum(balance > 0)), int(np.sum(balance < 0))
             yield {
                 **{"dataset": dataset, "first": first, "second": second, "test": IMAGES},
-                **{"seeds": len(seeds), "wins": wins, "losses": losses},
-                "difference_points": 100.0 * float(np.mean(balance)) / len(seeds),
+                **{"seeds": len(both), "wins": wins, "losses": losses},
+                "difference_points": 100.0 * float(np.mean(balance)) / len(both),
                 "p": sign_test(wins, losses),
             }
 
 
 def _balance(
-    first: _Result, second: _Result, answers: dict[tuple[str, str], tuple[str, Right]]
-) -> npt.NDArray[np.int16]:
-    """Return for each image 1 if only the first is right, -1 if only the second is, else 0."""
-    (images, right), (others, other_right) = (_answers(each, answers) for each in (first, second))
-    if images != others:
-        raise ValueError(
-            f"{first.folder} and {second.folder} were not tested on the same images in the same "
-            "order."
-        )
-    return right.astype(np.int16) - other_right.astype(np.int16)
+    pairs: Sequence[tuple[_Result, _Result]], answers: _Read, remarks: dict[str, None]
+) -> npt.NDArray[np.int16] | None:
+    """Return for each image how many more of the first's runs are right than of the second's.
+
+    None where that cannot be told, with a remark if something is amiss.
+    """
+    balance, images = None, None
+    for pair in pairs:
+        for sign, result in zip((1, -1), pair, strict=True):
+            read = _answers(result, answers, remarks)
+            if read is None:
+                return None
+            if images is not None and read[0] != images:
+                remarks[
+                    f"{pairs[0][0].folder} and {result.folder} were not tested on the same images "
+                    "in the same order."
+                ] = None
+                return None
+            images, right = read
+            signed = sign * right.astype(np.int16)
+            balance = signed if balance is None else balance + signed
+    return balance
 
 
-def _answers(
-    result: _Result, answers: dict[tuple[str, str], tuple[str, Right]]
-) -> tuple[str, Right]:
+def _answers(result: _Result, answers: _Read, remarks: dict[str, None]) -> tuple[str, Right] | None:
     """Return a hash of the images' paths in their order, and which of them are classified right."""
-    key = (result.folder, result.column)
-    if key not in answers:
+    if (result.folder, result.column) not in answers:
         file = Path(result.folder) / "predictions.csv"
-        given = pd.read_csv(file, usecols=["path", "label", _BEFORE, _AFTER], dtype={"path": str})
-        paths = hashlib.sha256("\n".join(map(str, given["path"])).encode()).hexdigest()
-        for column in (_BEFORE, _AFTER):
-            right = (given[column] == given["label"]).to_numpy(dtype=np.bool_)
-            answers[result.folder, column] = paths, right
-    return answers[key]
+        columns = (_BEFORE, _AFTER)
+        try:
+            given = pd.read_csv(file, usecols=["path", "label", *columns], dtype={"path": str})
+        except (OSError, ValueError) as error:
+            remarks[f"{file} cannot be read: {str(error).splitlines()[0]}."] = None
+            answers |= {(result.folder, column): None for column in columns}
+        else:
+            paths = hashlib.sha256("\n".join(map(str, given["path"])).encode()).hexdigest()
+            for column in columns:
+                right = (given[column] == given["label"]).to_numpy(dtype=np.bool_)
+                answers[result.folder, column] = paths, right
+    return answers[result.folder, result.column]
 
 
 def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

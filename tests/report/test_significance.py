@@ -180,3 +180,23 @@ def test_the_summary_counts_datasets(tmp_path):
     (pair,) = summary(compare(read_runs(tmp_path))[0]).to_dict("records")
     counts = [pair[key] for key in ("images: better on", "worse on", "undecided on")]
     assert counts == [1, 1, 1]
+
+
+def test_many_runs_without_predictions_are_counted(tmp_path):
+    for method in "ab":
+        for seed in range(8):
+            folder = _write(tmp_path, method, seed, _first(20 + seed % 3))
+            (folder / "predictions.csv").unlink()
+    _, remarks = compare(read_runs(tmp_path))
+    assert len(remarks) == 6
+    assert remarks[-1] == "not compared over images: 11 more runs."
+
+
+def test_seeds_that_were_tested_on_other_images_are_not_added_up(tmp_path):
+    for seed, count in ((1, N), (2, N // 2)):
+        for method in "ab":
+            folder = _write(tmp_path, method, seed, _first(20))
+            write_predictions(folder, [True] * count)
+    comparisons, (remark,) = compare(read_runs(tmp_path))
+    assert _rows(comparisons, "images") == []
+    assert "not tested on the same images" in remark
