@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from so_clip.errors import DEBUG, InputError, nearest, report
+from so_clip.launched import processes
 
 MULTIRUN = ("-m", "--multirun")
 HYDRA_FLAGS = (
@@ -52,6 +53,11 @@ def _main(arguments: list[str]) -> None:
     from so_clip.task import task
 
     _check_flags(arguments)
+    if processes() > 1 and not {*MULTIRUN}.isdisjoint(arguments):
+        raise InputError(
+            f"--multirun: torchrun's {processes()} processes do one run together. Leave it out, or "
+            "start the sweep without torchrun."
+        )
     # Hydra's parser wants its flags before or after all overrides, not among them.
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in MULTIRUN)
     hydra_main(task)

@@ -27,20 +27,25 @@ _weights: dict[Key, str] = {}
 _splits: dict[Key, tuple[str | None, dict[Path, Key]]] = {}
 
 
-def run_fingerprint(settings: Settings, split_sha256: str | None, weights_sha256: str) -> str:
+def run_fingerprint(
+    settings: Settings, split_sha256: str | None, weights_sha256: str, processes: int = 1
+) -> str:
     """Return the SHA-256 of all that can change a run's result.
 
     Args:
         settings: resolved, so that what `auto` stands for counts.
         split_sha256: see `split_sha256`.
         weights_sha256: of the backbone before anything is trained.
+        processes: that train together; each has a part of the memory and of the time.
     """
-    values = {
+    values: dict[str, Any] = {
         "settings": settings.fingerprint,
         "split_sha256": split_sha256,
         "weights_sha256": weights_sha256,
         "results_version": RESULTS_VERSION,
     }
+    if processes > 1:
+        values["processes"] = processes
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -66,6 +66,7 @@ def run_metrics(
     evaluators: Mapping[str, Evaluator],
     memory: Mapping[str, float],
     fingerprint: str,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Return the content of metrics.json.
 
@@ -76,6 +77,7 @@ def run_metrics(
         evaluators: by the same names.
         memory: what PeakMemory returned.
         fingerprint: of the run.
+        processes: that trained together.
     """
     history = adaptation.history
     return {
@@ -99,7 +101,8 @@ def run_metrics(
         "evaluate_seconds": sum(evaluator.seconds for evaluator in evaluators.values()),
         "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),
         **memory,
-        "peak_memory_measures": _measures(settings, model),
+        "peak_memory_measures": _measures(settings, model, processes),
+        "processes": processes,
         "train_seconds": adaptation.train_seconds,
         "steps": history.steps,
         "stop_reason": history.stop_reason,
@@ -169,8 +172,10 @@ def _transfer(data: Data, values: Mapping[str, Mapping[str, float]]) -> dict[str
     return average | {"transfer": each}
 
 
-def _measures(settings: Settings, model: Model) -> str:
+def _measures(settings: Settings, model: Model, processes: int) -> str:
     phase = "the first training steps" if settings.trains else "the first batch of the test split"
+    if processes > 1:
+        phase += f", in the first of {processes} processes"
     if model.device.type == "cuda":
         return f"peak of the CUDA allocator over {phase}"
     return f"peak of live tensor memory (weights and all that is made) over {phase}"

@@ -22,12 +22,12 @@ class Progress:
     That it cannot be written is no reason to end a run.
 
     Args:
-        folder: the run's.
+        folder: the run's; None: nothing is written.
         max_steps: at which training ends at the latest; 0 where none is trained.
     """
 
-    def __init__(self, folder: Path, max_steps: int) -> None:
-        self._path = folder / PROGRESS_FILE
+    def __init__(self, folder: Path | None, max_steps: int) -> None:
+        self._folder = folder
         self._max_steps = max_steps
         self._started_at = _now()
         self._stage, self._step = "train", 0
@@ -70,8 +70,9 @@ class Progress:
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
-        with suppress(InputError):
-            atomic.write_json(self._path, values)
+        if self._folder is not None:
+            with suppress(InputError):
+                atomic.write_json(self._folder / PROGRESS_FILE, values)
 
     def _seconds_left(self) -> float | None:
         """Return how long training will take yet, at the pace of this process."""

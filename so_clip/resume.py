@@ -129,6 +129,7 @@ class Checkpoint(NoCheckpoint):
         fingerprint: of the run.
         every_seconds: of training between two writings; 0: the file is neither written nor read.
         stopwatch: of the training, stopped while a checkpoint is written.
+        writes: False where another process writes the file for all.
         parts: what it keeps the state of, and gives it back to in this order.
     """
 
@@ -138,13 +139,14 @@ class Checkpoint(NoCheckpoint):
         fingerprint: str,
         every_seconds: float,
         stopwatch: Stopwatch,
+        writes: bool = True,
         **parts: Stateful,
     ) -> None:
         self._path, self._every_seconds, self._stopwatch = path, every_seconds, stopwatch
         self._made_by = {"run": fingerprint, "code": code_sha256(), "torch": str(torch.__version__)}
         self._parts: dict[str, Stateful] = {"stopwatch": stopwatch, **parts}
         self._written = time.monotonic()
-        self._can_write = True
+        self._writes, self._failed = writes and every_seconds > 0, False
 
     def restore(self, **parts: Stateful) -> None:
         """Take in the last parts, and give all of them the state in the file, if there is one.
@@ -167,17 +169,18 @@ class Checkpoint(NoCheckpoint):
 
     def after_step(self) -> None:
         """Write the file if it is time to. Until then, this waits for no device."""
-        if self._every_seconds and time.monotonic() - self._written >= self._every_seconds:
+        if self._writes and time.monotonic() - self._written >= self._every_seconds:
             self._write([*self._parts])
 
     def after_training(self) -> None:
         """Write the file once more, so that nothing but the evaluation has to be repeated."""
-        if self._every_seconds:
+        if self._writes:
             self._write([name for name in self._parts if name not in _FOR_STEPS])
 
     def remove(self) -> None:
         """Remove the file: going on from it would end as this process did."""
-        self._path.unlink(missing_ok=True)
+        if self._writes:
+            self._path.unlink(missing_ok=True)
 
     def _write(self, names: list[str]) -> None:
         if torch.cuda.is_initialized():
@@ -188,9 +191,9 @@ class Checkpoint(NoCheckpoint):
                 with atomic.writing(self._path) as file:
                     torch.save({"made_by": self._made_by, "states": states}, file)
             except (InputError, RuntimeError) as error:  # torch's own, if the disk is full
-                if self._can_write:
+                if not self._failed:
                     _say(f"no checkpoint is kept, and the run goes on without: {error}")
-                self._can_write = False
+                self._failed = True
         self._written = time.monotonic()
 
     def _read(self) -> dict[str, Any]:

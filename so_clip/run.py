@@ -22,6 +22,8 @@ from so_clip.curve import Curve
 from so_clip.data.batches import TrainBatches
 from so_clip.data.gather import Data
 from so_clip.device import describe
+from so_clip.distributed import ALONE, Ranks
+from so_clip.errors import InputError
 from so_clip.memory import PeakMemory
 from so_clip.metrics import Adaptation, Outcome, run_metrics, summary_rows, write_outcomes
 from so_clip.progress import Progress
@@ -47,7 +49,11 @@ class Result:
 
 
 def run(
-    settings: Settings, data: Data, overrides: Sequence[str] = (), keep_refusals: bool = False
+    settings: Settings,
+    data: Data,
+    overrides: Sequence[str] = (),
+    keep_refusals: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Do one run, unless it is finished, and leave its folder behind.
 
@@ -56,6 +62,7 @@ def run(
     Args:
         settings, data: of the run.
         overrides, keep_refusals: see RunFolder.claimed.
+        ranks: the processes that do this run together. This is the first; the others `follow`.
 
     Raises:
         InputError: something the user gave cannot be used.
@@ -68,21 +75,56 @@ def run(
     if weights_sha256 is None:
         model = build_model(settings, data)
         weights_sha256 = model.weights_sha256
-    split_sha256 = identity.split_sha256(data)
-    fingerprint = identity.run_fingerprint(settings, split_sha256, weights_sha256)
+    known = identity.split_sha256(data), weights_sha256
+    fingerprint = identity.run_fingerprint(settings, *known, ranks.size)
     folder = RunFolder(identity.run_dir(settings, fingerprint))
     with folder.claimed(overrides, keep_refusals):
         metrics = None if settings.force else folder.finished(fingerprint)
         if metrics is not None:
             return Result(folder.path, metrics, skipped=True)
         model = model or build_model(settings, data)
-        return Result(folder.path, _do(settings, data, model, folder, fingerprint))
+        return Result(folder.path, _do(settings, data, model, folder, fingerprint, ranks))
+
+
+def follow(settings: Settings, data: Data, ranks: Ranks) -> None:
+    """Take part in the training of the first of several processes, unless it has no need of any.
+
+    Raises:
+        InputError, TrainingDiverged: as `run` does, in all processes.
+    """
+    settings = resolved(settings)
+    model = build_model(settings, data)
+    _check_draws(model, ranks)
+    told = ranks.hear()
+    if told is None:
+        return
+    folder, fingerprint = told
+    optimizer = build_optimizer(settings, model)
+    peak_memory = PeakMemory(model.classifier, optimizer, model.device)
+    batches = few_shot_batches(settings, data, model)
+    watched = optimizer, peak_memory
+    adapt(settings, model, batches, *watched, RunFolder(folder), None, fingerprint, ranks)
+
+
+def _check_draws(model: Model, ranks: Ranks) -> None:
+    """Refuse dropout where parts of a batch would have other values dropped than the whole."""
+    if ranks.size > 1 and model.adapter is not None and model.adapter.draws is not None:
+        raise InputError(
+            f"adapter.dropout: {ranks.size} processes would drop other values of a batch than one "
+            "does, and so come to other results. Use adapter.dropout=0, or leave out torchrun."
+        )
 
 
 def _do(
-    settings: Settings, data: Data, model: Model, folder: RunFolder, fingerprint: str
+    settings: Settings,
+    data: Data,
+    model: Model,
+    folder: RunFolder,
+    fingerprint: str,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Do what has to be done, and return what metrics.json holds then."""
+    _check_draws(model, ranks)
     evaluators = build_evaluators(settings, data, model)
     optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(model.classifier, optimizer, model.device)
@@ -91,9 +133,11 @@ def _do(
         zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
         folder.start(settings.as_dict(), data.few_shot.as_json() if data.few_shot else None)
         curve = Curve(evaluators[""], settings.evaluation.every_steps, peak_memory)
+        if optimizer is not None:
+            ranks.tell((folder.path, fingerprint))
         watched = optimizer, peak_memory
         try:
-            adaptation = adapt(settings, model, batches, *watched, folder, curve, fingerprint)
+            adaptation = adapt(settings, model, batches, *watched, folder, curve, fingerprint, ranks)
         except TrainingDiverged:
             _write_provenance(folder, data, model, fingerprint)
             raise
@@ -110,7 +154,7 @@ def _do(
     _write_provenance(folder, data, model, fingerprint)
     memory = peak_memory.result()
     results = values, adaptation, evaluators, memory
-    metrics = run_metrics(settings, data, model, *results, fingerprint)
+    metrics = run_metrics(settings, data, model, *results, fingerprint, ranks.size)
     folder.finish(metrics, summary(metrics, folder.path))
     return metrics
 
@@ -138,17 +182,20 @@ def adapt(
     folder: RunFolder,
     curve: Curve | None = None,
     fingerprint: str = "",
+    ranks: Ranks = ALONE,
 ) -> Adaptation:
     """Change the model with the few shots, from where an earlier process was cut off if one was.
 
-    Writes history.csv, also if training fails, curve.csv and changed.csv.
+    The first process writes history.csv, also if training fails, curve.csv and changed.csv.
     """
     adapter, classifier = model.adapter, model.classifier
     assert adapter is not None
     stopwatch = Stopwatch()
-    progress = Progress(folder.path, settings.schedule.max_steps)
+    progress = Progress(folder.path if ranks.first else None, settings.schedule.max_steps)
     progress.start()
     adapter.start(classifier, FewShotSupport(classifier, batches, model.precision, settings.seed))
+    if optimizer is not None:
+        ranks.agree([*model.parameters.values(), *classifier.buffers()])
     # On the host, so that the copy is no part of the device's peak.
     before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
     curve = curve or Curve(None, 0, peak_memory)
@@ -159,6 +206,7 @@ def adapt(
             fingerprint,
             settings.checkpoint_seconds,
             stopwatch,
+            writes=ranks.first,
             model=ModelState(model),
             optimizer=optimizer,
             scaler=model.precision.scaler,
@@ -167,26 +215,27 @@ def adapt(
             peak_memory=peak_memory,
         )
         try:
-            history = _train(
-                settings, model, batches, optimizer, peak_memory, curve, progress, checkpoint
-            )
+            watched = peak_memory, curve, progress
+            history = _train(settings, model, batches, optimizer, *watched, checkpoint, ranks)
         except TrainingDiverged as error:
-            folder.write_history(error.history.losses, error.history.lrs)
-            folder.write_curve(curve.rows)
-            checkpoint.remove()
+            if ranks.first:
+                folder.write_history(error.history.losses, error.history.lrs)
+                folder.write_curve(curve.rows)
+                checkpoint.remove()
             raise
     adapter.finish(classifier)
     classifier.forget_classes()
     train_seconds = stopwatch.seconds - curve.seconds
     progress.evaluate()
-    folder.write_history(history.losses, history.lrs)
-    folder.write_curve(curve.rows)
-    changed = {
-        name: int((value.detach().cpu() != before[name]).sum())
+    changed = [
+        (name, value.numel(), int((value.detach().cpu() != before[name]).sum()))
         for name, value in model.parameters.items()
-    }
-    folder.write_changed([(name, before[name].numel(), count) for name, count in changed.items()])
-    return Adaptation(history, train_seconds, sum(changed.values()))
+    ]
+    if ranks.first:
+        folder.write_history(history.losses, history.lrs)
+        folder.write_curve(curve.rows)
+        folder.write_changed(changed)
+    return Adaptation(history, train_seconds, sum(count for *_, count in changed))
 
 
 def _train(
@@ -198,6 +247,7 @@ def _train(
     curve: Curve,
     progress: Progress,
     checkpoint: Checkpoint,
+    ranks: Ranks,
 ) -> History:
     adapter, classifier = model.adapter, model.classifier
     assert adapter is not None
@@ -220,6 +270,7 @@ def _train(
         after_step=after_step,
         tell=progress.after_step,
         checkpoint=checkpoint,
+        ranks=ranks,
     )
 
 

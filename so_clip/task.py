@@ -45,6 +45,8 @@ def task(composed: DictConfig) -> float:
         result = _finished(settings) or _do(settings, overrides)
     except Exception as error:
         raise SystemExit(report(error)) from error
+    if result is None:  # one of several processes, and not the one that tells
+        return float("nan")
     print(f"\n{FINISHED}\n\n{result.table}" if result.skipped else f"\n{result.table}")
     return result.metrics["accuracy_percent"]
 
@@ -61,6 +63,7 @@ def _job(
             tell(file, job)
             gpu_job = number if at_once > 1 and settings.device == AUTO else None
             result = _do(settings, overrides, True, gpu_job)
+        assert result is not None, "a job of a sweep has a process of its own"
     except Exception as error:
         job.state = BUSY if isinstance(error, RunBusy) else FAILED
         job.message, job.exit_code = message_of(error), exit_code(error)
@@ -92,15 +95,19 @@ def _do(
     overrides: Sequence[str],
     keep_refusals: bool = False,
     gpu_job: int | None = None,
-) -> "Result":
+) -> "Result | None":
     check_writable(settings.results_dir)
     data = gather(**settings.data)
     # Only now, since torch takes seconds to import and most bad input is refused without it.
     from so_clip.device import cpu_threads, one_gpu
-    from so_clip.run import run
+    from so_clip.distributed import joined
+    from so_clip.run import follow, run
 
-    with cpu_threads(settings.threads), one_gpu(gpu_job):
-        return run(settings, data, overrides, keep_refusals)
+    with cpu_threads(settings.threads), one_gpu(gpu_job), joined(settings.device) as ranks:
+        if ranks.first:
+            return run(settings, data, overrides, keep_refusals, ranks)
+        follow(settings, data, ranks)
+        return None
 
 
 def _folder(settings: Settings | None) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
+from so_clip.distributed import ALONE, Ranks
 from so_clip.errors import RunFailed
 from so_clip.precision import Precision
 from so_clip.resume import NoCheckpoint
@@ -73,6 +74,7 @@ def train(
     after_step: AfterStep = lambda step: (),
     tell: Tell = lambda step, loss: None,
     checkpoint: NoCheckpoint = NO_CHECKPOINT,
+    ranks: Ranks = ALONE,
 ) -> History:
     """Minimise `classifier`'s cross-entropy for `max_steps` or until an epoch's loss is small.
 
@@ -90,6 +92,7 @@ def train(
             optimizer forgets what it remembers.
         tell: called with the number of steps taken and the last loss that was read, if any was.
         checkpoint: where training goes on from, and what it leaves for a process to come.
+        ranks: the processes that take each step together; all must be given the same.
 
     Raises:
         TrainingDiverged: a loss is not finite; the message names step, lr and precision.
@@ -100,20 +103,27 @@ def train(
     history = History()
     with (
         warnings.catch_warnings(),
-        tqdm(total=max_steps, desc="train", unit="step", dynamic_ncols=True) as progress,
+        tqdm(
+            total=max_steps,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not ranks.first,
+        ) as progress,
         ExitStack() as watched,
     ):
         # In fp16 the scaler skips steps until it has found its scale; that is no mistake in order.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         recorder = _Recorder(history, progress, precision.name)
         checkpoint.restore(scheduler=scheduler, recorder=recorder)
+        ranks.check_same("steps in the checkpoint", recorder.steps)
         if recorder.steps < WATCHED_STEPS:
             watched.enter_context(peak_memory)
         while recorder.steps < max_steps and history.stop_reason == "max_steps":
             for images_BCHW, labels_B in batches.epoch():
                 lr = float(scheduler.get_last_lr()[0])
                 batch = images_BCHW, labels_B
-                loss = train_step(classifier, *batch, optimizer, precision, penalty)
+                loss = train_step(classifier, *batch, optimizer, precision, penalty, ranks)
                 scheduler.step()
                 for parameter in after_step(recorder.steps + 1):
                     _forget(optimizer, parameter)
@@ -138,16 +148,20 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     penalty: Penalty = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Take one step along the gradient; return the cross-entropy, still on the device."""
+    own_BCHW, own_B = ranks.part(images_BCHW, labels_B)
     with precision.autocast():
-        loss = nn.functional.cross_entropy(classifier(images_BCHW).float(), labels_B)
+        loss = nn.functional.cross_entropy(classifier(own_BCHW).float(), own_B)
+        loss = ranks.weighted(loss, len(labels_B))
         extra = penalty()
     precision.scaler.scale(loss if extra is None else loss + extra).backward()
+    ranks.average_gradients(optimizer)
     precision.scaler.step(optimizer)
     precision.scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+    return ranks.average(loss.detach())
 
 
 def _forget(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:

@@ -73,7 +73,7 @@ def _adapted(method: str, folder: Path, batches: int, seconds: float, *more: str
 def _check_equal(resumed: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert resumed["history"] == undisturbed["history"]
     assert torch.equal(resumed["logits"], undisturbed["logits"])
-    for key in ("changed", "memory", "files"):
+    for key in ("changed", "memory", "files"):  # the memory is what the first process measured
         assert resumed[key] == undisturbed[key], key
 
 
@@ -86,5 +86,26 @@ def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(method, tmp_path):
     with pytest.raises(CutOff):
         _adapted(method, tmp_path / "cut", cut, ALWAYS)
     resumed = _adapted(method, tmp_path / "cut", STEPS, ALWAYS)
-    assert resumed.pop("left") == cut, "it began anew"
+    assert resumed["left"] == cut, "it began anew"
+    _check_equal(resumed, undisturbed)
+    # Cut off in the evaluation, a run trains no more.
+    _check_equal(_adapted(method, tmp_path / "cut", 0, ALWAYS), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("so", ("optimizer.sampled_gradients=true",)),
+        ("so_age", ("optimizer.sampled_gradients=true", "precision=bf16")),
+        ("adamw", ("precision=fp16",)),  # whose scale is still being sought
+        ("clip_lora", ("memory=small", "text_budget_mib=0.05")),  # dropout in what runs twice
+        ("wise_ft", ("adapter.interpolation=0.5",)),
+    ],
+)
+def test_so_do_runs_with_other_options(method, more, tmp_path):
+    undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0, *more)
+    with pytest.raises(CutOff):
+        _adapted(method, tmp_path / "cut", 17, ALWAYS, *more)
+    resumed = _adapted(method, tmp_path / "cut", STEPS, ALWAYS, *more)
+    assert resumed["left"] == 17
     _check_equal(resumed, undisturbed)

@@ -1,0 +1,62 @@
+"""Runs that are killed at random moments, with no chance to say a word, and done again."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import environment
+from tests.made_datasets import write_eurosat
+
+# Figures of how a run came about, which its repetition cannot share.
+OWN = ("train_seconds", "evaluate_seconds", "features_from_cache")
+
+
+def _killed(folder: Path, data_root: Path, kills: int, *overrides: str) -> dict[str, int]:
+    arguments = ["dataset=eurosat", f"data_root={data_root}", "shots=4", "schedule.batch_size=8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed_runs", folder, str(kills), *arguments, *overrides],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    stages: dict[str, int] = json.loads(done.stdout)
+    return stages
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    """Return all that a run's folder says of its result."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    tables = {}
+    for path in folder.glob("*.csv"):
+        with path.open(newline="") as file:
+            tables[path.name] = [*csv.reader(file)]
+    names = sorted(path.name for path in folder.iterdir())
+    return {"files": names, **tables, **{k: v for k, v in metrics.items() if k not in OWN}}
+
+
+@pytest.mark.parametrize(
+    ("kills", "overrides"),
+    [
+        (20, ("method=so", "optimizer.density_ratio=0.02", "evaluation.every_steps=7")),
+        (3, ("method=clip_lora",)),
+    ],
+    ids=["so", "clip_lora"],
+)
+def test_runs_killed_at_random_moments_end_as_the_undisturbed_one(tmp_path, kills, overrides):
+    write_eurosat(tmp_path)
+    steps = ("schedule.max_steps=40", "checkpoint_seconds=0.05")
+    stages = _killed(tmp_path / "results", tmp_path, kills, *overrides, *steps)
+    assert sum(stages.values()) == kills
+    assert stages["training"] >= kills / 4
+    whole, *others = [_result(path) for path in sorted((tmp_path / "results").glob("[0-9]*"))]
+    assert others
+    assert not {"checkpoint.pt", "progress.json"} & {*whole["files"]}
+    for other in others:
+        assert [key for key in whole | other if whole.get(key) != other.get(key)] == []
