@@ -102,8 +102,8 @@ def follow(settings: Settings, data: Data, ranks: Ranks) -> None:
     optimizer = build_optimizer(settings, model)
     peak_memory = PeakMemory(model.classifier, optimizer, model.device)
     batches = few_shot_batches(settings, data, model)
-    watched = optimizer, peak_memory
-    adapt(settings, model, batches, *watched, RunFolder(folder), None, fingerprint, ranks)
+    parts = model, batches, optimizer, peak_memory, RunFolder(folder)
+    adapt(settings, *parts, fingerprint=fingerprint, ranks=ranks)
 
 
 def _check_draws(model: Model, ranks: Ranks) -> None:
@@ -135,9 +135,9 @@ def _do(
         curve = Curve(evaluators[""], settings.evaluation.every_steps, peak_memory)
         if optimizer is not None:
             ranks.tell((folder.path, fingerprint))
-        watched = optimizer, peak_memory
+        parts = model, batches, optimizer, peak_memory, folder, curve
         try:
-            adaptation = adapt(settings, model, batches, *watched, folder, curve, fingerprint, ranks)
+            adaptation = adapt(settings, *parts, fingerprint, ranks)
         except TrainingDiverged:
             _write_provenance(folder, data, model, fingerprint)
             raise
