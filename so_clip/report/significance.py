@@ -192,21 +192,20 @@ def _balance(
 
     None where that cannot be told, with a remark if something is amiss.
     """
-    balance, images = None, None
-    for pair in pairs:
-        for sign, result in zip((1, -1), pair, strict=True):
-            read = _answers(result, answers, remarks)
-            if read is None:
-                return None
-            if images is not None and read[0] != images:
-                remarks[
-                    f"{pairs[0][0].folder} and {result.folder} were not tested on the same images "
-                    "in the same order."
-                ] = None
-                return None
-            images, right = read
-            signed = sign * right.astype(np.int16)
-            balance = signed if balance is None else balance + signed
+    results = [result for pair in pairs for result in pair]
+    read = [_answers(result, answers, remarks) for result in results]
+    known = [each for each in read if each is not None]
+    if not known or len(known) < len(read):
+        return None
+    balance = np.zeros(len(known[0][1]), dtype=np.int16)
+    for at, (images, right) in enumerate(known):
+        if images != known[0][0]:
+            remarks[
+                f"{results[0].folder} and {results[at].folder} were not tested on the same images "
+                "in the same order."
+            ] = None
+            return None
+        balance += right if at % 2 == 0 else -right.astype(np.int16)
     return balance
 
 
