@@ -147,6 +147,11 @@ def build_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
             "Choose adapter=weights, or method=zero_shot to train nothing."
         )
     options = dict(settings.optimizer)
+    if options.get("capturable") and model.device.type == "cpu":
+        raise InputError(
+            f"optimizer.capturable=true: is for GPUs, and device={settings.device} is none. "
+            "Leave it out."
+        )
     sampled = options.pop("sampled_gradients", False)
     make = _instantiate("optimizer", options)
     _refuse_foreign_options(make)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from so_clip.data.fewshot import PROTOCOLS as SPLIT_PROTOCOLS
 from so_clip.errors import InputError, nearest
 from so_clip.machine import core_share
-from so_clip.optim.options import checked_options
+from so_clip.optim.options import check_steps, checked_options
 from so_clip.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
 from so_clip.values import (
     device_name,
@@ -206,11 +206,10 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
         data_root=path("data_root", values["data_root"]),
         results_dir=results_dir,
     )
-    if trains and settings.schedule.max_steps < 1:
-        raise InputError(
-            f"schedule.max_steps={settings.schedule.max_steps}: method={settings.method} needs at "
-            "least one step; method=zero_shot evaluates without training."
-        )
+    if settings.optimizer is not None:
+        schedule = settings.schedule
+        lr = settings.optimizer["lr"]
+        check_steps(settings.method, lr, schedule.lr_min, schedule.max_steps)
     return settings if adapts else _without_shots(settings)
 
 

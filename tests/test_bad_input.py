@@ -83,6 +83,7 @@ VALUES = [
     ("method.name=../up", ["method.name=../up", "letters"]),
 ]
 MODELS = [
+    ("method=adamw +optimizer.capturable=true", ["optimizer.capturable=true", "device=cpu"]),
     ("method=adamw +optimizer.T=5", ["optimizer.T=5", "AdamW", "'~optimizer."]),
     ("method=adamw +optimizer.sampled_gradients=true", ["sampled gradients", "AdamW", "SO"]),
     ("adapter=none", ["opens no parameters", "method=zero_shot"]),

@@ -151,6 +151,9 @@ REFUSED = [
     ("checkpoint_seconds", -1, "must be 0 or above"),
     ("schedule.lr_min", -1, "must be 0 or above"),
     ("schedule.lr_min", "low", "must be a finite number"),
+    ("schedule.lr_min", 3e-4, "lr_min=0.0003: is above optimizer.lr=0.0002"),
+    ("optimizer.lr", 1e-7, "lr_min=1e-06: is above optimizer.lr=1e-07"),
+    ("optimizer.differentiable", True, "optimizer.differentiable=true: a step would"),
     ("augment", None, "must hold the options scale, flip"),
     ("augment.scale", 0.5, "must be two numbers"),
     ("augment.scale", [0.9, 0.1], "needs 0 < low <= high <= 1"),
@@ -362,7 +365,7 @@ changes = st.fixed_dictionaries(
         "seed": st.integers(0, 3) | st.integers(0, MAX_SEED),
         "backbone.architecture": st.sampled_from(["a-1", "a_1", "a/1", "A-1"]) | names,
         "method.name": st.from_regex(r"[A-Za-z0-9_-]{1,3}", fullmatch=True),
-        "optimizer.lr": st.floats(0, 1, exclude_min=True),
+        "optimizer.lr": st.floats(1e-6, 1),  # the schedule's lr_min
         "schedule.max_steps": st.integers(1, 3),
         "template": names.map(lambda text: text.replace("{}", "") + "{}"),
         # ~0 is the home of somebody who does not exist.

@@ -1,6 +1,7 @@
 """All that a run takes from its datasets, found and checked before torch is imported."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,8 @@ def gather(
     require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
     for target in others:
         require_images(target.images, target.splits.test, target.card)
+    if few_shot:
+        _note_repeats(few_shot, splits)
     for each, lists in [(card, whole), *((target.card, target.splits) for target in elsewhere)]:
         _note_incomplete(each, lists)
     return Data(card, splits, images, few_shot, others)
@@ -115,6 +118,21 @@ def _elsewhere(name: str, data_root: Path | None, dataset: str, protocol: str) -
         raise InputError(f"transfer={name}: {error}") from error
     shared = card.classes_of == dataset and protocol != BASE_TO_NEW
     return Target(name, card, splits, images, splits.parent_labels if shared else None)
+
+
+def _note_repeats(few_shot: FewShot, splits: Splits) -> None:
+    """Say how many classes have fewer images than are drawn of them, so that some are repeated."""
+    there = Counter(example.label for example in splits.train)
+    drawn = Counter(example.label for example in few_shot.train)
+    small = [label for label, count in sorted(drawn.items()) if count > there[label]]
+    if small:
+        first = small[0]
+        print(
+            f"so_clip: shots={few_shot.shots}: {len(small)} of {len(drawn)} classes have fewer "
+            f"training images than that, such as {splits.class_names[first]!r} with "
+            f"{there[first]}. Some of theirs are drawn more than once.",
+            file=sys.stderr,
+        )
 
 
 def _note_incomplete(card: DatasetCard, splits: Splits) -> None:

@@ -41,6 +41,24 @@ def checked_options(values: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def check_steps(method: str, lr: float, lr_min: float, max_steps: int) -> None:
+    """Check that there are steps to train for, and that the rate falls over them, if it changes.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if max_steps < 1:
+        raise InputError(
+            f"schedule.max_steps={max_steps}: method={method} needs at least one step; "
+            "method=zero_shot evaluates without training."
+        )
+    if lr_min > lr:
+        raise InputError(
+            f"schedule.lr_min={lr_min}: is above optimizer.lr={lr}, so that the rate would rise to "
+            "it. Lower it, such as to 0."
+        )
+
+
 def _check_adams(values: dict[str, Any]) -> None:
     """Check what SO and torch's Adams share; torch would let some of it pass, or fail obscurely."""
     for key in ("eps", "weight_decay"):
@@ -58,3 +76,8 @@ def _check_adams(values: dict[str, Any]) -> None:
     for key in ("amsgrad", "foreach", "fused", "maximize", "capturable", "differentiable"):
         if not isinstance(values.get(key, False), (bool, type(None))):
             raise InputError(f"optimizer.{key}={values[key]}: must be true or false.")
+    if values.get("differentiable"):
+        raise InputError(
+            "optimizer.differentiable=true: a step would have to be part of a graph, and weights "
+            "that are trained cannot be. Leave it out."
+        )

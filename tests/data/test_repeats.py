@@ -1,0 +1,46 @@
+"""Drawing more images than a class has is said once, with how many classes it concerns."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from so_clip.data.gather import gather
+from tests.made_datasets import write_eurosat
+
+
+def _draw(root: Path, shots: int, **options: str) -> None:
+    draw = {"shots": shots, "seed": 1, "split_protocol": "clip_lora", **options}
+    gather("eurosat", root, None, **draw)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder of a dataset with six training images a class, but for two of `bee`."""
+    split = write_eurosat(tmp_path, ["ant", "bee", "cat"])
+    bees = [each for each in split["train"] if each[2] == "bee"]
+    split["train"] = [each for each in split["train"] if each not in bees[2:]]
+    (tmp_path / "eurosat" / "split_zhou_EuroSAT.json").write_text(json.dumps(split))
+    return tmp_path
+
+
+def test_few_shots_need_no_word(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _draw(root, 2)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("shots", "count"), [(3, 1), (6, 1), (7, 3)])
+def test_too_many_shots_are_told(
+    shots: int, count: int, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _draw(root, shots)
+    example = "'bee' with 2" if count == 1 else "'ant' with 6"
+    assert capsys.readouterr().err == (
+        f"so_clip: shots={shots}: {count} of 3 classes have fewer training images than that, such "
+        f"as {example}. Some of theirs are drawn more than once.\n"
+    )
+
+
+def test_half_of_the_classes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _draw(root, 7, protocol="base_to_new")
+    assert "2 of 2 classes have fewer training images" in capsys.readouterr().err
