@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -162,8 +163,7 @@ def _transfer(remote: RemoteFile, part: Path, patience: Patience) -> None:
 
 def _receive(remote: RemoteFile, response: Any, part: Path, notes: dict[str, Any]) -> None:
     have = _size(part)
-    length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isdigit() else None
+    total = _count(response.headers.get("Content-Length", ""))
     if response.status == 206:
         total = _resumed_total(response.headers.get("Content-Range", ""), have)
         if total is None or notes.get("total") not in (None, total):
@@ -224,8 +224,8 @@ def _on_refusal(
         raise _Passing("the server does not have the rest that was asked for") from error
     meaning = _MEANING.get(error.code, str(error.reason))
     if error.code in _PASSING:
-        after = error.headers.get("Retry-After", "")
-        raise _Passing(f"HTTP {error.code}, {meaning}", float(after) if after.isdigit() else 0.0)
+        after = _count(error.headers.get("Retry-After", ""))
+        raise _Passing(f"HTTP {error.code}, {meaning}", after or 0.0)
     raise SourceFailed(
         f"{remote.url}: HTTP {error.code}, {meaning}. If you have {remote.name}, repeat with "
         "--offline-from FOLDER."
@@ -236,9 +236,13 @@ def _resumed_total(content_range: str, have: int) -> int | None:
     """Return the total of "bytes HAVE-LAST/TOTAL"; None if it is another range."""
     unit, _, rest = content_range.partition(" ")
     span, _, total = rest.partition("/")
-    first = span.partition("-")[0]
-    fits = unit == "bytes" and first.isdigit() and int(first) == have and total.isdigit()
-    return int(total) if fits else None
+    fits = unit == "bytes" and _count(span.partition("-")[0]) == have
+    return _count(total) if fits else None
+
+
+def _count(text: str) -> int | None:
+    """Return a number of bytes or seconds that a server tells; None for anything else."""
+    return int(text) if re.fullmatch("[0-9]{1,20}", text) else None
 
 
 class _Redirects(HTTPRedirectHandler):

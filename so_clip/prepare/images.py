@@ -79,6 +79,7 @@ class ImageSources:
         self.card, self.supply, self.say = card, supply, say
         self.root, self.given = options.data_root, options.offline_from
         self.budget_bytes = int(options.max_unpacked_gib * GIB)
+        self.budget = Budget(self.budget_bytes)
         self.tree, self.staged = supply.work / "unpacked", supply.work / "staged"
 
     def complete(self) -> list[str]:
@@ -120,6 +121,7 @@ class ImageSources:
     def _try(self, source: Source) -> bool:
         """Place the images of one source; False where it has nothing to offer."""
         self.tree.mkdir(parents=True)
+        self.budget = Budget(self.budget_bytes)
         if source.kind == "videos":
             if not self._frames_from_videos(source):
                 return False
@@ -137,18 +139,16 @@ class ImageSources:
         return True
 
     def _unpack(self, source: Source) -> None:
-        budget = Budget(self.budget_bytes)
         for remote in source.files:
-            unpack(self.supply.obtain(remote), self.tree, budget)
+            unpack(self.supply.obtain(remote), self.tree, self.budget)
 
     def _open_nested(self) -> bool:
         """Unpack archives within the archive, and take frames of videos; tell if there were any."""
         nested = nested_archives(self.tree)
-        budget = Budget(self.budget_bytes)
         for archive in nested:
             inner = archive.with_name(f"{archive.name}.unpacked")
             inner.mkdir()
-            unpack(archive, inner, budget)
+            unpack(archive, inner, self.budget)
             archive.unlink()
         has_videos = any(each.kind == "videos" for each in read_sources(self.card, IMAGES))
         return (has_videos and self._frames_of([self.tree])) or bool(nested)
@@ -164,10 +164,9 @@ class ImageSources:
         examples = all_examples(splits)
         classes = [splits.class_names[example.label] for example in examples]
         names = Names([example.path for example in examples], classes)
-        budget = Budget(self.budget_bytes)
         for remote in files:
             file = self.supply.obtain(remote)
-            if not extract(file, self.tree, names, source.name_column, remote.below, budget):
+            if not extract(file, self.tree, names, source.name_column, remote.below, self.budget):
                 raise SourceFailed(
                     f"{remote.url}: no row of {remote.name} bears the name of an image that the "
                     "split file lists, so which image is which cannot be told.",
@@ -211,6 +210,9 @@ class ImageSources:
         if problem := stage():
             return problem
         _check_pixels(self.staged)
+        if hasattr(os, "sync"):
+            # A power cut must not leave names in place whose content never reached the disk.
+            os.sync()
         merge(self.staged / self.card.folder, dataset_folder(self.card, self.root))
         return ""
 

@@ -35,7 +35,7 @@ class Served:
     location: str | None = None
     seconds_a_chunk: float = 0.0
     etag: str = '"1"'
-    declared: int | None = None
+    declared: int | str | None = None
     content_type: str = "application/octet-stream"
     send_length: bool = True
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -210,3 +211,10 @@ def test_silence_is_not_waited_for_for_ever(tmp_path):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip"
         with pytest.raises(SourceFailed, match=r"broke off .*timed out"):
             _fetch(url, tmp_path, Patience(0, 0.01, 0.2))
+
+
+@pytest.mark.parametrize("told", ["-1", "9" * 5000, "x", ""])
+def test_a_length_that_is_none_is_not_believed(told, server, tmp_path):
+    url = server.serve("a.zip", DATA, declared=told)
+    with suppress(SourceFailed):
+        assert _fetch(url, tmp_path).read_bytes() == DATA
