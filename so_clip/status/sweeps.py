@@ -14,7 +14,6 @@ from so_clip.settings import NO_DIFFERENCE
 from so_clip.status.runs import (
     DONE,
     FAILED,
-    HOST,
     MISSING,
     RUNNING,
     SETTLED_NS,
@@ -43,8 +42,7 @@ class Told:
     def is_at_work(self) -> bool:
         """Whether the job was begun lately, by a process that is there as far as one can tell."""
         fresh = time.time() - self.at < SILENCE_SECONDS
-        here = self.job.host == HOST
-        return self.job.state == RUNNING and fresh and (not here or jobs.is_alive(self.job))
+        return self.job.state == RUNNING and fresh and jobs.may_be_alive(self.job)
 
 
 @dataclass(frozen=True)
