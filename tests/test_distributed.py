@@ -132,7 +132,7 @@ def test_a_sweep_is_refused_by_name(monkeypatch):
 def test_a_process_that_dies_ends_all_and_the_run_goes_on_later(data_root, tmp_path):
     """The second of two processes is killed in training; the next two end as one alone does."""
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    more = (*METHODS["so"], "schedule.max_steps=60", "checkpoint_seconds=0.01")
+    more = (*METHODS["so"], "schedule.max_steps=40", "checkpoint_seconds=0.01")
     running = start(*_options(pair, data_root), *more)
     try:
         deadline = time.monotonic() + 300

@@ -22,7 +22,7 @@ def _killed(folder: Path, data_root: Path, kills: int, *overrides: str) -> dict[
         [sys.executable, "-m", "tests.killed_runs", folder, str(kills), *arguments, *overrides],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         env=environment(),
     )
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def _result(folder: Path) -> dict[str, Any]:
 )
 def test_runs_killed_at_random_moments_end_as_the_undisturbed_one(tmp_path, kills, overrides):
     write_eurosat(tmp_path)
-    steps = ("schedule.max_steps=40", "checkpoint_seconds=0.05")
+    steps = ("schedule.max_steps=20", "checkpoint_seconds=0.05")
     stages = _killed(tmp_path / "results", tmp_path, kills, *overrides, *steps)
     assert sum(stages.values()) == kills
     assert stages["training"] >= kills / 4
