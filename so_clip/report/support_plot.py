@@ -117,7 +117,7 @@ def _draw(numbers: pd.DataFrame) -> Any:
                 axis.plot(
                     one["layer"], one["changed_percent"], color=colour, marker=marker, label=kind
                 )
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * mine["changed_percent"].max() or 1)
             axis.xaxis.get_major_locator().set_params(integer=True)
             name = method + (f" ({style.in_words(variant)})" if variant else "")
             axis.set_title(f"{name}, {TOWERS[tower]}" if len(groups) > 1 else TOWERS[tower])

@@ -33,7 +33,8 @@ function number(value, digits = 0) {
   });
 }
 
-const percent = (value, digits = 2) => (value === null || value === undefined ? MISSING : `${number(value, digits)} %`);
+// With a space that does not break.
+const percent = (value, digits = 2) => (value === null || value === undefined ? MISSING : `${number(value, digits)}\u00a0%`);
 
 /** "1 shot", "4 shots". */
 const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;

@@ -145,7 +145,7 @@ function mistakes({ mistakes: worst, nameOf, pictureOf, no_pictures: reason }) {
     return el(
       "li",
       {},
-      picture ? el("img", { src: picture, alt, class: picture.startsWith("data:image/jpeg") ? "photo" : null, width: 96, height: 96, loading: "lazy" }) : reason ? null : el("span", { class: "no-picture" }, "no picture"),
+      picture ? el("img", { src: picture, alt, class: picture.startsWith("data:image/jpeg") ? "photo" : null, width: 96, height: 96 }) : reason ? null : el("span", { class: "no-picture" }, "no picture"),
       el("p", { class: "truth" }, el("b", {}, nameOf(each.label))),
       el("p", { class: "guess" }, `taken for ${nameOf(each.prediction)}, ${percent(100 * each.confidence, 1)}`),
       el("p", { class: "before" }, `zero-shot: ${nameOf(each.zero_shot_prediction)}`),
