@@ -65,6 +65,7 @@ def test_the_wheel_carries_what_a_run_needs_and_nothing_else(wheel):
         assert expected
         assert {name for name in inside if name.startswith(f"{folder}/")} == expected
     assert {"__main__.py", "assets/tiny.safetensors", "assets/tiny.json"} <= inside
+    assert {f"report/assets/{name}" for name in ("page.html", "page.css", "app.js")} <= inside
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"so_clip"}
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".pyc", ".log")) or "test" in name]
