@@ -4,6 +4,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,11 +25,12 @@ class Progress:
     Args:
         folder: the run's; None: nothing is written.
         max_steps: at which training ends at the latest; 0 where none is trained.
+        overrides: of the run, so that a run that is cut off can be repeated.
     """
 
-    def __init__(self, folder: Path | None, max_steps: int) -> None:
+    def __init__(self, folder: Path | None, max_steps: int, overrides: Sequence[str] = ()) -> None:
         self._folder = folder
-        self._max_steps = max_steps
+        self._max_steps, self._overrides = max_steps, list(overrides)
         self._started_at = _now()
         self._stage, self._step = "train", 0
         self._loss: float | None = None
@@ -69,6 +71,7 @@ class Progress:
             "stage": self._stage,
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "overrides": self._overrides,
         }
         if self._folder is not None:
             with suppress(InputError):

@@ -81,6 +81,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.overrides: list[str] = []
         self._begun = False
 
     @contextmanager
@@ -88,7 +89,7 @@ class RunFolder:
         """Keep other processes away meanwhile, and let error.json tell what went wrong.
 
         Args:
-            overrides: of the run, for error.json.
+            overrides: of the run, for error.json and progress.json.
             keep_refusals: write error.json of bad input that was found before `start`, too;
                 otherwise that leaves nothing.
 
@@ -96,6 +97,7 @@ class RunFolder:
             RunBusy: another process has it.
             InputError: the folder cannot be written.
         """
+        self.overrides = list(overrides)
         created = _missing(self.path)
         lock = self._lock()
         try:

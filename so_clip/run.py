@@ -191,7 +191,8 @@ def adapt(
     adapter, classifier = model.adapter, model.classifier
     assert adapter is not None
     stopwatch = Stopwatch()
-    progress = Progress(folder.path if ranks.first else None, settings.schedule.max_steps)
+    watched_at = folder.path if ranks.first else None
+    progress = Progress(watched_at, settings.schedule.max_steps, folder.overrides)
     progress.start()
     adapter.start(classifier, FewShotSupport(classifier, batches, model.precision, settings.seed))
     if optimizer is not None:

@@ -21,6 +21,7 @@ from so_clip.progress import PROGRESS_FILE
 from so_clip.record import ERROR_FILE, METRICS_FILE, read_metrics
 
 RUNNING, FAILED, INTERRUPTED, MISSING, DONE = "running", "failed", "interrupted", "missing", "done"
+STARTING = "starting"  # the remark of a run that reads its data yet
 STATES = (DONE, RUNNING, FAILED, INTERRUPTED, MISSING)
 # Any of these makes a folder a run's.
 _RUN_FILES = frozenset({"config.yaml", METRICS_FILE, ERROR_FILE, PROGRESS_FILE})
@@ -114,7 +115,7 @@ def _read_folder(folder: str, before: _Known | None, is_top: bool) -> _Known:
     names = {entry.name for entry in listed}
     path, changed_at = Path(folder), mtime_ns / 1e9
     if not (is_top or names):  # claimed, perhaps, by a run that reads its data yet
-        starting = Run("", RUNNING, changed_at, remark="starting")
+        starting = Run("", RUNNING, changed_at, remark=STARTING)
         return _Known(-1, starting if is_locked(Path(folder)) else None)
     if is_top or not names & _RUN_FILES:
         children = tuple(

@@ -18,6 +18,7 @@ from so_clip.status.runs import (
     RUNNING,
     SETTLED_NS,
     SILENCE_SECONDS,
+    STARTING,
     Run,
     read_object,
     texts,
@@ -169,21 +170,14 @@ class Ledger:
         Returns:
             All runs, with those that have no folder; and the runs of each sweep, job by job.
         """
-        heard: dict[Key, Told] = {}
-        names: dict[Key, str] = {}  # of run folders; they are unique, also where results were moved
-        planned: dict[Key, Key] = {}
-        for sweep in sweeps:
-            for number, overrides in sweep.jobs.items():
-                key = key_of(overrides)
-                planned[key] = overrides
-                told = sweep.told.get(number)
-                if told is not None:
-                    heard[key] = told
-                    names[key] = Path(told.job.run_dir or "").name or names.get(key, "")
-        paths = {os.path.basename(path): path for path in runs}  # noqa: PTH119
-        found = {key: paths[name] for key, name in names.items() if name in paths}
-        if planned.keys() - found.keys():
-            found = self._single_runs(runs, set(found.values())) | found
+        planned = {key_of(each): each for sweep in sweeps for each in sweep.jobs.values()}
+        heard = {
+            key_of(sweep.jobs[number]): told
+            for sweep in sweeps
+            for number, told in sweep.told.items()
+            if number in sweep.jobs
+        }
+        found = self._folders(runs, sweeps, planned)
         every = dict(runs)
         by_key: dict[Key, Run] = {}
         for key, overrides in planned.items():
@@ -194,11 +188,34 @@ class Ledger:
             else:
                 by_key[key] = _without_folder(overrides, heard.get(key))
                 every[" ".join(key)] = by_key[key]
+        # A run that reads its data yet has told nothing: its job stands for it.
+        begun = sum(run.state == RUNNING for key, run in by_key.items() if key not in found)
+        for path in [path for path, run in runs.items() if run.remark == STARTING][:begun]:
+            del every[path]
         per_sweep = [
             (sweep, [by_key[key_of(sweep.jobs[number])] for number in sorted(sweep.jobs)])
             for sweep in sweeps
         ]
         return list(every.values()), per_sweep
+
+    def _folders(
+        self, runs: dict[str, Run], sweeps: list[Sweep], planned: Mapping[Key, Key]
+    ) -> dict[Key, str]:
+        """Return the folders of runs by what was asked for, as far as that is known.
+
+        A job tells of its folder in the end, a run of its options until then.
+        """
+        # Names of folders are unique, also where results were moved.
+        paths = {os.path.basename(path): path for path in runs}  # noqa: PTH119
+        found = {key_of(run.overrides): path for path, run in runs.items() if run.overrides}
+        for sweep in sweeps:
+            for number, told in sweep.told.items():
+                path = paths.get(Path(told.job.run_dir or "").name)
+                if path is not None and number in sweep.jobs:
+                    found[key_of(sweep.jobs[number])] = path
+        if planned.keys() - found.keys():
+            found = self._single_runs(runs, set(found.values())) | found
+        return found
 
     def _single_runs(self, runs: dict[str, Run], of_jobs: set[str]) -> dict[Key, str]:
         """Return the folders of runs that no sweep began, by the options they were given."""
@@ -225,5 +242,5 @@ def _without_folder(overrides: Key, told: Told | None) -> Run:
         if told.job.state == jobs.FAILED:
             state, remark = FAILED, " ".join(str(told.job.message).split())
         elif told.is_at_work:
-            state, remark = RUNNING, "starting"
+            state, remark = RUNNING, STARTING
     return Run(" ".join(overrides), state, at, remark=remark, overrides=overrides)

@@ -81,10 +81,10 @@ from so_clip.progress import Progress
 from so_clip.record import RunFolder
 
 folder = RunFolder(Path(sys.argv[1]))
-with folder.claimed():
+with folder.claimed(sys.argv[3:]):
     if sys.argv[2] == "started":
         folder.start({}, None)
-        progress = Progress(folder.path, max_steps=200)
+        progress = Progress(folder.path, 200, folder.overrides)
         progress.start()
         progress.after_step(50, 0.5)
     print("at work", flush=True)
@@ -95,10 +95,12 @@ with folder.claimed():
 
 
 @contextmanager
-def at_work(folder: Path, stage: str = "started") -> Iterator[subprocess.Popen[str]]:
+def at_work(
+    folder: Path, stage: str = "started", *overrides: str
+) -> Iterator[subprocess.Popen[str]]:
     """Give a process that holds a run's folder; it finishes the run when its stdin is closed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _AT_WORK, str(folder), stage],
+        [sys.executable, "-c", _AT_WORK, str(folder), stage, *overrides],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
