@@ -173,6 +173,26 @@ def test_what_a_killed_attempt_left_is_cleared(folder):
     assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_checkpoint_outlives_a_kill_and_no_finished_run(folder, finished):
+    folder.path.mkdir(parents=True)
+    left = ("checkpoint.pt", "progress.json", ".checkpoint.pt.x", "history.csv")
+    for name in (*left, *(["metrics.json"] if finished else [])):
+        (folder.path / name).write_text("{}")
+    folder.start(CONFIG, None)
+    kept = ["config.yaml", "progress.json"]  # until the next attempt writes its own
+    assert _names(folder.path) == (kept if finished else ["checkpoint.pt", *kept])
+    folder.finish({"accuracy_percent": 1.0}, "table")
+    assert _names(folder.path) == ["config.yaml", "metrics.json", "summary.txt"]
+
+
+def test_what_changed_is_a_row_a_tensor(folder):
+    folder.write_changed([("visual.proj", 10, 3), ("a.b", 2, 0)])
+    assert _rows(folder.path / "changed.csv") == [
+        *(["tensor", "parameters", "changed"], ["visual.proj", "10", "3"], ["a.b", "2", "0"])
+    ]
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*results_dir=FOLDER"):
