@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from so_clip.jobs import Job, job_file, may_be_alive, read_jobs, tell
 from so_clip.sweep import exit_code_of, planned_jobs, summary
@@ -173,3 +174,13 @@ def test_a_sweep_that_cannot_be_composed_leaves_nothing(tmp_path):
     assert (done.code, done.out) == (2, "")
     assert len(done.messages) == 1
     assert [*tmp_path.iterdir()] == []
+
+
+def test_one_run_a_gpu_is_one_at_a_time_without_any(tmp_path):
+    common = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    done = call("-m", "hydra/launcher=gpus", *common, "seed=1,2")
+    assert done.code == 0, done.err
+    # Zero-shot CLIP has no seed, so that the second run is the first.
+    assert done.out.rstrip().endswith("sweep of 2 runs: 1 done, 1 skipped (finished before)")
+    multirun = OmegaConf.load(_sweep_dir(tmp_path) / "multirun.yaml")
+    assert multirun.hydra.launcher.batch_size == "1"
