@@ -40,9 +40,11 @@ other commands
   python -m so_clip.forecast dataset=imagenet backbone=vit_l14 shots=16
       Tell memory, FLOPs and disk space beforehand; takes any run's options, needs no data.
   python -m so_clip.status results/runs
-      Watch which runs are done, running, failed, interrupted or missing, and what to type for those.
+      Watch which runs are done, running, failed or missing, and what to type for the rest.
   python -m so_clip.table results/runs
       Turn all runs into an accuracy table and a memory table.
+  python -m so_clip.report results/runs -o report
+      The paper's tables (CSV, Markdown, LaTeX, HTML), significance, plots and one page of it all.
   python -m so_clip.tensorboard results/runs -o FOLDER
       Copy curves and figures of new and changed runs into event files for TensorBoard.
 
