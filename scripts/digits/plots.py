@@ -9,12 +9,12 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-SETTINGS = ["shots", "steps", "classes", "pretraining_steps", "width"]
+SETTINGS = ["shots", "steps", "classes", "pretraining_pictures", "width"]
 LABELS = {
     "shots": "shots",
     "steps": "steps of adaptation",
     "classes": "classes",
-    "pretraining_steps": "steps of pre-training",
+    "pretraining_pictures": "pictures of pre-training",
     "width": "width of the image tower",
 }
 

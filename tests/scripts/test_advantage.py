@@ -22,8 +22,7 @@ def small(monkeypatch):
         "START": (1,),
         "TRIES": 2,
         "TRIES_ELSEWHERE": 3,
-        "VARIED": {"pretraining_steps": (2,), "shots": (1,)},
-        "PICTURES": 128,
+        "VARIED": {"pretraining_pictures": (64,), "shots": (1,)},
     }.items():
         monkeypatch.setattr(advantage, name, value)
 
@@ -33,19 +32,19 @@ def test_points_differ_from_the_base_in_one_factor():
     assert base == advantage.BASE
     for point in others:
         changed = {name for name, value in vars(point).items() if value != getattr(base, name)}
-        extra = {"pretraining_steps"} if point.factor == "width" else set()
+        extra = {"pretraining_pictures"} if point.factor == "width" else set()
         assert changed == {"factor", point.factor} | extra
     # Widths have a point of the present width to be compared with.
-    assert advantage.WIDTHS_AT in advantage.VARIED["pretraining_steps"]
+    assert advantage.WIDTHS_AT in advantage.VARIED["pretraining_pictures"]
 
 
 def test_one_row_a_point_and_contender_and_nothing_is_made_twice(small, tmp_path):
-    arguments = ["--only", "pretraining_steps", "--seeds", "1", "2", "--out", str(tmp_path)]
+    arguments = ["--only", "pretraining_pictures", "--seeds", "1", "2", "--out", str(tmp_path)]
     advantage.main(arguments)
     table = pd.read_csv(tmp_path / "tables" / "digits_advantage.csv")
     # The other density at the base point alone.
     assert list(table["contender"]) == ["adamw", "so", "so", "adamw", "so"]
-    assert list(table["pretraining_steps"]) == [800] * 3 + [2] * 2
+    assert list(table["pretraining_pictures"]) == [102_400] * 3 + [64] * 2
     assert list(table["rates_tried"]) == [2] * 3 + [3] * 2
     # The first of elsewhere are around the base point's best.
     assert table["lr_is_outermost"].iloc[:3].all()
