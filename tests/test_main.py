@@ -89,9 +89,9 @@ def test_an_unknown_flag_is_named(flag):
     assert "--help" in done.err
 
 
-@pytest.mark.parametrize("module", ["so_clip.draw", "so_clip.table"])
+@pytest.mark.parametrize("module", ["so_clip.draw", "so_clip.table", "so_clip.report"])
 def test_the_other_commands_end_alike(module, tmp_path):
-    bad = {"so_clip.draw": "shots=0", "so_clip.table": tmp_path / "nowhere"}[module]
+    bad = "shots=0" if module == "so_clip.draw" else tmp_path / "nowhere"
     done = spawn(bad, module=module)
     assert done.code == 2
     assert len(done.messages) == 1
