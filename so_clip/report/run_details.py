@@ -3,7 +3,10 @@
 Array names end in their shape: N test images, K classes, B bins.
 """
 
+import csv
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,18 @@ import pandas as pd
 
 from so_clip.figures import ADAPTED, ZERO_SHOT, reliability
 from so_clip.report.thumbnails import Thumbnails
-from so_clip.report.training_plots import CURVE, HISTORY, read_columns, smoothed
+from so_clip.report.training_plots import CURVE, HISTORY, smoothed
 
 # The most confident mistakes, pairs of classes in a confusion matrix (the most frequent ones), and
 # points of a curve that a page shows.
 MISTAKES, CONFUSIONS, POINTS = 12, 3000, 120
 _PREDICTIONS, _PER_CLASS, _PROVENANCE = "predictions.csv", "per_class.csv", "provenance.json"
+_LABELS = ("label", "prediction", f"{ZERO_SHOT}prediction")
+_CONFIDENCES = ("confidence", f"{ZERO_SHOT}confidence")
+_CLASS_FIGURES = ("images", f"{ZERO_SHOT}accuracy_percent", "accuracy_percent")
+
+# Columns of a CSV file: arrays of numbers, lists of texts.
+Columns = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,15 +55,14 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
         thumbnails: makes the pictures.
     """
     values: dict[str, Any] = {}
-    classes = _per_class(folder)
     names: tuple[tuple[int, str], ...] = ()
+    classes = _read(folder / _PER_CLASS, ("label",), _CLASS_FIGURES, ("name",))
     if classes is not None:
-        columns = ("label", "images", f"{ZERO_SHOT}accuracy_percent", "accuracy_percent")
-        names = tuple(zip(classes["label"].tolist(), classes["name"].tolist(), strict=True))
-        values["per_class"] = {column: _plain(classes[column]) for column in columns}
+        names = tuple(zip(classes["label"].tolist(), classes["name"], strict=True))
+        values["per_class"] = {key: _plain(classes[key]) for key in ("label", *_CLASS_FIGURES)}
     pictures: dict[str, str] = {}
-    predictions = _predictions(folder)
-    if predictions is not None:
+    predictions = _read(folder / _PREDICTIONS, _LABELS, _CONFIDENCES, ("path",))
+    if predictions is not None and all(np.isfinite(predictions[key]).all() for key in _CONFIDENCES):
         values["confusion"] = confusion(predictions)
         values["reliability"] = {
             name: _bins(predictions, prefix)
@@ -66,47 +74,47 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
         found = {each["path"]: thumbnails.uri(settings, each["path"]) for each in worst}
         pictures = {path: uri for path, uri in found.items() if uri is not None}
     for key, file, column in (("history", HISTORY, "loss"), ("curve", CURVE, "accuracy_percent")):
-        table = read_columns(folder / file, ("step", column))
-        if table is not None:
-            values[key] = _curve(table, column, smooth=key == "history")
+        curve = _read(folder / file, (), ("step", column))
+        if curve is not None:
+            values[key] = _curve(curve["step"], curve[column], column, smooth=key == "history")
     values["provenance"] = _provenance(folder)
     return Details(values, names, pictures)
 
 
-def confusion(predictions: pd.DataFrame) -> dict[str, Any]:
+def confusion(predictions: Columns) -> dict[str, Any]:
     """Return the confusion matrix as [label, prediction, images] triples in one flat list.
 
     Of a matrix with many classes the most frequent pairs alone, and `left_out` images elsewhere.
     """
-    pairs = predictions.groupby(["label", "prediction"]).size().reset_index(name="images")
-    pairs = pairs.sort_values(["images", "label", "prediction"], ascending=[False, True, True])
-    kept = pairs.head(CONFUSIONS)
+    pairs_N2 = np.stack([predictions["label"], predictions["prediction"]], axis=1)
+    pairs, images = np.unique(pairs_N2, axis=0, return_counts=True)
+    kept = np.argsort(-images, kind="stable")[:CONFUSIONS]
     return {
-        "triples": kept.to_numpy().ravel().tolist(),
-        "left_out": int(pairs["images"].sum() - kept["images"].sum()),
+        "triples": np.column_stack([pairs[kept], images[kept]]).ravel().tolist(),
+        "left_out": int(images.sum() - images[kept].sum()),
     }
 
 
-def mistakes(predictions: pd.DataFrame) -> list[dict[str, Any]]:
+def mistakes(predictions: Columns) -> list[dict[str, Any]]:
     """Return the wrong predictions that the adapted model was surest of."""
-    wrong = predictions[predictions["label"] != predictions["prediction"]]
+    wrong = np.flatnonzero(predictions["label"] != predictions["prediction"]).tolist()
+    paths, confidence_N = predictions["path"], predictions["confidence"]
     # By path where confidences are equal, so that the same run is the same page.
-    worst = wrong.sort_values(["confidence", "path"], ascending=[False, True]).head(MISTAKES)
+    wrong.sort(key=lambda image: (-confidence_N[image], paths[image]))
     return [
         {
-            "path": str(row["path"]),
-            **{key: int(row[key]) for key in ("label", "prediction", "zero_shot_prediction")},
-            "confidence": round(float(row["confidence"]), 4),
+            "path": paths[image],
+            **{key: int(predictions[key][image]) for key in _LABELS},
+            "confidence": round(float(confidence_N[image]), 4),
         }
-        for row in worst.to_dict("records")
+        for image in wrong[:MISTAKES]
     ]
 
 
-def _bins(predictions: pd.DataFrame, prefix: str) -> dict[str, list[Any]]:
+def _bins(predictions: Columns, prefix: str) -> dict[str, list[Any]]:
     """Return images, and in percent accuracy and mean confidence, of the reliability diagram."""
-    right_N = (predictions["label"] == predictions[f"{prefix}prediction"]).to_numpy()
-    confidence_N = predictions[f"{prefix}confidence"].to_numpy(np.float64)
-    images_B, right_B, confidence_B = reliability(right_N, confidence_N)
+    right_N = predictions["label"] == predictions[f"{prefix}prediction"]
+    images_B, right_B, confidence_B = reliability(right_N, predictions[f"{prefix}confidence"])
     return {
         "images": images_B.tolist(),
         "accuracy_percent": _shares(right_B, images_B),
@@ -121,59 +129,48 @@ def _shares(
     return [round(100 * value / images, 2) if images else None for value, images in pairs]
 
 
-def _curve(table: pd.DataFrame, column: str, smooth: bool) -> dict[str, list[Any]]:
+def _curve(
+    steps: npt.NDArray[Any], values: npt.NDArray[Any], name: str, smooth: bool
+) -> dict[str, list[Any]]:
     """Return a curve at no more than about `POINTS` steps, the last one among them."""
-    values = smoothed(table["step"], table[column]) if smooth else table[column]
-    kept = np.unique(np.linspace(0, len(table) - 1, min(POINTS, len(table))).round().astype(int))
-    return {
-        "step": [int(step) for step in table["step"].to_numpy()[kept]],
-        column: _plain(values.iloc[kept], digits=4),
-    }
+    if smooth:
+        values = smoothed(pd.Series(values)).to_numpy()
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).round().astype(int))
+    return {"step": _plain(steps[kept]), name: _plain(values[kept], digits=4)}
 
 
-def _plain(values: pd.Series, digits: int = 2) -> list[Any]:
+def _plain(values: npt.NDArray[Any], digits: int = 2) -> list[Any]:
     """Return numbers for JSON: rounded, None for what is no number."""
-    rounded = values.astype(float).round(digits)
     return [
-        None if not np.isfinite(value) else int(value) if value == int(value) else value
-        for value in rounded.tolist()
+        None if not math.isfinite(value) else int(value) if value == int(value) else value
+        for value in values.astype(np.float64).round(digits).tolist()
     ]
 
 
-def _per_class(folder: Path) -> pd.DataFrame | None:
-    numbers = ["images", f"{ZERO_SHOT}accuracy_percent", "accuracy_percent"]
-    table = _read(folder / _PER_CLASS, ["label", "name", *numbers])
-    if table is None:
-        return None
+def _read(
+    path: Path, whole: Sequence[str], numbers: Sequence[str], texts: Sequence[str] = ()
+) -> Columns | None:
+    """Return columns of a CSV file; None if it is not there, is empty, or is not such a file.
+
+    Not by pandas, which takes ten times as long for files so small, and a class "nan" for a number.
+
+    Args:
+        path: the file.
+        whole: columns of whole numbers.
+        numbers: columns of numbers; an empty cell is NaN.
+        texts: columns of texts, returned as lists.
+    """
     try:
-        # A class without images has no accuracy.
-        return table.replace(dict.fromkeys(numbers, ""), "nan").astype(
-            {"label": "int64", **dict.fromkeys(numbers, float)}
-        )
-    except ValueError:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        found: Columns = {name: list(columns[name]) for name in texts}
+        found |= {name: np.array(columns[name]).astype(np.int64) for name in whole}
+        for name in numbers:
+            found[name] = np.array([cell or "nan" for cell in columns[name]]).astype(np.float64)
+    except (OSError, ValueError, KeyError, OverflowError, csv.Error):
         return None
-
-
-def _predictions(folder: Path) -> pd.DataFrame | None:
-    whole = ["label", "prediction", f"{ZERO_SHOT}prediction"]
-    shares = ["confidence", f"{ZERO_SHOT}confidence"]
-    table = _read(folder / _PREDICTIONS, ["path", *whole, *shares])
-    if table is None:
-        return None
-    try:
-        table = table.astype(dict.fromkeys(whole, "int64") | dict.fromkeys(shares, "float64"))
-    except ValueError:
-        return None
-    return table if np.isfinite(table[shares].to_numpy()).all() else None
-
-
-def _read(path: Path, columns: list[str]) -> pd.DataFrame | None:
-    """Return columns of a CSV file as text, in which a class may be called "nan"."""
-    try:
-        table = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
-    except (OSError, ValueError):
-        return None
-    return table if len(table) else None
+    return found
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def loss_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
 def accuracy_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw the test accuracy along the way, of those runs that measured it."""
     for backbone, shots, some in _chosen(runs, lines):
-        numbers = _read(some, lines, CURVE, "accuracy_percent", lambda steps, values: values)
+        numbers = _read(some, lines, CURVE, "accuracy_percent", lambda values: values)
         if numbers.empty:
             continue
         figure = _draw(numbers, lines, "test accuracy (%)", zero_shot_accuracy(some))
@@ -59,7 +59,7 @@ def accuracy_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawi
         )
 
 
-def smoothed(steps: pd.Series, values: pd.Series) -> pd.Series:
+def smoothed(values: pd.Series) -> pd.Series:
     """Return a centred moving average over `SMOOTHED` of all steps."""
     window = max(1, round(SMOOTHED * len(values)))
     return values.rolling(window, center=True, min_periods=1).mean()
@@ -90,7 +90,7 @@ def _read(
             for folder in mine["folder"].head(MAX_SEEDS):
                 table = read_columns(Path(folder) / file, ("step", column))
                 if table is not None:
-                    values = smooth(table["step"], table[column])
+                    values = smooth(table[column])
                     seeds.append(pd.Series(values.to_numpy(), index=table["step"]))
             if seeds:
                 both = pd.concat(seeds, axis=1)
