@@ -3,15 +3,21 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from so_clip.__main__ import main as so_clip_main
 
+T = TypeVar("T")
+# A machine may be busy with other things.
+PATIENCE_SECONDS = 600
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -53,11 +59,47 @@ def spawn(*arguments: object, module: str = "so_clip", cwd: Path | None = None) 
         [sys.executable, "-m", module, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_SECONDS,
         cwd=cwd,
         env=environment(),
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@contextmanager
+def started(*arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command line in a session of its own, all of which ends with the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "so_clip", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment() | variables,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> Outcome:
+    """Wait for the end of a command line that was started."""
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    return Outcome(process.returncode, out, err)
+
+
+def until(true: Callable[[], T], process: subprocess.Popen[str]) -> T:
+    """Wait for something that a process is to bring about, and return it."""
+    for _ in range(PATIENCE_SECONDS * 20):
+        value = true()
+        if value:
+            return value
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise TimeoutError
 
 
 def python(code: str, *arguments: object) -> str:
@@ -66,7 +108,7 @@ def python(code: str, *arguments: object) -> str:
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_SECONDS,
         env=environment(),
     )
     assert done.returncode == 0, done.stderr
