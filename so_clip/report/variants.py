@@ -26,10 +26,10 @@ def variants(frame: pd.DataFrame) -> pd.Series:
     """Name each run by those settings that differ between the runs of its method.
 
     Runs of different density, say, are different rows of a table and never one average. A setting
-    that follows from the shots, as some schedules do, needs no name.
+    that follows from the shots or the dataset, as some schedules do, needs no name.
 
     Args:
-        frame: a row a run, with `method`, `shots` and `settings`.
+        frame: a row a run, with `method`, `dataset`, `shots` and `settings`.
     """
     known: dict[int, list[tuple[str, str]]] = {}
     flat = [dict(_flatten(settings, known)) for settings in frame["settings"]]
@@ -71,13 +71,16 @@ def _add_contents(frame: pd.DataFrame, flat: list[dict[str, str]]) -> None:
 def _varied(frame: pd.DataFrame, flat: list[dict[str, str]]) -> dict[str, list[str]]:
     """Return by method, sorted, the settings that differ between its runs at some number of shots.
 
-    A setting that a run does not have counts as None.
+    Between those on one dataset: what has one value on each dataset follows from it, as the steps
+    of so many epochs do. A setting that a run does not have counts as None.
     """
-    groups: dict[tuple[str, int], list[dict[str, str]]] = defaultdict(list)
-    for method, shots, each in zip(frame["method"], frame["shots"], flat, strict=True):
-        groups[method, shots].append(each)
+    groups: dict[tuple[Any, ...], list[dict[str, str]]] = defaultdict(list)
+    columns = (frame[name] for name in ("method", "shots", "dataset"))
+    for method, shots, dataset, each in zip(*columns, flat, strict=True):
+        groups[method, shots, dataset].append(each)
+        groups[method, shots].append({key: each[key] for key in each if _is_of_no_dataset(key)})
     varied: dict[str, set[str]] = defaultdict(set)
-    for (method, _), same in groups.items():
+    for (method, *_), same in groups.items():
         values: dict[str, set[str]] = defaultdict(set)
         having: dict[str, int] = defaultdict(int)
         for each in same:
@@ -90,6 +93,11 @@ def _varied(frame: pd.DataFrame, flat: list[dict[str, str]]) -> dict[str, list[s
             if len(found) > 1 or key in _USUAL:
                 varied[method].add(key)
     return defaultdict(list, {method: sorted(keys) for method, keys in varied.items()})
+
+
+def _is_of_no_dataset(option: str) -> bool:
+    """Whether this is about the pretrained weights, which no dataset decides on."""
+    return option == "weights" or option.startswith("backbone.")
 
 
 def _flatten(

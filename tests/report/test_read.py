@@ -118,6 +118,24 @@ def test_two_methods_of_one_title_are_told_apart(tmp_path):
     assert _variants(tmp_path) == ["method=so", "method=mine"]
 
 
+def test_what_follows_from_the_dataset_sets_no_runs_apart(tmp_path):
+    """Steps of so many epochs, say: one row, with its average, that lacks nothing."""
+    for dataset, steps in (("dtd", 225), ("eurosat", 48)):
+        write_run(tmp_path, dataset, dataset=dataset, schedule__max_steps=steps)
+    assert _variants(tmp_path) == ["", ""]
+    write_run(tmp_path, "longer", dataset="dtd", schedule__max_steps=450, seed=2)
+    assert _variants(tmp_path) == [f"schedule.max_steps={steps}" for steps in (225, 48, 450)]
+
+
+def test_no_dataset_decides_on_the_weights(tmp_path):
+    for dataset, pretrained in (("dtd", "openai"), ("eurosat", "laion400m")):
+        write_run(tmp_path, dataset, dataset=dataset, backbone__pretrained=pretrained)
+    assert _variants(tmp_path) == [
+        "backbone.pretrained=openai",
+        "backbone.pretrained=laion400m",
+    ]
+
+
 def test_groups_that_runs_share_are_read_alike(tmp_path):
     """A group of one content is one object, and still each run has its own values."""
     for seed in (1, 2, 3):
