@@ -1,13 +1,12 @@
 """Which run is which: one fingerprint over all that can change a run's result.
 
-Options, lists and weights are known by their contents, the code by a number. Both hashes that take
-time are remembered within the process, so that a sweep recognises a finished run at once.
+Options, lists, prompts and weights are known by their contents, the code by a number. Both hashes
+that take time are remembered within the process, so that a sweep recognises a finished run at once.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,23 @@ DIGITS = 12
 Key = tuple[Any, ...]
 _weights: dict[Key, str] = {}
 # Beside the hash, what the files it was made from looked like.
-_splits: dict[Key, tuple[str | None, dict[Path, Key]]] = {}
+_contents: dict[Key, tuple[str, dict[Path, Key]]] = {}
 
 
 def run_fingerprint(
-    settings: Settings, split_sha256: str | None, weights_sha256: str, processes: int = 1
+    settings: Settings, contents_sha256: str, weights_sha256: str, processes: int = 1
 ) -> str:
     """Return the SHA-256 of all that can change a run's result.
 
     Args:
         settings: resolved, so that what `auto` stands for counts.
-        split_sha256: see `split_sha256`.
+        contents_sha256: see `contents_sha256`.
         weights_sha256: of the backbone before anything is trained.
         processes: that train together; each has a part of the memory and of the time.
     """
     values: dict[str, Any] = {
         "settings": settings.fingerprint,
-        "split_sha256": split_sha256,
+        "contents_sha256": contents_sha256,
         "weights_sha256": weights_sha256,
         "results_version": RESULTS_VERSION,
     }
@@ -61,14 +60,27 @@ def run_dir(settings: Settings, fingerprint: str) -> Path:
     return settings.results_dir / "-".join([*parts, fingerprint[:DIGITS]])
 
 
-def split_sha256(data: Data) -> str | None:
-    """Return the SHA-256 of a run's lists: its own dataset's, or over those of all it is tested on.
+def contents_sha256(data: Data, template: str) -> str:
+    """Return the SHA-256 of a run's lists, class names and templates, for each of its test sets.
 
-    None where the lists came from nowhere that has a hash.
+    The lists are those that the run has, which a script may have cut down; what they were read from
+    counts, too, since draws go by the order of a whole list. Draws follow from lists and settings.
+
+    Args:
+        data: of the run.
+        template: the run's setting: the name of a card's templates, or a template.
     """
-    own = data.splits.sha256
-    others = [target.splits.sha256 for target in data.others if target.card != data.card]
-    return _joined([own, *others]) if others else own
+    total = hashlib.sha256()
+    for target in data.targets:
+        splits = target.splits
+        templates = target.card.template_sets.get(template, (template,))
+        values = target.name, target.columns, splits.sha256, splits.class_names, templates
+        total.update(json.dumps(values).encode())
+        for examples in (splits.train, splits.val, splits.test):
+            # A list of a million takes a second so, and several as JSON.
+            lines = "".join([f"{path}\0{label}\0" for path, label in examples])
+            total.update(f"{len(examples)}\0{lines}".encode(errors="surrogatepass"))
+    return total.hexdigest()
 
 
 def remember(settings: Settings, data: Data, weights_sha256: str) -> None:
@@ -76,7 +88,7 @@ def remember(settings: Settings, data: Data, weights_sha256: str) -> None:
     _weights[_weights_key(settings)] = weights_sha256
     files = {target.splits.file for target in data.targets} - {None}
     looks = {file: _look(file) for file in files if file is not None}
-    _splits[_splits_key(settings)] = split_sha256(data), looks
+    _contents[_contents_key(settings)] = contents_sha256(data, settings.template), looks
 
 
 def remembered_weights(settings: Settings) -> str | None:
@@ -89,18 +101,18 @@ def remembered_run(settings: Settings) -> tuple[Path, str] | None:
 
     A list file, a folder of classes or a checkpoint whose size or date is another was not seen.
     """
-    weights, splits = remembered_weights(settings), _splits.get(_splits_key(settings))
+    weights, contents = remembered_weights(settings), _contents.get(_contents_key(settings))
     if (
         weights is None
-        or splits is None
-        or any(_look(file) != seen for file, seen in splits[1].items())
+        or contents is None
+        or any(_look(file) != seen for file, seen in contents[1].items())
     ):
         return None
     # Whoever remembers has imported torch, which this needs.
     from so_clip.assemble import resolved
 
     settings = resolved(settings)
-    fingerprint = run_fingerprint(settings, splits[0], weights)
+    fingerprint = run_fingerprint(settings, contents[0], weights)
     return run_dir(settings, fingerprint), fingerprint
 
 
@@ -116,8 +128,9 @@ def _weights_key(settings: Settings) -> Key:
     )
 
 
-def _splits_key(settings: Settings) -> Key:
-    return settings.dataset, settings.data_root, settings.split_file, settings.transfer
+def _contents_key(settings: Settings) -> Key:
+    place = settings.dataset, settings.data_root, settings.split_file
+    return *place, settings.protocol, settings.transfer, settings.template
 
 
 def _look(file: Path) -> Key:
@@ -127,7 +140,3 @@ def _look(file: Path) -> Key:
     except OSError:
         return ()
     return status.st_size, status.st_mtime_ns
-
-
-def _joined(hashes: Sequence[str | None]) -> str:
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

@@ -75,7 +75,7 @@ def run(
     if weights_sha256 is None:
         model = build_model(settings, data)
         weights_sha256 = model.weights_sha256
-    known = identity.split_sha256(data), weights_sha256
+    known = identity.contents_sha256(data, settings.template), weights_sha256
     fingerprint = identity.run_fingerprint(settings, *known, ranks.size)
     folder = RunFolder(identity.run_dir(settings, fingerprint))
     with folder.claimed(overrides, keep_refusals):

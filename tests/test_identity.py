@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -11,11 +12,11 @@ from so_clip.assemble import build_model, resolved
 from so_clip.config import compose
 from so_clip.data.gather import gather
 from so_clip.identity import (
+    contents_sha256,
     remembered_run,
     remembered_weights,
     run_dir,
     run_fingerprint,
-    split_sha256,
 )
 from so_clip.run import run
 from so_clip.settings import Settings, from_config
@@ -41,55 +42,96 @@ def _settings(*overrides: object) -> Settings:
 
 def test_each_part_makes_another_run():
     settings, other = _settings(), _settings("seed=2")
-    first = run_fingerprint(settings, "split", "weights")
+    first = run_fingerprint(settings, "lists", "weights")
     assert len(first) == 64
-    assert first == run_fingerprint(_settings("threads=3", "force=true"), "split", "weights")
+    assert first == run_fingerprint(_settings("threads=3", "force=true"), "lists", "weights")
     others = {
-        run_fingerprint(other, "split", "weights"),
+        run_fingerprint(other, "lists", "weights"),
         run_fingerprint(settings, "another", "weights"),
-        run_fingerprint(settings, None, "weights"),
-        run_fingerprint(settings, "split", "other"),
-        run_fingerprint(settings, "weights", "split"),
+        run_fingerprint(settings, "lists", "other"),
+        run_fingerprint(settings, "weights", "lists"),
     }
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 5
 
 
 def test_another_version_of_the_code_is_another_run(monkeypatch):
-    before = run_fingerprint(_settings(), "split", "weights")
+    before = run_fingerprint(_settings(), "lists", "weights")
     monkeypatch.setattr(identity, "RESULTS_VERSION", identity.RESULTS_VERSION + 1)
-    assert run_fingerprint(_settings(), "split", "weights") != before
+    assert run_fingerprint(_settings(), "lists", "weights") != before
 
 
 def test_a_gpu_is_a_gpu():
     fingerprints = {
-        run_fingerprint(_settings(f"device={device}"), "split", "weights")
+        run_fingerprint(_settings(f"device={device}"), "lists", "weights")
         for device in ("cuda", "cuda:0", "cuda:1")
     }
     assert len(fingerprints) == 1
-    assert run_fingerprint(_settings("device=cpu"), "split", "weights") not in fingerprints
+    assert run_fingerprint(_settings("device=cpu"), "lists", "weights") not in fingerprints
+
+
+def _contents(*overrides: object) -> str:
+    settings = _settings(*overrides)
+    return contents_sha256(gather(**settings.data), settings.template)
 
 
 def test_the_lists_of_every_test_set_count(tmp_path):
     write_eurosat(tmp_path)
     write_dtd(tmp_path)
     place = ("dataset=eurosat", f"data_root={tmp_path}", "shots=1")
-    alone = gather(**_settings(*place).data)
-    assert split_sha256(alone) == alone.splits.sha256
-    halves = gather(**_settings(*place, "protocol=base_to_new").data)
-    assert split_sha256(halves) == alone.splits.sha256
-    before = split_sha256(gather(**_settings(*place, "transfer=[dtd]").data))
+    alone, halves = _contents(*place), _contents(*place, "protocol=base_to_new")
+    before = _contents(*place, "transfer=[dtd]")
     file = tmp_path / "dtd" / "split_zhou_DescribableTextures.json"
     split = json.loads(file.read_text())
     file.write_text(json.dumps(split | {"val": split["val"][1:]}))
-    after = split_sha256(gather(**_settings(*place, "transfer=[dtd]").data))
-    assert len({before, after, alone.splits.sha256}) == 3
+    assert len({alone, halves, before, _contents(*place, "transfer=[dtd]")}) == 4
+    assert _contents(*place) == alone
+
+
+def test_the_lists_are_those_that_the_run_has():
+    """Not those of the file that they were read from, of which a script may use a part."""
+    data = gather(**_settings().data)
+    lists = data.splits
+    first, *others = (
+        contents_sha256(replace(data, splits=each), "plain")
+        for each in (
+            lists,
+            replace(lists, train=lists.train[1:]),
+            replace(lists, val=lists.val[1:]),
+            replace(lists, test=lists.train),
+            replace(lists, test=lists.test[::-1]),
+            replace(lists, class_names=lists.class_names[:2]),
+        )
+    )
+    assert len({first, *others}) == 6
+    assert first == contents_sha256(gather(**_settings("seed=2").data), "plain")
+
+
+def test_the_prompts_count_by_what_they_say(tmp_path):
+    write_eurosat(tmp_path)
+    write_dtd(tmp_path)
+    place = ("dataset=eurosat", f"data_root={tmp_path}", "transfer=[dtd]")
+    data = gather(**_settings(*place).data)
+    (other,) = data.others
+
+    def edited(card):
+        return replace(card, templates=card.templates | {"specific": "a good photo of a {}."})
+
+    own, others = edited(data.card), (replace(other, card=edited(other.card)),)
+    specific = [
+        contents_sha256(each, "specific")
+        for each in (data, replace(data, card=own), replace(data, others=others))
+    ]
+    assert len({*specific}) == 3
+    plain = contents_sha256(data, "plain")
+    assert plain == contents_sha256(replace(data, card=own), "plain")
+    assert plain == contents_sha256(data, data.card.templates["plain"]) not in specific
 
 
 @pytest.fixture
 def forgetful(monkeypatch):
     """A process that remembers nothing yet."""
     monkeypatch.setattr(identity, "_weights", {})
-    monkeypatch.setattr(identity, "_splits", {})
+    monkeypatch.setattr(identity, "_contents", {})
 
 
 def test_a_process_remembers_what_a_run_was_made_from(tmp_path, forgetful):
@@ -101,9 +143,11 @@ def test_a_process_remembers_what_a_run_was_made_from(tmp_path, forgetful):
     model = build_model(resolved(settings), data)
     assert remembered_weights(settings) == model.weights_sha256
     settings = _settings(*place, "shots=1", "seed=2", "method=adamw")
-    fingerprint = run_fingerprint(resolved(settings), data.splits.sha256, model.weights_sha256)
+    known = contents_sha256(data, settings.template), model.weights_sha256
+    fingerprint = run_fingerprint(resolved(settings), *known)
     assert remembered_run(settings) == (run_dir(settings, fingerprint), fingerprint)
-    assert remembered_run(_settings(*place, "transfer=[dtd]")) is None
+    for other in ("transfer=[dtd]", "template=specific", "protocol=base_to_new"):
+        assert remembered_run(_settings(*place, other)) is None
     assert remembered_run(_settings("dataset=digits")) is None
     file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
     os.utime(file, ns=(0, 0))
