@@ -12,7 +12,7 @@ from so_clip.report.style import Line
 
 # The settings that make the two axes, and what may be chosen anew for each of their values.
 _AXES = ("optimizer.density_ratio", "optimizer.T")
-_CHOSEN = ("optimizer.lr",)
+_RATE = "optimizer.lr"
 MAX_PANELS = 12
 
 
@@ -34,7 +34,8 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             "Accuracy over κ and T",
             "Test accuracy in percent, mean over seeds, and below it one standard deviation. κ is "
             "the fraction of entries that SO keeps, T the number of steps between two draws of its "
-            "support (0: it is drawn once). Hatched: no run."
+            "support (0: it is drawn once). "
+            f"{_of_rates(wide, rest)} Hatched: no run."
             + (f" {more} more datasets are in the CSV file." if more > 0 else ""),
             _draw(wide, datasets[:MAX_PANELS]),
             wide,
@@ -43,7 +44,10 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
 
 
 def _cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and deviation over seeds for each κ and T, all other settings equal."""
+    """Return mean and deviation over seeds for each κ and T, all other settings equal.
+
+    The rate may be another in each cell. Where one cell has several, each has a map of its own.
+    """
     rows = []
     run: Any
     for run in runs.itertuples():
@@ -51,13 +55,27 @@ def _cells(runs: pd.DataFrame) -> pd.DataFrame:
         kappa, interval = (optimizer.get(key.partition(".")[2]) for key in _AXES)
         if isinstance(kappa, (int, float)) and isinstance(interval, int):
             parts = [part for part in str(run.variant).split(", ") if part]
-            kept = [part for part in parts if part.partition("=")[0] not in (*_AXES, *_CHOSEN)]
-            rows.append((run.Index, kappa, interval, ", ".join(kept)))
-    columns = ["index", "density_ratio", "T", "rest"]
+            kept = [part for part in parts if part.partition("=")[0] not in (*_AXES, _RATE)]
+            rows.append((run.Index, kappa, interval, ", ".join(kept), str(optimizer.get("lr"))))
+    columns = ["index", "density_ratio", "T", "rest", "lr"]
     table = runs.join(pd.DataFrame(rows, columns=columns).set_index("index"), how="inner")
-    by = ["dataset", "backbone", "shots", "method_title", "rest", "density_ratio", "T"]
-    grouped = table.groupby(by)["accuracy_percent"].agg(["mean", "std", "count"])
+    of_map = ["method_title", "backbone", "shots", "rest"]
+    by = ["dataset", *of_map, "density_ratio", "T"]
+    several = table.assign(several=table.groupby(by)["lr"].transform("nunique") > 1)
+    apart = several.groupby(of_map)["several"].transform("any")
+    named = table["rest"].where(table["rest"] == "", table["rest"] + ", ") + f"{_RATE}="
+    table["rest"] = table["rest"].where(~apart, named + table["lr"])
+    grouped = table.groupby([*by, "lr"])["accuracy_percent"].agg(["mean", "std", "count"])
     return grouped.rename(columns={"count": "runs"}).reset_index()
+
+
+def _of_rates(cells: pd.DataFrame, rest: str) -> str:
+    """Say of which learning rates a map is."""
+    if f"{_RATE}=" in rest:
+        return "All cells have one learning rate; other rates have maps of their own."
+    if cells["lr"].nunique() > 1:
+        return "Each cell has one learning rate, not all the same; the CSV file tells them."
+    return f"All cells have the learning rate {cells['lr'].iloc[0]}."
 
 
 def _draw(cells: pd.DataFrame, datasets: Sequence[str]) -> Any:

@@ -131,8 +131,25 @@ def test_kappa_and_t_make_a_map_whatever_the_rate_of_each(tmp_path):
         [5e-4, 10, 81.5, 2],
         [5e-2, 10, 81.5, 2],
     ]
+    assert "Each cell has one learning rate, not all the same" in drawing.caption
     texts = [text.get_text() for text in drawing.figure.axes[0].texts]
     assert texts == ["71.5\n±0.7", "81.5\n±0.7", "81.5\n±0.7"]
+
+
+def test_rates_of_one_cell_are_maps_of_their_own_and_never_averaged(tmp_path):
+    for lr, gain in ((1e-3, 0.0), (2e-3, 5.0)):
+        for kappa in (5e-4, 5e-2):
+            for interval in (0, 10):
+                accuracy = 70.0 + gain + interval
+                write_run(
+                    tmp_path, density_ratio=kappa, T=interval, lr=lr, accuracy_percent=accuracy
+                )
+    low, high = _drawn(kappa_t, tmp_path)
+    assert low.numbers["mean"].tolist() == [70.0, 80.0] * 2
+    assert high.numbers["mean"].tolist() == [75.0, 85.0] * 2
+    assert set(low.numbers["runs"]) == {1}
+    assert "optimizer.lr=0.001" in low.choice
+    assert "other rates have maps of their own" in low.caption
 
 
 def test_one_kappa_is_no_map(tmp_path):
