@@ -89,8 +89,8 @@ def _of_settings(run: Mapping[str, Any]) -> Overrides:
     """Return options that say what is known of a run without its command: its row in the table."""
     named = re.findall(r"(?:^|, )([\w.]+)=", str(run["variant"]))
     values = {key: _setting(run["settings"], key) for key in named}
-    for of_contents in ("method", "split", "weights"):  # in a variant's name, but no options
-        values.pop(of_contents, None)
+    for no_option in ("method", "split", "weights", "processes"):  # in a variant's name only
+        values.pop(no_option, None)
     options = tuple(f"{key}={_text(value)}" for key, value in values.items())
     return (f"method={run['method']}", *_backbone(run["settings"].get("backbone")), *options)
 

@@ -19,7 +19,7 @@ _NOT_A_VARIANT = frozenset(
     }
 )
 # Named wherever it is another, even if all runs have it: their figures mean something else.
-_USUAL: dict[str, Any] = {"protocol": "all", "imbalance": None}
+_USUAL: dict[str, Any] = {"protocol": "all", "imbalance": None, "processes": 1}
 
 
 def variants(frame: pd.DataFrame) -> pd.Series:
@@ -33,6 +33,10 @@ def variants(frame: pd.DataFrame) -> pd.Series:
     """
     known: dict[int, list[tuple[str, str]]] = {}
     flat = [dict(_flatten(settings, known)) for settings in frame["settings"]]
+    # No setting, but told to the runs by torchrun; each process has its share of every batch.
+    for each, processes in zip(flat, frame.get("processes", ()), strict=False):
+        if isinstance(processes, (int, float)) and processes == processes:
+            each["processes"] = f"{processes:g}"
     for each in flat:
         for option, usual in _USUAL.items():
             if option in each and each[option] == str(usual):

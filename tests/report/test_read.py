@@ -136,6 +136,16 @@ def test_no_dataset_decides_on_the_weights(tmp_path):
     ]
 
 
+def test_runs_of_several_processes_are_apart_from_those_of_one(tmp_path):
+    write_run(tmp_path, "a")  # as runs were before they told
+    for processes in (1, 2):
+        write_run(tmp_path, f"p{processes}", seed=processes + 1, processes=processes)
+    write_run(tmp_path, "q", seed=2, processes=2)  # no repeat of the run of one process
+    runs = read_runs(tmp_path)
+    assert list(runs.frame["variant"]) == ["", "", "processes=2", "processes=2"]
+    assert runs.skipped == []
+
+
 def test_groups_that_runs_share_are_read_alike(tmp_path):
     """A group of one content is one object, and still each run has its own values."""
     for seed in (1, 2, 3):
