@@ -27,6 +27,8 @@ _READERS = 8
 # what it was tested on afterwards.
 ROW = ["backbone", "shots", "method_title", "variant"]
 RUN = ["dataset", *ROW, "seed"]
+# What metrics.json says that a run was `tested_on`, if it says so.
+TEST = "test"
 # What a table reads, and of which type.
 _NUMBERS: Any = (int, (int, float))
 _NEEDED: dict[str, Any] = {
@@ -74,6 +76,8 @@ def read_runs(results_dir: Path) -> Runs:
         raise InputError(f"{results_dir}: there is no such folder. Give the one that holds runs.")
     with _no_garbage():
         rows, skipped = _read_all(results_dir)
+    rows, other = _tested_on_test_images(rows)
+    skipped += other
     if not rows:
         unusable = f" Left out: {' '.join(skipped)}" if skipped else ""
         raise InputError(
@@ -85,6 +89,21 @@ def read_runs(results_dir: Path) -> Runs:
     again = _repeats(frame)
     skipped += [f"{folder}: repeats another run." for folder in frame["folder"][again]]
     return Runs(results_dir, frame[~again].reset_index(drop=True), skipped)
+
+
+def _tested_on_test_images(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the runs whose figures are of test images, and a line on the others, if any.
+
+    Those that rates were chosen by are tested on training images, and no results.
+    """
+    kept = [row for row in rows if row.get("tested_on") in (None, TEST)]
+    others = [row for row in rows if row.get("tested_on") not in (None, TEST)]
+    if not others:
+        return kept, []
+    images = ", ".join(sorted({str(row["tested_on"])[:80] for row in others}))
+    place = os.path.commonpath([str(Path(row["folder"]).parent) for row in others])
+    runs = "1 run" if len(others) == 1 else f"{len(others)} runs"
+    return kept, [f"{place}: {runs} not tested on test images but on others ({images})."]
 
 
 @contextmanager

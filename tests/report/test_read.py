@@ -146,6 +146,22 @@ def test_runs_of_several_processes_are_apart_from_those_of_one(tmp_path):
     assert runs.skipped == []
 
 
+def test_runs_tested_on_training_images_are_no_results(tmp_path):
+    write_run(tmp_path, "a", tested_on="test")
+    write_run(tmp_path, "old", seed=2)
+    for seed in (1, 2, 3):
+        write_run(tmp_path / "rates", f"s{seed}", seed=seed, tested_on="training")
+    runs = read_runs(tmp_path)
+    assert list(runs.frame["seed"]) == [1, 2]
+    assert runs.skipped == [
+        f"{tmp_path / 'rates'}: 3 runs not tested on test images but on others (training)."
+    ]
+    with pytest.raises(
+        InputError, match=r"no finished run in it.*3 runs not tested on test images"
+    ):
+        read_runs(tmp_path / "rates")
+
+
 def test_groups_that_runs_share_are_read_alike(tmp_path):
     """A group of one content is one object, and still each run has its own values."""
     for seed in (1, 2, 3):
