@@ -113,7 +113,9 @@ def frame_data(frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         {
             "title": title,
             "columns": [str(column) for column in frame.columns],
-            "rows": [[_scalar(value, 6) for value in row] for row in frame.itertuples(index=False)],
+            "rows": [
+                [_significant(value) for value in row] for row in frame.itertuples(index=False)
+            ],
         }
         for title, frame in frames.items()
     ]

@@ -15,7 +15,7 @@ pytest.importorskip("jinja2", reason="needs the extra `report`")
 from so_clip.errors import InputError
 from so_clip.report import page
 from so_clip.report.drawing import Plot
-from so_clip.report.page_data import script_json
+from so_clip.report.page_data import frame_data, script_json
 from so_clip.report.read import Runs, read_runs
 from so_clip.report.tables import make_tables
 from tests.report.page_runs import DIGITS, write_run
@@ -54,6 +54,13 @@ class _Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+
+
+def test_a_tiny_p_value_is_not_zero():
+    (table,) = frame_data(
+        {"Pairs": pd.DataFrame({"p": [1.23456789e-9, 0.5, None], "n": [1, 2, 3]})}
+    )
+    assert table["rows"] == [[1.23457e-9, 1], [0.5, 2], [None, 3]]
 
 
 def test_every_run_has_its_figures_and_all_its_settings(tmp_path):
