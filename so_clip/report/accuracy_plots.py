@@ -7,21 +7,12 @@ from typing import Any
 import pandas as pd
 
 from so_clip.report import labels, style
+from so_clip.report.averages import few_shot_runs
 from so_clip.report.drawing import Drawing
 from so_clip.report.style import Line
 
 AVERAGE = "Average"
 _ACCURACY = "accuracy_percent"
-
-
-def few_shot_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs on all classes with even shots: what accuracies are compared on."""
-    kept = pd.Series(True, index=runs.index)
-    if "protocol" in runs:
-        kept &= runs["protocol"].isna() | (runs["protocol"] == "all")
-    if "imbalance" in runs:
-        kept &= runs["imbalance"].isna()
-    return runs[kept]
 
 
 def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:

@@ -1,14 +1,33 @@
-"""Means over seeds and over datasets."""
+"""Means over seeds and over datasets, and the runs whose accuracies are compared."""
 
 import math
 from typing import Any
 
 import pandas as pd
 
-from so_clip.report.read import ROW
+from so_clip.data.halves import BASE_TO_NEW
+from so_clip.report.read import ROW, RUN
 
 # Zero-shot figures of two runs that differ by less are the same.
 _SAME_POINTS = 0.005
+
+
+def few_shot_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs on all classes with even shots, each once: what is compared."""
+    once = on_all_classes(runs.drop_duplicates(RUN))
+    return once[even_shots(once)]
+
+
+def on_all_classes(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs but those of the base-to-new protocol."""
+    return runs[runs["protocol"] != BASE_TO_NEW] if "protocol" in runs else runs
+
+
+def even_shots(runs: pd.DataFrame) -> pd.Series:
+    """Say of each run whether all classes had the same number of training images."""
+    if "imbalance" not in runs:
+        return pd.Series(True, index=runs.index)
+    return runs["imbalance"].isna()
 
 
 def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:

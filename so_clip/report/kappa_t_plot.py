@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from so_clip.report import style
-from so_clip.report.accuracy_plots import few_shot_runs
+from so_clip.report.averages import few_shot_runs
 from so_clip.report.drawing import Drawing
 from so_clip.report.style import Line
 

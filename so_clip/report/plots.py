@@ -10,6 +10,7 @@ import pandas as pd
 from so_clip.errors import InputError
 from so_clip.report import drawing, style
 from so_clip.report.accuracy_plots import accuracy_vs_memory, accuracy_vs_shots
+from so_clip.report.averages import few_shot_runs
 from so_clip.report.drawing import Plot
 from so_clip.report.kappa_t_plot import kappa_t
 from so_clip.report.support_plot import support
@@ -43,7 +44,8 @@ def write(runs: pd.DataFrame, out: Path) -> list[Plot]:
             f"the plots need {error.name}, which is not installed. "
             "Get it with: pip install 'so-clip[report]'"
         ) from error
-    lines = style.choose_lines(runs)
+    few_shot = few_shot_runs(runs)
+    lines = style.choose_lines(runs if few_shot.empty else few_shot)
     plots = []
     for figures in FIGURES:
         with matplotlib.rc_context(style.RC):

@@ -1,6 +1,6 @@
 """Whether one method is better than another, or the seeds and the test images say no such thing.
 
-Two questions, two tests, each of runs with the same dataset, shots and seed:
+Two questions, two tests, each of runs with the same dataset, even shots and seed:
 
 - seeds: would other few-shot draws show it? Student's paired t over the seeds' differences. Three
   seeds show large and steady differences only.
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from so_clip.report.averages import same_zero_shot
+from so_clip.report.averages import few_shot_runs, same_zero_shot
 from so_clip.report.exact import holm, paired_t, sign_test
 from so_clip.report.read import Runs
 from so_clip.report.tables import AVERAGE, FIGURES, ZERO_SHOT_TITLE, table_runs
@@ -67,7 +67,7 @@ def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
         `wins` and `losses` of images, `p` and `p_holm`. And one line for each comparison that
         cannot be made, and why.
     """
-    frame = table_runs(FIGURES[0], runs.frame)
+    frame = few_shot_runs(table_runs(FIGURES[0], runs.frame))
     rows: list[dict[str, Any]] = []
     remarks: dict[str, None] = {}
     for (backbone, shots), group in frame[frame["shots"] > 0].groupby(["backbone", "shots"]):

@@ -12,7 +12,13 @@ from typing import Any
 import pandas as pd
 
 from so_clip.data.halves import BASE_TO_NEW
-from so_clip.report.averages import averages, same_zero_shot, statistics
+from so_clip.report.averages import (
+    averages,
+    even_shots,
+    on_all_classes,
+    same_zero_shot,
+    statistics,
+)
 from so_clip.report.read import ROW, RUN, Runs, transfers
 from so_clip.report.versions import version_notes
 
@@ -35,6 +41,7 @@ FLOPS_NOTE = (
     "FLOPs are forecast, not measured: matrix products, convolutions and attention of the training "
     "steps that were taken, for the classes and images of the dataset's card."
 )
+UNEVEN_NOTE = "Rows of uneven shots (imbalance) are beside the others and compete with none."
 ZERO_SHOT, ZERO_SHOT_TITLE = "zero_shot", "Zero-shot CLIP"
 
 
@@ -105,13 +112,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method, as it was set, at one number of shots; of a published one `source` says whose."""
+    """One method, as it was set, at one number of shots; of a published one `source` says whose.
+
+    `even`: each class had that many training images, so that it competes with the others.
+    """
 
     title: str
     variant: str
     cells: Mapping[str, Cell]
     method: str = ""
     source: str = ""
+    even: bool = True
 
     @property
     def label(self) -> str:
@@ -207,8 +218,8 @@ def make_tables(runs: Runs) -> list[Table]:
 def table_runs(figure: Figure, frame: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that a figure's tables show, each once."""
     runs = transfers(frame) if figure.name == "transfer" else frame.drop_duplicates(RUN)
-    if figure.name == "accuracy" and "protocol" in runs:
-        runs = runs[runs["protocol"] != BASE_TO_NEW]
+    if figure.name == "accuracy":
+        runs = on_all_classes(runs)
     if "train_flops" in runs:
         runs = runs.assign(train_tflops=pd.to_numeric(runs["train_flops"]) / 1e12)
     if figure.column not in runs:
@@ -225,6 +236,9 @@ def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
     notes = [*note, *notes]
     if "train_tflops" in runs and (figure.costs or figure.column == "train_tflops"):
         notes.append(FLOPS_NOTE)
+    uneven = set(runs.loc[~even_shots(runs), ROW].itertuples(index=False, name=None))
+    if uneven:
+        notes.append(UNEVEN_NOTE)
     datasets = sorted(runs["dataset"].unique(), key=_place)
     columns = [Column(name, DATASETS.get(name, name), figure.decimals) for name in datasets]
     if len(datasets) > 1:
@@ -241,8 +255,9 @@ def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
                 cells[key][cost.key] = Cell(mean, runs=seeds)
     methods = runs.groupby(ROW)["method"].first()
     blocks: dict[int, list[Row]] = {}
-    for (_, shots, title, variant), of_row in cells.items():
-        row = Row(title, variant, of_row, str(methods[backbone, shots, title, variant]))
+    for key, of_row in cells.items():
+        _, shots, title, variant = key
+        row = Row(title, variant, of_row, str(methods[key]), even=key not in uneven)
         blocks.setdefault(shots, []).append(row)
     counts = tidy.loc[tidy["shots"] > 0, "runs"]
     usual = int((counts if len(counts) else tidy["runs"]).mode().max())
@@ -305,14 +320,15 @@ def _cells(tidy: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Cell]]:
 def mark_best(rows: Sequence[Row], columns: Sequence[Column], figure: Figure) -> list[Row]:
     """Mark the best cell of each column, all of them where several read the same.
 
-    Published rows do not compete, and nothing is best where there is nothing to beat.
+    Published rows and those of uneven shots do not compete, and nothing is best where there is
+    nothing to beat.
     """
     for column in columns:
         high = figure.best == "max" and column not in COSTS
         shown = {
             index: round(row.cells[column.key].mean, column.decimals)
             for index, row in enumerate(rows)
-            if not row.source and column.key in row.cells
+            if row.even and not row.source and column.key in row.cells
         }
         if len(set(shown.values())) < 2:
             continue

@@ -36,9 +36,10 @@ def write_run(root: Path, name: str, /, **changes: Any) -> Path:
     settings |= {
         key: changes.pop(key)
         for key in list(changes)
-        if key in settings and key not in ("dataset", "transfer", "protocol")
+        if key in settings and key not in ("dataset", "transfer", "protocol", "imbalance")
     }
     settings["protocol"] = changes.get("protocol", "all")
+    settings["imbalance"] = changes.get("imbalance")
     metrics: dict[str, Any] = {
         "dataset": "digits",
         "backbone": settings["backbone"]["architecture"],

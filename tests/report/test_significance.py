@@ -102,6 +102,12 @@ def test_seeds_are_paired_and_averaged_over_datasets(tmp_path):
     assert pair["difference (points)"] == pytest.approx(scale * 8 / 3)
 
 
+def test_runs_of_uneven_shots_are_not_compared(tmp_path):
+    _write(tmp_path, "a", 1, _first(20))
+    _write(tmp_path, "b", 1, _first(30), imbalance=0.5)
+    assert compare(read_runs(tmp_path))[0].empty
+
+
 def test_only_seeds_that_both_have_are_compared(tmp_path):
     for seed in (1, 2, 3):
         _write(tmp_path, "a", seed, _first(20 + seed))

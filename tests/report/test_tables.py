@@ -118,6 +118,22 @@ def test_what_reads_the_same_is_equally_good_and_what_costs_less_is_better(tmp_p
     assert best("calibration_tiny", "digits") == ["so"]
 
 
+def test_rows_of_uneven_shots_are_named_and_compete_with_none(tmp_path):
+    for name, accuracy, alpha in (("so", 50.0, None), ("adamw", 40.0, None), ("so", 60.0, 0.5)):
+        write_run(
+            tmp_path,
+            f"{name}{alpha}",
+            method=name,
+            method_title=name.upper(),
+            accuracy_percent=accuracy,
+            imbalance=alpha,
+        )
+    table = _accuracy(tmp_path)
+    best = {row.label: row.cells["digits"].best for row in table.blocks[0].rows}
+    assert best == {"ADAMW": False, "SO": True, "SO (imbalance=0.5)": False}
+    assert any("uneven shots" in note for note in table.notes)
+
+
 def test_each_backbone_has_a_table(tmp_path):
     write_run(tmp_path, "a")
     write_run(tmp_path, "b", backbone=VIT)
