@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from so_clip.data.cards import PACKAGE_LAYOUT, load_card
 from so_clip.data.gather import Data
 from so_clip.protocols import ALL
 from so_clip.settings import Settings
@@ -39,6 +40,7 @@ def run_fingerprint(
     """
     values: dict[str, Any] = {
         "settings": settings.fingerprint,
+        "data_root": _images_root(settings),
         "contents_sha256": contents_sha256,
         "weights_sha256": weights_sha256,
         "results_version": RESULTS_VERSION,
@@ -114,6 +116,12 @@ def remembered_run(settings: Settings) -> tuple[Path, str] | None:
     settings = resolved(settings)
     fingerprint = run_fingerprint(settings, contents[0], weights)
     return run_dir(settings, fingerprint), fingerprint
+
+
+def _images_root(settings: Settings) -> str | None:
+    """Return where the images lie, however that was written; None if they come in packages."""
+    layouts = {load_card(name).layout for name in (settings.dataset, *settings.transfer)}
+    return os.path.realpath(settings.data_root) if layouts - {"digits", PACKAGE_LAYOUT} else None
 
 
 def _weights_key(settings: Settings) -> Key:

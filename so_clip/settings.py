@@ -38,10 +38,12 @@ MAX_SHOTS = 10_000
 MAX_MIB = 1e9
 # Each is a thread of the operating system.
 MAX_WORKERS = 256
-# Where things go and how fast they come: nothing that is measured, but for seconds, depends on it.
+# Where things go, their titles, and how fast they come: only seconds depend on it, and the last
+# digits of what other numbers of CPU threads round otherwise. Then what identity.py knows better.
 NO_DIFFERENCE = (
-    *("results_dir", "force", "threads", "checkpoint_seconds"),
+    *("results_dir", "force", "threads", "checkpoint_seconds", "method_title"),
     *("evaluation.workers", "evaluation.cache_dir"),
+    *("split_file", "backbone.checkpoint", "data_root"),
 )
 # Options that came later, with values under which a run is what it was before them.
 _LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None}
@@ -82,7 +84,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Settings:
-    """One run's choices. All but `NO_DIFFERENCE` can change what the run measures."""
+    """One run's choices. `NO_DIFFERENCE` names those that cannot change what it measures."""
 
     dataset: str
     split_file: Path | None
@@ -139,7 +141,7 @@ class Settings:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that can change the result, so that two runs never share a folder."""
+        """SHA-256 over all choices that can change the result; identity.py adds the contents."""
         values = self.as_dict()
         for option in NO_DIFFERENCE:
             group, _, key = option.rpartition(".")

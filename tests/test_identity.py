@@ -127,6 +127,29 @@ def test_the_prompts_count_by_what_they_say(tmp_path):
     assert plain == contents_sha256(data, data.card.templates["plain"]) not in specific
 
 
+@pytest.mark.parametrize(
+    "needs", ["dataset=eurosat", "transfer=[dtd]", "dataset=textile transfer=[dtd]"]
+)
+def test_a_data_root_is_a_folder_not_its_name(needs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("data")
+    runs = [
+        run_fingerprint(_settings(*needs.split(), f"data_root={place}"), "lists", "weights")
+        for place in ("data", tmp_path / "data", "./data", "link", "elsewhere")
+    ]
+    assert len({*runs[:4]}) == 1
+    assert runs[4] != runs[0]
+
+
+def test_images_of_a_package_have_no_data_root():
+    for needs in ("dataset=digits", "dataset=textile"):
+        runs = [
+            run_fingerprint(_settings(needs, f"data_root={place}"), "lists", "weights")
+            for place in ("data", "elsewhere")
+        ]
+        assert runs[0] == runs[1]
+
+
 @pytest.fixture
 def forgetful(monkeypatch):
     """A process that remembers nothing yet."""
