@@ -59,7 +59,7 @@ class Point:
 BASE = Point()
 VARIED = {
     "shots": (1, 16),
-    "pretraining_pictures": (12_800,),
+    "pretraining_pictures": (12_800, 25_600),
     "width": (64, 256),
     "classes": (2, 5),
     "steps": (25, 400),
