@@ -15,14 +15,17 @@ from so_clip.report.flops import forecast_flops
 from so_clip.report.missing import add_missing
 from so_clip.report.published import add_published
 from so_clip.report.read import Runs, read_runs
-from so_clip.report.significance import compare, summary
+from so_clip.report.significance import MAX_ROWS, compare, summary
 from so_clip.report.tables import Table, make_tables
 
 FOLDER = "tables"
 SIGNIFICANCE = (
     "Methods in pairs. Over seeds: Student's paired t of the average over datasets; with three "
     "seeds it finds large and steady differences only. Over test images: the exact sign test on "
-    "each dataset (McNemar's, for one seed), p (Holm) < 0.05."
+    "each dataset (McNemar's, for one seed), p < 0.05 after Holm over all pairs and datasets of "
+    "the block. p (Holm) over seeds is over all pairs of the block. Of a block with more than "
+    f"{MAX_ROWS} rows the best is compared with each, and adjusted for all pairs of the block. "
+    "Rows of uneven shots are not compared."
 )
 EPILOG = """\
 OUT gets index.html (one page that needs no network), tables/ (each as tidy CSV, Markdown, LaTeX and

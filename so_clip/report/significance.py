@@ -9,7 +9,10 @@ Two questions, two tests, each of runs with the same dataset, even shots and see
   McNemar's exact test. With more, an image still counts once: to count it in every seed would take
   the same image for several.
 
-p values of a block's pairs are adjusted by Holm's method, for each test and dataset by itself.
+p values are adjusted by Holm's method, for each test by itself: `p_holm` over the pairs of a block
+on one dataset (or its average), `p_holm_block` over its pairs on all datasets, by which datasets
+are counted. Where a block is so long that only its best row is compared, the figures themselves
+chose these pairs out of all: they are adjusted for the number of all, as if the others had p = 1.
 """
 
 import hashlib
@@ -32,7 +35,7 @@ from so_clip.report.tables import AVERAGE, FIGURES, ZERO_SHOT_TITLE, table_runs
 
 SEEDS, IMAGES = "seeds", "images"
 LEVEL = 0.05
-# Of a block with more rows only the best is compared, with each of the others.
+# Of a block with more rows only the best is compared, with each of the others, for readers' sake.
 MAX_ROWS = 12
 # Of predictions.csv, before and after adaptation.
 _BEFORE, _AFTER = "zero_shot_prediction", "prediction"
@@ -64,8 +67,8 @@ def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
     Returns:
         A row a pair, dataset and test: `backbone`, `shots`, `dataset` ("average": of all datasets
         that both have), `first`, `second`, `test`, `seeds`, `difference_points` (first - second),
-        `wins` and `losses` of images, `p` and `p_holm`. And one line for each comparison that
-        cannot be made, and why.
+        `wins` and `losses` of images, `p`, `p_holm`, and `p_holm_block` (none of the average). And
+        one line for each comparison that cannot be made, and why.
     """
     frame = few_shot_runs(table_runs(FIGURES[0], runs.frame))
     rows: list[dict[str, Any]] = []
@@ -80,9 +83,10 @@ def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
         found += [
             {"backbone": backbone, "shots": shots} | row for row in _over_images(block, remarks)
         ]
-        rows += _adjusted(found)
+        rows += _adjusted(found, block)
     columns = (
-        "backbone shots dataset first second test seeds difference_points wins losses p p_holm"
+        "backbone shots dataset first second test seeds difference_points wins losses p p_holm "
+        "p_holm_block"
     )
     table = pd.DataFrame(rows, columns=columns.split())
     lines = [f"not compared over images: {reason}" for reason in list(remarks)[:_SHOWN]]
@@ -227,23 +231,37 @@ def _answers(result: _Result, answers: _Read, remarks: dict[str, None]) -> tuple
     return answers[result.folder, result.column]
 
 
-def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add `p_holm`, over the pairs of each test and dataset."""
-    families: dict[tuple[str, str], list[int]] = defaultdict(list)
+def _adjusted(rows: Sequence[dict[str, Any]], block: _Block) -> list[dict[str, Any]]:
+    """Add `p_holm`, over the pairs of each test and dataset, and `p_holm_block`, over them all."""
+    families: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
-        families[row["test"], row["dataset"]].append(at)
-    adjusted = [dict(row) for row in rows]
-    for family in families.values():
-        for at, p in zip(family, holm([rows[at]["p"] for at in family]), strict=True):
-            adjusted[at]["p_holm"] = p
+        families["p_holm", row["test"], row["dataset"]].append(at)
+        if row["dataset"] != AVERAGE:  # which follows from the others
+            families["p_holm_block", row["test"]].append(at)
+    pairs = _pairs_in_all(block)
+    adjusted = [row | {"p_holm_block": math.nan} for row in rows]
+    for (column, _, *dataset), family in families.items():
+        names = dataset or [name for name in pairs if name != AVERAGE]
+        others = sum(pairs[name] for name in names) - len(family) if len(block) > MAX_ROWS else 0
+        known = [rows[at]["p"] for at in family]
+        for at, p in zip(family, holm([*known, *[1.0] * others]), strict=False):
+            adjusted[at][column] = p
     return adjusted
+
+
+def _pairs_in_all(block: _Block) -> dict[str, int]:
+    """Return by dataset, and of their average, how many pairs of rows there are."""
+    rows = [name for row in block.values() for name, seeds in row.items() if seeds]
+    pairs = {name: math.comb(rows.count(name), 2) for name in dict.fromkeys(rows)}
+    return pairs | {AVERAGE: math.comb(len(block), 2)}
 
 
 def summary(comparisons: pd.DataFrame) -> pd.DataFrame:
     """Return the comparisons for people: a row a pair of a block.
 
     Seeds decide over the average of the datasets (or over the one there is), images over each
-    dataset: how many the first wins, the second wins, and none does, at p (Holm) < 0.05.
+    dataset: how many the first wins, the second wins, and none does, at p < 0.05 after Holm over
+    all pairs and datasets of the block.
     """
     rows = []
     pairs = comparisons.groupby(["backbone", "shots", "first", "second"], sort=False)
@@ -252,7 +270,7 @@ def summary(comparisons: pd.DataFrame) -> pd.DataFrame:
         whole = seeds[seeds["dataset"] == AVERAGE]
         overall = (whole if len(whole) else seeds).to_dict("records")[:1]
         images = group[group["test"] == IMAGES]
-        clear = images["p_holm"] < LEVEL
+        clear = images["p_holm_block"] < LEVEL
         better = int((clear & (images["wins"] > images["losses"])).sum())
         worse = int((clear & (images["wins"] < images["losses"])).sum())
         rows.append(

@@ -162,12 +162,32 @@ def test_p_values_are_adjusted_over_the_pairs_of_a_dataset(tmp_path):
     assert adjusted == pytest.approx([3 * p[0], 2 * p[1], max(2 * p[1], p[2])])
 
 
-def test_of_many_rows_the_best_is_compared_with_each(tmp_path):
+def test_of_many_rows_the_best_is_compared_with_each_and_adjusted_for_all_pairs(tmp_path):
     for at in range(MAX_ROWS + 1):
         _write(tmp_path, f"m{at:02d}", 1, _first(10 + at))
     rows = _rows(compare(read_runs(tmp_path))[0], "images")
     assert len(rows) == MAX_ROWS
     assert {row["first"] for row in rows} == {f"M{MAX_ROWS}"}
+    pairs = (MAX_ROWS + 1) * MAX_ROWS // 2
+    rows.sort(key=lambda row: row["p"])
+    assert rows[0]["p"] == pytest.approx(2 / 2**MAX_ROWS)
+    assert rows[0]["p_holm"] == pytest.approx(pairs * rows[0]["p"])
+    assert rows[1]["p_holm"] == pytest.approx((pairs - 1) * rows[1]["p"])
+
+
+def test_datasets_are_counted_by_one_family_of_pairs_and_datasets(tmp_path):
+    """Six wins of six are p = 1/32: below 0.05 on one dataset, not on the best of three."""
+    for dataset, better in (("dtd", 6), ("eurosat", 0), ("fgvc", 0)):
+        _write(tmp_path, "a", 1, _first(20 + better), dataset)
+        _write(tmp_path, "b", 1, _first(20), dataset)
+    comparisons, _ = compare(read_runs(tmp_path))
+    (row,) = _rows(comparisons, "images")
+    assert row["p_holm"] == pytest.approx(1 / 32)
+    assert row["p_holm_block"] == pytest.approx(3 / 32)
+    (pair,) = summary(comparisons).to_dict("records")
+    assert pair["images: better on"] == 0
+    whole = comparisons[comparisons["dataset"] == AVERAGE]
+    assert whole["p_holm_block"].isna().all()
 
 
 def test_blocks_of_other_shots_are_apart_and_one_method_has_no_rival(tmp_path):
