@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from so_clip.report import labels, style
-from so_clip.report.averages import few_shot_runs
+from so_clip.report.averages import averages, few_shot_runs
 from so_clip.report.drawing import Drawing
+from so_clip.report.read import ROW
 from so_clip.report.style import Line
 
 AVERAGE = "Average"
@@ -31,7 +32,10 @@ def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dra
         figure = _draw_shots(numbers, lines, zero_shot)
         average = ""
         if AVERAGE in set(numbers["dataset"]):
-            average = " The average is over seeds with runs on all datasets."
+            average = (
+                " The average is that of the tables: of the datasets' means; it has no band where "
+                "the datasets have not the same seeds."
+            )
         several = len(backbones) > 1
         yield Drawing(
             "accuracy_vs_shots" + (f"_{style.in_file(str(backbone))}" if several else ""),
@@ -47,17 +51,18 @@ def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dra
 def _against_shots(line: Line, runs: pd.DataFrame) -> pd.DataFrame:
     """Return mean and deviation over seeds of each dataset and shots, and of the average.
 
-    The average at some shots is over all datasets of the report, and missing if one is.
+    The average is that of the tables: over all datasets of the report, and missing if one is.
     """
     mine = line.of(runs)
     cells = mine.groupby(["dataset", "shots"])[_ACCURACY].agg(["mean", "std", "count"])
     parts = [cells.reset_index()]
     datasets = runs["dataset"].nunique()
     if datasets > 1:
-        by_seed = mine.groupby(["shots", "seed"])[_ACCURACY].agg(["mean", "count"])
-        complete = by_seed[by_seed["count"] == datasets]
-        average = complete.groupby("shots")["mean"].agg(["mean", "std", "count"]).reset_index()
-        parts.append(average.assign(dataset=AVERAGE))
+        average = [
+            {"dataset": AVERAGE, "shots": shots, "mean": mean, "std": std, "count": seeds}
+            for (_, shots, *_), (mean, std, seeds) in averages(mine, _ACCURACY, datasets).items()
+        ]
+        parts += [pd.DataFrame(average)] if average else []
     return (
         pd.concat(parts, ignore_index=True)
         .rename(columns={"count": "runs"})
@@ -157,22 +162,15 @@ def _memory_caption(datasets: int, shots: int) -> str:
 def _against_memory(runs: pd.DataFrame) -> pd.DataFrame:
     """Return a row a method and variant with runs on all datasets: its two means, the deviation."""
     datasets = runs["dataset"].nunique()
-    by = ["method", "method_title", "variant"]
-    by_seed = runs.groupby([*by, "seed"]).agg(
-        accuracy_percent=(_ACCURACY, "mean"),
-        peak_memory_mib=("peak_memory_mib", "mean"),
-        datasets=("dataset", "nunique"),
-    )
-    complete = by_seed[by_seed["datasets"] == datasets]
-    return (
-        complete.groupby(by)
-        .agg(
-            accuracy_percent=("accuracy_percent", "mean"),
-            accuracy_std=("accuracy_percent", "std"),
-            peak_memory_mib=("peak_memory_mib", "mean"),
-            runs=("accuracy_percent", "size"),
-        )
-        .reset_index()
+    memory = averages(runs, "peak_memory_mib", datasets)
+    methods = runs.groupby(ROW)["method"].first()
+    return pd.DataFrame(
+        {
+            **{"method": methods[key], "method_title": key[2], "variant": key[3]},
+            **{_ACCURACY: mean, "accuracy_std": std, "peak_memory_mib": memory[key][0]},
+            "runs": seeds,
+        }
+        for key, (mean, std, seeds) in averages(runs, _ACCURACY, datasets).items()
     )
 
 

@@ -1,5 +1,6 @@
 """Plots of hand-made runs: what is drawn and what not, which numbers, and what covers what."""
 
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ from so_clip.report.kappa_t_plot import kappa_t
 from so_clip.report.read import read_runs
 from so_clip.report.support_plot import place_of, support
 from so_clip.report.svg import inline
+from so_clip.report.tables import AVERAGE, make_tables
 from so_clip.report.training_plots import accuracy_curves, loss_curves, read_columns, smoothed
 from tests.report.page_runs import write_csv, write_run
 
@@ -27,7 +29,7 @@ def _drawn(figures, root: Path):
     return list(figures(runs, style.choose_lines(runs)))
 
 
-def test_accuracy_against_shots_has_each_dataset_and_an_average_over_whole_seeds(tmp_path):
+def test_accuracy_against_shots_has_each_dataset_and_the_tables_average(tmp_path):
     for dataset, base in (("dtd", 50.0), ("eurosat", 70.0)):
         for shots in (1, 4):
             for seed in (1, 2):
@@ -35,15 +37,21 @@ def test_accuracy_against_shots_has_each_dataset_and_an_average_over_whole_seeds
                 write_run(
                     tmp_path, dataset=dataset, shots=shots, seed=seed, accuracy_percent=accuracy
                 )
-    # A third seed that was run on one dataset alone says nothing of the average.
+    # A third seed on one dataset alone counts there, and leaves no deviation to the average.
     write_run(tmp_path, dataset="dtd", shots=4, seed=3, accuracy_percent=99.0)
     (drawing,) = _drawn(accuracy_vs_shots, tmp_path)
     cells = drawing.numbers.set_index(["dataset", "shots"])
     assert cells.loc[("eurosat", 4), "mean"] == pytest.approx(75.5)
     assert cells.loc[("eurosat", 4), "std"] == pytest.approx(0.5**0.5)
     assert cells.loc[("dtd", 4), "runs"] == 3
-    assert cells.loc[("Average", 4), "mean"] == pytest.approx(65.5)
-    assert cells.loc[("Average", 4), "runs"] == 2
+    runs = read_runs(tmp_path)
+    (table,) = (each for each in make_tables(runs) if each.figure.name == "accuracy")
+    in_tables = {block.shots: block.rows[0].cells[AVERAGE] for block in table.blocks}
+    for shots in (1, 4):
+        assert cells.loc[("Average", shots), "mean"] == pytest.approx(in_tables[shots].mean)
+    assert cells.loc[("Average", 4), "mean"] == pytest.approx(((55 + 56 + 99) / 3 + 75.5) / 2)
+    assert math.isnan(cells.loc[("Average", 4), "std"])
+    assert cells.loc[("Average", 1), "std"] == pytest.approx(0.5**0.5)
     assert [axis.get_title() for axis in drawing.figure.axes] == ["Average", "dtd", "eurosat"]
     assert "1 more" not in drawing.caption
 
