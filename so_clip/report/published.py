@@ -23,24 +23,35 @@ NOTE = (
 )
 
 
+FILE_NOTE = (
+    "Published figures are of OpenAI's weights, and a local file's need not be these: they stand "
+    "beside runs of backbone.pretrained=openai without backbone.checkpoint."
+)
+
+
 def add_published(tables: Sequence[Table], runs: Runs) -> list[Table]:
     """Return the tables; those of accuracy with published rows where backbone and shots match.
 
-    Published figures are of OpenAI's weights; a backbone that only ran with others gets none.
+    Published figures are of OpenAI's weights; a backbone that only ran with others gets none. Of
+    those of a local file nobody knows; a note says how to have the rows.
     """
-    backbones = pd.Series([settings.get("backbone") for settings in runs.frame["settings"]])
-    with_openai = {
-        backbone
-        for backbone, given in zip(runs.frame["backbone"], backbones, strict=True)
-        if isinstance(given, dict)
-        and (given.get("pretrained") == "openai" or given.get("checkpoint"))
-    }
-    return [
-        _with_published(table)
-        if table.figure.name == "accuracy" and table.backbone in with_openai
-        else table
-        for table in tables
-    ]
+    with_openai, of_a_file = set(), set()
+    for backbone, settings in zip(runs.frame["backbone"], runs.frame["settings"], strict=True):
+        given = settings.get("backbone")
+        if isinstance(given, dict) and given.get("checkpoint"):
+            of_a_file.add(backbone)
+        elif isinstance(given, dict) and given.get("pretrained") == "openai":
+            with_openai.add(backbone)
+    done = []
+    for table in tables:
+        if table.figure.name == "accuracy":
+            fuller = _with_published(table)
+            if table.backbone in with_openai:
+                table = fuller
+            elif table.backbone in of_a_file and fuller is not table:
+                table = replace(table, notes=(*table.notes, FILE_NOTE))
+        done.append(table)
+    return done
 
 
 @cache

@@ -116,12 +116,20 @@ def test_other_backbones_weights_shots_and_datasets_have_none(tmp_path, changes)
     [
         VIT,
         VIT | {"architecture": "ViT-B-16"},
-        VIT | {"pretrained": None, "checkpoint": "ViT-B-16.pt"},
     ],
 )
 def test_names_of_one_backbone_are_one(tmp_path, backbone):
     write_run(tmp_path, "a", dataset="dtd", backbone=backbone)
     assert _published(_accuracy(tmp_path))
+
+
+@pytest.mark.parametrize("pretrained", [None, "openai"])
+def test_weights_of_a_local_file_are_not_taken_for_openais(tmp_path, pretrained):
+    mine = VIT | {"pretrained": pretrained, "checkpoint": "mine.pt"}
+    write_run(tmp_path, "a", dataset="dtd", backbone=mine)
+    table = _accuracy(tmp_path)
+    assert _published(table) == []
+    assert any("backbone.pretrained=openai" in note for note in table.notes)
 
 
 def test_a_table_of_some_datasets_averages_what_it_shows(tmp_path):
