@@ -6,8 +6,10 @@ values. That takes seconds for each kind of run, so what it finds is kept beside
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ from so_clip import atomic
 from so_clip.data.cards import load_card
 from so_clip.errors import InputError
 from so_clip.identity import RESULTS_VERSION
+from so_clip.paths import PACKAGE_DIR
 from so_clip.report.read import Runs, read_json
 from so_clip.settings import NO_DIFFERENCE, Augment, Evaluation, Schedule, Settings
 
 FILE = ".flops.json"
+# The code that a forecast does: its own, and that of the steps.
+_CODE = ("forecast", "adapt", "clip", "optim")
 # Of the same number of steps, these make no difference to what a step computes.
 _ASIDE = frozenset({*NO_DIFFERENCE, "seed", "split_file", "data_root", "method_title", "device"})
 
@@ -28,20 +33,22 @@ _ASIDE = frozenset({*NO_DIFFERENCE, "seed", "split_file", "data_root", "method_t
 def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
     """Return the runs with `train_flops`, and a line for each kind of run that has no forecast.
 
-    Forecasts are kept in the results' folder, whose `.flops.json` may be deleted at any time.
+    Forecasts are kept in the results' folder, whose `.flops.json` may be deleted at any time. Those
+    that fail are tried again the next time.
     """
     file = runs.results_dir / FILE
-    known: dict[str, Any] = read_json(file)
-    found, remarks = [], {}
+    known = {key: flops for key, flops in read_json(file).items() if type(flops) is int}
+    found: list[float] = []
+    remarks: dict[str, str] = {}
     for run in runs.frame.to_dict("records"):
         key = _key(run)
-        if key not in known:
+        if key not in known and key not in remarks:
             try:
                 known[key] = _forecast(run)
+                atomic.write_json(file, known)
             except InputError as error:
-                known[key], remarks[key] = None, f"{run['folder']}: no FLOPs: {error}"
-            atomic.write_json(file, known)
-        found.append(known[key])
+                remarks[key] = f"{run['folder']}: no FLOPs: {error}"
+        found.append(known.get(key, math.nan))
     flops = pd.Series(found, index=runs.frame.index, dtype=float)
     return Runs(runs.results_dir, runs.frame.assign(train_flops=flops), runs.skipped), [
         *remarks.values()
@@ -56,8 +63,20 @@ def _key(run: Mapping[Any, Any]) -> str:
         if isinstance(options, dict):
             values[group] = {key: value for key, value in options.items() if key != "seed"}
     values["evaluation"] = None
-    text = json.dumps([RESULTS_VERSION, run.get("steps"), values], sort_keys=True)
+    made_by = [RESULTS_VERSION, code_sha256(PACKAGE_DIR)]
+    text = json.dumps([*made_by, run.get("steps"), values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def code_sha256(package: Path) -> str:
+    """Return the SHA-256 of the code that decides on a forecast: names and contents of files."""
+    digest = hashlib.sha256()
+    for folder in _CODE:
+        for file in sorted((package / folder).rglob("*.py")):
+            digest.update(f"{file.relative_to(package)}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _forecast(run: Mapping[Any, Any]) -> int:

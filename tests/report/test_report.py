@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from so_clip.report import __main__ as report
+from so_clip.report.flops import code_sha256
 from tests.command import Outcome, call, python
 from tests.report.made_runs import (
     PAPER,
@@ -130,12 +131,22 @@ def test_flops_are_forecast_on_request_and_kept(real_runs, tmp_path):
     assert "FLOPs are forecast, not measured" in text
 
 
+def test_other_code_forecasts_anew(tmp_path):
+    for name, text in (("old", "a = 1"), ("same", "a = 1"), ("new", "a = 2")):
+        (tmp_path / name / "optim").mkdir(parents=True)
+        (tmp_path / name / "optim" / "so.py").write_text(text)
+    old, same, new = (code_sha256(tmp_path / name) for name in ("old", "same", "new"))
+    assert old == same != new
+
+
 def test_runs_of_another_version_have_no_flops_and_say_so(tmp_path):
     write_run(tmp_path / "runs", "a", steps=3)
     done = _report(tmp_path / "runs", "-o", tmp_path / "out", "--tables-only", "--flops")
     assert done.code == 0
     (message,) = done.messages
     assert "no FLOPs: its settings are of another version" in message
+    # A failure is not kept: another version of the code may know better.
+    assert not (tmp_path / "runs" / ".flops.json").exists()
     assert not (tmp_path / "out" / "tables" / "flops.csv").exists()
 
 
