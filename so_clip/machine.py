@@ -43,6 +43,16 @@ def core_share(at_once: int) -> int:
     return max(1, usable_cores() // at_once)
 
 
+def takes_gpus(device: str, at_once: int) -> bool:
+    """Whether each run of a sweep takes one of the machine's GPUs by its number, if there are any.
+
+    Args:
+        device: the runs' setting; cuda:N says which.
+        at_once: how many are done at a time; a run that is alone has the first.
+    """
+    return at_once > 1 and device in ("auto", "cuda")
+
+
 @contextmanager
 def one_of_gpus(job_number: int, gpus: int, leases: Path | None = None) -> Iterator[int]:
     """Take one of this machine's GPUs for a job, and give it back at the end.

@@ -11,9 +11,9 @@ from so_clip.data.gather import gather
 from so_clip.errors import InputError, RunBusy, exit_code, message_of, report
 from so_clip.identity import remembered_run
 from so_clip.jobs import BUSY, DONE, FAILED, SKIPPED, Job, job_file, tell
-from so_clip.machine import runs_at_once
+from so_clip.machine import runs_at_once, takes_gpus
 from so_clip.record import RunFolder, check_writable
-from so_clip.settings import AUTO, Settings, from_config
+from so_clip.settings import Settings, from_config
 from so_clip.sweep import planned_jobs
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _job(
         result = _finished(settings)
         if result is None:
             tell(file, job)
-            gpu_job = number if at_once > 1 and settings.device == AUTO else None
+            gpu_job = number if takes_gpus(settings.device, at_once) else None
             result = _do(settings, overrides, True, gpu_job)
         assert result is not None, "a job of a sweep has a process of its own"
     except Exception as error:

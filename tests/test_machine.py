@@ -8,7 +8,7 @@ import torch
 
 from so_clip.config import compose
 from so_clip.device import one_gpu
-from so_clip.machine import core_share, one_of_gpus, runs_at_once, usable_cores
+from so_clip.machine import core_share, one_of_gpus, runs_at_once, takes_gpus, usable_cores
 from so_clip.settings import from_config
 
 CORES = len(os.sched_getaffinity(0))
@@ -51,6 +51,18 @@ def test_auto_shares_the_cores_out_and_what_is_given_counts():
     given = from_config(compose(["threads=3", "evaluation.workers=5"]), at_once=CORES)
     assert (given.threads, given.evaluation.workers) == (3, 5)
     assert alone.fingerprint == crowded.fingerprint == given.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("device", "at_once", "expected"),
+    [
+        *((device, 2, True) for device in ("auto", "cuda")),
+        *((device, 2, False) for device in ("cpu", "cuda:0", "cuda:1")),
+        *((device, 1, False) for device in ("auto", "cuda", "cpu")),
+    ],
+)
+def test_cuda_without_a_number_is_any_of_the_gpus(device, at_once, expected):
+    assert takes_gpus(device, at_once) == expected
 
 
 def test_each_job_takes_the_next_gpu(tmp_path):
