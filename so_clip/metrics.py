@@ -97,6 +97,7 @@ def run_metrics(
         **values[""],
         **(_base_to_new(values) if settings.protocol == BASE_TO_NEW else {}),
         **(_transfer(data, values) if settings.transfer else {}),
+        "tested_on": data.tested_on,
         "test_images": len(data.splits.test),
         "evaluate_seconds": sum(evaluator.seconds for evaluator in evaluators.values()),
         "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),

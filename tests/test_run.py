@@ -83,7 +83,7 @@ def test_metrics_have_their_keys_units_and_types(demo):
         assert metrics[key] > 0
     assert metrics["steps"] == STEPS
     assert metrics["stop_reason"] == "max_steps"
-    assert metrics["test_images"] == 540
+    assert (metrics["tested_on"], metrics["test_images"]) == ("test", 540)
     assert (metrics["dataset"], metrics["backbone"]) == ("digits", "tiny")
     assert (metrics["method"], metrics["shots"], metrics["seed"]) == ("so", 4, 1)
     assert len(metrics["split_sha256"]) == len(metrics["fewshot_sha256"]) == 64

@@ -133,7 +133,7 @@ def do(work: Work) -> Row:
     from so_clip.device import cpu_threads
     from so_clip.run import run
 
-    # Which classes there are is no setting, so folders of their own tell those runs apart.
+    # So that people, too, tell those runs apart.
     runs = work.runs if work.classes is None else work.runs / f"{work.classes}_classes"
     settings = settings_of(work.overrides, runs)
     data = gather(**settings.data)
@@ -171,7 +171,7 @@ def _tested_on_training_images(data: Data) -> Data:
     """Put the training images that were not drawn in the place of the test images."""
     drawn = {example.path for example in data.few_shot.train} if data.few_shot else set()
     rest = [example for example in data.splits.train if example.path not in drawn]
-    return replace(data, splits=replace(data.splits, test=rest))
+    return replace(data, splits=replace(data.splits, test=rest), tested_on="training")
 
 
 def _of_first_classes(data: Data, count: int) -> Data:

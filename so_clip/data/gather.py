@@ -43,6 +43,8 @@ class Data:
     """A dataset as one run sees it: its card and lists, its images, and the few shots drawn.
 
     `others` are tested after it: the new classes of a base-to-new run, and other datasets.
+    `tested_on` says what the images in `splits.test` are: "test", or "training" where a script has
+    put those there.
     """
 
     card: DatasetCard
@@ -50,6 +52,7 @@ class Data:
     images: ImageSource
     few_shot: FewShot | None
     others: tuple[Target, ...] = ()
+    tested_on: str = "test"
 
     @property
     def targets(self) -> tuple[Target, ...]:

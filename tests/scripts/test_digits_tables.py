@@ -1,5 +1,7 @@
 """The tables of runs on digits: a small part of them, twice."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -26,6 +28,9 @@ def test_rates_come_from_training_images_and_finished_runs_are_not_repeated(tmp_
     assert table["lr"].dropna().nunique() == 1
     folders = sorted((tmp_path / "runs" / "digits").rglob("metrics.json"))
     assert len(folders) == 2 + 5
+    for file in folders:
+        tested_on = json.loads(file.read_text())["tested_on"]
+        assert tested_on == ("training" if "rates" in file.parts else "test")
     times = [folder.stat().st_mtime_ns for folder in folders]
     digits_tables.main(arguments)
     assert [folder.stat().st_mtime_ns for folder in folders] == times
