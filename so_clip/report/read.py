@@ -56,8 +56,8 @@ class Runs:
         frame: a row a finished run: the columns of metrics.json (`settings` as a dict), its
             `folder` (str), its `state` ("finished"), `variant` (what sets it apart from other runs
             of its method, "" for nothing), `transferred` (to which datasets, as text), and of
-            provenance.json `torch`, `commit`, `hardware`, `weights_sha256`, `finished_at` and
-            `command`, None where it is not there.
+            provenance.json `torch`, `commit`, `hardware`, `torch_threads`, `weights_sha256`,
+            `finished_at` and `command`, None where it is not there.
         skipped: one line for each folder that is no usable run, and why.
     """
 
@@ -241,12 +241,14 @@ def _made_by(folder: Path) -> dict[str, Any]:
     provenance = read_json(folder / PROVENANCE_FILE)
     versions, hardware = provenance.get("versions"), provenance.get("hardware")
     command = provenance.get("command")
+    threads = hardware.get("torch_threads") if isinstance(hardware, dict) else None
     if isinstance(hardware, dict):
         hardware = ", ".join(str(hardware.get(key)) for key in ("device", "processor"))
     return {
         "torch": versions.get("torch") if isinstance(versions, dict) else None,
         "commit": provenance.get("commit"),
         "hardware": hardware,
+        "torch_threads": threads if isinstance(threads, int) else None,
         "weights_sha256": provenance.get("backbone_weights_sha256"),
         "finished_at": provenance.get("finished_at"),
         "command": command if isinstance(command, list) else None,

@@ -20,7 +20,7 @@ from so_clip.report.averages import (
     statistics,
 )
 from so_clip.report.read import ROW, RUN, Runs, transfers
-from so_clip.report.versions import version_notes
+from so_clip.report.versions import seconds_notes, version_notes
 
 # As the papers order and shorten them; others follow by name.
 DATASETS = {
@@ -37,6 +37,7 @@ DATASETS = {
     "ucf101": "UCF101",
 }
 AVERAGE = "average"
+SECONDS = "train_seconds"
 FLOPS_NOTE = (
     "FLOPs are forecast, not measured: matrix products, convolutions and attention of the training "
     "steps that were taken, for the classes and images of the dataset's card."
@@ -57,7 +58,7 @@ class Column:
 # What stands beside accuracies, where runs have recorded it.
 COSTS = (
     Column("peak_memory_mib", "memory (MiB)", 1),
-    Column("train_seconds", "training (s)", 1),
+    Column(SECONDS, "training (s)", 1),
     Column("train_tflops", "training (TFLOP)"),
 )
 
@@ -91,7 +92,7 @@ FIGURES = (
         best="min",
     ),
     Figure("memory", "peak_memory_mib", "Peak memory in MiB", best="min", decimals=1),
-    Figure("seconds", "train_seconds", "Training time in seconds", best="min", decimals=1),
+    Figure("seconds", SECONDS, "Training time in seconds", best="min", decimals=1),
     Figure("flops", "train_tflops", "Training in TFLOP", best="min"),
 )
 
@@ -231,11 +232,12 @@ def table_runs(figure: Figure, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
-    notes = version_notes(runs)
-    runs, note = _with_zero_shot(figure, runs)
-    notes = [*note, *notes]
+    unlike = seconds_notes(runs) if figure.costs or figure.column == SECONDS else []
+    notes = [*version_notes(runs), *unlike]
     if "train_tflops" in runs and (figure.costs or figure.column == "train_tflops"):
         notes.append(FLOPS_NOTE)
+    runs, note = _with_zero_shot(figure, runs)
+    notes = [*note, *notes]
     uneven = set(runs.loc[~even_shots(runs), ROW].itertuples(index=False, name=None))
     if uneven:
         notes.append(UNEVEN_NOTE)
@@ -261,8 +263,9 @@ def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
         blocks.setdefault(shots, []).append(row)
     counts = tidy.loc[tidy["shots"] > 0, "runs"]
     usual = int((counts if len(counts) else tidy["runs"]).mode().max())
+    ranked = [each for each in columns if not unlike or SECONDS not in (figure.column, each.key)]
     done = [
-        Block(shots, mark_best(sorted(rows, key=_row_place), columns, figure))
+        Block(shots, mark_best(sorted(rows, key=_row_place), ranked, figure))
         for shots, rows in sorted(blocks.items())
     ]
     return Table(figure, backbone, columns, done, usual, tuple(notes))

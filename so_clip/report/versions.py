@@ -8,6 +8,12 @@ _OF_INTEREST = {
     "commit": "commits of the code",
     "hardware": "kinds of hardware",
 }
+# What seconds depend on, besides the work.
+_OF_SECONDS = {
+    "torch_threads": "threads",
+    "processes": "processes",
+    "hardware": "hardware",
+}
 # More are only counted.
 _SHOWN = 5
 
@@ -35,6 +41,30 @@ def version_notes(runs: pd.DataFrame) -> list[str]:
                 f"{dirty} of {len(runs)} runs were made by code with changes that no commit holds."
             )
     return notes
+
+
+def seconds_notes(runs: pd.DataFrame) -> list[str]:
+    """Return a sentence if runs took their training seconds with what is not alike, else none."""
+    timed = runs[runs["train_seconds"] > 0] if "train_seconds" in runs else runs.iloc[:0]
+    differ = []
+    for column, title in _OF_SECONDS.items():
+        if column not in timed:
+            continue
+        values = timed[column]
+        if column == "processes":  # that older runs did not count
+            values = values.fillna(1)
+        names = sorted({_plain(value) for value in values})
+        if len(names) > 1:
+            differ.append(title if column == "hardware" else f"{title} ({', '.join(names)})")
+    if not differ:
+        return []
+    return [f"Training seconds were taken with different {', '.join(differ)}: none is the best."]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (int, float)):
+        return f"{value:g}" if value == value else "unknown"
+    return "unknown" if value is None else str(value)
 
 
 def _short(value: object) -> str:

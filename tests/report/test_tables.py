@@ -241,6 +241,28 @@ def test_runs_of_one_table_made_differently_say_so(tmp_path):
     assert "1 of 3 runs were made by code with changes that no commit holds" in notes
 
 
+def test_seconds_of_other_threads_or_processes_are_told_and_none_is_best(tmp_path):
+    for name, threads, seconds in (("so", 1, 8.0), ("adamw", 4, 3.0)):
+        folder = write_run(
+            tmp_path,
+            name,
+            method=name,
+            method_title=name,
+            accuracy_percent=seconds,
+            train_seconds=seconds,
+        )
+        hardware = {"device": "cpu", "processor": "some processor", "torch_threads": threads}
+        write_provenance(folder, hardware=hardware)
+    tables = _tables(tmp_path)
+    for name, key in (("accuracy_tiny", "train_seconds"), ("seconds_tiny", "digits")):
+        table = tables[name]
+        assert not any(row.cells[key].best for row in table.blocks[0].rows)
+        (note,) = table.notes
+        assert note.startswith("Training seconds were taken with different threads (1, 4)")
+    assert _row(tables["accuracy_tiny"], "so").cells["digits"].best
+    assert tables["memory_tiny"].notes == ()
+
+
 def test_runs_made_alike_need_no_note(tmp_path):
     for seed in (1, 2):
         write_provenance(write_run(tmp_path, str(seed), seed=seed))
