@@ -109,9 +109,9 @@ def _of_table(
         name = f"{title} ({variant})" if variant else title
         where = f"at {shots} shots" if shots else "without shots"
         lines.append(f"Missing {where}: {name}: {_in_words(table, lacks)}.")
-        run = frame.iloc[like[shots, title, variant]].to_dict()
-        if run.get("processes", 1) > 1:  # by torchrun, which these commands do not start
+        if "processes=" in variant:  # by torchrun, which these commands do not start
             continue
+        run = frame.iloc[like[shots, title, variant]].to_dict()
         wanted += [
             overrides_of(run, dataset, seed, known)
             for dataset, each in lacks.items()

@@ -74,6 +74,14 @@ def test_missing_cells_and_seeds_are_named_and_filled(tmp_path):
     assert len(table.commands) == 2
 
 
+def test_what_torchrun_did_is_named_and_no_command_of_one_process(tmp_path):
+    folders = write_grid(tmp_path, methods=("so",), processes=2)
+    (folders["so", "dtd", 3] / "metrics.json").unlink()
+    table = _accuracy(tmp_path)
+    assert table.notes == ("Missing at 4 shots: SO (processes=2): DTD (seed 3).",)
+    assert table.commands == ()
+
+
 def test_a_missing_seed_of_all_is_one_command(tmp_path):
     folders = write_grid(tmp_path)
     for key, folder in folders.items():
