@@ -108,6 +108,18 @@ def test_permissions_follow_the_umask(tmp_path, umask):
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o666 & ~umask
 
 
+def test_the_file_is_synced_and_then_its_folder(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    atomic.write_text(tmp_path / "a.txt", "x")
+    assert synced == [False, True]
+
+
 def test_a_reader_never_sees_a_part(tmp_path):
     path = tmp_path / "a.txt"
     texts = ["a" * 300_000, "b" * 100]
