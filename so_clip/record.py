@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -34,6 +35,8 @@ _REPORTED_VERSIONS = (
     "hydra-core",
     "numpy",
     "pandas",
+    "peft",
+    "pytorch-optimizer",
 )
 
 
@@ -126,12 +129,12 @@ class RunFolder:
         except InputError as error:
             print(f"so_clip: {error} It counts as unfinished.", file=sys.stderr)
             return None
+        lacks = "the fingerprint of its run"
         if metrics.get("run_fingerprint") == fingerprint:
-            return metrics
-        print(
-            f"so_clip: {path} lacks the fingerprint of its run. It counts as unfinished.",
-            file=sys.stderr,
-        )
+            lacks = "figures that tables need"
+            if all(_is_finite(metrics.get(key)) for key in ("accuracy_percent", "peak_memory_mib")):
+                return metrics
+        print(f"so_clip: {path} lacks {lacks}. It counts as unfinished.", file=sys.stderr)
         return None
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
@@ -271,7 +274,7 @@ def provenance(device_description: str, **more: Any) -> dict[str, Any]:
             "so-clip": __version__,
             "torch": str(torch.__version__),
         }
-        | {name: _version(name) for name in _REPORTED_VERSIONS},
+        | {name: version_of(name) for name in _REPORTED_VERSIONS},
         "hardware": {
             "device": device_description,
             "processor": _processor(),
@@ -282,7 +285,8 @@ def provenance(device_description: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """Return an installed distribution's version, and None for one that is not there."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -323,6 +327,10 @@ def summary_table(rows: Mapping[str, str]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
     """Read one metrics.json.
 
@@ -331,7 +339,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}. Delete its folder and repeat.") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} does not hold a JSON object. Delete its folder and repeat.")

@@ -169,6 +169,7 @@ def _write_provenance(folder: RunFolder, data: Data, model: Model, fingerprint: 
             split_file_sha256=data.splits.sha256,
             results_version=identity.RESULTS_VERSION,
             run_fingerprint=fingerprint,
+            overrides=folder.overrides,  # in a sweep the command may be a worker's
         )
     )
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from so_clip.record import (
     provenance,
     read_metrics,
     summary_table,
+    version_of,
 )
 from tests.command import ROOT, python
 
@@ -318,6 +320,9 @@ def test_provenance_says_what_it_ran_with_and_on():
     assert json.loads(json.dumps(values)) == values
     assert values["versions"]["torch"] == torch.__version__
     assert values["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"peft", "pytorch-optimizer", "open_clip_torch"} <= set(values["versions"])
+    assert version_of("torch") == metadata.version("torch")
+    assert version_of("no-such-distribution") is None
     assert values["hardware"]["device"] == "cpu"
     assert values["hardware"]["torch_threads"] == torch.get_num_threads()
     assert values["hardware"]["processor"]

@@ -198,6 +198,7 @@ def test_provenance_tells_the_weights_and_the_machine(demo):
     values = json.loads((demo.folder / "provenance.json").read_text())
     assert {"command", "commit", "versions", "hardware"} <= set(values)
     assert "experiment=demo" in values["command"]
+    assert "experiment=demo" in values["overrides"]
     assert values["backbone"].startswith("tiny")
     assert len(values["backbone_weights_sha256"]) == 64
     assert values["split_file_sha256"] == demo.metrics["split_sha256"]
