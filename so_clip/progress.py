@@ -2,7 +2,7 @@
 
 import math
 import os
-import socket
+import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -70,7 +70,7 @@ class Progress:
             "seconds_left": self._seconds_left(),
             "stage": self._stage,
             "pid": os.getpid(),
-            "host": socket.gethostname(),
+            "host": platform.node(),
             "overrides": self._overrides,
         }
         if self._folder is not None:
