@@ -145,7 +145,7 @@ def test_a_process_that_dies_ends_all_and_the_run_goes_on_later(data_root, tmp_p
         (second,) = {*_children(running.pid)} - {first}
         os.kill(second, signal.SIGKILL)
         assert running.wait(timeout=120) != 0
-        assert _children(first) == []
+        assert not Path(f"/proc/{first}").exists()  # torchrun has ended and reaped it
     finally:
         running.kill()
     done = together(*_options(pair, data_root), *more)
