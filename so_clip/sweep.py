@@ -25,6 +25,7 @@ from so_clip.record import check_writable
 from so_clip.values import path
 
 SWEEP_FILE = "sweep.json"
+LOST = "its process ended before the run did, or had no room on the disk to say how the run ended"
 # So long the processes of a launcher that broke have to end.
 PATIENCE_SECONDS = 3.0
 _MEANINGS = {
@@ -124,9 +125,10 @@ def _split(config: DictConfig) -> list[list[str]]:
 def planned_jobs(sweep_dir: Path) -> list[list[str]]:
     """Return the overrides of each job of a sweep; nothing where they are not known."""
     try:
-        return json.loads((sweep_dir / SWEEP_FILE).read_text(encoding="utf-8"))["jobs"]
-    except (OSError, ValueError, KeyError):
+        jobs = json.loads((sweep_dir / SWEEP_FILE).read_text(encoding="utf-8"))["jobs"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
+    return jobs if isinstance(jobs, list) else []
 
 
 @contextmanager
@@ -157,20 +159,22 @@ def closing() -> Iterator[None]:
 
 
 def _close(sweep: Sweep, problem: BaseException | None) -> int | None:
-    """Print the summary and return the exit code; None where nothing began."""
+    """Print the summary and return the exit code; None where nothing began and it is said why."""
     jobs = read_jobs(sweep.folder)
     states = _states(sweep, jobs, problem)
-    refused = all(jobs[each].exit_code == BAD_INPUT and not jobs[each].run_dir for each in jobs)
-    if refused:
+    if not jobs and (problem is not None or not sweep.jobs):
         _remove(sweep)
-    if not jobs:
         return None
+    # No word of any job, and none of why: a disk too full for a word, say.
+    if jobs and all(job.exit_code == BAD_INPUT and not job.run_dir for job in jobs.values()):
+        _remove(sweep)
     code = exit_code_of(states, jobs, problem)
     if problem is not None:
         report(problem)
     print(f"\n{summary(sweep.jobs, jobs, states)}", flush=True)
-    if code:
-        command = shlex.join(["python", "-m", "so_clip", *sys.argv[1:]])
+    if code or "busy" in states.values():
+        again = [each for each in sys.argv[1:] if not each.startswith("force=")]
+        command = shlex.join(["python", "-m", "so_clip", *again])
         print(f"The same sweep once more does only what is missing:\n  {command}", flush=True)
     return code
 
@@ -179,7 +183,9 @@ def _states(sweep: Sweep, jobs: Mapping[int, Job], problem: BaseException | None
     """Return how each job ended, by its number."""
     states = {number: job.state for number, job in jobs.items()}
     begun = [number for number, state in states.items() if state == RUNNING]
-    alive = [number for number in begun if jobs[number].pid != os.getpid()]
+    # A launcher that returned has waited for its jobs; the processes of a pool outlive them.
+    waited = problem is None
+    alive = [number for number in begun if jobs[number].pid != os.getpid() and not waited]
     until = time.monotonic() + PATIENCE_SECONDS
     while alive and time.monotonic() < until:
         alive = [number for number in alive if may_be_alive(jobs[number])]
@@ -219,7 +225,7 @@ def summary(
             continue
         job = jobs[number]
         overrides = job.overrides or planned[number]
-        lines.append(f"{state}: {job.message or 'its process ended before the run did'}")
+        lines.append(f"{state}: {job.message or LOST}")
         lines.append(f"  {shlex.join(['python', '-m', 'so_clip', *overrides])}")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from so_clip.jobs import Job, job_file, may_be_alive, read_jobs, tell
+from so_clip.locks import lock_new
 from so_clip.sweep import exit_code_of, planned_jobs, summary
 from tests.command import call
 
@@ -158,6 +159,21 @@ def test_a_sweep_once_more_does_only_what_is_missing(tmp_path):
     assert f"{folders[0] / 'metrics.json'} cannot be read" in mended.err
     forced = call(*sweep, "force=true")
     assert forced.out.rstrip().endswith("sweep of 2 runs: 2 done")
+
+
+def test_a_sweep_that_found_a_run_busy_says_how_to_do_the_rest(tmp_path):
+    sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    assert "once more" not in call(*sweep).out
+    (metrics,) = tmp_path.glob("*/metrics.json")
+    lock = lock_new(metrics.parent)
+    assert lock is not None
+    try:
+        done = call(*sweep, "force=true")
+    finally:
+        os.close(lock)
+    assert done.code == 0
+    assert "sweep of 1 run: 1 busy" in done.out
+    assert "once more does only what is missing:\n  python -m so_clip" in done.out
 
 
 def test_a_single_run_is_skipped_too_and_shows_its_table(tmp_path):
