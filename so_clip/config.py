@@ -1,5 +1,6 @@
 """Compose the Hydra configuration, and turn its complaints into messages worth reading."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,10 +21,10 @@ LAUNCHERS = {
 
 
 def register() -> None:
-    """Tell Hydra what is not a file under conf/: one `dataset` option a card, and two resolvers.
+    """Tell Hydra what is not a file under conf/: one `dataset` option a card, and four resolvers.
 
     `${times:a,b}` is a b; `${epochs:n,dataset,shots,batch_size}` the steps of n epochs; `${gpus:}`
-    how many GPUs there are, at least 1.
+    how many GPUs there are, at least 1; `${expanded:path}` a path with its ~ spelt out.
 
     A card in datasets/ is all a dataset needs; a second YAML beside it could only disagree.
     """
@@ -31,10 +32,16 @@ def register() -> None:
 
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("epochs", _steps, replace=True)
+    OmegaConf.register_new_resolver("expanded", _expanded, replace=True)
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     store = ConfigStore.instance()
     for name in card_names():
         store.store(group="dataset", name=name, node={"name": name, "split_file": None})
+
+
+def _expanded(folder: Any) -> str:
+    # Path.expanduser raises where a ~ is nobody's, which is refused later, by name.
+    return os.path.expanduser(str(folder))  # noqa: PTH111
 
 
 def _steps(epochs: int, dataset: str, shots: Any, batch_size: Any) -> int:
@@ -83,7 +90,7 @@ def readable_errors() -> Iterator[None]:
     except OSError as error:
         # Hydra makes a folder for a sweep before the first of its runs.
         raise InputError(
-            f"{error.filename!s} cannot be written: {error.strerror}. "
+            f"{error.filename or 'results_dir'} cannot be written: {error.strerror}. "
             "Choose another folder with results_dir=FOLDER."
         ) from error
 

@@ -64,8 +64,8 @@ def reliability(
     """
     edges = np.arange(1, bins) / bins
     place_N = np.digitize(confidence_N, edges, right=True)
-    right_B = np.bincount(place_N, weights=right_N, minlength=bins)
-    confidence_B = np.bincount(place_N, weights=confidence_N, minlength=bins)
+    right_B = np.bincount(place_N, weights=right_N, minlength=bins).astype(np.float64)
+    confidence_B = np.bincount(place_N, weights=confidence_N, minlength=bins).astype(np.float64)
     images_B = np.bincount(place_N, minlength=bins).astype(np.int64)
     return images_B, right_B, confidence_B
 

@@ -88,6 +88,21 @@ def may_be_alive(job: Job) -> bool:
 def _read(file: Path) -> Job | None:
     try:
         values: dict[str, Any] = read_metrics(file)
-        return Job(**{field.name: values[field.name] for field in fields(Job)})
+        job = Job(**{field.name: values[field.name] for field in fields(Job)})
     except (InputError, KeyError):
         return None
+    return job if _is_whole(job) else None
+
+
+def _is_whole(job: Job) -> bool:
+    """Whether all that a summary reads of a job is of its type."""
+    return (
+        isinstance(job.state, str)
+        and isinstance(job.overrides, list)
+        and all(isinstance(each, str) for each in job.overrides)
+        and isinstance(job.pid, int)
+        and 0 <= job.pid < 2**31
+        and isinstance(job.message, str | None)
+        and isinstance(job.run_dir, str | None)
+        and isinstance(job.exit_code, int | None)
+    )

@@ -64,6 +64,8 @@ def _job(
             gpu_job = number if takes_gpus(settings.device, at_once) else None
             result = _do(settings, overrides, True, gpu_job)
         assert result is not None, "a job of a sweep has a process of its own"
+        accuracy_percent = float(result.metrics["accuracy_percent"])
+        told = f"{result.folder}: {FINISHED}" if result.skipped else f"\n{result.table}"
     except Exception as error:
         job.state = BUSY if isinstance(error, RunBusy) else FAILED
         job.message, job.exit_code = message_of(error), exit_code(error)
@@ -72,10 +74,10 @@ def _job(
         tell(file, job)
         return float("nan")
     job.state = SKIPPED if result.skipped else DONE
-    job.run_dir, job.accuracy_percent = str(result.folder), result.metrics["accuracy_percent"]
+    job.run_dir, job.accuracy_percent = str(result.folder), accuracy_percent
     tell(file, job)
-    print(f"{result.folder}: {FINISHED}" if result.skipped else f"\n{result.table}", flush=True)
-    return job.accuracy_percent
+    print(told, flush=True)
+    return accuracy_percent
 
 
 def _finished(settings: Settings) -> "Result | None":

@@ -21,8 +21,9 @@ from so_clip.progress import PROGRESS_FILE
 from so_clip.record import ERROR_FILE, METRICS_FILE, read_metrics
 
 RUNNING, FAILED, INTERRUPTED, MISSING, DONE = "running", "failed", "interrupted", "missing", "done"
+WAITING = "waiting"  # a sweep that is at work will come to it
 STARTING = "starting"  # the remark of a run that reads its data yet
-STATES = (DONE, RUNNING, FAILED, INTERRUPTED, MISSING)
+STATES = (DONE, RUNNING, WAITING, FAILED, INTERRUPTED, MISSING)
 # Any of these makes a folder a run's.
 _RUN_FILES = frozenset({"config.yaml", METRICS_FILE, ERROR_FILE, PROGRESS_FILE})
 # Where no lock can tell, a run that has said nothing for so long is no more.

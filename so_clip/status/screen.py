@@ -10,12 +10,28 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from so_clip.status.runs import DONE, FAILED, INTERRUPTED, MISSING, RUNNING, STATES, Run
+from so_clip.status.runs import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MISSING,
+    RUNNING,
+    STATES,
+    WAITING,
+    Run,
+)
 from so_clip.status.sweeps import Sweep
 
-COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", INTERRUPTED: "yellow", MISSING: "magenta"}
+COLOURS = {
+    DONE: "green",
+    RUNNING: "cyan",
+    WAITING: "blue",
+    FAILED: "red",
+    INTERRUPTED: "yellow",
+    MISSING: "magenta",
+}
 # What asks for attention comes first.
-_ORDER = (RUNNING, FAILED, INTERRUPTED, MISSING, DONE)
+_ORDER = (RUNNING, FAILED, INTERRUPTED, MISSING, WAITING, DONE)
 # A line of the table, and of all lists unless `--all` is given.
 _REMARK_CHARACTERS = 300
 SHOWN = 20
@@ -104,7 +120,7 @@ def _sweeps_table(
         cells = [
             Text(str(counts[state]), COLOURS[state] if counts[state] else "dim") for state in STATES
         ]
-        name = Text(sweep.folder.name, "bold" if sweep.is_alive else "")
+        name = Text(f"{sweep.folder.name} (at work)" if sweep.is_alive else sweep.folder.name)
         texts = [name, Text(str(len(runs))), *cells, _command(sweep.command)]
         table.add_row(*(_shortened(texts) if one_line else texts))
     return table

@@ -19,6 +19,7 @@ from so_clip.status.runs import (
     SETTLED_NS,
     SILENCE_SECONDS,
     STARTING,
+    WAITING,
     Run,
     read_object,
     texts,
@@ -177,6 +178,13 @@ class Ledger:
             for number, told in sweep.told.items()
             if number in sweep.jobs
         }
+        to_come = {
+            key_of(overrides)
+            for sweep in sweeps
+            if sweep.is_alive
+            for number, overrides in sweep.jobs.items()
+            if number not in sweep.told
+        }
         found = self._folders(runs, sweeps, planned)
         every = dict(runs)
         by_key: dict[Key, Run] = {}
@@ -186,7 +194,7 @@ class Ledger:
                 run = runs[path]
                 every[path] = by_key[key] = replace(run, overrides=run.overrides or overrides)
             else:
-                by_key[key] = _without_folder(overrides, heard.get(key))
+                by_key[key] = _without_folder(overrides, heard.get(key), key in to_come)
                 every[" ".join(key)] = by_key[key]
         # A run that reads its data yet has told nothing: its job stands for it.
         begun = sum(run.state == RUNNING for key, run in by_key.items() if key not in found)
@@ -235,11 +243,11 @@ class Ledger:
         return found
 
 
-def _without_folder(overrides: Key, told: Told | None) -> Run:
-    state, remark, at = MISSING, "", 0.0
+def _without_folder(overrides: Key, told: Told | None, to_come: bool) -> Run:
+    state, remark, at = WAITING if to_come else MISSING, "", 0.0
     if told is not None:
         at = told.at
-        if told.job.state == jobs.FAILED:
+        if told.job.state == jobs.FAILED and not to_come:
             state, remark = FAILED, " ".join(str(told.job.message).split())
         elif told.is_at_work:
             state, remark = RUNNING, STARTING

@@ -40,7 +40,8 @@ def test_jobs_without_a_run_are_missing_and_many_are_begun_by_the_sweeps_command
     assert outcome.code == 0
     assert outcome.out.splitlines()[0].endswith(": 6 runs: 1 done, 5 missing")
     assert commands(outcome.out) == [COMMAND]
-    assert ["2026-01-01", *map(str, (6, 1, 0, 0, 0, 5)), "python", "-m", "so_clip", *COMMAND] in [
+    counts = map(str, (6, 1, 0, 0, 0, 0, 5))
+    assert ["2026-01-01", *counts, "python", "-m", "so_clip", *COMMAND] in [
         line.split() for line in outcome.out.splitlines()
     ]
 
@@ -114,7 +115,7 @@ def test_a_sweep_at_work_is_not_told_to_be_started(tmp_path: Path) -> None:
         write_job(sweep, 1, "running")
         write_job(sweep, 2, "running", pid=process.pid, host="elsewhere")
         view = look(tmp_path)
-        assert view.counts == {"running": 3, "missing": 3}
+        assert view.counts == {"running": 3, "waiting": 3}
         assert view.is_alive
         assert COMMAND not in commands(status(tmp_path).out)
 
@@ -125,9 +126,9 @@ def test_a_run_at_work_is_its_job(tmp_path: Path) -> None:
         with at_work(tmp_path / "a", stage, *JOBS[1]) as process:
             write_job(sweep, 1, "running", pid=process.pid)
             view = look(tmp_path)
-            assert view.counts == {"running": 1, "missing": 1}
+            assert view.counts == {"running": 1, "waiting": 1}
             ((_, runs),) = view.sweeps
-            assert [run.state for run in runs] == ["missing", "running"]
+            assert [run.state for run in runs] == ["waiting", "running"]
     assert look(tmp_path).counts == {"interrupted": 1, "missing": 1}
 
 
