@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 # Training is over: what only another step would need is left out of the last checkpoint.
 _FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches")
 
-# Packages that look at runs, and have no part in them.
-_READERS = ("forecast", "report", "status")
+# What looks at runs or makes ready for them, and has no part in them.
+_READERS = (
+    *("doctor", "forecast", "prepare", "report", "status"),
+    *("manual.py", "table.py", "tensorboard.py"),
+)
 
 
 class Stateful(Protocol):
@@ -121,8 +124,9 @@ class NoCheckpoint:
 class Checkpoint(NoCheckpoint):
     """One file with the state of all that training changes, written from time to time.
 
-    It is whole or not there; what is wrong with it never fails a run. A file that is damaged, of
-    another run, or written by other code than this is left aside with a word on stderr.
+    It is whole or not there. A file that is damaged, of another run, or written by other code than
+    this is left aside with a word on stderr. So what is read fits; should a state not fit all the
+    same, the run fails, since the parts before it have been given theirs.
 
     Args:
         path: of the file.

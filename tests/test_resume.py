@@ -2,6 +2,8 @@
 
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.errors import InputError
+from so_clip.paths import PACKAGE_DIR
 from so_clip.precision import Precision
-from so_clip.resume import Checkpoint, Stopwatch
+from so_clip.resume import _READERS, Checkpoint, Stopwatch
 from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, train
 from tests.toy import CountReads, Toy, random_batches
 
@@ -99,6 +102,17 @@ def test_another_runs_is_left_aside(path, capsys):
     _checkpoint(path, part, "another run").restore()
     assert part.state == "as it was"
     assert "it is another run's" in capsys.readouterr().err
+
+
+def test_what_a_checkpoint_does_not_go_by_has_no_part_in_runs():
+    """What is not there any more has no place in the list, and what runs import even less."""
+    assert all((PACKAGE_DIR / name).exists() for name in _READERS)
+    names = [name.removesuffix(".py") for name in _READERS]
+    imported = "import sys, so_clip.task, so_clip.run; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", imported], capture_output=True, check=True)
+    modules = {*done.stdout.decode().split()}
+    assert "so_clip.run" in modules
+    assert not {f"so_clip.{name}" for name in names} & modules
 
 
 def test_no_code_is_run_by_reading(tmp_path, capsys):
