@@ -45,6 +45,7 @@ other commands
       Turn all runs into an accuracy table and a memory table.
   python -m so_clip.report results/runs -o report
       The paper's tables (CSV, Markdown, LaTeX, HTML), significance, plots and one page of it all.
+      Plots and page need the extra 'report', as TensorBoard needs 'tensorboard'.
   python -m so_clip.tensorboard results/runs -o FOLDER
       Copy curves and figures of new and changed runs into event files for TensorBoard.
 

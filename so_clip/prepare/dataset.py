@@ -21,6 +21,8 @@ from so_clip.prepare.sources import IMAGES, SPLIT, RemoteFile, SourceFailed, rea
 WORK_DIR = ".prepare"
 # The others' images come with this package or with another.
 LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", *TEST_LAYOUTS)
+# Where the split files are told of.
+COOP_DATASETS = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 
 
 def prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> str:
@@ -156,6 +158,7 @@ def _nothing_worked(card: DatasetCard, holds: str, failures: list[str]) -> RunFa
     what = "split file" if holds == SPLIT else "images"
     return RunFailed(
         f"dataset={card.name}: the {what} could not be had from any source:{listed}\n"
-        "Repeat the command, which goes on from what has arrived; or fetch "
-        f"{wanted} by hand ({card.homepage}) into a FOLDER and repeat with --offline-from FOLDER."
+        f"Repeat the command when the network is there; or fetch {wanted} elsewhere "
+        f"({COOP_DATASETS if holds == SPLIT else card.homepage}) into a FOLDER and repeat with "
+        "--offline-from FOLDER."
     )

@@ -129,10 +129,12 @@ def _until_whole(remote: RemoteFile, part: Path, patience: Patience) -> bool:
                 min(1, patience.retries) if error.hopeless and not before else patience.retries
             )
             if failures > allowed:
-                raise SourceFailed(
-                    f"{remote.url}: {error}, {failures} times. Repeat the command to go on from "
-                    f"the {_size(part)} bytes of {remote.name} that are there."
-                ) from error
+                times = f", {failures} times" if failures > 1 else ""
+                there = _size(part)
+                kept = (
+                    f" {there} bytes of {remote.name} are kept for a repetition." if there else ""
+                )
+                raise SourceFailed(f"{remote.url}: {error}{times}.{kept}") from error
             wait = max(patience.retry_seconds * 2 ** (failures - 1), error.wait_seconds)
             time.sleep(min(wait, _LONGEST_WAIT_SECONDS))
 
