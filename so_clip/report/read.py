@@ -88,6 +88,7 @@ def read_runs(results_dir: Path) -> Runs:
     frame["transferred"] = [str(settings.get("transfer")) for settings in frame["settings"]]
     again = _repeats(frame)
     skipped += [f"{folder}: repeats another run." for folder in frame["folder"][again]]
+    skipped = [line.encode(errors="backslashreplace").decode() for line in skipped]
     return Runs(results_dir, frame[~again].reset_index(drop=True), skipped)
 
 
@@ -183,9 +184,13 @@ def _row_or_reason(folder: str) -> dict[str, Any] | str:
     """Return a run's row, or the reason why it cannot be used."""
     path = Path(folder)
     try:
-        return _usable(path) | {"folder": folder, "state": "finished"} | _made_by(path)
+        row = _usable(path) | {"folder": folder, "state": "finished"} | _made_by(path)
+        json.dumps(row, ensure_ascii=False).encode()
     except InputError as error:
         return str(error)
+    except (UnicodeEncodeError, RecursionError):  # such texts cannot be shown or written
+        return f"{folder}: a text or its name is no valid Unicode. Rename or repeat it."
+    return row
 
 
 def _share(settings: dict[str, Any], known: dict[Any, Any]) -> None:

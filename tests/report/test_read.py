@@ -203,3 +203,16 @@ def test_reading_and_tables_need_no_torch(tmp_path):
         "make_tables(read_runs(Path(sys.argv[1]))); print('torch' in sys.modules)"
     )
     assert python(code, tmp_path).strip() == "False"
+
+
+def test_texts_that_are_no_unicode_cost_their_run_and_a_line(tmp_path, capsys):
+    write_run(tmp_path, "a")
+    write_run(tmp_path, "in the name \udcff", seed=2)
+    write_run(tmp_path, "in a title", method_title="SO \ud800", seed=3)
+    (write_run(tmp_path, "failed", seed=4) / "metrics.json").unlink()
+    (tmp_path / "failed" / "error.json").write_text(json.dumps({"message": "\udc80"}))
+    runs = read_runs(tmp_path)
+    assert len(runs.frame) == 1
+    print("\n".join(runs.skipped).encode().decode())
+    assert capsys.readouterr().out.count("no valid Unicode") == 2
+    assert len(runs.skipped) == 3
