@@ -7,11 +7,12 @@ few shots, zero-shot predictions, an adapter's start) is made again as at first.
 """
 
 import hashlib
+import math
 import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -156,7 +157,8 @@ class Checkpoint(NoCheckpoint):
         """Take in the last parts, and give all of them the state in the file, if there is one.
 
         Raises:
-            InputError: the file is this run's, but its state is not for these parts.
+            InputError: the file is this run's, but its state is not for these parts, of which some
+                may have theirs already. The file is put out of the next attempt's way.
         """
         self._parts |= parts
         states = self._read()
@@ -165,9 +167,12 @@ class Checkpoint(NoCheckpoint):
                 if name in states:
                     part.load_state_dict(states[name])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if self._writes:
+                with suppress(OSError):
+                    self._path.replace(self._path.with_name(f"{self._path.name}.unusable"))
             raise InputError(
-                f"{self._path} does not fit this run ({type(error).__name__}: {error}). Delete it "
-                "and repeat: training then begins anew."
+                f"{self._path} does not fit this run ({type(error).__name__}: {error}), and was "
+                "renamed. Repeat: training then begins anew."
             ) from error
         self._written = time.monotonic()
 
@@ -210,6 +215,7 @@ class Checkpoint(NoCheckpoint):
                     raise zipfile.BadZipFile
             kept = torch.load(self._path, map_location="cpu", weights_only=True)
             made_by, states = kept["made_by"], kept["states"]
+            self._check(made_by, states)
         except Exception as error:  # torn or foreign files end in nearly every one there is
             self._leave_aside(f"it cannot be read ({type(error).__name__})")
             return {}
@@ -217,7 +223,30 @@ class Checkpoint(NoCheckpoint):
             if made_by.get(what) != mine:
                 self._leave_aside(_OTHER[what])
                 return {}
+        missing = self._parts.keys() - states.keys()
+        if missing and missing != self._parts.keys() & {*_FOR_STEPS}:
+            self._leave_aside(f"it lacks the state of {', '.join(sorted(missing))}")
+            return {}
         return dict(states)
+
+    @staticmethod
+    def _check(made_by: Any, states: Any) -> None:
+        """Refuse what no checkpoint of any run looks like.
+
+        Raises:
+            TypeError: something is no dict, or the seconds are no number.
+            KeyError: there are no seconds.
+            ValueError: the seconds are none.
+        """
+        if not all(isinstance(each, dict) for each in (made_by, states)):
+            raise TypeError
+        if not all(isinstance(each, dict) for each in states.values()):
+            raise TypeError
+        seconds = states["stopwatch"]["seconds"]
+        if type(seconds) not in (int, float):
+            raise TypeError
+        if not 0 <= seconds < math.inf:
+            raise ValueError
 
     def _leave_aside(self, reason: str) -> None:
         _say(f"{self._path} is left aside: {reason}. Training begins anew.")

@@ -1,5 +1,6 @@
 """What a checkpoint is worth: files that are damaged or another run's, seconds, and full disks."""
 
+import math
 import resource
 import signal
 import subprocess
@@ -84,7 +85,22 @@ def _older_code(path: Path) -> None:
     torch.save(kept, path)
 
 
-@pytest.mark.parametrize("harm", [_cut, _flip, _empty, _other, _older_code])
+def _with(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        torch.save(torch.load(path, weights_only=True) | changes, path)
+
+    return change
+
+
+HARMS = [
+    *(_cut, _flip, _empty, _other, _older_code),
+    *(_with(made_by="a text"), _with(states=[1, 2]), _with(states={}), _with(states={"part": 3})),
+    _with(states={"stopwatch": {"seconds": math.nan}, "part": {"state": None}}),
+    *(_with(states={"stopwatch": {"seconds": each}}) for each in ("x", None, -1.0, 2.0)),
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_what_is_damaged_or_foreign_is_said_and_left_aside(
     path, harm: Callable[[Path], None], capsys
 ):
@@ -126,13 +142,15 @@ def test_no_code_is_run_by_reading(tmp_path, capsys):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_state_for_another_model_is_named(path):
+def test_a_state_for_another_model_is_named_and_fails_one_attempt(path):
     class Other(Part):
         def load_state_dict(self, state_dict):
             torch.zeros(3).copy_(state_dict["state"]["tensor"])
 
-    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit this run .*Delete it"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit this run .*Repeat"):
         _checkpoint(path, Other(None)).restore()
+    assert [each.name for each in path.parent.iterdir()] == ["checkpoint.pt.unusable"]
+    _checkpoint(path, Other("as it was")).restore()
 
 
 def test_zero_seconds_neither_writes_nor_reads(path, tmp_path):
