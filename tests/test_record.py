@@ -128,6 +128,15 @@ def test_what_went_wrong_stays_in_the_folder(folder, begun, keep_refusals, error
     assert _names(folder.path) == ["config.yaml"]
 
 
+def test_an_error_whose_text_is_no_unicode_is_told_too(folder):
+    with suppress(RunFailed), folder.claimed(["data_root=\udcff"]):
+        raise RunFailed("no image \udcff.png")
+    values = json.loads((folder.path / "error.json").read_text(encoding="utf-8"))
+    assert values["message"] == r"no image \udcff.png"
+    assert values["traceback"].endswith("no image \\udcff.png\n")
+    assert values["overrides"] == [r"data_root=\udcff"]
+
+
 def test_a_folder_that_goes_while_it_is_claimed_is_made_again(folder):
     """Whoever finds nothing to do takes the empty folder away, also from under the next."""
     claims = f"for _ in range(300):\n    exec({CLAIM!r})"
