@@ -126,8 +126,10 @@ def _checkpoint(given: Mapping[str, Any]) -> Overrides:
 def _pinned(kept: list[str], run: Mapping[str, Any], said: set[str]) -> Overrides:
     """Return the run's own values of what its experiment would sweep over under -m."""
     experiment = next((each for each in kept if _key(each) == "experiment"), "=")
-    file = CONF_DIR / "experiment" / f"{experiment.partition('=')[2]}.yaml"
-    hydra = _yaml(file).get("hydra", {}) if file.is_file() else {}
+    # By name among those that there are: the name comes from a file and may be any path.
+    files = {file.stem: file for file in (CONF_DIR / "experiment").glob("*.yaml")}
+    file = files.get(experiment.partition("=")[2])
+    hydra = _yaml(file).get("hydra", {}) if file else {}
     swept = hydra.get("sweeper", {}).get("params", {})
     own = {key: _setting(run["settings"], key) for key in swept}
     return tuple(

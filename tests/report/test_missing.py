@@ -255,3 +255,10 @@ def test_a_run_of_a_sweep_is_known_by_its_folder(tmp_path):
     run = {"folder": str(tmp_path / "r"), "shots": 4, "method": "so", "settings": {}}
     known = {"r": ("method=so", "dataset=dtd", "dataset.split_file=x", "seed=7", "shots=4")}
     assert overrides_of(run, "fgvc", 2, known) == ("method=so", "dataset=fgvc", "shots=4", "seed=2")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "../../pyproject", "../config", "a\x00b", ""])
+def test_an_experiment_is_a_name_and_no_path(tmp_path, name):
+    given = {"command": ["x", f"experiment={name}"], "folder": "r"}
+    run = {"shots": 4, "seed": 1, "dataset": "dtd", "method": "so", "settings": {}} | given
+    assert overrides_of(run, "fgvc", 1, {}) == (f"experiment={name}", "dataset=fgvc")
