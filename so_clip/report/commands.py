@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 
 from so_clip.__main__ import MULTIRUN
 from so_clip.paths import CONF_DIR
@@ -41,7 +44,7 @@ def overrides_of(
         cell = {key: text for key, text in cell.items() if key in said or text != str(run[key])}
     kept = [
         override
-        for override in given
+        for override in once(given)
         if _key(override) not in _OF_CELL and not _key(override).startswith("dataset.")
     ]
     pinned = _pinned(kept, run, set(cell) | {_key(override) for override in kept})
@@ -65,9 +68,8 @@ def _of_command(run: Mapping[str, Any]) -> Overrides | None:
     found = []
     for override in given:
         key, _, values = override.partition("=")
-        if "," in values and values[0] not in "[{'\"" and key not in _OF_CELL:
-            own = run["method"] if key == "method" else _setting(run["settings"], key)
-            text = next((each for each in values.split(",") if _says(each, own)), None)
+        if ("," in values or "(" in values) and key not in _OF_CELL:
+            text = _own(override, run)
             if text is None:
                 return None
             override = f"{key}={text}"
@@ -75,14 +77,30 @@ def _of_command(run: Mapping[str, Any]) -> Overrides | None:
     return tuple(found)
 
 
-def _says(text: str, value: Any) -> bool:
-    """Whether an option's text, 5e-5 say, gives a value, such as 0.00005."""
-    if isinstance(value, float):
-        try:
-            return float(text) == value
-        except ValueError:
-            return False
-    return text == str(value)
+def _own(override: str, run: Mapping[str, Any]) -> str | None:
+    """Return the value, as Hydra reads it, that a sweep's option had in one run, if it is known."""
+    parsed, key = _parsed(override), _key(override)
+    if parsed is None:
+        return None
+    if not parsed.is_sweep_override():
+        return override.partition("=")[2]
+    own = run["method"] if key == "method" else _setting(run["settings"], key)
+    if own is None:
+        return None
+    try:
+        values = zip(parsed.sweep_iterator(), parsed.sweep_string_iterator(), strict=True)
+        return next((text for value, text in values if getattr(value, "text", value) == own), None)
+    except HydraException:  # a pattern, or an interval
+        return _text(own)
+
+
+@cache
+def _parsed(override: str) -> Any:
+    """Return an option as Hydra understands it, None for what it does not."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except (HydraException, ValueError, RecursionError):
+        return None
 
 
 def _of_settings(run: Mapping[str, Any]) -> Overrides:
@@ -91,17 +109,45 @@ def _of_settings(run: Mapping[str, Any]) -> Overrides:
     values = {key: _setting(run["settings"], key) for key in named}
     for no_option in ("method", "split", "weights", "processes"):  # in a variant's name only
         values.pop(no_option, None)
+    data_root = _setting(run["settings"], "data_root")
+    if data_root not in (None, default("data_root")):
+        values["data_root"] = data_root
     options = tuple(f"{key}={_text(value)}" for key, value in values.items())
     return (f"method={run['method']}", *_backbone(run["settings"].get("backbone")), *options)
+
+
+def default(key: str) -> Any:
+    """Return the value of one of the top options where none is given."""
+    return _yaml(CONF_DIR / "config.yaml")[key]
+
+
+def placed(overrides: Overrides, results_dir: Path) -> Overrides:
+    """Return the options with the folder that the run belongs to, if they do not name one."""
+    usual = results_dir.absolute() == Path(default("results_dir")).absolute()
+    if usual or any(_key(override) == "results_dir" for override in overrides):
+        return overrides
+    return (*overrides, f"results_dir={_text(str(results_dir))}")
+
+
+def once(arguments: Iterable[str]) -> Overrides:
+    """Return arguments without `force`: what is typed again is to do only what is missing."""
+    return tuple(each for each in arguments if _key(each) != "force")
 
 
 def _text(value: Any) -> str:
     """Return a value as Hydra reads it."""
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = str(value)
+    if not isinstance(value, str):
+        return text
+    # In a list, so that a comma in it is told from one between values.
+    plain = _parsed(f"x=[{text}]")
+    if plain is not None and plain.value() == [value]:
+        return text
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def _backbone(given: Any) -> Overrides:
@@ -113,14 +159,12 @@ def _backbone(given: Any) -> Overrides:
         if all(named.get(key) == given.get(key) for key in ("architecture", "pretrained")):
             return (f"backbone={file.stem}", *_checkpoint(given))
     shown = {key: given.get(key) for key in ("architecture", "pretrained")}
-    options = tuple(
-        f"backbone.{key}={'null' if value is None else value}" for key, value in shown.items()
-    )
+    options = tuple(f"backbone.{key}={_text(value)}" for key, value in shown.items())
     return (*options, *_checkpoint(given))
 
 
 def _checkpoint(given: Mapping[str, Any]) -> Overrides:
-    return (f"backbone.checkpoint={given['checkpoint']}",) if given.get("checkpoint") else ()
+    return (f"backbone.checkpoint={_text(given['checkpoint'])}",) if given.get("checkpoint") else ()
 
 
 def _pinned(kept: list[str], run: Mapping[str, Any], said: set[str]) -> Overrides:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from so_clip.report.commands import Overrides, compact, overrides_of, shell
+from so_clip.report.commands import Overrides, compact, once, overrides_of, placed, shell
 from so_clip.report.read import Runs
 from so_clip.report.tables import Table, table_runs
 from so_clip.status.runs import DONE, Run
@@ -41,17 +41,20 @@ def add_missing(tables: Sequence[Table], runs: Runs) -> list[Table]:
             lines, wanted = _of_table(table, runs, known, whole_cells=bool(sweeps))
             for overrides in wanted:
                 undone.pop(key_of(overrides), None)
-            table = _told(table, lines, wanted)
+            table = _told(table, lines, wanted, runs.results_dir)
         done.append(table)
     if undone and done:
         jobs = "job of a sweep has" if len(undone) == 1 else "jobs of sweeps have"
         lines = [f"{len(undone)} {jobs} no finished run."]
-        done[0] = _told(done[0], lines, list(undone.values()))
+        done[0] = _told(done[0], lines, list(undone.values()), runs.results_dir)
     return done
 
 
-def _told(table: Table, lines: Sequence[str], wanted: Sequence[Overrides]) -> Table:
-    commands = [shell(*command) for command in compact(wanted)]
+def _told(
+    table: Table, lines: Sequence[str], wanted: Sequence[Overrides], results_dir: Path
+) -> Table:
+    jobs = [placed(once(each), results_dir) for each in wanted]
+    commands = [shell(*command) for command in compact(jobs)]
     if len(commands) > _SHOWN:
         lines = [*lines, f"{len(commands) - _SHOWN} more commands are left out here."]
     return replace(

@@ -6,11 +6,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
 from so_clip.config import compose
-from so_clip.report.commands import compact, overrides_of, shell
+from so_clip.report.commands import compact, overrides_of, placed, shell
 from so_clip.report.missing import add_missing
 from so_clip.report.read import read_runs
 from so_clip.report.tables import Table, make_tables
@@ -22,6 +23,13 @@ def _accuracy(root: Path) -> Table:
     return add_missing(make_tables(runs), runs)[0]
 
 
+def _without_place(command: str, root: Path) -> str:
+    """Return a command without the folder for its results, which must be the one reported on."""
+    place = shlex.quote(f"results_dir={root}")
+    assert command.split().count(place) == 1
+    return " ".join(each for each in command.split() if each != place)
+
+
 def _jobs(commands) -> list[frozenset[str]]:
     """Return what the commands would run, as Hydra's basic sweeper takes them apart."""
     jobs = []
@@ -30,6 +38,7 @@ def _jobs(commands) -> list[frozenset[str]]:
         assert words[:3] == ["python", "-m", "so_clip"]
         sweep = words[3] == "-m"
         options = words[4:] if sweep else words[3:]
+        options = [each for each in options if not each.startswith("results_dir=")]
         values = [
             [f"{key}={each}" for each in value.split(",")] if sweep else [f"{key}={value}"]
             for key, _, value in (option.partition("=") for option in options)
@@ -89,6 +98,7 @@ def test_a_missing_seed_of_all_is_one_command(tmp_path):
             (folder / "metrics.json").unlink()
     (command,) = _accuracy(tmp_path).commands
     expected = "method=so backbone=tiny dataset=eurosat,dtd shots=4 seed=3"
+    command = _without_place(command, tmp_path)
     assert sorted(command.split()) == sorted(f"python -m so_clip -m {expected}".split())
 
 
@@ -100,7 +110,8 @@ def test_the_command_repeats_what_a_run_of_the_row_was_given(tmp_path):
         write_provenance(folder, command=given)
     (command,) = _accuracy(tmp_path).commands
     assert shlex.split(command)[3:] == [
-        *("experiment=demo", "data_root=/my data", "dataset=dtd", "seed=3")
+        *("experiment=demo", "data_root=/my data", "dataset=dtd", "seed=3"),
+        f"results_dir={tmp_path}",
     ]
 
 
@@ -112,7 +123,7 @@ def test_options_that_a_sweep_varied_are_the_runs_own(tmp_path):
         )
         write_provenance(folder, command=command.split())
     (job,) = _jobs(_accuracy(tmp_path).commands)
-    assert job == {*("method=so", "optimizer.density_ratio=1e-3", "shots=4", "seed=2")}
+    assert job == {*("method=so", "optimizer.density_ratio=0.001", "shots=4", "seed=2")}
 
 
 def test_an_experiment_sweeps_over_nothing_else(tmp_path):
@@ -185,7 +196,10 @@ def test_jobs_of_a_sweep_say_what_was_meant(tmp_path):
     _sweep(tmp_path, planned, done)
     table = _accuracy(tmp_path)
     assert table.notes == ("4 jobs of sweeps have no finished run.",)
-    assert table.commands == ("python -m so_clip -m method=clip_lora dataset=dtd,eurosat seed=1,2",)
+    (command,) = table.commands
+    assert _without_place(command, tmp_path) == (
+        "python -m so_clip -m method=clip_lora dataset=dtd,eurosat seed=1,2"
+    )
 
 
 def test_a_job_whose_cell_is_named_is_named_once(tmp_path):
@@ -262,3 +276,52 @@ def test_an_experiment_is_a_name_and_no_path(tmp_path, name):
     given = {"command": ["x", f"experiment={name}"], "folder": "r"}
     run = {"shots": 4, "seed": 1, "dataset": "dtd", "method": "so", "settings": {}} | given
     assert overrides_of(run, "fgvc", 1, {}) == (f"experiment={name}", "dataset=fgvc")
+
+
+ROW = {"shots": 4, "seed": 1, "dataset": "dtd", "method": "so", "variant": "", "folder": "r"}
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        ("force=true", ""),
+        ("template='a, b {}','c {}'", "template='a, b {}'"),
+        ("template='a, b {}'", "template='a, b {}'"),
+        ("augment.scale=[0.5,1],[0.08,1]", "augment.scale=[0.5,1]"),
+        ("method=glob(so*)", "method=so"),
+        ("optimizer.T=range(1,4)", "optimizer.T=2"),
+    ],
+)
+def test_of_a_sweep_a_run_has_its_own_value(given, own):
+    settings = {
+        "template": "a, b {}",
+        "augment": {"scale": [0.5, 1.0]},
+        "optimizer": {"T": 2},
+    }
+    run = ROW | {"settings": settings, "command": ["x", "-m", "precision=fp32", given]}
+    expected = ("precision=fp32", *([own] if own else []), "dataset=fgvc")
+    assert overrides_of(run, "fgvc", 1, {}) == expected
+
+
+def test_settings_are_written_as_hydra_reads_them():
+    settings = {
+        "template": "it's, a {}",
+        "data_root": "/my data, (1)",
+        "transfer": ["dtd", "a,b"],
+        "imbalance": "1",
+        "backbone": {"architecture": "x", "pretrained": None, "checkpoint": "a=b.pt"},
+    }
+    variant = "template=it's, transfer=x, imbalance=1"
+    options = overrides_of(ROW | {"settings": settings, "variant": variant}, "dtd", 2, {})
+    read = [OverridesParser.create().parse_override(each) for each in options]
+    assert not any(each.is_sweep_override() for each in read)
+    values = {each.key_or_group: each.value() for each in read}
+    for key in ("template", "data_root", "transfer", "imbalance"):
+        assert values[key] == settings[key]
+    assert values["backbone.checkpoint"] == "a=b.pt"
+
+
+def test_results_of_the_usual_folder_go_there_by_themselves(tmp_path):
+    assert placed(("seed=1",), Path("results/runs")) == ("seed=1",)
+    assert placed(("seed=1", "results_dir=x"), tmp_path) == ("seed=1", "results_dir=x")
+    assert placed(("seed=1",), Path("a b, c")) == ("seed=1", "results_dir='a b, c'")
