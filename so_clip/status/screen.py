@@ -196,6 +196,8 @@ def _commands(view: View, state: str) -> Iterable[Text]:
 
 
 def _command(arguments: Sequence[str]) -> Text:
+    """Return what to type; without `force`, which would do again what is done."""
+    arguments = [each for each in arguments if each.partition("=")[0] != "force"]
     return _plain(shlex.join(["python", "-m", "so_clip", *arguments]))
 
 

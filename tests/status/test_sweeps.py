@@ -51,6 +51,14 @@ def test_few_missing_runs_have_commands_of_their_own(tmp_path: Path) -> None:
     assert commands(status(tmp_path).out) == JOBS[:2]
 
 
+def test_no_command_repeats_what_is_done(tmp_path: Path) -> None:
+    forced = [[*job, "force=true"] for job in JOBS]
+    write_sweep(tmp_path / "many", "2026-01-01", [*COMMAND, "force=true"], forced)
+    assert commands(status(tmp_path / "many").out) == [COMMAND]
+    write_sweep(tmp_path / "few", "2026-01-01", COMMAND, forced[:2])
+    assert commands(status(tmp_path / "few").out) == JOBS[:2]
+
+
 def test_a_job_that_failed_before_it_had_a_folder(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:1])
     write_job(sweep, 0, "failed", message="there is no such file.", exit_code=2)
