@@ -76,7 +76,8 @@ def test_what_is_missing_is_printed_with_its_command(tmp_path):
     (folders["so", "dtd", 2] / "metrics.json").unlink()
     done = _report(tmp_path / "runs", "-o", tmp_path / "out", "--tables-only")
     assert done.code == 0
-    command = "python -m so_clip method=so backbone=tiny dataset=dtd shots=4 seed=2"
+    options = f"method=so backbone=tiny dataset=dtd shots=4 seed=2 results_dir={tmp_path / 'runs'}"
+    command = f"python -m so_clip {options}"
     assert "Missing at 4 shots: SO: DTD (seed 2)." in done.out
     assert f"\n  {command}\n" in done.out
     assert f"```sh\n{command}\n```" in (tmp_path / "out" / "tables" / "accuracy.md").read_text()
