@@ -150,8 +150,9 @@ def test_a_folder_that_goes_while_it_is_claimed_is_made_again(folder):
 
 def test_a_run_is_finished_if_its_metrics_are_whole_and_its_own(folder, capsys):
     assert folder.finished("f1") is None
-    folder.finish({"run_fingerprint": "f1"}, "table")
-    assert folder.finished("f1") == {"run_fingerprint": "f1"}
+    metrics = {"run_fingerprint": "f1", "accuracy_percent": 50.0, "peak_memory_mib": 1.0}
+    folder.finish(metrics, "table")
+    assert folder.finished("f1") == metrics
     assert capsys.readouterr().err == ""
     assert folder.finished("f2") is None
     for content in ("{", "[]", "{}", ""):
