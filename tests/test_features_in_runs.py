@@ -45,7 +45,7 @@ def test_a_run_from_kept_features_is_the_run_without_them(dataset, tmp_path, met
     arguments = (*dataset, *f"method={method}".split())
     runs = [
         _run(*arguments, f"results_dir={tmp_path / 'without'}", "evaluation.cache_dir=null"),
-        *(_run(*arguments, f"results_dir={tmp_path / 'with'}") for _ in range(2)),
+        *(_run(*arguments, f"results_dir={tmp_path / 'with'}", "force=true") for _ in range(2)),
     ]
     assert [metrics["features_from_cache"] for metrics, *_ in runs] == [False, False, True]
     for metrics, predictions, said in runs[1:]:

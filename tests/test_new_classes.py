@@ -7,28 +7,28 @@ from so_clip.assemble import build_optimizer
 from so_clip.memory import PeakMemory
 from so_clip.record import RunFolder
 from so_clip.run import adapt
+from tests.battery_parts import CPU, batches_of, images_of, logits_of, model_of, settings_of
 from tests.battery_rows import ROWS
-from tests.test_battery import CPU, _batches, _images, _logits, _model, _settings
 
 TEMPLATES = ("a photo of a {}.",)
 
 
 @pytest.mark.parametrize("method", ROWS)
 def test_every_method_names_other_classes_or_says_that_it_cannot(method, tmp_path):
-    settings = _settings(method, 2)
-    model = _model(settings)
+    settings = settings_of(method, 2)
+    model = model_of(settings)
     assert model.adapter is not None
     if model.adapter.class_bound:
         return
-    classifier, images = model.classifier, torch.stack(_images(1)[0])
+    classifier, images = model.classifier, torch.stack(images_of(1)[0])
     size = classifier.backbone.image_size
     images_BCHW = images[:, :, :size, :size].contiguous()
     other_PL = classifier.backbone.tokenize(["a photo of a ant.", "a photo of a bee."])
     optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(classifier, optimizer, CPU)
-    batches = _batches(settings, model)
+    batches = batches_of(settings, model)
     adapt(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path))
-    before_BK = _logits(model)
+    before_BK = logits_of(model)
     with (
         torch.inference_mode(),
         classifier.of_other_classes(other_PL, TEMPLATES, model.adapter.prompts_for),
@@ -36,4 +36,4 @@ def test_every_method_names_other_classes_or_says_that_it_cannot(method, tmp_pat
         logits_BK = classifier(images_BCHW)
     assert logits_BK.shape == (len(images), 2)
     assert logits_BK.isfinite().all()
-    assert torch.equal(_logits(model), before_BK)
+    assert torch.equal(logits_of(model), before_BK)

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from so_clip import __main__ as main_module
 from so_clip import run
+from so_clip import task as main_module
 from so_clip.data.examples import Example
 from so_clip.data.gather import Data
 from tests.command import call

@@ -347,7 +347,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_
     assert "Traceback" not in done.err
     (folder,) = tmp_path.glob("[!.]*")
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["config.yaml", "error.json", "fewshot.json", "history.csv"]
+    assert names == [
+        *("config.yaml", "error.json", "fewshot.json", "history.csv", "provenance.json"),
+    ]
     rows = Run(folder).rows("history.csv")
     assert [row["step"] for row in rows] == ["1", "2"]
     assert rows[1]["loss"] == "nan"

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from so_clip.jobs import Job, job_file, may_be_alive, read_jobs, tell
 from so_clip.locks import lock_new
-from so_clip.sweep import exit_code_of, planned_jobs, summary
+from so_clip.sweep import LOST, exit_code_of, planned_jobs, summary
 from tests.command import call
 
 
@@ -58,7 +58,7 @@ def test_the_summary_counts_and_gives_a_command_for_each_that_failed():
         "ended), 1 not begun",
         "failed: the loss became nan",
         """  python -m so_clip seed=2 'template='"'"'a {} of'"'"''""",
-        "lost: its process ended before the run did",
+        f"lost: {LOST}",
         "  python -m so_clip seed=3",
     ]
 

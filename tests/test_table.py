@@ -48,7 +48,6 @@ def test_a_single_run_has_no_deviation(tmp_path):
         ({"precision": "bf16"}, "precision=bf16"),
         ({"schedule__max_steps": 10}, "schedule.max_steps=10"),
         ({"backbone__pretrained": None}, "backbone.pretrained=None"),
-        ({"backbone__checkpoint": "mine.pt"}, "backbone.checkpoint=mine.pt"),
         ({"split_sha256": "0123456789abcdef"}, "split=01234567"),
         ({"evaluation__precision": "bf16"}, "evaluation.precision=bf16"),
         ({"optimizer__T": 5}, "optimizer.T=5"),  # an option that the others do not have
