@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from so_clip.prepare.__main__ import main
-from tests.command import Outcome, call
+from tests.command import Outcome, call, python
 
 CLASSES = ("ant", "bee", "cat")
 SPLIT_FILE = "split_small.json"
@@ -130,3 +130,20 @@ def laid_out(root: Path) -> dict[str, bytes]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
+
+
+def prepare_without(module: str, root: Path) -> str:
+    """Call the command in a process where a module cannot be imported; return all that it says."""
+    code = f"""if True:
+        import sys
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == "{module}":
+                    raise ImportError("No module named '{module}'")
+        sys.meta_path.insert(0, Absent())
+        from so_clip.prepare.__main__ import main
+        sys.stderr = sys.stdout
+        sys.argv = ["prepare", *sys.argv[1:]]
+        print(main())
+    """
+    return python(code, "dataset=small", f"data_root={root}", f"cards_dir={root.parent / 'cards'}")

@@ -12,13 +12,13 @@ from PIL import Image
 
 from so_clip.prepare.parquet import listed_files
 from so_clip.prepare.sources import SourceFailed
-from tests.command import python
 from tests.prepare.given import (
     CLASSES,
     images,
     laid_out,
     picture,
     prepare,
+    prepare_without,
     split_bytes,
     split_source,
     write_card,
@@ -192,20 +192,7 @@ def test_sets_that_cannot_be_used_are_left_for_the_next(made, message, server, r
 
 def test_without_pyarrow_the_command_is_told_before_anything_is_fetched(server, root):
     _card(server, root, {"url": server.serve("a.parquet", parquet(_rows()))})
-    code = """if True:
-        import sys
-        class Absent:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] == "pyarrow":
-                    raise ImportError("No module named 'pyarrow'")
-        sys.meta_path.insert(0, Absent())
-        from so_clip.prepare.__main__ import main
-        sys.stderr = sys.stdout
-        sys.argv = ["prepare", *sys.argv[1:]]
-        print(main())
-    """
-    cards = f"cards_dir={root.parent / 'cards'}"
-    said = python(code, "dataset=small", f"data_root={root}", cards)
+    said = prepare_without("pyarrow", root)
     assert "a parquet set needs pyarrow" in said
     assert "pip install 'so-clip[prepare]'" in said
     assert said.endswith("1\n")

@@ -10,13 +10,13 @@ from PIL import Image
 
 from so_clip.prepare.sources import SourceFailed
 from so_clip.prepare.videos import extract_frames
-from tests.command import python
 from tests.prepare.given import (
     archive,
     below,
     laid_out,
     paths,
     prepare,
+    prepare_without,
     split_bytes,
     split_source,
     write_card,
@@ -127,20 +127,7 @@ def test_without_a_decoder_the_command_is_told(server, root):
         (root / "small" / path).parent.mkdir(parents=True, exist_ok=True)
         (root / "small" / path).write_bytes(data)
     _card(server, root, VIDEOS)
-    code = """if True:
-        import sys
-        class Absent:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] == "av":
-                    raise ImportError("No module named 'av'")
-        sys.meta_path.insert(0, Absent())
-        from so_clip.prepare.__main__ import main
-        sys.stderr = sys.stdout
-        sys.argv = ["prepare", *sys.argv[1:]]
-        print(main())
-    """
-    cards = f"cards_dir={root.parent / 'cards'}"
-    said = python(code, "dataset=small", f"data_root={root}", cards)
+    said = prepare_without("av", root)
     assert "frames of videos, which needs PyAV" in said
     assert "pip install 'so-clip[prepare]'" in said
     assert said.endswith("2\n")
