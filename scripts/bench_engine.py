@@ -2,6 +2,7 @@
 
 python scripts/bench_engine.py            # `make bench`: all tables and plots, in 40 minutes
 python scripts/bench_engine.py --quick    # a tiny model, to see that it runs
+python scripts/bench_engine.py --device cuda    # in bf16 and with the paper's batch, on a GPU
 
 Writes results/tables/engine_*.csv and results/figures/engine_*.png. Times are of whole training
 steps, contenders taking turns, on the machine named in the tables; weights and images are random,
@@ -20,13 +21,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench import plots, sections
-from scripts.bench.plans import FULL, QUICK
+from scripts.bench.plans import CUDA, FULL, QUICK
 from scripts.bench.tables import write_table
 from so_clip.device import pick_device
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-SECTIONS = ("optimizer", "steps", "cost", "memory_check", "scaling")
 COUNTED = ("cost", "memory_check")  # on the CPU, whatever is timed
+ALLOCATED = ("peaks",)  # by a GPU's allocator
+SECTIONS = ("optimizer", "steps", *ALLOCATED, *COUNTED, "scaling")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,16 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    plan = QUICK if options.quick else FULL
     device = pick_device(options.device)
+    plan, elsewhere = (CUDA, COUNTED) if device.type == "cuda" else (FULL, ALLOCATED)
+    plan = QUICK if options.quick else plan
     optimizers: list[sections.Row] = []
-    for section in options.only:
+    for section in options.only or [each for each in SECTIONS if each not in elsewhere]:
         started = time.monotonic()
         if section == "optimizer":
             rows = optimizers = sections.optimizer_rows(plan, device)
         elif section == "steps":
             optimizers = optimizers or sections.optimizer_rows(plan, device)
             rows = sections.step_rows(plan, device, optimizers)
+        elif section == "peaks":
+            rows = sections.peak_rows(plan, device)
         elif section == "cost":
             rows = sections.cost_rows(plan)
         elif section == "memory_check":
@@ -59,7 +64,7 @@ def _bench(options: argparse.Namespace) -> None:
             rows = sections.scaling_rows(plan, device)
         where = torch.device("cpu") if section in COUNTED else device
         name = f"engine_{section}_{where.type}"
-        command = "python scripts/bench_engine.py --quick" if options.quick else "make bench"
+        command = _command(options, device)
         table = write_table(rows, options.out / "tables" / f"{name}.csv", where, command)
         print(table.iloc[:, :-4].to_string(index=False), flush=True)
         draw = getattr(plots, section, None)
@@ -68,10 +73,19 @@ def _bench(options: argparse.Namespace) -> None:
         print(f"{section}: {(time.monotonic() - started) / 60:.1f} minutes\n", flush=True)
 
 
+def _command(options: argparse.Namespace, device: torch.device) -> str:
+    if device.type == "cpu" and not options.quick:
+        return "make bench"
+    arguments = "--quick" if options.quick else f"--device {device.type}"
+    return f"python scripts/bench_engine.py {arguments}"
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="TABLE")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, metavar="TABLE", help=", ".join(SECTIONS)
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="of what is timed: cpu | cuda | cuda:N")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -24,6 +24,7 @@ from so_clip.clip.prompts import class_prompts
 from so_clip.data.cards import load_card
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
+from so_clip.precision import Precision
 
 LR = 2e-4
 PATTERNS = ["attn.in_proj.weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
@@ -38,7 +39,8 @@ T = 10
 class Shape:
     """A training step: whose prompts, how many images, on which model, how much of it is trained.
 
-    `classes` takes the first so many of the dataset's; None takes all.
+    `classes` takes the first so many of the dataset's; None takes all. `precision` is that of the
+    matrix products, fp32 | bf16 | fp16; weights are float32.
     """
 
     dataset: str
@@ -47,6 +49,7 @@ class Shape:
     classes: int | None = None
     density_ratio: float = DENSITY_RATIO
     position: str = "all"
+    precision: str = "fp32"
 
     def prompts(self) -> list[str]:
         """Return the plain prompts of the classes, as the dataset's card names them."""
@@ -109,8 +112,9 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         images_BCHW: Tensor,
         labels_B: Tensor,
+        precision: Precision,
     ) -> None:
-        self.classifier, self.optimizer = classifier, optimizer
+        self.classifier, self.optimizer, self.precision = classifier, optimizer, precision
         self._images_BCHW, self._labels_B = images_BCHW, labels_B
         self.device = images_BCHW.device
 
@@ -121,7 +125,8 @@ class Trainer:
     def step(self) -> Seconds:
         """Take a training step."""
         times = [self.now()]
-        loss = F.cross_entropy(self.classifier(self._images_BCHW), self._labels_B)
+        with self.precision.autocast():
+            loss = F.cross_entropy(self.classifier(self._images_BCHW).float(), self._labels_B)
         times.append(self.now())
         loss.backward()
         times.append(self.now())
@@ -165,7 +170,8 @@ def make_trainer(
     optimizer = _optimizer(contender.kind, parameters, shape.density_ratio)
     if contender.kind == "so":
         sampled_gradients(classifier, optimizer)
-    return Trainer(classifier, optimizer, *shape.images(backbone, device))
+    batch = shape.images(backbone, device)
+    return Trainer(classifier, optimizer, *batch, Precision(shape.precision, device))
 
 
 def _optimizer(

@@ -1,7 +1,7 @@
 """What a benchmark runs: all of it, or a little of everything."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scripts.bench.contenders import (
     ADAMW,
@@ -28,6 +28,7 @@ class Plan:
         architecture: of step times, costs and optimizers.
         small_architecture: of scaling and of the memory check, where many steps are taken.
         step_batch, cost_batch: images in timed and in counted steps.
+        precision: of timed steps, fp32 | bf16.
         step_datasets: whose steps are timed.
         flop_datasets, memory_datasets: whose steps' FLOPs, and whose memory too, are counted.
         rounds, scaling_rounds: how often each is timed.
@@ -63,6 +64,7 @@ class Plan:
     step_contenders: Sequence[Contender]
     cost_contenders: Sequence[Contender]
     main_contenders: Sequence[Contender]
+    precision: str = "fp32"
 
 
 FULL = Plan(
@@ -92,6 +94,9 @@ FULL = Plan(
     cost_contenders=(*CONTENDERS, LORA_BALANCED, LORA_SMALL),
     main_contenders=(REFERENCE, LORA, ADAMW, BALANCED),
 )
+
+# A GPU has time for the paper's batch, and computes as runs do on it.
+CUDA = replace(FULL, step_batch=32, rounds=20, scaling_rounds=10, precision="bf16")
 
 QUICK = Plan(
     architecture="tiny",

@@ -67,11 +67,11 @@ def step_rows(plan: Plan, device: torch.device, optimizers: Sequence[Row]) -> li
     """Time whole steps, contenders taking turns, on steps shaped like several datasets'."""
     rows: list[Row] = []
     for dataset in plan.step_datasets:
-        shape = Shape(dataset, plan.step_batch, plan.architecture)
+        shape = Shape(dataset, plan.step_batch, plan.architecture, precision=plan.precision)
         contenders = list(plan.step_contenders)
         notes: dict[str, str] = {}
         needed = _mib(estimate(REFERENCE, shape))
-        limit, beside = plan.reference_limit_mib or available_mib() * _USABLE, 0.0
+        limit, beside = plan.reference_limit_mib or available_mib(device) * _USABLE, 0.0
         if plan.reference_limit_mib is None:
             beside = _MIB_BESIDE * len(contenders)
         reference: list[Seconds] = []
@@ -125,6 +125,7 @@ def _rows_of_steps(
                 "classes": len(shape.prompts()),
                 "architecture": shape.architecture,
                 "batch": shape.batch,
+                "precision": shape.precision,
                 "contender": contender.name,
                 "title": contender.title,
                 "rounds": len(taken[contender.name]),
@@ -149,6 +150,47 @@ def _refresh_seconds(contender: Contender, optimizers: Sequence[Row]) -> float:
                 continue
             return max(0.0, row["drawing_seconds"] - row["median_seconds"])
     return 0.0
+
+
+def peak_rows(plan: Plan, device: torch.device) -> list[Row]:
+    """Ask a GPU's allocator for the peak of a step of the paper's batch, each contender alone."""
+    rows: list[Row] = []
+    work = [(dataset, each) for dataset in plan.memory_datasets for each in plan.cost_contenders]
+    for dataset, contender in tqdm(work, "peaks", unit="step", dynamic_ncols=True):
+        shape = Shape(dataset, plan.cost_batch, plan.architecture, precision=plan.precision)
+        peak_mib = _allocated_mib(contender, shape, device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        rows.append(
+            {
+                "dataset": dataset,
+                "classes": len(shape.prompts()),
+                "architecture": shape.architecture,
+                "batch": shape.batch,
+                "precision": shape.precision,
+                "contender": contender.name,
+                "title": contender.title,
+                "peak_memory_mib": peak_mib,
+            }
+        )
+    reference = {
+        row["dataset"]: row["peak_memory_mib"] for row in rows if row["contender"] == REFERENCE.name
+    }
+    for row in rows:
+        row["peak_part_of_reference"] = row["peak_memory_mib"] / reference[row["dataset"]]
+    return rows
+
+
+def _allocated_mib(contender: Contender, shape: Shape, device: torch.device) -> float:
+    """Return the allocator's peak over a contender's step, NaN where memory does not suffice."""
+    try:
+        trainer = make_trainer(contender, shape, device)
+        trainer.step()
+        torch.cuda.reset_peak_memory_stats(device)
+        trainer.step()
+    except torch.cuda.OutOfMemoryError:
+        return float("nan")
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def cost_rows(plan: Plan) -> list[Row]:
@@ -225,7 +267,7 @@ def memory_check_rows(plan: Plan) -> list[Row]:
 
 def scaling_rows(plan: Plan, device: torch.device) -> list[Row]:
     """Time and count steps of the smaller model along classes, batch, density and depth."""
-    base = Shape("dtd", plan.step_batch, plan.small_architecture)
+    base = Shape("dtd", plan.step_batch, plan.small_architecture, precision=plan.precision)
     named = replace(base, dataset=plan.scaling_dataset)
     everyone = list(plan.main_contenders)
     points: list[tuple[str, float | str, Shape, list[Contender]]] = []
@@ -249,6 +291,7 @@ def scaling_rows(plan: Plan, device: torch.device) -> list[Row]:
                     "dataset": shape.dataset,
                     "architecture": shape.architecture,
                     "batch": shape.batch,
+                    "precision": shape.precision,
                     "contender": contender.name,
                     "title": contender.title,
                     "rounds": plan.scaling_rounds,

@@ -36,8 +36,10 @@ def hardware(device: torch.device) -> str:
     return f"{name}, {len(names) or '?'} cores, {_memory_mib('MemTotal') / 1024:.0f} GiB"
 
 
-def available_mib() -> float:
-    """Return how much memory programs can still have, or infinity where nobody says."""
+def available_mib(device: torch.device) -> float:
+    """Return how much of a device's memory can still be had, or infinity where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
     return _memory_mib("MemAvailable") or float("inf")
 
 

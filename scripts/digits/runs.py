@@ -1,4 +1,4 @@
-"""Runs on digits with the embedded CLIP: each done once, at a rate chosen on training images."""
+"""Runs with the embedded CLIP, on digits unless told otherwise: each done once, at a rate chosen on training images."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from so_clip.settings import Settings, from_config
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 # As in the demo: digits lose their meaning when mirrored or cut in half.
 COMMON = (
-    *("dataset=digits", "backbone=tiny", "threads=1", "augment.scale=[0.6,1.0]"),
+    *("backbone=tiny", "threads=1", "augment.scale=[0.6,1.0]"),
     "augment.flip=false",
 )
 # A rate is looked for among these multiples of the method's own: first at START, then to both sides
@@ -124,7 +124,7 @@ def steps(method: str, max_steps: int) -> Overrides:
 
 
 def settings_of(overrides: Iterable[str], results_dir: Path = RESULTS) -> Settings:
-    """Compose the settings of a run on digits."""
+    """Compose the settings of a run, on digits where no dataset is named."""
     return from_config(compose([*COMMON, *overrides, f"results_dir={results_dir}"]))
 
 

@@ -47,7 +47,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
 
 
 def test_quick_writes_every_table_and_plot(quick: Path) -> None:
-    for name in bench_engine.SECTIONS:
+    for name in set(bench_engine.SECTIONS) - set(bench_engine.ALLOCATED):
         table = read(quick, name)
         assert len(table)
         assert (table["torch"] == torch.__version__).all()
