@@ -26,8 +26,19 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 # Pillow's own limit against decompression bombs; decoded, such an image takes half a GiB.
 MAX_PIXELS = 2 * (1 << 30) // 12
+# Modes whose values 8 bits may not hold; Pillow itself halves colours of 16 bits.
+_DEEP = ("I", "F")
 
 _Taken = TypeVar("_Taken")
+
+
+class CorruptImage(InputError):
+    """What is in an image's file cannot become an image. Its `reason` names no file.
+
+    Files that are missing, or that the system does not let one read, are not corrupt.
+    """
+
+    reason = ""
 
 
 class ImageSource(Protocol):
@@ -56,15 +67,20 @@ class ImageFolder:
     def read(self, path: str) -> Image.Image:
         """Decode one image as CLIP's reference pipeline does: PIL, converted to RGB.
 
-        The orientation that a camera notes in EXIF is not applied, and of an animation the first
-        frame is taken, since the reference pipeline does so.
+        The orientation that a camera notes in EXIF and colour profiles are not applied, opacity is
+        dropped, and of an animation the first frame is taken, since the reference pipeline does so.
+        Grey values that 8 bits do not hold would be clipped by it, to white as a rule: refused.
 
         Args:
             path: relative to `root`, with forward slashes.
 
         Raises:
-            InputError: naming the file, when it is missing, truncated, empty, no image, no plain
-                file, larger than `MAX_PIXELS`, or outside `root`.
+            CorruptImage: naming the file, when it is truncated, empty, no image, of grey values
+                that 8 bits do not hold, or larger than `MAX_PIXELS`.
+            InputError: naming the file, when it is missing, no plain file, outside `root`, or not
+                to be read.
+
+        Source: `read_image` in dassl/utils/tools.py of github.com/KaiyangZhou/Dassl.pytorch.
         """
         return self._read(path, _decode)
 
@@ -92,14 +108,17 @@ class ImageFolder:
                 f"{file}: the image is missing. The split file lists it: complete the dataset, or "
                 "use a split file that is cut down to the images at hand."
             ) from error
+        except _OutOfPlace as error:
+            raise InputError(f"{file}: {error}") from error
         except _Unusable as error:
-            raise InputError(f"{file}: {error}.") from error
+            raise _corrupt(file, str(error)) from error
         # Decoders meet broken data with nearly every exception there is.
         except Exception as error:
-            raise InputError(
-                f"{file}: the image cannot be decoded ({_reason(error)}). "
-                "It is damaged or cut short: fetch it again."
-            ) from error
+            # What the system refuses, which it may grant another time, says nothing of the image.
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):
+                raise InputError(f"{file}: the image cannot be read ({_reason(error)}).") from error
+            reason = f"the image cannot be decoded ({_reason(error)}). It is damaged or cut short."
+            raise _corrupt(file, f"{reason} Fetch it again.") from error
 
 
 class DigitArray:
@@ -202,6 +221,10 @@ def to_tensor(image: Image.Image) -> "Tensor":
     return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
+class _OutOfPlace(Exception):
+    """What lies where an image should be is none at first sight."""
+
+
 class _Unusable(Exception):
     """What is wrong with a file that Pillow must not, or cannot, be asked about."""
 
@@ -210,14 +233,20 @@ class _TooLarge(_Unusable):
     """Of more pixels than are decoded."""
 
 
+def _corrupt(file: Path, reason: str) -> CorruptImage:
+    error = CorruptImage(f"{file}: {reason}")
+    error.reason = reason
+    return error
+
+
 def _open_plain(file: Path) -> BinaryIO:
     status = file.stat()
     # Opening a pipe waits for a writer, for ever.
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
-        raise _Unusable(f"{what} lies where an image should be. Put the image in its place")
+        raise _OutOfPlace(f"{what} lies where an image should be. Put the image in its place.")
     if status.st_size == 0:
-        raise _Unusable("the image is empty (0 bytes). Fetch it again")
+        raise _Unusable("the image is empty (0 bytes). Fetch it again.")
     return file.open("rb")
 
 
@@ -229,7 +258,7 @@ def why_too_large(stream: BinaryIO) -> str:
     try:
         _opened(stream).close()
     except _TooLarge as error:
-        return str(error)
+        return str(error).removesuffix(".")  # a part of others' sentences
     except Exception:
         return ""
     return ""
@@ -237,24 +266,38 @@ def why_too_large(stream: BinaryIO) -> str:
 
 def _decode(stream: BinaryIO) -> Image.Image:
     with _opened(stream) as image:
+        if image.mode in _DEEP or image.mode.startswith("I;16"):
+            _check_fits_8_bits(image)
         return image.convert("RGB")
+
+
+def _check_fits_8_bits(image: Image.Image) -> None:
+    """Refuse grey values that `convert` would clip or round, an image of 16 bits to white."""
+    values_HW = np.asarray(image)
+    low, high = values_HW.min(), values_HW.max()
+    whole = image.mode != "F" or bool((values_HW == np.floor(values_HW)).all())
+    if not (low >= 0 and high <= 255 and whole):  # nan is neither
+        raise _Unusable(
+            f"its grey values, from {low:g} to {high:g}, are not those of 8 bits: CLIP's reference "
+            "pipeline would clip them. Save it with 8 bits a channel, scaled as its maker meant."
+        )
 
 
 def _opened(stream: BinaryIO) -> Image.Image:
     try:
         image = Image.open(stream, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _TooLarge(f"the image is too large ({error}). Scale it down") from error
+        raise _TooLarge(f"the image is too large ({error}). Scale it down.") from error
     except UnidentifiedImageError as error:
         raise _Unusable(
-            f"not an image, or of none of the formats {', '.join(FORMATS)}. Fetch it again"
+            f"not an image, or of none of the formats {', '.join(FORMATS)}. Fetch it again."
         ) from error
     width, height = image.size
     # Pillow's check is a global that any library may have switched off.
     if width * height > MAX_PIXELS:
         image.close()
         raise _TooLarge(
-            f"the image is too large: {width} x {height} pixels, above {MAX_PIXELS}. Scale it down"
+            f"the image is too large: {width} x {height} pixels, above {MAX_PIXELS}. Scale it down."
         )
     return image
 
