@@ -13,7 +13,7 @@ from typing import Any
 
 from so_clip import atomic
 from so_clip.errors import InputError
-from so_clip.record import read_metrics
+from so_clip.run_files import read_metrics
 
 DONE, SKIPPED, BUSY, FAILED, RUNNING = "done", "skipped", "busy", "failed", "running"
 JOBS_DIR = "jobs"

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import json
 import math
 import os
 import platform
@@ -24,10 +23,18 @@ from so_clip.errors import InputError, RunBusy, exit_code
 from so_clip.locks import lock_new
 from so_clip.paths import PACKAGE_DIR
 from so_clip.progress import PROGRESS_FILE
+from so_clip.run_files import (
+    CHANGED_FILE,
+    CONFIG_FILE,
+    CURVE_FILE,
+    ERROR_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    PROVENANCE_FILE,
+    read_metrics,
+)
 
-METRICS_FILE = "metrics.json"
 CHECKPOINT_FILE = "checkpoint.pt"
-ERROR_FILE = "error.json"
 _ATTEMPTS = 20
 _REPORTED_VERSIONS = (
     "torchvision",
@@ -152,7 +159,7 @@ class RunFolder:
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         atomic.write_text(
-            self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+            self.path / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         )
         if few_shot is not None:
             atomic.write_json(self.path / "fewshot.json", few_shot)
@@ -160,7 +167,7 @@ class RunFolder:
     def write_history(self, losses: Sequence[float], lrs: Sequence[float]) -> None:
         """Write history.csv: a row a step with `step` (from 1), `loss` and `lr`."""
         rows = ((step, *row) for step, row in enumerate(zip(losses, lrs, strict=True), start=1))
-        self._write_csv("history.csv", ("step", "loss", "lr"), rows)
+        self._write_csv(HISTORY_FILE, ("step", "loss", "lr"), rows)
 
     def write_curve(self, rows: Sequence[tuple[int, float]]) -> None:
         """Write curve.csv: a row an evaluation in training with `step` and `accuracy_percent`.
@@ -168,12 +175,12 @@ class RunFolder:
         Nothing where there was none.
         """
         if rows:
-            self._write_csv("curve.csv", ("step", "accuracy_percent"), rows)
+            self._write_csv(CURVE_FILE, ("step", "accuracy_percent"), rows)
 
     def write_changed(self, rows: Sequence[tuple[str, int, int]]) -> None:
         """Write changed.csv: of each opened tensor how many `parameters` it has, and how many of
         them, `changed`, are not what they were before the first step."""
-        self._write_csv("changed.csv", ("tensor", "parameters", "changed"), rows)
+        self._write_csv(CHANGED_FILE, ("tensor", "parameters", "changed"), rows)
 
     def write_predictions(self, columns: Mapping[str, Sequence[Any]], of: str = "") -> None:
         """Write predictions.csv: a row a test image, in the test split's order.
@@ -190,7 +197,7 @@ class RunFolder:
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write provenance.json: what it ran with and on."""
-        atomic.write_json(self.path / "provenance.json", values)
+        atomic.write_json(self.path / PROVENANCE_FILE, values)
 
     def finish(self, metrics: Mapping[str, Any], summary: str) -> None:
         """Write the human table and, last of all, metrics.json."""
@@ -333,18 +340,3 @@ def summary_table(rows: Mapping[str, str]) -> str:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Read one metrics.json.
-
-    Raises:
-        InputError: the file is not a JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Delete its folder and repeat.") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} does not hold a JSON object. Delete its folder and repeat.")
-    return values

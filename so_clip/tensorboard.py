@@ -5,7 +5,6 @@ any time. Needs the extra `tensorboard`.
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,20 @@ from typing import Any
 from so_clip import atomic
 from so_clip.__main__ import guarded
 from so_clip.errors import InputError
-from so_clip.record import METRICS_FILE, read_metrics
+from so_clip.run_files import (
+    CURVE_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    read_columns,
+    read_metrics,
+)
 from so_clip.settings import NO_DIFFERENCE
 from so_clip.status.runs import RunFolders, number
 
 # What a run's events are made of, and the names of the columns there.
 CURVES = {
-    "history.csv": {"loss": "train/loss", "lr": "train/lr"},
-    "curve.csv": {"accuracy_percent": "test/accuracy_percent"},
+    HISTORY_FILE: {"loss": "train/loss", "lr": "train/lr"},
+    CURVE_FILE: {"accuracy_percent": "test/accuracy_percent"},
 }
 # Of metrics.json, one point each, after the last step.
 FIGURES = (
@@ -129,16 +134,10 @@ def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:
 
 
 def _columns(path: Path, tags: dict[str, str]) -> Iterator[Point]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file, strict=True)
-            if not {"step", *tags} <= set(rows.fieldnames or ()):
-                raise ValueError(f"its columns are {rows.fieldnames}")
-            for row in rows:
-                for column, tag in tags.items():
-                    yield tag, int(row["step"]), float(row[column])
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}. Repeat its run.") from None
+    columns = read_columns(path, whole=("step",), numbers=tuple(tags))
+    for at, step in enumerate(columns["step"].tolist()):
+        for column, tag in tags.items():
+            yield tag, step, float(columns[column][at])
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

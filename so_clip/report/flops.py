@@ -20,7 +20,8 @@ from so_clip.data.cards import load_card
 from so_clip.errors import InputError
 from so_clip.identity import RESULTS_VERSION
 from so_clip.paths import PACKAGE_DIR
-from so_clip.report.read import Runs, read_json
+from so_clip.report.read import Runs
+from so_clip.run_files import read_object
 from so_clip.settings import NO_DIFFERENCE, Augment, Evaluation, Schedule, Settings
 
 FILE = ".flops.json"
@@ -37,7 +38,7 @@ def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
     that fail are tried again the next time.
     """
     file = runs.results_dir / FILE
-    known = {key: flops for key, flops in read_json(file).items() if type(flops) is int}
+    known = {key: flops for key, flops in read_object(file).items() if type(flops) is int}
     found: list[float] = []
     remarks: dict[str, str] = {}
     for run in runs.frame.to_dict("records"):

@@ -14,13 +14,16 @@ from typing import Any
 import pandas as pd
 
 from so_clip.errors import InputError
-from so_clip.figures import ZERO_SHOT
-from so_clip.record import METRICS_FILE, read_metrics
 from so_clip.report.variants import variants
+from so_clip.run_files import (
+    ERROR_FILE,
+    METRICS_FILE,
+    PROVENANCE_FILE,
+    finished_metrics,
+    read_object,
+    run_folders,
+)
 
-# What makes a folder a run's, one that failed at once included.
-ERROR_FILE, PROVENANCE_FILE = "error.json", "provenance.json"
-_RUN_FILES = frozenset({"config.yaml", METRICS_FILE, ERROR_FILE, "progress.json"})
 # Files are small, and on a network's disk each takes a round trip.
 _READERS = 8
 # A row of a table; runs that differ in their seed alone are averaged in it. And a run, but for
@@ -29,22 +32,6 @@ ROW = ["backbone", "shots", "method_title", "variant"]
 RUN = ["dataset", *ROW, "seed"]
 # What metrics.json says that a run was `tested_on`, if it says so.
 TEST = "test"
-# What a table reads, and of which type.
-_NUMBERS: Any = (int, (int, float))
-_NEEDED: dict[str, Any] = {
-    **dict.fromkeys(("dataset", "backbone", "method", "method_title"), str),
-    **dict.fromkeys(("shots", "seed"), _NUMBERS[0]),
-    **dict.fromkeys(("accuracy_percent", "peak_memory_mib"), _NUMBERS[1]),
-    "settings": dict,
-}
-# What else tables show, where it is there.
-_FIGURES = (
-    *("accuracy_percent", "base_accuracy_percent", "new_accuracy_percent"),
-    *("harmonic_mean_percent", "train_seconds", "train_flops"),
-    "expected_calibration_error_percent",
-)
-# Beyond any that there is; it also keeps out NaN and infinity, which compare with nothing.
-_LARGEST = 2**63
 
 
 @dataclass(frozen=True)
@@ -123,7 +110,7 @@ def _read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return a row of each usable run, in the order of their folders, and why others are none."""
     skipped: list[str] = []
     rows: list[dict[str, Any]] = []
-    folders = sorted(_run_folders(results_dir, skipped))
+    folders = sorted(run_folders(results_dir, skipped))
     known: dict[Any, Any] = {}
     with ThreadPoolExecutor(_READERS) as pool:
         for row in itertools.chain.from_iterable(pool.map(_rows_or_reasons, _batches(folders))):
@@ -149,26 +136,6 @@ def transfers(frame: pd.DataFrame) -> pd.DataFrame:
             accuracies = {key: each.get(key) for key in keys}
             rows.append(run | {"dataset": name, "variant": variant} | accuracies)
     return pd.DataFrame(rows, columns=None if rows else frame.columns).drop_duplicates(RUN)
-
-
-def _run_folders(folder: Path, skipped: list[str]) -> Iterator[str]:
-    """Yield the run folders in and below `folder`; hidden folders are nobody's runs."""
-    waiting = [str(folder)]
-    while waiting:
-        place = waiting.pop()
-        try:
-            with os.scandir(place) as entries:
-                inside = list(entries)
-        except OSError as error:
-            skipped.append(f"{place} cannot be read: {error.strerror or error}.")
-            continue
-        if not _RUN_FILES.isdisjoint(entry.name for entry in inside):
-            yield place
-        waiting += [
-            entry.path
-            for entry in inside
-            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-        ]
 
 
 def _batches(folders: list[str]) -> list[list[str]]:
@@ -205,36 +172,13 @@ def _share(settings: dict[str, Any], known: dict[Any, Any]) -> None:
 
 def _usable(folder: Path) -> dict[str, Any]:
     """Return a folder's metrics if it is a finished run that a table can show."""
-    path = folder / METRICS_FILE
-    if not path.is_file():
+    if not os.path.lexists(folder / METRICS_FILE):
         raise InputError(_why_unfinished(folder))
-    try:
-        metrics = read_metrics(path)
-    except RecursionError:
-        raise InputError(f"{path} cannot be read: it is nested too deeply. Repeat.") from None
-    for key, kind in _NEEDED.items():
-        value = metrics.get(key)
-        if not isinstance(value, kind) or (kind in _NUMBERS and not _is_figure(value)):
-            raise InputError(f"{path}: {key} is {repr(value)[:80]}. Repeat the run.")
-    for key in (*_FIGURES, *(f"{ZERO_SHOT}{key}" for key in _FIGURES)):
-        if metrics.get(key) is not None and not _is_figure(metrics[key]):
-            raise InputError(f"{path}: {key} is {repr(metrics[key])[:80]}. Repeat the run.")
-    given = metrics.get("transfer") or {}
-    if not isinstance(given, dict) or not all(
-        isinstance(each, dict) and _is_figure(each.get("accuracy_percent"))
-        for each in given.values()
-    ):
-        raise InputError(f"{path}: transfer is {repr(given)[:80]}. Repeat the run.")
-    return metrics
-
-
-def _is_figure(value: Any) -> bool:
-    """Whether this is a number that there is a mean of; true, say, is none."""
-    return type(value) in (int, float) and 0 <= value < _LARGEST
+    return finished_metrics(folder)
 
 
 def _why_unfinished(folder: Path) -> str:
-    error = read_json(folder / ERROR_FILE)
+    error = read_object(folder / ERROR_FILE)
     if not error:
         return f"{folder}: unfinished, it has no {METRICS_FILE}. Repeat the run."
     message = str(error.get("message")).strip().splitlines()
@@ -243,7 +187,7 @@ def _why_unfinished(folder: Path) -> str:
 
 def _made_by(folder: Path) -> dict[str, Any]:
     """Return what provenance.json says of versions, code and hardware."""
-    provenance = read_json(folder / PROVENANCE_FILE)
+    provenance = read_object(folder / PROVENANCE_FILE)
     versions, hardware = provenance.get("versions"), provenance.get("hardware")
     command = provenance.get("command")
     threads = hardware.get("torch_threads") if isinstance(hardware, dict) else None
@@ -258,15 +202,6 @@ def _made_by(folder: Path) -> dict[str, Any]:
         "finished_at": provenance.get("finished_at"),
         "command": command if isinstance(command, list) else None,
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object; an empty one if that is not what it holds."""
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _repeats(frame: pd.DataFrame) -> pd.Series:

@@ -3,10 +3,7 @@
 Array names end in their shape: N test images, K classes, B bins.
 """
 
-import csv
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +14,24 @@ import pandas as pd
 
 from so_clip.figures import ADAPTED, ZERO_SHOT, reliability
 from so_clip.report.thumbnails import Thumbnails
-from so_clip.report.training_plots import CURVE, HISTORY, smoothed
+from so_clip.report.training_plots import smoothed
+from so_clip.run_files import (
+    CURVE_FILE,
+    HISTORY_FILE,
+    PER_CLASS_FILE,
+    PREDICTIONS_FILE,
+    PROVENANCE_FILE,
+    Columns,
+    columns_if_whole,
+    read_object,
+)
 
 # The most confident mistakes, pairs of classes in a confusion matrix (the most frequent ones), and
 # points of a curve that a page shows.
 MISTAKES, CONFUSIONS, POINTS = 12, 3000, 120
-_PREDICTIONS, _PER_CLASS, _PROVENANCE = "predictions.csv", "per_class.csv", "provenance.json"
 _LABELS = ("label", "prediction", f"{ZERO_SHOT}prediction")
 _CONFIDENCES = ("confidence", f"{ZERO_SHOT}confidence")
 _CLASS_FIGURES = ("images", f"{ZERO_SHOT}accuracy_percent", "accuracy_percent")
-
-# Columns of a CSV file: arrays of numbers, lists of texts.
-Columns = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,16 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
     """
     values: dict[str, Any] = {}
     names: tuple[tuple[int, str], ...] = ()
-    classes = _read(folder / _PER_CLASS, ("label",), _CLASS_FIGURES, ("name",))
+    classes = columns_if_whole(
+        folder / PER_CLASS_FILE, whole=("label",), numbers=_CLASS_FIGURES, texts=("name",)
+    )
     if classes is not None:
         names = tuple(zip(classes["label"].tolist(), classes["name"], strict=True))
         values["per_class"] = {key: _plain(classes[key]) for key in ("label", *_CLASS_FIGURES)}
     pictures: dict[str, str] = {}
-    predictions = _read(folder / _PREDICTIONS, _LABELS, _CONFIDENCES, ("path",))
+    predictions = columns_if_whole(
+        folder / PREDICTIONS_FILE, whole=_LABELS, numbers=_CONFIDENCES, texts=("path",)
+    )
     if predictions is not None and all(np.isfinite(predictions[key]).all() for key in _CONFIDENCES):
         values["confusion"] = confusion(predictions)
         values["reliability"] = {
@@ -73,11 +80,14 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
         values["no_pictures"] = thumbnails.reason(settings)
         found = {each["path"]: thumbnails.uri(settings, each["path"]) for each in worst}
         pictures = {path: uri for path, uri in found.items() if uri is not None}
-    for key, file, column in (("history", HISTORY, "loss"), ("curve", CURVE, "accuracy_percent")):
-        curve = _read(folder / file, (), ("step", column))
+    for key, file, column in (
+        ("history", HISTORY_FILE, "loss"),
+        ("curve", CURVE_FILE, "accuracy_percent"),
+    ):
+        curve = columns_if_whole(folder / file, numbers=("step", column))
         if curve is not None:
             values[key] = _curve(curve["step"], curve[column], column, smooth=key == "history")
-    values["provenance"] = _provenance(folder)
+    values["provenance"] = read_object(folder / PROVENANCE_FILE)
     return Details(values, names, pictures)
 
 
@@ -145,37 +155,3 @@ def _plain(values: npt.NDArray[Any], digits: int = 2) -> list[Any]:
         None if not math.isfinite(value) else int(value) if value == int(value) else value
         for value in values.astype(np.float64).round(digits).tolist()
     ]
-
-
-def _read(
-    path: Path, whole: Sequence[str], numbers: Sequence[str], texts: Sequence[str] = ()
-) -> Columns | None:
-    """Return columns of a CSV file; None if it is not there, is empty, or is not such a file.
-
-    Not by pandas, which takes ten times as long for files so small, and a class "nan" for a number.
-
-    Args:
-        path: the file.
-        whole: columns of whole numbers.
-        numbers: columns of numbers; an empty cell is NaN.
-        texts: columns of texts, returned as lists.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file)
-        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        found: Columns = {name: list(columns[name]) for name in texts}
-        found |= {name: np.array(columns[name]).astype(np.int64) for name in whole}
-        for name in numbers:
-            found[name] = np.array([cell or "nan" for cell in columns[name]]).astype(np.float64)
-    except (OSError, ValueError, KeyError, OverflowError, csv.Error):
-        return None
-    return found
-
-
-def _provenance(folder: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / _PROVENANCE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}

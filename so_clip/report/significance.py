@@ -28,10 +28,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from so_clip.errors import InputError
 from so_clip.report.averages import few_shot_runs, same_zero_shot
 from so_clip.report.exact import holm, paired_t, sign_test
 from so_clip.report.read import Runs
 from so_clip.report.tables import AVERAGE, FIGURES, ZERO_SHOT_TITLE, table_runs
+from so_clip.run_files import PREDICTIONS_FILE, read_columns
 
 SEEDS, IMAGES = "seeds", "images"
 LEVEL = 0.05
@@ -216,18 +218,17 @@ def _balance(
 def _answers(result: _Result, answers: _Read, remarks: dict[str, None]) -> tuple[str, Right] | None:
     """Return a hash of the images' paths in their order, and which of them are classified right."""
     if (result.folder, result.column) not in answers:
-        file = Path(result.folder) / "predictions.csv"
+        file = Path(result.folder) / PREDICTIONS_FILE
         columns = (_BEFORE, _AFTER)
         try:
-            given = pd.read_csv(file, usecols=["path", "label", *columns], dtype={"path": str})
-        except (OSError, ValueError) as error:
-            remarks[f"{file} cannot be read: {str(error).splitlines()[0]}."] = None
+            given = read_columns(file, whole=("label", *columns), texts=("path",))
+        except InputError as error:
+            remarks[str(error)] = None
             answers |= {(result.folder, column): None for column in columns}
         else:
-            paths = hashlib.sha256("\n".join(map(str, given["path"])).encode()).hexdigest()
+            paths = hashlib.sha256("\n".join(given["path"]).encode()).hexdigest()
             for column in columns:
-                right = (given[column] == given["label"]).to_numpy(dtype=np.bool_)
-                answers[result.folder, column] = paths, right
+                answers[result.folder, column] = paths, given[column] == given["label"]
     return answers[result.folder, result.column]
 
 

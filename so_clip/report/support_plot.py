@@ -10,8 +10,8 @@ import pandas as pd
 from so_clip.report import style
 from so_clip.report.drawing import Drawing
 from so_clip.report.style import Line
+from so_clip.run_files import CHANGED_FILE, columns_if_whole
 
-FILE = "changed.csv"
 # Of 20,000 runs only so many have their files read.
 MAX_ROWS, MAX_RUNS = 3, 12
 TOWERS = {"vision": "image tower", "text": "text tower"}
@@ -56,7 +56,7 @@ def _read(runs: pd.DataFrame) -> pd.DataFrame:
     """Return changed and all parameters by method, tower, layer and kind of tensor."""
     parts: list[pd.DataFrame] = []
     for (title, variant), group in _groups(runs):
-        tables = [_table(Path(folder) / FILE) for folder in group["folder"].head(MAX_RUNS)]
+        tables = [_table(Path(folder) / CHANGED_FILE) for folder in group["folder"].head(MAX_RUNS)]
         found = [table for table in tables if table is not None]
         if found:
             whole = pd.concat(found).groupby(["tower", "kind", "layer"], as_index=False).sum()
@@ -71,14 +71,13 @@ def _read(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _table(path: Path) -> pd.DataFrame | None:
     """Read one changed.csv; None if there is none, or no tensor in it has a layer."""
-    try:
-        table = pd.read_csv(path, usecols=["tensor", "parameters", "changed"])
-    except (OSError, ValueError):
+    table = columns_if_whole(path, whole=("parameters", "changed"), texts=("tensor",))
+    if table is None:
         return None
     rows = [
-        (*place, tensor.parameters, tensor.changed)
-        for tensor in table.itertuples()
-        if (place := place_of(str(tensor.tensor))) is not None
+        (*place, parameters, changed)
+        for tensor, parameters, changed in zip(*table.values(), strict=True)
+        if (place := place_of(tensor)) is not None
     ]
     columns = ["tower", "kind", "layer", "parameters", "changed"]
     return pd.DataFrame(rows, columns=columns) if rows else None

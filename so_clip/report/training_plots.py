@@ -11,8 +11,8 @@ from so_clip.report.accuracy_plots import zero_shot_accuracy
 from so_clip.report.averages import few_shot_runs
 from so_clip.report.drawing import Drawing
 from so_clip.report.style import Line
+from so_clip.run_files import CURVE_FILE, HISTORY_FILE, columns_if_whole
 
-HISTORY, CURVE = "history.csv", "curve.csv"
 # Of 20,000 runs only these have their files read.
 MAX_PANELS, MAX_SEEDS = 12, 3
 # A loss is averaged over so much of the training, and drawn at so many steps.
@@ -22,7 +22,7 @@ SMOOTHED, POINTS = 0.05, 100
 def loss_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw the training loss by step: a panel a dataset, a line a method."""
     for backbone, shots, some in _chosen(runs, lines):
-        numbers = _read(some, lines, HISTORY, "loss", smoothed)
+        numbers = _read(some, lines, HISTORY_FILE, "loss", smoothed)
         if numbers.empty:
             continue
         figure = _draw(numbers, lines, "training loss (log scale)")
@@ -44,7 +44,7 @@ def loss_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
 def accuracy_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw the test accuracy along the way, of those runs that measured it."""
     for backbone, shots, some in _chosen(runs, lines):
-        numbers = _read(some, lines, CURVE, "accuracy_percent", lambda values: values)
+        numbers = _read(some, lines, CURVE_FILE, "accuracy_percent", lambda values: values)
         if numbers.empty:
             continue
         figure = _draw(numbers, lines, "test accuracy (%)", zero_shot_accuracy(some))
@@ -89,9 +89,9 @@ def _read(
             mine = line.of(runs[runs["dataset"] == dataset]).sort_values("seed")
             seeds = []
             for folder in mine["folder"].head(MAX_SEEDS):
-                table = read_columns(Path(folder) / file, ("step", column))
+                table = columns_if_whole(Path(folder) / file, numbers=("step", column))
                 if table is not None:
-                    values = smooth(table[column])
+                    values = smooth(pd.Series(table[column]))
                     seeds.append(pd.Series(values.to_numpy(), index=table["step"]))
             if seeds:
                 both = pd.concat(seeds, axis=1)
@@ -100,15 +100,6 @@ def _read(
                 cells = cells.reset_index(names="step")
                 parts.append(cells.assign(dataset=dataset, method=line.title, variant=line.variant))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
-    """Return columns of numbers from a CSV file; None if it is not there or is not such a file."""
-    try:
-        table = pd.read_csv(path, usecols=list(columns))
-        return table.astype(float) if len(table) else None
-    except (OSError, ValueError):  # pandas's parser errors are ValueErrors
-        return None
 
 
 def _draw(

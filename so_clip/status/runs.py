@@ -4,7 +4,6 @@ A folder is read again only where it has changed: every file in it is renamed in
 changes the folder's own time. Locks leave no trace there, so those are asked for every time.
 """
 
-import json
 import math
 import os
 import platform
@@ -18,14 +17,19 @@ from typing import Any
 from so_clip.errors import InputError
 from so_clip.locks import is_locked
 from so_clip.progress import PROGRESS_FILE
-from so_clip.record import ERROR_FILE, METRICS_FILE, read_metrics
+from so_clip.run_files import (
+    ERROR_FILE,
+    METRICS_FILE,
+    finished_metrics,
+    is_run_folder,
+    listing,
+    read_object,
+)
 
 RUNNING, FAILED, INTERRUPTED, MISSING, DONE = "running", "failed", "interrupted", "missing", "done"
 WAITING = "waiting"  # a sweep that is at work will come to it
 STARTING = "starting"  # the remark of a run that reads its data yet
 STATES = (DONE, RUNNING, WAITING, FAILED, INTERRUPTED, MISSING)
-# Any of these makes a folder a run's.
-_RUN_FILES = frozenset({"config.yaml", METRICS_FILE, ERROR_FILE, PROGRESS_FILE})
 # Where no lock can tell, a run that has said nothing for so long is no more.
 SILENCE_SECONDS = 600
 # Times of files are coarse: what has changed so lately may change again without a trace.
@@ -51,7 +55,10 @@ class Run:
 
 @dataclass(frozen=True)
 class _Known:
-    """What was last read of a folder, before its lock is asked for; None: it is no run's."""
+    """What was last read of a folder, before its lock is asked for.
+
+    `run` is None where it is no run's; `children` are the folders to look into.
+    """
 
     mtime_ns: int
     run: Run | None = None
@@ -63,8 +70,7 @@ class _Known:
 class RunFolders:
     """All runs below a folder, read anew by `read` as far as they have changed.
 
-    Folders whose names begin with a dot, and links, are passed over. `unreadable` names, after
-    each `read`, those that may not be entered.
+    `unreadable` names, after each `read`, the folders that may not be entered.
     """
 
     results_dir: Path
@@ -97,10 +103,9 @@ class RunFolders:
                 self.unreadable.append(f"{folder}: {error.strerror or error}.")
                 continue
             self._known[folder] = known
-            if known.run is None:
-                folders += (os.path.join(folder, child) for child in known.children)  # noqa: PTH118
-            else:
-                name = os.path.relpath(folder, self.results_dir)
+            folders += known.children
+            if known.run is not None:
+                name = os.path.basename(top) if folder == top else os.path.relpath(folder, top)  # noqa: PTH119
                 yield folder, replace(_now(known, folder), name=name)
 
 
@@ -110,41 +115,29 @@ def _read_folder(folder: str, before: _Known | None, is_top: bool) -> _Known:
     mtime_ns = os.stat(folder).st_mtime_ns  # noqa: PTH116
     if before is not None and before.mtime_ns == mtime_ns:
         return before
-    with os.scandir(folder) as entries:
-        listed = list(entries)
+    names, below = listing(folder)
     settled = mtime_ns if asked_ns - mtime_ns > SETTLED_NS else -1
-    names = {entry.name for entry in listed}
     path, changed_at = Path(folder), mtime_ns / 1e9
     if not (is_top or names):  # claimed, perhaps, by a run that reads its data yet
         starting = Run("", RUNNING, changed_at, remark=STARTING)
-        return _Known(-1, starting if is_locked(Path(folder)) else None)
-    if is_top or not names & _RUN_FILES:
-        children = tuple(
-            entry.name
-            for entry in listed
-            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-        )
-        return _Known(settled, children=children)
+        return _Known(-1, starting if is_locked(path) else None)
+    if not is_run_folder(names, is_top):
+        return _Known(settled, children=tuple(below))
+    children = tuple(below) if is_top else ()
     if METRICS_FILE in names:
-        return _Known(settled, _finished(path, changed_at))
+        return _Known(settled, _finished(path, changed_at), children=children)
     if ERROR_FILE in names:
-        return _Known(settled, _failed(path, changed_at))
+        return _Known(settled, _failed(path, changed_at), children=children)
     progress = read_object(path / PROGRESS_FILE) if PROGRESS_FILE in names else {}
-    return _Known(settled, _unfinished(progress, changed_at), progress)
+    return _Known(settled, _unfinished(progress, changed_at), progress, children)
 
 
 def _finished(folder: Path, changed_at: float) -> Run:
     try:
-        metrics = read_metrics(folder / METRICS_FILE)
+        metrics = finished_metrics(folder)
     except InputError as error:
         return Run("", FAILED, changed_at, remark=str(error))
-    except RecursionError:
-        remark = f"{METRICS_FILE} is nested too deeply. Delete its folder and repeat."
-        return Run("", FAILED, changed_at, remark=remark)
-    steps, accuracy = _whole(metrics.get("steps")), number(metrics.get("accuracy_percent"))
-    if accuracy is None:
-        remark = f"{METRICS_FILE} has no accuracy_percent. Delete its folder and repeat."
-        return Run("", FAILED, changed_at, remark=remark)
+    steps, accuracy = _whole(metrics.get("steps")), number(metrics["accuracy_percent"])
     loss = number(metrics.get("final_loss"))
     return Run("", DONE, changed_at, steps, steps, loss, accuracy_percent=accuracy)
 
@@ -196,15 +189,6 @@ def _is_running(folder: str, progress: dict[str, Any], silent_seconds: float) ->
     if held is None or (not held and progress.get("host", HOST) != HOST):
         return silent_seconds < SILENCE_SECONDS
     return held
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; an empty one if it is gone, torn or of another kind."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def number(value: Any) -> float | None:

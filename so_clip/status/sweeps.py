@@ -10,6 +10,7 @@ from typing import Any
 from so_clip import jobs
 from so_clip.jobs import JOBS_DIR, Job
 from so_clip.locks import is_locked
+from so_clip.run_files import PROVENANCE_FILE, read_object
 from so_clip.settings import NO_DIFFERENCE
 from so_clip.status.runs import (
     DONE,
@@ -21,7 +22,6 @@ from so_clip.status.runs import (
     STARTING,
     WAITING,
     Run,
-    read_object,
     texts,
 )
 from so_clip.sweep import SWEEP_FILE
@@ -232,7 +232,7 @@ class Ledger:
             if path in of_jobs or run.state != DONE:
                 continue
             if path not in self._commands:
-                command: Any = read_object(Path(path) / "provenance.json").get("command")
+                command: Any = read_object(Path(path) / PROVENANCE_FILE).get("command")
                 given = (texts(command) or ())[1:]
                 sweep = any(each in ("-m", "--multirun") for each in given)
                 options = [each for each in given if not each.startswith("-")]

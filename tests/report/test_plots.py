@@ -16,7 +16,7 @@ from so_clip.report.read import read_runs
 from so_clip.report.support_plot import place_of, support
 from so_clip.report.svg import inline
 from so_clip.report.tables import AVERAGE, make_tables
-from so_clip.report.training_plots import accuracy_curves, loss_curves, read_columns, smoothed
+from so_clip.report.training_plots import accuracy_curves, loss_curves, smoothed
 from tests.report.page_runs import write_csv, write_run
 
 
@@ -229,7 +229,6 @@ def test_loss_curves_are_moving_averages_and_damaged_files_show_nothing(tmp_path
 def test_a_short_history_is_not_smoothed_away():
     values = pd.Series([3.0, 2.0, 1.0])
     assert smoothed(values).tolist() == [3.0, 2.0, 1.0]
-    assert read_columns(Path("nowhere.csv"), ("step",)) is None
 
 
 def test_support_is_the_share_of_weights_ever_changed_over_all_runs(tmp_path):

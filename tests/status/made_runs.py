@@ -15,7 +15,11 @@ from so_clip.status import __main__ as command
 from so_clip.status.screen import View
 from tests.command import Outcome, call, environment
 
-METRICS: dict[str, Any] = {"steps": 200, "accuracy_percent": 81.11, "final_loss": 0.16}
+METRICS: dict[str, Any] = {
+    **{"dataset": "digits", "backbone": "tiny", "method": "so", "method_title": "SO"},
+    **{"shots": 4, "seed": 1, "accuracy_percent": 81.11, "peak_memory_mib": 44.1},
+    **{"steps": 200, "final_loss": 0.16, "settings": {}},
+}
 ERROR: dict[str, Any] = {
     "kind": "TrainingDiverged",
     "message": "the loss became nan at step 50.\nLower optimizer.lr.",
@@ -75,13 +79,15 @@ def status(*arguments: object) -> Outcome:
 
 
 _AT_WORK = """
+import json
 import sys
 from pathlib import Path
 from so_clip.progress import Progress
 from so_clip.record import RunFolder
 
 folder = RunFolder(Path(sys.argv[1]))
-with folder.claimed(sys.argv[3:]):
+metrics, *overrides = sys.argv[3:]
+with folder.claimed(overrides):
     if sys.argv[2] == "started":
         folder.start({}, None)
         progress = Progress(folder.path, 200, folder.overrides)
@@ -90,7 +96,7 @@ with folder.claimed(sys.argv[3:]):
     print("at work", flush=True)
     sys.stdin.read()
     if sys.argv[2] == "started":
-        folder.finish({"steps": 200, "accuracy_percent": 75.0}, "")
+        folder.finish(json.loads(metrics), "")
 """
 
 
@@ -99,8 +105,9 @@ def at_work(
     folder: Path, stage: str = "started", *overrides: str
 ) -> Iterator[subprocess.Popen[str]]:
     """Give a process that holds a run's folder; it finishes the run when its stdin is closed."""
+    metrics = METRICS | {"accuracy_percent": 75.0}
     process = subprocess.Popen(
-        [sys.executable, "-c", _AT_WORK, str(folder), stage, *overrides],
+        [sys.executable, "-c", _AT_WORK, str(folder), stage, json.dumps(metrics), *overrides],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
