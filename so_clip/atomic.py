@@ -11,6 +11,27 @@ from typing import IO, Any
 from so_clip.errors import InputError
 
 
+class CannotWrite(InputError):
+    """A file cannot be written; `problem` names it and says why, without the way out."""
+
+    def __init__(self, problem: str, option: str = "results_dir=FOLDER") -> None:
+        super().__init__(f"{problem} Free the disk, or choose another folder with {option}.")
+        self.problem = problem
+
+
+@contextmanager
+def placed_by(option: str) -> Iterator[None]:
+    """Let what cannot be written inside name the option that decides on the folder.
+
+    Args:
+        option: as it is typed, such as "-o FOLDER"; runs and sweeps have results_dir.
+    """
+    try:
+        yield
+    except CannotWrite as error:
+        raise CannotWrite(error.problem, option) from error
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write to, which becomes `path` at the end, unless something is raised.
@@ -35,10 +56,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}. "
-            "Free the disk, or choose another folder with results_dir=FOLDER."
-        ) from error
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ _FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches")
 # What looks at runs or makes ready for them, and has no part in them.
 _READERS = (
     *("doctor", "forecast", "prepare", "report", "status"),
-    *("manual.py", "table.py", "tensorboard.py"),
+    *("arguments.py", "manual.py", "table.py", "tensorboard.py"),
 )
 
 

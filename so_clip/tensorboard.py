@@ -4,7 +4,6 @@ CSV and JSON files stay where the figures are; event files are copies of them an
 any time. Needs the extra `tensorboard`.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from so_clip import atomic
 from so_clip.__main__ import guarded
+from so_clip.arguments import OUT, results_parser
 from so_clip.errors import InputError
 from so_clip.run_files import (
     CURVE_FILE,
@@ -49,20 +49,16 @@ def main() -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m so_clip.tensorboard", description=(__doc__ or "").replace("`", "")
-    )
-    parser.add_argument("results_dir", type=Path, help="the folder that holds the runs' folders")
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, help="folder for the event files (--logdir)"
-    )
-    options = parser.parse_args(arguments)
+    out_help = "folder for the event files (default: RESULTS_DIR/events)"
+    options = results_parser("so_clip.tensorboard", __doc__, out_help).parse_args(arguments)
     _require_tensorboard()
-    written, skipped = export(options.results_dir, options.out)
+    out = options.out or options.results_dir / "events"
+    with atomic.placed_by(OUT):
+        written, skipped = export(options.results_dir, out)
     for reason in skipped:
         print(f"so_clip.tensorboard: left out: {reason}", file=sys.stderr)
     runs = "run" if written == 1 else "runs"
-    print(f"{written} new or changed {runs}; look at them with: tensorboard --logdir {options.out}")
+    print(f"{written} new or changed {runs}; look at them with: tensorboard --logdir {out}")
 
 
 def _require_tensorboard() -> None:

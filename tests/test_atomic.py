@@ -138,3 +138,14 @@ def test_a_reader_never_sees_a_part(tmp_path):
     writer.join()
     assert seen <= set(texts)
     assert _contents(tmp_path) == ["a.txt"]
+
+
+def test_a_command_names_the_option_that_decides_on_its_folder():
+    with (
+        pytest.raises(atomic.CannotWrite, match=r"another folder with -o FOLDER\.") as caught,
+        atomic.placed_by("-o FOLDER"),
+    ):
+        atomic.write_text(Path("/proc/a.txt"), "")
+    assert "results_dir" not in str(caught.value)
+    with pytest.raises(InputError, match="results_dir=FOLDER"):
+        atomic.write_text(Path("/proc/a.txt"), "")

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from so_clip import table
+from so_clip.report import __main__ as report
 from so_clip.report.averages import statistics
 from so_clip.report.read import read_runs
-from so_clip.table import to_markdown
-from tests.command import Outcome, call
+from tests.command import Outcome, call, python
 from tests.report.made_runs import write_run
 
 
@@ -36,7 +36,9 @@ def test_seeds_are_averaged_with_the_sample_deviation(tmp_path):
 
 def test_a_single_run_has_no_deviation(tmp_path):
     write_run(tmp_path, "s1")
-    assert to_markdown(_cells(tmp_path)).splitlines()[-1] == "| tiny | 4 | SO | 50.00 (1) |"
+    lines = _table(tmp_path, "-o", tmp_path / "t").out.splitlines()
+    assert lines[0] == "Test accuracy in percent, tiny: mean over 1 seed."
+    assert lines[4] == "| 4 | SO | 50.00 | 10.0 |"
 
 
 @pytest.mark.parametrize(
@@ -110,16 +112,16 @@ def test_datasets_stand_across_and_are_averaged_where_all_are_there(tmp_path):
     for dataset, accuracy in (("dtd", 40.0), ("digits", 80.0)):
         write_run(tmp_path, dataset, dataset=dataset, accuracy_percent=accuracy)
     write_run(tmp_path, "adamw", method="adamw", method_title="AdamW", accuracy_percent=70.0)
-    lines = to_markdown(_cells(tmp_path)).splitlines()
-    assert lines[0] == "| backbone | shots | method | digits | dtd | average |"
-    assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: |"
-    assert lines[2] == "| tiny | 4 | AdamW | 70.00 (1) |  |  |"
-    assert lines[3] == "| tiny | 4 | SO | 80.00 (1) | 40.00 (1) | 60.00 |"
+    lines = _table(tmp_path, "-o", tmp_path / "t").out.splitlines()
+    assert lines[2] == "| shots | method | DTD | digits | average | memory (MiB) |"
+    assert lines[3] == "| --- | --- | ---: | ---: | ---: | ---: |"
+    assert lines[4] == "| 4 | AdamW | – | 70.00 | – | – |"
+    assert lines[5] == "| 4 | SO | 40.00 | **80.00** | 60.00 | 10.0 |"
 
 
 def test_zero_shot_has_no_shots(tmp_path):
     write_run(tmp_path, "a", shots=0, seed=0, method="zero_shot", method_title="Zero-shot CLIP")
-    assert "| tiny | - | Zero-shot CLIP |" in to_markdown(_cells(tmp_path))
+    assert "| - | Zero-shot CLIP | 50.00 |" in _table(tmp_path, "-o", tmp_path / "t").out
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_what_is_no_finished_run_is_left_out_by_name(tmp_path, metrics, reason):
     assert done.err.startswith("so_clip.table: left out: ")
     assert str(bad) in done.err
     assert reason in done.err
-    assert "1 runs" in done.out
+    assert "\n1 run; tables in " in done.out
 
 
 def test_hidden_folders_are_nobodys_runs(tmp_path):
@@ -177,16 +179,17 @@ def test_the_command_leaves_two_tables_in_two_forms(tmp_path):
     assert names == ["accuracy.csv", "accuracy.md", "memory.csv", "memory.md"]
     accuracy = pd.read_csv(runs / "tables" / "accuracy.csv", keep_default_na=False)
     assert list(accuracy.columns) == [
-        *("dataset", "backbone", "shots", "method_title", "variant", "mean", "std", "runs")
+        *("dataset", "backbone", "shots", "method", "method_title", "variant", "mean", "std"),
+        *("runs", "best", "source", "uncertainty"),
     ]
     assert accuracy.loc[0, ["dataset", "mean", "runs"]].tolist() == ["digits", 52.0, 2]
     assert float(accuracy.loc[0, "std"]) == pytest.approx(8**0.5)
     text = (runs / "tables" / "accuracy.md").read_text()
-    assert "| tiny | 4 | SO | 52.00 ± 2.83 (2) |" in text
-    assert "percent" in text
+    assert "Test accuracy in percent, tiny: mean ± standard deviation over 2 seeds.\n" in text
+    assert "| 4 | SO | 52.00 ± 2.83 | 10.0 |" in text
     assert text in done.out
     memory = (runs / "tables" / "memory.md").read_text()
-    assert "| tiny | 4 | SO | 10.00 ± 0.00 (2) |" in memory
+    assert "| 4 | SO | 10.0 ± 0.0 |" in memory
     assert "MiB" in memory
 
 
@@ -214,7 +217,7 @@ def test_base_to_new_runs_have_tables_of_their_own(tmp_path):
     assert (done.code, done.err) == (0, "")
     for name, mean in (("new_accuracy", 50.0), ("harmonic_mean", 55.0)):
         (row,) = pd.read_csv(runs / "tables" / f"{name}.csv").to_dict("records")
-        assert (row["variant"], row["mean"], row["runs"]) == ("protocol=base_to_new", mean, 2)
+        assert (row["mean"], row["runs"]) == (mean, 2)
         assert (runs / "tables" / f"{name}.md").is_file()
     assert not (runs / "tables" / "transfer.csv").exists()
 
@@ -237,9 +240,22 @@ def test_transfer_has_a_table_by_target_and_source(tmp_path):
     (row,) = pd.read_csv(runs / "tables" / "accuracy.csv").to_dict("records")
     assert (row["dataset"], row["mean"], row["runs"]) == ("digits", 80.0, 2)
     lines = (runs / "tables" / "transfer.md").read_text().splitlines()
-    assert lines[2] == "| backbone | shots | method | dtd | fgvc | ucf101 | average |"
-    cell = "45.00 ± 7.07 (2)"
-    assert lines[4] == f"| tiny | 4 | SO (from digits) | {cell} | {cell} | 30.00 (1) | 40.00 |"
+    assert lines[2] == "| shots | method | Aircraft | DTD | UCF101 | average |"
+    cell = "45.00 ± 7.07"
+    assert lines[4] == f"| 4 | SO (from digits) | {cell} | {cell} | 30.00 (1) | 40.00 |"
+
+
+def test_it_needs_none_of_the_extras_and_prints_what_the_report_has(tmp_path):
+    write_run(tmp_path, "a")
+    code = (
+        "import sys; from so_clip.table import main; assert main() == 0;"
+        "print({'torch', 'jinja2', 'matplotlib', 'rich'} & set(sys.modules))"
+    )
+    printed = python(code, tmp_path)
+    assert printed.endswith("\nset()\n")
+    done = call(tmp_path, "--tables-only", main=report.main)
+    assert (done.code, done.err) == (0, "")
+    assert (tmp_path / "report" / "tables" / "accuracy.md").read_text() in printed
 
 
 def test_tables_go_elsewhere_on_request_and_are_made_again(tmp_path):
@@ -255,4 +271,5 @@ def test_an_unwritable_place_for_tables_is_bad_input(tmp_path):
     done = _table(tmp_path, "-o", "/proc/tables")
     assert done.code == 2
     assert "/proc/tables" in done.err
+    assert "another folder with -o FOLDER" in done.err
     assert "Traceback" not in done.err

@@ -131,9 +131,9 @@ def frame_to_latex(frame: pd.DataFrame, caption: str, name: str, texts: int) -> 
     return _float("\n".join(lines), columns, caption, name, [])
 
 
-def document(files: Sequence[str]) -> str:
-    """Return a document that shows the tables of these files."""
-    inputs = "\n".join(f"\\input{{{file}}}\\clearpage" for file in files)
+def document(names: Sequence[str]) -> str:
+    """Return a document that shows the tables of these files, NAME.tex each."""
+    inputs = "\n".join(f"\\input{{{name}.tex}}\\clearpage" for name in names)
     return (
         "\\documentclass{article}\n\\usepackage[a4paper,landscape,margin=1.5cm]{geometry}\n"
         f"\\usepackage{{booktabs}}\n\\usepackage{{graphicx}}\n\\begin{{document}}\n{inputs}\n"

@@ -52,6 +52,11 @@ class Runs:
     frame: pd.DataFrame
     skipped: list[str]
 
+    @property
+    def counted(self) -> str:
+        """How many runs there are, in words."""
+        return f"{len(self.frame)} run{'' if len(self.frame) == 1 else 's'}"
+
 
 def read_runs(results_dir: Path) -> Runs:
     """Read every finished run below `results_dir`.

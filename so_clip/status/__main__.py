@@ -1,6 +1,5 @@
 """`python -m so_clip.status RESULTS_DIR`: which runs are done, running, failed, missing."""
 
-import argparse
 import sys
 import time
 from contextlib import suppress
@@ -11,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from so_clip.__main__ import guarded
+from so_clip.arguments import results_parser
 from so_clip.errors import RunFailed
 from so_clip.status.runs import FAILED, RunFolders
 from so_clip.status.screen import SHOWN, View, dashboard, report
@@ -34,13 +34,7 @@ def main() -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m so_clip.status",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("results_dir", type=Path, help="the folder that holds the runs' folders")
+    parser = results_parser("so_clip.status", __doc__, epilog=EPILOG)
     parser.add_argument("--once", action="store_true", help="print the table once")
     parser.add_argument(
         "--all", action="store_true", help=f"list every run, not the first {SHOWN} of each state"

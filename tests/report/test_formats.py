@@ -172,7 +172,7 @@ def test_latex_of_nasty_names_and_of_published_rows_compiles(tmp_path):
             write_run(runs, f"{dataset}{shots}", dataset=dataset, backbone=VIT, shots=shots)
     texts = [latex.to_latex(table) for table in _tables(runs)]
     (tmp_path / "x.tex").write_text(latex.HEADER + "\n".join(texts))
-    (tmp_path / "all.tex").write_text(latex.document(["x.tex"]))
+    (tmp_path / "all.tex").write_text(latex.document(["x"]))
     log = _compile(tmp_path)
     assert "Output written" in log
     assert "Missing character" not in log
@@ -231,5 +231,5 @@ def test_frames_of_texts_have_all_formats(tmp_path):
     ]
     assert _parsed(formats.frame_to_html(texts, "Title.", "x")).rows[1] == ["A & B", "0.0123", "3"]
     (tmp_path / "x.tex").write_text(latex.frame_to_latex(texts, "Title, p < 0.05.", "x", 1))
-    (tmp_path / "all.tex").write_text(latex.document(["x.tex"]))
+    (tmp_path / "all.tex").write_text(latex.document(["x"]))
     _compile(tmp_path)

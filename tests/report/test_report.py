@@ -114,6 +114,7 @@ def test_a_place_that_cannot_be_written_is_bad_input(tmp_path):
     done = _report(tmp_path, "-o", "/proc/report")
     assert done.code == 2
     assert "/proc/report" in done.err
+    assert "another folder with -o FOLDER" in done.err
     assert "Traceback" not in done.err
 
 
