@@ -82,12 +82,19 @@ def contents_sha256(data: Data, template: str) -> str:
             # A list of a million takes a second so, and several as JSON.
             lines = "".join([f"{path}\0{label}\0" for path, label in examples])
             total.update(f"{len(examples)}\0{lines}".encode(errors="surrogatepass"))
+    if data.skipped:  # what takes the place of training images follows from them
+        total.update(json.dumps([(each.split, each.path) for each in data.skipped]).encode())
     return total.hexdigest()
 
 
 def remember(settings: Settings, data: Data, weights_sha256: str) -> None:
-    """Keep both hashes of a run for later runs of this process."""
+    """Keep both hashes of a run for later runs of this process.
+
+    Corrupt images that were passed over may be mended any time: such lists are not kept.
+    """
     _weights[_weights_key(settings)] = weights_sha256
+    if data.skipped:
+        return
     files = {target.splits.file for target in data.targets} - {None}
     looks = {file: _look(file) for file in files if file is not None}
     _contents[_contents_key(settings)] = contents_sha256(data, settings.template), looks

@@ -1,5 +1,6 @@
 """What is recorded of a run: predictions and figures of each test set, and metrics.json."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from so_clip.data.halves import BASE_TO_NEW
 from so_clip.device import describe
 from so_clip.evaluate import Evaluator, Predictions
 from so_clip.figures import ADAPTED, ZERO_SHOT, figures, harmonic_mean, per_class
-from so_clip.record import RunFolder
+from so_clip.record import SKIPPED_FILE, RunFolder
 from so_clip.settings import Settings
 from so_clip.train import History
 
@@ -99,6 +100,7 @@ def run_metrics(
         **(_transfer(data, values) if settings.transfer else {}),
         "tested_on": data.tested_on,
         "test_images": len(data.splits.test),
+        **_skipped(data, data.splits.dataset),
         "evaluate_seconds": sum(evaluator.seconds for evaluator in evaluators.values()),
         "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),
         **memory,
@@ -133,7 +135,22 @@ def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     rows |= {f"on {name}": _both(each, "accuracy_percent") for name, each in transfer.items()}
     if len(transfer) > 1:
         rows["on these, average"] = _both(metrics, "transfer_accuracy_percent")
+    if skipped := [
+        f"{count} {split}" for split in ("train", "test") if (count := _all_skipped(metrics, split))
+    ]:
+        rows["skipped images"] = f"{', '.join(skipped)}: see {SKIPPED_FILE}"
     return rows
+
+
+def _all_skipped(metrics: Mapping[str, Any], split: str) -> int:
+    key = f"skipped_{split}_images"
+    return sum(each.get(key, 0) for each in (metrics, *metrics.get("transfer", {}).values()))
+
+
+def _skipped(data: Data, dataset: str) -> dict[str, int]:
+    """Return how many corrupt images of one dataset were passed over, in training and in test."""
+    counts = Counter(each.split for each in data.skipped if each.dataset == dataset)
+    return {f"skipped_{split}_images": counts[split] for split in ("train", "test")}
 
 
 def _both(values: Mapping[str, Any], key: str) -> str:
@@ -165,6 +182,7 @@ def _transfer(data: Data, values: Mapping[str, Mapping[str, float]]) -> dict[str
         target.name: {
             **values[target.name],
             "test_images": len(target.splits.test),
+            "skipped_test_images": _skipped(data, target.splits.dataset)["skipped_test_images"],
             "classes": len(target.splits.class_names),
             "split_sha256": target.splits.sha256,
         }

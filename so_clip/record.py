@@ -35,6 +35,7 @@ from so_clip.run_files import (
 )
 
 CHECKPOINT_FILE = "checkpoint.pt"
+SKIPPED_FILE = "skipped.csv"
 _ATTEMPTS = 20
 _REPORTED_VERSIONS = (
     "torchvision",
@@ -181,6 +182,12 @@ class RunFolder:
         """Write changed.csv: of each opened tensor how many `parameters` it has, and how many of
         them, `changed`, are not what they were before the first step."""
         self._write_csv(CHANGED_FILE, ("tensor", "parameters", "changed"), rows)
+
+    def write_skipped(self, rows: Sequence[Sequence[str]]) -> None:
+        """Write skipped.csv: a row a corrupt image that was passed over, with its `dataset`,
+        `split`, `path` and the `reason`. Nothing where there was none."""
+        if rows:
+            self._write_csv(SKIPPED_FILE, ("dataset", "split", "path", "reason"), rows)
 
     def write_predictions(self, columns: Mapping[str, Sequence[Any]], of: str = "") -> None:
         """Write predictions.csv: a row a test image, in the test split's order.

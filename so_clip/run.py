@@ -160,6 +160,7 @@ def _do(
 
 
 def _write_provenance(folder: RunFolder, data: Data, model: Model, fingerprint: str) -> None:
+    folder.write_skipped(data.skipped)
     folder.write_provenance(
         provenance(
             describe(model.device),
@@ -167,6 +168,7 @@ def _write_provenance(folder: RunFolder, data: Data, model: Model, fingerprint: 
             backbone_weights_sha256=model.weights_sha256,
             split_file=str(data.splits.file) if data.splits.file else None,
             split_file_sha256=data.splits.sha256,
+            skipped_images=len(data.skipped),
             results_version=identity.RESULTS_VERSION,
             run_fingerprint=fingerprint,
             overrides=folder.overrides,  # in a sweep the command may be a worker's

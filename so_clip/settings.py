@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from so_clip.data.examples import ON_CORRUPT
 from so_clip.data.fewshot import PROTOCOLS as SPLIT_PROTOCOLS
 from so_clip.errors import InputError, nearest
 from so_clip.machine import core_share
@@ -43,7 +44,7 @@ MAX_WORKERS = 256
 NO_DIFFERENCE = (
     *("results_dir", "force", "threads", "checkpoint_seconds", "method_title"),
     *("evaluation.workers", "evaluation.cache_dir"),
-    *("split_file", "backbone.checkpoint", "data_root"),
+    *("split_file", "backbone.checkpoint", "data_root", "on_corrupt"),
 )
 # Options that came later, with values under which a run is what it was before them.
 _LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None}
@@ -110,6 +111,7 @@ class Settings:
     threads: int | None
     checkpoint_seconds: float
     force: bool
+    on_corrupt: str
     data_root: Path
     results_dir: Path
 
@@ -133,7 +135,9 @@ class Settings:
     def data(self) -> dict[str, Any]:
         """What `so_clip.data.gather.gather` takes, by its names."""
         keys = ("dataset", "data_root", "split_file", "shots", "seed", "split_protocol")
-        return {key: getattr(self, key) for key in (*keys, "protocol", "transfer", "imbalance")}
+        more = ("protocol", "transfer", "imbalance", "on_corrupt")
+        values = {key: getattr(self, key) for key in (*keys, *more)}
+        return values | {"kept_in": self.evaluation.cache_dir}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values: what config.yaml holds."""
@@ -205,6 +209,7 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
         threads=_threads(values["threads"], at_once),
         checkpoint_seconds=not_negative("checkpoint_seconds", values["checkpoint_seconds"]),
         force=_flag("force", values["force"]),
+        on_corrupt=one_of("on_corrupt", values["on_corrupt"], ON_CORRUPT),
         data_root=path("data_root", values["data_root"]),
         results_dir=results_dir,
     )
@@ -230,7 +235,7 @@ _TOP_KEYS = (
     *_KEYS,
     *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
     *("protocol", "transfer", "imbalance", "text_budget_mib", "threads"),
-    *("checkpoint_seconds", "force", "data_root", "results_dir"),
+    *("checkpoint_seconds", "force", "on_corrupt", "data_root", "results_dir"),
 )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SPLITS = ("train", "val", "test")
+# What is done about images that cannot be decoded.
+RAISE, SKIP = ON_CORRUPT = ("raise", "skip")
 
 
 class Example(NamedTuple):

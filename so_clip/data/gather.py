@@ -3,11 +3,13 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from so_clip.data.cards import DatasetCard, check_trainable, load_card
-from so_clip.data.examples import Splits
+from so_clip.data.corrupt import Skipped, corrupt_images, pass_over_in_draw, pass_over_in_test
+from so_clip.data.examples import SKIP, Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
 from so_clip.data.halves import BASE_TO_NEW, base_and_new
 from so_clip.data.images import ImageSource, open_images, require_images
@@ -44,7 +46,7 @@ class Data:
 
     `others` are tested after it: the new classes of a base-to-new run, and other datasets.
     `tested_on` says what the images in `splits.test` are: "test", or "training" where a script has
-    put those there.
+    put those there. `skipped` are the corrupt images that lists and draw would have, too.
     """
 
     card: DatasetCard
@@ -53,6 +55,7 @@ class Data:
     few_shot: FewShot | None
     others: tuple[Target, ...] = ()
     tested_on: str = "test"
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -71,6 +74,8 @@ def gather(
     protocol: str = "all",
     transfer: Sequence[str] = (),
     imbalance: float | None = None,
+    on_corrupt: str = "raise",
+    kept_in: Path | None = None,
 ) -> Data:
     """Read the datasets' lists, draw the few shots, and make sure that every image is there.
 
@@ -83,6 +88,9 @@ def gather(
         protocol: "base_to_new" trains and tests on the first half of the classes, and tests on the
             second by itself.
         transfer: names of other datasets to test on.
+        on_corrupt: "skip" decodes all images that the run needs, and does without those that cannot
+            be; see so_clip.data.corrupt. "raise" opens none: reading them will tell.
+        kept_in: the folder of files that tell which are corrupt, so that each is decoded once.
 
     Raises:
         InputError: no such dataset, files missing or malformed; the message names them.
@@ -108,7 +116,35 @@ def gather(
         _note_repeats(few_shot, splits)
     for each, lists in [(card, whole), *((target.card, target.splits) for target in elsewhere)]:
         _note_incomplete(each, lists)
-    return Data(card, splits, images, few_shot, others)
+    data = Data(card, splits, images, few_shot, others)
+    return _without_corrupt(data, kept_in) if on_corrupt == SKIP else data
+
+
+def _without_corrupt(data: Data, kept_in: Path | None) -> Data:
+    """Take the corrupt images out of the draw and all test lists, and say how many there are."""
+    few_shot, splits = data.few_shot, data.splits
+    skipped: list[Skipped] = []
+    find = partial(corrupt_images, data.images, kept_in=kept_in)
+    if few_shot:
+        few_shot, skipped = pass_over_in_draw(few_shot, splits, find)
+    splits, of_test = pass_over_in_test(splits, find)
+    skipped += of_test
+    others = []
+    for target in data.others:
+        find = partial(corrupt_images, target.images, kept_in=kept_in)
+        left, of_test = pass_over_in_test(target.splits, find)
+        skipped += of_test
+        others.append(replace(target, splits=left))
+    if skipped:
+        counts = Counter(each.split for each in skipped)
+        print(
+            f"so_clip: on_corrupt=skip: {counts['train']} training and {counts['test']} test "
+            "images cannot be decoded, and the run does without them. Its skipped.csv names them.",
+            file=sys.stderr,
+        )
+    return replace(
+        data, splits=splits, few_shot=few_shot, others=tuple(others), skipped=tuple(skipped)
+    )
 
 
 def _elsewhere(name: str, data_root: Path | None, dataset: str, protocol: str) -> Target:

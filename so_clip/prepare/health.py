@@ -2,13 +2,10 @@
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
+from so_clip.data.corrupt import errors_of
 from so_clip.data.images import ImageFolder, why_too_large
-from so_clip.errors import InputError
 
 # How files end that were written to their end. A whole one may end otherwise, and is decoded then.
 _ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
@@ -23,19 +20,8 @@ def undecodable(folder: Path, paths: Iterable[str], what: str) -> dict[str, str]
         paths: relative to it.
         what: for the progress bar.
     """
-    images = ImageFolder(folder)
-
-    def check(path: str) -> str:
-        try:
-            images.read(path).close()
-        except InputError as error:
-            return str(error)
-        return ""
-
-    listed = list(paths)
-    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
-        found = tqdm(pool.map(check, listed), what, len(listed), unit="image", disable=None)
-        return {path: reason for path, reason in zip(listed, found, strict=True) if reason}
+    errors = errors_of(ImageFolder(folder), paths, what)
+    return {path: str(error) for path, error in errors.items()}
 
 
 def suspicious(folder: Path, paths: Iterable[str]) -> list[str]:

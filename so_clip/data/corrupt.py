@@ -1,0 +1,201 @@
+"""Images that cannot be decoded: found before a run begins, and passed over if that is wished."""
+
+import hashlib
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL
+from tqdm import tqdm
+
+from so_clip import atomic
+from so_clip.data.examples import Example, Splits
+from so_clip.data.fewshot import FewShot
+from so_clip.data.images import CorruptImage, ImageSource
+from so_clip.errors import InputError
+
+Reasons = Mapping[str, str]
+Find = Callable[[Sequence[str]], Reasons]
+
+
+class Skipped(NamedTuple):
+    """A corrupt image that a run does without: a row of skipped.csv."""
+
+    dataset: str
+    split: str
+    path: str
+    reason: str
+
+
+def errors_of(images: ImageSource, paths: Iterable[str], what: str) -> dict[str, InputError]:
+    """Decode images, in parallel; return those that cannot be, in order, with what they raised.
+
+    Args:
+        images: where to read them.
+        paths: which; one that repeats is read once.
+        what: for the progress bar, which a terminal alone shows.
+    """
+
+    def check(path: str) -> InputError | None:
+        try:
+            images.read(path).close()
+        except InputError as error:
+            return error
+        return None
+
+    listed = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+        found = tqdm(pool.map(check, listed), what, len(listed), unit="image", disable=None)
+        return {path: error for path, error in zip(listed, found, strict=True) if error}
+
+
+def corrupt_images(images: ImageSource, paths: Sequence[str], kept_in: Path | None) -> Reasons:
+    """Return those of the images that are corrupt, in order, and why.
+
+    That takes a decoding of them all, so what it came to is kept in a file: until the size or the
+    date of one of the images is another, nothing is decoded again.
+
+    Args:
+        images: where they are.
+        paths: which.
+        kept_in: the folder of that file; None keeps nothing.
+
+    Raises:
+        InputError: an image cannot be read for another reason, one that may pass.
+    """
+    paths = list(dict.fromkeys(paths))
+    key = _key(images, paths) if kept_in else ""
+    file = kept_in / f"corrupt-{key}.json" if kept_in and key else None
+    if file and (known := _remembered(file, key, paths)) is not None:
+        return known
+    reasons = {}
+    for path, error in errors_of(images, paths, "check").items():
+        if not isinstance(error, CorruptImage):
+            raise error
+        reasons[path] = error.reason
+    if file:
+        try:
+            atomic.write_json(file, {"key": key, "corrupt": reasons})
+        except InputError as error:
+            print(f"so_clip: which images are corrupt is not kept: {error}", file=sys.stderr)
+    return reasons
+
+
+def _key(images: ImageSource, paths: Sequence[str]) -> str:
+    """Return the SHA-256 of what tells changed files at a glance; "" where there are none."""
+    root = getattr(images, "root", None)
+    if root is None:
+        return ""
+    code = Path(sys.modules[CorruptImage.__module__].__file__ or "").read_bytes()
+    total = hashlib.sha256(f"{PIL.__version__} {os.path.realpath(root)}\0".encode() + code)
+    for path in paths:
+        status = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118 - for a million of them
+        total.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode())
+    return total.hexdigest()
+
+
+def _remembered(file: Path, key: str, paths: Sequence[str]) -> Reasons | None:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        corrupt = values["corrupt"]
+        whole = values["key"] == key and all(isinstance(text, str) for text in corrupt.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return corrupt if whole and set(paths).issuperset(corrupt) else None
+
+
+def pass_over_in_draw(
+    few_shot: FewShot, splits: Splits, find: Find
+) -> tuple[FewShot, list[Skipped]]:
+    """Put other images of its class in the places of the corrupt ones among the few shots.
+
+    They come from those that were not drawn, in an order that the seed and the class decide, and
+    when there are none left, as in a class of fewer images than shots, from the readable ones that
+    were. So each class keeps its number of images, and what was drawn well its place.
+
+    Args:
+        few_shot: as drawn, or cut down to the base classes.
+        splits: whose train list has the same labels.
+        find: returns the corrupt ones of some paths, and why.
+
+    Raises:
+        InputError: a class has no image that can be decoded.
+    """
+    corrupt = dict(find([example.path for example in few_shot.train]))
+    if not corrupt:
+        return few_shot, []
+    drawn = {example.path for example in (*few_shot.train, *few_shot.val)}
+    train = list(few_shot.train)
+    for label in sorted({each.label for each in few_shot.train if each.path in corrupt}):
+        places = [place for place, each in enumerate(few_shot.train) if each.label == label]
+        well = [train[place] for place in places if train[place].path not in corrupt]
+        others = {each.path: each for each in splits.train if each.label == label}
+        others = {path: each for path, each in others.items() if path not in drawn}
+        order = random.Random(f"{few_shot.seed} {label}").sample([*others], len(others))
+        wanted = [place for place in places if train[place].path in corrupt]
+        fresh: list[Example] = []
+        for path in order:
+            if len(fresh) == len(wanted):
+                break
+            reasons = find([path])
+            corrupt |= reasons
+            if path not in reasons:
+                fresh.append(others[path])
+        _fill(train, wanted, fresh, well)
+        if not fresh and not well:
+            raise _none_left(few_shot, splits, label, corrupt)
+    skipped = [Skipped(splits.dataset, "train", *item) for item in corrupt.items()]
+    return replace(few_shot, train=train), skipped
+
+
+def _fill(
+    train: list[Example], places: list[int], fresh: list[Example], well: list[Example]
+) -> None:
+    again = list(dict.fromkeys([*well, *fresh]))
+    for turn, place in enumerate(places):
+        if turn < len(fresh):
+            train[place] = fresh[turn]
+        elif again:
+            train[place] = again[(turn - len(fresh)) % len(again)]
+
+
+def _none_left(few_shot: FewShot, splits: Splits, label: int, corrupt: Reasons) -> InputError:
+    first = next(each.path for each in few_shot.train if each.label == label)
+    return InputError(
+        f"on_corrupt=skip: class {label} ({splits.class_names[label]!r}) of {splits.dataset} has "
+        f"no train image that can be decoded, so shots={few_shot.shots} cannot be drawn. The first "
+        f"of them is {first}: {corrupt[first]} Mend them, or leave the class out."
+    )
+
+
+def pass_over_in_test(splits: Splits, find: Find) -> tuple[Splits, list[Skipped]]:
+    """Leave corrupt images out of the test list; stderr names a class of which none is left.
+
+    Raises:
+        InputError: no image can be decoded.
+    """
+    corrupt = find([example.path for example in splits.test])
+    if not corrupt:
+        return splits, []
+    test = [example for example in splits.test if example.path not in corrupt]
+    if not test:
+        path, reason = next(iter(corrupt.items()))
+        raise InputError(
+            f"on_corrupt=skip: none of the {len(splits.test)} test images of {splits.dataset} can "
+            f"be decoded. The first of them is {path}: {reason}"
+        )
+    left = {example.label for example in test}
+    for label in sorted({example.label for example in splits.test} - left):
+        print(
+            f"so_clip: on_corrupt=skip: class {label} ({splits.class_names[label]!r}) of "
+            f"{splits.dataset} has no test image that can be decoded. It is not tested.",
+            file=sys.stderr,
+        )
+    skipped = [Skipped(splits.dataset, "test", *item) for item in corrupt.items()]
+    return replace(splits, test=test), skipped
