@@ -24,6 +24,7 @@ from so_clip.data.gather import Data
 from so_clip.device import describe
 from so_clip.distributed import ALONE, Ranks
 from so_clip.errors import InputError
+from so_clip.evaluate import Evaluator
 from so_clip.memory import PeakMemory
 from so_clip.metrics import Adaptation, Outcome, run_metrics, summary_rows, write_outcomes
 from so_clip.progress import Progress
@@ -31,7 +32,7 @@ from so_clip.record import CHECKPOINT_FILE, RunFolder, provenance, summary_table
 from so_clip.resume import Checkpoint, ModelState, Stopwatch
 from so_clip.settings import Settings
 from so_clip.support import FewShotSupport
-from so_clip.train import History, TrainingDiverged, train
+from so_clip.train import History, Loop, TrainingDiverged, train
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,33 @@ class Result:
     def table(self) -> str:
         """The run's figures as a small table for people."""
         return summary(self.metrics, self.folder)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an adaptation works with.
+
+    Attributes:
+        settings: of the run.
+        model: as it was loaded, its parameters opened.
+        batches: of the few shots.
+        optimizer: over the opened parameters; None where nothing is trained.
+        peak_memory: watches the first steps.
+        folder: of the run, where checkpoints and training's files go.
+        fingerprint: of the run, by which its checkpoint is known.
+        ranks: the processes that train together.
+        evaluator: of the run's own test split, for the curve; None draws none.
+    """
+
+    settings: Settings
+    model: Model
+    batches: TrainBatches
+    optimizer: torch.optim.Optimizer | None
+    peak_memory: PeakMemory
+    folder: RunFolder
+    fingerprint: str = ""
+    ranks: Ranks = ALONE
+    evaluator: Evaluator | None = None
 
 
 def run(
@@ -99,11 +127,24 @@ def follow(settings: Settings, data: Data, ranks: Ranks) -> None:
     if told is None:
         return
     folder, fingerprint = told
-    optimizer = build_optimizer(settings, model)
+    adapt(_parts(settings, data, model, RunFolder(folder), fingerprint, ranks))
+
+
+def _parts(
+    settings: Settings,
+    data: Data,
+    model: Model,
+    folder: RunFolder,
+    fingerprint: str,
+    ranks: Ranks,
+    evaluator: Evaluator | None = None,
+) -> Parts:
+    optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(model.classifier, optimizer, model.device)
     batches = few_shot_batches(settings, data, model)
-    parts = model, batches, optimizer, peak_memory, RunFolder(folder)
-    adapt(settings, *parts, fingerprint=fingerprint, ranks=ranks)
+    return Parts(
+        settings, model, batches, optimizer, peak_memory, folder, fingerprint, ranks, evaluator
+    )
 
 
 def _check_draws(model: Model, ranks: Ranks) -> None:
@@ -126,37 +167,41 @@ def _do(
     """Do what has to be done, and return what metrics.json holds then."""
     _check_draws(model, ranks)
     evaluators = build_evaluators(settings, data, model)
-    optimizer = build_optimizer(settings, model) if settings.trains else None
-    peak_memory = PeakMemory(model.classifier, optimizer, model.device)
+    parts = None
     if settings.adapts:
-        batches = few_shot_batches(settings, data, model)
-        zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
-        folder.start(settings.as_dict(), data.few_shot.as_json() if data.few_shot else None)
-        curve = Curve(evaluators[""], settings.evaluation.every_steps, peak_memory)
-        if optimizer is not None:
+        parts = _parts(settings, data, model, folder, fingerprint, ranks, evaluators[""])
+    zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
+    few_shot = data.few_shot.as_json() if parts and data.few_shot else None
+    folder.start(settings.as_dict(), few_shot)
+    if parts is None:
+        adapted, adaptation = zero_shot, Adaptation(History(stop_reason="zero_shot"), 0.0, 0)
+    else:
+        if parts.optimizer is not None:
             ranks.tell((folder.path, fingerprint))
-        parts = model, batches, optimizer, peak_memory, folder, curve
         try:
-            adaptation = adapt(settings, *parts, fingerprint, ranks)
+            adaptation = adapt(parts)
         except TrainingDiverged:
             _write_provenance(folder, data, model, fingerprint)
             raise
         adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
-    else:
-        zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
-        adapted = zero_shot
-        adaptation = Adaptation(History(stop_reason="zero_shot"), 0.0, 0)
-        folder.start(settings.as_dict(), None)
-    if optimizer is None:
-        evaluators[""].watch(peak_memory)
+    memory = _memory(parts, model, evaluators[""])
     outcomes = [Outcome(each, zero_shot[each.name], adapted[each.name]) for each in data.targets]
     values = write_outcomes(outcomes, folder)
     _write_provenance(folder, data, model, fingerprint)
-    memory = peak_memory.result()
-    results = values, adaptation, evaluators, memory
-    metrics = run_metrics(settings, data, model, *results, fingerprint, ranks.size)
+    metrics = run_metrics(
+        settings, data, model, values, adaptation, evaluators, memory, fingerprint, ranks.size
+    )
     folder.finish(metrics, summary(metrics, folder.path))
     return metrics
+
+
+def _memory(parts: Parts | None, model: Model, evaluator: Evaluator) -> dict[str, float]:
+    """Return the peak of training; where nothing is trained, that of evaluation."""
+    if parts is not None and parts.optimizer is not None:
+        return parts.peak_memory.result()
+    peak_memory = PeakMemory(model.classifier, None, model.device)
+    evaluator.watch(peak_memory)
+    return peak_memory.result()
 
 
 def _write_provenance(folder: RunFolder, data: Data, model: Model, fingerprint: str) -> None:
@@ -176,57 +221,28 @@ def _write_provenance(folder: RunFolder, data: Data, model: Model, fingerprint: 
     )
 
 
-def adapt(
-    settings: Settings,
-    model: Model,
-    batches: TrainBatches,
-    optimizer: torch.optim.Optimizer | None,
-    peak_memory: PeakMemory,
-    folder: RunFolder,
-    curve: Curve | None = None,
-    fingerprint: str = "",
-    ranks: Ranks = ALONE,
-) -> Adaptation:
+def adapt(parts: Parts) -> Adaptation:
     """Change the model with the few shots, from where an earlier process was cut off if one was.
 
     The first process writes history.csv, also if training fails, curve.csv and changed.csv.
     """
+    model, settings, folder = parts.model, parts.settings, parts.folder
     adapter, classifier = model.adapter, model.classifier
     assert adapter is not None
     stopwatch = Stopwatch()
-    watched_at = folder.path if ranks.first else None
+    watched_at = folder.path if parts.ranks.first else None
     progress = Progress(watched_at, settings.schedule.max_steps, folder.overrides)
     progress.start()
-    adapter.start(classifier, FewShotSupport(classifier, batches, model.precision, settings.seed))
-    if optimizer is not None:
-        ranks.agree([*model.parameters.values(), *classifier.buffers()])
+    support = FewShotSupport(classifier, parts.batches, model.precision, settings.seed)
+    adapter.start(classifier, support)
+    if parts.optimizer is not None:
+        parts.ranks.agree([*model.parameters.values(), *classifier.buffers()])
     # On the host, so that the copy is no part of the device's peak.
     before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
-    curve = curve or Curve(None, 0, peak_memory)
+    curve = Curve(parts.evaluator, settings.evaluation.every_steps, parts.peak_memory)
     history = History(stop_reason="training_free")
-    if optimizer is not None:
-        checkpoint = Checkpoint(
-            folder.path / CHECKPOINT_FILE,
-            fingerprint,
-            settings.checkpoint_seconds,
-            stopwatch,
-            writes=ranks.first,
-            model=ModelState(model),
-            optimizer=optimizer,
-            scaler=model.precision.scaler,
-            batches=batches,
-            curve=curve,
-            peak_memory=peak_memory,
-        )
-        try:
-            watched = peak_memory, curve, progress
-            history = _train(settings, model, batches, optimizer, *watched, checkpoint, ranks)
-        except TrainingDiverged as error:
-            if ranks.first:
-                folder.write_history(error.history.losses, error.history.lrs)
-                folder.write_curve(curve.rows)
-                checkpoint.remove()
-            raise
+    if parts.optimizer is not None:
+        history = _train(parts, parts.optimizer, curve, progress, stopwatch)
     adapter.finish(classifier)
     classifier.forget_classes()
     train_seconds = stopwatch.seconds - curve.seconds
@@ -235,47 +251,66 @@ def adapt(
         (name, value.numel(), int((value.detach().cpu() != before[name]).sum()))
         for name, value in model.parameters.items()
     ]
-    if ranks.first:
-        folder.write_history(history.losses, history.lrs)
-        folder.write_curve(curve.rows)
+    if parts.ranks.first:
+        _write_training(folder, history, curve)
         folder.write_changed(changed)
     return Adaptation(history, train_seconds, sum(count for *_, count in changed))
 
 
 def _train(
-    settings: Settings,
-    model: Model,
-    batches: TrainBatches,
+    parts: Parts,
     optimizer: torch.optim.Optimizer,
-    peak_memory: PeakMemory,
     curve: Curve,
     progress: Progress,
-    checkpoint: Checkpoint,
-    ranks: Ranks,
+    stopwatch: Stopwatch,
 ) -> History:
+    model, settings, ranks = parts.model, parts.settings, parts.ranks
     adapter, classifier = model.adapter, model.classifier
     assert adapter is not None
+    checkpoint = Checkpoint(
+        parts.folder.path / CHECKPOINT_FILE,
+        parts.fingerprint,
+        settings.checkpoint_seconds,
+        stopwatch,
+        writes=ranks.first,
+        model=ModelState(model),
+        optimizer=optimizer,
+        scaler=model.precision.scaler,
+        batches=parts.batches,
+        curve=curve,
+        peak_memory=parts.peak_memory,
+    )
 
     def after_step(step: int) -> Iterable[nn.Parameter]:
         begun_anew = adapter.after_step(classifier, step)
         curve.after_step(step)
         return begun_anew
 
-    return train(
+    loop = Loop(
         classifier,
-        batches,
+        parts.batches,
         optimizer,
-        max_steps=settings.schedule.max_steps,
-        stop_loss=settings.schedule.stop_loss,
-        lr_min=settings.schedule.lr_min,
-        precision=model.precision,
-        peak_memory=peak_memory,
+        model.precision,
+        parts.peak_memory,
         penalty=partial(adapter.penalty, classifier),
         after_step=after_step,
         tell=progress.after_step,
         checkpoint=checkpoint,
         ranks=ranks,
     )
+    try:
+        end = settings.schedule
+        return train(loop, max_steps=end.max_steps, stop_loss=end.stop_loss, lr_min=end.lr_min)
+    except TrainingDiverged as error:
+        if ranks.first:
+            _write_training(parts.folder, error.history, curve)
+            checkpoint.remove()
+        raise
+
+
+def _write_training(folder: RunFolder, history: History, curve: Curve) -> None:
+    folder.write_history(history.losses, history.lrs)
+    folder.write_curve(curve.rows)
 
 
 def summary(metrics: Mapping[str, Any], folder: Path) -> str:

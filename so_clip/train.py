@@ -60,31 +60,14 @@ class TrainingDiverged(RunFailed):
         self.history = history
 
 
-def train(
-    classifier: nn.Module,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    *,
-    max_steps: int,
-    stop_loss: float,
-    lr_min: float,
-    precision: Precision,
-    peak_memory: AbstractContextManager[Any],
-    penalty: Penalty = lambda: None,
-    after_step: AfterStep = lambda step: (),
-    tell: Tell = lambda step, loss: None,
-    checkpoint: NoCheckpoint = NO_CHECKPOINT,
-    ranks: Ranks = ALONE,
-) -> History:
-    """Minimise `classifier`'s cross-entropy for `max_steps` or until an epoch's loss is small.
+@dataclass(frozen=True)
+class Loop:
+    """What training works with, and whom it calls on its way.
 
-    Args:
+    Attributes:
         classifier: images_BCHW uint8 -> logits_BK.
         batches: see Batches.
         optimizer: holds the parameters that change; its lr is where the cosine starts.
-        max_steps: the last step and the cosine's horizon; the cosine is stepped every iteration.
-        stop_loss: an epoch whose mean loss over its images is below this is the last; 0: none is.
-        lr_min: where the cosine ends.
         precision: autocast and gradient scaling.
         peak_memory: entered around the first WATCHED_STEPS steps.
         penalty: added to the cross-entropy, but not to the losses in the history; None: nothing.
@@ -93,51 +76,76 @@ def train(
         tell: called with the number of steps taken and the last loss that was read, if any was.
         checkpoint: where training goes on from, and what it leaves for a process to come.
         ranks: the processes that take each step together; all must be given the same.
+    """
+
+    classifier: nn.Module
+    batches: Batches
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    peak_memory: AbstractContextManager[Any]
+    penalty: Penalty = lambda: None
+    after_step: AfterStep = lambda step: ()
+    tell: Tell = lambda step, loss: None
+    checkpoint: NoCheckpoint = NO_CHECKPOINT
+    ranks: Ranks = ALONE
+
+    def take_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Take one step; return its cross-entropy, still on the device."""
+        how = self.optimizer, self.precision, self.penalty, self.ranks
+        return train_step(self.classifier, images_BCHW, labels_B, *how)
+
+    def finish_step(self, step: int) -> None:
+        """Do what is to be done after this many steps."""
+        for parameter in self.after_step(step):
+            _forget(self.optimizer, parameter)
+
+
+def train(loop: Loop, *, max_steps: int, stop_loss: float, lr_min: float) -> History:
+    """Minimise the classifier's cross-entropy for `max_steps` or until an epoch's loss is small.
+
+    Args:
+        loop: see Loop.
+        max_steps: the last step and the cosine's horizon; the cosine is stepped every iteration.
+        stop_loss: an epoch whose mean loss over its images is below this is the last; 0: none is.
+        lr_min: where the cosine ends.
 
     Raises:
         TrainingDiverged: a loss is not finite; the message names step, lr and precision.
 
     Source: the loop of CLIP-LoRA (arXiv 2405.18541), which SO (arXiv 2504.12436) shares.
     """
-    scheduler = CosineAnnealingLR(optimizer, T_max=max_steps, eta_min=lr_min)
+    scheduler = CosineAnnealingLR(loop.optimizer, T_max=max_steps, eta_min=lr_min)
     history = History()
+    hidden = not loop.ranks.first
     with (
         warnings.catch_warnings(),
-        tqdm(
-            total=max_steps,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not ranks.first,
-        ) as progress,
+        tqdm(None, "train", max_steps, unit="step", dynamic_ncols=True, disable=hidden) as progress,
         ExitStack() as watched,
     ):
         # In fp16 the scaler skips steps until it has found its scale; that is no mistake in order.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-        recorder = _Recorder(history, progress, precision.name)
-        checkpoint.restore(scheduler=scheduler, recorder=recorder)
-        ranks.check_same("steps in the checkpoint", recorder.steps)
+        recorder = _Recorder(history, progress, loop.precision.name)
+        loop.checkpoint.restore(scheduler=scheduler, recorder=recorder)
+        loop.ranks.check_same("steps in the checkpoint", recorder.steps)
         if recorder.steps < WATCHED_STEPS:
-            watched.enter_context(peak_memory)
+            watched.enter_context(loop.peak_memory)
         while recorder.steps < max_steps and history.stop_reason == "max_steps":
-            for images_BCHW, labels_B in batches.epoch():
+            for images_BCHW, labels_B in loop.batches.epoch():
                 lr = float(scheduler.get_last_lr()[0])
-                batch = images_BCHW, labels_B
-                loss = train_step(classifier, *batch, optimizer, precision, penalty, ranks)
+                loss = loop.take_step(images_BCHW, labels_B)
                 scheduler.step()
-                for parameter in after_step(recorder.steps + 1):
-                    _forget(optimizer, parameter)
+                loop.finish_step(recorder.steps + 1)
                 recorder.add(loss, lr, len(labels_B))
-                tell(recorder.steps, recorder.last_loss)
+                loop.tell(recorder.steps, recorder.last_loss)
                 if recorder.steps == max_steps:
                     break
                 if recorder.steps >= WATCHED_STEPS:
                     watched.close()
-                    checkpoint.after_step()
+                    loop.checkpoint.after_step()
             if stop_loss and recorder.epoch_mean_loss() < stop_loss:
                 history.stop_reason = "stop_loss"
         recorder.read()
-    checkpoint.after_training()
+    loop.checkpoint.after_training()
     return history
 
 

@@ -15,7 +15,7 @@ from so_clip.errors import InputError
 from so_clip.memory import PeakMemory
 from so_clip.paths import CONF_DIR
 from so_clip.record import RunFolder
-from so_clip.run import Adaptation, adapt
+from so_clip.run import Adaptation, Parts, adapt
 from so_clip.settings import from_config
 from so_clip.support import FewShotSupport
 from tests.battery_parts import (
@@ -42,9 +42,8 @@ class Trained:
         peak_memory = PeakMemory(self.model.classifier, optimizer, CPU)
         batches = batches_of(self.settings, self.model)
         folder.mkdir(exist_ok=True)
-        self.adaptation: Adaptation = adapt(
-            self.settings, self.model, batches, optimizer, peak_memory, RunFolder(folder)
-        )
+        work = self.model, batches, optimizer, peak_memory
+        self.adaptation: Adaptation = adapt(Parts(self.settings, *work, RunFolder(folder)))
         self.memory = peak_memory.result()
         self.logits_BK = logits_of(self.model)
 
@@ -148,5 +147,5 @@ def test_a_resnet_is_adapted_or_refused_by_name(method, tmp_path):
     optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(model.classifier, optimizer, CPU)
     batches = batches_of(settings, model)
-    done = adapt(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path))
+    done = adapt(Parts(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path)))
     assert all(loss < 100 for loss in done.history.losses)

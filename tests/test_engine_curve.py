@@ -20,7 +20,7 @@ from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
 from so_clip.precision import Precision
-from so_clip.train import train
+from so_clip.train import Loop, train
 
 CPU = torch.device("cpu")
 STEPS = 100
@@ -55,17 +55,9 @@ def _losses(digits: Any, engine: bool, lr: float, density_ratio: float) -> list[
         torch.Generator().manual_seed(1),
         CPU,
     )
-    history = train(
-        classifier,
-        batches,
-        optimizer,
-        max_steps=STEPS,
-        stop_loss=0,
-        lr_min=1e-6,
-        precision=Precision("fp32", CPU),
-        peak_memory=PeakMemory(classifier, optimizer, CPU),
-    )
-    return history.losses
+    watched = Precision("fp32", CPU), PeakMemory(classifier, optimizer, CPU)
+    loop = Loop(classifier, batches, optimizer, *watched)
+    return train(loop, max_steps=STEPS, stop_loss=0, lr_min=1e-6).losses
 
 
 # The paper's, and more of both, with which losses really move.

@@ -6,7 +6,7 @@ import torch
 from so_clip.assemble import build_optimizer
 from so_clip.memory import PeakMemory
 from so_clip.record import RunFolder
-from so_clip.run import adapt
+from so_clip.run import Parts, adapt
 from tests.battery_parts import CPU, batches_of, images_of, logits_of, model_of, settings_of
 from tests.battery_rows import ROWS
 
@@ -27,7 +27,7 @@ def test_every_method_names_other_classes_or_says_that_it_cannot(method, tmp_pat
     optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(classifier, optimizer, CPU)
     batches = batches_of(settings, model)
-    adapt(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path))
+    adapt(Parts(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path)))
     before_BK = logits_of(model)
     with (
         torch.inference_mode(),

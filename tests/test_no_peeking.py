@@ -60,9 +60,9 @@ class Trained:
         self.weights: dict[str, Tensor] = {}
         adapt = run.adapt
 
-        def noting(settings: Any, model: Any, *rest: Any) -> Any:
-            done = adapt(settings, model, *rest)
-            state = model.classifier.state_dict()
+        def noting(parts: run.Parts) -> Any:
+            done = adapt(parts)
+            state = parts.model.classifier.state_dict()
             self.weights = {name: value.clone() for name, value in state.items()}
             return done
 

@@ -143,9 +143,9 @@ def test_transfer_tests_the_very_model_on_other_datasets(root, tmp_path, monkeyp
     models = []
     adapt = run.adapt
 
-    def noting(settings: Any, model: Any, *rest: Any) -> Any:
-        models.append(model)
-        return adapt(settings, model, *rest)
+    def noting(parts: run.Parts) -> Any:
+        models.append(parts.model)
+        return adapt(parts)
 
     monkeypatch.setattr(run, "adapt", noting)
     plain = _run(root, tmp_path)

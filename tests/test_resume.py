@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from so_clip.errors import InputError
 from so_clip.paths import PACKAGE_DIR
 from so_clip.precision import Precision
-from so_clip.resume import _READERS, Checkpoint, Stopwatch
-from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, train
+from so_clip.resume import _READERS, Checkpoint, NoCheckpoint, Stopwatch
+from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, Loop, train
 from tests.toy import CountReads, Toy, random_batches
 
 ALWAYS = 1e-9  # seconds
@@ -235,13 +235,15 @@ class Cut:
         self.passed_over = state_dict["taken"]
 
 
-def _train(folder: Path | None, left: int = 10**9, **changes: Any) -> tuple[History, Tensor, int]:
+def _train(
+    folder: Path | None, left: int = 10**9, stop_loss: float = 0.0
+) -> tuple[History, Tensor, int]:
     toy, batches = Toy(), Cut([4, 4, 1], left)
     optimizer = torch.optim.Adam(toy.parameters(), lr=0.05)
-    options: dict[str, Any] = {"max_steps": 60, "stop_loss": 0.0, "lr_min": 1e-6}
+    checkpoint = NoCheckpoint()
     if folder is not None:
         weights = Module(toy)
-        options["checkpoint"] = Checkpoint(
+        checkpoint = Checkpoint(
             folder / "checkpoint.pt",
             *("run", ALWAYS, Stopwatch()),
             weights=weights,
@@ -249,12 +251,9 @@ def _train(folder: Path | None, left: int = 10**9, **changes: Any) -> tuple[Hist
             batches=batches,
         )
     watched = Watched()
-    history = train(
-        *(toy, batches, optimizer),
-        precision=Precision("fp32", torch.device("cpu")),
-        peak_memory=watched,
-        **(options | changes),
-    )
+    fp32 = Precision("fp32", torch.device("cpu"))
+    loop = Loop(toy, batches, optimizer, fp32, watched, checkpoint=checkpoint)
+    history = train(loop, max_steps=60, stop_loss=stop_loss, lr_min=1e-6)
     return history, toy.weight_KP.detach(), watched.times
 
 
@@ -326,13 +325,9 @@ def test_before_the_peak_is_known_there_is_nothing_to_go_on_from(tmp_path):
 def test_a_checkpoint_to_come_makes_no_step_wait(tmp_path):
     toy, batches = Toy(), random_batches([2] * (READ_EVERY_STEPS + 10))
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "run", 3600, Stopwatch())
-    options: dict[str, Any] = {"max_steps": 60, "stop_loss": 0.0, "lr_min": 1e-6}
+    optimizer = torch.optim.SGD(toy.parameters(), lr=1.0)
+    fp32 = Precision("fp32", torch.device("cpu"))
+    loop = Loop(toy, batches, optimizer, fp32, Watched(), checkpoint=checkpoint)
     with CountReads() as reads:
-        train(
-            *(toy, batches, torch.optim.SGD(toy.parameters(), lr=1.0)),
-            precision=Precision("fp32", torch.device("cpu")),
-            peak_memory=Watched(),
-            checkpoint=checkpoint,
-            **options,
-        )
+        train(loop, max_steps=60, stop_loss=0.0, lr_min=1e-6)
     assert reads == {"tolist": 2}

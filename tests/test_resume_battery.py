@@ -19,7 +19,7 @@ from so_clip.assemble import build_optimizer
 from so_clip.data.batches import TrainBatches
 from so_clip.memory import PeakMemory
 from so_clip.record import CHECKPOINT_FILE, RunFolder
-from so_clip.run import adapt
+from so_clip.run import Parts, adapt
 from so_clip.train import WATCHED_STEPS
 from tests.battery_parts import CPU, TRAINED, batches_of, logits_of, model_of, settings_of
 
@@ -58,7 +58,7 @@ def _adapted(method: str, folder: Path, batches: int, seconds: float, *more: str
     assert isinstance(few, Cut)
     few.left = batches
     folder.mkdir(exist_ok=True)
-    done = adapt(settings, model, few, optimizer, peak_memory, RunFolder(folder), None, "run")
+    done = adapt(Parts(settings, model, few, optimizer, peak_memory, RunFolder(folder), "run"))
     files = {path.name: path.read_text() for path in folder.glob("*.csv")}
     return {
         "history": done.history,

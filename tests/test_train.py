@@ -11,22 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.precision import Precision
-from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, TrainingDiverged, train
+from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, Loop, TrainingDiverged, train
 from tests.toy import CountReads, Given, Toy, random_batches
 
 CPU = torch.device("cpu")
 
 
 def _train(classifier: nn.Module, batches: Any, optimizer: Any = None, **changes: Any) -> History:
-    options: dict[str, Any] = {
-        "max_steps": 60,
-        "stop_loss": 0.0,
-        "lr_min": 1e-6,
-        "precision": Precision("fp32", CPU),
-        "peak_memory": nullcontext(),
-    }
+    lengths = {"max_steps": 60, "stop_loss": 0.0, "lr_min": 1e-6}
+    lengths |= {name: changes.pop(name) for name in lengths.keys() & changes}
+    parts = {"precision": Precision("fp32", CPU), "peak_memory": nullcontext()} | changes
     optimizer = optimizer or torch.optim.SGD(classifier.parameters(), lr=1.0)
-    return train(classifier, batches, optimizer, **(options | changes))
+    return train(Loop(classifier, batches, optimizer, **parts), **lengths)
 
 
 def _obvious_loop(

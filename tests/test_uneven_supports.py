@@ -7,7 +7,7 @@ from so_clip.assemble import build_optimizer
 from so_clip.data.batches import TrainBatches
 from so_clip.memory import PeakMemory
 from so_clip.record import RunFolder
-from so_clip.run import adapt
+from so_clip.run import Parts, adapt
 from tests.battery_parts import CPU, NAMES, SHOTS, images_of, logits_of, model_of, settings_of
 from tests.battery_rows import ROWS
 
@@ -26,7 +26,7 @@ def test_every_method_takes_classes_of_different_sizes(method, tmp_path):
     batches = TrainBatches(images, LABELS, 8, side, generator, CPU, scale=(0.8, 1.0), flip=False)
     optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(model.classifier, optimizer, CPU)
-    done = adapt(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path))
+    done = adapt(Parts(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path)))
     logits_BK = logits_of(model)
     assert logits_BK.shape[1] == len(NAMES)
     assert logits_BK.isfinite().all()
