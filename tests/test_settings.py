@@ -72,6 +72,7 @@ NO_DIFFERENCE: dict[str, Any] = {
     "threads": 3,
     "checkpoint_seconds": 5,
     "force": True,
+    "on_corrupt": "skip",
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,
     "dataset.split_file": "mine.json",
