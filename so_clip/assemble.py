@@ -17,9 +17,10 @@ from so_clip.adapt.adapter import Adapter
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.blocks import Memory
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.prompts import class_prompts
+from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.cards import load_card
+from so_clip.data.find import own_target
 from so_clip.data.gather import NEW_CLASSES, Data, Target
 from so_clip.data.halves import BASE_TO_NEW
 from so_clip.data.images import load_uint8
@@ -68,8 +69,9 @@ def build_model(settings: Settings, data: Data) -> Model:
     backbone = load_backbone(**settings.backbone, seed=settings.seed)
     weights_sha256 = backbone.weights_sha256
     identity.remember(settings, data, weights_sha256)
-    names, templates = data.splits.class_names, data.card.template_sets
-    return assemble_model(settings, backbone, names, templates, device, weights_sha256)
+    names, card = data.splits.class_names, data.card
+    made_of = names, card.template_sets, device, weights_sha256, card.descriptions
+    return assemble_model(settings, backbone, *made_of)
 
 
 def check_classes(settings: Settings) -> None:
@@ -84,7 +86,8 @@ def check_classes(settings: Settings) -> None:
             "take another method."
         )
     for name in settings.transfer:
-        if load_card(name).classes_of != settings.dataset:
+        other = own_target(name, settings.data_root) is not None
+        if other or load_card(name).classes_of != settings.dataset:
             raise InputError(
                 f"transfer={name}: {bound}, and {name} has others. Leave it out, or take another "
                 "method."
@@ -98,17 +101,18 @@ def assemble_model(
     templates: Mapping[str, Sequence[str]],
     device: torch.device,
     weights_sha256: str,
+    descriptions: Mapping[str, Sequence[str]] | None = None,
 ) -> Model:
     """Tokenise the class prompts, move to the device, and let the adapter open its parameters."""
-    chosen = _templates(settings.template, templates)
-    tokens_PL = backbone.tokenize(class_prompts(class_names, chosen))
+    prompts = _prompts(settings.template, class_names, templates, descriptions)
+    tokens_PL = backbone.tokenize(prompts.texts)
     backbone.memory = cast(Memory, settings.memory)
     classifier = Classifier(
         backbone,
         tokens_PL,
         settings.text_budget_mib,
-        prompts_per_class=len(chosen),
-        templates=chosen,
+        prompts_per_class=prompts.per_class,
+        templates=prompts.templates,
     )
     if device.type != "cpu":  # where it is already, and where fake tensors are, which cannot move
         classifier = classifier.to(device)
@@ -123,9 +127,21 @@ def assemble_model(
     return Model(classifier, adapter, parameters, device, precision, weights_sha256)
 
 
+def _prompts(
+    template: str,
+    class_names: Sequence[str],
+    templates: Mapping[str, Sequence[str]],
+    descriptions: Mapping[str, Sequence[str]] | None,
+) -> Prompts:
+    """Return the prompts of classes, from a user's descriptions of them if there are any."""
+    if descriptions is not None:
+        return described(class_names, descriptions)
+    return templated(class_names, _templates(template, templates))
+
+
 def _templates(name: str, templates: Mapping[str, Sequence[str]]) -> Sequence[str]:
     """Return the templates that `name` means: the card's of that name, or itself."""
-    if name not in TEMPLATES:
+    if name not in TEMPLATES and name not in templates:
         return [name]
     if name not in templates:
         raise InputError(
@@ -233,15 +249,17 @@ def _evaluator(settings: Settings, target: Target, model: Model) -> Evaluator:
 
 def _other_classes(settings: Settings, target: Target, model: Model) -> tuple[Classes, Classes]:
     """Return contexts in which the classifier tells a target's classes apart: before and after."""
-    chosen = _templates(settings.template, target.card.template_sets)
+    names, card = target.splits.class_names, target.card
+    prompts = _prompts(settings.template, names, card.template_sets, card.descriptions)
     classifier, adapter = model.classifier, model.adapter
-    tokens_PL = classifier.backbone.tokenize(class_prompts(target.splits.class_names, chosen))
-    plain = partial(classifier.of_other_classes, tokens_PL, chosen)
+    tokens_PL = classifier.backbone.tokenize(prompts.texts)
+    how = tokens_PL, prompts.templates
+    plain = partial(classifier.of_other_classes, *how, prompts_per_class=prompts.per_class)
     if adapter is None:
         return plain, plain
     with plain():
         adapter.prompts_for(classifier, tokens_PL)  # refuses now what would fail after training
-    return plain, partial(plain, adapter.prompts_for)
+    return plain, partial(plain, rewrite=adapter.prompts_for)
 
 
 def _instantiate(group: str, spec: Mapping[str, Any]) -> Any:

@@ -8,9 +8,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from so_clip.data.cards import card_names, load_card
+from so_clip.data.cards import card_names
+from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
+from so_clip.own_options import own_data
 from so_clip.paths import CONF_DIR
+from so_clip.values import path
 
 CONFIG_NAME = "config"
 # Of Hydra's launchers, the extra of this package that brings each.
@@ -21,7 +24,7 @@ LAUNCHERS = {
 
 
 def register() -> None:
-    """Tell Hydra what is not a file under conf/: one `dataset` option a card, and four resolvers.
+    """Tell Hydra what is not a file under conf/: a `dataset` option a card, and four resolvers.
 
     `${times:a,b}` is a b; `${epochs:n,dataset,shots,batch_size}` the steps of n epochs; `${gpus:}`
     how many GPUs there are, at least 1; `${expanded:path}` a path with its ~ spelt out.
@@ -35,7 +38,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("expanded", _expanded, replace=True)
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     store = ConfigStore.instance()
-    for name in card_names():
+    for name in card_names():  # beside those of conf/dataset/, for one's own images
         store.store(group="dataset", name=name, node={"name": name, "split_file": None})
 
 
@@ -44,11 +47,20 @@ def _expanded(folder: Any) -> str:
     return os.path.expanduser(str(folder))  # noqa: PTH111
 
 
-def _steps(epochs: int, dataset: str, shots: Any, batch_size: Any) -> int:
+def _steps(epochs: int, dataset: Any, shots: Any, batch_size: Any, *, _root_: DictConfig) -> int:
     """Return the steps that so many epochs of a dataset's few shots take."""
     if not all(type(value) is int and value > 0 for value in (shots, batch_size)):
         return 0  # these options are refused by their own names
-    return epochs * -(-load_card(dataset).sizes["classes"] * shots // batch_size)
+    return epochs * -(-_class_count(dataset, _root_) * shots // batch_size)
+
+
+def _class_count(dataset: Any, config: DictConfig) -> int:
+    """Return how many classes a dataset has: by its card, or by the folder of one's own images."""
+    options = OmegaConf.to_container(config["dataset"], resolve=True)
+    assert isinstance(options, dict)
+    data_root = path("data_root", config["data_root"])
+    name, own = own_data({str(key): value for key, value in options.items()}, data_root)
+    return find_card(name, data_root, own).sizes["classes"]
 
 
 def _gpus() -> int:

@@ -5,10 +5,10 @@ import sys
 
 from so_clip.__main__ import guarded
 from so_clip.config import compose
-from so_clip.data.cards import check_trainable, load_card
+from so_clip.data.cards import check_trainable
 from so_clip.data.fewshot import draw_few_shot
+from so_clip.data.find import find_dataset
 from so_clip.data.halves import BASE_TO_NEW
-from so_clip.data.splits import load_splits
 from so_clip.settings import from_config
 
 USAGE = """\
@@ -26,6 +26,7 @@ Only the split file is read; images are not needed (ImageNet's folders are its s
   imbalance       alpha of a Dirichlet that shares the train images out unevenly | null
   data_root       the folder with the datasets, or with split files
   dataset.split_file   read this split file instead
+  dataset=folder, dataset=csv   your own images, with all of their options
 
 Options that are left out have the values of `python -m so_clip`."""
 
@@ -40,9 +41,10 @@ def _draw(arguments: list[str]) -> None:
         print(USAGE)
         return
     settings = from_config(compose(arguments))
-    card = load_card(settings.dataset)
-    check_trainable(card)
-    splits = load_splits(card, settings.data_root, settings.split_file)
+    where = settings.data_root, settings.split_file, settings.own
+    found = find_dataset(settings.dataset, *where)
+    check_trainable(found.card)
+    splits = found.splits
     how = settings.shots, settings.seed, settings.split_protocol, settings.imbalance
     few = draw_few_shot(splits, *how)
     if settings.protocol == BASE_TO_NEW:

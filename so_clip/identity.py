@@ -12,6 +12,7 @@ from typing import Any
 
 from so_clip.data.cards import PACKAGE_LAYOUT, load_card
 from so_clip.data.examples import SKIP
+from so_clip.data.find import own_target
 from so_clip.data.gather import Data
 from so_clip.protocols import ALL
 from so_clip.settings import Settings
@@ -79,6 +80,9 @@ def contents_sha256(data: Data, template: str) -> str:
         templates = target.card.template_sets.get(template, (template,))
         values = target.name, target.columns, splits.sha256, splits.class_names, templates
         total.update(json.dumps(values).encode())
+        if target.card.descriptions is not None:
+            described = [target.card.descriptions[name] for name in splits.class_names]
+            total.update(json.dumps(described).encode())
         for examples in (splits.train, splits.val, splits.test):
             # A list of a million takes a second so, and several as JSON.
             lines = "".join([f"{path}\0{label}\0" for path, label in examples])
@@ -97,6 +101,7 @@ def remember(settings: Settings, data: Data, weights_sha256: str) -> None:
     if data.skipped:
         return
     files = {target.splits.file for target in data.targets} - {None}
+    files |= {file for target in data.targets for file in target.splits.read_from}
     looks = {file: _look(file) for file in files if file is not None}
     _contents[_contents_key(settings)] = contents_sha256(data, settings.template), looks
 
@@ -131,8 +136,19 @@ def remembered_run(settings: Settings) -> tuple[Path, str] | None:
 
 def _images_root(settings: Settings) -> str | None:
     """Return where the images lie, however that was written; None if they come in packages."""
-    layouts = {load_card(name).layout for name in (settings.dataset, *settings.transfer)}
-    return os.path.realpath(settings.data_root) if layouts - {"digits", PACKAGE_LAYOUT} else None
+    roots, layouts = set(), set()
+    for name in (settings.dataset, *settings.transfer):
+        own = settings.own
+        if name != settings.dataset or own is None:
+            target = own_target(name, settings.data_root)
+            own = target and target[1]
+        if own is not None:
+            roots.add(os.path.realpath(own.folder))
+        else:
+            layouts.add(load_card(name).layout)
+    if layouts - {"digits", PACKAGE_LAYOUT}:
+        roots.add(os.path.realpath(settings.data_root))
+    return "\0".join(sorted(roots)) or None
 
 
 def _weights_key(settings: Settings) -> Key:
@@ -149,7 +165,7 @@ def _weights_key(settings: Settings) -> Key:
 
 def _contents_key(settings: Settings) -> Key:
     place = settings.dataset, settings.data_root, settings.split_file
-    return *place, settings.protocol, settings.transfer, settings.template
+    return *place, settings.own, settings.protocol, settings.transfer, settings.template
 
 
 def _look(file: Path) -> Key:

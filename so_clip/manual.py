@@ -5,7 +5,7 @@ import textwrap
 from itertools import takewhile
 from pathlib import Path
 
-from so_clip.data.cards import card_names
+from so_clip.data.cards import OWN_LAYOUTS, card_names
 from so_clip.paths import CONF_DIR
 
 GROUPS = ("backbone", "method", "adapter", "optimizer", "schedule", "experiment")
@@ -62,6 +62,7 @@ def manual() -> str:
     """Return the whole manual: what a run is, its groups and options, and examples."""
     parts = [_HEAD, "groups (GROUP=CHOICE)", "  dataset"]
     parts.append(textwrap.indent(textwrap.fill(" ".join(card_names()), 92), "    "))
+    parts += [_entry(path.stem, _opening(path), 12) for path in _choices("dataset")]
     for group in (*GROUPS, LAUNCHERS):
         parts.append(f"  {group}")
         column = 6 + max(len(path.stem) for path in _choices(group))
@@ -73,6 +74,9 @@ def manual() -> str:
         "  of any dataset with a split file",
         _entry("dataset.split_file=null", "read this split file instead of the dataset's own"),
     ]
+    for layout in OWN_LAYOUTS:
+        parts.append(f"  of dataset={layout}")
+        parts += _options(CONF_DIR / "dataset" / f"{layout}.yaml", "dataset.")
     for group in ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny"):
         prefix = group.partition("/")[0] + "."
         parts += [f"  of {group.replace('/', '=')}", *_options(CONF_DIR / f"{group}.yaml", prefix)]

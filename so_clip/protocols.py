@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from so_clip.data.cards import card_names
+from so_clip.data.cards import OWN_LAYOUTS, card_names
 from so_clip.data.halves import BASE_TO_NEW
 from so_clip.data.imbalance import LEAST_ALPHA, MOST_ALPHA
 from so_clip.errors import InputError, nearest
@@ -24,10 +24,10 @@ def transfer_targets(value: Any, dataset: str) -> tuple[str, ...]:
         )
     known = card_names() if value else []
     for name in value:
-        if name not in known:
+        if name not in known and str(name).partition(":")[0] not in OWN_LAYOUTS:
             raise InputError(
                 f"transfer={name}: there is no dataset of that name.{nearest(str(name), known)} "
-                f"Known: {', '.join(known)}."
+                f"Known: {', '.join(known)}; your own images are folder:FOLDER or csv:FOLDER."
             )
         if name == dataset or value.count(name) > 1:
             where = "the run's own dataset" if name == dataset else "there twice"

@@ -10,9 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from so_clip.data.examples import ON_CORRUPT
 from so_clip.data.fewshot import PROTOCOLS as SPLIT_PROTOCOLS
+from so_clip.data.own import OwnData
+from so_clip.data.prompt_file import is_prompt_file
 from so_clip.errors import InputError, nearest
 from so_clip.machine import core_share
 from so_clip.optim.options import check_steps, checked_options
+from so_clip.own_options import OWN_KEYS, own_data
 from so_clip.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
 from so_clip.values import (
     device_name,
@@ -47,7 +50,7 @@ NO_DIFFERENCE = (
     *("split_file", "backbone.checkpoint", "data_root", "on_corrupt"),
 )
 # Options that came later, with values under which a run is what it was before them.
-_LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None}
+_LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None, "own": None}
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Settings:
     """One run's choices. `NO_DIFFERENCE` names those that cannot change what it measures."""
 
     dataset: str
+    own: OwnData | None
     split_file: Path | None
     backbone: dict[str, Any]
     method: str
@@ -135,7 +139,7 @@ class Settings:
     def data(self) -> dict[str, Any]:
         """What `so_clip.data.gather.gather` takes, by its names."""
         keys = ("dataset", "data_root", "split_file", "shots", "seed", "split_protocol")
-        more = ("protocol", "transfer", "imbalance", "on_corrupt")
+        more = ("protocol", "transfer", "imbalance", "own", "template", "on_corrupt")
         values = {key: getattr(self, key) for key in (*keys, *more)}
         return values | {"kept_in": self.evaluation.cache_dir}
 
@@ -150,6 +154,7 @@ class Settings:
         for option in NO_DIFFERENCE:
             group, _, key = option.rpartition(".")
             del (values[group] if group else values)[key]
+        values["own"] = None  # lists, names and the images' place are among the contents
         for option, before in _LATER.items():
             if values[option] == before:
                 del values[option]
@@ -173,6 +178,8 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, InputError):  # of a resolver that looks at one's own images
+            raise error.__cause__ from None
         first = str(error).splitlines()[0]
         raise InputError(f"the configuration cannot be resolved: {first}") from error
     _check_keys(values)
@@ -184,9 +191,12 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
             "adapter=none opens no parameters, so the optimizer has nothing to train. "
             "Choose adapter=weights, or method=zero_shot to train nothing."
         )
+    data_root = path("data_root", values["data_root"])
+    dataset, own = own_data(values["dataset"], data_root)
     settings = Settings(
-        dataset=values["dataset"]["name"],
-        split_file=optional_path("dataset.split_file", values["dataset"]["split_file"]),
+        dataset=dataset,
+        own=own,
+        split_file=optional_path("dataset.split_file", values["dataset"].get("split_file")),
         backbone=_backbone(values["backbone"]),
         method=method_name("method.name", values["method"]["name"]),
         method_title=title("method.title", values["method"]["title"]),
@@ -199,7 +209,7 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
         seed=whole("seed", values["seed"], 0, MAX_SEED),
         split_protocol=one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
         protocol=one_of("protocol", values["protocol"], PROTOCOLS),
-        transfer=transfer_targets(values["transfer"], values["dataset"]["name"]),
+        transfer=transfer_targets(values["transfer"], dataset),
         imbalance=imbalance_alpha(values["imbalance"]),
         template=_template(values["template"]),
         device=device_name("device", values["device"]),
@@ -210,7 +220,7 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
         checkpoint_seconds=not_negative("checkpoint_seconds", values["checkpoint_seconds"]),
         force=_flag("force", values["force"]),
         on_corrupt=one_of("on_corrupt", values["on_corrupt"], ON_CORRUPT),
-        data_root=path("data_root", values["data_root"]),
+        data_root=data_root,
         results_dir=results_dir,
     )
     if settings.optimizer is not None:
@@ -242,7 +252,9 @@ _TOP_KEYS = (
 def _check_keys(values: dict[str, Any]) -> None:
     """Refuse options that `~` took away and those that `+` added and nothing would read."""
     _check_group("", values, _TOP_KEYS)
-    for group, keys in _KEYS.items():
+    layout = values["dataset"].get("layout") if isinstance(values["dataset"], dict) else None
+    own = {"dataset": OWN_KEYS[layout]} if layout in OWN_KEYS else {}
+    for group, keys in (_KEYS | own).items():
         if not isinstance(values[group], dict):
             raise InputError(f"{group}={values[group]}: must hold the options {', '.join(keys)}.")
         _check_group(f"{group}.", values[group], keys, extra=group in ("adapter", "optimizer"))
@@ -347,9 +359,10 @@ def _flag(key: str, value: Any) -> bool:
 
 
 def _template(value: Any) -> str:
-    if value not in TEMPLATES and (not isinstance(value, str) or value.count("{}") != 1):
+    fair = isinstance(value, str) and (value.count("{}") == 1 or is_prompt_file(value))
+    if value not in TEMPLATES and not fair:
         raise InputError(
-            f"template={value}: must be plain, specific, ensemble, or a text with one {{}} for the "
-            "class name."
+            f"template={value}: must be plain, specific, ensemble, a text with one {{}} for the "
+            "class name, or a file of templates or class descriptions (.txt, .json, .yaml)."
         )
     return unicode_text("template", value)

@@ -47,8 +47,10 @@ def test_every_choice_is_listed_below_its_group_and_explained(group, choice):
 
 
 def test_every_dataset_is_listed():
-    listed = re.split(r"(?m)^  (?=\S)", _section("dataset"))[0].split()
-    assert listed == card_names()
+    listed = re.split(r"(?m)^  (?=\S)", _section("dataset"))[0]
+    cards, own = listed[: listed.index("csv ")], listed[listed.index("csv ") :]
+    assert cards.split() == card_names()
+    assert re.findall(r"(?m)^(?: {4})?(\w+) +Your own images", own) == ["csv", "folder"]
 
 
 @pytest.mark.parametrize("option", TOP_LEVEL)
@@ -75,15 +77,17 @@ def test_every_option_of_the_other_groups_is_listed(group):
 
 
 def test_every_listed_option_exists_and_has_that_default():
-    config = compose([])
-    entries = [re.match(r"    ([a-zA-Z_.]+)=(.*?)(  .*| [a-z].*)?$", line) for line in LINES]
-    options = {match[1]: match[2] for match in entries if match}
-    assert len(options) > 30
-    for option, shown in options.items():
-        if shown == "[...]" or shown.startswith("${"):
+    config, count = compose([]), 0
+    for line in LINES:
+        if chosen := re.match(r"  of (dataset=\w+)$", line):  # what follows is of that one alone
+            config = compose([chosen[1]])
+        match = re.match(r"    ([a-zA-Z_.]+)=(.*?)(  .*| [a-z].*)?$", line)
+        if not match or match[2] == "[...]" or match[2].startswith("${"):
             continue
-        default = OmegaConf.create(f"value: {shown}").value
-        assert default == OmegaConf.select(config, option, throw_on_missing=True), option
+        count += 1
+        default = OmegaConf.create(f"value: {match[2]}").value
+        assert default == OmegaConf.select(config, match[1], throw_on_missing=True), line
+    assert count > 40
 
 
 def test_three_examples_and_the_other_commands_are_shown():

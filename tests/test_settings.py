@@ -118,7 +118,7 @@ REFUSED = [
     ("device", "cuda:-1", "must be auto"),
     ("device", "cuda:²", "must be auto"),
     ("device", "cuda:99999999999", "must be auto"),
-    ("template", "a photo", "must be plain, specific, ensemble, or a text with one {}"),
+    ("template", "a photo", "must be plain, specific, ensemble, a text with one {}"),
     ("template", "{} and {}", "must be plain, specific"),
     ("template", 3, "must be plain, specific"),
     ("data_root", None, "data_root is empty"),

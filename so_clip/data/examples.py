@@ -31,6 +31,7 @@ class Splits:
             validation images out of the train list.
         parent_labels: for test images of another dataset's classes (`classes_of` in the card), the
             label there of each class.
+        read_from: all files and folders whose change may change the lists or names, beside `file`.
     """
 
     train: list[Example]
@@ -42,3 +43,4 @@ class Splits:
     dataset: str = ""
     val_from_train: bool = False
     parent_labels: tuple[int, ...] = ()
+    read_from: tuple[Path, ...] = ()

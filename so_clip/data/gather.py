@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from so_clip.data.cards import DatasetCard, check_trainable, load_card
+from so_clip.data.cards import DatasetCard, check_trainable
 from so_clip.data.corrupt import Skipped, corrupt_images, pass_over_in_draw, pass_over_in_test
 from so_clip.data.examples import SKIP, Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
+from so_clip.data.find import Dataset, find_dataset
 from so_clip.data.halves import BASE_TO_NEW, base_and_new
 from so_clip.data.images import ImageSource, open_images, require_images
-from so_clip.data.splits import load_splits
+from so_clip.data.own import OwnData
 from so_clip.errors import InputError
 
 # The name of the second half of the classes among a run's test sets.
@@ -74,20 +75,24 @@ def gather(
     protocol: str = "all",
     transfer: Sequence[str] = (),
     imbalance: float | None = None,
+    own: OwnData | None = None,
+    template: str = "plain",
     on_corrupt: str = "raise",
     kept_in: Path | None = None,
 ) -> Data:
     """Read the datasets' lists, draw the few shots, and make sure that every image is there.
 
     Args:
-        dataset: the name of a card.
+        dataset: the name of a card, or the name for `own` images.
         data_root: the folder of all datasets.
         split_file: in place of the one below `data_root`; `dataset`'s alone.
         shots: training images per class; 0 draws none.
         seed, split_protocol, imbalance: see draw_few_shot.
         protocol: "base_to_new" trains and tests on the first half of the classes, and tests on the
             second by itself.
-        transfer: names of other datasets to test on.
+        transfer: names of other datasets to test on; see own_target.
+        own: how one's own images are found; None for a card's.
+        template: the run's setting, which may name a file of prompts.
         on_corrupt: "skip" decodes all images that the run needs, and does without those that cannot
             be; see so_clip.data.corrupt. "raise" opens none: reading them will tell.
         kept_in: the folder of files that tell which are corrupt, so that each is decoded once.
@@ -95,25 +100,27 @@ def gather(
     Raises:
         InputError: no such dataset, files missing or malformed; the message names them.
     """
-    card = load_card(dataset)
+    found = find_dataset(dataset, data_root, split_file, own, template)
+    card, splits = found.card, found.splits
     if shots:
         check_trainable(card)
-    splits = load_splits(card, data_root, split_file)
     few_shot = draw_few_shot(splits, shots, seed, split_protocol, imbalance) if shots else None
-    images = open_images(card, data_root)
+    images = open_images(card, found.root)
     whole, halves = splits, []
     if protocol == BASE_TO_NEW:
         few_shot = few_shot.of_base_classes(len(splits.class_names)) if few_shot else None
         splits, new = base_and_new(splits)
         first = len(splits.class_names)
         halves.append(Target(NEW_CLASSES, card, new, images, first_label=first))
-    elsewhere = [_elsewhere(name, data_root, dataset, protocol) for name in transfer]
+    elsewhere = [_elsewhere(name, data_root, dataset, protocol, template) for name in transfer]
+    _check_names(dataset, elsewhere)
     others = (*halves, *elsewhere)
     require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
     for target in others:
         require_images(target.images, target.splits.test, target.card)
     if few_shot:
         _note_repeats(few_shot, splits)
+    _tell_notes(found)
     for each, lists in [(card, whole), *((target.card, target.splits) for target in elsewhere)]:
         _note_incomplete(each, lists)
     data = Data(card, splits, images, few_shot, others)
@@ -147,16 +154,35 @@ def _without_corrupt(data: Data, kept_in: Path | None) -> Data:
     )
 
 
-def _elsewhere(name: str, data_root: Path | None, dataset: str, protocol: str) -> Target:
+def _elsewhere(
+    name: str, data_root: Path | None, dataset: str, protocol: str, template: str
+) -> Target:
     """Find a dataset to test on."""
-    card = load_card(name)
     try:
-        splits = load_splits(card, data_root)
-        images = open_images(card, data_root)
+        found = find_dataset(name, data_root, template=template)
+        images = open_images(found.card, found.root)
     except InputError as error:
         raise InputError(f"transfer={name}: {error}") from error
+    card, splits = found.card, found.splits
     shared = card.classes_of == dataset and protocol != BASE_TO_NEW
-    return Target(name, card, splits, images, splits.parent_labels if shared else None)
+    return Target(card.name, card, splits, images, splits.parent_labels if shared else None)
+
+
+def _check_names(dataset: str, elsewhere: Sequence[Target]) -> None:
+    """Refuse two datasets of one name, as one's own images in folders of one name are."""
+    names = [dataset, *(target.name for target in elsewhere)]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(
+                f"transfer: {count} datasets are called {name}. Rename a folder, or give the run's "
+                "own images another name by dataset.name=NAME."
+            )
+
+
+def _tell_notes(found: Dataset) -> None:
+    """Say what is worth knowing of one's own images: what was passed over, what names became."""
+    for note in found.notes:
+        print(f"so_clip: {found.card.title}: {note}.", file=sys.stderr)
 
 
 def _note_repeats(few_shot: FewShot, splits: Splits) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from so_clip.__main__ import guarded
 from so_clip.config import compose
-from so_clip.data.cards import load_card
+from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
 from so_clip.record import summary_table
 from so_clip.settings import from_config
@@ -50,7 +50,7 @@ def _main(arguments: list[str]) -> None:
                 "written OPTION=VALUE; `python -m so_clip.forecast --help` says more."
             )
     settings = from_config(compose(overrides))
-    card = load_card(settings.dataset)
+    card = find_card(settings.dataset, settings.data_root, settings.own, settings.template)
     # Only now, since torch takes seconds to import and most bad input is refused without it.
     from so_clip.forecast.predict import forecast
 

@@ -101,7 +101,8 @@ def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> M
     """
     with mode:
         backbone = load_backbone(**settings.backbone, seed=settings.seed, weightless=True)
-    model = assemble_model(settings, backbone, card.class_names, card.template_sets, CPU, "")
+    names, templates = card.class_names, card.template_sets
+    model = assemble_model(settings, backbone, names, templates, CPU, "", card.descriptions)
     _forget_values(model.classifier, mode)
     if model.adapter is not None:
         support = _NoImages(settings.shots, model.classifier, backbone, mode)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from so_clip.data.cards import DatasetCard, check_trainable, load_card
+from so_clip.data.cards import DatasetCard, check_trainable
+from so_clip.data.find import find_card
 from so_clip.data.halves import BASE_TO_NEW, base_count
 from so_clip.settings import Settings
 
@@ -41,5 +42,5 @@ def tested_sizes(settings: Settings, card: DatasetCard) -> list[Tested]:
         base = base_count(classes)
         of_base = images * base // classes
         sizes = [Tested(of_base, base), Tested(images - of_base, classes - base)]
-    others = [load_card(name).sizes for name in settings.transfer]
+    others = [find_card(name, settings.data_root).sizes for name in settings.transfer]
     return sizes + [Tested(each["test"], each["classes"]) for each in others]

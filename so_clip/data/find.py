@@ -1,0 +1,103 @@
+"""From what a run calls its dataset to card and lists, published or one's own."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from so_clip.data.cards import OWN_LAYOUTS, DatasetCard, load_card
+from so_clip.data.examples import Splits
+from so_clip.data.own import OwnData, own_name, read_own
+from so_clip.data.prompt_file import is_prompt_file, read_prompt_file
+from so_clip.data.splits import load_splits
+from so_clip.errors import InputError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as it was found: its card, its lists, where its images lie, and what is to note."""
+
+    card: DatasetCard
+    splits: Splits
+    root: Path | None
+    notes: tuple[str, ...] = ()
+
+
+def find_dataset(
+    name: str,
+    data_root: Path | None,
+    split_file: Path | None = None,
+    own: OwnData | None = None,
+    template: str = "plain",
+) -> Dataset:
+    """Find a dataset's card and lists, and the prompts of a file if `template` names one.
+
+    Args:
+        name: of a card; where there is `own`, the name that it shall have. See also `own_target`.
+        data_root, split_file: see load_splits.
+        own: one's own images.
+        template: the run's setting.
+
+    Raises:
+        InputError: no such dataset, or files that are missing or malformed.
+    """
+    if own is None:
+        target = own_target(name, data_root)
+        if target is not None:
+            name, own = target
+    if own is None:
+        card = load_card(name)
+        found = Dataset(card, load_splits(card, data_root, split_file), data_root)
+    else:
+        card, splits, listing = read_own(own, name)
+        found = Dataset(card, splits, own.folder, tuple(listing.notes))
+    return _with_prompts(found, template)
+
+
+def find_card(
+    name: str, data_root: Path | None, own: OwnData | None = None, template: str = "plain"
+) -> DatasetCard:
+    """Return a card for what needs no lists: class names, templates, sizes.
+
+    That of one's own images is made from the listing, and so are sizes.
+
+    Raises:
+        InputError: as find_dataset.
+    """
+    if own is not None or own_target(name, data_root) is not None:
+        return find_dataset(name, data_root, own=own, template=template).card
+    card = load_card(name)
+    lists = Splits([], [], [], list(card.class_names))
+    return _with_prompts(Dataset(card, lists, data_root), template).card
+
+
+def own_target(name: str, data_root: Path | None) -> tuple[str, OwnData] | None:
+    """Return name and options of one's own images among datasets to test on; None for a card's.
+
+    They are called LAYOUT:FOLDER, such as folder:/home/me/flowers, or LAYOUT where `data_root` is
+    the folder.
+
+    Raises:
+        InputError: there is no folder.
+    """
+    layout, _, folder = name.partition(":")
+    if layout not in OWN_LAYOUTS:
+        return None
+    if not folder and data_root is None:
+        raise InputError(f"{name}: needs a folder, such as {layout}:FOLDER.")
+    place = Path(folder).expanduser() if folder else data_root
+    assert place is not None
+    return own_name(layout, place), OwnData(layout, place)
+
+
+def _with_prompts(found: Dataset, template: str) -> Dataset:
+    if not is_prompt_file(template):
+        return found
+    prompts = read_prompt_file(Path(template).expanduser())
+    names, card = found.splits.class_names, found.card
+    keys = card.class_folders if len(card.class_folders) == len(names) else ()
+    described = prompts.of(names, keys)
+    if described is None:
+        card = replace(card, template_files={template: prompts.templates})
+    else:
+        card = replace(card, descriptions=described)
+    splits = replace(found.splits, read_from=(*found.splits.read_from, prompts.file))
+    return replace(found, card=card, splits=splits)
