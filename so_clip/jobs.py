@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from so_clip import atomic
+from so_clip.config import CONFIG_NAME
 from so_clip.errors import InputError
+from so_clip.paths import CONF_DIR
 from so_clip.run_files import read_metrics
 
 DONE, SKIPPED, BUSY, FAILED, RUNNING = "done", "skipped", "busy", "failed", "running"
@@ -24,7 +26,7 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        overrides: of its run.
+        overrides: of its run, after what `flags_of` returns.
         state: done | skipped (finished before) | busy (another process is doing it) | failed |
             running; one that was killed stays running.
         run_dir: the run's folder, as soon as it is known.
@@ -45,6 +47,23 @@ class Job:
 
 # Of jobs that this process did, by the paths of their files: a disk may be too full for the files.
 _of_this_process: dict[Path, Job] = {}
+
+
+def flags_of(hydra: Any) -> list[str]:
+    """Return the flags that led a run to a configuration of its user's own, for who repeats it.
+
+    Args:
+        hydra: Hydra's own part of a composed configuration.
+    """
+    paths = {source.provider: source.path for source in hydra.runtime.config_sources}
+    flags = []
+    if "main" in paths and Path(paths["main"]) != CONF_DIR:
+        flags.append(f"--config-path={paths['main']}")
+    if "command-line" in paths:
+        flags.append(f"--config-dir={paths['command-line']}")
+    if hydra.job.config_name not in (None, CONFIG_NAME):
+        flags.append(f"--config-name={hydra.job.config_name}")
+    return flags
 
 
 def job_file(sweep_dir: Path, number: int) -> Path:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, read_write
 from so_clip import atomic
 from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, report
 from so_clip.jobs import FAILED as FAILED_JOB
-from so_clip.jobs import JOBS_DIR, RUNNING, Job, may_be_alive, read_jobs
+from so_clip.jobs import JOBS_DIR, RUNNING, Job, flags_of, may_be_alive, read_jobs
 from so_clip.locks import lock_new
 from so_clip.record import check_writable
 from so_clip.values import path
@@ -101,7 +101,7 @@ def _one_by_one(config: DictConfig) -> None:
 
 
 def _split(config: DictConfig) -> list[list[str]]:
-    """Return the overrides of each job, as Hydra's own sweeper splits them.
+    """Return the overrides of each job, as Hydra's own sweeper splits them, and flags before them.
 
     Nothing for another sweeper, which chooses as it goes, or where they cannot be split, of which
     the sweeper will tell.
@@ -118,7 +118,8 @@ def _split(config: DictConfig) -> list[list[str]]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     with suppress(HydraException):
         overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
-        return BasicSweeper.split_arguments(overrides, None)[0]
+        jobs = BasicSweeper.split_arguments(overrides, None)[0]
+        return [[*flags_of(config.hydra), *job] for job in jobs]
     return []
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from so_clip.data.gather import gather
 from so_clip.errors import InputError, RunBusy, exit_code, message_of, report
 from so_clip.identity import remembered_run
-from so_clip.jobs import BUSY, DONE, FAILED, SKIPPED, Job, job_file, tell
+from so_clip.jobs import BUSY, DONE, FAILED, SKIPPED, Job, flags_of, job_file, tell
 from so_clip.machine import runs_at_once, takes_gpus
 from so_clip.record import RunFolder, check_writable
 from so_clip.settings import Settings, from_config
@@ -35,7 +35,7 @@ def task(composed: DictConfig) -> float:
 
     register()  # anew in each process of a parallel sweep
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
+    overrides = [*flags_of(hydra), *hydra.overrides.task]
     if hydra.mode == RunMode.MULTIRUN:
         sweep_dir = Path(hydra.runtime.output_dir).parent
         at_once = runs_at_once(hydra.launcher, len(planned_jobs(sweep_dir)))

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,20 @@ def test_a_single_run_is_skipped_too_and_shows_its_table(tmp_path):
     assert "finished before: skipped. force=true repeats it." in again.out
     assert again.out.endswith(first.out)
     assert "finished before" not in forced.out + first.out
+
+
+def test_commands_that_repeat_a_run_find_its_configuration_again(tmp_path):
+    folder = tmp_path / "my conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\nshots: 0\n")
+    given = ("experiment=mine", f"results_dir={tmp_path / 'runs'}")
+    done = call("-m", "-cd", folder.parent, *given, "seed=1,2")
+    assert done.code == 2
+    lines = [shlex.split(line)[3:] for line in done.out.splitlines() if "  python -m" in line]
+    flag = f"--config-dir={folder.parent}"
+    assert lines[:2] == [[flag, *given, f"seed={seed}"] for seed in (1, 2)]
+    again = call(*lines[0])
+    assert (again.code, again.messages) == (2, done.messages[:1])
 
 
 def test_a_sweep_that_cannot_be_composed_leaves_nothing(tmp_path):

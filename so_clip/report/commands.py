@@ -12,7 +12,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from so_clip.__main__ import MULTIRUN
 from so_clip.paths import CONF_DIR
 
 PROGRAM = "python -m so_clip"
@@ -22,18 +21,15 @@ _OF_CELL = ("dataset", "shots", "seed")
 Overrides = tuple[str, ...]
 
 
-def overrides_of(
-    run: Mapping[str, Any], dataset: str, seed: int, known: Mapping[str, Overrides]
-) -> Overrides:
+def overrides_of(run: Mapping[str, Any], dataset: str, seed: int) -> Overrides:
     """Return the options of a run like another, but for its dataset and seed.
 
     Args:
         run: a row of the runs.
         dataset: of the new run.
         seed: of the new run; of no use for zero-shot CLIP, which draws nothing.
-        known: the overrides of runs that sweeps began, by their folders' names.
     """
-    given = known.get(Path(run["folder"]).name) or _of_command(run)
+    given = run.get("overrides")
     cell = {"dataset": dataset}
     if run["shots"]:
         cell |= {"shots": str(run["shots"]), "seed": str(seed)}
@@ -51,49 +47,6 @@ def overrides_of(
     return (*kept, *pinned, *(f"{key}={value}" for key, value in cell.items()))
 
 
-def _of_command(run: Mapping[str, Any]) -> Overrides | None:
-    """Return the options of the command that made a run; None where it does not tell them.
-
-    Of a sweep's options with several values, the run's settings say which was its own; that is not
-    so for groups.
-    """
-    command = run.get("command")
-    if not isinstance(command, list) or not all(isinstance(each, str) for each in command[1:]):
-        return None
-    given = [each for each in command[1:] if not each.startswith("-")]
-    if not given or not all("=" in each or each.startswith("~") for each in given):
-        return None
-    if not set(MULTIRUN) & set(command[1:]):
-        return tuple(given)
-    found = []
-    for override in given:
-        key, _, values = override.partition("=")
-        if ("," in values or "(" in values) and key not in _OF_CELL:
-            text = _own(override, run)
-            if text is None:
-                return None
-            override = f"{key}={text}"
-        found.append(override)
-    return tuple(found)
-
-
-def _own(override: str, run: Mapping[str, Any]) -> str | None:
-    """Return the value, as Hydra reads it, that a sweep's option had in one run, if it is known."""
-    parsed, key = _parsed(override), _key(override)
-    if parsed is None:
-        return None
-    if not parsed.is_sweep_override():
-        return override.partition("=")[2]
-    own = run["method"] if key == "method" else _setting(run["settings"], key)
-    if own is None:
-        return None
-    try:
-        values = zip(parsed.sweep_iterator(), parsed.sweep_string_iterator(), strict=True)
-        return next((text for value, text in values if getattr(value, "text", value) == own), None)
-    except HydraException:  # a pattern, or an interval
-        return _text(own)
-
-
 @cache
 def _parsed(override: str) -> Any:
     """Return an option as Hydra understands it, None for what it does not."""
@@ -104,7 +57,7 @@ def _parsed(override: str) -> Any:
 
 
 def _of_settings(run: Mapping[str, Any]) -> Overrides:
-    """Return options that say what is known of a run without its command: its row in the table."""
+    """Return options that say what a run that did not record its own was: its row in the table."""
     named = re.findall(r"(?:^|, )([\w.]+)=", str(run["variant"]))
     values = {key: _setting(run["settings"], key) for key in named}
     for no_option in ("method", "split", "weights", "processes"):  # in a variant's name only
@@ -258,4 +211,5 @@ def _merging_order(keys: set[str]) -> list[str]:
     """Begin with what has the most values in a grid, so that few products remain."""
     first = [key for key in ("seed=", "dataset=", "shots=") if key in keys]
     last = [key for key in ("method=",) if key in keys]
-    return [*first, *sorted(keys - {*first, *last}), *last]
+    flags = {key for key in keys if key.startswith("-")}  # take one value each
+    return [*first, *sorted(keys - {*first, *last} - flags), *last]

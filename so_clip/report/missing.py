@@ -28,17 +28,11 @@ def add_missing(tables: Sequence[Table], runs: Runs) -> list[Table]:
     the first.
     """
     sweeps = SweepFolders(runs.results_dir).read()
-    known = {
-        Path(told.job.run_dir).name: sweep.jobs[number]
-        for sweep in sweeps
-        for number, told in sweep.told.items()
-        if told.job.run_dir
-    }
     undone = _undone(runs, sweeps)
     done = []
     for table in tables:
         if table.figure.name in _OF_RUNS:
-            lines, wanted = _of_table(table, runs, known, whole_cells=bool(sweeps))
+            lines, wanted = _of_table(table, runs, whole_cells=bool(sweeps))
             for overrides in wanted:
                 undone.pop(key_of(overrides), None)
             table = _told(table, lines, wanted, runs.results_dir)
@@ -78,15 +72,12 @@ def _undone(runs: Runs, sweeps: list[Sweep]) -> dict[Key, Overrides]:
     }
 
 
-def _of_table(
-    table: Table, runs: Runs, known: Mapping[str, Overrides], whole_cells: bool
-) -> tuple[list[str], list[Overrides]]:
+def _of_table(table: Table, runs: Runs, whole_cells: bool) -> tuple[list[str], list[Overrides]]:
     """Return what a table lacks in words, a line a row, and as overrides, one of each run.
 
     Args:
         table: of runs of one backbone.
         runs: all of them.
-        known: the overrides of runs that sweeps began, by their folders' names.
         whole_cells: leave cells alone that have a run.
     """
     frame = table_runs(table.figure, runs.frame)
@@ -116,7 +107,7 @@ def _of_table(
             continue
         run = frame.iloc[like[shots, title, variant]].to_dict()
         wanted += [
-            overrides_of(run, dataset, seed, known)
+            overrides_of(run, dataset, seed)
             for dataset, each in lacks.items()
             for seed in sorted(each)
         ]

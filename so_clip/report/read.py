@@ -44,7 +44,7 @@ class Runs:
             `folder` (str), its `state` ("finished"), `variant` (what sets it apart from other runs
             of its method, "" for nothing), `transferred` (to which datasets, as text), and of
             provenance.json `torch`, `commit`, `hardware`, `torch_threads`, `weights_sha256`,
-            `finished_at` and `command`, None where it is not there.
+            `finished_at` and `overrides`, None where it is not there.
         skipped: one line for each folder that is no usable run, and why.
     """
 
@@ -194,7 +194,8 @@ def _made_by(folder: Path) -> dict[str, Any]:
     """Return what provenance.json says of versions, code and hardware."""
     provenance = read_object(folder / PROVENANCE_FILE)
     versions, hardware = provenance.get("versions"), provenance.get("hardware")
-    command = provenance.get("command")
+    overrides = provenance.get("overrides")
+    told = isinstance(overrides, list) and all(isinstance(each, str) for each in overrides)
     threads = hardware.get("torch_threads") if isinstance(hardware, dict) else None
     if isinstance(hardware, dict):
         hardware = ", ".join(str(hardware.get(key)) for key in ("device", "processor"))
@@ -205,7 +206,7 @@ def _made_by(folder: Path) -> dict[str, Any]:
         "torch_threads": threads if isinstance(threads, int) else None,
         "weights_sha256": provenance.get("backbone_weights_sha256"),
         "finished_at": provenance.get("finished_at"),
-        "command": command if isinstance(command, list) else None,
+        "overrides": overrides if told else None,
     }
 
 

@@ -169,8 +169,9 @@ def _now(known: _Known, folder: str) -> Run:
     """Return a folder's run as its lock and the clock have it at this moment."""
     run, progress = known.run, known.progress
     assert run is not None
-    if progress is None:
-        return run
+    if progress is None:  # done or failed, unless it is begun anew
+        anew = Run("", RUNNING, run.changed_at, remark=STARTING, overrides=run.overrides)
+        return anew if is_locked(Path(folder)) else run
     updated_at = _timestamp(progress.get("updated_at"))
     silent_seconds = time.time() - (run.changed_at if updated_at is None else updated_at)
     if not _is_running(folder, progress, silent_seconds):

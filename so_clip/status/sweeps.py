@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from so_clip import jobs
 from so_clip.jobs import JOBS_DIR, Job
@@ -15,6 +14,7 @@ from so_clip.settings import NO_DIFFERENCE
 from so_clip.status.runs import (
     DONE,
     FAILED,
+    INTERRUPTED,
     MISSING,
     RUNNING,
     SETTLED_NS,
@@ -154,7 +154,7 @@ def key_of(overrides: Iterable[str]) -> Key:
 class Ledger:
     """Runs and the jobs of sweeps, brought together."""
 
-    _commands: dict[str, Key | None] = field(default_factory=dict)
+    _given: dict[str, Key | None] = field(default_factory=dict)
 
     def settle(
         self, runs: dict[str, Run], sweeps: list[Sweep]
@@ -191,8 +191,8 @@ class Ledger:
         for key, overrides in planned.items():
             path = found.get(key)
             if path is not None:
-                run = runs[path]
-                every[path] = by_key[key] = replace(run, overrides=run.overrides or overrides)
+                run = replace(runs[path], overrides=runs[path].overrides or overrides)
+                every[path] = by_key[key] = _begun_anew(run, heard.get(key), key in to_come)
             else:
                 by_key[key] = _without_folder(overrides, heard.get(key), key in to_come)
                 every[" ".join(key)] = by_key[key]
@@ -231,16 +231,30 @@ class Ledger:
         for path, run in runs.items():
             if path in of_jobs or run.state != DONE:
                 continue
-            if path not in self._commands:
-                command: Any = read_object(Path(path) / PROVENANCE_FILE).get("command")
-                given = (texts(command) or ())[1:]
-                sweep = any(each in ("-m", "--multirun") for each in given)
-                options = [each for each in given if not each.startswith("-")]
-                self._commands[path] = None if sweep or not command else key_of(options)
-            key = self._commands[path]
+            if path not in self._given:
+                given = texts(read_object(Path(path) / PROVENANCE_FILE).get("overrides"))
+                self._given[path] = key_of(given) if given else None
+            key = self._given[path]
             if key is not None:
                 found[key] = path
         return found
+
+
+def _begun_anew(run: Run, told: Told | None, to_come: bool) -> Run:
+    """Return a run as it is once its job is at work, or will be: its folder shows that later."""
+    repeats = run.state in (FAILED, INTERRUPTED)
+    if repeats and to_come:
+        return replace(run, state=WAITING, remark="")
+    if told is None or told.job.run_dir or told.at < run.changed_at or not told.is_at_work:
+        return run  # a job that knows its folder has come to it
+    if repeats or (run.state == DONE and any(map(_forces, told.job.overrides))):
+        return Run(run.name, RUNNING, run.changed_at, remark=STARTING, overrides=run.overrides)
+    return run
+
+
+def _forces(override: str) -> bool:
+    key, _, value = override.partition("=")
+    return key.lstrip("+") == "force" and value.lower() == "true"
 
 
 def _without_folder(overrides: Key, told: Told | None, to_come: bool) -> Run:

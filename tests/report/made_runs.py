@@ -88,7 +88,7 @@ def write_grid(
 def write_provenance(folder: Path, **changes: Any) -> None:
     """Write a run's provenance.json."""
     values: dict[str, Any] = {
-        "command": ["so_clip", "method=so"],
+        "overrides": ["method=so"],
         "finished_at": "2026-11-22T12:00:00+00:00",
         "commit": "a" * 40,
         "versions": {"python": "3.11.7", "torch": "2.14.1"},

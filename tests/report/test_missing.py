@@ -17,6 +17,8 @@ from so_clip.report.read import read_runs
 from so_clip.report.tables import Table, make_tables
 from tests.report.made_runs import VIT, write_grid, write_provenance, write_run
 
+ROW = {"shots": 4, "seed": 1, "dataset": "dtd", "method": "so", "variant": "", "settings": {}}
+
 
 def _accuracy(root: Path) -> Table:
     runs = read_runs(root)
@@ -106,24 +108,21 @@ def test_the_command_repeats_what_a_run_of_the_row_was_given(tmp_path):
     folders = write_grid(tmp_path, methods=("so",))
     (folders["so", "dtd", 3] / "metrics.json").unlink()
     for folder in folders.values():
-        given = ["x", "experiment=demo", "data_root=/my data", "seed=1", "dataset=eurosat"]
-        write_provenance(folder, command=given)
+        given = ["--config-dir=/my conf", "experiment=demo", "data_root=/my data", "seed=1"]
+        write_provenance(folder, overrides=[*given, "dataset=eurosat"])
     (command,) = _accuracy(tmp_path).commands
     assert shlex.split(command)[3:] == [
-        *("experiment=demo", "data_root=/my data", "dataset=dtd", "seed=3"),
-        f"results_dir={tmp_path}",
+        *("--config-dir=/my conf", "experiment=demo", "data_root=/my data"),
+        *("dataset=dtd", "seed=3", f"results_dir={tmp_path}"),
     ]
 
 
-def test_options_that_a_sweep_varied_are_the_runs_own(tmp_path):
-    command = "x -m method=so,clip_lora optimizer.density_ratio=5e-4,1e-3 seed=1,2 shots=4"
-    for seed, density in ((1, 5e-4), (2, 5e-4), (1, 1e-3)):
-        folder = write_run(
-            tmp_path, f"{seed}-{density}", seed=seed, optimizer__density_ratio=density
-        )
-        write_provenance(folder, command=command.split())
-    (job,) = _jobs(_accuracy(tmp_path).commands)
-    assert job == {*("method=so", "optimizer.density_ratio=0.001", "shots=4", "seed=2")}
+def test_folders_of_configurations_are_no_values_to_sweep_over():
+    jobs = [(f"--config-dir=/{name}", f"seed={seed}") for name in "ab" for seed in (1, 2)]
+    assert compact(jobs) == [
+        (("--config-dir=/a", "seed=1,2"), True),
+        (("--config-dir=/b", "seed=1,2"), True),
+    ]
 
 
 def test_an_experiment_sweeps_over_nothing_else(tmp_path):
@@ -132,7 +131,7 @@ def test_an_experiment_sweeps_over_nothing_else(tmp_path):
         folder = write_run(
             tmp_path, f"{dataset}{seed}", dataset=dataset, seed=seed, optimizer__T=10
         )
-        write_provenance(folder, command=["x", "experiment=kappa_t", f"dataset={dataset}"])
+        write_provenance(folder, overrides=["experiment=kappa_t", f"dataset={dataset}"])
     (command,) = _accuracy(tmp_path).commands
     assert {"optimizer.density_ratio=0.0005", "optimizer.T=10", "seed=2,3"} <= set(command.split())
 
@@ -162,11 +161,12 @@ def test_what_was_left_to_the_defaults_is_left_to_them_again(tmp_path):
     write_grid(tmp_path, ["digits", "dtd"], ["so"], [1])
     planned = [["method=so", "dataset=digits"], ["method=so", "dataset=dtd"]]
     _sweep(tmp_path, planned, {0: "digits-so-4-1", 1: "dtd-so-4-1"})
+    write_provenance(tmp_path / "digits-so-4-1", overrides=planned[0])
     write_grid(tmp_path, ["digits"], ["clip_lora"], [1])
     write_grid(tmp_path, ["dtd"], ["clip_lora"], [1])
     (tmp_path / "dtd-so-4-1" / "metrics.json").unlink()
     table = _accuracy(tmp_path)
-    assert table.notes == ("Missing at 4 shots: SO: DTD (seed 1).",)
+    assert table.notes[-1] == "Missing at 4 shots: SO: DTD (seed 1)."
     assert _jobs(table.commands) == [frozenset(planned[1])]
 
 
@@ -210,6 +210,8 @@ def test_a_job_whose_cell_is_named_is_named_once(tmp_path):
         for m, d, seed in keys
     ]
     _sweep(tmp_path, planned, {number: folders[key].name for number, key in enumerate(keys)})
+    for key, job in zip(keys, planned, strict=True):
+        write_provenance(folders[key], overrides=job)
     (folders["so", "dtd", 1] / "metrics.json").unlink()
     table = _accuracy(tmp_path)
     assert table.notes == ("Missing at 4 shots: SO: DTD (seed 1).",)
@@ -265,42 +267,17 @@ def test_options_without_a_value_and_lists_stay_what_they_are():
     assert shlex.split(shell(options, sweep))[3:] == list(job)
 
 
-def test_a_run_of_a_sweep_is_known_by_its_folder(tmp_path):
-    run = {"folder": str(tmp_path / "r"), "shots": 4, "method": "so", "settings": {}}
-    known = {"r": ("method=so", "dataset=dtd", "dataset.split_file=x", "seed=7", "shots=4")}
-    assert overrides_of(run, "fgvc", 2, known) == ("method=so", "dataset=fgvc", "shots=4", "seed=2")
+def test_a_run_like_another_has_its_options_but_for_its_cell():
+    given = ["method=so", "dataset=dtd", "dataset.split_file=x", "seed=7", "shots=4", "force=true"]
+    assert overrides_of(ROW | {"overrides": given}, "fgvc", 2) == (
+        *("method=so", "dataset=fgvc", "shots=4", "seed=2"),
+    )
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "../../pyproject", "../config", "a\x00b", ""])
 def test_an_experiment_is_a_name_and_no_path(tmp_path, name):
-    given = {"command": ["x", f"experiment={name}"], "folder": "r"}
-    run = {"shots": 4, "seed": 1, "dataset": "dtd", "method": "so", "settings": {}} | given
-    assert overrides_of(run, "fgvc", 1, {}) == (f"experiment={name}", "dataset=fgvc")
-
-
-ROW = {"shots": 4, "seed": 1, "dataset": "dtd", "method": "so", "variant": "", "folder": "r"}
-
-
-@pytest.mark.parametrize(
-    ("given", "own"),
-    [
-        ("force=true", ""),
-        ("template='a, b {}','c {}'", "template='a, b {}'"),
-        ("template='a, b {}'", "template='a, b {}'"),
-        ("augment.scale=[0.5,1],[0.08,1]", "augment.scale=[0.5,1]"),
-        ("method=glob(so*)", "method=so"),
-        ("optimizer.T=range(1,4)", "optimizer.T=2"),
-    ],
-)
-def test_of_a_sweep_a_run_has_its_own_value(given, own):
-    settings = {
-        "template": "a, b {}",
-        "augment": {"scale": [0.5, 1.0]},
-        "optimizer": {"T": 2},
-    }
-    run = ROW | {"settings": settings, "command": ["x", "-m", "precision=fp32", given]}
-    expected = ("precision=fp32", *([own] if own else []), "dataset=fgvc")
-    assert overrides_of(run, "fgvc", 1, {}) == expected
+    run = ROW | {"overrides": [f"experiment={name}"]}
+    assert overrides_of(run, "fgvc", 1) == (f"experiment={name}", "dataset=fgvc")
 
 
 def test_settings_are_written_as_hydra_reads_them():
@@ -312,7 +289,7 @@ def test_settings_are_written_as_hydra_reads_them():
         "backbone": {"architecture": "x", "pretrained": None, "checkpoint": "a=b.pt"},
     }
     variant = "template=it's, transfer=x, imbalance=1"
-    options = overrides_of(ROW | {"settings": settings, "variant": variant}, "dtd", 2, {})
+    options = overrides_of(ROW | {"settings": settings, "variant": variant}, "dtd", 2)
     read = [OverridesParser.create().parse_override(each) for each in options]
     assert not any(each.is_sweep_override() for each in read)
     values = {each.key_or_group: each.value() for each in read}

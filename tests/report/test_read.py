@@ -25,16 +25,16 @@ def test_a_run_has_its_metrics_its_folder_and_what_made_it(tmp_path):
     assert (row["accuracy_percent"], row["state"], row["folder"]) == (61.5, "finished", str(folder))
     assert (row["torch"], row["commit"], row["weights_sha256"]) == ("2.14.1", "a" * 40, "b" * 64)
     assert row["hardware"] == "cpu, some processor"
-    assert row["command"] == ["so_clip", "method=so"]
+    assert row["overrides"] == ["method=so"]
     assert row["settings"]["optimizer"] == {"lr": 2e-4, "density_ratio": 5e-4, "seed": 1}
     assert row["variant"] == ""
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"versions": 3, "command": "x"}', "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", '{"versions": 3, "overrides": "x"}', "\x00"])
 def test_a_provenance_that_tells_nothing_harms_nothing(tmp_path, text):
     (write_run(tmp_path, "a") / "provenance.json").write_text(text)
     (row,) = read_runs(tmp_path).frame.to_dict("records")
-    assert (row["torch"], row["command"]) == (None, None)
+    assert (row["torch"], row["overrides"]) == (None, None)
 
 
 @pytest.mark.parametrize(

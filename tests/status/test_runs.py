@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from so_clip.status.__main__ import Watcher
 from tests.command import environment, python
 from tests.status.made_runs import (
     ERROR,
@@ -88,6 +89,21 @@ def test_a_run_that_still_reads_its_data_is_running(tmp_path: Path) -> None:
     with at_work(tmp_path / "a", stage="claimed"):
         (run,) = look(tmp_path).runs
     assert (run.name, run.state, run.remark) == ("a", "running", "starting")
+
+
+@pytest.mark.parametrize("files", [{"metrics": METRICS}, {"error": ERROR}])
+def test_a_run_that_is_done_again_is_running_from_its_first_moment(
+    files: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path, "a", **files)
+    watcher = Watcher(tmp_path)
+    (before,) = watcher.look().runs
+    for stage, remark in (("claimed", "starting"), ("started", "")):
+        with at_work(folder, stage):
+            (run,) = watcher.look().runs
+            assert (run.state, run.remark) == ("running", remark)
+        (run,) = watcher.look().runs
+        assert run.state == (before.state if stage == "claimed" else "interrupted")
 
 
 def test_looking_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:

@@ -98,11 +98,10 @@ def test_a_sweep_that_was_repeated_counts_once(tmp_path: Path) -> None:
 
 def test_a_single_run_fills_a_gap(tmp_path: Path) -> None:
     write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
-    command = ["/x/so_clip/__main__.py", "seed=2", "method=so", "threads=1", "--debug"]
-    write_run(tmp_path, "a", metrics=METRICS, provenance={"command": command})
-    swept = ["/x/so_clip/__main__.py", *COMMAND]
-    write_run(tmp_path, "b", metrics=METRICS, provenance={"command": swept})
-    write_run(tmp_path, "c", metrics=METRICS, provenance={"command": 3})
+    given = ["seed=2", "method=so", "threads=1"]
+    write_run(tmp_path, "a", metrics=METRICS, provenance={"overrides": given})
+    write_run(tmp_path, "b", metrics=METRICS, provenance={"overrides": []})
+    write_run(tmp_path, "c", metrics=METRICS, provenance={"overrides": 3})
     view = look(tmp_path)
     assert view.counts == {"done": 3, "missing": 5}
     ((_, runs),) = view.sweeps
@@ -138,6 +137,25 @@ def test_a_run_at_work_is_its_job(tmp_path: Path) -> None:
             ((_, runs),) = view.sweeps
             assert [run.state for run in runs] == ["waiting", "running"]
     assert look(tmp_path).counts == {"interrupted": 1, "missing": 1}
+
+
+def test_a_job_that_does_a_run_again_shows_that(tmp_path: Path) -> None:
+    """Until it comes to its folder, its own word is all there is."""
+    forced = [*JOBS[1], "force=true"]
+    first = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:3])
+    for number, files in enumerate(({"error": ERROR}, {"metrics": METRICS}, {"metrics": METRICS})):
+        run_dir = str(write_run(tmp_path, f"a{number}", **files))
+        write_job(first, number, "failed" if number == 0 else "done", run_dir=run_dir)
+    assert look(tmp_path).counts == {"failed": 1, "done": 2}
+    second = write_sweep(tmp_path, "2026-01-02", COMMAND, [JOBS[0], forced, JOBS[2]])
+    for number, job in enumerate((JOBS[0], forced, JOBS[2])):
+        if number:
+            write_job(second, number, "running", overrides=job)
+    view = look(tmp_path)
+    # What failed is to come; of two that are done, one is done anew and one will be skipped.
+    assert view.counts == {"waiting": 1, "running": 1, "done": 1}
+    write_job(second, 0, "running", overrides=JOBS[0])
+    assert look(tmp_path).counts == {"running": 2, "done": 1}
 
 
 def test_an_interrupted_single_run_can_be_repeated(tmp_path: Path) -> None:
