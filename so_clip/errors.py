@@ -46,11 +46,16 @@ def report(error: BaseException) -> int:
     """Print one message to stderr, with --debug the traceback too, and return the exit code."""
     if debugging:
         traceback.print_exception(error)
-    print(f"so_clip: {message_of(error)}", file=sys.stderr)
+    say(message_of(error))
     expected = isinstance(error, (InputError, RunFailed, KeyboardInterrupt))
     if not (expected or debugging):
-        print(f"so_clip: {DEBUG} shows where it happened.", file=sys.stderr)
+        say(f"{DEBUG} shows where it happened.")
     return exit_code(error)
+
+
+def say(message: str) -> None:
+    """Print a message to stderr, of something that ends nothing."""
+    print(f"so_clip: {message}", file=sys.stderr)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,10 +7,8 @@ time: a missing file is made anew, and whoever is last to write it writes the sa
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import PIL
@@ -24,11 +22,11 @@ from so_clip.clip.backbone import Backbone
 from so_clip.data.batches import TestStream
 from so_clip.data.images import ImageSource
 from so_clip.device import describe
-from so_clip.errors import InputError
-from so_clip.paths import PACKAGE_DIR
+from so_clip.errors import InputError, say
+from so_clip.own_code import code_sha256
 
 # The code that turns files into features: reading, resizing, and the image tower.
-_CODE = ("clip", "data")
+CODE = ("clip", "data")
 _PATHS_PER_TASK = 64
 # A bar appears only where files are slow to read.
 _PATIENCE_SECONDS = 2
@@ -71,7 +69,7 @@ def feature_key(
         "device": describe(device),
         "precision": precision,
         "versions": [str(torch.__version__), open_clip.__version__, PIL.__version__],
-        "code": code_sha256(),
+        "code": code_sha256(*CODE),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -99,13 +97,6 @@ def images_sha256(images: ImageSource, paths: Sequence[str], workers: int) -> st
             # After an error nobody wants the rest.
             pool.shutdown(cancel_futures=True)
     return total.hexdigest()
-
-
-@cache
-def code_sha256() -> str:
-    """Return the SHA-256 of the code that features come from, which no version number follows."""
-    files = sorted(file for folder in _CODE for file in (PACKAGE_DIR / folder).glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class FeatureCache:
@@ -152,7 +143,7 @@ class FeatureCache:
             if fits(image_ND):
                 return image_ND
             reason = "these are not the features that this image tower makes"
-        _say(f"{path} is left aside: {reason}. Its features are made anew.")
+        say(f"{path} is left aside: {reason}. Its features are made anew.")
         return None
 
     def _write(self, key: str, image_ND: Tensor) -> None:
@@ -161,7 +152,7 @@ class FeatureCache:
             atomic.write_bytes(self.path(key), save({"image_ND": image_ND}, metadata))
         except InputError as error:
             reason = getattr(error.__cause__, "strerror", None) or error
-            _say(
+            say(
                 f"the test images' features are not kept: evaluation.cache_dir={self.folder} "
                 f"cannot be written: {reason}. The run goes on; it needs them no more."
             )
@@ -185,7 +176,3 @@ def _read_checked(path: Path, key: str, images: int) -> Tensor:
 
 def _sha256(image_ND: Tensor) -> str:
     return hashlib.sha256(image_ND.contiguous().numpy().data).hexdigest()
-
-
-def _say(text: str) -> None:
-    print(f"so_clip: {text}", file=sys.stderr)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from so_clip import __version__, atomic
-from so_clip.errors import InputError, RunBusy, exit_code
+from so_clip.errors import InputError, RunBusy, exit_code, say
 from so_clip.locks import lock_new
 from so_clip.paths import PACKAGE_DIR
 from so_clip.progress import PROGRESS_FILE
@@ -135,14 +135,14 @@ class RunFolder:
         try:
             metrics = read_metrics(path)
         except InputError as error:
-            print(f"so_clip: {error} It counts as unfinished.", file=sys.stderr)
+            say(f"{error} It counts as unfinished.")
             return None
         lacks = "the fingerprint of its run"
         if metrics.get("run_fingerprint") == fingerprint:
             lacks = "figures that tables need"
             if all(_is_finite(metrics.get(key)) for key in ("accuracy_percent", "peak_memory_mib")):
                 return metrics
-        print(f"so_clip: {path} lacks {lacks}. It counts as unfinished.", file=sys.stderr)
+        say(f"{path} lacks {lacks}. It counts as unfinished.")
         return None
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:

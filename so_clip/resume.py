@@ -6,14 +6,11 @@ the last bit on the same hardware. What follows from the configuration alone (fr
 few shots, zero-shot predictions, an adapter's start) is made again as at first.
 """
 
-import hashlib
 import math
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,8 +18,8 @@ import torch
 from torch import Tensor
 
 from so_clip import atomic
-from so_clip.errors import InputError
-from so_clip.paths import PACKAGE_DIR
+from so_clip.errors import InputError, say
+from so_clip.own_code import code_sha256, parts_but
 
 if TYPE_CHECKING:
     from so_clip.assemble import Model
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
 _FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches")
 
 # What looks at runs or makes ready for them, and has no part in them.
-_READERS = (
+READERS = (
     *("doctor", "forecast", "prepare", "report", "status"),
     *("arguments.py", "manual.py", "table.py", "tensorboard.py"),
 )
@@ -148,7 +145,11 @@ class Checkpoint(NoCheckpoint):
         **parts: Stateful,
     ) -> None:
         self._path, self._every_seconds, self._stopwatch = path, every_seconds, stopwatch
-        self._made_by = {"run": fingerprint, "code": code_sha256(), "torch": str(torch.__version__)}
+        self._made_by = {
+            "run": fingerprint,
+            "code": code_sha256(*parts_but(READERS)),
+            "torch": str(torch.__version__),
+        }
         self._parts: dict[str, Stateful] = {"stopwatch": stopwatch, **parts}
         self._written = time.monotonic()
         self._writes, self._failed = writes and every_seconds > 0, False
@@ -201,7 +202,7 @@ class Checkpoint(NoCheckpoint):
                     torch.save({"made_by": self._made_by, "states": states}, file)
             except (InputError, RuntimeError) as error:  # torch's own, if the disk is full
                 if not self._failed:
-                    _say(f"no checkpoint is kept, and the run goes on without: {error}")
+                    say(f"no checkpoint is kept, and the run goes on without: {error}")
                 self._failed = True
         self._written = time.monotonic()
 
@@ -249,7 +250,7 @@ class Checkpoint(NoCheckpoint):
             raise ValueError
 
     def _leave_aside(self, reason: str) -> None:
-        _say(f"{self._path} is left aside: {reason}. Training begins anew.")
+        say(f"{self._path} is left aside: {reason}. Training begins anew.")
 
 
 _OTHER = {
@@ -257,18 +258,3 @@ _OTHER = {
     "code": "it was written by another version of so_clip",
     "torch": "it was written under another version of torch",
 }
-
-
-@cache
-def code_sha256() -> str:
-    """Return the SHA-256 of the code that runs come from; what is resumed goes on as it began."""
-    files = sorted(
-        file
-        for file in PACKAGE_DIR.rglob("*.py")
-        if file.relative_to(PACKAGE_DIR).parts[0] not in _READERS
-    )
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _say(message: str) -> None:
-    print(f"so_clip: {message}", file=sys.stderr)

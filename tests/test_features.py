@@ -26,6 +26,7 @@ from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder
 from so_clip.errors import InputError
 from so_clip.features import FeatureCache, feature_key, images_sha256
+from so_clip.own_code import code_sha256
 from so_clip.paths import PACKAGE_DIR
 from tests.clip.small import small_backbone
 from tests.command import environment
@@ -116,7 +117,7 @@ def test_other_weights_batches_precisions_and_code_are_other_keys(backbone, fold
         _key(backbone, stream, precision="bf16"),
         _key(backbone, _stream(folder, batch_size=3)),
     ]
-    monkeypatch.setattr(features, "code_sha256", lambda: "another")
+    monkeypatch.setattr(features, "code_sha256", lambda *parts: "another")
     keys.append(_key(backbone, stream))
     assert len({*keys}) == len(keys)
 
@@ -154,14 +155,15 @@ def test_many_images_are_read_in_order(tmp_path):
         assert images_sha256(images, other, 2) != images_sha256(images, names, 2)
 
 
-def test_code_that_makes_features_is_in_the_key_and_other_code_is_not(tmp_path, monkeypatch):
-    shutil.copytree(PACKAGE_DIR, tmp_path / "so_clip")
-    monkeypatch.setattr(features, "PACKAGE_DIR", tmp_path / "so_clip")
-    compute, sums = features.code_sha256.__wrapped__, [features.code_sha256()]
+def test_code_that_makes_features_is_in_the_key_and_other_code_is_not(tmp_path):
+    package = tmp_path / "so_clip"
+    shutil.copytree(PACKAGE_DIR, package)
+    sums = [code_sha256(*features.CODE)]
     for changed in ("optim/so.py", "clip/backbone.py", "data/transforms.py"):
-        with (tmp_path / "so_clip" / changed).open("a") as file:
+        with (package / changed).open("a") as file:
             file.write("# changed\n")
-        sums.append(compute())
+        code_sha256.cache_clear()
+        sums.append(code_sha256(*features.CODE, package=package))
     assert sums[0] == sums[1]
     assert len({*sums}) == 3
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from so_clip.errors import InputError
 from so_clip.paths import PACKAGE_DIR
 from so_clip.precision import Precision
-from so_clip.resume import _READERS, Checkpoint, NoCheckpoint, Stopwatch
+from so_clip.resume import READERS, Checkpoint, NoCheckpoint, Stopwatch
 from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, Loop, train
 from tests.toy import CountReads, Toy, random_batches
 
@@ -122,8 +122,8 @@ def test_another_runs_is_left_aside(path, capsys):
 
 def test_what_a_checkpoint_does_not_go_by_has_no_part_in_runs():
     """What is not there any more has no place in the list, and what runs import even less."""
-    assert all((PACKAGE_DIR / name).exists() for name in _READERS)
-    names = [name.removesuffix(".py") for name in _READERS]
+    assert all((PACKAGE_DIR / name).exists() for name in READERS)
+    names = [name.removesuffix(".py") for name in READERS]
     imported = "import sys, so_clip.task, so_clip.run; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", imported], capture_output=True, check=True)
     modules = {*done.stdout.decode().split()}

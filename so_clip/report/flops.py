@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from so_clip import atomic
 from so_clip.data.cards import load_card
 from so_clip.errors import InputError
 from so_clip.identity import RESULTS_VERSION
-from so_clip.paths import PACKAGE_DIR
+from so_clip.own_code import code_sha256
 from so_clip.report.read import Runs
 from so_clip.run_files import read_object
 from so_clip.settings import NO_DIFFERENCE, Augment, Evaluation, Schedule, Settings
@@ -64,20 +63,9 @@ def _key(run: Mapping[Any, Any]) -> str:
         if isinstance(options, dict):
             values[group] = {key: value for key, value in options.items() if key != "seed"}
     values["evaluation"] = None
-    made_by = [RESULTS_VERSION, code_sha256(PACKAGE_DIR)]
+    made_by = [RESULTS_VERSION, code_sha256(*_CODE)]
     text = json.dumps([*made_by, run.get("steps"), values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@cache
-def code_sha256(package: Path) -> str:
-    """Return the SHA-256 of the code that decides on a forecast: names and contents of files."""
-    digest = hashlib.sha256()
-    for folder in _CODE:
-        for file in sorted((package / folder).rglob("*.py")):
-            digest.update(f"{file.relative_to(package)}\0".encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _forecast(run: Mapping[Any, Any]) -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from so_clip.own_code import code_sha256
 from so_clip.report import __main__ as report
-from so_clip.report.flops import code_sha256
 from tests.command import Outcome, call, python
 from tests.report.made_runs import (
     PAPER,
@@ -137,7 +137,9 @@ def test_other_code_forecasts_anew(tmp_path):
     for name, text in (("old", "a = 1"), ("same", "a = 1"), ("new", "a = 2")):
         (tmp_path / name / "optim").mkdir(parents=True)
         (tmp_path / name / "optim" / "so.py").write_text(text)
-    old, same, new = (code_sha256(tmp_path / name) for name in ("old", "same", "new"))
+    old, same, new = (
+        code_sha256("optim", package=tmp_path / name) for name in ("old", "same", "new")
+    )
     assert old == same != new
 
 
