@@ -1,32 +1,41 @@
 """Whole runs on a GPU: what no CPU can show of autocast, scaling, waiting and the allocator."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from so_clip.assemble import build_model, build_optimizer, resolved
 from so_clip.config import compose
 from so_clip.data.gather import gather
 from so_clip.memory import MIB
+from so_clip.optim.gradients import sampled_gradient
 from so_clip.paths import CONF_DIR
 from so_clip.record import CHECKPOINT_FILE
 from so_clip.run import Result, run
-from so_clip.settings import from_config
+from so_clip.settings import Settings, from_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml"))
 
 
+def demo(device: str, results_dir: Path, *overrides: str) -> Settings:
+    arguments = ("experiment=demo", f"device={device}", f"results_dir={results_dir}")
+    return from_config(compose([*arguments, *overrides]))
+
+
 def run_on(device: str, results_dir: Path, *overrides: str, steps: int = 6) -> Result:
     """Do a short demo."""
-    arguments = ("experiment=demo", f"device={device}", f"results_dir={results_dir}", *overrides)
-    settings = from_config(compose([*arguments, f"schedule.max_steps={steps}"]))
+    settings = demo(device, results_dir, *overrides, f"schedule.max_steps={steps}")
     return run(settings, gather(**settings.data))
 
 
 def losses(result: Result) -> list[float]:
-    lines = (result.folder / "history.csv").read_text().splitlines()[1:]
+    file = result.folder / "history.csv"
+    lines = file.read_text().splitlines()[1:] if file.exists() else []
     return [float(line.split(",")[1]) for line in lines]
 
 
@@ -37,13 +46,33 @@ def test_a_gpu_computes_in_bf16_and_says_so(tmp_path):
     assert "allocator" in metrics["peak_memory_measures"]
 
 
-def test_in_fp32_it_trains_as_the_cpu_does(tmp_path):
+def test_in_fp32_it_computes_what_the_cpu_does():
+    draw = torch.Generator().manual_seed(0)
+    images_BCHW = torch.randint(256, (8, 3, 32, 32), generator=draw, dtype=torch.uint8)
+    labels_B = torch.arange(8)
+    seen = {}
+    for device in ("cpu", "cuda"):
+        settings = demo(device, Path("unused"), "precision=fp32")
+        settings = resolved(settings)
+        model = build_model(settings, gather(**settings.data))
+        optimizer = build_optimizer(settings, model)
+        logits_BK = model.classifier(images_BCHW.to(device))
+        nn.functional.cross_entropy(logits_BK, labels_B.to(device)).backward()
+        gradients = [sampled_gradient(each) for each in model.parameters.values()]
+        supports = [optimizer.support(each) for each in model.parameters.values()]
+        seen[device] = [each.detach().cpu() for each in (logits_BK, *gradients, *supports)]
+    for ours, other in zip(seen["cuda"], seen["cpu"], strict=True):
+        assert float((ours - other).norm()) <= 1e-3 * float(other.norm())
+
+
+def test_a_run_on_the_gpu_ends_where_the_cpus_does(tmp_path):
     on_gpu, on_cpu = (
-        run_on(device, tmp_path / device, "precision=fp32", steps=12) for device in ("cuda", "cpu")
+        run_on(device, tmp_path / device, "precision=fp32", steps=60).metrics
+        for device in ("cuda", "cpu")
     )
-    assert losses(on_gpu) == pytest.approx(losses(on_cpu), rel=2e-3)
-    accuracies = [each.metrics["zero_shot_accuracy_percent"] for each in (on_gpu, on_cpu)]
-    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.4)
+    # Crops are scaled on the device, and not all of their pixels round alike.
+    for key, points in {"zero_shot_accuracy_percent": 0.4, "accuracy_percent": 8}.items():
+        assert on_gpu[key] == pytest.approx(on_cpu[key], abs=points)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -90,13 +119,13 @@ def test_a_run_goes_on_from_its_checkpoint_on_the_gpu(tmp_path, monkeypatch):
     class PowerCut(BaseException):
         pass
 
-    def cut_short(*arguments, after_step=lambda step: (), **options):
+    def cut_short(loop, **options):
         def stop(step):
             if step == 20:
                 raise PowerCut
-            return after_step(step)
+            return loop.after_step(step)
 
-        return train(*arguments, after_step=stop, **options)
+        return train(replace(loop, after_step=stop), **options)
 
     often = "checkpoint_seconds=0.001"
     with monkeypatch.context() as patch:

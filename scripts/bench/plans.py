@@ -96,7 +96,7 @@ FULL = Plan(
 )
 
 # A GPU has time for the paper's batch, and computes as runs do on it.
-CUDA = replace(FULL, step_batch=32, rounds=20, scaling_rounds=10, precision="bf16")
+CUDA = replace(FULL, step_batch=32, rounds=8, scaling_rounds=8, precision="bf16")
 
 QUICK = Plan(
     architecture="tiny",

@@ -1,4 +1,4 @@
-"""Runs with the embedded CLIP, on digits unless told otherwise, at rates chosen on training images."""
+"""Runs with the embedded CLIP, on digits unless told, at rates chosen on training images."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
