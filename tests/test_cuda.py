@@ -52,7 +52,9 @@ def test_in_fp32_it_computes_what_the_cpu_does():
     labels_B = torch.arange(8)
     seen = {}
     for device in ("cpu", "cuda"):
-        settings = demo(device, Path("unused"), "precision=fp32")
+        settings = demo(
+            device, Path("unused"), "precision=fp32", "optimizer.sampled_gradients=true"
+        )
         settings = resolved(settings)
         model = build_model(settings, gather(**settings.data))
         optimizer = build_optimizer(settings, model)
