@@ -5,9 +5,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from so_clip.data.cards import OWN_LAYOUTS, DatasetCard, card_names
 from so_clip.data.class_names import class_names, in_order
@@ -46,6 +47,15 @@ class OwnData:
     split_seed: int = 1
     class_names: Path | None = None
     follow_links: bool = False
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> "OwnData | None":
+        """Return what a run's recorded settings say under `own`."""
+        if values is None:
+            return None
+        paths = ("folder", "csv_file", "class_names")
+        given = {key: Path(each) if key in paths and each else each for key, each in values.items()}
+        return cls(**given | {"split_shares": tuple(values["split_shares"])})
 
 
 def own_name(layout: str, folder: Path) -> str:

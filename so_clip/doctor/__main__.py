@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from so_clip.__main__ import guarded
-from so_clip.data.cards import card_names, load_card
-from so_clip.doctor.examine import ABSENT, FAULTY, Diagnosis, examine, worst
+from so_clip.data.cards import OWN_LAYOUTS, card_names, load_card
+from so_clip.doctor.examine import ABSENT, FAULTY, Diagnosis, examine, examine_own, worst
 from so_clip.errors import InputError, RunFailed, nearest
 from so_clip.paths import CARDS_DIR
 from so_clip.values import one_of, optional_path, path, whole
@@ -24,6 +26,7 @@ that look cut short, and a sample of the others, are decoded. Nothing is written
   check       sampled, the default | all: decode every image
   samples     how many images of a dataset are decoded when sampled; default 500
   cards_dir   another folder of cards
+  dataset=folder, dataset=csv   your own images in data_root, with all of their options
   --json      print one JSON document in place of the report
 
 CoOp's layout, which Tip-Adapter and PromptSRC share, and torchvision's are recognised and used in
@@ -49,7 +52,8 @@ def _main(arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return
-    values = _values([argument for argument in arguments if argument != JSON])
+    own = [argument for argument in arguments if argument.startswith("dataset.")]
+    values = _values([each for each in arguments if each != JSON and each not in own])
     root = path("data_root", values["data_root"])
     if not root.is_dir():
         raise InputError(f"data_root={root}: there is no such folder. Give the one with datasets.")
@@ -57,14 +61,33 @@ def _main(arguments: list[str]) -> None:
     samples = whole("samples", samples, 0)
     check = one_of("check", values["check"], CHECKS)
     cards_dir = optional_path("cards_dir", values["cards_dir"]) or CARDS_DIR
-    names = _names(values["dataset"], cards_dir)
-    cards = [load_card(name, cards_dir) for name in names]
-    diagnoses = [examine(card, root, None if check == "all" else samples) for card in cards]
+    decode = None if check == "all" else samples
+    if own or values["dataset"] in OWN_LAYOUTS:
+        diagnoses = [_own(values["dataset"], root, own, decode)]
+    else:
+        names = _names(values["dataset"], cards_dir)
+        cards = [load_card(name, cards_dir) for name in names]
+        diagnoses = [examine(card, root, decode) for card in cards]
     if JSON in arguments:
         print(json.dumps([each.as_json() for each in diagnoses], indent=2, ensure_ascii=False))
     else:
         print("\n".join(line for each in diagnoses for line in report(each)))
     _conclude(diagnoses, values["dataset"] == ALL, root)
+
+
+def _own(layout: str, root: Path, options: list[str], decode: int | None) -> Diagnosis:
+    """Examine one's own images."""
+    # Only now, since Hydra takes a while to import.
+    from so_clip.config import compose
+    from so_clip.own_options import own_data
+
+    composed = compose([f"dataset={layout}", *options])
+    values = OmegaConf.to_container(composed["dataset"], resolve=True)
+    assert isinstance(values, dict)
+    name, own = own_data({str(key): value for key, value in values.items()}, root)
+    if own is None:
+        raise InputError(f"{options[0]}: is an option of a run. Leave it out.")
+    return examine_own(name, own, decode)
 
 
 def _conclude(diagnoses: list[Diagnosis], of_all: bool, root: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from so_clip.data.cards import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Splits
+from so_clip.data.own import OwnData, read_own
 from so_clip.data.splits import dataset_folder, load_splits, split_file_places
 from so_clip.errors import InputError
 from so_clip.prepare.dataset import LAYOUTS
@@ -100,6 +101,23 @@ def _of_a_package(card: DatasetCard, root: Path) -> Diagnosis:
     return Diagnosis(
         card.name, WHOLE, None, len(all_examples(splits)), notes=["comes with a Python package"]
     )
+
+
+def examine_own(name: str, own: OwnData, decode: int | None) -> Diagnosis:
+    """Examine one's own images: as `examine` does; what cannot be listed at all is one fault."""
+    found = Diagnosis(name, WHOLE, own.folder)
+    try:
+        card, splits, listing = read_own(own, name)
+    except InputError as error:
+        found.faults.append(str(error))
+    else:
+        found.notes += listing.notes
+        counts = ", ".join(f"{len(getattr(splits, split))} {split}" for split in SPLITS)
+        found.notes.append(f"{len(splits.class_names)} classes; images: {counts}")
+        _examine_images(card, splits, found, decode)
+        found.remedy = ""  # nobody else has them
+    found.state = FAULTY if found.faults else WHOLE
+    return found
 
 
 def _examine_images(

@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from so_clip import atomic
-from so_clip.data.cards import load_card
+from so_clip.data.find import find_card
+from so_clip.data.own import OwnData
 from so_clip.errors import InputError
 from so_clip.identity import RESULTS_VERSION
 from so_clip.own_code import code_sha256
@@ -79,7 +80,8 @@ def _forecast(run: Mapping[Any, Any]) -> int:
     from so_clip.forecast.predict import forecast
 
     settings = _settings(run["settings"], steps)
-    return int(forecast(settings, load_card(settings.dataset)).get("training_flops", 0))
+    where = settings.data_root, settings.own, settings.template
+    return int(forecast(settings, find_card(settings.dataset, *where)).get("training_flops", 0))
 
 
 def _settings(values: dict[str, Any], steps: int) -> Settings:
@@ -88,13 +90,15 @@ def _settings(values: dict[str, Any], steps: int) -> Settings:
     Raises:
         InputError: they are those of another version.
     """
-    given = {"checkpoint_seconds": 0.0, "force": False} | values
+    later: dict[str, Any] = {"checkpoint_seconds": 0.0, "force": False, "on_corrupt": "raise"}
+    given = later | {"image_budget_mib": None} | values
     try:
         given |= {
             "schedule": Schedule(**given["schedule"] | {"max_steps": steps}),
             "augment": Augment(**given["augment"]),
             "evaluation": Evaluation(**given["evaluation"]),
             "transfer": tuple(given["transfer"]),
+            "own": OwnData.from_json(given.get("own")),
             "data_root": Path(given["data_root"]),
             "results_dir": Path(given["results_dir"]),
         }

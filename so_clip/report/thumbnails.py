@@ -5,8 +5,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from so_clip.data.cards import DatasetCard, load_card
-from so_clip.data.images import ImageSource, open_images
+from so_clip.data.cards import load_card
+from so_clip.data.images import ImageFolder, ImageSource, open_images
 from so_clip.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Pixels of the longer side. Images that are hardly larger than icons are kept as they are.
 SIDE, ICON, QUALITY = 96, 64, 72
+# In place of a dataset's name, for one's own images: their folder says which they are.
+OWN = ""
 
 
 class Thumbnails:
@@ -47,17 +49,28 @@ class Thumbnails:
         return source if isinstance(source, str) else ""
 
     def _place(self, settings: dict[str, Any]) -> tuple[str, str]:
+        own = settings.get("own")
+        if isinstance(own, dict):
+            return OWN, str(own.get("folder") or "")
         return str(settings.get("dataset")), str(settings.get("data_root") or "")
 
     def _source(self, dataset: str, root: str) -> ImageSource | str:
         if (dataset, root) not in self._sources:
+            source: ImageSource | str
             try:
-                card: DatasetCard = load_card(dataset)
-                source: ImageSource | str = open_images(card, Path(root) if root else None)
+                source = _opened(dataset, Path(root) if root else None)
             except InputError as error:
                 source = str(error)
             self._sources[dataset, root] = source
         return self._sources[dataset, root]
+
+
+def _opened(dataset: str, root: Path | None) -> ImageSource:
+    if dataset != OWN:
+        return open_images(load_card(dataset), root)
+    if root is None or not root.is_dir():
+        raise InputError(f"{root}: the folder of one's own images is not there any more.")
+    return ImageFolder(root)
 
 
 def thumbnail(image: "Image") -> str:
