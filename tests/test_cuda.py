@@ -62,7 +62,7 @@ def test_in_fp32_it_computes_what_the_cpu_does():
         nn.functional.cross_entropy(logits_BK, labels_B.to(device)).backward()
         gradients = [sampled_gradient(each) for each in model.parameters.values()]
         supports = [optimizer.support(each) for each in model.parameters.values()]
-        seen[device] = [each.detach().cpu() for each in (logits_BK, *gradients, *supports)]
+        seen[device] = [each.detach().cpu().double() for each in (logits_BK, *gradients, *supports)]
     for ours, other in zip(seen["cuda"], seen["cpu"], strict=True):
         assert float((ours - other).norm()) <= 1e-3 * float(other.norm())
 
