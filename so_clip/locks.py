@@ -1,4 +1,13 @@
-"""Locks on folders: they end with the process that holds them, however that ends."""
+"""Locks on folders: they end with the process that holds them, however that ends.
+
+A lock is flock on a file in the folder, not on the folder itself: on NFS, Linux hands locks of
+files to the server, which tells other machines, and those of folders not at all. For that the file
+has to be open for writing.
+
+Who gives a lock back takes its file away. A process that had opened the file before then holds a
+lock on what has no name any more, finds that out, and tries again. A process that is killed leaves
+its file, unlocked, and the next takes that over.
+"""
 
 import os
 import time
@@ -10,6 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+LOCK_FILE = ".lock"
 _ATTEMPTS = 20
 
 
@@ -17,11 +27,12 @@ def lock_new(folder: Path) -> int | None:
     """Make a folder if it is not there, and lock it.
 
     Returns:
-        A descriptor that holds the lock until it is closed; None where there are no locks.
+        A descriptor that holds the lock until it is closed, best by `unlock`; None where there are
+        no locks.
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: the folder cannot be made or read.
+        OSError: the folder, or a file in it, cannot be made.
     """
     for _ in range(_ATTEMPTS):
         # Another process may take the empty folder away again; mkdir, which finds it there and
@@ -31,6 +42,19 @@ def lock_new(folder: Path) -> int | None:
     return _make_and_lock(folder)
 
 
+def unlock(folder: Path, descriptor: int | None) -> None:
+    """Give back what `lock_new` returned for a folder, and take the lock's file away."""
+    if descriptor is None:
+        return
+    file = folder / LOCK_FILE
+    with suppress(OSError):
+        if _is_open_at(descriptor, file):
+            file.unlink()
+    with suppress(OSError):  # children that were forked have the descriptor, too
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
 def is_locked(folder: Path) -> bool | None:
     """Whether a process holds a folder's lock; None where there are no locks.
 
@@ -38,18 +62,21 @@ def is_locked(folder: Path) -> bool | None:
     """
     if fcntl is None:
         return None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+    for _ in range(_ATTEMPTS):
+        try:
+            descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if _is_open_at(descriptor, folder / LOCK_FILE):
+                return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
     return False
 
 
@@ -57,12 +84,12 @@ def _make_and_lock(folder: Path) -> int | None:
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         return None
-    descriptor = os.open(folder, os.O_RDONLY)
+    file = folder / LOCK_FILE
+    descriptor = _open(file)
     try:
         for _ in range(_ATTEMPTS):
             if _is_locked(descriptor):
-                # Is it still the folder of that name?
-                if os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # noqa: PTH116
+                if _is_open_at(descriptor, file):
                     return descriptor
                 raise FileNotFoundError
             _check_only_asked_for(descriptor)
@@ -72,14 +99,32 @@ def _make_and_lock(folder: Path) -> int | None:
         os.close(descriptor)
         if isinstance(error, (BlockingIOError, FileNotFoundError)):
             raise
+        with suppress(OSError):
+            file.unlink()
         return None  # some network file systems have no locks
     except BaseException:
         os.close(descriptor)
         raise
 
 
+def _open(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        # Left by another user: not on NFS, but elsewhere this will do.
+        return os.open(file, os.O_RDONLY)
+
+
+def _is_open_at(descriptor: int, file: Path) -> bool:
+    """Whether an open file is still the one of its name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file))  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+
+
 def _is_locked(descriptor: int) -> bool:
-    """Lock a folder for this process alone, and say whether that went well."""
+    """Lock a file for this process alone, and say whether that went well."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

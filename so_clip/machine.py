@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from so_clip.locks import lock_new
+from so_clip.locks import lock_new, unlock
 
 
 def usable_cores() -> int:
@@ -68,13 +68,13 @@ def one_of_gpus(job_number: int, gpus: int, leases: Path | None = None) -> Itera
     leases = leases or Path(tempfile.gettempdir()) / f"so_clip-gpus-{getpass.getuser()}"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(each) for each in range(gpus)]
-    index, lock = job_number % gpus, None
+    index, lease, lock = job_number % gpus, leases, None
     for each in ((job_number + step) % gpus for step in range(gpus)):
         with suppress(OSError):  # BlockingIOError, if it is at work
-            index, lock = each, lock_new(leases / names[each].replace("/", "_"))
+            lease = leases / names[each].replace("/", "_")
+            index, lock = each, lock_new(lease)
             break
     try:
         yield index
     finally:
-        if lock is not None:
-            os.close(lock)
+        unlock(lease, lock)

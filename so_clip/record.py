@@ -20,7 +20,7 @@ from typing import Any
 
 from so_clip import __version__, atomic
 from so_clip.errors import InputError, RunBusy, exit_code, say
-from so_clip.locks import lock_new
+from so_clip.locks import LOCK_FILE, lock_new, unlock
 from so_clip.paths import PACKAGE_DIR
 from so_clip.progress import PROGRESS_FILE
 from so_clip.run_files import (
@@ -118,11 +118,10 @@ class RunFolder:
                 self._write_error(error, overrides)
             raise
         finally:
+            unlock(self.path, lock)
             for path in dict.fromkeys((self.path, *created)):
                 with contextlib.suppress(OSError):
                     path.rmdir()  # where nothing was begun
-            if lock is not None:
-                os.close(lock)
 
     def finished(self, fingerprint: str) -> dict[str, Any] | None:
         """Return the metrics if the run of this fingerprint is finished, and None otherwise.
@@ -270,7 +269,7 @@ def _clear(folder: Path) -> None:
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
-        if path.name in (CHECKPOINT_FILE, PROGRESS_FILE):
+        if path.name in (CHECKPOINT_FILE, PROGRESS_FILE, LOCK_FILE):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

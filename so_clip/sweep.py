@@ -20,7 +20,7 @@ from so_clip import atomic
 from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, report
 from so_clip.jobs import FAILED as FAILED_JOB
 from so_clip.jobs import JOBS_DIR, RUNNING, Job, flags_of, may_be_alive, read_jobs
-from so_clip.locks import lock_new
+from so_clip.locks import lock_new, unlock
 from so_clip.record import check_writable
 from so_clip.values import path
 
@@ -55,6 +55,11 @@ class Sweep:
     new: list[Path]
     jobs: list[list[str]]
     lock: int | None = None
+
+    def unlock(self) -> None:
+        """Give the lock back, if it is held still."""
+        lock, self.lock = self.lock, None
+        unlock(self.folder, lock)
 
 
 _started: list[Sweep] = []
@@ -149,8 +154,7 @@ def closing() -> Iterator[None]:
         try:
             code = _close(sweep, problem)
         finally:
-            if sweep.lock is not None:
-                os.close(sweep.lock)
+            sweep.unlock()
         if code:
             raise SystemExit(code) from problem
         if code is not None:
@@ -233,6 +237,7 @@ def summary(
 
 def _remove(sweep: Sweep) -> None:
     """Remove what was written of a sweep, and the folders made around it, where empty."""
+    sweep.unlock()
     with suppress(OSError):
         for name in (SWEEP_FILE, "multirun.yaml"):
             (sweep.folder / name).unlink(missing_ok=True)

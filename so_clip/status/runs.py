@@ -1,7 +1,8 @@
 """The state of each run, told by the files of its folder and by its lock; torch is not needed.
 
 A folder is read again only where it has changed: every file in it is renamed into place, which
-changes the folder's own time. Locks leave no trace there, so those are asked for every time.
+changes the folder's own time. A lock that ends with its process leaves no trace there, so those are
+asked for every time.
 """
 
 import math
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from so_clip.errors import InputError
-from so_clip.locks import is_locked
+from so_clip.locks import LOCK_FILE, is_locked
 from so_clip.progress import PROGRESS_FILE
 from so_clip.run_files import (
     ERROR_FILE,
@@ -118,7 +119,7 @@ def _read_folder(folder: str, before: _Known | None, is_top: bool) -> _Known:
     names, below = listing(folder)
     settled = mtime_ns if asked_ns - mtime_ns > SETTLED_NS else -1
     path, changed_at = Path(folder), mtime_ns / 1e9
-    if not (is_top or names):  # claimed, perhaps, by a run that reads its data yet
+    if not is_top and names <= {LOCK_FILE}:  # claimed, perhaps, by a run that reads its data yet
         starting = Run("", RUNNING, changed_at, remark=STARTING)
         return _Known(-1, starting if is_locked(path) else None)
     if not is_run_folder(names, is_top):
