@@ -23,7 +23,7 @@ from so_clip.data.cards import load_card
 from so_clip.data.find import own_target
 from so_clip.data.gather import NEW_CLASSES, Data, Target
 from so_clip.data.halves import BASE_TO_NEW
-from so_clip.data.images import load_uint8
+from so_clip.data.training_images import training_images
 from so_clip.device import pick_device
 from so_clip.errors import InputError, nearest
 from so_clip.evaluate import Classes, Evaluator
@@ -193,11 +193,13 @@ def _refuse_foreign_options(make: partial[torch.optim.Optimizer]) -> None:
 
 
 def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatches:
-    """Decode the few shots into memory and set up their crops and order."""
+    """Decode the few shots into memory, if they fit, and set up their crops and order."""
     assert data.few_shot is not None
     examples = data.few_shot.train
     return TrainBatches(
-        load_uint8(data.images, examples),
+        training_images(
+            data.images, examples, settings.image_budget_mib, settings.evaluation.workers
+        ),
         [example.label for example in examples],
         settings.schedule.batch_size,
         model.classifier.backbone.image_size,

@@ -18,11 +18,15 @@ from so_clip.train import History
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What it took: training's history, seconds, and how many trained entries were changed."""
+    """What it took: training's history, seconds, and how many trained entries were changed.
+
+    `streamed` says that the training images were too large to be kept decoded.
+    """
 
     history: History
     train_seconds: float
     changed_parameters: int
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def run_metrics(
         "train_seconds": adaptation.train_seconds,
         "steps": history.steps,
         "stop_reason": history.stop_reason,
+        "training_images_streamed": adaptation.streamed,
         "final_loss": history.losses[-1] if history.losses else None,
         "trainable_parameters": sum(value.numel() for value in model.parameters.values()),
         "changed_parameters": adaptation.changed_parameters,

@@ -254,7 +254,8 @@ def adapt(parts: Parts) -> Adaptation:
     if parts.ranks.first:
         _write_training(folder, history, curve)
         folder.write_changed(changed)
-    return Adaptation(history, train_seconds, sum(count for *_, count in changed))
+    changed_count = sum(count for *_, count in changed)
+    return Adaptation(history, train_seconds, changed_count, parts.batches.streamed)
 
 
 def _train(

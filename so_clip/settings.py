@@ -50,7 +50,10 @@ NO_DIFFERENCE = (
     *("split_file", "backbone.checkpoint", "data_root", "on_corrupt"),
 )
 # Options that came later, with values under which a run is what it was before them.
-_LATER: dict[str, Any] = {"protocol": ALL, "transfer": [], "imbalance": None, "own": None}
+_LATER: dict[str, Any] = {
+    **{"protocol": ALL, "transfer": [], "imbalance": None},
+    **{"own": None, "image_budget_mib": None},
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Settings:
     precision: str
     memory: str
     text_budget_mib: float | None
+    image_budget_mib: float | None
     threads: int | None
     checkpoint_seconds: float
     force: bool
@@ -215,7 +219,8 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
         device=device_name("device", values["device"]),
         precision=one_of("precision", values["precision"], (AUTO, *PRECISIONS)),
         memory=one_of("memory", values["memory"], MEMORY_MODES),
-        text_budget_mib=_text_budget(values["text_budget_mib"]),
+        text_budget_mib=_budget("text_budget_mib", values["text_budget_mib"]),
+        image_budget_mib=_budget("image_budget_mib", values["image_budget_mib"]),
         threads=_threads(values["threads"], at_once),
         checkpoint_seconds=not_negative("checkpoint_seconds", values["checkpoint_seconds"]),
         force=_flag("force", values["force"]),
@@ -244,7 +249,7 @@ _KEYS = {
 _TOP_KEYS = (
     *_KEYS,
     *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
-    *("protocol", "transfer", "imbalance", "text_budget_mib", "threads"),
+    *("protocol", "transfer", "imbalance", "text_budget_mib", "image_budget_mib", "threads"),
     *("checkpoint_seconds", "force", "on_corrupt", "data_root", "results_dir"),
 )
 
@@ -330,8 +335,7 @@ def _evaluation(values: dict[str, Any], at_once: int) -> Evaluation:
     )
 
 
-def _text_budget(value: Any) -> float | None:
-    key = "text_budget_mib"
+def _budget(key: str, value: Any) -> float | None:
     if value == AUTO:
         return None
     budget_mib = value if value is None or isinstance(value, str) else number(key, value)

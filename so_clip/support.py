@@ -44,8 +44,7 @@ class FewShotSupport:
     def _encode(self, centre: bool) -> Tensor:
         backbone, batches = self._classifier.backbone, self._batches
         parts = []
-        for start in range(0, len(batches.images), batches.batch_size):
-            images = batches.images[start : start + batches.batch_size]
+        for images in batches.in_groups(range(len(batches.images))):
             if centre:
                 images_BCHW = torch.stack([_centre(image, backbone.image_size) for image in images])
             else:

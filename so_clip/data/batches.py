@@ -11,6 +11,7 @@ from torch import Tensor
 
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageSource
+from so_clip.data.training_images import StreamedImages
 from so_clip.data.transforms import RandomResizedCrop, check_image_size, resize_and_centre_crop
 from so_clip.errors import InputError
 
@@ -21,10 +22,11 @@ class TrainBatches:
     """Shuffled, augmented batches of the few training images, epoch after epoch.
 
     The images lie on the device, where they are cropped too, unless they are together larger than
-    `image_budget_mib`: then they stay and are cropped on the CPU, and the batches move.
+    `image_budget_mib`: then they stay and are cropped on the CPU, and the batches move. Streamed
+    ones move before they are cropped, so that the batches are those of images on the device.
 
     Args:
-        images: uint8 tensors [3, height, width] of any sizes, on the CPU.
+        images: uint8 tensors [3, height, width] of any sizes, on the CPU; or a stream of them.
         labels: one label an image.
         batch_size: images a batch; the last batch of an epoch may be smaller.
         image_size: side of the cropped square, pixels.
@@ -37,7 +39,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Tensor] | StreamedImages,
         labels: Sequence[int],
         batch_size: int,
         image_size: int,
@@ -47,7 +49,7 @@ class TrainBatches:
         scale: tuple[float, float] = (0.08, 1.0),
         flip: bool = True,
     ) -> None:
-        if not images or len(images) != len(labels):
+        if not len(images) or len(images) != len(labels):
             raise InputError(f"{len(images)} training images and {len(labels)} labels: no match.")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be 1 or more.")
@@ -55,7 +57,12 @@ class TrainBatches:
         self.batch_size = batch_size
         self.crop = RandomResizedCrop(image_size, scale, flip)
         self.generator = generator
-        self.images = _placed(images, self.device, image_budget_mib)
+        self.streamed = isinstance(images, StreamedImages)
+        self.images = (
+            images
+            if isinstance(images, StreamedImages)
+            else _placed(images, self.device, image_budget_mib)
+        )
         self.labels_N = torch.as_tensor(labels, dtype=torch.int64)
         # Where the epoch is: the generator's state as it began, batches taken, and batches that
         # were taken before the state was loaded.
@@ -76,15 +83,27 @@ class TrainBatches:
         self._began, self._taken = self.generator.get_state(), 0
         order_N = torch.randperm(len(self.images), generator=self.generator)
         labels_N = self._to_device(self.labels_N[order_N])
-        for start in range(0, len(self.images), self.batch_size):
-            chosen = order_N[start : start + self.batch_size].tolist()
-            images = [self.images[index] for index in chosen]
+        starts = range(0, len(self.images), self.batch_size)
+        for start, images in zip(starts, self.in_groups(order_N.tolist()), strict=True):
             self._taken += 1
             if self._taken <= passed_over:
                 self.crop.pass_over(images, self.generator)
                 continue
             images_BCHW = self.crop(images, self.generator)
             yield self._to_device(images_BCHW), labels_N[start : start + self.batch_size]
+
+    def in_groups(self, order: Sequence[int]) -> Iterator[list[Tensor]]:
+        """Yield the images of so many places, a batch's at a time, uncropped."""
+        groups = [
+            order[start : start + self.batch_size]
+            for start in range(0, len(order), self.batch_size)
+        ]
+        if isinstance(self.images, StreamedImages):
+            for images in self.images.groups(groups):
+                yield [self._to_device(image) for image in images]
+            return
+        for group in groups:
+            yield [self.images[place] for place in group]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the epoch: behind the last batch that was yielded."""

@@ -184,17 +184,22 @@ def require_images(images: ImageSource, examples: Sequence[Example], card: Datas
 
 
 def load_uint8(
-    images: ImageSource, examples: Sequence[Example], progress: bool = True
-) -> list["Tensor"]:
+    images: ImageSource,
+    examples: Sequence[Example],
+    progress: bool = True,
+    budget_bytes: float = float("inf"),
+) -> list["Tensor"] | None:
     """Decode the images of a few-shot draw into memory, in parallel.
 
     Args:
         images: where to read them.
         examples: what to read. An image that repeats is decoded once and shares its tensor.
         progress: show a bar on stderr.
+        budget_bytes: what the decoded images may take together.
 
     Returns:
-        One uint8 tensor [3, height, width] an example, in order, at the images' own sizes.
+        One uint8 tensor [3, height, width] an example, in order, at the images' own sizes. None if
+        that is more than the budget; then no more than it, and what is under way, was decoded.
 
     Raises:
         InputError: the first image, in order, that cannot be read.
@@ -206,7 +211,12 @@ def load_uint8(
         try:
             decoded = pool.map(lambda path: to_tensor(images.read(path)), paths)
             bar = tqdm(decoded, "decode", len(paths), unit="image", disable=not progress)
-            tensors = dict(zip(paths, bar, strict=True))
+            tensors = {}
+            for path, tensor in zip(paths, bar, strict=True):
+                budget_bytes -= tensor.nbytes
+                if budget_bytes < 0:
+                    return None
+                tensors[path] = tensor
         finally:
             # After an error nobody wants the rest.
             pool.shutdown(cancel_futures=True)

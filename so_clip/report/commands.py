@@ -21,16 +21,19 @@ _OF_CELL = ("dataset", "shots", "seed")
 Overrides = tuple[str, ...]
 
 
-def overrides_of(run: Mapping[str, Any], dataset: str, seed: int) -> Overrides:
+def overrides_of(
+    run: Mapping[str, Any], dataset: str, seed: int, own: Mapping[str, Any] | None = None
+) -> Overrides:
     """Return the options of a run like another, but for its dataset and seed.
 
     Args:
         run: a row of the runs.
         dataset: of the new run.
         seed: of the new run; of no use for zero-shot CLIP, which draws nothing.
+        own: of one's own images, what settings of a run on them have under `own`.
     """
     given = run.get("overrides")
-    cell = {"dataset": dataset}
+    cell = {"dataset": str(own["layout"]) if own else dataset}
     if run["shots"]:
         cell |= {"shots": str(run["shots"]), "seed": str(seed)}
     if given is None:
@@ -44,7 +47,17 @@ def overrides_of(run: Mapping[str, Any], dataset: str, seed: int) -> Overrides:
         if _key(override) not in _OF_CELL and not _key(override).startswith("dataset.")
     ]
     pinned = _pinned(kept, run, set(cell) | {_key(override) for override in kept})
-    return (*kept, *pinned, *(f"{key}={value}" for key, value in cell.items()))
+    where = _of_own(dataset, own) if own else ()
+    return (*kept, *pinned, *(f"{key}={value}" for key, value in cell.items()), *where)
+
+
+def _of_own(name: str, own: Mapping[str, Any]) -> Overrides:
+    """Return the options of dataset=folder or dataset=csv with which a run found its images."""
+    usual = _yaml(CONF_DIR / "dataset" / f"{own['layout']}.yaml")
+    values = {"name": name} | {key: own[key] for key in usual if key not in ("layout", "name")}
+    return tuple(
+        f"dataset.{key}={_text(value)}" for key, value in values.items() if value != usual[key]
+    )
 
 
 @cache

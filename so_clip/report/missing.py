@@ -85,6 +85,10 @@ def _of_table(table: Table, runs: Runs, whole_cells: bool) -> tuple[list[str], l
     seeds: dict[int, set[int]] = {}
     have: dict[Any, dict[str, set[int]]] = {}
     like: dict[Any, int] = {}
+    own = {
+        dataset: settings.get("own")
+        for dataset, settings in zip(frame["dataset"], frame["settings"], strict=True)
+    }
     columns = ("shots", "method_title", "variant", "dataset", "seed")
     for at, (*row, dataset, seed) in enumerate(zip(*map(frame.get, columns), strict=True)):
         seeds.setdefault(row[0], set()).add(seed)
@@ -107,7 +111,7 @@ def _of_table(table: Table, runs: Runs, whole_cells: bool) -> tuple[list[str], l
             continue
         run = frame.iloc[like[shots, title, variant]].to_dict()
         wanted += [
-            overrides_of(run, dataset, seed)
+            overrides_of(run, dataset, seed, own[dataset])
             for dataset, each in lacks.items()
             for seed in sorted(each)
         ]
