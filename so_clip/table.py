@@ -13,7 +13,8 @@ from so_clip.report.tables import make_tables
 SHOWN = ("accuracy", "base_accuracy", "new_accuracy", "harmonic_mean", "transfer", "memory")
 EPILOG = """\
 They are written as tidy CSV and Markdown too. LaTeX, HTML, what is missing, significance, plots and
-a page: python -m so_clip.report."""
+a page: python -m so_clip.report. Exit codes: 0 done, also where runs were left out; 2 no run can be
+used, or the folder cannot be written; 130 interrupted."""
 
 
 def main() -> int:

@@ -1,14 +1,16 @@
 """`python -m so_clip.report RESULTS_DIR -o OUT`: runs as tables, plots and one page."""
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from so_clip import atomic
 from so_clip.__main__ import guarded
 from so_clip.arguments import OUT, results_parser
 from so_clip.report import latex
-from so_clip.report.files import write_significance, write_tables
+from so_clip.report.files import SIGNIFICANCE, write_significance, write_tables
 from so_clip.report.flops import forecast_flops
 from so_clip.report.missing import add_missing
 from so_clip.report.published import add_published
@@ -16,12 +18,14 @@ from so_clip.report.read import Runs, read_runs
 from so_clip.report.significance import compare, summary
 from so_clip.report.tables import Table, make_tables
 
-FOLDER = "tables"
+FOLDER, ALL, PAGE = "tables", "all.tex", "index.html"
 EPILOG = """\
 OUT gets index.html (one page that needs no network), tables/ (each as tidy CSV, Markdown, LaTeX and
 an HTML fragment; all.tex shows them all) and plots/. Folders that hold no usable run are named on
 stderr, one a line, and left out. What a table lacks is said below it, with the command that fills
-it."""
+it. The page is written last: where a report is cut short, there is none, or that of an earlier one.
+Exit codes: 0 done, also where runs were left out; 2 no run can be used, or OUT cannot be written;
+130 interrupted."""
 
 
 def main() -> int:
@@ -30,6 +34,23 @@ def main() -> int:
 
 
 def _main(arguments: list[str]) -> None:
+    options = _parse(arguments)
+    out = options.out or options.results_dir / "report"
+    runs = read_runs(options.results_dir)
+    remarks = [f"left out: {reason}" for reason in runs.skipped]
+    if options.flops:
+        runs, unknown = forecast_flops(runs)
+        remarks += unknown
+    tables = add_published(add_missing(make_tables(runs), runs), runs)
+    with atomic.placed_by(OUT), _said_if_cut_short(out / PAGE):
+        names = write_tables(tables, out / FOLDER)
+        atomic.write_text(out / FOLDER / ALL, latex.document(names))
+        if not options.tables_only:
+            remarks += _write_the_rest(runs, tables, names, out, options.details)
+    _tell(runs, tables, out, options.tables_only, remarks)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     out_help = "folder for the report (default: RESULTS_DIR/report)"
     parser = results_parser("so_clip.report", __doc__, out_help, EPILOG)
     parser.add_argument(
@@ -48,42 +69,45 @@ def _main(arguments: list[str]) -> None:
         action="store_true",
         help="forecast the FLOPs of training; seconds for each kind of run, the first time",
     )
-    options = parser.parse_args(arguments)
-    runs = read_runs(options.results_dir)
-    remarks = [f"left out: {reason}" for reason in runs.skipped]
-    if options.flops:
-        runs, unknown = forecast_flops(runs)
-        remarks += unknown
-    out = options.out or options.results_dir / "report"
-    tables = add_published(add_missing(make_tables(runs), runs), runs)
-    with atomic.placed_by(OUT):
-        names = write_tables(tables, out / FOLDER)
-        if not options.tables_only:
-            remarks += _write_the_rest(runs, tables, names, out, options.details)
-        atomic.write_text(out / FOLDER / "all.tex", latex.document(names))
-    _tell(runs, tables, out, remarks)
+    return parser.parse_args(arguments)
 
 
 def _write_the_rest(
     runs: Runs, tables: Sequence[Table], names: list[str], out: Path, details: Sequence[str]
 ) -> list[str]:
-    """Write significance, plots and page; return what there is to say of them."""
+    """Write significance, plots and, last of all, the page; return what there is to say of them."""
     # Only now, since drawing takes longer to import than tables take.
     from so_clip.report import page, plots
+    from so_clip.report.page_data import Frame
 
     comparisons, remarks = compare(runs)
-    frames = {}
+    frames = []
     if len(comparisons):
         pairs = summary(comparisons)
-        frames["Significance"] = pairs
-        names.append(write_significance(comparisons, pairs, out / FOLDER))
+        frames.append(Frame("Significance", SIGNIFICANCE, pairs))
+        names = [*names, write_significance(comparisons, pairs, out / FOLDER)]
+        atomic.write_text(out / FOLDER / ALL, latex.document(names))
     drawn = plots.write(runs.frame, out)
     notes = [*(f"Left out: {reason}" for reason in runs.skipped), *remarks]
     page.write(runs, tables, out, drawn, details=details, notes=notes, frames=frames)
     return remarks
 
 
-def _tell(runs: Runs, tables: Sequence[Table], out: Path, remarks: Sequence[str]) -> None:
+@contextmanager
+def _said_if_cut_short(page: Path) -> Iterator[None]:
+    """Say of a page that is not that of this report, when this report ends before its time."""
+    try:
+        yield
+    except BaseException:
+        state = "is that of an earlier report" if page.is_file() else "was not written"
+        if page.parent.is_dir():
+            print(f"so_clip.report: cut short: {page} {state}.", file=sys.stderr)
+        raise
+
+
+def _tell(
+    runs: Runs, tables: Sequence[Table], out: Path, tables_only: bool, remarks: Sequence[str]
+) -> None:
     """Print what was made, what is missing and how to fill it; on stderr what is amiss."""
     for table in tables:
         if table.commands:
@@ -91,8 +115,10 @@ def _tell(runs: Runs, tables: Sequence[Table], out: Path, remarks: Sequence[str]
             for note in table.notes:
                 print(f"  {note}")
             print("To fill it:", *table.commands, sep="\n  ", end="\n\n")
-    page = out / "index.html"
-    print(f"{runs.counted}; {page if page.is_file() else 'tables'} in {out}")
+    page = out / PAGE
+    print(f"{runs.counted}; {'tables' if tables_only else page} in {out}")
+    if tables_only and page.is_file():
+        print(f"{page} is that of an earlier report.")
     for remark in remarks:
         print(f"so_clip.report: {remark}", file=sys.stderr)
 

@@ -12,10 +12,12 @@ from so_clip.report.significance import MAX_ROWS
 from so_clip.report.tables import Table
 
 SIGNIFICANCE = (
-    "Methods in pairs. Over seeds: Student's paired t of the average over datasets; with three "
-    "seeds it finds large and steady differences only. Over test images: the exact sign test on "
-    "each dataset (McNemar's, for one seed), p < 0.05 after Holm over all pairs and datasets of "
-    "the block. p (Holm) over seeds is over all pairs of the block. Of a block with more than "
+    "Two methods a row; the difference is the first's accuracy less the second's. A p below 0.05 "
+    "says that chance hardly makes such a difference, one above it that these runs cannot tell. "
+    "Over seeds: Student's paired t of the average over datasets; with three seeds it finds large "
+    "and steady differences only. Over test images: the exact sign test on each dataset (of one "
+    "seed that is McNemar's), p < 0.05 after Holm over all pairs and datasets of the block. "
+    "p (Holm) over seeds is over all pairs of the block. Of a block with more than "
     f"{MAX_ROWS} rows the best is compared with each, and adjusted for all pairs of the block. "
     "Rows of uneven shots are not compared."
 )

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,21 @@ from so_clip import atomic
 from so_clip.errors import InputError, nearest
 from so_clip.report import style
 from so_clip.report.drawing import Plot
-from so_clip.report.page_data import folder_names, frame_data, run_data, script_json, table_data
+from so_clip.report.page_data import (
+    Frame,
+    folder_names,
+    frame_data,
+    run_data,
+    script_json,
+    table_data,
+)
 from so_clip.report.read import Runs
 from so_clip.report.run_details import read_details
 from so_clip.report.svg import inline
 from so_clip.report.tables import Table
 from so_clip.report.thumbnails import Thumbnails
+from so_clip.report.watched import watched
 
-FILE = "index.html"
 ASSETS = Path(__file__).parent / "assets"
 # In the order in which they build on each other.
 SCRIPTS = ("dom.js", "store.js", "grid.js", "charts.js", "tables.js", "runs.js", "run.js", "app.js")
@@ -36,7 +43,7 @@ def write(
     *,
     details: Sequence[str] = (),
     notes: Sequence[str] = (),
-    frames: Mapping[str, pd.DataFrame] | None = None,
+    frames: Sequence[Frame] = (),
 ) -> Path:
     """Write the page and return its path.
 
@@ -51,7 +58,7 @@ def write(
         plots: shown after the tables, as many as the size allows.
         details: names of run folders whose details are wanted.
         notes: sentences for the reader, such as what was left out and why.
-        frames: further tables, by title.
+        frames: further tables.
 
     Raises:
         InputError: a name in `details` is no run, jinja2 is not there, or the file cannot be
@@ -68,7 +75,7 @@ def write(
     order = detail_order(runs.frame, [_find(name, runs, names) for name in details])
     data = run_data(runs) | {
         "tables": [table_data(table) for table in tables],
-        "frames": frame_data(frames or {}),
+        "frames": frame_data(frames),
         "notes": list(notes),
         "out": str(out),
     }
@@ -78,7 +85,7 @@ def write(
     template = environment.from_string((ASSETS / "page.html").read_text(encoding="utf-8"))
     shown, left_out = _plots(plots)
     fixed: dict[str, Any] = {
-        "css": plot_colours() + (ASSETS / "page.css").read_text(encoding="utf-8"),
+        "css": colours() + (ASSETS / "page.css").read_text(encoding="utf-8"),
         "script": script,
         "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "counts": _counts(runs.frame),
@@ -89,8 +96,9 @@ def write(
     room = MAX_BYTES - len(template.render(fixed | {"details": "{}", "runs": []}).encode())
     common, of_runs = _details(runs, order, room)
     page = template.render(fixed | {"details": common, "runs": of_runs})
-    atomic.write_text(out / FILE, page)
-    return out / FILE
+    file = out / "index.html"
+    atomic.write_text(file, page)
+    return file
 
 
 def detail_order(runs: pd.DataFrame, wanted: Sequence[int] = ()) -> list[int]:
@@ -113,19 +121,21 @@ def detail_order(runs: pd.DataFrame, wanted: Sequence[int] = ()) -> list[int]:
     return [int(place) for place in dict.fromkeys(every)]
 
 
-def plot_colours() -> str:
-    """Return the CSS variables that plots are drawn in, for light and dark paper."""
-    light = {name: colour for colour, (name, _) in style.THEMED.items()}
-    dark = dict(style.THEMED.values())
-    rules = [
-        "".join(f"--plot-{name}: {colour};" for name, colour in colours.items())
-        for colours in (light | {"paper": "#ffffff"}, dark | {"paper": "#17171c"})
-    ]
+def colours() -> str:
+    """Return the CSS variables that page and plots are coloured by, light and, on screens, dark."""
+    plots = {name: (colour, dark) for colour, (name, dark) in style.THEMED.items()}
+    every = style.PAGE | {f"plot-{name}": pair for name, pair in plots.items()}
+    every |= {"plot-paper": style.PAPER}
+    light, dark = (
+        f"color-scheme: {scheme};"
+        + "".join(f"--{name}:{pair[at]};" for name, pair in every.items())
+        for at, scheme in enumerate(("light", "dark"))
+    )
     return (
-        f":root {{{rules[0]}}}\n"
+        f":root {{{light}}}\n"
         f'@media screen and (prefers-color-scheme: dark) {{:root:not([data-theme="light"]) '
-        f"{{{rules[1]}}}}}\n"
-        f'@media screen {{:root[data-theme="dark"] {{{rules[1]}}}}}\n'
+        f"{{{dark}}}}}\n"
+        f'@media screen {{:root[data-theme="dark"] {{{dark}}}}}\n'
     )
 
 
@@ -185,7 +195,7 @@ def _details(runs: Runs, order: Sequence[int], room: float) -> tuple[str, list[t
     pictures: dict[str, int] = {}
     of_runs: list[tuple[int, str]] = []
     patience = 20
-    for place in order[: MAX_DETAILS + patience]:
+    for place in watched(order[: MAX_DETAILS + patience], "page"):
         run = runs.frame.iloc[place]
         found = read_details(Path(run["folder"]), run["settings"], thumbnails)
         fresh = {uri: len(pictures) for uri in found.pictures.values() if uri not in pictures}

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ COLUMNS = (
 )
 # A column whose values are so few is written as those and an index.
 _FEW = 0.5
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A plain table for the page; `caption` says how it is to be read."""
+
+    title: str
+    caption: str
+    table: pd.DataFrame
 
 
 def run_data(runs: Runs) -> dict[str, Any]:
@@ -107,17 +117,19 @@ def table_data(table: Table) -> dict[str, Any]:
     }
 
 
-def frame_data(frames: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Return plain tables for the page, by their titles."""
+def frame_data(frames: Sequence[Frame]) -> list[dict[str, Any]]:
+    """Return plain tables for the page."""
     return [
         {
-            "title": title,
-            "columns": [str(column) for column in frame.columns],
+            "title": frame.title,
+            "caption": frame.caption,
+            "columns": [str(column) for column in frame.table.columns],
             "rows": [
-                [_significant(value) for value in row] for row in frame.itertuples(index=False)
+                [_significant(value) for value in row]
+                for row in frame.table.itertuples(index=False)
             ],
         }
-        for title, frame in frames.items()
+        for frame in frames
     ]
 
 

@@ -15,6 +15,7 @@ from so_clip.report.drawing import Plot
 from so_clip.report.kappa_t_plot import kappa_t
 from so_clip.report.support_plot import support
 from so_clip.report.training_plots import accuracy_curves, loss_curves
+from so_clip.report.watched import watched
 
 FOLDER = "plots"
 FIGURES = (
@@ -47,7 +48,7 @@ def write(runs: pd.DataFrame, out: Path) -> list[Plot]:
     few_shot = few_shot_runs(runs)
     lines = style.choose_lines(runs if few_shot.empty else few_shot)
     plots = []
-    for figures in FIGURES:
+    for figures in watched(FIGURES, "plots"):
         with matplotlib.rc_context(style.RC):
             plots += [drawing.write(each, out / FOLDER) for each in figures(runs, lines)]
     return plots

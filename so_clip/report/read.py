@@ -15,6 +15,7 @@ import pandas as pd
 
 from so_clip.errors import InputError
 from so_clip.report.variants import variants
+from so_clip.report.watched import watched
 from so_clip.run_files import (
     ERROR_FILE,
     METRICS_FILE,
@@ -118,7 +119,8 @@ def _read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     folders = sorted(run_folders(results_dir, skipped))
     known: dict[Any, Any] = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        for row in itertools.chain.from_iterable(pool.map(_rows_or_reasons, _batches(folders))):
+        read = itertools.chain.from_iterable(pool.map(_rows_or_reasons, _batches(folders)))
+        for row in watched(read, "runs", len(folders)):
             if isinstance(row, str):
                 skipped.append(row)
             else:

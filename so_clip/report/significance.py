@@ -33,6 +33,7 @@ from so_clip.report.averages import few_shot_runs, same_zero_shot
 from so_clip.report.exact import holm, paired_t, sign_test
 from so_clip.report.read import Runs
 from so_clip.report.tables import AVERAGE, FIGURES, ZERO_SHOT_TITLE, table_runs
+from so_clip.report.watched import watched
 from so_clip.run_files import PREDICTIONS_FILE, read_columns
 
 SEEDS, IMAGES = "seeds", "images"
@@ -75,7 +76,8 @@ def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
     frame = few_shot_runs(table_runs(FIGURES[0], runs.frame))
     rows: list[dict[str, Any]] = []
     remarks: dict[str, None] = {}
-    for (backbone, shots), group in frame[frame["shots"] > 0].groupby(["backbone", "shots"]):
+    blocks = list(frame[frame["shots"] > 0].groupby(["backbone", "shots"]))
+    for (backbone, shots), group in watched(blocks, "significance"):
         block = _block(group)
         found = [
             {"backbone": backbone, "shots": shots} | row

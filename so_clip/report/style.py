@@ -29,6 +29,22 @@ THEMED = {value[0]: (name, value[1]) for name, value in PALETTE.items()} | {
     MUTED: ("muted", "#a9a9b6"),
     GRID: ("grid", "#3a3a46"),
 }
+PAPER = ("#ffffff", "#17171c")
+# The page's own colours, light and dark; the last two are mixed with what is below them.
+PAGE = {
+    "paper": PAPER,
+    "card": ("#f6f6f9", "#212128"),
+    "line": ("#d9d9e2", "#3a3a46"),
+    "ink": (INK, THEMED[INK][1]),
+    "soft": ("#56565f", "#b0b0bd"),
+    "link": ("#0059a8", "#7cbcff"),
+    "mark": ("#e4eefa", "#22364d"),
+    "good": ("#00694c", "#4fd3ab"),
+    "bad": ("#b3361b", "#ff9d84"),
+    "focus": ("#0059a8", "#7cbcff"),
+    "right": ("0 114 178", "36 104 168"),
+    "wrong": ("213 94 0", "196 84 22"),
+}
 ZERO_SHOT = "zero_shot"
 # As many lines as one can follow.
 MAX_LINES = len(PALETTE)

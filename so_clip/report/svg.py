@@ -7,7 +7,6 @@ from so_clip.report import style
 # Coordinates to a hundredth of a point.
 _NUMBER = re.compile(r"(\d+\.\d{2})\d+")
 _COLOUR = re.compile("|".join(map(re.escape, style.THEMED)))
-PAPER = "#ffffff"
 
 
 def inline(svg: str, name: str, label: str) -> str:
@@ -32,7 +31,7 @@ def inline(svg: str, name: str, label: str) -> str:
     rest = rest.replace("xlink:href", "href")
     rest = _NUMBER.sub(r"\1", rest)
     rest = _COLOUR.sub(lambda found: f"var(--plot-{style.THEMED[found[0]][0]})", rest)
-    rest = re.sub(rf"fill: {PAPER}\b", "fill: var(--plot-paper)", rest)
+    rest = re.sub(rf"fill: {style.PAPER[0]}\b", "fill: var(--plot-paper)", rest)
     rest = re.sub(r"\s*\n\s*", "\n", rest)
     return (
         f'<svg role="img" aria-label="{escape(label)}" viewBox="{box[1] if box else ""}" '

@@ -25,7 +25,9 @@ EPILOG = """\
 On a terminal the table is kept up to date until nothing runs any more, or until Ctrl-C. States:
 done (metrics.json is there), running (a process holds its folder), failed (error.json says why),
 interrupted (a run that ended without a word: the same command goes on from its last checkpoint),
-missing (a job of a sweep that has no run). The exit code is 0, or 1 if a run failed."""
+waiting (a job of a sweep at work, which will come to it), missing (a job of a sweep that has no
+run). A run that is done again is running, or waiting. The exit code is 0, 1 if a run failed or its
+files are damaged, or 2 where there is no such folder."""
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ pytest.importorskip("jinja2", reason="needs the extra `report`")
 from so_clip.errors import InputError
 from so_clip.report import page
 from so_clip.report.drawing import Plot
-from so_clip.report.page_data import frame_data, script_json
+from so_clip.report.page_data import Frame, frame_data, script_json
 from so_clip.report.read import Runs, read_runs
 from so_clip.report.tables import make_tables
 from tests.report.page_runs import DIGITS, write_run
@@ -58,8 +58,9 @@ class _Tags(HTMLParser):
 
 def test_a_tiny_p_value_is_not_zero():
     (table,) = frame_data(
-        {"Pairs": pd.DataFrame({"p": [1.23456789e-9, 0.5, None], "n": [1, 2, 3]})}
+        [Frame("Pairs", "How.", pd.DataFrame({"p": [1.23456789e-9, 0.5, None], "n": [1, 2, 3]}))]
     )
+    assert (table["title"], table["caption"]) == ("Pairs", "How.")
     assert table["rows"] == [[1.23457e-9, 1], [0.5, 2], [None, 3]]
 
 
@@ -79,6 +80,20 @@ def test_every_run_has_its_figures_and_all_its_settings(tmp_path):
         assert settings["optimizer.density_ratio"] == row["settings"]["optimizer"]["density_ratio"]
         assert settings["optimizer.lr"] == 0.002
         assert settings["backbone.checkpoint"] is None
+
+
+def test_every_colour_is_set_once_for_light_and_for_dark():
+    css = (page.ASSETS / "page.css").read_text(encoding="utf-8")
+    assert not re.findall(r"#[0-9a-f]{3,8}\b|\brgb\((?!var)", css)
+    light, *dark = re.findall(r":root[^{]*\{([^}]*)\}", page.colours())
+    assert dark[0] == dark[1]
+    names = [set(re.findall(r"(--[\w-]+):", each)) for each in (light, dark[0])]
+    assert names[0] == names[1] == set(re.findall(r"--[a-z-]+(?=:)", light))
+    # Beside these, only what a rule or script sets for itself.
+    used = set(re.findall(r"var\((--[a-z-]+)", css))
+    assert {name for name in used - names[0] if f"{name}:" not in css} <= {
+        *("--part", "--share", "--width")
+    }
 
 
 def test_it_refers_to_nothing_outside_itself(tmp_path):
@@ -106,7 +121,7 @@ def test_no_text_of_a_run_becomes_markup(tmp_path):
     names = [NASTY, *DIGITS[1:]]
     write_run(tmp_path, title=NASTY, class_names=names, method="a", note=NASTY, folder="x<b>")
     plot = Plot("p", NASTY, NASTY, '<svg viewBox="0 0 9 9"></svg>', NASTY)
-    frames = {NASTY: pd.DataFrame({NASTY: [NASTY]})}
+    frames = [Frame(NASTY, NASTY, pd.DataFrame({NASTY: [NASTY]}))]
     text = _page(tmp_path, plots=[plot], notes=[NASTY], frames=frames)
     tags = [tag for tag, _ in _Tags(text).tags]
     assert tags.count("script") == 4  # data, details, one run, the program

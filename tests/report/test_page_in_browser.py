@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib", reason="needs the extra `report`")
 pytest.importorskip("jinja2", reason="needs the extra `report`")
 
 from so_clip.report import page, plots
+from so_clip.report.page_data import Frame
 from so_clip.report.read import read_runs
 from so_clip.report.tables import make_tables
 from tests.report.page_runs import DIGITS, write_run
@@ -40,7 +41,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn = plots.write(runs.frame, out)
     return page.write(
         runs, make_tables(runs), out, drawn, notes=["Left out: some folder."],
-        frames={"Significance": runs.frame[["method_title", "seed", "accuracy_percent"]]},
+        frames=[Frame("Significance", "A p below 0.05 says much.",
+                      runs.frame[["method_title", "seed", "accuracy_percent"]])],
     )  # fmt: skip
 
 
@@ -125,6 +127,9 @@ def test_tables_sort_within_their_blocks_and_filter(file, open_page):
     tab.select_option("#table", label="Peak memory in MiB, tiny")
     assert "Peak memory" in tab.locator("#tables .results caption").inner_text()
     assert "Left out: some folder." in tab.locator("#tables").inner_text()
+    further = tab.locator("#tables details", has_text="Significance")
+    further.locator("summary").click()
+    assert "A p below 0.05 says much." in further.locator("p.hint:visible").inner_text()
 
 
 def test_runs_filter_by_words_and_choices_and_the_count_is_told(file, open_page):

@@ -1,6 +1,11 @@
 """The whole command on runs of the program itself and on many made by hand."""
 
 import json
+import os
+import struct
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +13,7 @@ import pytest
 
 from so_clip.own_code import code_sha256
 from so_clip.report import __main__ as report
-from tests.command import Outcome, call, python
+from tests.command import Outcome, call, environment, python
 from tests.report.made_runs import (
     PAPER,
     VIT,
@@ -58,10 +63,57 @@ def test_real_runs_make_a_report(real_runs, tmp_path):
 
 
 def test_tables_alone_are_made_on_request(real_runs, tmp_path):
-    assert _report(real_runs, "-o", tmp_path, "--tables-only").code == 0
+    done = _report(real_runs, "-o", tmp_path, "--tables-only")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == f"3 runs; tables in {tmp_path}"
     assert not (tmp_path / "index.html").exists()
     assert not (tmp_path / "tables" / "significance.csv").exists()
     assert (tmp_path / "tables" / "accuracy.tex").is_file()
+
+
+def test_a_page_is_of_this_report_or_is_said_not_to_be(tmp_path):
+    write_grid(tmp_path / "runs")
+    page = tmp_path / "out" / "index.html"
+    command = (tmp_path / "runs", "-o", tmp_path / "out")
+    # Something that cannot be written over stands where a file of the report should be.
+    pairs = tmp_path / "out" / "tables" / "significance.csv"
+    pairs.mkdir(parents=True)
+    done = _report(*command)
+    assert done.code == 2
+    assert done.messages[0] == f"so_clip.report: cut short: {page} was not written."
+    assert not page.exists()
+    pairs.rmdir()
+    assert _report(*command).code == 0
+    before = page.read_bytes()
+    pairs.unlink()
+    pairs.mkdir()
+    done = _report(*command)
+    assert done.messages[0] == f"so_clip.report: cut short: {page} is that of an earlier report."
+    assert page.read_bytes() == before
+    done = _report(*command, "--tables-only")
+    assert done.out.splitlines()[-1] == f"{page} is that of an earlier report."
+
+
+def test_on_a_terminal_each_stage_is_shown(tmp_path):
+    write_grid(tmp_path / "runs")
+    fcntl, termios = map(pytest.importorskip, ("fcntl", "termios"))
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    arguments = ("-m", "so_clip.report", tmp_path / "runs", "-o", tmp_path / "out")
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stderr=theirs,
+        stdout=subprocess.DEVNULL,
+        env=environment(),
+    )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError), os.fdopen(ours, "rb", buffering=0) as terminal:  # its end is an error
+        while piece := terminal.read(4096):
+            seen += piece
+    assert process.wait() == 0
+    for stage in (b"runs:", b"significance:", b"plots:", b"page:"):
+        assert stage in seen
 
 
 def test_the_report_goes_beside_the_runs_and_is_made_again(real_runs):

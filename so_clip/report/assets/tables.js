@@ -128,5 +128,5 @@ function plainTable(frame) {
     };
   });
   const rows = frame.rows;
-  return el("details", {}, el("summary", {}, `${frame.title} (${counted(rows.length, "row")})`), grid({ caption: frame.title, columns: all, rows }).element);
+  return el("details", {}, el("summary", {}, `${frame.title} (${counted(rows.length, "row")})`), el("p", { class: "hint" }, frame.caption), grid({ caption: frame.title, columns: all, rows }).element);
 }
