@@ -3,12 +3,18 @@
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from so_clip.errors import InputError
+
+# Of a file's name while it is written; nobody reads one.
+_UNFINISHED = "partial"
+# No process takes so long between two bytes that it writes.
+DEAD_AFTER_SECONDS = 3600.0
 
 
 class CannotWrite(InputError):
@@ -44,7 +50,8 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        before, after = f".{path.name}.", f".{_UNFINISHED}"
+        descriptor, name = tempfile.mkstemp(after, before, path.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -76,6 +83,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with the guarantees of `writing`; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def remove_dead(folder: Path, after_seconds: float = DEAD_AFTER_SECONDS) -> None:
+    """Remove what processes were writing in a folder when they were killed, as far as one can.
+
+    Args:
+        after_seconds: how long such a file has to have lain; 0 where nobody else can be writing.
+    """
+    since = time.time() - after_seconds
+    with suppress(OSError):
+        for file in folder.glob(f".*.{_UNFINISHED}"):
+            with suppress(OSError):
+                if not after_seconds or file.stat().st_mtime < since:
+                    file.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -147,6 +147,7 @@ class FeatureCache:
         return None
 
     def _write(self, key: str, image_ND: Tensor) -> None:
+        atomic.remove_dead(self.folder)
         metadata = {"key": key, "sha256": _sha256(image_ND)}
         try:
             atomic.write_bytes(self.path(key), save({"image_ND": image_ND}, metadata))

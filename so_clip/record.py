@@ -5,23 +5,18 @@ import csv
 import io
 import math
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from so_clip import __version__, atomic
+from so_clip import atomic
 from so_clip.errors import InputError, RunBusy, exit_code, say
 from so_clip.locks import LOCK_FILE, lock_new, unlock
-from so_clip.paths import PACKAGE_DIR
 from so_clip.progress import PROGRESS_FILE
 from so_clip.run_files import (
     CHANGED_FILE,
@@ -36,16 +31,8 @@ from so_clip.run_files import (
 
 CHECKPOINT_FILE = "checkpoint.pt"
 SKIPPED_FILE = "skipped.csv"
+_OF_UNFINISHED = (PROGRESS_FILE, CHECKPOINT_FILE)
 _ATTEMPTS = 20
-_REPORTED_VERSIONS = (
-    "torchvision",
-    "open_clip_torch",
-    "hydra-core",
-    "numpy",
-    "pandas",
-    "peft",
-    "pytorch-optimizer",
-)
 
 
 def check_writable(folder: Path) -> None:
@@ -93,7 +80,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.overrides: list[str] = []
-        self._begun = False
+        self._begun, self._claimed = False, False
 
     @contextmanager
     def claimed(self, overrides: Sequence[str] = (), keep_refusals: bool = False) -> Iterator[None]:
@@ -111,6 +98,7 @@ class RunFolder:
         self.overrides = list(overrides)
         created = _missing(self.path)
         lock = self._lock()
+        self._claimed = True
         try:
             yield
         except Exception as error:
@@ -118,6 +106,7 @@ class RunFolder:
                 self._write_error(error, overrides)
             raise
         finally:
+            self._claimed = False
             unlock(self.path, lock)
             for path in dict.fromkeys((self.path, *created)):
                 with contextlib.suppress(OSError):
@@ -126,7 +115,8 @@ class RunFolder:
     def finished(self, fingerprint: str) -> dict[str, Any] | None:
         """Return the metrics if the run of this fingerprint is finished, and None otherwise.
 
-        What cannot be read counts as unfinished, and stderr says so.
+        What cannot be read counts as unfinished, and stderr says so. What a process left that was
+        killed once all was written is removed.
         """
         path = self.path / METRICS_FILE
         if not path.exists():
@@ -140,6 +130,7 @@ class RunFolder:
         if metrics.get("run_fingerprint") == fingerprint:
             lacks = "figures that tables need"
             if all(_is_finite(metrics.get(key)) for key in ("accuracy_percent", "peak_memory_mib")):
+                self._remove_rests()
                 return metrics
         say(f"{path} lacks {lacks}. It counts as unfinished.")
         return None
@@ -209,8 +200,21 @@ class RunFolder:
         """Write the human table and, last of all, metrics.json."""
         atomic.write_text(self.path / "summary.txt", summary + "\n")
         atomic.write_json(self.path / METRICS_FILE, metrics)
-        for name in (PROGRESS_FILE, CHECKPOINT_FILE):
+        for name in _OF_UNFINISHED:
             (self.path / name).unlink(missing_ok=True)
+
+    def _remove_rests(self) -> None:
+        rests = [self.path / name for name in _OF_UNFINISHED]
+        if not any(file.exists() for file in (*rests, self.path / LOCK_FILE)):
+            return
+        with contextlib.suppress(OSError):  # such as BlockingIOError: it is being done again
+            lock = None if self._claimed else lock_new(self.path)
+            try:
+                for file in rests:
+                    file.unlink(missing_ok=True)
+                atomic.remove_dead(self.path, 0)
+            finally:
+                unlock(self.path, lock)
 
     def _lock(self) -> int | None:
         try:
@@ -269,73 +273,12 @@ def _clear(folder: Path) -> None:
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
-        if path.name in (CHECKPOINT_FILE, PROGRESS_FILE, LOCK_FILE):
+        if path.name in (*_OF_UNFINISHED, LOCK_FILE):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def provenance(device_description: str, **more: Any) -> dict[str, Any]:
-    """Return versions, commit, hardware and command line of this process, and `more`."""
-    import torch
-
-    return {
-        "command": sys.argv,
-        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        # torch's own word, which names its CUDA too; so_clip's, since a checkout needs no install.
-        "versions": {
-            "python": platform.python_version(),
-            "so-clip": __version__,
-            "torch": str(torch.__version__),
-        }
-        | {name: version_of(name) for name in _REPORTED_VERSIONS},
-        "hardware": {
-            "device": device_description,
-            "processor": _processor(),
-            "platform": platform.platform(),
-            "torch_threads": torch.get_num_threads(),
-        },
-        **more,
-    }
-
-
-def version_of(distribution: str) -> str | None:
-    """Return an installed distribution's version, and None for one that is not there."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Return the checkout's commit, with "-dirty" after it if files differ; None in a wheel."""
-    root = PACKAGE_DIR.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def summary_table(rows: Mapping[str, str]) -> str:

@@ -28,7 +28,8 @@ from so_clip.evaluate import Evaluator
 from so_clip.memory import PeakMemory
 from so_clip.metrics import Adaptation, Outcome, run_metrics, summary_rows, write_outcomes
 from so_clip.progress import Progress
-from so_clip.record import CHECKPOINT_FILE, RunFolder, provenance, summary_table
+from so_clip.provenance import provenance
+from so_clip.record import CHECKPOINT_FILE, RunFolder, summary_table
 from so_clip.resume import Checkpoint, ModelState, Stopwatch
 from so_clip.settings import Settings
 from so_clip.support import FewShotSupport

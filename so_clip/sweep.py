@@ -20,7 +20,7 @@ from so_clip import atomic
 from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, report
 from so_clip.jobs import FAILED as FAILED_JOB
 from so_clip.jobs import JOBS_DIR, RUNNING, Job, flags_of, may_be_alive, read_jobs
-from so_clip.locks import lock_new, unlock
+from so_clip.locks import LOCK_FILE, lock_new, unlock
 from so_clip.record import check_writable
 from so_clip.values import path
 
@@ -92,6 +92,21 @@ def _start(config: DictConfig) -> None:
     atomic.write_json(folder / SWEEP_FILE, values)
     with suppress(OSError):
         sweep.lock = lock_new(folder)
+    _remove_rests(config)
+
+
+def _remove_rests(config: DictConfig) -> None:
+    """Remove what sweeps left that were killed: files half written, and locks that nobody holds."""
+    sweeps = Path(config.hydra.sweep.dir).parent
+    kept_in = config.evaluation.cache_dir
+    for folder in (sweeps.parent, *([Path(kept_in)] if isinstance(kept_in, str) else [])):
+        atomic.remove_dead(folder)
+    for file in sweeps.glob(f"*/{SWEEP_FILE}"):
+        atomic.remove_dead(file.parent)
+        atomic.remove_dead(file.parent / JOBS_DIR)
+        if (file.parent / LOCK_FILE).exists():
+            with suppress(OSError):  # BlockingIOError: it is at work
+                unlock(file.parent, lock_new(file.parent))
 
 
 def _one_by_one(config: DictConfig) -> None:

@@ -120,6 +120,23 @@ def test_the_file_is_synced_and_then_its_folder(tmp_path, monkeypatch):
     assert synced == [False, True]
 
 
+def test_what_a_killed_process_was_writing_is_removed_when_it_is_surely_dead(tmp_path):
+    code = "import os, sys, pathlib\nfrom so_clip import atomic\n" + (
+        "with atomic.writing(pathlib.Path(sys.argv[1]) / 'a.txt') as file:\n"
+        "    file.write(b'half')\n"
+        "    os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], env=environment()).returncode == 9
+    (tmp_path / ".mine.txt").touch()
+    (left,) = tmp_path.glob(".a.txt.*")
+    atomic.remove_dead(tmp_path)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    atomic.remove_dead(tmp_path)
+    assert _contents(tmp_path) == [".mine.txt"]
+    atomic.remove_dead(tmp_path / "none")
+
+
 def test_a_reader_never_sees_a_part(tmp_path):
     path = tmp_path / "a.txt"
     texts = ["a" * 300_000, "b" * 100]

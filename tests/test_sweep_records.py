@@ -8,6 +8,7 @@ import pytest
 
 from so_clip.errors import FAILED
 from so_clip.jobs import job_file, read_jobs
+from so_clip.locks import lock_new, unlock
 from so_clip.record import RunFolder
 from so_clip.sweep import SWEEP_FILE, Sweep, _close, planned_jobs
 from tests.command import call
@@ -75,6 +76,25 @@ def test_a_finished_run_without_its_figures_counts_as_unfinished(tmp_path, wrong
     assert "counts as unfinished" in capsys.readouterr().err
     file.write_text("[" * 100_000)
     assert RunFolder(tmp_path).finished("f") is None
+
+
+def test_a_sweep_removes_what_killed_ones_left_and_nothing_of_one_at_work(tmp_path):
+    sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    dead, alive = (tmp_path / ".sweeps" / name for name in ("dead", "alive"))
+    for folder in (dead, alive, tmp_path / ".features"):
+        (folder / "jobs").mkdir(parents=True)
+        (folder / "sweep.json").write_text("{}")
+        for name in (".lock", "jobs/.0.json.x.partial", ".sweep.json.x.partial"):
+            (folder / name).touch()
+            os.utime(folder / name, (0, 0))
+    (alive / "jobs" / ".1.json.x.partial").touch()
+    lock = lock_new(alive)
+    assert call(*sweep).code == 0
+    assert [path.name for path in dead.rglob("*")] == ["jobs", "sweep.json"]
+    left = {path.name for path in alive.rglob("*")}
+    assert left == {".lock", "jobs", "sweep.json", ".1.json.x.partial"}
+    assert not [*(tmp_path / ".features").glob("*.partial")]
+    unlock(alive, lock)
 
 
 def test_a_home_folder_is_found_for_the_sweep_as_for_its_runs(tmp_path, monkeypatch):
