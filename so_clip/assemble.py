@@ -20,9 +20,11 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.cards import load_card
+from so_clip.data.decode_cache import GIB, DecodeCache
 from so_clip.data.find import own_target
 from so_clip.data.gather import NEW_CLASSES, Data, Target
 from so_clip.data.halves import BASE_TO_NEW
+from so_clip.data.images import DigitArray
 from so_clip.data.training_images import training_images
 from so_clip.device import pick_device
 from so_clip.errors import InputError, nearest
@@ -30,7 +32,7 @@ from so_clip.evaluate import Classes, Evaluator
 from so_clip.features import FeatureCache
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.precision import Precision, pick_precision
-from so_clip.settings import TEMPLATES, Settings
+from so_clip.settings import TEMPLATES, Evaluation, Settings
 
 # An evaluator's contexts for the classes that the classifier has anyway.
 _ITS_OWN: tuple[Classes, Classes] = (nullcontext, nullcontext)
@@ -239,6 +241,7 @@ def _evaluator(settings: Settings, target: Target, model: Model) -> Evaluator:
             options.batch_size,
             options.workers,
             pin=model.device.type == "cuda",
+            cache=_decode_cache(options, target, model),
         ),
         model.device,
         Precision(settings.evaluation_precision, model.device),
@@ -247,6 +250,22 @@ def _evaluator(settings: Settings, target: Target, model: Model) -> Evaluator:
         adapted_classes,
         target.columns,
     )
+
+
+def _decode_cache(options: Evaluation, target: Target, model: Model) -> DecodeCache | None:
+    """Return where test images are kept decoded: files that an image tower will see again.
+
+    Of a tower that nothing trains, the features are kept instead.
+    """
+    budget_bytes = int(options.decode_cache_gib * GIB)
+    if (
+        not budget_bytes
+        or options.cache_dir is None
+        or isinstance(target.images, DigitArray)
+        or not model.classifier.trains("vision")
+    ):
+        return None
+    return DecodeCache(options.cache_dir / "decoded", budget_bytes)
 
 
 def _other_classes(settings: Settings, target: Target, model: Model) -> tuple[Classes, Classes]:

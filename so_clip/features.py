@@ -7,29 +7,23 @@ time: a missing file is made anew, and whoever is last to write it writes the sa
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from tqdm import tqdm
 
 from so_clip import atomic
 from so_clip.clip.backbone import Backbone
 from so_clip.data.batches import TestStream
-from so_clip.data.images import ImageSource
 from so_clip.device import describe
 from so_clip.errors import InputError, say
 from so_clip.own_code import code_sha256
 
 # The code that turns files into features: reading, resizing, and the image tower.
 CODE = ("clip", "data")
-_PATHS_PER_TASK = 64
-# A bar appears only where files are slow to read.
-_PATIENCE_SECONDS = 2
 
 
 def feature_key(
@@ -57,11 +51,10 @@ def feature_key(
     """
     import open_clip
 
-    paths = [example.path for example in stream.examples]
     values = {
         "weights": weights_sha256,
         "architecture": backbone.architecture,
-        "images": images_sha256(stream.images, paths, stream.workers),
+        "images": stream.contents_sha256,
         "image_size": backbone.image_size,
         "mean": backbone.mean.flatten().tolist(),
         "std": backbone.std.flatten().tolist(),
@@ -72,31 +65,6 @@ def feature_key(
         "code": code_sha256(*CODE),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def images_sha256(images: ImageSource, paths: Sequence[str], workers: int) -> str:
-    """Return the SHA-256 of what lies at each of the paths, in their order.
-
-    Raises:
-        InputError: the first image, in order, that cannot be read.
-    """
-
-    def digests(some: Sequence[str]) -> bytes:
-        return b"".join(hashlib.sha256(images.content(path)).digest() for path in some)
-
-    tasks = [
-        paths[start : start + _PATHS_PER_TASK] for start in range(0, len(paths), _PATHS_PER_TASK)
-    ]
-    total = hashlib.sha256()
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="digest") as pool:
-        try:
-            results = pool.map(digests, tasks)
-            for each in tqdm(results, "look up", len(tasks), delay=_PATIENCE_SECONDS):
-                total.update(each)
-        finally:
-            # After an error nobody wants the rest.
-            pool.shutdown(cancel_futures=True)
-    return total.hexdigest()
 
 
 class FeatureCache:

@@ -107,6 +107,7 @@ def run_metrics(
         **_skipped(data, data.splits.dataset),
         "evaluate_seconds": sum(evaluator.seconds for evaluator in evaluators.values()),
         "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),
+        "images_from_cache": sum(each.stream.from_cache for each in evaluators.values()),
         **memory,
         "peak_memory_measures": _measures(settings, model, processes),
         "processes": processes,

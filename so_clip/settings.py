@@ -46,7 +46,7 @@ MAX_WORKERS = 256
 # digits of what other numbers of CPU threads round otherwise. Then what identity.py knows better.
 NO_DIFFERENCE = (
     *("results_dir", "force", "threads", "checkpoint_seconds", "method_title"),
-    *("evaluation.workers", "evaluation.cache_dir"),
+    *("evaluation.workers", "evaluation.cache_dir", "evaluation.decode_cache_gib"),
     *("split_file", "backbone.checkpoint", "data_root", "on_corrupt"),
 )
 # Options that came later, with values under which a run is what it was before them.
@@ -79,13 +79,14 @@ class Evaluation:
     """How test images become features: images a batch, decoding threads, precision, and a cache.
 
     `workers` 0 decodes in the main thread, `precision` auto is the run's, `cache_dir` None keeps no
-    features, `every_steps` 0 evaluates after training only.
+    features, `decode_cache_gib` 0 no decoded images, `every_steps` 0 evaluates after training only.
     """
 
     batch_size: int
     workers: int
     precision: str
     cache_dir: Path | None
+    decode_cache_gib: float
     every_steps: int
 
 
@@ -331,6 +332,7 @@ def _evaluation(values: dict[str, Any], at_once: int) -> Evaluation:
         workers=_workers(values["workers"], at_once),
         precision=one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
         cache_dir=optional_path("evaluation.cache_dir", values["cache_dir"]),
+        decode_cache_gib=not_negative("evaluation.decode_cache_gib", values["decode_cache_gib"]),
         every_steps=whole("evaluation.every_steps", values["every_steps"], 0),
     )
 

@@ -24,8 +24,7 @@ from so_clip.clip.backbone import Backbone
 from so_clip.data.batches import TestStream
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder
-from so_clip.errors import InputError
-from so_clip.features import FeatureCache, feature_key, images_sha256
+from so_clip.features import FeatureCache, feature_key
 from so_clip.own_code import code_sha256
 from so_clip.paths import PACKAGE_DIR
 from tests.clip.small import small_backbone
@@ -134,25 +133,6 @@ def test_what_weights_do_not_tell_is_in_the_key(folder):
         getattr(backbone, name).mul_(0.9)
         keys.append(_key(backbone, stream))
     assert len({*keys}) == len(keys)
-
-
-def test_images_that_cannot_be_read_are_named(folder):
-    (folder.root / "1.png").unlink()
-    (folder.root / "2.png").write_bytes(b"")
-    for workers in (0, 3):
-        with pytest.raises(InputError, match=r"1\.png: the image is missing"):
-            images_sha256(folder, ["0.png", "1.png", "2.png"], workers)
-        with pytest.raises(InputError, match=r"2\.png: the image is empty"):
-            images_sha256(folder, ["0.png", "2.png"], workers)
-
-
-def test_many_images_are_read_in_order(tmp_path):
-    for index in range(200):
-        (tmp_path / str(index)).write_text(str(index))
-    names, images = [str(index) for index in range(200)], ImageFolder(tmp_path)
-    assert images_sha256(images, names, 0) == images_sha256(images, names, 7)
-    for other in (names[::-1], names[:-1], [*names[:100], "101", "100", *names[102:]]):
-        assert images_sha256(images, other, 2) != images_sha256(images, names, 2)
 
 
 def test_code_that_makes_features_is_in_the_key_and_other_code_is_not(tmp_path):

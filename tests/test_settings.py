@@ -75,6 +75,7 @@ NO_DIFFERENCE: dict[str, Any] = {
     "on_corrupt": "skip",
     "evaluation.workers": 0,
     "evaluation.cache_dir": None,
+    "evaluation.decode_cache_gib": 0,
     "dataset.split_file": "mine.json",
     "backbone.checkpoint": "mine.pt",
     "method.title": "Mine",

@@ -3,12 +3,16 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from so_clip.data.contents import images_sha256
+from so_clip.data.decode_cache import DecodeCache, DecodedPass, layout_of
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageSource
 from so_clip.data.training_images import StreamedImages
@@ -150,6 +154,10 @@ class TestStream:
         pin: lay batches in page-locked memory, for fast copies to a CUDA device; without one,
             ignored.
         prefetch_batches: batches that are prepared while one is in use.
+        cache: where decoded images are kept for other passes, if they are to be.
+
+    Attributes:
+        from_cache: how many images the last whole pass did not have to decode.
     """
 
     __test__ = False  # the name is no invitation to pytest
@@ -163,6 +171,7 @@ class TestStream:
         workers: int,
         pin: bool = False,
         prefetch_batches: int = 2,
+        cache: DecodeCache | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -179,6 +188,14 @@ class TestStream:
         self.workers = workers
         self.pin = pin and torch.cuda.is_available()
         self.prefetch_batches = prefetch_batches
+        self.cache = cache
+        self.from_cache = 0
+
+    @cached_property
+    def contents_sha256(self) -> str:
+        """SHA-256 of the images' files, in order; see images_sha256."""
+        paths = [example.path for example in self.examples]
+        return images_sha256(self.images, paths, self.workers)
 
     def __len__(self) -> int:
         """Batches in the stream."""
@@ -190,20 +207,30 @@ class TestStream:
         Raises:
             InputError: the first image, in order, that cannot be read.
         """
+        if self.cache is None or not self.examples:
+            yield from self._batches(None)
+            return
+        layout = layout_of(self.contents_sha256, len(self.examples), self.image_size)
+        with closing(DecodedPass(self.cache, layout)) as decoded:
+            yield from self._batches(decoded)
+            self.from_cache = decoded.from_cache
+
+    def _batches(self, decoded: DecodedPass | None) -> Iterator[tuple[Tensor, Tensor]]:
         starts = range(0, len(self.examples), self.batch_size)
-        chunks = (self.examples[start : start + self.batch_size] for start in starts)
         if self.workers == 0:
-            for chunk in chunks:
-                batch = self._empty_batch(chunk)
-                for slot, example in zip(batch[0], chunk, strict=True):
-                    self._fill(slot, example.path)
+            for start in starts:
+                batch, slots = self._batch(start)
+                for slot in slots:
+                    self._fill(decoded, *slot)
                 yield batch
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         pending: deque[_Pending] = deque()
         try:
-            for chunk in chunks:
-                pending.append(self._submit(pool, chunk))
+            for start in starts:
+                batch, slots = self._batch(start)
+                futures = [pool.submit(self._fill, decoded, *slot) for slot in slots]
+                pending.append(_Pending(batch, futures))
                 if len(pending) > self.prefetch_batches:
                     yield pending.popleft().result()
             while pending:
@@ -212,20 +239,27 @@ class TestStream:
             # The consumer may stop early, or an image may be unreadable: drop what is queued.
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, chunk: Sequence[Example]) -> "_Pending":
+    def _batch(self, start: int) -> tuple[tuple[Tensor, Tensor], list[tuple[int, str, Tensor]]]:
+        """Return the empty batch from `start` on: index, path and place of each of its images."""
+        chunk = self.examples[start : start + self.batch_size]
         batch = self._empty_batch(chunk)
-        slots = zip(batch[0], chunk, strict=True)
-        return _Pending(batch, [pool.submit(self._fill, slot, ex.path) for slot, ex in slots])
+        paths = [example.path for example in chunk]
+        return batch, list(zip(range(start, start + len(chunk)), paths, batch[0], strict=True))
 
     def _empty_batch(self, chunk: Sequence[Example]) -> tuple[Tensor, Tensor]:
         shape = (len(chunk), 3, self.image_size, self.image_size)
         images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
         return images_BCHW, torch.tensor([example.label for example in chunk])
 
-    def _fill(self, slot_CHW: Tensor, path: str) -> None:
-        square = resize_and_centre_crop(self.images.read(path), self.image_size)
+    def _fill(self, decoded: DecodedPass | None, index: int, path: str, slot_CHW: Tensor) -> None:
         # By numpy: torch would start a team of its own threads in every decoding thread.
-        slot_CHW.numpy()[...] = np.asarray(square).transpose(2, 0, 1)
+        out_CHW = slot_CHW.numpy()
+        if decoded is not None and decoded.fill(index, out_CHW):
+            return
+        square = resize_and_centre_crop(self.images.read(path), self.image_size)
+        out_CHW[...] = np.asarray(square).transpose(2, 0, 1)
+        if decoded is not None:
+            decoded.keep(index, out_CHW)
 
 
 class _Pending:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +17,8 @@ from so_clip import atomic
 from so_clip.data.examples import Example, Splits
 from so_clip.data.fewshot import FewShot
 from so_clip.data.images import CorruptImage, ImageSource
-from so_clip.errors import InputError
+from so_clip.errors import InputError, say
+from so_clip.own_code import code_sha256
 
 Reasons = Mapping[str, str]
 Find = Callable[[Sequence[str]], Reasons]
@@ -83,7 +83,7 @@ def corrupt_images(images: ImageSource, paths: Sequence[str], kept_in: Path | No
         try:
             atomic.write_json(file, {"key": key, "corrupt": reasons})
         except InputError as error:
-            print(f"so_clip: which images are corrupt is not kept: {error}", file=sys.stderr)
+            say(f"which images are corrupt is not kept: {error}")
     return reasons
 
 
@@ -92,8 +92,8 @@ def _key(images: ImageSource, paths: Sequence[str]) -> str:
     root = getattr(images, "root", None)
     if root is None:
         return ""
-    code = Path(sys.modules[CorruptImage.__module__].__file__ or "").read_bytes()
-    total = hashlib.sha256(f"{PIL.__version__} {os.path.realpath(root)}\0".encode() + code)
+    decoder = PIL.__version__, code_sha256("data/images.py")
+    total = hashlib.sha256(f"{decoder} {os.path.realpath(root)}\0".encode())
     for path in paths:
         status = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118 - for a million of them
         total.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode())
@@ -192,10 +192,9 @@ def pass_over_in_test(splits: Splits, find: Find) -> tuple[Splits, list[Skipped]
         )
     left = {example.label for example in test}
     for label in sorted({example.label for example in splits.test} - left):
-        print(
-            f"so_clip: on_corrupt=skip: class {label} ({splits.class_names[label]!r}) of "
-            f"{splits.dataset} has no test image that can be decoded. It is not tested.",
-            file=sys.stderr,
+        say(
+            f"on_corrupt=skip: class {label} ({splits.class_names[label]!r}) of {splits.dataset} "
+            "has no test image that can be decoded. It is not tested."
         )
     skipped = [Skipped(splits.dataset, "test", *item) for item in corrupt.items()]
     return replace(splits, test=test), skipped
