@@ -29,6 +29,10 @@ ROUNDING = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}
 Classes = Callable[[], AbstractContextManager[Any]]
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True)
 class Predictions:
     """One row per test image, in the test split's order, on the CPU."""
@@ -64,6 +68,7 @@ class Evaluator:
     Attributes:
         seconds: spent on evaluation so far.
         from_cache: whether the zero-shot features came from the cache.
+        tick: called after each batch, for whoever sets it; it must not wait for a device.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Evaluator:
         self.classes, self.adapted_classes, self.columns = classes, adapted_classes, columns
         self.seconds = 0.0
         self.from_cache = False
+        self.tick: Callable[[], None] = _nothing
         self._image_ND: Tensor | None = None
 
     def zero_shot(self) -> Predictions:
@@ -145,7 +151,7 @@ class Evaluator:
 
     def _encode(self, stream: TestStream, description: str | None = None) -> Tensor:
         encode_image = self.classifier.backbone.encode_image
-        return encode(encode_image, stream, self.device, self.precision, description)
+        return encode(encode_image, stream, self.device, self.precision, description, self.tick)
 
     def _classify(self, image_ND: Tensor) -> Predictions:
         label_N = torch.tensor([example.label for example in self.stream.examples])
@@ -153,6 +159,7 @@ class Evaluator:
             return classify(self._logits, image_ND, label_N, self.device)
 
     def _logits(self, image_BD: Tensor) -> Tensor:
+        self.tick()
         logits_BK = self.classifier.logits(image_BD)
         return logits_BK if self.columns is None else logits_BK[:, list(self.columns)]
 
@@ -175,6 +182,7 @@ def encode(
     device: torch.device,
     precision: Precision,
     description: str | None = None,
+    tick: Callable[[], None] = _nothing,
 ) -> Tensor:
     """Return image_ND float32 on the CPU, of every image in the stream.
 
@@ -187,6 +195,7 @@ def encode(
         device: where `encode_image` computes.
         precision: autocast for the forward passes.
         description: title of the progress bar; None shows none.
+        tick: called after each batch.
     """
     parts = []
     with (
@@ -203,6 +212,7 @@ def encode(
             with precision.autocast():
                 parts.append(encode_image(images_BCHW.to(device, non_blocking=True)))
             progress.update(len(images_BCHW))
+            tick()
     # Outside of inference mode, whose tensors could take no part in training later on.
     return torch.cat([part.cpu() for part in parts]).float()
 

@@ -13,6 +13,7 @@ from so_clip import atomic
 from so_clip.errors import InputError
 
 PROGRESS_FILE = "progress.json"
+TRAIN, EVALUATE = "train", "evaluate"  # stages
 # Whoever watches looks about so often; a step on a GPU takes much less.
 WRITE_EVERY_SECONDS = 3.0
 
@@ -24,7 +25,7 @@ class Progress:
 
     Args:
         folder: the run's; None: nothing is written.
-        max_steps: at which training ends at the latest; 0 where none is trained.
+        max_steps: at which training ends at the latest; 0 where nothing is trained.
         overrides: of the run, so that a run that is cut off can be repeated.
     """
 
@@ -32,14 +33,25 @@ class Progress:
         self._folder = folder
         self._max_steps, self._overrides = max_steps, list(overrides)
         self._started_at = _now()
-        self._stage, self._step = "train", 0
+        self._stage, self._step = EVALUATE, 0
         self._loss: float | None = None
         self._first: tuple[int, float] | None = None  # the first step that was seen, and when
         self._written = -math.inf
 
-    def start(self) -> None:
-        """Say that the run has begun."""
+    def train(self) -> None:
+        """Say that training begins."""
+        self._stage = TRAIN
         self._write()
+
+    def evaluate(self) -> None:
+        """Say that the test images' turn has come: before training, or after it."""
+        self._stage = EVALUATE
+        self._write()
+
+    def tick(self) -> None:
+        """Say that the run is alive, if it has not been said for a while."""
+        if time.monotonic() - self._written >= WRITE_EVERY_SECONDS:
+            self._write()
 
     def after_step(self, step: int, loss: float | None) -> None:
         """Say how far training is, if it has not been said for a while.
@@ -48,16 +60,9 @@ class Progress:
             step: steps taken.
             loss: the last one that was read, if one was: this must not wait for a device.
         """
-        now = time.monotonic()
         self._step, self._loss = step, loss
-        self._first = self._first or (step, now)
-        if now - self._written >= WRITE_EVERY_SECONDS:
-            self._write()
-
-    def evaluate(self) -> None:
-        """Say that the test images' turn has come."""
-        self._stage = "evaluate"
-        self._write()
+        self._first = self._first or (step, time.monotonic())
+        self.tick()
 
     def _write(self) -> None:
         self._written = time.monotonic()
@@ -79,7 +84,7 @@ class Progress:
 
     def _seconds_left(self) -> float | None:
         """Return how long training will take yet, at the pace of this process."""
-        if self._first is None or self._step == self._first[0] or self._stage != "train":
+        if self._first is None or self._step == self._first[0] or self._stage != TRAIN:
             return None
         step, since = self._first
         pace = (time.monotonic() - since) / (self._step - step)

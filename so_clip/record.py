@@ -17,7 +17,7 @@ from typing import Any
 from so_clip import atomic
 from so_clip.errors import InputError, RunBusy, exit_code, say
 from so_clip.locks import LOCK_FILE, lock_new, unlock
-from so_clip.progress import PROGRESS_FILE
+from so_clip.progress import PROGRESS_FILE, Progress
 from so_clip.run_files import (
     CHANGED_FILE,
     CONFIG_FILE,
@@ -80,7 +80,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.overrides: list[str] = []
-        self._begun, self._claimed = False, False
+        self._begun = self._claimed = self._watched = False
 
     @contextmanager
     def claimed(self, overrides: Sequence[str] = (), keep_refusals: bool = False) -> Iterator[None]:
@@ -106,7 +106,9 @@ class RunFolder:
                 self._write_error(error, overrides)
             raise
         finally:
-            self._claimed = False
+            if self._watched and not self._begun:
+                (self.path / PROGRESS_FILE).unlink(missing_ok=True)
+            self._claimed = self._watched = False
             unlock(self.path, lock)
             for path in dict.fromkeys((self.path, *created)):
                 with contextlib.suppress(OSError):
@@ -134,6 +136,13 @@ class RunFolder:
                 return metrics
         say(f"{path} lacks {lacks}. It counts as unfinished.")
         return None
+
+    def watched(self, max_steps: int) -> Progress:
+        """Return what tells from now on how far this run is; see Progress."""
+        self._watched = True
+        progress = Progress(self.path, max_steps, self.overrides)
+        progress.evaluate()
+        return progress
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
         """Say what this is, and drop all of an earlier attempt but its checkpoint.

@@ -35,6 +35,8 @@ from so_clip.settings import Settings
 from so_clip.support import FewShotSupport
 from so_clip.train import History, Loop, TrainingDiverged, train
 
+NOBODY_WATCHES = Progress(None, 0)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -63,6 +65,7 @@ class Parts:
         folder: of the run, where checkpoints and training's files go.
         fingerprint: of the run, by which its checkpoint is known.
         ranks: the processes that train together.
+        progress: where to say how far it is.
         evaluator: of the run's own test split, for the curve; None draws none.
     """
 
@@ -74,6 +77,7 @@ class Parts:
     folder: RunFolder
     fingerprint: str = ""
     ranks: Ranks = ALONE
+    progress: Progress = NOBODY_WATCHES
     evaluator: Evaluator | None = None
 
 
@@ -138,14 +142,14 @@ def _parts(
     folder: RunFolder,
     fingerprint: str,
     ranks: Ranks,
+    progress: Progress = NOBODY_WATCHES,
     evaluator: Evaluator | None = None,
 ) -> Parts:
     optimizer = build_optimizer(settings, model) if settings.trains else None
     peak_memory = PeakMemory(model.classifier, optimizer, model.device)
     batches = few_shot_batches(settings, data, model)
-    return Parts(
-        settings, model, batches, optimizer, peak_memory, folder, fingerprint, ranks, evaluator
-    )
+    work = model, batches, optimizer, peak_memory
+    return Parts(settings, *work, folder, fingerprint, ranks, progress, evaluator)
 
 
 def _check_draws(model: Model, ranks: Ranks) -> None:
@@ -167,10 +171,14 @@ def _do(
 ) -> dict[str, Any]:
     """Do what has to be done, and return what metrics.json holds then."""
     _check_draws(model, ranks)
+    progress = folder.watched(settings.schedule.max_steps if settings.trains else 0)
     evaluators = build_evaluators(settings, data, model)
+    for evaluator in evaluators.values():
+        evaluator.tick = progress.tick
     parts = None
     if settings.adapts:
-        parts = _parts(settings, data, model, folder, fingerprint, ranks, evaluators[""])
+        known = folder, fingerprint, ranks, progress
+        parts = _parts(settings, data, model, *known, evaluators[""])
     zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
     few_shot = data.few_shot.as_json() if parts and data.few_shot else None
     folder.start(settings.as_dict(), few_shot)
@@ -231,9 +239,7 @@ def adapt(parts: Parts) -> Adaptation:
     adapter, classifier = model.adapter, model.classifier
     assert adapter is not None
     stopwatch = Stopwatch()
-    watched_at = folder.path if parts.ranks.first else None
-    progress = Progress(watched_at, settings.schedule.max_steps, folder.overrides)
-    progress.start()
+    parts.progress.train()
     support = FewShotSupport(classifier, parts.batches, model.precision, settings.seed)
     adapter.start(classifier, support)
     if parts.optimizer is not None:
@@ -243,11 +249,11 @@ def adapt(parts: Parts) -> Adaptation:
     curve = Curve(parts.evaluator, settings.evaluation.every_steps, parts.peak_memory)
     history = History(stop_reason="training_free")
     if parts.optimizer is not None:
-        history = _train(parts, parts.optimizer, curve, progress, stopwatch)
+        history = _train(parts, parts.optimizer, curve, stopwatch)
     adapter.finish(classifier)
     classifier.forget_classes()
     train_seconds = stopwatch.seconds - curve.seconds
-    progress.evaluate()
+    parts.progress.evaluate()
     changed = [
         (name, value.numel(), int((value.detach().cpu() != before[name]).sum()))
         for name, value in model.parameters.items()
@@ -263,7 +269,6 @@ def _train(
     parts: Parts,
     optimizer: torch.optim.Optimizer,
     curve: Curve,
-    progress: Progress,
     stopwatch: Stopwatch,
 ) -> History:
     model, settings, ranks = parts.model, parts.settings, parts.ranks
@@ -296,7 +301,7 @@ def _train(
         parts.peak_memory,
         penalty=partial(adapter.penalty, classifier),
         after_step=after_step,
-        tell=progress.after_step,
+        tell=parts.progress.after_step,
         checkpoint=checkpoint,
         ranks=ranks,
     )

@@ -91,7 +91,7 @@ with folder.claimed(overrides):
     if sys.argv[2] == "started":
         folder.start({}, None)
         progress = Progress(folder.path, 200, folder.overrides)
-        progress.start()
+        progress.train()
         progress.after_step(50, 0.5)
     print("at work", flush=True)
     sys.stdin.read()
