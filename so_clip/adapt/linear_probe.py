@@ -152,4 +152,4 @@ def text_lengths(classifier: Classifier) -> Tensor:
     backbone = classifier.backbone
     with exact(backbone.mean.device):
         text_PD: Tensor = classifier.prompts(backbone.model, backbone.memory)
-    return text_PD.unflatten(0, (classifier.class_count, -1)).mean(dim=1).norm(dim=-1)
+    return classifier.class_means(text_PD).norm(dim=-1)

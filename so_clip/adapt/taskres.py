@@ -49,8 +49,7 @@ class TaskRes(Adapter):
         assert isinstance(head, ResidualHead)
         with torch.no_grad(), exact(backbone.mean.device):
             text_PD = classifier.prompts(backbone.model, backbone.memory)
-        length_P1 = text_PD.norm(dim=-1, keepdim=True)
-        head.length_K1 = length_P1.unflatten(0, (classifier.class_count, -1)).mean(dim=1)
+        head.length_K1 = classifier.class_means(text_PD.norm(dim=-1, keepdim=True))
 
 
 class ResidualHead(Head):

@@ -182,16 +182,17 @@ class Classifier(nn.Module):
 
     def _encode_classes(self) -> Tensor:
         text_PD = self.backbone.encode_text(self.prompts)
-        counts = self.prompt_counts
-        most = max(counts)
-        if most == 1:
+        if max(self.prompt_counts) == 1:
             return text_PD
-        if min(counts) == most:
-            text_KPD = text_PD.unflatten(0, (-1, most))
-        else:
-            text_KPD = _padded(text_PD, counts)
-        # Of a sum, a mean has the direction.
-        return F.normalize(text_KPD.mean(dim=1), dim=-1)
+        return F.normalize(self.class_means(text_PD), dim=-1)
+
+    def class_means(self, of_prompts_PX: Tensor) -> Tensor:
+        """Return means_KX over each class's prompts."""
+        counts = self.prompt_counts
+        if min(counts) == max(counts):
+            return of_prompts_PX.unflatten(0, (len(counts), -1)).mean(dim=1)
+        sums_KX = _padded(of_prompts_PX, counts).sum(dim=1)
+        return sums_KX / torch.tensor(counts, device=sums_KX.device).unsqueeze(1)
 
 
 def _counts(prompts_per_class: int | Sequence[int], prompts: int) -> tuple[int, ...]:
@@ -201,10 +202,9 @@ def _counts(prompts_per_class: int | Sequence[int], prompts: int) -> tuple[int, 
     return tuple(prompts_per_class)
 
 
-def _padded(text_PD: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return text_KPD with zeros where a class has fewer prompts than the one with most."""
-    index_KP = torch.full((len(counts), max(counts)), len(text_PD))
-    index_KP[torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)] = torch.arange(
-        len(text_PD)
-    )
-    return F.pad(text_PD, (0, 0, 0, 1))[index_KP.to(text_PD.device)]
+def _padded(rows_PX: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return rows_KPX with zeros where a class has fewer prompts than the one with most."""
+    index_KP = torch.full((len(counts), max(counts)), len(rows_PX))
+    there_KP = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
+    index_KP[there_KP] = torch.arange(len(rows_PX))
+    return F.pad(rows_PX, (0, 0, 0, 1))[index_KP.to(rows_PX.device)]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from so_clip.data.cards import DatasetCard, how_to_get
+from so_clip.data.cards import OWN_LAYOUTS, DatasetCard, how_to_get
 from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
 from so_clip.data.inside import why_outside
@@ -176,10 +176,15 @@ def require_images(images: ImageSource, examples: Sequence[Example], card: Datas
     paths = list(dict.fromkeys(example.path for example in examples))
     if missing := images.missing(paths):
         root = getattr(images, "root", card.title)
+        way_out = (
+            "Add them, or drop their lines from the list."
+            if card.layout in OWN_LAYOUTS
+            else "Complete the dataset, or give a split file that is cut down to the images at "
+            f"hand (dataset.split_file=FILE). {how_to_get(card)}"
+        )
         raise InputError(
             f"{root}: {len(missing)} of {len(paths)} images of {card.title} are missing, first "
-            f"{missing[0]}. Complete the dataset, or give a split file that is cut down to the "
-            f"images at hand (dataset.split_file=FILE). {how_to_get(card)}"
+            f"{missing[0]}. {way_out}"
         )
 
 
