@@ -24,6 +24,8 @@ types: $(VENV)/.installed-dev
 # All of the machine, for 40 minutes; leave it alone meanwhile.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_engine.py
+	$(BIN)/python scripts/bench_report.py
+	$(BIN)/python scripts/bench_decode.py
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

