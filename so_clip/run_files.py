@@ -24,6 +24,8 @@ CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.js
 PROVENANCE_FILE = "provenance.json"
 HISTORY_FILE, CURVE_FILE, CHANGED_FILE = "history.csv", "curve.csv", "changed.csv"
 PREDICTIONS_FILE, PER_CLASS_FILE = "predictions.csv", "per_class.csv"
+# What metrics.json counts of corrupt images that were passed over, with on_corrupt=skip.
+SKIPPED = {"train": "skipped_train_images", "test": "skipped_test_images"}
 # Any of these makes a folder a run's, one that failed at once included.
 RUN_FILES = frozenset({CONFIG_FILE, METRICS_FILE, ERROR_FILE, PROGRESS_FILE})
 # Far beyond what runs leave: a file of JSON has some kilobytes, predictions of ImageNet have 5 MB.
@@ -38,7 +40,7 @@ _FIGURES = ("accuracy_percent", "peak_memory_mib")
 _MORE_FIGURES = (
     *("accuracy_percent", "base_accuracy_percent", "new_accuracy_percent"),
     *("harmonic_mean_percent", "train_seconds", "train_flops"),
-    "expected_calibration_error_percent",
+    *("expected_calibration_error_percent", *SKIPPED.values()),
 )
 
 # Columns of a CSV file: arrays of numbers, lists of texts.

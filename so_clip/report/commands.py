@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from so_clip.paths import CONF_DIR
+from so_clip.run_files import SKIPPED
 
 PROGRAM = "python -m so_clip"
 # What names a run among those of its row.
@@ -73,8 +74,9 @@ def _of_settings(run: Mapping[str, Any]) -> Overrides:
     """Return options that say what a run that did not record its own was: its row in the table."""
     named = re.findall(r"(?:^|, )([\w.]+)=", str(run["variant"]))
     values = {key: _setting(run["settings"], key) for key in named}
-    for no_option in ("method", "split", "weights", "processes"):  # in a variant's name only
-        values.pop(no_option, None)
+    for no_option in ("method", "split", "weights", "processes", SKIPPED["test"]):
+        values.pop(no_option, None)  # it is in a variant's name only
+    values = {key: value for key, value in values.items() if not key.startswith("own.")}
     data_root = _setting(run["settings"], "data_root")
     if data_root not in (None, default("data_root")):
         values["data_root"] = data_root

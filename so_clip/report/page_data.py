@@ -15,6 +15,7 @@ import pandas as pd
 
 from so_clip.report.read import Runs
 from so_clip.report.tables import Cell, Table
+from so_clip.run_files import SKIPPED
 
 # What the page's table of runs shows, in order: the column of metrics.json, its heading, digits.
 COLUMNS = (
@@ -33,6 +34,8 @@ COLUMNS = (
     ("peak_memory_mib", "memory (MiB)", 1),
     ("train_seconds", "training (s)", 1),
     ("train_tflops", "training (TFLOP)", 3),
+    (SKIPPED["train"], "skipped training images", 0),
+    (SKIPPED["test"], "skipped test images", 0),
     ("steps", "steps", 0),
     ("trainable_parameters", "trained weights", 0),
     ("backbone", "backbone", None),
@@ -65,7 +68,10 @@ def run_data(runs: Runs) -> dict[str, Any]:
     columns = [
         {"key": key, "title": title, "digits": digits, **_column(frame[key].tolist(), digits)}
         for key, title, digits in COLUMNS
-        if key in frame and frame[key].notna().any()
+        if key in frame
+        and frame[key].notna().any()
+        # Of what hardly any run has done, nothing is said where none has.
+        and not (key in SKIPPED.values() and not frame[key].any())
     ]
     flat = [_flat(settings) for settings in frame["settings"]]
     keys = dict.fromkeys(key for each in flat for key in each)

@@ -20,7 +20,7 @@ from so_clip.report.averages import (
     statistics,
 )
 from so_clip.report.read import ROW, RUN, Runs, transfers
-from so_clip.report.versions import seconds_notes, version_notes
+from so_clip.report.versions import seconds_notes, skipped_notes, version_notes
 
 # As the papers order and shorten them; others follow by name.
 DATASETS = {
@@ -233,7 +233,7 @@ def table_runs(figure: Figure, frame: pd.DataFrame) -> pd.DataFrame:
 
 def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
     unlike = seconds_notes(runs) if figure.costs or figure.column == SECONDS else []
-    notes = [*version_notes(runs), *unlike]
+    notes = [*version_notes(runs), *skipped_notes(runs), *unlike]
     if "train_tflops" in runs and (figure.costs or figure.column == "train_tflops"):
         notes.append(FLOPS_NOTE)
     runs, note = _with_zero_shot(figure, runs)

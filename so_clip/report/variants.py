@@ -2,10 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
+from so_clip.data.own import OwnData
+from so_clip.run_files import SKIPPED
 from so_clip.settings import NO_DIFFERENCE
 
 # Settings that have a column of their own, follow from one, or say where and not what. Which split
@@ -16,6 +19,7 @@ _NOT_A_VARIANT = frozenset(
         *("dataset", "split_file", "backbone.architecture", "method", "method_title"),
         *("shots", "seed", "adapter.seed", "optimizer.seed", "data_root", "evaluation.batch_size"),
         "transfer",  # changes nothing that comes before it
+        *(f"own.{field.name}" for field in fields(OwnData) if field.name != "class_names"),
     }
 )
 # Named wherever it is another, even if all runs have it: their figures mean something else.
@@ -37,6 +41,10 @@ def variants(frame: pd.DataFrame) -> pd.Series:
     for each, processes in zip(flat, frame.get("processes", ()), strict=False):
         if isinstance(processes, (int, float)) and processes == processes:
             each["processes"] = f"{processes:g}"
+    tested = SKIPPED["test"]
+    for each, count in zip(flat, frame.get(tested, ()), strict=False):
+        if count == count and count:  # fewer images were tested
+            each[tested] = f"{count:g}"
     for each in flat:
         for option, usual in _USUAL.items():
             if option in each and each[option] == str(usual):

@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from so_clip.run_files import SKIPPED
+
 # Columns of the runs, and what they are called.
 _OF_INTEREST = {
     "torch": "versions of torch",
@@ -41,6 +43,25 @@ def version_notes(runs: pd.DataFrame) -> list[str]:
                 f"{dirty} of {len(runs)} runs were made by code with changes that no commit holds."
             )
     return notes
+
+
+def skipped_notes(runs: pd.DataFrame) -> list[str]:
+    """Return a sentence if runs passed over corrupt images (on_corrupt=skip), else none."""
+    counts = {
+        split: pd.to_numeric(runs[key]).fillna(0) for split, key in SKIPPED.items() if key in runs
+    }
+    some = sum((count > 0 for count in counts.values()), pd.Series(False, index=runs.index)) > 0
+    if not some.any():
+        return []
+    most = " and ".join(
+        f"{count.max():.0f} {'training' if split == 'train' else split} images"
+        for split, count in counts.items()
+        if count.any()
+    )
+    return [
+        f"{some.sum()} of {len(runs)} runs passed over corrupt images, up to {most}: skipped.csv "
+        "in their folders names them."
+    ]
 
 
 def seconds_notes(runs: pd.DataFrame) -> list[str]:

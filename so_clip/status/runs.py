@@ -21,6 +21,7 @@ from so_clip.progress import PROGRESS_FILE
 from so_clip.run_files import (
     ERROR_FILE,
     METRICS_FILE,
+    SKIPPED,
     finished_metrics,
     is_run_folder,
     listing,
@@ -140,7 +141,9 @@ def _finished(folder: Path, changed_at: float) -> Run:
         return Run("", FAILED, changed_at, remark=str(error))
     steps, accuracy = _whole(metrics.get("steps")), number(metrics["accuracy_percent"])
     loss = number(metrics.get("final_loss"))
-    return Run("", DONE, changed_at, steps, steps, loss, accuracy_percent=accuracy)
+    skipped = [f"{count} {split}" for split, key in SKIPPED.items() if (count := metrics.get(key))]
+    remark = f"corrupt images skipped: {', '.join(skipped)}" if skipped else ""
+    return Run("", DONE, changed_at, steps, steps, loss, accuracy_percent=accuracy, remark=remark)
 
 
 def _failed(folder: Path, changed_at: float) -> Run:

@@ -150,6 +150,18 @@ def test_figures_that_a_run_does_not_have_are_missing(tmp_path):
     assert [_value(columns["train_seconds"], run) for run in (0, 1)] == [None, 3]
 
 
+def test_skipped_images_have_a_column_where_a_run_has_some(tmp_path):
+    folder = write_run(tmp_path)
+    for count, expected in ((0, None), (2, {"all": 2})):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics |= {"skipped_train_images": 0, "skipped_test_images": count}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        columns = {column["key"]: column for column in _data(_page(tmp_path))["columns"]}
+        assert "skipped_train_images" not in columns
+        found = columns.get("skipped_test_images")
+        assert (found and {"all": found["all"]}) == expected
+
+
 def test_the_best_and_the_newest_have_details_first():
     rows = [
         ("dtd", 4, 50.0, "2026-01-01"),

@@ -263,6 +263,23 @@ def test_seconds_of_other_threads_or_processes_are_told_and_none_is_best(tmp_pat
     assert tables["memory_tiny"].notes == ()
 
 
+def test_corrupt_images_that_were_passed_over_are_told_and_set_runs_apart(tmp_path):
+    """Seeds that were tested on fewer images are no others' equals; fewer to draw from are told."""
+    for seed, train, test in ((1, 0, 0), (2, 3, 0), (3, 3, 2)):
+        counts = {"skipped_train_images": train, "skipped_test_images": test}
+        write_run(tmp_path, f"s{seed}", seed=seed, **counts)
+    table = _accuracy(tmp_path)
+    (block,) = table.blocks
+    assert {row.variant: row.cells["digits"].runs for row in block.rows} == {
+        "": 2,
+        "skipped_test_images=2": 1,
+    }
+    assert table.notes == (
+        "2 of 3 runs passed over corrupt images, up to 3 training images and 2 test images: "
+        "skipped.csv in their folders names them.",
+    )
+
+
 def test_runs_made_alike_need_no_note(tmp_path):
     for seed in (1, 2):
         write_provenance(write_run(tmp_path, str(seed), seed=seed))

@@ -68,6 +68,14 @@ def test_what_is_shown_of_each_state(tmp_path: Path) -> None:
     ]
 
 
+def test_images_that_a_run_passed_over_are_told(tmp_path: Path) -> None:
+    for name, train in (("a", 3), ("b", 0)):
+        counts = {"skipped_train_images": train, "skipped_test_images": 0}
+        write_run(tmp_path, name, metrics=METRICS | counts)
+    remarks = {run.name: run.remark for run in look(tmp_path).runs}
+    assert remarks == {"a": "corrupt images skipped: 3 train", "b": ""}
+
+
 def test_a_process_at_work_is_running_and_a_killed_one_interrupted(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     with at_work(folder) as process:
