@@ -20,12 +20,16 @@ from torch import Tensor
 from so_clip import atomic
 from so_clip.errors import InputError, say
 from so_clip.own_code import code_sha256, parts_but
+from so_clip.provenance import version_of
 
 if TYPE_CHECKING:
     from so_clip.assemble import Model
 
 # Training is over: what only another step would need is left out of the last checkpoint.
 _FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches")
+
+# Beside torch, what computes in a step.
+_PACKAGES = ("torchvision", "open_clip_torch", "peft", "pytorch-optimizer")
 
 # What looks at runs or makes ready for them, and has no part in them.
 READERS = (
@@ -122,9 +126,9 @@ class NoCheckpoint:
 class Checkpoint(NoCheckpoint):
     """One file with the state of all that training changes, written from time to time.
 
-    It is whole or not there. A file that is damaged, of another run, or written by other code than
-    this is left aside with a word on stderr. So what is read fits; should a state not fit all the
-    same, the run fails, since the parts before it have been given theirs.
+    It is whole or not there. A file that is damaged, of another run, or written by other code or
+    with another number of threads is left aside with a word on stderr. So what is read fits; should
+    a state not fit all the same, the run fails, since the parts before it have been given theirs.
 
     Args:
         path: of the file.
@@ -132,6 +136,7 @@ class Checkpoint(NoCheckpoint):
         every_seconds: of training between two writings; 0: the file is neither written nor read.
         stopwatch: of the training, stopped while a checkpoint is written.
         writes: False where another process writes the file for all.
+        threads: that a CPU computes with, since sums are rounded by their order; None on a GPU.
         parts: what it keeps the state of, and gives it back to in this order.
     """
 
@@ -142,6 +147,7 @@ class Checkpoint(NoCheckpoint):
         every_seconds: float,
         stopwatch: Stopwatch,
         writes: bool = True,
+        threads: int | None = None,
         **parts: Stateful,
     ) -> None:
         self._path, self._every_seconds, self._stopwatch = path, every_seconds, stopwatch
@@ -149,6 +155,8 @@ class Checkpoint(NoCheckpoint):
             "run": fingerprint,
             "code": code_sha256(*parts_but(READERS)),
             "torch": str(torch.__version__),
+            **{name: version_of(name) for name in _PACKAGES},
+            "threads": threads,
         }
         self._parts: dict[str, Stateful] = {"stopwatch": stopwatch, **parts}
         self._written = time.monotonic()
@@ -222,7 +230,7 @@ class Checkpoint(NoCheckpoint):
             return {}
         for what, mine in self._made_by.items():
             if made_by.get(what) != mine:
-                self._leave_aside(_OTHER[what])
+                self._leave_aside(self._difference(what, made_by.get(what)))
                 return {}
         missing = self._parts.keys() - states.keys()
         if missing and missing != self._parts.keys() & {*_FOR_STEPS}:
@@ -249,12 +257,14 @@ class Checkpoint(NoCheckpoint):
         if not 0 <= seconds < math.inf:
             raise ValueError
 
+    def _difference(self, what: str, its: Any) -> str:
+        if what == "run":
+            return "it is another run's"
+        if what == "code":
+            return "it was written by another version of so_clip"
+        if what == "threads":
+            return f"it was written with threads={its}, and there are {self._made_by[what]}"
+        return f"it was written under another version of {what}"
+
     def _leave_aside(self, reason: str) -> None:
         say(f"{self._path} is left aside: {reason}. Training begins anew.")
-
-
-_OTHER = {
-    "run": "it is another run's",
-    "code": "it was written by another version of so_clip",
-    "torch": "it was written under another version of torch",
-}

@@ -280,6 +280,7 @@ def _train(
         settings.checkpoint_seconds,
         stopwatch,
         writes=ranks.first,
+        threads=torch.get_num_threads() if model.device.type == "cpu" else None,
         model=ModelState(model),
         optimizer=optimizer,
         scaler=model.precision.scaler,

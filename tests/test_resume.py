@@ -79,10 +79,13 @@ def _other(path: Path) -> None:
     torch.save({"weights": torch.zeros(3)}, path)
 
 
-def _older_code(path: Path) -> None:
-    kept = torch.load(path, weights_only=True)
-    kept["made_by"]["code"] = "0" * 64
-    torch.save(kept, path)
+def _made_by(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        kept = torch.load(path, weights_only=True)
+        kept["made_by"] |= changes
+        torch.save(kept, path)
+
+    return change
 
 
 def _with(**changes: Any) -> Callable[[Path], None]:
@@ -93,7 +96,13 @@ def _with(**changes: Any) -> Callable[[Path], None]:
 
 
 HARMS = [
-    *(_cut, _flip, _empty, _other, _older_code),
+    *(_cut, _flip, _empty, _other),
+    *(
+        _made_by(code="0" * 64),
+        _made_by(torch="1.0"),
+        _made_by(open_clip_torch="1"),
+        _made_by(peft="1"),
+    ),
     *(_with(made_by="a text"), _with(states=[1, 2]), _with(states={}), _with(states={"part": 3})),
     _with(states={"stopwatch": {"seconds": math.nan}, "part": {"state": None}}),
     *(_with(states={"stopwatch": {"seconds": each}}) for each in ("x", None, -1.0, 2.0)),
@@ -111,6 +120,14 @@ def test_what_is_damaged_or_foreign_is_said_and_left_aside(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"so_clip: {path} is left aside: it ")
     assert line.endswith("Training begins anew.")
+
+
+def test_another_number_of_threads_rounds_otherwise(path, capsys):
+    """So that no run goes on from it without a word, or mixes both."""
+    part = Part("as it was")
+    Checkpoint(path, "run", ALWAYS, Stopwatch(), threads=3, part=part).restore()
+    assert part.state == "as it was"
+    assert "it was written with threads=None, and there are 3" in capsys.readouterr().err
 
 
 def test_another_runs_is_left_aside(path, capsys):
