@@ -11,6 +11,7 @@ images that the draw of seed 0 left over: among multiples far apart at the base 
 best of those elsewhere. No validation or test image takes part. Weights that are missing are
 pre-trained, below OUT/runs/advantage/weights; they, and runs that are finished, are not made again.
 Writes OUT/tables/digits_advantage.csv after every point, and OUT/figures/digits_advantage.png.
+Points that are in that table already stay as they are: remove it to begin anew.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench.tables import write_table
+from scripts.bench.tables import ADDED, write_table
 from scripts.digits.runs import RATES, RESULTS, Overrides, Pool, Row, best, own_rate, pool, steps
 
 DENSITIES: tuple[float, ...] = (5e-4, 1e-2)  # the paper's, and one that suits small matrices
@@ -73,12 +74,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parse(argv)
     runs = options.out / "runs" / "advantage"
     path = options.out / "tables" / "digits_advantage.csv"
+    before = pd.read_csv(path) if path.exists() else None
     rows: list[Row] = []
     starts: Starts = {}
     with pool(runs, options.workers) as workers:
-        for point in points(options.only):
-            print(point, flush=True)
-            rows += compare(workers, point, options.seeds, runs / "weights", starts)
+        for point in points(list(VARIED)):
+            known = _rows_of(point, before)
+            if not known and point.factor in (BASE.factor, *options.only):
+                print(point, flush=True)
+                known = compare(workers, point, options.seeds, runs / "weights", starts)
+            rows += known
+            if point == BASE:
+                starts = _around_the_best(rows)
             _write(rows, path)
     from scripts.digits.plots import advantage
 
@@ -102,7 +109,7 @@ def compare(
     Args:
         workers, point, seeds: who does it, what is compared, and how often.
         weights: the folder of weights that do not ship.
-        starts: filled at the base point, read at others.
+        starts: the multiples that a density's rates are first looked for among; empty at the base.
     """
     contenders = _contenders(point, weights)
     start = {each: starts.get(density, START) for density, each in contenders.items()}
@@ -111,8 +118,6 @@ def compare(
     rows, dense = [], pd.Series(dtype=float)
     for density, overrides in contenders.items():
         rates = tried[overrides]
-        place = RATES.index(best(rates))
-        starts.setdefault(density, RATES[max(place - 1, 0) : place + 2])
         lr = own_rate(overrides) * best(rates)
         work = [(*overrides, f"optimizer.lr={lr:g}", f"seed={seed}") for seed in seeds]
         figures = pd.DataFrame(workers.rows("runs", work, point.classes))
@@ -135,6 +140,25 @@ def compare(
             }
         )
     return rows
+
+
+def _rows_of(point: Point, table: pd.DataFrame | None) -> list[Row]:
+    """Return the rows that a table has of a point, without what it adds to them."""
+    if table is None:
+        return []
+    found = table[(table[list(asdict(point))] == pd.Series(asdict(point))).all(axis=1)]
+    rows = found.drop(columns=list(ADDED)).to_dict("records")
+    return [{key: None if pd.isna(value) else value for key, value in row.items()} for row in rows]
+
+
+def _around_the_best(base: Sequence[Row]) -> Starts:
+    """Return, by density, the multiples around the one that was best at the base point."""
+    starts: Starts = {}
+    for row in base:
+        own = own_rate((f"method={row['contender']}",))
+        place = min(range(len(RATES)), key=lambda i: abs(RATES[i] * own - row["lr"]))
+        starts[row["density_ratio"]] = RATES[max(place - 1, 0) : place + 2]
+    return starts
 
 
 def _contenders(point: Point, weights: Path) -> dict[float | None, Overrides]:

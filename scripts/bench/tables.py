@@ -11,6 +11,9 @@ import torch
 from so_clip.atomic import write_text
 from so_clip.device import describe
 
+# What `write_table` adds to every row.
+ADDED = ("command", "hardware", "threads", "torch")
+
 
 def write_table(
     rows: Sequence[Mapping[str, Any]], path: Path, device: torch.device, command: str
