@@ -13,6 +13,7 @@ from torch import Tensor
 
 from so_clip.data.contents import images_sha256
 from so_clip.data.decode_cache import DecodeCache, DecodedPass, layout_of
+from so_clip.data.decoded import Layout
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageSource
 from so_clip.data.training_images import StreamedImages
@@ -197,6 +198,11 @@ class TestStream:
         paths = [example.path for example in self.examples]
         return images_sha256(self.images, paths, self.workers)
 
+    @property
+    def layout(self) -> Layout:
+        """What the file of these images in the cache is."""
+        return layout_of(self.contents_sha256, len(self.examples), self.image_size)
+
     def __len__(self) -> int:
         """Batches in the stream."""
         return -(-len(self.examples) // self.batch_size)
@@ -210,8 +216,7 @@ class TestStream:
         if self.cache is None or not self.examples:
             yield from self._batches(None)
             return
-        layout = layout_of(self.contents_sha256, len(self.examples), self.image_size)
-        with closing(DecodedPass(self.cache, layout)) as decoded:
+        with closing(DecodedPass(self.cache, self.layout)) as decoded:
             yield from self._batches(decoded)
             self.from_cache = decoded.from_cache
 
