@@ -1,13 +1,15 @@
 """`python -m so_clip.draw`: print which images a few-shot draw picks, from the split file alone."""
 
+import csv
 import json
 import sys
 
 from so_clip.__main__ import guarded
 from so_clip.config import compose
-from so_clip.data.cards import check_trainable
+from so_clip.data.cards import OWN_LAYOUTS, check_trainable
+from so_clip.data.examples import SPLITS
 from so_clip.data.fewshot import draw_few_shot
-from so_clip.data.find import find_dataset
+from so_clip.data.find import Dataset, find_dataset
 from so_clip.data.halves import BASE_TO_NEW
 from so_clip.settings import from_config
 
@@ -28,7 +30,10 @@ Only the split file is read; images are not needed (ImageNet's folders are its s
   dataset.split_file   read this split file instead
   dataset=folder, dataset=csv   your own images, with all of their options
 
+  --split   print all lists instead: CSV with path, label and split, as dataset=csv reads it
+
 Options that are left out have the values of `python -m so_clip`."""
+SPLIT = "--split"
 
 
 def main() -> int:
@@ -40,9 +45,12 @@ def _draw(arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return
-    settings = from_config(compose(arguments))
+    settings = from_config(compose([each for each in arguments if each != SPLIT]))
     where = settings.data_root, settings.split_file, settings.own
     found = find_dataset(settings.dataset, *where)
+    if SPLIT in arguments:
+        _print_split(found)
+        return
     check_trainable(found.card)
     splits = found.splits
     how = settings.shots, settings.seed, settings.split_protocol, settings.imbalance
@@ -50,6 +58,17 @@ def _draw(arguments: list[str]) -> None:
     if settings.protocol == BASE_TO_NEW:
         few = few.of_base_classes(len(splits.class_names))
     print(json.dumps(few.as_json()))
+
+
+def _print_split(found: Dataset) -> None:
+    names = found.splits.class_names
+    own = found.card.layout in OWN_LAYOUTS
+    labels = found.card.class_folders if own else names
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["path", "label", "split"])
+    for split in SPLITS:
+        for path, label in getattr(found.splits, split):
+            rows.writerow([path, labels[label], split])
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from so_clip.config import compose
+from so_clip.data.own import OwnData
 from so_clip.doctor.__main__ import main as doctor
 from so_clip.draw import main as draw
 from so_clip.forecast.__main__ import main as forecast
+from so_clip.report.commands import overrides_of
+from so_clip.settings import from_config
 from so_clip.table import main as table
 from tests.command import Outcome, call
 from tests.made_datasets import ANIMALS, write_class_folders
@@ -111,7 +115,9 @@ def test_a_csv_file_runs_like_the_folders_it_lists(zoo: Path, tmp_path: Path):
     assert "split file" not in outcome.err
 
 
-@pytest.mark.parametrize("method", ["so", "taskres", "tip_adapter_f", "clip_lora", "lp_plus_plus", "clap", "two_stage"])
+@pytest.mark.parametrize(
+    "method", ["so", "taskres", "tip_adapter_f", "clip_lora", "lp_plus_plus", "clap", "two_stage"]
+)
 def test_descriptions_take_the_place_of_templates(
     method: str, zoo: Path, prompts: Path, tmp_path: Path
 ):
@@ -175,6 +181,18 @@ def test_draw_doctor_and_forecast_know_them(zoo: Path, tmp_path: Path):
     assert call("dataset=digits", "dataset.name=x", f"data_root={zoo}", main=doctor).code == 2
 
 
+def test_a_split_that_is_printed_is_the_same_split(zoo: Path, tmp_path: Path):
+    where = ("dataset=folder", f"data_root={zoo}", "dataset.split_seed=5")
+    file = tmp_path / "split.csv"
+    file.write_text(call(*where, "--split", main=draw).out)
+    listed = ("dataset=csv", f"dataset.csv_file={file}", f"data_root={zoo}")
+    assert call(*listed, "--split", main=draw).out == file.read_text()
+    assert call(*listed, main=draw).out == call(*where, main=draw).out
+    digits = call("dataset=digits", "--split", main=draw).out.splitlines()
+    assert digits[:2] == ["path,label,split", digits[1]]
+    assert len(digits) == 1 + 898 + 359 + 540
+
+
 def test_two_datasets_of_ones_own_are_two_columns(zoo: Path, tmp_path: Path):
     farm = tmp_path / "farm"
     write_class_folders(farm, ANIMALS[:3], images=4)
@@ -182,3 +200,18 @@ def test_two_datasets_of_ones_own_are_two_columns(zoo: Path, tmp_path: Path):
         assert run(folder, tmp_path / "r", "method=zero_shot").code == 0
     shown = call(tmp_path / "r", main=table).out
     assert "| farm | zoo |" in shown.replace("  ", " ") or ("farm" in shown and "zoo" in shown)
+
+
+def test_commands_for_missing_runs_find_the_images_again(zoo: Path, tmp_path: Path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"{name} of mine" for name in ANIMALS))
+    how = ("dataset.name=park", f"dataset.class_names={names}", "dataset.split_shares=[0.4,0,0.6]")
+    assert run(zoo, tmp_path / "r", "method=adamw", *how).code == 0
+    found = metrics(tmp_path / "r", "park-")
+    like = {**found, "overrides": list(SHORT), "variant": "", "folder": "x"}
+    own = found["settings"]["own"]
+    again = from_config(compose(overrides_of(like, "park", 7, own)))
+    assert (again.dataset, again.seed) == ("park", 7)
+    assert again.own == OwnData.from_json(own)
+    elsewhere = from_config(compose(overrides_of(like, "digits", 1, None)))
+    assert (elsewhere.dataset, elsewhere.own) == ("digits", None)
