@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import IO, Any
 
 from so_clip.errors import InputError
 
+_LONE = re.compile("[\ud800-\udfff]")
 # Of a file's name while it is written; nobody reads one.
 _UNFINISHED = "partial"
 # No process takes so long between two bytes that it writes.
@@ -76,13 +78,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 with the guarantees of `writing`."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""Write `text` as UTF-8, what is no Unicode as \udc.., with the guarantees of `writing`.
+
+    Names of files may be any bytes, and so be texts that UTF-8 has nothing for.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with the guarantees of `writing`; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    r"""Write `value` as indented JSON with the guarantees of `writing`; NaN is refused.
+
+    What is no Unicode is read back as the text \udc.., which can be printed everywhere.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, _LONE.sub(r"\\\g<0>", text))
 
 
 def remove_dead(folder: Path, after_seconds: float = DEAD_AFTER_SECONDS) -> None:

@@ -49,7 +49,7 @@ def report(error: BaseException) -> int:
     say(message_of(error))
     expected = isinstance(error, (InputError, RunFailed, KeyboardInterrupt))
     if not (expected or debugging):
-        say(f"{DEBUG} shows where it happened.")
+        say(f"that was not expected, and may be a bug: {DEBUG} shows where it happened.")
     return exit_code(error)
 
 

@@ -240,11 +240,11 @@ class RunFolder:
         """Write error.json, unless what went wrong keeps this from being written too."""
         values = {
             "kind": type(error).__name__,
-            "message": _unicode(str(error)),
-            "traceback": _unicode("".join(traceback.format_exception(error))),
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
             "exit_code": exit_code(error),
             "failed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "overrides": [_unicode(override) for override in overrides],
+            "overrides": list(overrides),
         }
         with contextlib.suppress(InputError):
             atomic.write_json(self.path / ERROR_FILE, values)
@@ -260,10 +260,6 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         atomic.write_text(self.path / name, text.getvalue())
-
-
-def _unicode(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()  # a file's name may be any bytes
 
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:

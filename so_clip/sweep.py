@@ -1,6 +1,7 @@
 """A sweep from its start to its closing summary, whichever of Hydra's launchers does its runs."""
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -13,11 +14,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from so_clip import atomic
-from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, report
+from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError, report
 from so_clip.jobs import FAILED as FAILED_JOB
 from so_clip.jobs import JOBS_DIR, RUNNING, Job, flags_of, may_be_alive, read_jobs
 from so_clip.locks import LOCK_FILE, lock_new, unlock
@@ -25,6 +27,7 @@ from so_clip.record import check_writable
 from so_clip.values import path
 
 SWEEP_FILE = "sweep.json"
+MAX_JOBS = 100_000
 LOST = "its process ended before the run did, or had no room on the disk to say how the run ended"
 # So long the processes of a launcher that broke have to end.
 PATIENCE_SECONDS = 3.0
@@ -138,9 +141,31 @@ def _split(config: DictConfig) -> list[list[str]]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     with suppress(HydraException):
         overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+        _check_size(overrides)
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
         return [[*flags_of(config.hydra), *job] for job in jobs]
     return []
+
+
+def _check_size(overrides: Sequence[Override]) -> None:
+    """Refuse sweeps that nobody means, before all their jobs are listed."""
+    counts = {override.get_key_element(): _count(override) for override in overrides}
+    jobs = math.prod(counts.values())
+    if jobs > MAX_JOBS:
+        largest = max(counts, key=lambda key: counts[key])
+        raise InputError(
+            f"{largest}: {counts[largest]} values, and so a sweep of {jobs} runs. A sweep has "
+            f"{MAX_JOBS} at the most: give fewer values."
+        )
+
+
+def _count(override: Override) -> int:
+    """Return how many values an option has, without listing a range's."""
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        steps = ((value.stop or 0) - (value.start or 0)) / (value.step or 1)
+        return max(0, math.ceil(steps)) if math.isfinite(steps) else MAX_JOBS + 1
+    return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 
 def planned_jobs(sweep_dir: Path) -> list[list[str]]:

@@ -28,6 +28,13 @@ def task(composed: DictConfig) -> float:
     By itself, a failure leaves as SystemExit, which Hydra passes on without a word. In a sweep it
     is told in the job's file, and the sweep goes on.
     """
+    try:
+        return _task(composed)
+    except Exception as error:  # no matter of the command line's, whatever its kind
+        raise SystemExit(report(error)) from error
+
+
+def _task(composed: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -40,11 +47,8 @@ def task(composed: DictConfig) -> float:
         sweep_dir = Path(hydra.runtime.output_dir).parent
         at_once = runs_at_once(hydra.launcher, len(planned_jobs(sweep_dir)))
         return _job(composed, overrides, sweep_dir, hydra.job.num, at_once)
-    try:
-        settings = from_config(composed)
-        result = _finished(settings) or _do(settings, overrides)
-    except Exception as error:
-        raise SystemExit(report(error)) from error
+    settings = from_config(composed)
+    result = _finished(settings) or _do(settings, overrides)
     if result is None:  # one of several processes, and not the one that tells
         return float("nan")
     print(f"\n{FINISHED}\n\n{result.table}" if result.skipped else f"\n{result.table}")

@@ -47,6 +47,15 @@ def test_text_and_json_come_back_as_written(tmp_path):
     assert text == '{\n  "κ": [\n    0.0005,\n    null\n  ]\n}\n'
 
 
+def test_what_is_no_unicode_is_written_as_what_can_be_printed(tmp_path):
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    atomic.write_json(tmp_path / "a.json", {"command": [name], name: "\\udce9 é"})
+    values = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert values == {"command": ["caf\\udce9.png"], "caf\\udce9.png": "\\udce9 é"}
+    atomic.write_text(tmp_path / "a.csv", f"path\n{name}\n")
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "path\ncaf\\udce9.png\n"
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
 def test_full_disk_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     mount = f"mount -t tmpfs -o size=64k tmpfs {tmp_path}"

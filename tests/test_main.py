@@ -31,7 +31,11 @@ def _raising(error: BaseException):
         (
             ZeroDivisionError("a bug"),
             1,
-            ["so_clip: ZeroDivisionError: a bug", "so_clip: --debug shows where it happened."],
+            [
+                "so_clip: ZeroDivisionError: a bug",
+                "so_clip: that was not expected, and may be a bug: --debug shows where it "
+                "happened.",
+            ],
         ),
     ],
 )

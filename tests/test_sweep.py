@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from so_clip import evaluate
 from so_clip.jobs import Job, job_file, may_be_alive, read_jobs, tell
 from so_clip.locks import lock_new
 from so_clip.sweep import LOST, exit_code_of, planned_jobs, summary
@@ -68,6 +69,7 @@ def test_a_job_is_read_back_and_what_is_torn_is_left_out(tmp_path):
     job = Job(["seed=1"], "failed", "r/run", "no", 2)
     other = f"""
 from pathlib import Path
+from so_clip import evaluate
 from so_clip.jobs import Job, job_file, tell
 tell(job_file(Path({str(tmp_path)!r}), 3), Job(["seed=1"], "failed", "r/run", "no", 2))
 """
@@ -198,6 +200,44 @@ def test_commands_that_repeat_a_run_find_its_configuration_again(tmp_path):
     assert lines[:2] == [[flag, *given, f"seed={seed}"] for seed in (1, 2)]
     again = call(*lines[0])
     assert (again.code, again.messages) == (2, done.messages[:1])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "range(1,1000000000000)",
+        "range(0,1,1e-12)",
+        f"{','.join(map(str, range(400)))} shots=range(1,400)",
+    ],
+)
+def test_a_sweep_that_nobody_means_is_refused_before_it_is_listed(tmp_path, values):
+    done = call("-m", *f"seed={values}".split(), f"results_dir={tmp_path}")
+    assert done.code == 2
+    (message,) = done.messages
+    assert "A sweep has 100000 at the most" in message
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "bug", [ValueError("no such leaf"), TypeError("f() takes 1"), AssertionError()]
+)
+def test_a_bug_is_no_matter_of_the_command_line(tmp_path, monkeypatch, bug):
+    def broken(*arguments: object) -> None:
+        raise bug
+
+    monkeypatch.setattr(evaluate, "classify", broken)
+    common = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    for multirun in ((), ("-m",)):
+        done = call(*multirun, *common)
+        assert done.code == 1
+        first, second = done.messages
+        assert first == f"so_clip: {type(bug).__name__}: {bug}"
+        assert "may be a bug" in second
+        (file,) = tmp_path.glob("*/error.json")
+        error = json.loads(file.read_text())
+        assert (error["kind"], error["exit_code"]) == (type(bug).__name__, 1)
+        assert "in broken" in error["traceback"]
+        file.unlink()
 
 
 def test_a_sweep_that_cannot_be_composed_leaves_nothing(tmp_path):
