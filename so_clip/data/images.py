@@ -249,7 +249,7 @@ class _TooLarge(_Unusable):
 
 
 def _corrupt(file: Path, reason: str) -> CorruptImage:
-    error = CorruptImage(f"{file}: {reason}")
+    error = CorruptImage(f"{file}: {reason} A run with on_corrupt=skip does without it.")
     error.reason = reason
     return error
 
