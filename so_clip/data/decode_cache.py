@@ -10,9 +10,6 @@ import os
 import shutil
 import stat
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import PIL
@@ -20,6 +17,7 @@ from PIL import features
 from tqdm import tqdm
 
 from so_clip.data.decoded import DecodedImages, Identity, Layout, Pixels, Torn, Writer, lock
+from so_clip.locks import lock_new, unlock
 from so_clip.own_code import code_sha256
 
 SUFFIX, PARTIAL = ".decoded", ".partial"
@@ -29,8 +27,6 @@ RESERVE_BYTES = GIB
 # The code that turns files into pixels, which no version number follows.
 _CODE = ("data/images.py", "data/transforms.py")
 _CODECS = ("jpg", "zlib", "libtiff", "webp", "jpg_2000", "libjpeg_turbo")
-# Making room takes no longer, as a rule; whoever waits longer decodes without the cache.
-_LOCK_SECONDS = 5.0
 
 
 class DecodeCache:
@@ -70,11 +66,15 @@ class DecodeCache:
             self._not_kept(f"they take {_gib(needed)} GiB")
             return None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder) as is_ours:
-                return self._begin(layout) if is_ours else None
+            others_wait = lock_new(self.folder)
+            try:
+                return self._begin(layout)
+            finally:
+                unlock(self.folder, others_wait)
+        except BlockingIOError:  # another process makes room just now
+            return None
         except OSError as error:
-            self._not_kept(f"{self.folder} cannot be written: {_reason(error)}")
+            self.not_written(error)
             return None
 
     def discard(self, path: Path, reason: str) -> None:
@@ -120,14 +120,17 @@ class DecodeCache:
         """Delete what killed processes left, and what was read longest ago as far as needed."""
         taken, files = 0, []
         for path in self.folder.iterdir():
-            status = path.lstat()
-            if path == own or not stat.S_ISREG(status.st_mode):
+            if path == own or path.suffix not in (SUFFIX, PARTIAL):
                 continue
             if path.suffix == PARTIAL and _is_free(path):
                 path.unlink(missing_ok=True)
-            elif path.suffix in (SUFFIX, PARTIAL):
-                taken += status.st_size
-                files.append((status.st_mtime_ns, status.st_size, path))
+                continue
+            # It may get its name, or be deleted, just now.
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    taken += status.st_size
+                    files.append((status.st_mtime_ns, status.st_size, path))
         for _, size, path in sorted(files):
             if taken + needed <= self.budget_bytes:
                 break
@@ -218,29 +221,6 @@ def layout_of(contents_sha256: str, count: int, image_size: int) -> Layout:
         "code_sha256": code_sha256(*_CODE),
     }
     return Layout(identity)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Keep other processes from making room meanwhile; False if one does so for long."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        until = time.monotonic() + _LOCK_SECONDS
-        is_ours = _try_lock(descriptor)
-        while not is_ours and time.monotonic() < until:
-            time.sleep(0.01)
-            is_ours = _try_lock(descriptor)
-        yield is_ours
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        lock(descriptor, shared=False)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _claimed(partial: Path) -> int | None:

@@ -122,7 +122,9 @@ class DecodedImages:
 
     def close(self) -> None:
         """Let others take the file away."""
-        self._map.close()
+        # While an error is on its way, a reading that it broke off may still hold the map.
+        with contextlib.suppress(BufferError):
+            self._map.close()
         os.close(self._descriptor)
 
     def _forget(self, start: int) -> None:
