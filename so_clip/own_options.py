@@ -8,7 +8,7 @@ from so_clip.data.cards import OWN_LAYOUTS
 from so_clip.data.own import OwnData, check_name, own_name
 from so_clip.data.own_folder import SPLIT_CHOICES
 from so_clip.errors import InputError
-from so_clip.values import number, one_of, optional_path, unicode_text, whole
+from so_clip.values import flag, number, one_of, optional_path, unicode_text, whole
 
 _BOTH = ("layout", "name", "folder", "split_shares", "split_seed", "class_names")
 OWN_KEYS = {"folder": (*_BOTH, "split", "follow_links"), "csv": (*_BOTH, "csv_file")}
@@ -33,9 +33,6 @@ def own_data(values: Mapping[str, Any], data_root: Path) -> tuple[str, OwnData |
     name = values["name"]
     if name is not None:
         name = check_name(unicode_text("dataset.name", str(name)))
-    follow_links = values.get("follow_links", False)
-    if not isinstance(follow_links, bool):
-        raise InputError(f"dataset.follow_links={follow_links}: must be true or false.")
     return name or own_name(layout, folder), OwnData(
         layout=layout,
         folder=folder,
@@ -44,7 +41,7 @@ def own_data(values: Mapping[str, Any], data_root: Path) -> tuple[str, OwnData |
         split_shares=_shares(values["split_shares"]),
         split_seed=whole("dataset.split_seed", values["split_seed"], 0, _MAX_SEED),
         class_names=optional_path("dataset.class_names", values["class_names"]),
-        follow_links=follow_links,
+        follow_links=flag("dataset.follow_links", values.get("follow_links", False)),
     )
 
 

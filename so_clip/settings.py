@@ -18,7 +18,9 @@ from so_clip.optim.options import check_steps, checked_options
 from so_clip.own_options import OWN_KEYS, own_data
 from so_clip.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
 from so_clip.values import (
+    auto_mib,
     device_name,
+    flag,
     method_name,
     not_negative,
     number,
@@ -38,8 +40,6 @@ TEMPLATES = ("plain", "specific", "ensemble")
 MAX_SEED = 2**63 - 1
 # Far beyond any dataset's classes: a slip of the key must not fill the memory with repeats.
 MAX_SHOTS = 10_000
-# A million GiB.
-MAX_MIB = 1e9
 # Each is a thread of the operating system.
 MAX_WORKERS = 256
 # Where things go, their titles, and how fast they come: only seconds depend on it, and the last
@@ -220,11 +220,11 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
         device=device_name("device", values["device"]),
         precision=one_of("precision", values["precision"], (AUTO, *PRECISIONS)),
         memory=one_of("memory", values["memory"], MEMORY_MODES),
-        text_budget_mib=_budget("text_budget_mib", values["text_budget_mib"]),
-        image_budget_mib=_budget("image_budget_mib", values["image_budget_mib"]),
+        text_budget_mib=auto_mib("text_budget_mib", values["text_budget_mib"]),
+        image_budget_mib=auto_mib("image_budget_mib", values["image_budget_mib"]),
         threads=_threads(values["threads"], at_once),
         checkpoint_seconds=not_negative("checkpoint_seconds", values["checkpoint_seconds"]),
-        force=_flag("force", values["force"]),
+        force=flag("force", values["force"]),
         on_corrupt=one_of("on_corrupt", values["on_corrupt"], ON_CORRUPT),
         data_root=data_root,
         results_dir=results_dir,
@@ -323,7 +323,7 @@ def _augment(values: dict[str, Any]) -> Augment:
     low, high = (number("augment.scale", value) for value in given)
     if not 0 < low <= high <= 1:
         raise InputError(f"augment.scale={given}: needs 0 < low <= high <= 1, such as [0.08,1.0].")
-    return Augment((low, high), _flag("augment.flip", values["flip"]))
+    return Augment((low, high), flag("augment.flip", values["flip"]))
 
 
 def _evaluation(values: dict[str, Any], at_once: int) -> Evaluation:
@@ -337,15 +337,6 @@ def _evaluation(values: dict[str, Any], at_once: int) -> Evaluation:
     )
 
 
-def _budget(key: str, value: Any) -> float | None:
-    if value == AUTO:
-        return None
-    budget_mib = value if value is None or isinstance(value, str) else number(key, value)
-    if isinstance(budget_mib, float) and 0 < budget_mib <= MAX_MIB:
-        return budget_mib
-    raise InputError(f"{key}={value}: must be auto, or a number above 0, at most {MAX_MIB:g}.")
-
-
 def _threads(value: Any, at_once: int) -> int | None:
     if value != AUTO:
         return whole("threads", value, 1, MAX_WORKERS)
@@ -356,12 +347,6 @@ def _workers(value: Any, at_once: int) -> int:
     if value != AUTO:
         return whole("evaluation.workers", value, 0, MAX_WORKERS)
     return core_share(at_once)
-
-
-def _flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{key}={value}: must be true or false.")
-    return value
 
 
 def _template(value: Any) -> str:

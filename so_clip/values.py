@@ -12,6 +12,8 @@ from so_clip.errors import InputError, nearest
 
 # A part of a folder's name, which most file systems end at 255 bytes.
 MAX_METHOD_NAME = 64
+# A million GiB.
+MAX_MIB = 1e9
 
 
 def path(key: str, value: Any) -> Path:
@@ -67,6 +69,23 @@ def not_negative(key: str, value: Any) -> float:
     if number(key, value) < 0:
         raise InputError(f"{key}={value}: must be 0 or above.")
     return float(value)
+
+
+def auto_mib(key: str, value: Any) -> float | None:
+    """Return a number of MiB above 0, or None for auto; InputError otherwise."""
+    if value == "auto":
+        return None
+    mib = value if value is None or isinstance(value, str) else number(key, value)
+    if isinstance(mib, float) and 0 < mib <= MAX_MIB:
+        return mib
+    raise InputError(f"{key}={value}: must be auto, or a number above 0, at most {MAX_MIB:g}.")
+
+
+def flag(key: str, value: Any) -> bool:
+    """Return true or false; InputError otherwise."""
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value}: must be true or false.")
+    return value
 
 
 def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ import torch
 from so_clip import assemble, draw, run, table
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
+from so_clip.data import find as find_module
 from so_clip.data import gather as gather_module
 from so_clip.data.cards import load_card
 from so_clip.data.gather import NEW_CLASSES
@@ -225,7 +226,7 @@ def kin(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             parent_labels=(1, 2, 3),
         )
 
-    for module in (gather_module, assemble):
+    for module in (find_module, assemble):
         monkeypatch.setattr(module, "load_card", load)
 
 

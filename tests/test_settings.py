@@ -64,6 +64,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluation.precision": "bf16",
     "evaluation.every_steps": 10,
     "memory": "small",
+    "image_budget_mib": 64.0,
     "text_budget_mib": 64,
 }
 # Options that no result depends on, or on the contents of the files alone that they name.
@@ -340,7 +341,8 @@ def test_run_folder_names_what_is_not_the_usual_protocol():
 def test_later_options_at_their_defaults_leave_fingerprints_as_they_were():
     settings = _settings({})
     values = settings.as_dict()
-    for option in (*LEFT_OUT, "protocol", "transfer", "imbalance"):
+    later = ("protocol", "transfer", "imbalance", "own", "image_budget_mib")
+    for option in (*LEFT_OUT, *later):
         group, _, key = option.rpartition(".")
         del (values[group] if group else values)[key]
     text = json.dumps(values, sort_keys=True)
