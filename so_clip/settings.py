@@ -12,10 +12,11 @@ from so_clip.data.examples import ON_CORRUPT
 from so_clip.data.fewshot import PROTOCOLS as SPLIT_PROTOCOLS
 from so_clip.data.own import OwnData
 from so_clip.data.prompt_file import is_prompt_file
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError
 from so_clip.machine import core_share
 from so_clip.optim.options import check_steps, checked_options
-from so_clip.own_options import OWN_KEYS, own_data
+from so_clip.option_keys import check_keys
+from so_clip.own_options import own_data
 from so_clip.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
 from so_clip.values import (
     auto_mib,
@@ -187,7 +188,7 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
             raise error.__cause__ from None
         first = str(error).splitlines()[0]
         raise InputError(f"the configuration cannot be resolved: {first}") from error
-    _check_keys(values)
+    check_keys(values, _KEYS, _TOP_KEYS)
     results_dir = path("results_dir", values["results_dir"])  # first: the cache is in it
     trains = values["optimizer"]["_target_"] is not None
     adapts = values["adapter"]["_target_"] is not None
@@ -253,33 +254,6 @@ _TOP_KEYS = (
     *("protocol", "transfer", "imbalance", "text_budget_mib", "image_budget_mib", "threads"),
     *("checkpoint_seconds", "force", "on_corrupt", "data_root", "results_dir"),
 )
-
-
-def _check_keys(values: dict[str, Any]) -> None:
-    """Refuse options that `~` took away and those that `+` added and nothing would read."""
-    _check_group("", values, _TOP_KEYS)
-    layout = values["dataset"].get("layout") if isinstance(values["dataset"], dict) else None
-    own = {"dataset": OWN_KEYS[layout]} if layout in OWN_KEYS else {}
-    for group, keys in (_KEYS | own).items():
-        if not isinstance(values[group], dict):
-            raise InputError(f"{group}={values[group]}: must hold the options {', '.join(keys)}.")
-        _check_group(f"{group}.", values[group], keys, extra=group in ("adapter", "optimizer"))
-    for key in values["adapter"]:
-        if str(key).startswith("_") and key != "_target_":
-            raise InputError(f"adapter.{key}: there is no such option. Leave it out.")
-    if values["optimizer"]["_target_"] is not None and "lr" not in values["optimizer"]:
-        raise InputError("optimizer.lr is missing; every optimizer needs a rate. Leave out the ~.")
-
-
-def _check_group(
-    prefix: str, values: dict[str, Any], keys: tuple[str, ...], extra: bool = False
-) -> None:
-    for key in keys:
-        if key not in values:
-            raise InputError(f"{prefix}{key} is missing. Give it, or leave out the ~.")
-    for key in values:
-        if not extra and key not in keys:
-            raise InputError(f"{prefix}{key}: there is no such option.{nearest(key, keys)}")
 
 
 def _without_shots(settings: Settings) -> Settings:
