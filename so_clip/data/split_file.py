@@ -14,6 +14,9 @@ from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.inside import why_outside
 from so_clip.errors import InputError
 
+# A hostile file may have millions.
+MAX_PROBLEMS = 100
+
 
 def read_split_file(file: Path, card: DatasetCard) -> Splits:
     """Read one CoOp split file: {"train" | "val" | "test": [[path, label, class name], ...]}.
@@ -26,13 +29,25 @@ def read_split_file(file: Path, card: DatasetCard) -> Splits:
         InputError: not JSON, not of that shape, an image outside the dataset's folder, one image
             listed twice, or labels with gaps or with two names.
     """
+    splits, problems = read_sound_part(file, card)
+    if problems:
+        raise problems[0]
+    return splits
+
+
+def read_sound_part(file: Path, card: DatasetCard) -> tuple[Splits, list[InputError]]:
+    """Read what can be used of a split file, and say what is wrong with it, up to `MAX_PROBLEMS`.
+
+    Raises:
+        InputError: the file cannot be read, or is not JSON.
+    """
     content, sha256 = _read_json(file, card)
     reader = _SplitFileReader(file, card)
     lists = {name: reader.examples(name, content) for name in SPLITS}
     for name in ("train", "test"):
         if not lists[name]:
-            raise reader.wrong(f"the {name} list is empty")
-    return Splits(
+            reader.refuse(f"the {name} list is empty")
+    splits = Splits(
         train=lists["train"],
         val=lists["val"],
         test=lists["test"],
@@ -41,6 +56,7 @@ def read_split_file(file: Path, card: DatasetCard) -> Splits:
         sha256=sha256,
         dataset=card.name,
     )
+    return splits, reader.problems
 
 
 def _read_json(file: Path, card: DatasetCard) -> tuple[Any, str]:
@@ -76,18 +92,23 @@ def _fetch_again(card: DatasetCard) -> str:
 
 @dataclass
 class _SplitFileReader:
-    """Checks the entries of one split file, remembering images and names across its lists."""
+    """Checks the entries of one split file, remembering images and names across its lists.
+
+    What cannot be used is left out, and told in `problems`.
+    """
 
     file: Path
     card: DatasetCard
     seen: dict[str, str] = field(default_factory=dict)
     names: dict[int, tuple[str, str]] = field(default_factory=dict)
+    problems: list[InputError] = field(default_factory=list)
 
     def examples(self, split: str, content: Any) -> list[Example]:
         if not isinstance(content, dict) or not isinstance(content.get(split), list):
-            raise self.wrong(
+            self.refuse(
                 f"expected a mapping with the lists train, val and test, but found no list {split}"
             )
+            return []
         return list(self._checked(split, content[split]))
 
     def class_names(self) -> list[str]:
@@ -95,50 +116,52 @@ class _SplitFileReader:
         for label in range(count):
             if label not in self.names:
                 highest = max(self.names)
-                raise self.wrong(
+                self.refuse(
                     f"label {label} has no images, though labels reach {highest}: they must count "
                     "from 0 without gaps"
                 )
-        return [self.names[label][0] for label in range(count)]
+                break
+        return [self.names[label][0] for label in sorted(self.names)]
 
-    def wrong(self, problem: str) -> InputError:
-        return InputError(f"{self.file}: {problem}. {_fetch_again(self.card)}")
+    def refuse(self, problem: str) -> None:
+        if len(self.problems) == MAX_PROBLEMS:
+            return
+        self.problems.append(InputError(f"{self.file}: {problem}. {_fetch_again(self.card)}"))
 
     def _checked(self, split: str, entries: list[Any]) -> Iterator[Example]:
         for index, entry in enumerate(entries):
             place = f"{split}[{index}]"
             if not isinstance(entry, list) or len(entry) != 3:
-                raise self.wrong(f"{place} is {_short(entry)}, not [path, label, class name]")
+                self.refuse(f"{place} is {_short(entry)}, not [path, label, class name]")
+                continue
             path, label, name = entry
-            self._check_path(place, path)
-            self._check_label(place, label, name)
-            yield Example(path, label)
+            problem = self._of_path(place, path) or self._of_label(place, label, name)
+            if problem:
+                self.refuse(f"{place} {problem}")
+            else:
+                yield Example(path, label)
 
-    def _check_path(self, place: str, path: Any) -> None:
+    def _of_path(self, place: str, path: Any) -> str:
+        """Return what is wrong with the path of an entry, "" if nothing is."""
         if not isinstance(path, str):
-            raise self.wrong(f"{place} has the path {_short(path)}, which is not text")
+            return f"has the path {_short(path)}, which is not text"
         if reason := why_outside(path):
-            raise self.wrong(
-                f"{place} names {_short(path)}, outside the dataset's image folder: {reason}"
-            )
+            return f"names {_short(path)}, outside the dataset's image folder: {reason}"
         # "a//b.jpg" and "a/./b.jpg" open the same file as "a/b.jpg".
         first = self.seen.setdefault(normpath(path), place)
-        if first != place:
-            raise self.wrong(f"{place} repeats the image {_short(path)} of {first}")
+        return "" if first == place else f"repeats the image {_short(path)} of {first}"
 
-    def _check_label(self, place: str, label: Any, name: Any) -> None:
+    def _of_label(self, place: str, label: Any, name: Any) -> str:
+        """Return what is wrong with the label and the name of an entry, "" if nothing is."""
         # True is an int to Python, but no label.
         if type(label) is not int or label < 0:
-            raise self.wrong(
-                f"{place} has the label {_short(label)}, which is not a whole number from 0"
-            )
+            return f"has the label {_short(label)}, which is not a whole number from 0"
         if not isinstance(name, str) or not name.strip():
-            raise self.wrong(f"{place} has the class name {_short(name)}, which is not a name")
+            return f"has the class name {_short(name)}, which is not a name"
         known, first = self.names.setdefault(label, (name, place))
-        if known != name:
-            raise self.wrong(
-                f"label {label} is {_short(name)} in {place}, but {_short(known)} in {first}"
-            )
+        if known == name:
+            return ""
+        return f"has {_short(name)} for label {label}, but {first} has {_short(known)}"
 
 
 def _short(value: Any) -> str:

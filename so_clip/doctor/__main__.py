@@ -1,7 +1,9 @@
 """`python -m so_clip.doctor`: say of every dataset what is there, what is not, what mends it."""
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,17 @@ from omegaconf import OmegaConf
 
 from so_clip.__main__ import guarded
 from so_clip.data.cards import OWN_LAYOUTS, card_names, load_card
-from so_clip.doctor.examine import ABSENT, FAULTY, Diagnosis, examine, examine_own, worst
+from so_clip.doctor.examine import (
+    ABSENT,
+    FAULTY,
+    IMAGENET,
+    MEND,
+    STATES,
+    WHOLE,
+    Diagnosis,
+    examine,
+    examine_own,
+)
 from so_clip.errors import InputError, RunFailed, nearest
 from so_clip.paths import CARDS_DIR
 from so_clip.values import one_of, optional_path, path, whole
@@ -64,15 +76,17 @@ def _main(arguments: list[str]) -> None:
     decode = None if check == "all" else samples
     if own or values["dataset"] in OWN_LAYOUTS:
         diagnoses = [_own(values["dataset"], root, own, decode)]
+        own = [f"dataset={values['dataset']}", *own]
     else:
         names = _names(values["dataset"], cards_dir)
         cards = [load_card(name, cards_dir) for name in names]
         diagnoses = [examine(card, root, decode) for card in cards]
+    of_all = values["dataset"] == ALL
     if JSON in arguments:
         print(json.dumps([each.as_json() for each in diagnoses], indent=2, ensure_ascii=False))
     else:
-        print("\n".join(line for each in diagnoses for line in report(each)))
-    _conclude(diagnoses, values["dataset"] == ALL, root)
+        print("\n".join(report(diagnoses, root, of_all)))
+    _conclude(diagnoses, of_all, root, own, quiet=JSON in arguments)
 
 
 def _own(layout: str, root: Path, options: list[str], decode: int | None) -> Diagnosis:
@@ -90,30 +104,88 @@ def _own(layout: str, root: Path, options: list[str], decode: int | None) -> Dia
     return examine_own(name, own, decode)
 
 
-def _conclude(diagnoses: list[Diagnosis], of_all: bool, root: Path) -> None:
-    """Raise RunFailed unless all that was asked for is well."""
-    counts = worst(diagnoses)
-    bad = counts[FAULTY] + (0 if of_all else counts[ABSENT])
-    below = [each for each in diagnoses if each.folder is not None]
-    if of_all and all(each.state == ABSENT for each in below):
-        raise RunFailed(f"data_root={root}: none of {len(below)} datasets is there.")
-    if bad:
-        raise RunFailed(f"{bad} of {len(diagnoses)} datasets are not well; see the commands above.")
+def report(diagnoses: Sequence[Diagnosis], root: Path, of_all: bool) -> list[str]:
+    """Return what to print: what is whole, what is not and what mends it, then what is absent.
+
+    Args:
+        diagnoses: of the datasets.
+        root: the folder of all datasets.
+        of_all: nobody has asked for any by name, so that what is absent needs but a line.
+    """
+    by_state = {state: [each for each in diagnoses if each.state == state] for state in STATES}
+    shown = by_state[WHOLE] + by_state[FAULTY] + ([] if of_all else by_state[ABSENT])
+    lines = [line for each in shown for line in _lines(each)]
+    if of_all:
+        told = [each for each in by_state[ABSENT] if each.remedy == _prepared([each], root)]
+        if told:
+            names = ", ".join(each.name for each in told)
+            lines.append(f"absent: {names}; each is fetched by: {_prepared('NAME', root)}")
+        others = [each for each in by_state[ABSENT] if each not in told]
+        lines += [f"absent: {each.name}; {each.remedy or each.faults[0]}" for each in others]
+    return lines
 
 
-def report(found: Diagnosis) -> list[str]:
+def _lines(found: Diagnosis) -> list[str]:
     """Return the lines that tell one diagnosis to a person."""
     said = f"{found.name}: {found.state}"
     if found.images:
         said += f", {found.images} images"
     if found.decoded:
         said += f", {found.decoded} of them decoded"
-    if found.state == ABSENT:
-        return [f"{said}    {found.remedy}".rstrip()]
     lines = [said]
     lines += [f"  fault: {fault}" for fault in found.faults]
     lines += [f"  note: {note}" for note in found.notes]
     return lines + ([f"  mend: {found.remedy}"] if found.remedy else [])
+
+
+def _prepared(datasets: Sequence[Diagnosis] | str, root: Path) -> str:
+    names = datasets if isinstance(datasets, str) else ",".join(each.name for each in datasets)
+    return f"python -m so_clip.prepare dataset={names} data_root={shlex.quote(str(root))}"
+
+
+def _conclude(
+    diagnoses: Sequence[Diagnosis], of_all: bool, root: Path, own: Sequence[str], quiet: bool
+) -> None:
+    """Sum up, with the one command that comes next; not where all is well and `quiet`.
+
+    Raises:
+        RunFailed: something that was asked for is not well.
+    """
+    bad = [
+        each for each in diagnoses if each.state == FAULTY or not (of_all or each.state == WHOLE)
+    ]
+    here = [each for each in diagnoses if each.state != ABSENT]
+    if bad:
+        count = f"{len(bad)} of {len(here) if of_all else len(diagnoses)} datasets"
+        verb = "is" if len(bad) == 1 else "are"
+        raise RunFailed(f"{count} {verb} not whole. {_next(bad, root)}")
+    below = [each for each in here if each.folder is not None]
+    if of_all and not below:
+        absent = [each for each in diagnoses if each.remedy == _prepared([each], root)]
+        first = f" Next: {_prepared(absent[:1], root)}" if absent else ""
+        raise RunFailed(f"data_root={root}: none of the datasets is there.{first}")
+    if not quiet:
+        whole = f"{len(here)} dataset{'s are' if len(here) > 1 else ' is'} whole"
+        print(f"{whole}. Next: {_run((below or here)[0], root, own)}")
+
+
+def _next(bad: Sequence[Diagnosis], root: Path) -> str:
+    """Return the command that mends all there is to mend, or as much of it as one can."""
+    mended = [each for each in bad if each.remedy.startswith(_prepared([each], root))]
+    together = [each for each in mended if IMAGENET not in each.remedy]
+    if together:
+        mend = any(each.remedy.endswith(MEND) for each in together)
+        return f"Next: {_prepared(together, root)}{f' {MEND}' if mend else ''}"
+    first = next((each.remedy for each in bad if each.remedy), "")
+    return f"Next: {first}" if first else "Mend what is said above, and ask again."
+
+
+def _run(found: Diagnosis, root: Path, own: Sequence[str]) -> str:
+    """Return a first run on a dataset that is whole; `own` are the options of one's own images."""
+    options = [*(own or [f"dataset={found.name}"])]
+    if found.folder is not None:
+        options += [f"data_root={root}", "backbone=vit_b16"]
+    return shlex.join(["python", "-m", "so_clip", *options])
 
 
 def _values(arguments: list[str]) -> dict[str, Any]:

@@ -2,21 +2,25 @@
 
 import os
 import shlex
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from so_clip.data.cards import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Splits
 from so_clip.data.own import OwnData, read_own
+from so_clip.data.split_file import MAX_PROBLEMS, read_sound_part
 from so_clip.data.splits import dataset_folder, load_splits, split_file_places
 from so_clip.errors import InputError
 from so_clip.prepare.dataset import LAYOUTS
 from so_clip.prepare.health import spread, suspicious, undecodable
 from so_clip.prepare.lacking import all_examples, is_empty_file
 
-WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
+STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
+# Of commands that mend.
+MEND, IMAGENET, CHMOD = "mend=true", "imagenet_dir=", "chmod -R u+rX"
 SHOWN = 3  # of faults of one kind
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 # Of ImageNet's million, a look at the ends of all would take an hour.
 MOST_LOOKED_AT = 200_000
 
@@ -33,7 +37,7 @@ class Diagnosis:
         decoded: how many of them were decoded.
         faults: what is wrong, a sentence each.
         notes: what is worth knowing and not wrong.
-        remedy: the one command that mends it; "" if nothing is wrong.
+        remedy: the one command that mends it; "" if nothing is wrong, or nothing mends it.
     """
 
     name: str
@@ -64,8 +68,10 @@ def examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
     try:
         return _examine(card, root, decode)
     except OSError as error:
-        fault = f"{error.filename or root} cannot be read: {error.strerror or error}"
-        return Diagnosis(card.name, FAULTY, root / card.folder, faults=[fault])
+        place = error.filename or root
+        fault = f"{place} cannot be read: {error.strerror or error}"
+        remedy = _open_up([place]) if isinstance(error, PermissionError) else ""
+        return Diagnosis(card.name, FAULTY, root / card.folder, faults=[fault], remedy=remedy)
 
 
 def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
@@ -78,16 +84,24 @@ def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
         return found
     if folder != root / card.folder:
         found.notes.append(f"used in place, where another code base keeps it: {folder}")
+    file = _split_file(card, root)
     try:
-        splits = load_splits(card, root)
+        splits, problems = read_sound_part(file, card) if file else (load_splits(card, root), [])
     except InputError as error:
         found.faults.append(_without_advice(str(error), card))
         # A split file that is there is the user's own until told otherwise.
-        found.remedy = _prepare(card, root, mend=_split_file(card, root) is not None)
+        found.remedy = _prepare(card, root, mend=file is not None)
     else:
+        found.faults += [_without_advice(str(each), card) for each in problems[:SHOWN]]
+        if len(problems) > SHOWN:
+            more = f"{len(problems) - SHOWN}{' or' if len(problems) == MAX_PROBLEMS else ''} more"
+            found.faults.append(f"{file}: {more} such faults of the split file")
+        if not problems:
+            _compare_with_published(card, splits, found)
+        of_split_file = bool(found.faults) and file is not None
         _examine_images(card, splits, found, decode)
-        if found.faults:
-            found.remedy = _prepare(card, root, mend=found.remedy != "")
+        if found.faults and not found.remedy.startswith(CHMOD):
+            found.remedy = _prepare(card, root, mend=of_split_file or found.remedy != "")
     found.state = FAULTY if found.faults else WHOLE
     return found
 
@@ -115,7 +129,8 @@ def examine_own(name: str, own: OwnData, decode: int | None) -> Diagnosis:
         counts = ", ".join(f"{len(getattr(splits, split))} {split}" for split in SPLITS)
         found.notes.append(f"{len(splits.class_names)} classes; images: {counts}")
         _examine_images(card, splits, found, decode)
-        found.remedy = ""  # nobody else has them
+        if not found.remedy.startswith(CHMOD):
+            found.remedy = ""  # nobody else has them
     found.state = FAULTY if found.faults else WHOLE
     return found
 
@@ -123,34 +138,48 @@ def examine_own(name: str, own: OwnData, decode: int | None) -> Diagnosis:
 def _examine_images(
     card: DatasetCard, splits: Splits, found: Diagnosis, decode: int | None
 ) -> None:
-    """Add the faults of the images; a remedy other than "" stands for damage."""
+    """Add the faults of the images, and the remedy if it is permissions; or "mend" for damage."""
     assert found.folder is not None
     examples = all_examples(splits)
     folder = found.folder / card.image_dir
     paths = [example.path for example in examples]
     found.images = len(paths)
-    _compare_with_published(card, splits, found)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises below a locked folder
         found.faults.append(f"the image folder {folder} is missing")
         return
     present, gone, odd, empty = _sorted_out(folder, paths)
+    locked = _locked(folder, gone)
+    for place in locked[:SHOWN]:
+        found.faults.append(f"{place} cannot be read: its permissions forbid it")
+    if locked:
+        found.remedy = _open_up([folder] if folder in locked else locked[:SHOWN])
+        gone = [
+            path for path in gone if not any(each in (folder / path).parents for each in locked)
+        ]
     _tell(found.faults, gone, len(paths), "missing")
     _tell(found.faults, odd, len(paths), "not plain files")
     _tell(found.faults, empty, len(paths), "empty files")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        found.faults.append(f"{folder} cannot be read: its permissions forbid it")
+    if folder in locked:
         return
     if gone:
         found.notes += _whereabouts(folder, gone)
+    _note_links(folder, present, found)
+    if card.layout == "split_file":
+        _note_further_classes(folder, paths, found)
     chosen = present
     if decode is not None:
         odd_ends = suspicious(folder, spread(present, MOST_LOOKED_AT))
         chosen = list(dict.fromkeys(odd_ends + spread(present, decode)))
     bad = undecodable(folder, chosen, f"decode {card.name}")
     found.decoded = len(chosen)
-    _tell(found.faults, list(bad), len(paths), "damaged")
-    found.notes += [bad[path] for path in list(bad)[:SHOWN]]
-    found.remedy = "mend" if bad or odd else ""
+    unreadable = [path for path in bad if not os.access(folder / path, os.R_OK)]
+    _tell(found.faults, unreadable, len(paths), "not to be read: their permissions forbid it")
+    damaged = [path for path in bad if path not in unreadable]
+    _tell(found.faults, damaged, len(paths), "damaged")
+    found.notes += [bad[path] for path in damaged[:SHOWN]]
+    if unreadable and not locked:
+        found.remedy = _open_up([folder])
+    found.remedy = found.remedy or ("mend" if damaged or odd else "")
 
 
 def _sorted_out(
@@ -166,43 +195,108 @@ def _sorted_out(
         if os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises on a locked folder
             (empty if is_empty_file(file) else present).append(path)
         else:
-            (odd if os.path.isdir(file) else gone).append(path)  # noqa: PTH112
+            (odd if os.path.exists(file) else gone).append(path)  # noqa: PTH110
     return present, gone, odd, empty
 
 
+def _locked(folder: Path, gone: list[str]) -> list[Path]:
+    """Return the folders that may not be entered or read, of those where images are not found."""
+    parents = {folder, *(folder / Path(path).parent for path in gone)}
+    return [
+        each
+        for each in sorted(parents)
+        if os.path.isdir(each) and not os.access(each, os.R_OK | os.X_OK)  # noqa: PTH112
+    ]
+
+
+def _open_up(places: Sequence[Path | str]) -> str:
+    return shlex.join([*CHMOD.split(), *map(str, places)])
+
+
 def _compare_with_published(card: DatasetCard, splits: Splits, found: Diagnosis) -> None:
-    """Note a split that was cut down; for lists without a split file, fewer images are a fault."""
+    """Note a split of the user's own, such as one that was cut down to the images at hand.
+
+    Other classes are a fault, since figures of them are of another task; and so are fewer images
+    where there is no split file to say which are meant.
+    """
     counts = {split: len(getattr(splits, split)) for split in SPLITS}
     counts["classes"] = len(splits.class_names)
     if counts == card.sizes:
         if card.split_sha256 and splits.sha256 != card.split_sha256:
-            found.notes.append("the split file is of the published size, but not the published one")
+            found.notes.append(
+                "the split file is your own: as long as the published one, with other entries"
+            )
         return
-    told = "; ".join(
+    told = ", ".join(
         f"{counts[key]} of {size} {'classes' if key == 'classes' else f'{key} images'}"
         for key, size in card.sizes.items()
         if counts[key] != size
     )
     if card.layout == "split_file":
-        found.notes.append(f"the split file is not the published one: {told}")
+        said = f"the split file is your own, not the published one: {told}"
+        other_classes = counts["classes"] != card.sizes["classes"]
+        (found.faults if other_classes else found.notes).append(said)
     else:
         found.faults.append(f"{found.folder}: {told} are there")
 
 
 def _whereabouts(folder: Path, gone: list[str]) -> list[str]:
-    """Say if folders of missing images are there under another case, or nested once too often."""
-    wanted = {path.split("/")[0] for path in gone if "/" in path}
-    there = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
-    notes = [
-        f"{folder} has a folder {name}, but the lists name {other}: capitals matter"
-        for other in sorted(wanted - there)
-        for name in sorted(there)
-        if name.lower() == other.lower()
-    ]
+    """Say if missing images are there under another case, or nested once too often."""
+    notes: list[str] = []
+    listed: dict[str, dict[str, str]] = {}
+    for path in gone:
+        inside = ""
+        for name in path.split("/"):
+            if inside not in listed:
+                names = _names_in(folder / inside)
+                listed[inside] = {each.lower(): each for each in names}
+            there = listed[inside].get(name.lower())
+            if there is None:
+                break
+            if there != name:
+                place = folder / inside / there
+                notes.append(f"{place} is there, but the lists name {name}: capitals matter")
+                break
+            inside = f"{inside}/{name}" if inside else name
+    notes = list(dict.fromkeys(notes))
     nested = folder / folder.name
     if os.path.exists(nested / gone[0]):  # noqa: PTH110
         notes.append(f"missing images lie one folder too deep, in {nested}")
     return notes[:SHOWN]
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return []
+
+
+def _note_links(folder: Path, paths: list[str], found: Diagnosis) -> None:
+    """Note images that are links to elsewhere. They are followed: large sets are often linked."""
+    root = os.path.realpath(folder)
+    outside = [
+        path
+        for path in paths
+        if os.path.islink(folder / path)  # noqa: PTH114 - a million times
+        and not os.path.realpath(folder / path).startswith(f"{root}{os.sep}")
+    ]
+    _tell(found.notes, outside, found.images, f"links that lead out of {folder}, and are followed")
+
+
+def _note_further_classes(folder: Path, paths: list[str], found: Diagnosis) -> None:
+    """Note folders of images that no list names, where each class has a folder."""
+    wanted = {path.split("/")[0] for path in paths if "/" in path}
+    further = [
+        name
+        for name in sorted(set(_names_in(folder)) - wanted if wanted else ())
+        if os.path.isdir(folder / name)  # noqa: PTH112
+        and any(Path(each).suffix.lower() in _IMAGES for each in _names_in(folder / name)[:100])
+    ]
+    if further:
+        more = f" and {len(further) - SHOWN} more" if len(further) > SHOWN else ""
+        shown = ", ".join(further[:SHOWN])
+        found.notes.append(f"folders of images that no list names, and no run reads: {shown}{more}")
 
 
 def _tell(faults: list[str], paths: list[str], count: int, what: str) -> None:
@@ -225,7 +319,8 @@ def _split_file(card: DatasetCard, root: Path) -> Path | None:
 
 
 def _without_advice(message: str, card: DatasetCard) -> str:
-    return " ".join(message.replace(how_to_get(card), "").split())
+    without = message.replace(how_to_get(card), "").replace("Mend it, or fetch it again.", "")
+    return " ".join(without.split())
 
 
 def _prepare(card: DatasetCard, root: Path, mend: bool = False) -> str:
@@ -233,10 +328,5 @@ def _prepare(card: DatasetCard, root: Path, mend: bool = False) -> str:
         return ""
     command = f"python -m so_clip.prepare dataset={card.name} data_root={shlex.quote(str(root))}"
     if card.layout == "imagenet":
-        return f"{command} imagenet_dir=FOLDER_WITH_TRAIN_AND_VAL"
-    return f"{command} mend=true" if mend else command
-
-
-def worst(diagnoses: list[Diagnosis]) -> Counter[str]:
-    """Return how many datasets are in each state."""
-    return Counter(each.state for each in diagnoses)
+        return f"{command} {IMAGENET}FOLDER_WITH_TRAIN_AND_VAL"
+    return f"{command} {MEND}" if mend else command

@@ -15,7 +15,14 @@ from so_clip.prepare.lock import alone_in
 from so_clip.prepare.mend import Aside, take_bad_images, take_bad_split_file
 from so_clip.prepare.options import Options
 from so_clip.prepare.place import remove
-from so_clip.prepare.sources import IMAGES, SPLIT, RemoteFile, SourceFailed, read_sources
+from so_clip.prepare.sources import (
+    IMAGES,
+    NO_SOURCE,
+    SPLIT,
+    RemoteFile,
+    SourceFailed,
+    read_sources,
+)
 
 # Below the data root: archives and what comes out of them; nothing once all is done.
 WORK_DIR = ".prepare"
@@ -42,7 +49,7 @@ def prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> 
     Raises:
         InputError: the data root, the split file there or the card cannot be used, or something
             that only the user can provide is missing.
-        RunFailed: no source worked; the message lists them with their reasons and the ways out.
+        RunFailed: no source worked; `say` was told why, and the message names the ways out.
     """
     if card.layout not in LAYOUTS:
         return "comes with a Python package, nothing is to be fetched"
@@ -83,9 +90,9 @@ def _complete(
     if incomplete and card.layout == "imagenet":
         copy = options.imagenet_dir or options.offline_from
         link_imagenet(card, root, copy, sources.staged)
-    elif incomplete and (failures := sources.complete()):
+    elif incomplete and not sources.complete():
         sources.clear()
-        raise _nothing_worked(card, IMAGES, failures)
+        raise _nothing_worked(card, IMAGES)
     if incomplete and (still := lacking(card, root)):
         raise RunFailed(
             f"dataset={card.name}: something else is where {len(still)} images should be, first "
@@ -113,8 +120,8 @@ def _ensure_split_file(
     places = split_file_places(card, root)
     if any(place.is_file() for place in places):
         return
-    failures = []
-    for source in read_sources(card, SPLIT):
+    known = read_sources(card, SPLIT)
+    for source in known:
         for remote in source.files:
             named = RemoteFile(remote.url, places[0].name, remote.md5, remote.sha256)
             try:
@@ -124,11 +131,12 @@ def _ensure_split_file(
                 supply.forget(named)
                 return
             except SourceFailed as error:
-                failures.append(str(error))
                 say(str(error))
                 if error.spoiled:
                     supply.forget(named)
-    raise _nothing_worked(card, SPLIT, failures or ["the card names no source."])
+    if not known:
+        say(NO_SOURCE)
+    raise _nothing_worked(card, SPLIT)
 
 
 def _check_split_file(file: Path, card: DatasetCard, remote: RemoteFile) -> None:
@@ -151,13 +159,12 @@ def _counts(sizes: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(sizes.items()))
 
 
-def _nothing_worked(card: DatasetCard, holds: str, failures: list[str]) -> RunFailed:
-    listed = "".join(f"\n  {failure}" for failure in failures)
+def _nothing_worked(card: DatasetCard, holds: str) -> RunFailed:
     names = [remote.name for each in read_sources(card, holds) for remote in each.files]
     wanted = card.split_file if holds == SPLIT else (names[0] if names else "an archive of it")
     what = "split file" if holds == SPLIT else "images"
     return RunFailed(
-        f"dataset={card.name}: the {what} could not be had from any source:{listed}\n"
+        f"dataset={card.name}: the {what} could not be had from any source. "
         f"Repeat the command when the network is there; or fetch {wanted} elsewhere "
         f"({COOP_DATASETS if holds == SPLIT else card.homepage}) into a FOLDER and repeat with "
         "--offline-from FOLDER."

@@ -14,7 +14,14 @@ from so_clip.prepare.lacking import all_examples, lacking
 from so_clip.prepare.options import Options
 from so_clip.prepare.parquet import Names, extract, listed_files, require_pyarrow
 from so_clip.prepare.place import find_folder, find_images, merge, remove
-from so_clip.prepare.sources import IMAGES, RemoteFile, Source, SourceFailed, read_sources
+from so_clip.prepare.sources import (
+    IMAGES,
+    NO_SOURCE,
+    RemoteFile,
+    Source,
+    SourceFailed,
+    read_sources,
+)
 from so_clip.prepare.unpack import Budget, nested_archives, unpack
 from so_clip.prepare.videos import extract_frames, find_videos, require_decoder
 
@@ -82,36 +89,37 @@ class ImageSources:
         self.budget = Budget(self.budget_bytes)
         self.tree, self.staged = supply.work / "unpacked", supply.work / "staged"
 
-    def complete(self) -> list[str]:
-        """Place what is lacking from the first source that has it.
+    def complete(self) -> bool:
+        """Place what is lacking from the first source that has it; say why others failed.
 
         Returns:
-            Why each source failed, if all did; empty if one worked.
+            Whether one worked.
         """
         sources = read_sources(self.card, IMAGES)
         if self.given is not None and self.given.is_file():
             kind = "parquet" if self.given.suffix == ".parquet" else "archive"
             sources = [Source(kind, IMAGES, (RemoteFile(str(self.given), self.given.name),))]
-        failures: list[str] = []
         for source in sources:
             self.clear()
-            if (failure := self._attempt(source)) is None:
-                return []
-            failures += [failure] if failure else []
-        return failures or ["the card names no source."]
+            if self._attempt(source):
+                return True
+        if not sources:
+            self.say(NO_SOURCE)
+        return False
 
-    def _attempt(self, source: Source) -> str | None:
-        """Return None if the source had it all; else why not, "" if it had nothing to offer."""
+    def _attempt(self, source: Source) -> bool:
+        """Return whether the source had it all; if it failed, say why."""
         if source.kind == "registration":
-            return f"{source.url}: wants you to register."
+            self.say(f"{source.url}: wants you to register.")
+            return False
         try:
-            return None if self._try(source) else ""
+            return self._try(source)
         except SourceFailed as error:
             self.say(str(error))
             if error.spoiled:
                 for remote in source.files:
                     self.supply.forget(remote)
-            return str(error)
+            return False
 
     def clear(self) -> None:
         """Remove what is unpacked but not in place."""

@@ -40,13 +40,15 @@ class Aside:
 
 
 def take_bad_split_file(card: DatasetCard, root: Path, aside: Aside) -> None:
-    """Set the split file aside if it cannot be used."""
+    """Set the split file aside if it cannot be used, or is one of other classes."""
     place = next((place for place in split_file_places(card, root) if place.is_file()), None)
     if place is None:
         return
     try:
-        read_split_file(place, card)
+        classes = len(read_split_file(place, card).class_names)
     except InputError:
+        classes = 0
+    if classes != card.sizes["classes"]:
         aside.take(place)
 
 
@@ -65,7 +67,7 @@ def take_bad_images(card: DatasetCard, root: Path, aside: Aside) -> None:
             raise
         return
     for path in missing:
-        if (folder / path).is_dir():
+        if (folder / path).exists() and not (folder / path).is_file():
             aside.take(folder / path)
     present = [example.path for example in examples if example.path not in missing]
     for path in undecodable(folder, present, f"decode {card.name}"):

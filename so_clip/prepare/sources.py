@@ -32,6 +32,7 @@ from so_clip.data.inside import why_outside
 from so_clip.errors import InputError
 
 IMAGES, SPLIT = "images", "split file"
+NO_SOURCE = "the card names no source."
 KINDS = ("archive", "parquet", "videos", "file", "registration")
 _DIGITS = {"md5": 32, "sha256": 64}
 _SOURCE_KEYS = ("kind", "holds", "files", "name_column", "listing", "url")

@@ -135,7 +135,7 @@ BAD_FILES = {
     "name blank": (_with("train", 0, ["a/1.jpg", 0, " "]), "class name ' '"),
     "two names": (
         _with("val", 0, ["a/2.jpg", 0, "bat"]),
-        r"label 0 is 'bat' in val\[0\], but 'ant' in train\[0\]",
+        r"val\[0\] has 'bat' for label 0, but train\[0\] has 'ant'",
     ),
     "in two splits": (
         _with("test", 1, ["a/1.jpg", 0, "ant"]),

@@ -2,13 +2,19 @@
 
 import io
 import json
+import os
 import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from so_clip.doctor.__main__ import DEFAULTS, USAGE, main
-from tests.command import call, spawn
+from tests.command import call, environment, spawn
 from tests.prepare.given import (
     SPLIT_FILE,
     archive,
@@ -100,6 +106,31 @@ def _twice(data):
     return json.dumps(lists).encode()
 
 
+def _other_ending(root):
+    file = root / "small" / "pictures" / IMAGE
+    file.rename(file.with_suffix(".JPG"))
+
+
+def _pipe(root):
+    file = root / "small" / "pictures" / IMAGE
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _lists(change):
+    def changed(data):
+        lists = json.loads(data)
+        change(lists)
+        return json.dumps(lists).encode()
+
+    return _split(changed)
+
+
+def _two_classes(lists):
+    for part, entries in lists.items():
+        lists[part] = [entry for entry in entries if entry[1] < 2]
+
+
 FAULTS = {
     "an image is missing": (_remove(IMAGE), "1 of 12 images missing: ant/ant_0.jpg"),
     "cut short": (_spoil(IMAGE, picture(0)[:-20]), "1 of 12 images damaged: ant/ant_0.jpg"),
@@ -118,6 +149,17 @@ FAULTS = {
         "outside the dataset's image folder: it climbs out",
     ),
     "an image twice": (_split(_twice), "test[3] repeats the image"),
+    "other ending": (_other_ending, f"{IMAGE[:-4]}.JPG is there, but the lists name ant_0.jpg"),
+    "a pipe": (_pipe, "1 of 12 images not plain files: ant/ant_0.jpg"),
+    "a label too far": (
+        _lists(lambda lists: lists["train"].append(["x.jpg", 99, "gnu"])),
+        "label 3 has no images, though labels reach 99",
+    ),
+    "a label that is none": (
+        _lists(lambda lists: lists["val"][0].__setitem__(1, -1)),
+        "val[0] has the label -1, which is not a whole number from 0",
+    ),
+    "two of three classes": (_lists(_two_classes), "not the published one: 2 of 3 classes"),
 }
 
 
@@ -129,11 +171,12 @@ def test_a_fault_is_found_and_its_one_command_mends_it(plant, fault, root):
     assert done.code == 1
     assert done.out.startswith("small: faulty")
     assert fault in done.out
-    assert done.messages == ["so_clip: 1 of 1 datasets are not well; see the commands above."]
     assert sorted(root.rglob("*")) == before
     (remedy,) = [line.strip() for line in done.out.splitlines() if line.startswith("  mend: ")]
     command = shlex.split(remedy.removeprefix("mend: "))
     assert command[:3] == ["python", "-m", "so_clip.prepare"]
+    next_one = remedy.removeprefix("mend: ")
+    assert done.messages == [f"so_clip: 1 of 1 datasets is not whole. Next: {next_one}"]
     mended = prepare(root, *[each for each in command[3:] if not each.startswith("dat")])
     assert mended.code == 0, mended.err
     assert {path: laid_out(root)[path] for path in paths()} == images()
@@ -143,7 +186,10 @@ def test_a_fault_is_found_and_its_one_command_mends_it(plant, fault, root):
 def test_all_is_well(root):
     done = _doctor(root)
     assert (done.code, done.err) == (0, "")
-    assert done.out == "small: whole, 12 images, 12 of them decoded\n"
+    run = f"python -m so_clip dataset=small data_root={root} backbone=vit_b16"
+    assert done.out == (
+        f"small: whole, 12 images, 12 of them decoded\n1 dataset is whole. Next: {run}\n"
+    )
 
 
 def test_a_sample_and_what_looks_odd_is_decoded(root):
@@ -171,6 +217,77 @@ def test_several_faults_are_all_told(root):
     assert out.rstrip().endswith("mend=true")
 
 
+def test_twelve_faults_of_one_dataset_are_all_named(root):
+    """Damage of the split file hides none of the images'."""
+    pictures = root / "small" / "pictures"
+    (pictures / "ant/ant_0.jpg").unlink()
+    (pictures / "ant/ant_1.jpg").write_bytes(picture(1)[:-20])
+    (pictures / "ant/ant_2.jpg").write_bytes(b"")
+    (pictures / "ant/ant_3.jpg").write_bytes(b"<html>404</html>")
+    _pipe_at = pictures / "bee/bee_0.jpg"
+    _pipe_at.unlink()
+    os.mkfifo(_pipe_at)
+    (pictures / "bee/bee_1.jpg").unlink()
+    (pictures / "bee/bee_1.jpg").symlink_to(root / "gone.jpg")
+    (pictures / "bee/bee_2.jpg").rename(pictures / "bee/bee_2.JPG")
+    (root / "elsewhere.jpg").write_bytes(picture(3))
+    (pictures / "bee/bee_3.jpg").unlink()
+    (pictures / "bee/bee_3.jpg").symlink_to(root / "elsewhere.jpg")
+    (pictures / "dog").mkdir()
+    (pictures / "dog" / "dog_0.jpg").write_bytes(picture(4))
+    lists = split_lists()
+    lists["test"] += [["../../x.jpg", 0, "ant"], ["cat/cat_0.jpg", 2, "cat"], ["y.jpg", 7, "gnu"]]
+    (root / "small" / SPLIT_FILE).write_text(json.dumps(lists))
+    done = _doctor(root)
+    assert done.code == 1
+    for said in (
+        "fault: 4 of 13 images missing: ant/ant_0.jpg, bee/bee_1.jpg, bee/bee_2.jpg, ...",
+        "fault: 1 of 13 images not plain files: bee/bee_0.jpg",
+        "fault: 1 of 13 images empty files: ant/ant_2.jpg",
+        "fault: 2 of 13 images damaged: ant/ant_1.jpg, ant/ant_3.jpg",
+        "test[3] names '../../x.jpg', outside the dataset's image folder",
+        "test[4] repeats the image 'cat/cat_0.jpg' of train[4]",
+        "label 3 has no images, though labels reach 7",
+        "note: " + str(pictures / "bee/bee_2.JPG") + " is there, but the lists name bee_2.jpg",
+        f"note: 1 of 13 images links that lead out of {pictures}, and are followed: bee/bee_3.jpg",
+        "note: folders of images that no list names, and no run reads: dog",
+    ):
+        assert said in done.out, said
+    assert done.messages[0].endswith("mend=true")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to be")
+@pytest.mark.parametrize("locked", ["small", "small/pictures", "small/pictures/ant"])
+def test_a_folder_that_may_not_be_read_is_named(locked, root):
+    code = """
+import os, sys
+from PIL import Image
+from so_clip.doctor.__main__ import main
+
+Image.init()  # the other user may not read Python's own files
+os.setgroups([])
+os.setuid(65534)
+sys.exit(main())
+"""
+    with tempfile.TemporaryDirectory() as folder:  # that another user may enter
+        data = Path(folder) / "data"
+        shutil.copytree(root.parent / "cards", Path(folder) / "cards")
+        shutil.copytree(root, data)
+        Path(folder).chmod(0o755)
+        (data / locked).chmod(0)
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"data_root={data}", f"cards_dir={folder}/cards"],
+            capture_output=True,
+            text=True,
+            env=environment(),
+        )
+        assert done.returncode == 1, done.stderr
+        assert f"fault: {data / locked} cannot be read" in done.stdout
+        assert "missing" not in done.stdout
+        assert f"  mend: chmod -R u+rX {data / locked}\n" in done.stdout
+        (data / locked).chmod(0o755)
+
+
 def test_a_split_that_was_cut_down_is_noted_and_no_fault(root):
     lists = {part: entries[:2] for part, entries in split_lists().items()}
     lists["train"] = split_lists()["train"][::2]
@@ -178,7 +295,9 @@ def test_a_split_that_was_cut_down_is_noted_and_no_fault(root):
     (root / "small" / SPLIT_FILE).write_text(json.dumps(lists))
     done = _doctor(root)
     assert done.code == 0
-    assert "note: the split file is not the published one: 3 of 6 train images" in done.out
+    assert (
+        "note: the split file is your own, not the published one: 3 of 6 train images" in done.out
+    )
 
 
 def test_what_is_absent_is_a_fault_only_where_it_is_asked_for(root):
@@ -186,15 +305,15 @@ def test_what_is_absent_is_a_fault_only_where_it_is_asked_for(root):
     write_card(root.parent / "cards", gone, name="other", folder="other")
     done = _doctor(root)
     assert done.code == 0
-    command = f"python -m so_clip.prepare dataset=other data_root={root}"
-    assert f"other: absent    {command}\n" in done.out
+    command = f"python -m so_clip.prepare dataset=NAME data_root={root}"
+    assert done.out.splitlines()[1] == f"absent: other; each is fetched by: {command}"
     assert _doctor(root, "dataset=other").code == 1
     assert _doctor(root, "dataset=small,other").code == 1
     assert _doctor(root, "dataset=small").code == 0
     (root.parent / "empty").mkdir()
     done = call(f"data_root={root.parent / 'empty'}", main=main)
     assert done.code == 1
-    assert "datasets is there" in done.err
+    assert "none of the datasets is there. Next: python -m so_clip.prepare dataset=" in done.err
 
 
 def test_lists_without_a_split_file_are_held_to_the_published_numbers(root):
