@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterable
 
 # What a command exits with.
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 DEBUG = "--debug"
 debugging = DEBUG in sys.argv
 
@@ -27,17 +27,21 @@ class RunBusy(InputError):
     """Another process is doing this very run."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, such as from a cluster or a machine that shuts down, where it is not deadly."""
+
+
 def exit_code(error: BaseException) -> int:
     """Return what a command that ends with this error exits with."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     return BAD_INPUT if isinstance(error, InputError) else FAILED
 
 
 def message_of(error: BaseException) -> str:
     """Return one message for people; what nobody expected begins with its kind."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return "terminated" if isinstance(error, Terminated) else "interrupted"
     expected = isinstance(error, (InputError, RunFailed))
     return str(error) if expected else f"{type(error).__name__}: {error}"
 

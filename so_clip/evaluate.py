@@ -204,7 +204,7 @@ def encode(
             desc=description,
             unit="image",
             dynamic_ncols=True,
-            disable=description is None,
+            disable=None if description else True,  # None: where nobody would see it move
         ) as progress,
         torch.inference_mode(),
     ):

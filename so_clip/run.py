@@ -51,6 +51,15 @@ class Result:
         """The run's figures as a small table for people."""
         return summary(self.metrics, self.folder)
 
+    @property
+    def line(self) -> str:
+        """The most important ones in a line."""
+        metrics = self.metrics
+        return (
+            f"{self.folder}: {metrics['accuracy_percent']:.2f} %, "
+            f"{metrics['peak_memory_mib']:.1f} MiB, {metrics['train_seconds']:.1f} s"
+        )
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -18,8 +18,8 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
-from so_clip import atomic
-from so_clip.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError, report
+from so_clip import atomic, interrupts
+from so_clip.errors import BAD_INPUT, FAILED, InputError, exit_code, report
 from so_clip.jobs import FAILED as FAILED_JOB
 from so_clip.jobs import JOBS_DIR, RUNNING, Job, flags_of, may_be_alive, read_jobs
 from so_clip.locks import LOCK_FILE, lock_new, unlock
@@ -86,6 +86,7 @@ def _start(config: DictConfig) -> None:
     new = [each for each in folder.parents if not os.path.exists(each)]  # noqa: PTH110
     sweep = Sweep(folder, new, _split(config))
     _started.append(sweep)
+    interrupts.watch()
     _one_by_one(config)
     values = {
         "command": sys.argv,
@@ -195,6 +196,7 @@ def closing() -> Iterator[None]:
             code = _close(sweep, problem)
         finally:
             sweep.unlock()
+            interrupts.unwatch()
         if code:
             raise SystemExit(code) from problem
         if code is not None:
@@ -246,9 +248,9 @@ def _states(sweep: Sweep, jobs: Mapping[int, Job], problem: BaseException | None
 def exit_code_of(
     states: Mapping[int, str], jobs: Mapping[int, Job], problem: BaseException | None
 ) -> int:
-    """Return 0 if all is well, 2 if all that failed was bad input, 130 if interrupted, else 1."""
+    """Return 0 if all is well, 2 if all that failed was bad input, else 1; 130 or 143 if ended."""
     if isinstance(problem, KeyboardInterrupt):
-        return INTERRUPTED
+        return exit_code(problem)
     codes = {jobs[number].exit_code for number, state in states.items() if state == FAILED_JOB}
     if problem is not None or {"lost", "not begun", "under way"} & set(states.values()):
         codes.add(FAILED)

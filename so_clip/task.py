@@ -1,5 +1,6 @@
 """One composed run: by itself, or as a job of a sweep, in whichever process that has put it."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,8 +46,13 @@ def _task(composed: DictConfig) -> float:
     overrides = [*flags_of(hydra), *hydra.overrides.task]
     if hydra.mode == RunMode.MULTIRUN:
         sweep_dir = Path(hydra.runtime.output_dir).parent
-        at_once = runs_at_once(hydra.launcher, len(planned_jobs(sweep_dir)))
-        return _job(composed, overrides, sweep_dir, hydra.job.num, at_once)
+        jobs = len(planned_jobs(sweep_dir))
+        at_once = runs_at_once(hydra.launcher, jobs)
+        accuracy_percent, told = _job(composed, overrides, sweep_dir, hydra.job.num, at_once)
+        if told:
+            of = f" of {jobs}" if jobs else ""
+            print(f"[{hydra.job.num + 1}{of}] {told}", flush=True)
+        return accuracy_percent
     settings = from_config(composed)
     result = _finished(settings) or _do(settings, overrides)
     if result is None:  # one of several processes, and not the one that tells
@@ -57,7 +63,8 @@ def _task(composed: DictConfig) -> float:
 
 def _job(
     composed: DictConfig, overrides: Sequence[str], sweep_dir: Path, number: int, at_once: int
-) -> float:
+) -> tuple[float, str]:
+    """Do one run of a sweep; return its accuracy, and what to print of it if it did not fail."""
     file, job = job_file(sweep_dir, number), Job(overrides)
     settings = None
     try:
@@ -69,19 +76,20 @@ def _job(
             result = _do(settings, overrides, True, gpu_job)
         assert result is not None, "a job of a sweep has a process of its own"
         accuracy_percent = float(result.metrics["accuracy_percent"])
-        told = f"{result.folder}: {FINISHED}" if result.skipped else f"\n{result.table}"
     except Exception as error:
         job.state = BUSY if isinstance(error, RunBusy) else FAILED
         job.message, job.exit_code = message_of(error), exit_code(error)
         job.run_dir = _folder(settings)
         report(error)
         tell(file, job)
-        return float("nan")
+        return float("nan"), ""
     job.state = SKIPPED if result.skipped else DONE
     job.run_dir, job.accuracy_percent = str(result.folder), accuracy_percent
     tell(file, job)
-    print(told, flush=True)
-    return accuracy_percent
+    if result.skipped:
+        return accuracy_percent, f"{result.folder}: {FINISHED}"
+    # A line a job where the output goes to a file, whose reader looks for one among thousands.
+    return accuracy_percent, f"\n{result.table}" if sys.stdout.isatty() else result.line
 
 
 def _finished(settings: Settings) -> "Result | None":

@@ -116,7 +116,7 @@ def train(loop: Loop, *, max_steps: int, stop_loss: float, lr_min: float) -> His
     """
     scheduler = CosineAnnealingLR(loop.optimizer, T_max=max_steps, eta_min=lr_min)
     history = History()
-    hidden = not loop.ranks.first
+    hidden = None if loop.ranks.first else True  # None: where nobody would see it move
     with (
         warnings.catch_warnings(),
         tqdm(None, "train", max_steps, unit="step", dynamic_ncols=True, disable=hidden) as progress,

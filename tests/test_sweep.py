@@ -3,15 +3,18 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from so_clip import evaluate
+from so_clip.errors import Terminated
 from so_clip.jobs import Job, job_file, may_be_alive, read_jobs, tell
 from so_clip.locks import lock_new
 from so_clip.sweep import LOST, exit_code_of, planned_jobs, summary
@@ -21,6 +24,11 @@ from tests.command import call
 def _sweep_dir(results_dir: Path) -> Path:
     (folder,) = (results_dir / ".sweeps").iterdir()
     return folder
+
+
+def _jobs(results_dir: Path) -> list[dict[str, Any]]:
+    files = sorted((_sweep_dir(results_dir) / "jobs").glob("*.json"))
+    return [json.loads(file.read_text()) for file in files]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +42,7 @@ def _sweep_dir(results_dir: Path) -> Path:
         (["failed", "lost"], [2], None, 1),
         (["done", "not begun"], [], RuntimeError("the launcher broke"), 1),
         (["done", "interrupted", "not begun"], [], KeyboardInterrupt(), 130),
+        (["done", "interrupted", "not begun"], [], Terminated(), 143),
     ],
 )
 def test_the_exit_code_follows_from_what_failed(states, codes, problem, expected):
@@ -69,7 +78,9 @@ def test_a_job_is_read_back_and_what_is_torn_is_left_out(tmp_path):
     job = Job(["seed=1"], "failed", "r/run", "no", 2)
     other = f"""
 from pathlib import Path
+from typing import Any
 from so_clip import evaluate
+from so_clip.errors import Terminated
 from so_clip.jobs import Job, job_file, tell
 tell(job_file(Path({str(tmp_path)!r}), 3), Job(["seed=1"], "failed", "r/run", "no", 2))
 """
@@ -146,6 +157,13 @@ def test_a_sweep_once_more_does_only_what_is_missing(tmp_path):
     first = call(*sweep)
     assert (first.code, first.messages) == (0, [])
     assert first.out.rstrip().endswith("sweep of 2 runs: 2 done")
+    # Nobody watches this: a line a job.
+    lines = first.out.splitlines()
+    assert [re.sub(r"\d+\.\d+", "x", line) for line in lines[:2]] == [
+        f"[{number} of 2] {line}: x %, x MiB, x s"
+        for number, line in enumerate((each["run_dir"] for each in _jobs(tmp_path)), start=1)
+    ]
+    assert first.err == ""
     folders = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
     again = call(*sweep)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -118,16 +119,24 @@ def test_a_worker_that_is_killed_is_lost_and_said_so(undisturbed, tmp_path):
     assert re.findall("^  python -m so_clip .* seed=([12]) ", done.out, re.MULTILINE) == ["1", "2"]
 
 
-def test_ctrl_c_ends_a_sweep_with_its_summary(tmp_path):
-    with started("-m", *LONG, "seed=1,2", f"results_dir={tmp_path}") as process:
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_ends_a_sweep_with_its_summary(tmp_path, number, code, message):
+    arguments = ("-m", *LONG, "seed=1,2", f"results_dir={tmp_path}")
+    with started(*arguments) as process:
         until(lambda: [*tmp_path.glob("*/config.yaml")], process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         done = ended(process)
-    assert done.code == 130
-    assert done.messages == ["so_clip: interrupted"]
+    assert done.code == code
+    assert done.err.splitlines() == [f"so_clip: {message}"]
     assert _summary(done) == "sweep of 2 runs: 1 interrupted, 1 not begun"
-    assert "Traceback" not in done.err
+    assert done.out.endswith(
+        f"what is missing:\n  {shlex.join(['python', '-m', 'so_clip', *arguments])}\n"
+    )
     assert not [*tmp_path.glob("*/error.json")]
+    assert not [*tmp_path.rglob(".lock")]
 
 
 def test_a_failed_run_leaves_its_error_and_the_sweep_goes_on(tmp_path):

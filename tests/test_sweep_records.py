@@ -10,6 +10,7 @@ from so_clip.errors import FAILED
 from so_clip.jobs import job_file, read_jobs
 from so_clip.locks import lock_new, unlock
 from so_clip.record import RunFolder
+from so_clip.status import __main__ as status
 from so_clip.sweep import SWEEP_FILE, Sweep, _close, planned_jobs
 from tests.command import call
 
@@ -95,6 +96,21 @@ def test_a_sweep_removes_what_killed_ones_left_and_nothing_of_one_at_work(tmp_pa
     assert left == {".lock", "jobs", "sweep.json", ".1.json.x.partial"}
     assert not [*(tmp_path / ".features").glob("*.partial")]
     unlock(alive, lock)
+
+
+def test_a_link_to_a_results_folder_is_that_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    first, again = (
+        call("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path / place}")
+        for place in ("runs", "disk")
+    )
+    assert (first.code, again.code) == (0, 0)
+    assert first.out.rstrip().endswith("sweep of 1 run: 1 done")
+    assert again.out.rstrip().endswith("sweep of 1 run: 1 skipped (finished before)")
+    done = call(tmp_path / "runs", main=status.main)
+    assert "1 done" in done.out
+    assert (tmp_path / "runs").is_symlink()
 
 
 def test_a_home_folder_is_found_for_the_sweep_as_for_its_runs(tmp_path, monkeypatch):

@@ -215,7 +215,9 @@ def load_uint8(
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
         try:
             decoded = pool.map(lambda path: to_tensor(images.read(path)), paths)
-            bar = tqdm(decoded, "decode", len(paths), unit="image", disable=not progress)
+            bar = tqdm(
+                decoded, "decode", len(paths), unit="image", disable=None if progress else True
+            )
             tensors = {}
             for path, tensor in zip(paths, bar, strict=True):
                 budget_bytes -= tensor.nbytes
