@@ -17,6 +17,7 @@ from so_clip.adapt.adapter import Adapter
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.blocks import Memory
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.packed_text import default_text_budget_mib
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.cards import load_card
@@ -96,6 +97,14 @@ def check_classes(settings: Settings) -> None:
             )
 
 
+def with_text_budget(settings: Settings, on_cuda: bool) -> Settings:
+    """Say what text_budget_mib=auto is on a device."""
+    if settings.text_budget_mib is not None:
+        return settings
+    budget_mib = default_text_budget_mib(cast(Memory, settings.memory), on_cuda)
+    return replace(settings, text_budget_mib=budget_mib)
+
+
 def assemble_model(
     settings: Settings,
     backbone: Backbone,
@@ -112,7 +121,7 @@ def assemble_model(
     classifier = Classifier(
         backbone,
         tokens_PL,
-        settings.text_budget_mib,
+        with_text_budget(settings, on_cuda=device.type == "cuda").text_budget_mib,
         prompts_per_class=prompts.per_class,
         templates=prompts.templates,
     )

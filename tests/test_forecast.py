@@ -115,6 +115,16 @@ def test_neither_network_nor_data_is_needed_and_nothing_is_left(tmp_path, monkey
     assert "CUDA" in figures["models"]
 
 
+def test_prompts_have_more_memory_on_a_gpu_where_chunks_cost_time():
+    def flops(device: str, *overrides: str) -> float:
+        run = ("dataset=imagenet", "backbone=vit_b32", "shots=1", f"device={device}")
+        return forecast(*run, *overrides)["flops_per_step"]
+
+    assert flops("cuda") == flops("cuda", "text_budget_mib=1024")
+    assert flops("cuda") < flops("cuda", "text_budget_mib=128")
+    assert flops("cpu") == flops("cpu", "text_budget_mib=128")
+
+
 def test_vit_l14_on_imagenet():
     figures = forecast("dataset=imagenet", "backbone=vit_l14", "shots=16")
     # ViT-L/14's 427,616,513 weights, of which SO's matrices are 24 + 12 blocks' of 12 D^2.

@@ -24,6 +24,17 @@ from so_clip.clip.blocks import Memory, after_attention, before_attention, run_b
 MIB = 2**20
 # What a mode that keeps little elsewhere should not spend on prompts.
 TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 128, "small": 64}
+# A GPU waits for the host to launch each chunk's kernels: with 128 MiB, ImageNet's steps took six
+# times as long with balanced as with fast (results/tables/engine_steps_cuda.csv). In bf16 few large
+# chunks need no more memory than many small ones, says so_clip.forecast.
+CUDA_TEXT_BUDGETS_MIB: dict[Memory, float] = {**TEXT_BUDGETS_MIB, "balanced": 1024}
+
+
+def default_text_budget_mib(memory: Memory, on_cuda: bool) -> float:
+    """Return the MiB that text_budget_mib=auto stands for."""
+    return (CUDA_TEXT_BUDGETS_MIB if on_cuda else TEXT_BUDGETS_MIB)[memory]
+
+
 _MOST_PADDING = 2  # positions; prompts that differ by more in length attend apart
 # A linear layer keeps its input, and what follows it keeps its output; norms, residuals and
 # QuickGELU add a quarter to that.

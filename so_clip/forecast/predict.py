@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from so_clip.assemble import Model, assemble_model, build_optimizer, check_classes
+from so_clip.assemble import Model, assemble_model, build_optimizer, check_classes, with_text_budget
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.data.cards import DatasetCard
@@ -52,7 +52,7 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
     Raises:
         InputError: what a run would refuse, or shapes that follow from values.
     """
-    settings = _with_precision(settings)
+    settings = _of_its_device(settings)
     check_classes(settings)
     tested, card = tested_sizes(settings, card), training_card(settings, card)
     # What adapters make in `start` is no fake yet.
@@ -86,12 +86,13 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
     }
 
 
-def _with_precision(settings: Settings) -> Settings:
-    """Say what precision=auto is on the run's device, which may be none of this machine's."""
+def _of_its_device(settings: Settings) -> Settings:
+    """Say what precision=auto and text_budget_mib=auto are on the run's device, which may be none
+    of this machine's."""
     cuda = settings.device.startswith("cuda")
     cuda = cuda or (settings.device == "auto" and torch.cuda.is_available())
     name = pick_precision(settings.precision, torch.device("cuda") if cuda else CPU)
-    return replace(settings, precision=name)
+    return with_text_budget(replace(settings, precision=name), cuda)
 
 
 def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> Model:
