@@ -6,7 +6,7 @@ import sys
 
 from so_clip.__main__ import guarded
 from so_clip.config import compose
-from so_clip.data.cards import OWN_LAYOUTS, check_trainable
+from so_clip.data.cards import OWN_LAYOUTS
 from so_clip.data.examples import SPLITS
 from so_clip.data.fewshot import draw_few_shot
 from so_clip.data.find import Dataset, find_dataset
@@ -47,11 +47,10 @@ def _draw(arguments: list[str]) -> None:
         return
     settings = from_config(compose([each for each in arguments if each != SPLIT]))
     where = settings.data_root, settings.split_file, settings.own
-    found = find_dataset(settings.dataset, *where)
+    found = find_dataset(settings.dataset, *where, trains=SPLIT not in arguments)
     if SPLIT in arguments:
         _print_split(found)
         return
-    check_trainable(found.card)
     splits = found.splits
     how = settings.shots, settings.seed, settings.split_protocol, settings.imbalance
     few = draw_few_shot(splits, *how)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from so_clip.data.cards import OWN_LAYOUTS, DatasetCard, load_card
+from so_clip.data.cards import OWN_LAYOUTS, DatasetCard, check_trainable, load_card
 from so_clip.data.examples import Splits
 from so_clip.data.own import OwnData, own_name, read_own
 from so_clip.data.prompt_file import is_prompt_file, read_prompt_file
@@ -27,6 +27,7 @@ def find_dataset(
     split_file: Path | None = None,
     own: OwnData | None = None,
     template: str = "plain",
+    trains: bool = False,
 ) -> Dataset:
     """Find a dataset's card and lists, and the prompts of a file if `template` names one.
 
@@ -35,6 +36,7 @@ def find_dataset(
         data_root, split_file: see load_splits.
         own: one's own images.
         template: the run's setting.
+        trains: refuse a dataset that has test images alone before its lists are looked for.
 
     Raises:
         InputError: no such dataset, or files that are missing or malformed.
@@ -45,6 +47,8 @@ def find_dataset(
             name, own = target
     if own is None:
         card = load_card(name)
+        if trains:
+            check_trainable(card)
         found = Dataset(card, load_splits(card, data_root, split_file), data_root)
     else:
         card, splits, listing = read_own(own, name)

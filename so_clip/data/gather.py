@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from so_clip.data.cards import DatasetCard, check_trainable
+from so_clip.data.cards import DatasetCard
 from so_clip.data.corrupt import Skipped, corrupt_images, pass_over_in_draw, pass_over_in_test
 from so_clip.data.examples import SKIP, Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
@@ -100,10 +100,8 @@ def gather(
     Raises:
         InputError: no such dataset, files missing or malformed; the message names them.
     """
-    found = find_dataset(dataset, data_root, split_file, own, template)
+    found = find_dataset(dataset, data_root, split_file, own, template, trains=shots > 0)
     card, splits = found.card, found.splits
-    if shots:
-        check_trainable(card)
     few_shot = draw_few_shot(splits, shots, seed, split_protocol, imbalance) if shots else None
     images = open_images(card, found.root)
     whole, halves = splits, []
