@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from so_clip.data.cards import OWN_LAYOUTS
 from so_clip.paths import CONF_DIR
 from so_clip.run_files import SKIPPED
 
@@ -52,10 +53,19 @@ def overrides_of(
     return (*kept, *pinned, *(f"{key}={value}" for key, value in cell.items()), *where)
 
 
+def own_of(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what a run's settings say of one's own images; None if nothing that can be used."""
+    own = settings.get("own")
+    usable = isinstance(own, dict) and own.get("layout") in OWN_LAYOUTS
+    return own if usable else None
+
+
 def _of_own(name: str, own: Mapping[str, Any]) -> Overrides:
     """Return the options of dataset=folder or dataset=csv with which a run found its images."""
     usual = _yaml(CONF_DIR / "dataset" / f"{own['layout']}.yaml")
-    values = {"name": name} | {key: own[key] for key in usual if key not in ("layout", "name")}
+    values = {"name": name} | {
+        key: own[key] for key in usual if key in own and key not in ("layout", "name")
+    }
     return tuple(
         f"dataset.{key}={_text(value)}" for key, value in values.items() if value != usual[key]
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from so_clip.report.commands import Overrides, compact, once, overrides_of, placed, shell
+from so_clip.report.commands import Overrides, compact, once, overrides_of, own_of, placed, shell
 from so_clip.report.read import Runs
 from so_clip.report.tables import Table, table_runs
 from so_clip.status.runs import DONE, Run
@@ -86,7 +86,7 @@ def _of_table(table: Table, runs: Runs, whole_cells: bool) -> tuple[list[str], l
     have: dict[Any, dict[str, set[int]]] = {}
     like: dict[Any, int] = {}
     own = {
-        dataset: settings.get("own")
+        dataset: own_of(settings)
         for dataset, settings in zip(frame["dataset"], frame["settings"], strict=True)
     }
     columns = ("shots", "method_title", "variant", "dataset", "seed")
