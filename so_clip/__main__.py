@@ -8,6 +8,7 @@ from so_clip.errors import DEBUG, InputError, nearest, report
 from so_clip.launched import processes
 
 MULTIRUN = ("-m", "--multirun")
+HELP = ("-h", "--help")
 HYDRA_FLAGS = (
     *MULTIRUN,
     *("-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--version"),
@@ -44,10 +45,10 @@ def guarded(command: Callable[[list[str]], None]) -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    if "--help" in arguments or "-h" in arguments:
-        from so_clip.manual import manual
+    if any(each.partition("=")[0] in HELP for each in arguments):
+        from so_clip.manual import shown
 
-        print(manual())
+        print(shown(arguments))
         return
     from so_clip.config import hydra_main
     from so_clip.task import task
@@ -69,7 +70,7 @@ def _check_flags(arguments: list[str]) -> None:
         if argument.startswith("-") and argument.partition("=")[0] not in HYDRA_FLAGS:
             raise InputError(
                 f"{argument}: there is no such flag.{nearest(argument, HYDRA_FLAGS)} Options are "
-                "written OPTION=VALUE; `python -m so_clip --help` lists them."
+                "written OPTION=VALUE; `python -m so_clip --help options` lists them."
             )
 
 

@@ -137,11 +137,12 @@ def _explain(error: BaseException) -> str:
         owners = [each for each in known if each.endswith(f".{key}")]
         close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
         close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
-        return f"{key}: there is no such option.{close} `python -m so_clip --help` lists them all."
+        way = "`python -m so_clip --help options` lists them all."
+        return f"{key}: there is no such option.{close} {way}"
     if first.startswith("Config group override must be a string"):
         return (
             "a group is given without a choice. Write GROUP=CHOICE, such as method=zero_shot; "
-            "`python -m so_clip --help` lists all choices."
+            "`python -m so_clip --help method` lists all choices."
         )
     if first.startswith("Ambiguous value"):
         return f"{first}. Several values are a sweep, which -m runs; a list is written [a,b]."

@@ -1,11 +1,13 @@
-"""The text of `python -m so_clip --help`, read from conf/ and the cards so that it cannot lie."""
+"""What `python -m so_clip --help` prints, read from conf/ and the cards so that it cannot lie."""
 
 import re
 import textwrap
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
 from so_clip.data.cards import OWN_LAYOUTS, card_names
+from so_clip.errors import InputError, nearest
 from so_clip.paths import CONF_DIR
 
 GROUPS = ("backbone", "method", "adapter", "optimizer", "schedule", "experiment")
@@ -14,7 +16,7 @@ LAUNCHERS = "hydra/launcher"
 _HEAD = """\
 so_clip: adapt CLIP with a few images per class, and measure it.
 
-usage: python -m so_clip [GROUP=CHOICE ...] [OPTION=VALUE ...] [-m] [--debug]
+usage: python -m so_clip [GROUP=CHOICE ...] [OPTION=VALUE ...] [-m]
 
 A run draws `shots` training images per class, measures zero-shot accuracy, adapts the backbone
 with a method, and measures again. It leaves a folder in results_dir with its configuration,
@@ -58,17 +60,112 @@ A sweep goes on after a failed run; it ends with 1, or with 2 if all that failed
 Started again, a sweep does only what is missing: finished runs are skipped, others resumed."""
 
 
+_HELP = "python -m so_clip --help"
+ALL = "all"
+TOPICS = ("dataset", *GROUPS, "launcher", "options", "commands", ALL)
+# What the first screen names of each group, and of the options.
+_NAMED = {
+    "dataset": ("digits", "eurosat", "dtd", "imagenet", "folder", "csv"),
+    "backbone": ("tiny", "vit_b16", "vit_b32", "vit_l14", "vit_h14"),
+    "method": ("so", "adamw", "clip_lora", "coop", "tip_adapter_f", "linear_probe", "zero_shot"),
+    "experiment": ("demo", "paper_table", "so_main", "clip_lora_main", "kappa_t"),
+}
+_MOST_USED = ("shots", "seed", "template", "device", "data_root", "results_dir", "force")
+_SHORT_TAIL = f"""\
+other commands, which --help tells more of: {_HELP} commands
+  so_clip.prepare, so_clip.doctor                     fetch datasets, examine them
+  so_clip.draw, so_clip.forecast                      a draw; memory, FLOPs and disk beforehand
+  so_clip.status, so_clip.table, so_clip.report       what runs do, and have come to
+
+flags
+  -m, --multirun   run every combination of comma-separated values
+  --help TOPIC     a group, launcher, options, commands or all; also: GROUP=CHOICE --help
+  --debug          show the traceback of an error
+exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
+
+
+def shown(arguments: Sequence[str]) -> str:
+    """Return what a command line with --help asks for.
+
+    Args:
+        arguments: all of them. A topic is a word by itself, or GROUP=CHOICE; without any it is the
+            first screen.
+
+    Raises:
+        InputError: there is no such topic.
+    """
+    words = [each.removeprefix("--help=") for each in arguments]
+    topics = [each for each in words if not each.startswith("-") and "=" not in each]
+    if not topics:
+        chosen = [text for each in words if (text := _of_choice(*each.partition("=")[::2]))]
+        return "\n".join(chosen) or overview()
+    texts = []
+    for topic in topics:
+        if topic not in TOPICS:
+            raise InputError(
+                f"--help {topic}: there is no such topic.{nearest(topic, TOPICS)} "
+                f"Known: {', '.join(TOPICS)}."
+            )
+        texts.append(_topic(topic))
+    return "\n\n".join(texts)
+
+
+def _topic(topic: str) -> str:
+    if topic == ALL:
+        return manual()
+    if topic == "options":
+        return "\n".join(_all_options())
+    if topic == "commands":
+        return _TAIL
+    return "\n".join(_group(LAUNCHERS if topic == "launcher" else topic))
+
+
+def overview() -> str:
+    """Return the first screen: examples, groups, the options most used, and where the rest is."""
+    parts = [_HEAD, f"groups (GROUP=CHOICE); all choices of one: {_HELP} GROUP"]
+    for group, named in _NAMED.items():
+        every = [*card_names(), "folder", "csv"] if group == "dataset" else None
+        count = len(every or _choices(group)) - len(named)
+        more = f" | {count} more" if count else ""
+        parts.append(_entry(group, " | ".join(named) + more, 16))
+    parts.append(
+        "    adapter, optimizer, schedule: a method's parts; launcher: runs beside each other"
+    )
+    parts += ["", f"options (OPTION=VALUE) that are used most; all of them: {_HELP} options"]
+    options = _options(CONF_DIR / "config.yaml")
+    for name in _MOST_USED:
+        parts += [each for each in options if each.strip().startswith(f"{name}=")]
+    return "\n".join([*parts, "", _SHORT_TAIL])
+
+
+def _of_choice(group: str, choice: str) -> str:
+    """Return what one choice of a group is, and its options; "" if there is none of that name."""
+    path = CONF_DIR / group / f"{choice}.yaml"
+    if group not in ("dataset", *GROUPS) or path not in _choices(group):
+        return ""
+    prefix = "" if group in ("method", "experiment") else f"{group}."
+    return "\n".join([f"{group}={choice}: {_opening(path)}", *_options(path, prefix)])
+
+
+def _group(group: str) -> list[str]:
+    """Return the choices of a group below its name."""
+    parts = [f"  {group}"]
+    if group == "dataset":
+        parts.append(textwrap.indent(textwrap.fill(" ".join(card_names()), 92), "    "))
+    column = 6 + max(len(path.stem) for path in _choices(group))
+    return parts + [_entry(path.stem, _opening(path), column) for path in _choices(group)]
+
+
 def manual() -> str:
     """Return the whole manual: what a run is, its groups and options, and examples."""
-    parts = [_HEAD, "groups (GROUP=CHOICE)", "  dataset"]
-    parts.append(textwrap.indent(textwrap.fill(" ".join(card_names()), 92), "    "))
-    parts += [_entry(path.stem, _opening(path), 12) for path in _choices("dataset")]
-    for group in (*GROUPS, LAUNCHERS):
-        parts.append(f"  {group}")
-        column = 6 + max(len(path.stem) for path in _choices(group))
-        parts += [_entry(path.stem, _opening(path), column) for path in _choices(group)]
-    parts += [
-        "",
+    parts = [_HEAD, "groups (GROUP=CHOICE)"]
+    for group in ("dataset", *GROUPS, LAUNCHERS):
+        parts += _group(group)
+    return "\n".join([*parts, "", *_all_options(), "", _TAIL])
+
+
+def _all_options() -> list[str]:
+    parts = [
         "options (OPTION=VALUE), with their defaults",
         *_options(CONF_DIR / "config.yaml"),
         "  of any dataset with a split file",
@@ -80,7 +177,7 @@ def manual() -> str:
     for group in ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny"):
         prefix = group.partition("/")[0] + "."
         parts += [f"  of {group.replace('/', '=')}", *_options(CONF_DIR / f"{group}.yaml", prefix)]
-    return "\n".join([*parts, "", _TAIL])
+    return parts
 
 
 def _entry(name: str, text: str, column: int = 42) -> str:

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from so_clip.config import compose
 from so_clip.data.cards import card_names
-from so_clip.manual import manual
+from so_clip.errors import InputError
+from so_clip.manual import TOPICS, manual, overview, shown
 from so_clip.paths import CONF_DIR
 from tests.command import call, python
 
@@ -110,13 +111,47 @@ def test_three_examples_and_the_other_commands_are_shown():
 
 
 def test_lines_are_short_and_clean():
-    assert [line for line in LINES if len(line) > 100 or line != line.rstrip()] == []
+    every = [*LINES, *overview().splitlines(), *shown(["optimizer=so", "--help"]).splitlines()]
+    assert [line for line in every if len(line) > 100 or line != line.rstrip()] == []
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_is_the_manual(flag):
+def test_help_is_a_screen_that_says_where_the_rest_is(flag):
     done = call("shots=0", flag)
-    assert (done.code, done.out, done.err) == (0, f"{TEXT}\n", "")
+    assert (done.code, done.out, done.err) == (0, f"{overview()}\n", "")
+    assert len(done.out.splitlines()) <= 48
+    assert len(TEXT.splitlines()) > 200
+    for topic in ("GROUP", "options", "commands"):
+        assert f"python -m so_clip --help {topic}" in done.out
+    # What it names is there: choices, and every option with its default.
+    for group, named in re.findall(r"(?m)^    (\w+) +(\w+ \| .*)$", done.out):
+        for choice in re.findall(r"[a-z]\w*(?=$| \|)", named):
+            if choice != "more":
+                compose([f"{group}={choice}"])
+    options = [line for line in done.out.splitlines() if re.match(r" +\w+=", line)]
+    assert len(options) == 7
+    assert set(options) <= set(LINES)
+
+
+def test_a_topic_is_the_part_of_the_manual_that_it_names():
+    assert call("--help", "all").out == f"{TEXT}\n"
+    for topic in TOPICS[:-1]:
+        part = call("--help", topic).out
+        assert 2 < len(part.splitlines()) < len(LINES) / 2
+        assert part in f"{TEXT}\n"
+    assert call("--help=method").out == call("method", "--help").out
+
+
+def test_a_choice_and_help_are_its_options():
+    assert "dataset.split_seed=1 " in call("dataset=folder", "--help").out
+    assert "optimizer.density_ratio=" in call("optimizer=so", "shots=4", "-h").out
+    assert call("method=nonsense", "-h").out == f"{overview()}\n"
+
+
+def test_an_unknown_topic_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"--help metod: there is no such topic\. Did you mean 'm"):
+        shown(["--help", "metod"])
+    assert call("--help", "metod").code == 2
 
 
 @pytest.mark.parametrize(
