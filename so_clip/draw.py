@@ -20,7 +20,7 @@ Only the split file is read; images are not needed (ImageNet's folders are its s
 
   python -m so_clip.draw dataset=dtd shots=4 seed=1 split_protocol=coop data_root=data
 
-  dataset         a dataset with a card: python -m so_clip --help lists them
+  dataset         a dataset with a card: python -m so_clip --help dataset lists them
   shots           train images per class; val gets min(4, shots)
   seed            the published draws are those of seeds 1, 2 and 3
   split_protocol  clip_lora (val first, then train; SO's too) | coop (train, then val)
