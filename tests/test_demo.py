@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from so_clip.paths import CONF_DIR
 from tests.command import spawn
+
+
+def test_the_demo_knows_every_kind_of_so() -> None:
+    """What it sets for one of them, see conf/experiment/by_optimizer/, the others need as well."""
+    kinds = {path.stem for path in (CONF_DIR / "optimizer").glob("so*.yaml")}
+    known = {path.stem for path in (CONF_DIR / "experiment" / "by_optimizer").glob("demo_*.yaml")}
+    assert {f"demo_{kind}" for kind in kinds} == known
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from so_clip import progress
 from so_clip.errors import InputError
 from so_clip.progress import Progress
 from so_clip.record import RunFolder
+from tests.clock import Clock
 from tests.command import call
 
 
@@ -23,6 +23,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def test_it_says_where_a_run_is_and_who_is_at_work(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
     monkeypatch.setattr(progress, "WRITE_EVERY_SECONDS", 0)
     told = Progress(tmp_path, 100)
     told.evaluate()  # zero-shot
@@ -35,14 +37,12 @@ def test_it_says_where_a_run_is_and_who_is_at_work(tmp_path, monkeypatch):
     assert [begun[key] for key in ("step", "max_steps", "loss", "seconds_left", "stage")] == [
         *(0, 100, None, None, "train")
     ]
-    since = time.monotonic()
     told.after_step(40, 2.5)  # of them, 40 were an earlier process's
-    time.sleep(0.2)
+    clock.now += 10
     told.after_step(60, 1.5)
-    seconds = time.monotonic() - since
     later = _read(tmp_path)
     assert (later["step"], later["loss"]) == (60, 1.5)
-    assert 0.4 <= later["seconds_left"] <= 2 * seconds + 0.1  # 40 steps at the pace of 20
+    assert later["seconds_left"] == 20  # 40 steps at the pace of 20 in 10 seconds
     told.evaluate()
     last = _read(tmp_path)
     assert (last["stage"], last["seconds_left"]) == ("evaluate", None)

@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from so_clip import resume
 from so_clip.errors import InputError
 from so_clip.paths import PACKAGE_DIR
 from so_clip.precision import Precision
 from so_clip.resume import READERS, Checkpoint, NoCheckpoint, Stopwatch
 from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, Loop, train
+from tests.clock import Clock
 from tests.toy import CountReads, Toy, random_batches
 
 ALWAYS = 1e-9  # seconds
@@ -180,13 +181,21 @@ def test_zero_seconds_neither_writes_nor_reads(path, tmp_path):
     assert part.state == "as it was"
 
 
-def test_it_is_written_when_it_is_time(tmp_path):
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(resume, "time", clock)
+    return clock
+
+
+def test_it_is_written_when_it_is_time(tmp_path, clock):
     path = tmp_path / "checkpoint.pt"
-    checkpoint = _checkpoint(path, Part(1), every=0.2)
+    checkpoint = _checkpoint(path, Part(1), every=60)
     checkpoint.restore()
+    clock.now += 59
     checkpoint.after_step()
     assert not path.exists()
-    time.sleep(0.25)
+    clock.now += 1
     checkpoint.after_step()
     assert path.exists()
     path.unlink()
@@ -211,22 +220,23 @@ def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, capsys):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_seconds_add_up_and_writing_is_no_training(tmp_path):
+def test_seconds_add_up_and_writing_is_no_training(tmp_path, clock):
     path, first = tmp_path / "checkpoint.pt", Stopwatch()
 
     class Slow(Part):
         def state_dict(self):
-            time.sleep(0.3)
+            clock.now += 30
             return {}
 
-    time.sleep(0.2)
-    Checkpoint(path, "run", ALWAYS, first, slow=Slow(None)).after_step()
-    assert 0.2 <= first.seconds < 0.3
+    checkpoint = Checkpoint(path, "run", 2.0, first, slow=Slow(None))
+    clock.now += 2
+    checkpoint.after_step()
+    assert first.seconds == 2
     second = Stopwatch()
-    time.sleep(0.3)  # what is done again before training goes on
+    clock.now += 30  # what is done again before training goes on
     Checkpoint(path, "run", ALWAYS, second).restore()
-    time.sleep(0.1)
-    assert 0.3 <= second.seconds < 0.45
+    clock.now += 1
+    assert second.seconds == 3
 
 
 class Cut:

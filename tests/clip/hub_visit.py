@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,13 +39,24 @@ class SmallHub(BaseHTTPRequestHandler):
 
 
 def visit(fetch: Callable[[], Path]) -> dict[str, Any]:
-    start = time.monotonic()
+    before = len(SmallHub.wanted)
     try:
         path = fetch()
         result = {"content": path.read_bytes().decode()}
     except Exception as error:
         result = {"error": type(error).__name__, "message": str(error)}
-    return result | {"seconds": time.monotonic() - start}
+    return result | {"requests": len(SmallHub.wanted) - before}
+
+
+def waiting(server: socket.socket) -> int:
+    """Return how many have asked a server that answers nobody."""
+    server.setblocking(False)
+    count = 0
+    with suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+            count += 1
+    return count
 
 
 def main(cache: str) -> None:
@@ -60,6 +70,7 @@ def main(cache: str) -> None:
 
         limit, hub.PROBE_SECONDS = hub.PROBE_SECONDS, 1
         results = {"silent": visit(fetch), "limit": {"seconds": limit}}
+        results["silent"]["requests"] = waiting(silent)
     results["closed"] = visit(fetch)
     ThreadingHTTPServer.allow_reuse_address = True
     server = ThreadingHTTPServer(("127.0.0.1", port), SmallHub)

@@ -32,12 +32,15 @@ def visits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(done.stdout) | {"stderr": done.stderr}
 
 
-@pytest.mark.parametrize("hub", ["silent", "closed", "failing"])
-def test_no_hub_is_said_within_seconds_with_the_way_out(hub: str, visits: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("hub", "at_most"), [("silent", 2), ("closed", 0), ("failing", 1)])
+def test_no_hub_is_said_after_a_request_or_two_with_the_way_out(
+    hub: str, at_most: int, visits: dict[str, Any]
+) -> None:
+    """The hub's client by itself asks again and again, for most of a minute."""
     visit = visits[hub]
     assert visit["error"] == "InputError"
     assert visits["limit"]["seconds"] <= 5
-    assert visit["seconds"] < 20 if hub == "silent" else visit["seconds"] < 5  # imports included
+    assert visit["requests"] <= at_most
     for part in (
         "ViT-B-32-quickgelu",
         "pretrained=openai",
@@ -55,7 +58,7 @@ def test_an_open_hub_delivers_with_a_progress_bar(visits: dict[str, Any]) -> Non
 
 def test_what_was_downloaded_needs_no_hub_again(visits: dict[str, Any]) -> None:
     assert visits["cached"]["content"] == hub_visit.WEIGHTS.decode()
-    assert visits["cached"]["seconds"] < 1
+    assert visits["cached"]["requests"] == 0
 
 
 def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:

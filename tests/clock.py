@@ -1,0 +1,13 @@
+"""A clock that goes on when it is told to, so that no test waits or depends on the machine."""
+
+
+class Clock:
+    """Stands for the module `time`; `now` is in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
