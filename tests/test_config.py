@@ -45,7 +45,16 @@ def _bind(spec: dict[str, Any]) -> None:
 def test_the_search_reaches_every_group():
     assert {file.parts[0] for file in FILES} == {
         "config.yaml",
-        *("adapter", "backbone", "dataset", "experiment", "hydra", "method", "optimizer", "schedule"),
+        *(
+            "adapter",
+            "backbone",
+            "dataset",
+            "experiment",
+            "hydra",
+            "method",
+            "optimizer",
+            "schedule",
+        ),
     }
 
 

@@ -41,6 +41,7 @@ class DecodeCache:
     def __init__(self, folder: Path, budget_bytes: int, reserve_bytes: int = RESERVE_BYTES) -> None:
         self.folder, self.budget_bytes, self.reserve_bytes = folder, budget_bytes, reserve_bytes
         self._said: set[str] = set()
+        self._made: list[Path] = []  # folders that are this one's doing, the innermost first
 
     def path(self, layout: Layout) -> Path:
         """Return where the file of a layout is, or would be."""
@@ -66,6 +67,9 @@ class DecodeCache:
             self._not_kept(f"they take {_gib(needed)} GiB")
             return None
         try:
+            self._made += [
+                each for each in (self.folder, *self.folder.parents) if not each.exists()
+            ]
             others_wait = lock_new(self.folder)
             try:
                 return self._begin(layout)
@@ -76,6 +80,12 @@ class DecodeCache:
         except OSError as error:
             self.not_written(error)
             return None
+
+    def give_up(self) -> None:
+        """Take away the folders that were made for what is not kept, as far as they are empty."""
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def discard(self, path: Path, reason: str) -> None:
         """Delete a file that cannot be believed."""
@@ -193,8 +203,10 @@ class DecodedPass:
         """End the pass. What it made is kept if all images are in it."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            if not writer.finish() and writer.error is not None:
-                self._cache.not_written(writer.error)
+            if not writer.finish():
+                self._cache.give_up()
+                if writer.error is not None:
+                    self._cache.not_written(writer.error)
         if self._kept is not None:
             kept, self._kept = self._kept, None
             kept.close()

@@ -341,7 +341,9 @@ def test_what_it_cannot_be_added_to_is_refused() -> None:
         classifier.backbone, classifier.tokens_PL, prompts_per_class=2, templates=("{}", "a {}")
     )
     classifier.backbone.model.token_embedding = nn.Embedding(49408, 32)
-    with pytest.raises(InputError, match=r"template=ensemble or a file of templates: a class has 2 prompts here"):
+    with pytest.raises(
+        InputError, match=r"template=ensemble or a file of templates: a class has 2 prompts here"
+    ):
         CoOp()(two)
     with pytest.raises(InputError, match=r"runs into the name in 'undog'\. End it with a space"):
         CoOp()(small(["dog"], template="un{}"))
