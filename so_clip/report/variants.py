@@ -1,6 +1,6 @@
 """What sets runs of one method apart: the settings that differ between them, by name and value."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -22,6 +22,7 @@ _NOT_A_VARIANT = frozenset(
         *(f"own.{field.name}" for field in fields(OwnData) if field.name != "class_names"),
     }
 )
+_TARGET = "._target_"
 # Named wherever it is another, even if all runs have it: their figures mean something else.
 _USUAL: dict[str, Any] = {"protocol": "all", "imbalance": None, "processes": 1}
 
@@ -55,7 +56,7 @@ def variants(frame: pd.DataFrame) -> pd.Series:
     names = []
     for method, each, methods in zip(frame["method"], flat, titles, strict=True):
         parts = [f"method={method}"] if methods > 1 else []
-        parts += [f"{key}={each[key]}" for key in varied[method] if key in each]
+        parts += [_named(key, each[key]) for key in varied[method] if key in each]
         names.append(", ".join(parts))
     return pd.Series(names, index=frame.index, dtype=object)
 
@@ -84,7 +85,8 @@ def _varied(frame: pd.DataFrame, flat: list[dict[str, str]]) -> dict[str, list[s
     """Return by method, sorted, the settings that differ between its runs at some number of shots.
 
     Between those on one dataset: what has one value on each dataset follows from it, as the steps
-    of so many epochs do. A setting that a run does not have counts as None.
+    of so many epochs do. A setting that a run does not have counts as None. Options of optimizers
+    (or adapters) are compared between runs with the same one.
     """
     groups: dict[tuple[Any, ...], list[dict[str, str]]] = defaultdict(list)
     columns = (frame[name] for name in ("method", "shots", "dataset"))
@@ -93,18 +95,36 @@ def _varied(frame: pd.DataFrame, flat: list[dict[str, str]]) -> dict[str, list[s
         groups[method, shots].append({key: each[key] for key in each if _is_of_no_dataset(key)})
     varied: dict[str, set[str]] = defaultdict(set)
     for (method, *_), same in groups.items():
-        values: dict[str, set[str]] = defaultdict(set)
-        having: dict[str, int] = defaultdict(int)
+        values: dict[tuple[str, str], set[str]] = defaultdict(set)
+        having, having_target = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         for each in same:
             for key, value in each.items():
-                values[key].add(value)
-                having[key] += 1
-        for key, found in values.items():
-            if having[key] < len(same):
+                group, target = _whose(key, each)
+                values[key, target].add(value)
+                having[key, target] += 1
+                if key.endswith(_TARGET):
+                    having_target[group, value] += 1
+        for (key, target), found in values.items():
+            alike = having_target[key.partition(".")[0], target] if target else len(same)
+            if having[key, target] < alike:
                 found.add("None")
             if len(found) > 1 or key in _USUAL:
                 varied[method].add(key)
     return defaultdict(list, {method: sorted(keys) for method, keys in varied.items()})
+
+
+def _whose(option: str, settings: dict[str, str]) -> tuple[str, str]:
+    """Return an option's group and, if it is one of an optimizer or adapter, which that is."""
+    group = option.partition(".")[0]
+    is_what_it_is = option.endswith(_TARGET)
+    return group, "" if is_what_it_is else settings.get(f"{group}{_TARGET}", "")
+
+
+def _named(option: str, value: str) -> str:
+    """Return an option and its value; of a class, the name alone."""
+    if option.endswith(_TARGET):
+        return f"{option.removesuffix(_TARGET)}={value.rpartition('.')[2]}"
+    return f"{option}={value}"
 
 
 def _is_of_no_dataset(option: str) -> bool:

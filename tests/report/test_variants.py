@@ -1,0 +1,45 @@
+"""What tells the rows of one method apart."""
+
+from typing import Any
+
+import pandas as pd
+
+from so_clip.report.variants import variants
+
+SO: dict[str, Any] = {"_target_": "so_clip.optim.so.SO", "lr": 2e-4, "T": 10}
+ADAMW: dict[str, Any] = {"_target_": "torch.optim.AdamW", "lr": 2e-4, "eps": 1e-8}
+
+
+def names(*optimizers: dict[str, Any] | None) -> list[str]:
+    runs = [
+        {
+            "method": "taskres",
+            "method_title": "TaskRes",
+            "dataset": "digits",
+            "shots": 4,
+            "settings": {"optimizer": optimizer, "memory": "fast"},
+        }
+        for optimizer in optimizers
+    ]
+    return list(variants(pd.DataFrame(runs)))
+
+
+def test_runs_that_are_alike_have_no_name():
+    assert names(SO, SO) == ["", ""]
+
+
+def test_optimizers_are_told_apart_by_their_names_alone():
+    assert names(SO, ADAMW) == ["optimizer=SO", "optimizer=AdamW"]
+
+
+def test_options_are_compared_between_runs_of_one_optimizer():
+    slower = {**SO, "lr": 1e-4}
+    assert names(SO, slower, ADAMW) == [
+        "optimizer=SO, optimizer.lr=0.0002",
+        "optimizer=SO, optimizer.lr=0.0001",
+        "optimizer=AdamW, optimizer.lr=0.0002",
+    ]
+
+
+def test_an_option_that_one_run_does_not_have_is_named_for_the_other():
+    assert names(SO, {**SO, "seed_of_mine": 1})[1] == "optimizer.seed_of_mine=1"
