@@ -1,6 +1,6 @@
 """One row a method: what the shared battery (test_battery.py) may expect of it.
 
-A new method needs a file under so_clip/adapt or so_clip/optim, a YAML under conf/method, and a row.
+docs/methods.md says what else a new method needs.
 """
 
 from dataclasses import dataclass
