@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 # What a run imports late: each process here is a copy that has it already.
@@ -55,13 +56,17 @@ def _repeat(folder: Path, kills: int, overrides: list[str]) -> Counter[int]:
             return finished
         code = -1
         while code:
-            child = _start(arguments)
+            begun, child = time.monotonic(), _start(arguments)
             if finished.total() < kills:
                 time.sleep(draw.uniform(0, seconds))
-                os.killpg(child, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has no session yet
+                    os.killpg(child, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
             code = os.waitpid(child, 0)[1]
             assert code in (0, signal.SIGKILL)
-            if code:
+            if not code:  # the machine has less to do by now, or there was less to do
+                seconds = min(seconds, max(1.0, 1.5 * (time.monotonic() - begun)))
+            else:
                 finished[_check_whole(at_work)] += 1
 
 
