@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# A shell starts what runs in its background deaf to Ctrl-C, and processes of tests would inherit it.
+# A shell starts what runs in its background deaf to Ctrl-C, which processes of tests would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
