@@ -136,6 +136,20 @@ def test_missing_images_are_no_corrupt_ones(root):
     assert "missing, first ant/test_0.png" in done.err
 
 
+def test_a_missing_image_that_would_replace_a_corrupt_one_is_named(root):
+    ants = root / "eurosat" / "2750" / "ant"
+    _, folder, _ = _run(root)
+    drawn = [path for path in _drawn(folder) if path.startswith("ant/")]
+    _cut(root, drawn[0])
+    for file in ants.glob("train_*"):
+        if f"ant/{file.name}" not in drawn:
+            file.unlink()
+    done = _call(root, "on_corrupt=skip")
+    assert done.code == 2
+    assert "the image is missing" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_there_is_no_third_way(root):
     done = _call(root, "on_corrupt=ignore")
     assert done.code == 2

@@ -88,14 +88,17 @@ def corrupt_images(images: ImageSource, paths: Sequence[str], kept_in: Path | No
 
 
 def _key(images: ImageSource, paths: Sequence[str]) -> str:
-    """Return the SHA-256 of what tells changed files at a glance; "" where there are none."""
+    """Return the SHA-256 of what tells changed files at a glance; "" where one is not there."""
     root = getattr(images, "root", None)
     if root is None:
         return ""
     decoder = PIL.__version__, code_sha256("data/images.py")
     total = hashlib.sha256(f"{decoder} {os.path.realpath(root)}\0".encode())
     for path in paths:
-        status = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118 - for a million of them
+        try:
+            status = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118 - for a million
+        except OSError:  # reading it will tell
+            return ""
         total.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode())
     return total.hexdigest()
 

@@ -61,9 +61,10 @@ def test_corrupt_images_are_found_in_order(folder):
     assert [*errors_of(folder, PATHS, "look")] == ["cut.png", "empty.png"]
 
 
-def test_what_cannot_be_read_for_another_reason_ends_the_search(folder):
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_cannot_be_read_for_another_reason_ends_the_search(kept, folder, tmp_path):
     with pytest.raises(InputError, match=r"none\.png: the image is missing") as caught:
-        corrupt_images(folder, ["cut.png", "none.png"], None)
+        corrupt_images(folder, ["cut.png", "none.png"], tmp_path / "kept" if kept else None)
     assert not isinstance(caught.value, CorruptImage)
 
 
