@@ -11,7 +11,7 @@ images that the draw of seed 0 left over: among multiples far apart at the base 
 best of those elsewhere. No validation or test image takes part. Weights that are missing are
 pre-trained, below OUT/runs/advantage/weights; they, and runs that are finished, are not made again.
 Writes OUT/tables/digits_advantage.csv after every point, and OUT/figures/digits_advantage.png.
-Points that are in that table already stay as they are: remove it to begin anew.
+Points that are in that table already, of as many seeds, stay as they are: remove it to begin anew.
 """
 
 import argparse
@@ -20,13 +20,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench.tables import ADDED, write_table
+from scripts.bench.tables import write_table
 from scripts.digits.runs import RATES, RESULTS, Overrides, Pool, Row, best, own_rate, pool, steps
 
 DENSITIES: tuple[float, ...] = (5e-4, 1e-2)  # the paper's, and one that suits small matrices
@@ -75,18 +76,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = options.out / "runs" / "advantage"
     path = options.out / "tables" / "digits_advantage.csv"
     before = pd.read_csv(path) if path.exists() else None
+    asked = list(points(list(VARIED)))
     rows: list[Row] = []
     starts: Starts = {}
     with pool(runs, options.workers) as workers:
-        for point in points(list(VARIED)):
+        for point in asked:
             known = _rows_of(point, before)
+            if known and known[0]["seeds"] != len(options.seeds):
+                known = []
             if not known and point.factor in (BASE.factor, *options.only):
                 print(point, flush=True)
                 known = compare(workers, point, options.seeds, runs / "weights", starts)
             rows += known
             if point == BASE:
                 starts = _around_the_best(rows)
-            _write(rows, path)
+            later = asked[asked.index(point) + 1 :]
+            _write([*rows, *chain(*(_rows_of(each, before) for each in later))], path)
     from scripts.digits.plots import advantage
 
     advantage(pd.read_csv(path), options.out / "figures" / "digits_advantage.png")
@@ -143,11 +148,11 @@ def compare(
 
 
 def _rows_of(point: Point, table: pd.DataFrame | None) -> list[Row]:
-    """Return the rows that a table has of a point, without what it adds to them."""
+    """Return the rows that a table has of a point."""
     if table is None:
         return []
     found = table[(table[list(asdict(point))] == pd.Series(asdict(point))).all(axis=1)]
-    rows = found.drop(columns=list(ADDED)).to_dict("records")
+    rows = found.to_dict("records")
     return [{key: None if pd.isna(value) else value for key, value in row.items()} for row in rows]
 
 

@@ -69,7 +69,12 @@ def _write(rows: Sequence[Row], options: argparse.Namespace, section: str) -> No
     import torch
 
     rows = [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]  # zero-shot's
+    said = {key: getattr(options, key) for key in ("methods", "shots", "seeds")}
+    usual = {"methods": None, "shots": SHOTS, "seeds": SEEDS}
     command = f"python scripts/digits_tables.py --dataset {options.dataset} --only {section}"
+    for key, values in said.items():
+        if values != usual[key]:
+            command += f" --{key} {' '.join(map(str, values))}"
     path = options.out / "tables" / f"{options.dataset}_{section}.csv"
     torch.set_num_threads(1)  # as every run has it, for the table to say
     write_table(rows, path, torch.device("cpu"), command)

@@ -57,6 +57,8 @@ def resolved(settings: Settings) -> Settings:
     precision, evaluation = (
         pick_precision(name, device) for name in (settings.precision, settings.evaluation_precision)
     )
+    if device.type == "cuda":  # on the CPU what auto stands for is older than runs that are kept
+        settings = with_text_budget(settings, on_cuda=True)
     return replace(
         settings,
         device=str(device),

@@ -13,7 +13,7 @@ from typing import Any
 from so_clip.data.cards import PACKAGE_LAYOUT, load_card
 from so_clip.data.examples import SKIP
 from so_clip.data.find import own_target
-from so_clip.data.gather import Data
+from so_clip.data.gather import Data, Target
 from so_clip.protocols import ALL
 from so_clip.settings import Settings
 
@@ -64,6 +64,19 @@ def run_dir(settings: Settings, fingerprint: str) -> Path:
     return settings.results_dir / "-".join([*parts, fingerprint[:DIGITS]])
 
 
+def prompts_sha256(data: Data, template: str) -> str:
+    """Return the SHA-256 of what a run's prompts are made of, wherever it was read."""
+    own = next(target for target in data.targets if not target.name)
+    return hashlib.sha256(json.dumps(_prompts(own, template)).encode()).hexdigest()
+
+
+def _prompts(target: Target, template: str) -> tuple[Any, Any, Any]:
+    """Return class names, templates and, if there are any, descriptions."""
+    names, described = target.splits.class_names, target.card.descriptions
+    templates = target.card.template_sets.get(template, (template,))
+    return names, templates, None if described is None else [described[name] for name in names]
+
+
 def contents_sha256(data: Data, template: str) -> str:
     """Return the SHA-256 of a run's lists, class names and templates, for each of its test sets.
 
@@ -77,12 +90,11 @@ def contents_sha256(data: Data, template: str) -> str:
     total = hashlib.sha256()
     for target in data.targets:
         splits = target.splits
-        templates = target.card.template_sets.get(template, (template,))
-        values = target.name, target.columns, splits.sha256, splits.class_names, templates
+        prompts = _prompts(target, template)
+        values = target.name, target.columns, splits.sha256, *prompts[:2]
         total.update(json.dumps(values).encode())
-        if target.card.descriptions is not None:
-            described = [target.card.descriptions[name] for name in splits.class_names]
-            total.update(json.dumps(described).encode())
+        if prompts[2] is not None:
+            total.update(json.dumps(prompts[2]).encode())
         for examples in (splits.train, splits.val, splits.test):
             # A list of a million takes a second so, and several as JSON.
             lines = "".join([f"{path}\0{label}\0" for path, label in examples])

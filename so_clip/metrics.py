@@ -11,6 +11,7 @@ from so_clip.data.halves import BASE_TO_NEW
 from so_clip.device import describe
 from so_clip.evaluate import Evaluator, Predictions
 from so_clip.figures import ADAPTED, ZERO_SHOT, figures, harmonic_mean, per_class
+from so_clip.identity import prompts_sha256
 from so_clip.record import SKIPPED_FILE, RunFolder
 from so_clip.settings import Settings
 from so_clip.train import History
@@ -97,6 +98,7 @@ def run_metrics(
         "imbalance": settings.imbalance,
         "fewshot_sha256": data.few_shot.sha256 if data.few_shot else None,
         "split_sha256": data.splits.sha256,
+        "prompts_sha256": prompts_sha256(data, settings.template),
         "fingerprint": settings.fingerprint,
         "run_fingerprint": fingerprint,
         **values[""],

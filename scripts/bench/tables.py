@@ -12,18 +12,20 @@ from so_clip.atomic import write_text
 from so_clip.device import describe
 
 # What `write_table` adds to every row.
-ADDED = ("command", "hardware", "threads", "torch")
+MADE_BY = ("command", "hardware", "threads", "torch")
 
 
 def write_table(
     rows: Sequence[Mapping[str, Any]], path: Path, device: torch.device, command: str
 ) -> pd.DataFrame:
-    """Write rows as CSV, numbers to four digits, with what they were made by and on."""
+    """Write rows as CSV, numbers to four digits, with what they were made by and on.
+
+    A row that says so already, being from an earlier table, keeps what it says.
+    """
     table = pd.DataFrame(rows)
-    table["command"] = command
-    table["hardware"] = hardware(device)
-    table["threads"] = torch.get_num_threads()
-    table["torch"] = torch.__version__
+    made = (command, hardware(device), torch.get_num_threads(), torch.__version__)
+    for name, value in zip(MADE_BY, made, strict=True):
+        table[name] = table[name].fillna(value) if name in table else value
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, table.to_csv(index=False, float_format="%.4g"))
     return table

@@ -68,9 +68,15 @@ def _add_contents(frame: pd.DataFrame, flat: list[dict[str, str]]) -> None:
     """
     given = pd.DataFrame({"dataset": frame["dataset"]})
     given["backbone"] = [str(settings.get("backbone")) for settings in frame["settings"]]
+    # Which classes there are follows from these two, and from the split.
+    asked = [(each.get("template"), each.get("protocol")) for each in frame["settings"]]
+    given["prompts"] = [
+        f"{name}, {each}" for name, each in zip(frame["dataset"], asked, strict=True)
+    ]
     for column, name, by, none_counts in (
         ("split_sha256", "split", "dataset", True),
         ("weights_sha256", "weights", "backbone", False),
+        ("prompts_sha256", "prompts", "prompts", False),
     ):
         if column not in frame:
             continue

@@ -41,5 +41,15 @@ def test_options_are_compared_between_runs_of_one_optimizer():
     ]
 
 
+def test_prompts_from_a_file_that_changed_are_told_apart():
+    settings = {"template": "/home/me/templates.txt", "protocol": "all"}
+    common = {"method": "so", "method_title": "SO", "dataset": "dtd", "shots": 4}
+    runs = [
+        {**common, "settings": settings, "prompts_sha256": letter * 64} for letter in ("a", "b")
+    ]
+    assert list(variants(pd.DataFrame(runs))) == ["prompts=aaaaaaaa", "prompts=bbbbbbbb"]
+    assert list(variants(pd.DataFrame([runs[0], runs[0]]))) == ["", ""]
+
+
 def test_an_option_that_one_run_does_not_have_is_named_for_the_other():
     assert names(SO, {**SO, "seed_of_mine": 1})[1] == "optimizer.seed_of_mine=1"
