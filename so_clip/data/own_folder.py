@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,7 +99,7 @@ class _Walk:
         """Return name and path of the folders that are classes or splits; count what is not."""
         folders = {}
         for entry in self._visible(str(folder)):
-            if entry.is_dir():
+            if _holds(entry, os.DirEntry.is_dir):
                 folders[entry.name] = entry.path
             elif entry.name.lower().endswith(SUFFIXES):
                 self.stray += 1
@@ -126,15 +127,19 @@ class _Walk:
         """Add all images of a class's folder and of those in it."""
         self.found.keys.add(key)
         below = len(str(self.root)) + 1
-        waiting = [folder]
+        # A folder, and the real paths of those that lead to it, through links or not.
+        waiting: list[tuple[str, frozenset[str]]] = [(folder, frozenset())]
         while waiting:
-            place = waiting.pop()
+            place, around = waiting.pop()
+            real = os.path.realpath(place)
+            if real in around:
+                raise InputError(f"{place}: is a folder around itself, by links. Remove one.")
             for entry in self._visible(place):
-                if entry.is_dir():
-                    waiting.append(entry.path)
+                if _holds(entry, os.DirEntry.is_dir):
+                    waiting.append((entry.path, around | {real}))
                 elif not entry.name.lower().endswith(SUFFIXES):
                     self.others[_suffix(entry.name)] += 1
-                elif entry.is_file():
+                elif _holds(entry, os.DirEntry.is_file):
                     path = entry.path[below:].replace(os.sep, "/")
                     if reason := why_outside(path):
                         raise InputError(f"{entry.path!r}: {reason}. Rename it.")
@@ -188,6 +193,14 @@ class _Walk:
 
 def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _holds(entry: os.DirEntry[str], test: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Return what a test of an entry says; InputError if the system does not tell."""
+    try:
+        return test(entry)
+    except OSError as error:
+        raise InputError(f"{entry.path}: cannot be read: {error.strerror or error}.") from error
 
 
 def _suffix(name: str) -> str:

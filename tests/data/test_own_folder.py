@@ -162,6 +162,15 @@ def test_links_in_a_circle_are_refused(tmp_path: Path):
         list_folder(tmp_path)
 
 
+def test_links_in_a_circle_through_two_folders_are_refused(tmp_path: Path):
+    touch(tmp_path, "ant/a.jpg", "bee/b.jpg")
+    (tmp_path / "ant" / "x").symlink_to(tmp_path / "bee")
+    assert len(list_folder(tmp_path).images) == 3
+    (tmp_path / "bee" / "y").symlink_to(tmp_path / "ant")
+    with pytest.raises(InputError, match=r"is a folder around itself, by links\. Remove one"):
+        list_folder(tmp_path)
+
+
 def test_a_pipe_is_no_image(tmp_path: Path):
     touch(tmp_path, "ant/a.jpg", "bee/b.jpg")
     os.mkfifo(tmp_path / "bee" / "c.jpg")
