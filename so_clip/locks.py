@@ -9,6 +9,7 @@ lock on what has no name any more, finds that out, and tries again. A process th
 its file, unlocked, and the next takes that over.
 """
 
+import errno
 import os
 import time
 from contextlib import suppress
@@ -21,6 +22,8 @@ except ImportError:  # Windows
 
 LOCK_FILE = ".lock"
 _ATTEMPTS = 20
+# What file systems without locks, such as some of the network, answer.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 def lock_new(folder: Path) -> int | None:
@@ -32,7 +35,7 @@ def lock_new(folder: Path) -> int | None:
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: the folder, or a file in it, cannot be made.
+        OSError: the folder, or a file in it, cannot be made or locked.
     """
     for _ in range(_ATTEMPTS):
         # Another process may take the empty folder away again; mkdir, which finds it there and
@@ -73,8 +76,9 @@ def is_locked(folder: Path) -> bool | None:
                 return False
         except BlockingIOError:
             return True
-        except OSError:
-            return None
+        except OSError as error:
+            if not _is_gone(error):
+                return None
         finally:
             os.close(descriptor)
     return False
@@ -88,7 +92,7 @@ def _make_and_lock(folder: Path) -> int | None:
     descriptor = _open(file)
     try:
         for _ in range(_ATTEMPTS):
-            if _is_locked(descriptor):
+            if _take(descriptor):
                 if _is_open_at(descriptor, file):
                     return descriptor
                 raise FileNotFoundError
@@ -96,12 +100,13 @@ def _make_and_lock(folder: Path) -> int | None:
             time.sleep(1e-3 * (1 + os.getpid() % 7))  # no two in step
         raise BlockingIOError
     except OSError as error:
+        # The file stays: by its name it may be another's, who holds a lock on it.
         os.close(descriptor)
-        if isinstance(error, (BlockingIOError, FileNotFoundError)):
-            raise
-        with suppress(OSError):
-            file.unlink()
-        return None  # some network file systems have no locks
+        if error.errno in _NO_LOCKS:
+            return None
+        if _is_gone(error):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file) from error
+        raise
     except BaseException:
         os.close(descriptor)
         raise
@@ -119,11 +124,18 @@ def _is_open_at(descriptor: int, file: Path) -> bool:
     """Whether an open file is still the one of its name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(file))  # noqa: PTH116
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if _is_gone(error):
+            return False
+        raise
 
 
-def _is_locked(descriptor: int) -> bool:
+def _is_gone(error: OSError) -> bool:
+    """Whether this says that a file has no name any more; ESTALE is what NFS says."""
+    return isinstance(error, FileNotFoundError) or error.errno == errno.ESTALE
+
+
+def _take(descriptor: int) -> bool:
     """Lock a file for this process alone, and say whether that went well."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

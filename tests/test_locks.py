@@ -1,5 +1,6 @@
 """Locks on folders: one holder at a time, none outlives its process, and no file is left."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import pytest
 from so_clip.locks import LOCK_FILE, is_locked, lock_new, unlock
 from tests.command import environment, python
 
+fcntl = pytest.importorskip("fcntl")
+
 # Adds 1 to a number in a file whenever it gets the lock, and says how often.
 COUNT = """
-import sys
+import sys, time
 from pathlib import Path
 from so_clip.locks import lock_new, unlock
 
@@ -23,6 +26,7 @@ for _ in range(400):
     try:
         lock = lock_new(folder)
     except BlockingIOError:
+        time.sleep(1e-3)  # the holder may be waiting for this very core
         continue
     number.write_text(str(int(number.read_text()) + 1))
     got += 1
@@ -116,3 +120,48 @@ def test_a_file_that_may_only_be_read_can_be_locked_still(tmp_path):
     assert lock is not None
     assert is_locked(tmp_path)
     unlock(tmp_path, lock)
+
+
+@pytest.fixture
+def first_flock_says(monkeypatch):
+    """Return a function that has the first lock asked for answered by an error, as on NFS."""
+
+    def refuse(number: int) -> None:
+        waiting, flock = [number], fcntl.flock
+
+        def answer(descriptor: int, operation: int) -> None:
+            if waiting:
+                raise OSError(waiting.pop(), "as a server says")
+            flock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", answer)
+
+    return refuse
+
+
+def test_a_file_that_another_machine_has_taken_away_is_asked_for_anew(tmp_path, first_flock_says):
+    first_flock_says(errno.ESTALE)
+    lock = lock_new(tmp_path)
+    assert lock is not None
+    assert is_locked(tmp_path)
+    unlock(tmp_path, lock)
+    lock = lock_new(tmp_path)
+    first_flock_says(errno.ESTALE)
+    assert is_locked(tmp_path)
+    unlock(tmp_path, lock)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_there_are_no_locks_a_file_that_may_be_anothers_stays(
+    tmp_path, first_flock_says, number
+):
+    (tmp_path / LOCK_FILE).touch()
+    first_flock_says(number)
+    assert lock_new(tmp_path) is None
+    assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_what_is_wrong_with_a_lock_is_no_lack_of_locks(tmp_path, first_flock_says):
+    first_flock_says(errno.EIO)
+    with pytest.raises(OSError, match="as a server says"):
+        lock_new(tmp_path)
