@@ -171,6 +171,11 @@ def test_draw_doctor_and_forecast_know_them(zoo: Path, tmp_path: Path):
     assert found.code == 0
     assert "zoo: whole, 40 images, 40 of them decoded" in found.out
     assert "5 classes; images: 20 train, 10 val, 10 test" in found.out
+    found = call(
+        *("dataset=folder", f"dataset.folder={zoo}", f"data_root={tmp_path / 'none'}"), main=doctor
+    )
+    assert (found.code, found.err) == (0, "")
+    assert "zoo: whole, 40 images" in found.out
     broken = tmp_path / "broken"
     write_class_folders(broken, ANIMALS[:2], images=4)
     (broken / "bee" / "0.png").write_bytes(b"\x89PNG")

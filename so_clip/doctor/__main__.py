@@ -67,8 +67,6 @@ def _main(arguments: list[str]) -> None:
     own = [argument for argument in arguments if argument.startswith("dataset.")]
     values = _values([each for each in arguments if each != JSON and each not in own])
     root = path("data_root", values["data_root"])
-    if not root.is_dir():
-        raise InputError(f"data_root={root}: there is no such folder. Give the one with datasets.")
     samples = int(values["samples"]) if values["samples"].isdecimal() else values["samples"]
     samples = whole("samples", samples, 0)
     check = one_of("check", values["check"], CHECKS)
@@ -77,6 +75,8 @@ def _main(arguments: list[str]) -> None:
     if own or values["dataset"] in OWN_LAYOUTS:
         diagnoses = [_own(values["dataset"], root, own, decode)]
         own = [f"dataset={values['dataset']}", *own]
+    elif not root.is_dir():
+        raise InputError(f"data_root={root}: there is no such folder. Give the one with datasets.")
     else:
         names = _names(values["dataset"], cards_dir)
         cards = [load_card(name, cards_dir) for name in names]
@@ -165,8 +165,8 @@ def _conclude(
         first = f" Next: {_prepared(absent[:1], root)}" if absent else ""
         raise RunFailed(f"data_root={root}: none of the datasets is there.{first}")
     if not quiet:
-        whole = f"{len(here)} dataset{'s are' if len(here) > 1 else ' is'} whole"
-        print(f"{whole}. Next: {_run((below or here)[0], root, own)}")
+        count = f"{len(here)} dataset{'s are' if len(here) > 1 else ' is'} whole"
+        print(f"{count}. Next: {_run((below or here)[0], root, own)}")
 
 
 def _next(bad: Sequence[Diagnosis], root: Path) -> str:
