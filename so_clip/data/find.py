@@ -9,6 +9,7 @@ from so_clip.data.own import OwnData, own_name, read_own
 from so_clip.data.prompt_file import is_prompt_file, read_prompt_file
 from so_clip.data.splits import load_splits
 from so_clip.errors import InputError
+from so_clip.values import path
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def own_target(name: str, data_root: Path | None) -> tuple[str, OwnData] | None:
         return None
     if not folder and data_root is None:
         raise InputError(f"{name}: needs a folder, such as {layout}:FOLDER.")
-    place = Path(folder).expanduser() if folder else data_root
+    place = path(layout, folder) if folder else data_root
     assert place is not None
     return own_name(layout, place), OwnData(layout, place)
 
@@ -95,7 +96,7 @@ def own_target(name: str, data_root: Path | None) -> tuple[str, OwnData] | None:
 def _with_prompts(found: Dataset, template: str) -> Dataset:
     if not is_prompt_file(template):
         return found
-    prompts = read_prompt_file(Path(template).expanduser())
+    prompts = read_prompt_file(path("template", template))
     names, card = found.splits.class_names, found.card
     keys = card.class_folders if len(card.class_folders) == len(names) else ()
     described = prompts.of(names, keys)

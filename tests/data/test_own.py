@@ -189,6 +189,13 @@ def test_epochs_go_by_the_classes_that_are_there(tmp_path: Path):
         settings(*where, f"data_root={tmp_path / 'nowhere'}")
 
 
+@pytest.mark.parametrize("option", ['transfer=["folder:~nobody9/x"]', 'template="~nobody9/t.json"'])
+def test_a_home_of_nobody_is_told(option: str, tmp_path: Path):
+    where = ("dataset=folder", f"data_root={pets(tmp_path)}")
+    with pytest.raises(InputError, match=r"=~nobody9/.*: there is no such home"):
+        gather(**settings(*where, option).data)
+
+
 def test_own_images_are_targets_by_layout_and_folder(tmp_path: Path):
     pets(tmp_path / "zoo")
     assert find_dataset(f"folder:{tmp_path / 'zoo'}", None).card.name == "zoo"
