@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import math
 import os
 import shutil
 import tempfile
@@ -26,7 +25,7 @@ from so_clip.run_files import (
     HISTORY_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,
-    read_metrics,
+    finished_metrics,
 )
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -107,7 +106,8 @@ class RunFolder:
             raise
         finally:
             if self._watched and not self._begun:
-                (self.path / PROGRESS_FILE).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # whatever happens, the lock is given back
+                    (self.path / PROGRESS_FILE).unlink()
             self._claimed = self._watched = False
             unlock(self.path, lock)
             for path in dict.fromkeys((self.path, *created)):
@@ -117,25 +117,22 @@ class RunFolder:
     def finished(self, fingerprint: str) -> dict[str, Any] | None:
         """Return the metrics if the run of this fingerprint is finished, and None otherwise.
 
-        What cannot be read counts as unfinished, and stderr says so. What a process left that was
-        killed once all was written is removed.
+        What the report could not show counts as unfinished, and stderr says so. What a process
+        left that was killed once all was written is removed.
         """
         path = self.path / METRICS_FILE
         if not path.exists():
             return None
         try:
-            metrics = read_metrics(path)
+            metrics = finished_metrics(self.path)
         except InputError as error:
             say(f"{error} It counts as unfinished.")
             return None
-        lacks = "the fingerprint of its run"
-        if metrics.get("run_fingerprint") == fingerprint:
-            lacks = "figures that tables need"
-            if all(_is_finite(metrics.get(key)) for key in ("accuracy_percent", "peak_memory_mib")):
-                self._remove_rests()
-                return metrics
-        say(f"{path} lacks {lacks}. It counts as unfinished.")
-        return None
+        if metrics.get("run_fingerprint") != fingerprint:
+            say(f"{path} lacks the fingerprint of its run. It counts as unfinished.")
+            return None
+        self._remove_rests()
+        return metrics
 
     def watched(self, max_steps: int) -> Progress:
         """Return what tells from now on how far this run is; see Progress."""
@@ -290,7 +287,3 @@ def summary_table(rows: Mapping[str, str]) -> str:
     """Return the rows as an aligned two-column text table."""
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

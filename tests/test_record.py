@@ -14,15 +14,21 @@ import pytest
 from omegaconf import OmegaConf
 
 from so_clip.errors import InputError, RunBusy, RunFailed
+from so_clip.locks import is_locked
 from so_clip.record import (
     RunFolder,
     check_writable,
-    read_metrics,
     summary_table,
 )
+from so_clip.run_files import read_metrics
 from tests.command import python
 
 CONFIG = {"shots": 4, "optimizer": {"lr": 2e-4, "betas": [0.9, 0.999]}, "split_file": None}
+METRICS = {
+    **{"dataset": "digits", "backbone": "tiny", "method": "so", "method_title": "SO"},
+    **{"shots": 4, "seed": 1, "accuracy_percent": 50.0, "peak_memory_mib": 1.0},
+    **{"settings": {}, "run_fingerprint": "f1"},
+}
 
 
 def _names(folder: Path) -> list[str]:
@@ -143,16 +149,16 @@ def test_a_folder_that_goes_while_it_is_claimed_is_made_again(folder):
 
 def test_a_run_is_finished_if_its_metrics_are_whole_and_its_own(folder, capsys):
     assert folder.finished("f1") is None
-    metrics = {"run_fingerprint": "f1", "accuracy_percent": 50.0, "peak_memory_mib": 1.0}
-    folder.finish(metrics, "table")
-    assert folder.finished("f1") == metrics
+    folder.finish(METRICS, "table")
+    assert folder.finished("f1") == METRICS
     assert capsys.readouterr().err == ""
     assert folder.finished("f2") is None
-    for content in ("{", "[]", "{}", ""):
+    damaged = [METRICS | {"shots": "4"}, METRICS | {"new_accuracy_percent": float("nan")}]
+    for content in ("{", "[]", "{}", "", *map(json.dumps, damaged)):
         (folder.path / "metrics.json").write_text(content)
         assert folder.finished("f1") is None
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 5
+    assert len(said) == 7
     assert all(str(folder.path) in each and "counts as unfinished" in each for each in said)
 
 
@@ -178,6 +184,16 @@ def test_what_a_killed_attempt_left_is_cleared(folder):
     assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
 
 
+def test_a_progress_file_that_cannot_be_removed_keeps_no_lock(folder):
+    with folder.claimed():
+        folder.watched(3)
+        (folder.path / "progress.json").unlink()
+        (folder.path / "progress.json").mkdir()
+    assert is_locked(folder.path) is False
+    with folder.claimed():
+        pass
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_checkpoint_outlives_a_kill_and_no_finished_run(folder, finished):
     folder.path.mkdir(parents=True)
@@ -189,9 +205,6 @@ def test_a_checkpoint_outlives_a_kill_and_no_finished_run(folder, finished):
     assert _names(folder.path) == (kept if finished else ["checkpoint.pt", *kept])
     folder.finish({"accuracy_percent": 1.0}, "table")
     assert _names(folder.path) == ["config.yaml", "metrics.json", "summary.txt"]
-
-
-METRICS = {"run_fingerprint": "f1", "accuracy_percent": 50.0, "peak_memory_mib": 1.0}
 
 
 def test_what_a_process_left_that_was_killed_at_the_very_end_is_removed(folder):
