@@ -24,7 +24,7 @@ from so_clip.jobs import FAILED as FAILED_JOB
 from so_clip.jobs import JOBS_DIR, RUNNING, Job, flags_of, may_be_alive, read_jobs
 from so_clip.locks import LOCK_FILE, lock_new, unlock
 from so_clip.record import check_writable
-from so_clip.values import path
+from so_clip.values import optional_path, path
 
 SWEEP_FILE = "sweep.json"
 MAX_JOBS = 100_000
@@ -102,8 +102,10 @@ def _start(config: DictConfig) -> None:
 def _remove_rests(config: DictConfig) -> None:
     """Remove what sweeps left that were killed: files half written, and locks that nobody holds."""
     sweeps = Path(config.hydra.sweep.dir).parent
-    kept_in = config.evaluation.cache_dir
-    for folder in (sweeps.parent, *([Path(kept_in)] if isinstance(kept_in, str) else [])):
+    kept_in = None
+    with suppress(InputError):  # of which each run tells
+        kept_in = optional_path("evaluation.cache_dir", config.evaluation.cache_dir)
+    for folder in (sweeps.parent, *([kept_in] if kept_in else [])):
         atomic.remove_dead(folder)
     for file in sweeps.glob(f"*/{SWEEP_FILE}"):
         atomic.remove_dead(file.parent)

@@ -68,7 +68,11 @@ def test_a_job_with_values_of_other_types_is_left_out(tmp_path, wrong):
     [{"accuracy_percent": float("nan")}, {"accuracy_percent": None}, {"peak_memory_mib": "1"}],
 )
 def test_a_finished_run_without_its_figures_counts_as_unfinished(tmp_path, wrong, capsys):
-    metrics = {"run_fingerprint": "f", "accuracy_percent": 50.0, "peak_memory_mib": 1.0}
+    metrics = {
+        **{"dataset": "digits", "backbone": "tiny", "method": "so", "method_title": "SO"},
+        **{"shots": 4, "seed": 1, "accuracy_percent": 50.0, "peak_memory_mib": 1.0},
+        **{"settings": {}, "run_fingerprint": "f"},
+    }
     file = tmp_path / "metrics.json"
     file.write_text(json.dumps(metrics))
     assert RunFolder(tmp_path).finished("f") == metrics
@@ -116,7 +120,13 @@ def test_a_link_to_a_results_folder_is_that_folder(tmp_path):
 def test_a_home_folder_is_found_for_the_sweep_as_for_its_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    done = call("-m", "method=zero_shot", "evaluation.workers=0", 'results_dir="~/runs"')
+    left = tmp_path / "home" / "kept" / ".x.npz.y.partial"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    os.utime(left, (0, 0))
+    places = ('results_dir="~/runs"', 'evaluation.cache_dir="~/kept"')
+    done = call("-m", "method=zero_shot", "evaluation.workers=0", *places)
     assert done.code == 0, done.err
+    assert not left.exists()
     assert list(tmp_path.glob("home/runs/.sweeps/*/sweep.json"))
     assert not Path("~").exists()
