@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from so_clip.locks import is_locked
+from so_clip.prepare.lock import alone_in
 from tests.command import environment
 from tests.prepare.given import (
     SPLIT_FILE,
@@ -129,3 +132,16 @@ def test_interrupted_by_hand_it_says_so(server, root):
     assert process.returncode == 130
     assert err.endswith("so_clip: interrupted\n")
     _in_place_is_whole(root)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody can write in")
+def test_a_folder_that_may_not_be_written_is_worked_on_without_a_lock():
+    said: list[str] = []
+    with alone_in(Path("/proc/self"), said.append):
+        assert said == []
+
+
+def test_a_folder_is_held_by_a_file_which_other_machines_see_too(tmp_path):
+    with alone_in(tmp_path, print):
+        assert is_locked(tmp_path)
+    assert [*tmp_path.iterdir()] == []
