@@ -111,8 +111,9 @@ def gather(
         first = len(splits.class_names)
         halves.append(Target(NEW_CLASSES, card, new, images, first_label=first))
     elsewhere = [_elsewhere(name, data_root, dataset, protocol, template) for name in transfer]
-    _check_names(dataset, elsewhere)
     others = (*halves, *elsewhere)
+    _check_names([dataset, *(target.name for target in elsewhere)])
+    _check_names([target.name for target in others])
     require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
     for target in others:
         require_images(target.images, target.splits.test, target.card)
@@ -161,19 +162,19 @@ def _elsewhere(
         images = open_images(found.card, found.root)
     except InputError as error:
         raise InputError(f"transfer={name}: {error}") from error
+    _tell_notes(found)
     card, splits = found.card, found.splits
     shared = card.classes_of == dataset and protocol != BASE_TO_NEW
     return Target(card.name, card, splits, images, splits.parent_labels if shared else None)
 
 
-def _check_names(dataset: str, elsewhere: Sequence[Target]) -> None:
-    """Refuse two datasets of one name, as one's own images in folders of one name are."""
-    names = [dataset, *(target.name for target in elsewhere)]
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse two test sets of one name, as one's own images in folders of one name are."""
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(
-                f"transfer: {count} datasets are called {name}. Rename a folder, or give the run's "
-                "own images another name by dataset.name=NAME."
+                f"transfer: {count} test sets are called {name}. Rename a folder, or give the "
+                "run's own images another name by dataset.name=NAME."
             )
 
 

@@ -204,5 +204,19 @@ def test_own_images_are_targets_by_layout_and_folder(tmp_path: Path):
         find_dataset("folder", None)
     clash = ["dataset=folder", f"data_root={tmp_path / 'zoo'}", f"transfer=[folder:{tmp_path}/zoo]"]
     write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
-    with pytest.raises(InputError, match="transfer: 2 datasets are called zoo"):
+    with pytest.raises(InputError, match="transfer: 2 test sets are called zoo"):
         gather(**settings(*clash).data)
+
+
+def test_a_folder_called_as_the_new_classes_are_is_refused_as_a_target(tmp_path: Path):
+    write_class_folders(tmp_path / "new_classes", ANIMALS, images=10)
+    clash = ["protocol=base_to_new", f"transfer=[folder:{tmp_path}/new_classes]"]
+    with pytest.raises(InputError, match="transfer: 2 test sets are called new_classes"):
+        gather(**settings(*clash).data)
+
+
+def test_what_is_passed_over_in_a_target_is_told(tmp_path: Path, capsys):
+    write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
+    (tmp_path / "zoo" / "ant" / "why.txt").touch()
+    gather(**settings(f"transfer=[folder:{tmp_path}/zoo]").data)
+    assert "so_clip: zoo: no images by their names, so many" in capsys.readouterr().err
