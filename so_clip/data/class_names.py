@@ -58,11 +58,12 @@ def class_names(keys: Sequence[str], file: Path | None, place: Path) -> list[str
 def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
     values = read_values(file, "dataset.class_names")
     if isinstance(values, str):
-        values = _of_lines(values)
+        values = _of_lines(file, values)
     if isinstance(values, Mapping):
         given = {composed(str(key)): _name(file, str(key), name) for key, name in values.items()}
+        known = set(keys)
         for key in given:
-            if key not in set(keys):
+            if key not in known:
                 raise InputError(
                     f"{file}: {key!r} is no class.{nearest(key, keys)} The classes are "
                     f"{', '.join(map(repr, keys[:5]))}{', ...' if len(keys) > 5 else ''}."
@@ -78,11 +79,17 @@ def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
     return [_name(file, key, name) for key, name in zip(keys, values, strict=True)]
 
 
-def _of_lines(text: str) -> Any:
+def _of_lines(file: Path, text: str) -> Any:
     lines = lines_of(text)
-    if lines and all("\t" in line for line in lines):
-        return dict(line.split("\t", 1) for line in lines)
-    return lines
+    if not lines or not all("\t" in line for line in lines):
+        return lines
+    names: dict[str, str] = {}
+    for line in lines:
+        key, name = line.split("\t", 1)
+        if key in names:
+            raise InputError(f"{file}: the key {key!r} is given twice. Leave one of them out.")
+        names[key] = name
+    return names
 
 
 def _name(file: Path, key: str, name: Any) -> str:

@@ -86,6 +86,13 @@ def test_bad_files_are_refused(content: str, message: str, tmp_path: Path):
         class_names(["ant", "cat"], file, PLACE)
 
 
+def test_a_key_that_a_text_gives_twice_is_refused(tmp_path: Path):
+    file = tmp_path / "names.txt"
+    file.write_text("ant\ta\ncat\tc\nant\tb\n")
+    with pytest.raises(InputError, match=r"names\.txt: the key 'ant' is given twice"):
+        class_names(["ant", "cat"], file, PLACE)
+
+
 def test_a_file_that_is_none_is_named(tmp_path: Path):
     for file, reason in ((tmp_path / "no.txt", "cannot be read: No such"), (tmp_path, "is no fil")):
         with pytest.raises(InputError, match=re.escape(f"dataset.class_names: {file} {reason}")):
