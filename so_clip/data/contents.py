@@ -30,7 +30,8 @@ def images_sha256(images: ImageSource, paths: Sequence[str], workers: int) -> st
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="digest") as pool:
         try:
             results = pool.map(digests, tasks)
-            for each in tqdm(results, "look up", len(tasks), delay=_PATIENCE_SECONDS):
+            bar = tqdm(results, "look up", len(tasks), delay=_PATIENCE_SECONDS, disable=None)
+            for each in bar:
                 total.update(each)
         finally:
             # After an error nobody wants the rest.

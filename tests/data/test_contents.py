@@ -32,3 +32,9 @@ def test_many_images_are_read_in_order(tmp_path):
     assert images_sha256(images, names, 0) == images_sha256(images, names, 7)
     for other in (names[::-1], names[:-1], [*names[:100], "101", "100", *names[102:]]):
         assert images_sha256(images, other, 2) != images_sha256(images, names, 2)
+
+
+def test_no_bar_is_shown_in_a_log(folder, monkeypatch, capsys):
+    monkeypatch.setattr("so_clip.data.contents._PATIENCE_SECONDS", 0)
+    images_sha256(folder, ["0.png", "1.png"], 1)
+    assert capsys.readouterr().err == ""
