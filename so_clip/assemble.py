@@ -211,7 +211,11 @@ def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatch
     examples = data.few_shot.train
     return TrainBatches(
         training_images(
-            data.images, examples, settings.image_budget_mib, settings.evaluation.workers
+            data.images,
+            examples,
+            settings.image_budget_mib,
+            settings.evaluation.workers,
+            settings.at_once,
         ),
         [example.label for example in examples],
         settings.schedule.batch_size,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,8 @@ class Settings:
     on_corrupt: str
     data_root: Path
     results_dir: Path
+    # How many runs share this machine, which is no choice of this one and not recorded.
+    at_once: int = field(default=1, compare=False)
 
     @property
     def evaluation_precision(self) -> str:
@@ -147,11 +149,14 @@ class Settings:
         keys = ("dataset", "data_root", "split_file", "shots", "seed", "split_protocol")
         more = ("protocol", "transfer", "imbalance", "own", "template", "on_corrupt")
         values = {key: getattr(self, key) for key in (*keys, *more)}
-        return values | {"kept_in": self.evaluation.cache_dir}
+        evaluation = self.evaluation
+        return values | {"kept_in": evaluation.cache_dir, "workers": evaluation.workers}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values: what config.yaml holds."""
-        return json.loads(json.dumps(asdict(self), default=str))
+        values = json.loads(json.dumps(asdict(self), default=str))
+        del values["at_once"]
+        return values
 
     @property
     def fingerprint(self) -> str:
@@ -174,7 +179,7 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
 
     Args:
         config: as composed by Hydra.
-        at_once: how many runs share this machine's cores: what `auto` makes threads of.
+        at_once: how many runs share this machine's cores and memory, of which `auto` takes a part.
 
     Raises:
         InputError: naming the option, its value, and the values it may take.
@@ -229,6 +234,7 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
         on_corrupt=one_of("on_corrupt", values["on_corrupt"], ON_CORRUPT),
         data_root=data_root,
         results_dir=results_dir,
+        at_once=at_once,
     )
     if settings.optimizer is not None:
         schedule = settings.schedule

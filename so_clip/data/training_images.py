@@ -15,21 +15,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIB = 2**20
-# Of an automatic budget: so much at most, and no more than such a part of the machine's memory.
+# Of an automatic budget: so much at most, and no more than such a part of the machine's memory, for
+# all runs that are done at the same time.
 MOST_MIB, SHARE = 4096.0, 0.25
 # What a container may use, in both versions of Linux's control groups.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def auto_budget_mib() -> float:
-    """Return what training images may take by default: 4096 MiB, or a quarter of the memory."""
+def auto_budget_mib(at_once: int = 1) -> float:
+    """Return what training images may take by default: 4096 MiB, or a quarter of the memory.
+
+    Args:
+        at_once: how many runs share that quarter.
+    """
     sizes = []
     with suppress(OSError, ValueError, AttributeError):  # not every system tells
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for file in _LIMITS:
         with suppress(OSError, ValueError):  # "max" is no number
             sizes.append(int(Path(file).read_text(encoding="ascii")))
-    return min([MOST_MIB, *(SHARE * size / MIB for size in sizes)])
+    return min([MOST_MIB, *(SHARE * size / MIB / at_once for size in sizes)])
 
 
 class StreamedImages:
@@ -75,7 +80,11 @@ class StreamedImages:
 
 
 def training_images(
-    images: ImageSource, examples: Sequence[Example], budget_mib: float | None, workers: int
+    images: ImageSource,
+    examples: Sequence[Example],
+    budget_mib: float | None,
+    workers: int,
+    at_once: int = 1,
 ) -> "list[Tensor] | StreamedImages":
     """Return the images of a few-shot draw: in memory, or what streams them if they are too large.
 
@@ -83,10 +92,11 @@ def training_images(
         images, examples: see `load_uint8`.
         budget_mib: what all of them may take, decoded, MiB; None: see auto_budget_mib.
         workers: decoding threads of the stream.
+        at_once: how many runs share this machine's memory.
 
     Raises:
         InputError: the first image, in order, that cannot be read.
     """
-    budget_mib = auto_budget_mib() if budget_mib is None else budget_mib
+    budget_mib = auto_budget_mib(at_once) if budget_mib is None else budget_mib
     kept = load_uint8(images, examples, budget_bytes=budget_mib * MIB)
     return StreamedImages(images, examples, workers) if kept is None else kept

@@ -80,6 +80,14 @@ def test_the_automatic_budget_goes_by_the_machine(monkeypatch: pytest.MonkeyPatc
     sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**30 // 4096}
     monkeypatch.setattr("os.sysconf", sizes.__getitem__)
     assert auto_budget_mib() <= 256  # or less, in a container
+    assert auto_budget_mib(at_once=4) == auto_budget_mib() / 4
+
+
+def test_runs_at_the_same_time_share_the_automatic_budget_and_stay_the_same_runs():
+    alone, shared = (from_config(compose(["threads=1"]), at_once) for at_once in (1, 64))
+    assert (alone.at_once, shared.at_once) == (1, 64)
+    assert alone.fingerprint == shared.fingerprint
+    assert "at_once" not in shared.as_dict()
 
 
 def test_only_a_budget_that_is_given_makes_another_run():
