@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from so_clip import atomic
-from so_clip.data.find import find_card
+from so_clip.data.cards import DatasetCard
+from so_clip.data.find import find_card, find_dataset
 from so_clip.data.own import OwnData
 from so_clip.errors import InputError
 from so_clip.identity import RESULTS_VERSION
@@ -65,7 +66,8 @@ def _key(run: Mapping[Any, Any]) -> str:
             values[group] = {key: value for key, value in options.items() if key != "seed"}
     values["evaluation"] = None
     made_by = [RESULTS_VERSION, code_sha256(*_CODE)]
-    text = json.dumps([*made_by, run.get("steps"), values], sort_keys=True)
+    made_of = [run.get("steps"), run.get("split_sha256"), values]
+    text = json.dumps([*made_by, *made_of], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -80,8 +82,22 @@ def _forecast(run: Mapping[Any, Any]) -> int:
     from so_clip.forecast.predict import forecast
 
     settings = _settings(run["settings"], steps)
-    where = settings.data_root, settings.own, settings.template
-    return int(forecast(settings, find_card(settings.dataset, *where)).get("training_flops", 0))
+    return int(forecast(settings, _card(settings, run)).get("training_flops", 0))
+
+
+def _card(settings: Settings, run: Mapping[Any, Any]) -> DatasetCard:
+    """Return the card of a run's dataset.
+
+    Raises:
+        InputError: one's own images are no more those of the run.
+    """
+    where, template = settings.data_root, settings.template
+    if settings.own is None:
+        return find_card(settings.dataset, where, template=template)
+    found = find_dataset(settings.dataset, where, own=settings.own, template=template)
+    if found.splits.sha256 != run.get("split_sha256"):
+        raise InputError(f"the images in {settings.own.folder} are not those of the run any more")
+    return found.card
 
 
 def _settings(values: dict[str, Any], steps: int) -> Settings:
@@ -91,17 +107,17 @@ def _settings(values: dict[str, Any], steps: int) -> Settings:
         InputError: they are those of another version.
     """
     later: dict[str, Any] = {"checkpoint_seconds": 0.0, "force": False, "on_corrupt": "raise"}
-    given = later | {"image_budget_mib": None} | values
+    given = later | {"image_budget_mib": None} | values | {"at_once": 1}
     try:
         given |= {
             "schedule": Schedule(**given["schedule"] | {"max_steps": steps}),
             "augment": Augment(**given["augment"]),
-            "evaluation": Evaluation(**given["evaluation"]),
+            "evaluation": Evaluation(**{"decode_cache_gib": 0.0} | given["evaluation"]),
             "transfer": tuple(given["transfer"]),
             "own": OwnData.from_json(given.get("own")),
             "data_root": Path(given["data_root"]),
             "results_dir": Path(given["results_dir"]),
         }
         return Settings(**{field.name: given[field.name] for field in fields(Settings)})
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"its settings are of another version ({error})") from error

@@ -14,6 +14,7 @@ import pytest
 from so_clip.own_code import code_sha256
 from so_clip.report import __main__ as report
 from tests.command import Outcome, call, environment
+from tests.made_datasets import write_class_folders
 from tests.report.made_runs import (
     write_grid,
     write_predictions,
@@ -179,6 +180,29 @@ def test_flops_are_forecast_on_request_and_kept(real_runs, tmp_path):
     text = (tmp_path / "tables" / "accuracy.md").read_text()
     assert "training (TFLOP)" in text
     assert "FLOPs are forecast, not measured" in text
+
+
+def test_flops_of_earlier_runs_are_forecast_and_those_of_other_images_are_not(tmp_path):
+    write_class_folders(tmp_path / "pets", ("ant", "bee", "cat"), images=8)
+    own = ("dataset=folder", f"data_root={tmp_path / 'pets'}", "shots=2", "schedule.max_steps=1")
+    done = call("experiment=demo", *own, f"results_dir={tmp_path / 'runs'}")
+    assert done.code == 0, done.err
+    (file,) = (tmp_path / "runs").glob("*/metrics.json")
+    metrics = json.loads(file.read_text())
+    del metrics["settings"]["evaluation"]["decode_cache_gib"]  # which came later
+    file.write_text(json.dumps(metrics))
+    command = (tmp_path / "runs", "-o", tmp_path / "out", "--tables-only", "--flops")
+    assert (_report(*command).messages, (tmp_path / "runs" / ".flops.json").exists()) == ([], True)
+    (tmp_path / "runs" / ".flops.json").unlink()
+    write_class_folders(tmp_path / "pets", ("dog",), images=8)
+    (message,) = _report(*command).messages
+    assert "the images in" in message
+    assert "are not those of the run any more" in message
+    for garbage in ([], 3, "x", {"folder": 1}):
+        metrics["settings"]["own"] = garbage
+        file.write_text(json.dumps(metrics))
+        (message,) = _report(*command).messages
+        assert "no FLOPs: its settings are of another version" in message
 
 
 def test_other_code_forecasts_anew(tmp_path):
