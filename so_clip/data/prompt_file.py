@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so_clip.data.listing import composed
+from so_clip.data.class_names import readable
 from so_clip.data.text_files import lines_of, read_values
 from so_clip.errors import InputError, nearest
 
@@ -129,7 +129,7 @@ def _check_count(place: str, prompts: Sequence[Any]) -> None:
 
 
 def _folded(name: str) -> str:
-    return " ".join(re.sub("[_-]", " ", composed(name)).split()).casefold()
+    return readable(name).casefold()
 
 
 def _short(value: Any) -> str:
