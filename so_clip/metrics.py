@@ -13,6 +13,7 @@ from so_clip.evaluate import Evaluator, Predictions
 from so_clip.figures import ADAPTED, ZERO_SHOT, figures, harmonic_mean, per_class
 from so_clip.identity import prompts_sha256
 from so_clip.record import SKIPPED_FILE, RunFolder
+from so_clip.run_files import SKIPPED
 from so_clip.settings import Settings
 from so_clip.train import History
 
@@ -144,21 +145,22 @@ def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     if len(transfer) > 1:
         rows["on these, average"] = _both(metrics, "transfer_accuracy_percent")
     if skipped := [
-        f"{count} {split}" for split in ("train", "test") if (count := _all_skipped(metrics, split))
+        f"{count} {split}" for split in SKIPPED if (count := _all_skipped(metrics, split))
     ]:
         rows["skipped images"] = f"{', '.join(skipped)}: see {SKIPPED_FILE}"
     return rows
 
 
 def _all_skipped(metrics: Mapping[str, Any], split: str) -> int:
-    key = f"skipped_{split}_images"
-    return sum(each.get(key, 0) for each in (metrics, *metrics.get("transfer", {}).values()))
+    return sum(
+        each.get(SKIPPED[split], 0) for each in (metrics, *metrics.get("transfer", {}).values())
+    )
 
 
 def _skipped(data: Data, dataset: str) -> dict[str, int]:
     """Return how many corrupt images of one dataset were passed over, in training and in test."""
     counts = Counter(each.split for each in data.skipped if each.dataset == dataset)
-    return {f"skipped_{split}_images": counts[split] for split in ("train", "test")}
+    return {key: counts[split] for split, key in SKIPPED.items()}
 
 
 def _both(values: Mapping[str, Any], key: str) -> str:
@@ -190,7 +192,7 @@ def _transfer(data: Data, values: Mapping[str, Mapping[str, float]]) -> dict[str
         target.name: {
             **values[target.name],
             "test_images": len(target.splits.test),
-            "skipped_test_images": _skipped(data, target.splits.dataset)["skipped_test_images"],
+            SKIPPED["test"]: _skipped(data, target.splits.dataset)[SKIPPED["test"]],
             "classes": len(target.splits.class_names),
             "split_sha256": target.splits.sha256,
         }
