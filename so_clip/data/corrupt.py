@@ -33,13 +33,16 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def errors_of(images: ImageSource, paths: Iterable[str], what: str) -> dict[str, InputError]:
+def errors_of(
+    images: ImageSource, paths: Iterable[str], what: str, workers: int | None = None
+) -> dict[str, InputError]:
     """Decode images, in parallel; return those that cannot be, in order, with what they raised.
 
     Args:
         images: where to read them.
         paths: which; one that repeats is read once.
         what: for the progress bar, which a terminal alone shows.
+        workers: threads, one at least; None takes as many as the machine's cores suggest.
     """
 
     def check(path: str) -> InputError | None:
@@ -50,32 +53,37 @@ def errors_of(images: ImageSource, paths: Iterable[str], what: str) -> dict[str,
         return None
 
     listed = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+    threads = None if workers is None else max(1, workers)
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         found = tqdm(pool.map(check, listed), what, len(listed), unit="image", disable=None)
         return {path: error for path, error in zip(listed, found, strict=True) if error}
 
 
-def corrupt_images(images: ImageSource, paths: Sequence[str], kept_in: Path | None) -> Reasons:
+def corrupt_images(
+    images: ImageSource, paths: Sequence[str], kept_in: Path | None, workers: int | None = None
+) -> Reasons:
     """Return those of the images that are corrupt, in order, and why.
 
     That takes a decoding of them all, so what it came to is kept in a file: until the size or the
-    date of one of the images is another, nothing is decoded again.
+    date of one of the images is another, nothing is decoded again. Of a single image, such as one
+    that may replace another in a draw, nothing is kept.
 
     Args:
         images: where they are.
         paths: which.
         kept_in: the folder of that file; None keeps nothing.
+        workers: see errors_of.
 
     Raises:
         InputError: an image cannot be read for another reason, one that may pass.
     """
     paths = list(dict.fromkeys(paths))
-    key = _key(images, paths) if kept_in else ""
+    key = _key(images, paths) if kept_in and len(paths) > 1 else ""
     file = kept_in / f"corrupt-{key}.json" if kept_in and key else None
     if file and (known := _remembered(file, key, paths)) is not None:
         return known
     reasons = {}
-    for path, error in errors_of(images, paths, "check").items():
+    for path, error in errors_of(images, paths, "check", workers).items():
         if not isinstance(error, CorruptImage):
             raise error
         reasons[path] = error.reason

@@ -79,6 +79,7 @@ def gather(
     template: str = "plain",
     on_corrupt: str = "raise",
     kept_in: Path | None = None,
+    workers: int | None = None,
 ) -> Data:
     """Read the datasets' lists, draw the few shots, and make sure that every image is there.
 
@@ -96,6 +97,7 @@ def gather(
         on_corrupt: "skip" decodes all images that the run needs, and does without those that cannot
             be; see so_clip.data.corrupt. "raise" opens none: reading them will tell.
         kept_in: the folder of files that tell which are corrupt, so that each is decoded once.
+        workers: threads that decode for that; see so_clip.data.corrupt.errors_of.
 
     Raises:
         InputError: no such dataset, files missing or malformed; the message names them.
@@ -123,21 +125,21 @@ def gather(
     for each, lists in [(card, whole), *((target.card, target.splits) for target in elsewhere)]:
         _note_incomplete(each, lists)
     data = Data(card, splits, images, few_shot, others)
-    return _without_corrupt(data, kept_in) if on_corrupt == SKIP else data
+    return _without_corrupt(data, kept_in, workers) if on_corrupt == SKIP else data
 
 
-def _without_corrupt(data: Data, kept_in: Path | None) -> Data:
+def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> Data:
     """Take the corrupt images out of the draw and all test lists, and say how many there are."""
     few_shot, splits = data.few_shot, data.splits
     skipped: list[Skipped] = []
-    find = partial(corrupt_images, data.images, kept_in=kept_in)
+    find = partial(corrupt_images, data.images, kept_in=kept_in, workers=workers)
     if few_shot:
         few_shot, skipped = pass_over_in_draw(few_shot, splits, find)
     splits, of_test = pass_over_in_test(splits, find)
     skipped += of_test
     others = []
     for target in data.others:
-        find = partial(corrupt_images, target.images, kept_in=kept_in)
+        find = partial(corrupt_images, target.images, kept_in=kept_in, workers=workers)
         left, of_test = pass_over_in_test(target.splits, find)
         skipped += of_test
         others.append(replace(target, splits=left))

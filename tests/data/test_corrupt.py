@@ -1,5 +1,7 @@
 """Corrupt images are found once, replaced in the draw, left out of the test list, and named."""
 
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +95,27 @@ def test_what_was_found_is_kept_until_a_file_changes(folder, tmp_path_factory):
         for file in kept_in.iterdir():
             file.write_text(torn, errors="surrogateescape")
         assert found()[1] == 4
+
+
+def test_no_more_threads_decode_than_are_wanted(folder):
+    threads: set[int] = set()
+
+    class Watched(ImageFolder):
+        def read(self, path: str) -> Image.Image:
+            threads.add(threading.get_ident())
+            time.sleep(0.01)  # for others to begin
+            return super().read(path)
+
+    for workers, wanted in ((0, 1), (1, 1), (3, 3)):
+        threads.clear()
+        assert len(corrupt_images(Watched(folder.root), PATHS, None, workers)) == 2
+        assert len(threads) <= wanted
+
+
+def test_of_a_single_image_nothing_is_kept(folder, tmp_path_factory):
+    kept_in = tmp_path_factory.mktemp("kept")
+    assert [*corrupt_images(folder, ["cut.png", "cut.png"], kept_in)] == ["cut.png"]
+    assert [*kept_in.iterdir()] == []
 
 
 def test_a_folder_that_cannot_be_written_costs_a_line(folder, tmp_path, capsys):
