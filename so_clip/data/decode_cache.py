@@ -71,10 +71,14 @@ class DecodeCache:
                 each for each in (self.folder, *self.folder.parents) if not each.exists()
             ]
             others_wait = lock_new(self.folder)
+            writer = None
             try:
-                return self._begin(layout)
+                writer = self._begin(layout)
             finally:
                 unlock(self.folder, others_wait)
+                if writer is None:
+                    self.give_up()
+            return writer
         except BlockingIOError:  # another process makes room just now
             return None
         except OSError as error:
@@ -245,7 +249,10 @@ def _claimed(partial: Path) -> int | None:
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and not os.fstat(descriptor).st_size:
+            with contextlib.suppress(OSError):
+                partial.unlink()  # where there are no locks, nobody will make it whole
         os.close(descriptor)
         raise
     os.close(descriptor)

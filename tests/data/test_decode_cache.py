@@ -254,7 +254,15 @@ def test_a_short_disk_is_left_alone(images, tmp_path, capsys):
     cache = DecodeCache(tmp_path / "cache", MIB, reserve_bytes=2**60)
     assert _decoded_by(images, cache) == 7
     assert "GiB stay free" in capsys.readouterr().err
-    assert _files(cache) == _files(cache, PARTIAL) == []
+    assert not cache.folder.exists()
+
+
+def test_without_locks_nothing_is_left(images, cache, monkeypatch, capsys):
+    monkeypatch.setattr("so_clip.data.decoded.fcntl", None)
+    monkeypatch.setattr("so_clip.locks.fcntl", None)
+    assert _decoded_by(images, cache) == 7
+    assert "cannot be written: No locks available" in capsys.readouterr().err
+    assert not cache.folder.exists()
 
 
 @contextmanager
