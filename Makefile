@@ -21,7 +21,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# All of the machine, for 40 minutes; leave it alone meanwhile.
+# All of the machine, for the better part of an hour; leave it alone meanwhile.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_engine.py
 	$(BIN)/python scripts/bench_report.py
