@@ -1,6 +1,5 @@
 """All that a run takes from its datasets, found and checked before torch is imported."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from so_clip.data.find import Dataset, find_dataset
 from so_clip.data.halves import BASE_TO_NEW, base_and_new
 from so_clip.data.images import ImageSource, open_images, require_images
 from so_clip.data.own import OwnData
-from so_clip.errors import InputError
+from so_clip.errors import InputError, say
 
 # The name of the second half of the classes among a run's test sets.
 NEW_CLASSES = "new_classes"
@@ -145,10 +144,9 @@ def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> D
         others.append(replace(target, splits=left))
     if skipped:
         counts = Counter(each.split for each in skipped)
-        print(
-            f"so_clip: on_corrupt=skip: {counts['train']} training and {counts['test']} test "
-            "images cannot be decoded, and the run does without them. Its skipped.csv names them.",
-            file=sys.stderr,
+        say(
+            f"on_corrupt=skip: {counts['train']} training and {counts['test']} test "
+            "images cannot be decoded, and the run does without them. Its skipped.csv names them."
         )
     return replace(
         data, splits=splits, few_shot=few_shot, others=tuple(others), skipped=tuple(skipped)
@@ -183,7 +181,7 @@ def _check_names(names: Sequence[str]) -> None:
 def _tell_notes(found: Dataset) -> None:
     """Say what is worth knowing of one's own images: what was passed over, what names became."""
     for note in found.notes:
-        print(f"so_clip: {found.card.title}: {note}.", file=sys.stderr)
+        say(f"{found.card.title}: {note}.")
 
 
 def _note_repeats(few_shot: FewShot, splits: Splits) -> None:
@@ -193,11 +191,10 @@ def _note_repeats(few_shot: FewShot, splits: Splits) -> None:
     small = [label for label, count in sorted(drawn.items()) if count > there[label]]
     if small:
         first = small[0]
-        print(
-            f"so_clip: shots={few_shot.shots}: {len(small)} of {len(drawn)} classes have fewer "
+        say(
+            f"shots={few_shot.shots}: {len(small)} of {len(drawn)} classes have fewer "
             f"training images than that, such as {splits.class_names[first]!r} with "
-            f"{there[first]}. Some of theirs are drawn more than once.",
-            file=sys.stderr,
+            f"{there[first]}. Some of theirs are drawn more than once."
         )
 
 
@@ -206,8 +203,7 @@ def _note_incomplete(card: DatasetCard, splits: Splits) -> None:
     there = len(splits.class_names), len(splits.test)
     wanted = card.sizes["classes"], card.sizes["test"]
     if card.test_only and there != wanted:
-        print(
-            f"so_clip: {card.title}: {there[0]} of {wanted[0]} classes and {there[1]} of "
-            f"{wanted[1]} images are there. Its accuracy is among those.",
-            file=sys.stderr,
+        say(
+            f"{card.title}: {there[0]} of {wanted[0]} classes and {there[1]} of "
+            f"{wanted[1]} images are there. Its accuracy is among those."
         )
