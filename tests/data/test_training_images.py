@@ -1,6 +1,7 @@
 """Training images above a budget are decoded for each batch, and nothing else changes."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,16 @@ def taken(source: TrainBatches, epochs: int = 2) -> list[torch.Tensor]:
     return [part for _ in range(epochs) for batch in source.epoch() for part in batch]
 
 
+def assert_same(some: list[torch.Tensor], others: list[torch.Tensor]) -> None:
+    assert len(some) == len(others) > 0
+    assert all(map(torch.equal, some, others))
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_streamed_batches_are_bit_for_bit_those_in_memory(folder: ImageFolder, workers: int):
     kept, streamed = batches(folder, None), batches(folder, 1e-3, workers)
     assert (kept.streamed, streamed.streamed) == (False, True)
-    assert all(map(torch.equal, taken(kept), taken(streamed)))
+    assert_same(taken(kept), taken(streamed))
     assert torch.equal(kept.generator.get_state(), streamed.generator.get_state())
 
 
@@ -60,7 +66,7 @@ def test_a_stream_goes_on_in_the_middle_of_an_epoch(folder: ImageFolder):
     whole, begun, resumed = (batches(folder, budget) for budget in (None, 1e-3, 1e-3))
     next(begun.epoch())
     resumed.load_state_dict(begun.state_dict())
-    assert all(map(torch.equal, taken(whole)[2:], taken(resumed)))
+    assert_same(taken(whole)[2:], taken(resumed))
 
 
 def test_the_budget_is_of_decoded_images_each_counted_once(folder: ImageFolder):
@@ -69,10 +75,12 @@ def test_the_budget_is_of_decoded_images_each_counted_once(folder: ImageFolder):
 
 
 def test_a_stream_names_what_it_cannot_read_and_ends_its_threads(folder: ImageFolder):
+    before = {thread.ident for thread in threading.enumerate()}
     streamed = batches(folder, 1e-3)
     (folder.root / "2.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"2\.png: not an image"):
         taken(streamed)
+    assert {thread.ident for thread in threading.enumerate()} <= before
 
 
 def test_the_automatic_budget_goes_by_the_machine(monkeypatch: pytest.MonkeyPatch):
