@@ -21,6 +21,7 @@ from so_clip.data.batches import TestStream
 from so_clip.device import describe
 from so_clip.errors import InputError, say
 from so_clip.own_code import code_sha256
+from so_clip.plain_files import read_plain
 
 # The code that turns files into features: reading, resizing, and the image tower.
 CODE = ("clip", "data")
@@ -128,7 +129,7 @@ class FeatureCache:
 
 
 def _read_checked(path: Path, key: str, images: int) -> Tensor:
-    data = path.read_bytes()  # no memory map, which another process could cut short
+    data = read_plain(path)  # no memory map, which another process could cut short
     image_ND = load(data)["image_ND"]
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})

@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from so_clip.plain_files import open_plain
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -67,7 +69,7 @@ def is_locked(folder: Path) -> bool | None:
         return None
     for _ in range(_ATTEMPTS):
         try:
-            descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
+            descriptor = open_plain(folder / LOCK_FILE)
         except OSError:
             return False
         try:
@@ -114,10 +116,10 @@ def _make_and_lock(folder: Path) -> int | None:
 
 def _open(file: Path) -> int:
     try:
-        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        return open_plain(file, os.O_RDWR | os.O_CREAT)
     except PermissionError:
         # Left by another user: not on NFS, but elsewhere this will do.
-        return os.open(file, os.O_RDONLY)
+        return open_plain(file)
 
 
 def _is_open_at(descriptor: int, file: Path) -> bool:

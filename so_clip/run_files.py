@@ -9,7 +9,6 @@ import errno
 import io
 import json
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from so_clip.errors import InputError
 from so_clip.figures import ZERO_SHOT
+from so_clip.plain_files import open_plain
 from so_clip.progress import PROGRESS_FILE
 
 CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.json"
@@ -104,12 +104,9 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OSError: it is not there, may not be read, is no plain file or larger than `MAX_BYTES`.
     """
-    # A pipe would otherwise be waited for.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    descriptor = open_plain(path)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file")
         if found.st_size > MAX_BYTES:
             raise OSError(errno.EFBIG, f"it has {found.st_size} bytes")
         return file.read(MAX_BYTES)

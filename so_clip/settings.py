@@ -19,6 +19,7 @@ from so_clip.option_keys import check_keys
 from so_clip.own_options import own_data
 from so_clip.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
 from so_clip.values import (
+    MAX_MIB,
     auto_mib,
     device_name,
     flag,
@@ -312,7 +313,9 @@ def _evaluation(values: dict[str, Any], at_once: int) -> Evaluation:
         workers=_workers(values["workers"], at_once),
         precision=one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
         cache_dir=optional_path("evaluation.cache_dir", values["cache_dir"]),
-        decode_cache_gib=not_negative("evaluation.decode_cache_gib", values["decode_cache_gib"]),
+        decode_cache_gib=not_negative(
+            "evaluation.decode_cache_gib", values["decode_cache_gib"], MAX_MIB / 1024
+        ),
         every_steps=whole("evaluation.every_steps", values["every_steps"], 0),
     )
 

@@ -64,10 +64,11 @@ def number(key: str, value: Any) -> float:
     return float(value)
 
 
-def not_negative(key: str, value: Any) -> float:
-    """Return a finite number of 0 or above; InputError otherwise."""
-    if number(key, value) < 0:
-        raise InputError(f"{key}={value}: must be 0 or above.")
+def not_negative(key: str, value: Any, most: float = math.inf) -> float:
+    """Return a finite number of 0 or above, and at most `most`; InputError otherwise."""
+    if not 0 <= number(key, value) <= most:
+        limit = "" if math.isinf(most) else f", at most {most:g}"
+        raise InputError(f"{key}={value}: must be 0 or above{limit}.")
     return float(value)
 
 

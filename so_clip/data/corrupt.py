@@ -19,6 +19,7 @@ from so_clip.data.fewshot import FewShot
 from so_clip.data.images import CorruptImage, ImageSource
 from so_clip.errors import InputError, say
 from so_clip.own_code import code_sha256
+from so_clip.plain_files import read_plain
 
 Reasons = Mapping[str, str]
 Find = Callable[[Sequence[str]], Reasons]
@@ -113,7 +114,7 @@ def _key(images: ImageSource, paths: Sequence[str]) -> str:
 
 def _remembered(file: Path, key: str, paths: Sequence[str]) -> Reasons | None:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_plain(file))
         corrupt = values["corrupt"]
         whole = values["key"] == key and all(isinstance(text, str) for text in corrupt.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

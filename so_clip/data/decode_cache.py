@@ -19,6 +19,7 @@ from tqdm import tqdm
 from so_clip.data.decoded import DecodedImages, Identity, Layout, Pixels, Torn, Writer, lock
 from so_clip.locks import lock_new, unlock
 from so_clip.own_code import code_sha256
+from so_clip.plain_files import open_plain
 
 SUFFIX, PARTIAL = ".decoded", ".partial"
 GIB = 2**30
@@ -241,7 +242,7 @@ def layout_of(contents_sha256: str, count: int, image_size: int) -> Layout:
 
 def _claimed(partial: Path) -> int | None:
     """Open a file for writing and lock it; None if another process has it."""
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = open_plain(partial, os.O_RDWR | os.O_CREAT)
     try:
         lock(descriptor, shared=False)
         # Whoever had it may have given it its name, or deleted it, just now.
@@ -262,7 +263,7 @@ def _claimed(partial: Path) -> int | None:
 def _is_free(path: Path) -> bool:
     """Whether no living process has a file open. Where there are no locks, none is known to be."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = open_plain(path, os.O_RDWR)
     except OSError:
         return False
     try:

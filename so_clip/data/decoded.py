@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from so_clip.plain_files import open_plain
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -90,7 +92,7 @@ class DecodedImages:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.layout = path, layout
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._descriptor = open_plain(path)
         try:
             # Where there are no locks, a file that is deleted lives on until it is closed.
             with contextlib.suppress(OSError):
