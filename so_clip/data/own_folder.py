@@ -32,8 +32,9 @@ def list_folder(root: Path, split: str = "auto", follow_links: bool = False) -> 
         follow_links: also to what lies outside `root`.
 
     Raises:
-        InputError: no folders, folders of both kinds, one class in two folders, or a link that
-            leads outside or in a circle; the message names it, and the way out.
+        InputError: no folders, folders of both kinds, one class in two folders, a link that leads
+            outside or in a circle, or links by which one image is in two classes or splits; the
+            message names it, and the way out.
     """
     walk = _Walk(root, os.path.realpath(root), follow_links)
     folders = walk.folders_in(root)
@@ -90,6 +91,7 @@ class _Walk:
     hidden: int = 0
     stray: int = 0
     broken: int = 0
+    linked: bool = False
     others: "Counter[str]" = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -149,6 +151,8 @@ class _Walk:
 
     def listing(self) -> Listing:
         notes, found = self.found.notes, self.found
+        if self.linked:
+            self._refuse_shared()
         passed_over = f"so many are passed over in {self.root}"
         if self.others:
             notes.append(f"no images by their names, {passed_over}: {told(self.others)}")
@@ -159,6 +163,17 @@ class _Walk:
         if self.broken:
             notes.append(f"links to nothing, {passed_over}: {self.broken}")
         return found
+
+    def _refuse_shared(self) -> None:
+        """Refuse links by which a test image is trained on, too, or is of two classes."""
+        seen: dict[str, Listed] = {}
+        for image in self.found.images:
+            first = seen.setdefault(os.path.realpath(self.root / image.path), image)
+            # What is drawn could come into both splits, even within one class.
+            apart = (first.key, first.split) != (image.key, image.split) or image.split is None
+            if first is not image and apart:
+                both = " and ".join(sorted((first.path, image.path)))
+                raise InputError(f"{self.root}: {both} are one file, by links. Remove one of them.")
 
     def _visible(self, folder: str) -> list[os.DirEntry[str]]:
         self.found.read_from.append(Path(folder))
@@ -188,6 +203,7 @@ class _Walk:
             )
         if _is_below(os.path.realpath(folder), target):
             raise InputError(f"{link.path}: is a link to a folder around it. Remove it.")
+        self.linked = True
         return True
 
 
