@@ -1,11 +1,12 @@
 """YAML as plain data: no objects, no aliases, no depth that a loader could drown in."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 # libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML carries it.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LOADER: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
 _DEEPEST = 20
 
 
@@ -13,7 +14,7 @@ def load_plain_yaml(data: bytes) -> Any:
     """Return what a YAML text holds: mappings, lists, text, numbers, dates, and nothing else.
 
     Raises:
-        ValueError: it holds aliases or is nested too deep.
+        ValueError: it holds aliases, is nested too deep, or gives a key twice in one mapping.
         yaml.YAMLError: it is no YAML, or asks for other objects.
     """
     depth = 0
@@ -27,3 +28,21 @@ def load_plain_yaml(data: bytes) -> Any:
         if depth > _DEEPEST:
             raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
     return yaml.load(data, _LOADER)
+
+
+def _mapping(loader: Any, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
+    """Build a mapping as PyYAML does, in two steps, but never let a later value win."""
+    content: dict[Any, Any] = {}
+    yield content
+    content.update(loader.construct_mapping(node))
+    if len(content) == len(node.value):
+        return
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise ValueError(f"the key {key!r} is given twice")
+        seen.add(key)
+
+
+_LOADER.add_constructor("tag:yaml.org,2002:map", _mapping)

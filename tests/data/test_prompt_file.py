@@ -83,6 +83,21 @@ def test_bad_files_name_the_place(content: str, message: str, tmp_path: Path):
         read_prompt_file(write(tmp_path, content))
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("cat: a\ndog: b\ncat: c\n", "'cat'"),
+        ('cat: a\n"cat": b\n', "'cat'"),
+        ("1: a\n0x1: b\n", "1"),
+        ("cat: {x: a, y: b, x: c}\n", "'x'"),
+        ("- {x: a, x: b}\n", "'x'"),
+    ],
+)
+def test_a_key_that_yaml_gives_twice_is_refused(content: str, key: str, tmp_path: Path):
+    with pytest.raises(InputError, match=f"is not YAML: the key {key} is given twice"):
+        read_prompt_file(write(tmp_path, content, "p.yaml"))
+
+
 def test_yaml_words_that_are_no_text(tmp_path: Path):
     with pytest.raises(InputError, match=r"True: is no class's name\. Put it in quotes"):
         read_prompt_file(write(tmp_path, "yes: a prompt\n", "p.yaml"))
