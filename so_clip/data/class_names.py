@@ -1,7 +1,7 @@
 """From what a folder or a label is called to a class's name in prompts."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,30 @@ def class_names(keys: Sequence[str], file: Path | None, place: Path) -> list[str
     return names
 
 
+def read_as_number(number: str, known: Set[str]) -> str:
+    """Say which class YAML has read as this number, such as 001 (as 1) or 010 (as 8); "" if none.
+
+    Args:
+        number: what YAML has made of a key without quotes.
+        known: names or keys of all classes.
+    """
+    if number in known:
+        return ""
+    padded = sorted(
+        key
+        for key in known
+        if re.fullmatch("0[0-9]{1,17}", key)
+        # YAML 1.1 reads what begins with 0 as octal where its digits allow it.
+        and int(number) in {int(key), int(key, 8) if re.fullmatch("[0-7]+", key) else -1}
+    )
+    if not padded:
+        return ""
+    return (
+        f"YAML has read a key as the number {number}, which is no class. Put the name in quotes, "
+        f'such as "{padded[0]}".'
+    )
+
+
 def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
     values = read_values(file, "dataset.class_names")
     if isinstance(values, str):
@@ -62,6 +86,13 @@ def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
     if isinstance(values, Mapping):
         given = {composed(str(key)): _name(file, str(key), name) for key, name in values.items()}
         known = set(keys)
+        for key in values:
+            if key is None or isinstance(key, bool):
+                if str(key) not in known:
+                    problem = f"YAML has read a key as {key}. Put the name in quotes."
+                    raise InputError(f"{file}: {problem}")
+            elif isinstance(key, int) and (meant := read_as_number(str(key), known)):
+                raise InputError(f"{file}: {meant}")
         for key in given:
             if key not in known:
                 raise InputError(

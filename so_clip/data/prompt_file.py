@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from so_clip.data.class_names import readable
+from so_clip.data.class_names import read_as_number, readable
 from so_clip.data.text_files import lines_of, read_values
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError, nearest, say
 
 SUFFIXES = (".txt", ".json", ".yaml", ".yml")
 # The key of prompts for all classes that have no key of their own.
@@ -21,27 +22,36 @@ MAX_PROMPTS = 1000
 class PromptFile:
     """What a file of prompts holds: `templates`, or `descriptions` by class, never both.
 
-    A description may have one {} for the class's name.
+    A description may have one {} for the class's name. `numbers` are the classes that YAML has
+    read as whole numbers.
     """
 
     file: Path
     templates: tuple[str, ...] = ()
     descriptions: Mapping[str, tuple[str, ...]] | None = None
+    numbers: frozenset[str] = frozenset()
 
     def of(
         self, names: Sequence[str], keys: Sequence[str] = ()
     ) -> dict[str, tuple[str, ...]] | None:
         """Return the prompts of each class by its name; None where these are templates.
 
+        Prompts of classes that are not there are noted on stderr, once.
+
         Args:
             names: of the classes. Capitals, _ and - are of no account.
             keys: what else each is called: its folder, or its label.
 
         Raises:
-            InputError: a class has no prompts, or the file has none of the classes.
+            InputError: a class has no prompts, the file has none of the classes, or YAML has read
+                a class such as 010 as a number.
         """
         if self.descriptions is None:
             return None
+        known = {*names, *keys}
+        for number in sorted(self.numbers):
+            if meant := read_as_number(number, known):
+                raise InputError(f"template={self.file}: {meant}")
         given = {_folded(key): prompts for key, prompts in self.descriptions.items()}
         others = given.pop(ALL_OTHERS, None)
         found, lacking, used = {}, [], False
@@ -60,7 +70,19 @@ class PromptFile:
                 f"template={self.file}: {problem}, such as {name!r}.{nearest(name, given)} Add "
                 f'them, or prompts for all others by the key "{ALL_OTHERS}".'
             )
+        there = {ALL_OTHERS, *map(_folded, known)}
+        unknown = [key for key in self.descriptions if _folded(key) not in there]
+        if unknown:
+            few = " ".join(f"{key!r}.{nearest(key, names)}" for key in unknown[:5])
+            _say_once(
+                f"template={self.file}: has prompts of {len(unknown)} that are no class: {few}"
+            )
         return found
+
+
+@cache
+def _say_once(message: str) -> None:
+    say(message)
 
 
 def is_prompt_file(template: str) -> bool:
@@ -81,7 +103,8 @@ def read_prompt_file(file: Path) -> PromptFile:
     if isinstance(values, str):
         values = [line for line in lines_of(values) if not line.startswith("#")]
     if isinstance(values, Mapping):
-        return PromptFile(file, descriptions=_descriptions(file, values))
+        numbers = frozenset(str(key) for key in values if isinstance(key, int))
+        return PromptFile(file, descriptions=_descriptions(file, values), numbers=numbers)
     if not isinstance(values, list) or not values:
         raise InputError(
             f"template={file}: must hold templates, or a mapping from each class to its prompts."

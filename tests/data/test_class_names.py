@@ -86,6 +86,26 @@ def test_bad_files_are_refused(content: str, message: str, tmp_path: Path):
         class_names(["ant", "cat"], file, PLACE)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("001: a\n", r"has read a key as the number 1, .* in quotes, such as \"001\"\."),
+        ("010: a\n", r"has read a key as the number 8, .* in quotes, such as \"008\"\."),
+        ("no: a\n", r"has read a key as False\. Put the name in quotes"),
+        ("~: a\n", r"has read a key as None\. Put the name in quotes"),
+    ],
+)
+def test_keys_that_yaml_takes_for_something_else_are_refused(
+    content: str, message: str, tmp_path: Path
+):
+    file = tmp_path / "names.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        class_names(["001", "008", "010", "no"], file, PLACE)
+    file.write_text('"010": ten\n')
+    assert class_names(["001", "010"], file, PLACE) == ["001", "ten"]
+
+
 def test_a_key_that_a_text_gives_twice_is_refused(tmp_path: Path):
     file = tmp_path / "names.txt"
     file.write_text("ant\ta\ncat\tc\nant\tb\n")

@@ -57,6 +57,24 @@ def test_classes_without_prompts_are_named(tmp_path: Path):
         other.of(["ant", "bee"])
 
 
+def test_prompts_of_no_class_are_noted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    content = {"ant": "x", "b0": "y", "beee": "z", "xyz": "z", "*": "some {}"}
+    found = read_prompt_file(write(tmp_path, json.dumps(content)))
+    for _ in range(2):
+        assert found.of(["ant", "bee"], ["a0", "b0"]) is not None
+    said = f"template={found.file}: has prompts of 2 that are no class: 'beee'. Did you"
+    assert capsys.readouterr().err == f"so_clip: {said} mean 'bee'? 'xyz'.\n"
+
+
+def test_classes_that_yaml_reads_as_numbers_are_refused(tmp_path: Path):
+    found = read_prompt_file(write(tmp_path, "010: a\n1: b\n'*': c\n", "p.yaml"))
+    with pytest.raises(InputError, match=r'as the number 1, .*in quotes, such as "001"'):
+        found.of(["001", "008", "010"])
+    with pytest.raises(InputError, match=r'as the number 8, .*in quotes, such as "010"'):
+        found.of(["1", "010"])
+    assert found.of(["1", "8"]) == {"1": ("b",), "8": ("a",)}
+
+
 BAD = {
     "no place": (
         '["a photo"]',
