@@ -140,7 +140,7 @@ def _listed(own: OwnData) -> Listing:
             "data_root=FOLDER."
         )
     if own.layout == "csv":
-        return list_csv(find_csv(own.folder, own.csv_file))
+        return list_csv(find_csv(own.folder, own.csv_file), own.folder)
     return list_folder(own.folder, own.split, own.follow_links)
 
 

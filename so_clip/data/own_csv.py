@@ -55,12 +55,16 @@ def find_csv(root: Path, given: Path | None) -> Path:
     return root / files[0]
 
 
-def list_csv(file: Path) -> Listing:
+def list_csv(file: Path, root: Path | None = None) -> Listing:
     """List the images of a CSV file.
 
-    Commas, semicolons, tabs and | divide it, as its first line shows; UTF-8 and UTF-16, marked or
-    not, and every kind of line end are read. Columns other than path, label and split are left
-    alone. Images are not looked at.
+    Commas, semicolons, tabs and | divide it, as its first line shows; UTF-8, UTF-16 with a mark,
+    and every kind of line end are read. Columns other than path, label and split are left alone.
+    Images are not opened.
+
+    Args:
+        file: the list.
+        root: where its paths begin; None: where it lies.
 
     Raises:
         InputError: naming file and line: no text, no such columns, a row that is short of one, a
@@ -68,6 +72,7 @@ def list_csv(file: Path) -> Listing:
     """
     rows = _rows(file)
     number, header = next(rows, (1, []))
+    root = file.parent if root is None else root
     places = _columns(file, number, header)
     listing = Listing(file, read_from=[file])
     seen: dict[str, int] = {}
@@ -79,7 +84,7 @@ def list_csv(file: Path) -> Listing:
                 f"{place}: holds {len(row)} values, but line 1 names {len(header)} columns. Put "
                 "values with the delimiter in them into double quotes."
             )
-        path = _path(place, row[places["path"]])
+        path = _path(place, row[places["path"]], root)
         before = seen.setdefault(composed(normpath(path)), number)
         if before != number:
             raise InputError(f"{place}: repeats the image {path!r} of line {before}. Drop one.")
@@ -98,8 +103,11 @@ def list_csv(file: Path) -> Listing:
     return listing
 
 
-def _path(place: str, text: str) -> str:
+def _path(place: str, text: str, root: Path) -> str:
     path = text.strip()
+    # Blanks at its ends are most often a writer's, but names may have them, too.
+    if path != text and os.path.isfile(os.path.join(root, text)):  # noqa: PTH113, PTH118
+        path = text
     if reason := why_outside(path):
         raise InputError(
             f"{place}: the path {path[:200]!r} is refused: {reason}. Paths begin in the dataset's "

@@ -46,6 +46,15 @@ def test_commas_and_quotes_in_values(tmp_path: Path):
     assert images == [("a, b.jpg", 'the "big" one', None), ("c.jpg", "été", None)]
 
 
+def test_names_may_begin_and_end_with_blanks(tmp_path: Path):
+    (tmp_path / " ant").mkdir()
+    (tmp_path / " ant" / "a.jpg").touch()
+    file = write(tmp_path, "path,label\n ant/a.jpg, ant\n bee/b.jpg ,bee\n")
+    assert [image.path for image in list_csv(file).images] == [" ant/a.jpg", "bee/b.jpg"]
+    elsewhere = list_csv(file, tmp_path / "elsewhere").images
+    assert [image.path for image in elsewhere] == ["ant/a.jpg", "bee/b.jpg"]
+
+
 HEAD = "path,label,split\na.jpg,ant,train\n"
 BAD = {
     "no label": ("path,split\n", "line 1: names no column label. The first line names the colu"),
