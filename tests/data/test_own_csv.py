@@ -74,6 +74,7 @@ BAD = {
     "twice": (f"{HEAD}./a.jpg,bee,test\n", "line 3: repeats the image './a.jpg' of line 2"),
     "quote": (f'{HEAD}"b.jpg,bee,test\n', "is no CSV (unexpected end of data)"),
     "latin": (b"path,label\na.jpg,\xe9t\xe9\n", "line 2: is not UTF-8 text. Save it as UTF-8"),
+    "utf-16 without a mark": (HEAD.encode("utf-16-le"), "line 1: holds a NUL character. Save it"),
     "nul": ("path,label\na.jpg,b\0\n", "line 2: holds a NUL character"),
 }
 
