@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from so_clip.config import compose
 from so_clip.data.cards import load_card
 from so_clip.forecast.__main__ import main, table
+from so_clip.forecast.predict import _of_its_device
+from so_clip.settings import from_config
 from tests.command import call, python
 
 MEMORY = ("weights_mib", "gradients_mib", "optimizer_state_mib", "activations_mib")
@@ -116,13 +119,13 @@ def test_neither_network_nor_data_is_needed_and_nothing_is_left(tmp_path, monkey
 
 
 def test_prompts_have_more_memory_on_a_gpu_where_chunks_cost_time():
-    def flops(device: str, *overrides: str) -> float:
-        run = ("dataset=imagenet", "backbone=vit_b32", "shots=1", f"device={device}")
-        return forecast(*run, *overrides)["flops_per_step"]
+    def budget_mib(device: str, *overrides: str) -> float | None:
+        settings = from_config(compose([f"device={device}", *overrides]))
+        return _of_its_device(settings).text_budget_mib
 
-    assert flops("cuda") == flops("cuda", "text_budget_mib=1024")
-    assert flops("cuda") < flops("cuda", "text_budget_mib=128")
-    assert flops("cpu") == flops("cpu", "text_budget_mib=128")
+    assert (budget_mib("cuda"), budget_mib("cpu")) == (1024, 128)
+    assert (budget_mib("cuda", "memory=small"), budget_mib("cpu", "memory=fast")) == (64, 1024)
+    assert budget_mib("cuda", "text_budget_mib=7") == 7
 
 
 def test_vit_l14_on_imagenet():
