@@ -34,7 +34,7 @@ from so_clip.data.contents import images_sha256
 from so_clip.data.decode_cache import GIB, DecodeCache
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder
-from so_clip.device import pick_device
+from so_clip.device import cpu_threads, pick_device
 from so_clip.evaluate import encode
 from so_clip.precision import Precision, pick_precision
 
@@ -71,12 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads that encode")
     parser.add_argument("--out", type=Path, default=TABLES)
     options = parser.parse_args(argv)
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
+    with cpu_threads(options.threads):
         _bench(options)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bench(options: argparse.Namespace) -> None:

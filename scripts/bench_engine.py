@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.bench import plots, sections
 from scripts.bench.plans import CUDA, FULL, QUICK
 from scripts.bench.tables import write_table
-from so_clip.device import pick_device
+from so_clip.device import cpu_threads, pick_device
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 COUNTED = ("cost", "memory_check")  # on the CPU, whatever is timed
@@ -34,12 +34,8 @@ SECTIONS = ("optimizer", "steps", *ALLOCATED, *COUNTED, "scaling")
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the arguments, measure, and write tables and plots."""
     options = _parse(argv)
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
+    with cpu_threads(options.threads):
         _bench(options)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bench(options: argparse.Namespace) -> None:
