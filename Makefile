@@ -1,18 +1,34 @@
-# Every target sets up .venv by itself. PYTHON chooses the interpreter that makes it.
+# Every target sets up .venv by itself, with the versions in constraints.txt.
+# PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two workers on two cores, each with one thread, so that they do not fight for the cores.
+# Two workers on two cores, each with one thread, so that they do not compete for the cores.
 WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# An environment variable, since pip also applies it where it builds packages.
+CONSTRAINED := PIP_CONSTRAINT=constraints.txt
 
-.PHONY: demo test lint types bench wheel clean
+.PHONY: demo test test-slow test-latest lint types bench wheel lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m so_clip experiment=demo
 
+# Linter, type checker and the fast tests.
 test: $(VENV)/.installed-dev lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Killed processes, wheels, browsers, launchers, benchmarks and the long batteries.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
+
+# All tests with the newest version of every dependency, in an environment made from nothing.
+test-latest:
+	rm -rf .venv-latest
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -21,7 +37,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# All of the machine, for the better part of an hour; leave it alone meanwhile.
+# Needs the whole machine for most of an hour.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_engine.py
 	$(BIN)/python scripts/bench_report.py
@@ -30,13 +46,23 @@ bench: $(VENV)/.installed-dev
 wheel: $(VENV)/.installed-dev
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-$(VENV)/.installed: pyproject.toml
+# Write constraints.txt: the newest version of every dependency, as pip resolves them today.
+# The ending after a + names one build (such as CUDA), so it is left out.
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --editable '.[dev]'
+	{ echo '# Made by `make lock`. The versions that `make demo`, `make test` and CI install.'; \
+	  .venv-lock/bin/pip freeze --exclude-editable | sed 's/+.*//'; } > constraints.txt
+	rm -rf .venv-lock
+
+$(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --editable .
+	$(CONSTRAINED) $(BIN)/pip install --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(CONSTRAINED) $(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:

@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def provenance(device_description: str, **more: Any) -> dict[str, Any]:
 
     return {
         "command": sys.argv,
-        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         # torch's own word, which names its CUDA too; so_clip's, since a checkout needs no install.
         "versions": {

@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ class RunFolder:
             "message": str(error),
             "traceback": "".join(traceback.format_exception(error)),
             "exit_code": exit_code(error),
-            "failed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "overrides": list(overrides),
         }
         with contextlib.suppress(InputError):

@@ -8,6 +8,7 @@ import yaml
 # libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML carries it.
 _LOADER: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
 _DEEPEST = 20
+_TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
 
 
 def load_plain_yaml(data: bytes) -> Any:
@@ -17,17 +18,28 @@ def load_plain_yaml(data: bytes) -> Any:
         ValueError: it holds aliases, is nested too deep, or gives a key twice in one mapping.
         yaml.YAMLError: it is no YAML, or asks for other objects.
     """
+    try:
+        _check_events(data)
+        return yaml.load(data, _LOADER)
+    except yaml.MarkedYAMLError as error:
+        # From 6.0.4 on, PyYAML has its own limit of nesting, and its own words for it.
+        read = data[: error.problem_mark.index] if error.problem_mark else b""
+        if sum(map(read.count, (b"[", b"{"))) - sum(map(read.count, (b"]", b"}"))) > _DEEPEST:
+            raise ValueError(_TOO_DEEP) from error
+        raise
+
+
+def _check_events(data: bytes) -> None:
     depth = 0
     for event in yaml.parse(data, _LOADER):
-        # A few lines of aliases can stand for more text than memory holds.
+        # A few lines of aliases can expand to more text than the memory holds.
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("it holds an alias (*NAME), and cards are written out")
-        # libyaml loads by recursion, until the stack ends and the process with it.
+        # libyaml loads by recursion. Deep nesting would overflow the stack and kill the process.
         opens = isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent))
         depth += opens - isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent))
         if depth > _DEEPEST:
-            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
-    return yaml.load(data, _LOADER)
+            raise ValueError(_TOO_DEEP)
 
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ ERROR: dict[str, Any] = {
 
 
 def progress(seconds_ago: float = 0, **changes: Any) -> dict[str, Any]:
-    updated_at = datetime.now(timezone.utc) - timedelta(seconds=seconds_ago)
+    updated_at = datetime.now(UTC) - timedelta(seconds=seconds_ago)
     return {
         "step": 120,
         "max_steps": 2000,
