@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.bench.tables import write_table
 from so_clip.clip.backbone import load_backbone
 from so_clip.data.batches import TestStream
-from so_clip.data.contents import images_sha256
-from so_clip.data.decode_cache import GIB, DecodeCache
+from so_clip.data.cache.decode_cache import GIB, DecodeCache
+from so_clip.data.cache.image_hash import images_sha256
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder
-from so_clip.device import cpu_threads, pick_device
-from so_clip.evaluate import encode
-from so_clip.precision import Precision, pick_precision
+from so_clip.evaluate.evaluator import encode
+from so_clip.runtime.device import cpu_threads, pick_device
+from so_clip.runtime.precision import Precision, pick_precision
 
 TABLES = Path(__file__).resolve().parent.parent / "results" / "tables"
 WIDTH, HEIGHT, QUALITY = 500, 375, 90

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.bench import plots, sections
 from scripts.bench.plans import CUDA, FULL, QUICK
 from scripts.bench.tables import write_table
-from so_clip.device import cpu_threads, pick_device
+from so_clip.runtime.device import cpu_threads, pick_device
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 COUNTED = ("cost", "memory_check")  # on the CPU, whatever is timed

@@ -29,9 +29,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.tables import write_table
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.report.tables import DATASETS
-from so_clip.run_files import (
+from so_clip.results.run_files import (
     CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
@@ -39,7 +40,6 @@ from so_clip.run_files import (
     PREDICTIONS_FILE,
     PROVENANCE_FILE,
 )
-from so_clip.settings import from_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "results" / "tables" / "report_scale_cpu.csv"
@@ -48,10 +48,10 @@ SHOTS, SEEDS = (1, 2, 4, 8, 16), (1, 2, 3)
 # Files of images are as large as those of real runs, but shared by links between as many runs.
 _KINDS = 16
 COMMANDS = {
-    "status": ("so_clip.status.__main__", "--once"),
-    "table": ("so_clip.table",),
-    "report, tables only": ("so_clip.report.__main__", "--tables-only"),
-    "report": ("so_clip.report.__main__",),
+    "status": ("so_clip.cli.status", "--once"),
+    "table": ("so_clip.cli.table",),
+    "report, tables only": ("so_clip.cli.report", "--tables-only"),
+    "report": ("so_clip.cli.report",),
 }
 # The peak is asked for from inside: what the system counts for a child has its parent's in it.
 _CALL = """

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from so_clip.atomic import write_text
 from so_clip.optim.sampled_product import fastest, sampled_product
 from so_clip.optim.support import draw_supports, entry_count
+from so_clip.system.atomic import write_text
 
 TABLE = Path(__file__).resolve().parent.parent / "results/tables/sampled_gradients_cpu.csv"
 MATRICES = {"in_proj": (2304, 768), "out_proj": (768, 768), "c_fc": (3072, 768)}

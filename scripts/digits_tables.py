@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.tables import write_table
 from scripts.digits.runs import RESULTS, Row, pool, steps
-from so_clip.paths import CONF_DIR
+from so_clip.system.paths import CONF_DIR
 
 SECTIONS = ("methods", "kappa_t")
 SHOTS, SEEDS = (1, 2, 4, 8, 16), (1, 2, 3)

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from scripts.tiny.render import CATEGORIES, Picture, render
-from so_clip.data.cards import load_card
+from so_clip.data.cards.card import load_card
 from so_clip.data.images import open_images
 
 COLUMNS = 14

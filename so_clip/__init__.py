@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from so_clip.version import __version__
+
 if TYPE_CHECKING:
     from so_clip.optim.so import SO
 
 __all__ = ["SO", "__version__"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

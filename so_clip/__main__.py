@@ -1,12 +1,17 @@
-"""`python -m so_clip`: read the command line, and hand it to Hydra, which calls so_clip.task."""
+"""`python -m so_clip`: one program for runs, sweeps and all other commands."""
 
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 
-from so_clip.errors import DEBUG, InputError, nearest, report
-from so_clip.launched import processes
+from so_clip.cli.guard import guarded
+from so_clip.errors import InputError, nearest
+from so_clip.system.torchrun import processes
 
+COMMANDS = (
+    *("prepare", "doctor", "draw", "forecast"),
+    *("status", "table", "report", "tensorboard"),
+)
 MULTIRUN = ("-m", "--multirun")
 HELP = ("-h", "--help")
 HYDRA_FLAGS = (
@@ -24,34 +29,18 @@ def main() -> int:
     return guarded(_main)
 
 
-def guarded(command: Callable[[list[str]], None]) -> int:
-    """Call `command` with the process's arguments; report what it raises and return an exit code.
-
-    0: done. 1: the run failed. 2: the input cannot be used. 130: interrupted. `--debug` anywhere
-    among the arguments shows the traceback as well.
-    """
-    try:
-        command([argument for argument in sys.argv[1:] if argument != DEBUG])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read stdout (`| head`) has enough; Python would complain of it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt as error:
-        return report(error)
-    except Exception as error:
-        return report(error)
-    return 0
-
-
 def _main(arguments: list[str]) -> None:
+    if arguments and arguments[0] in COMMANDS:
+        command = import_module(f"so_clip.cli.{arguments[0]}")
+        sys.argv[1:] = [each for each in sys.argv[1:] if each != arguments[0]]
+        raise SystemExit(command.main())
     if any(each.partition("=")[0] in HELP for each in arguments):
-        from so_clip.manual import shown
+        from so_clip.cli.help import shown
 
         print(shown(arguments))
         return
-    from so_clip.config import hydra_main
-    from so_clip.task import task
+    from so_clip.sweep.job import task
+    from so_clip.sweep.launch import hydra_main
 
     _check_flags(arguments)
     if processes() > 1 and not {*MULTIRUN}.isdisjoint(arguments):

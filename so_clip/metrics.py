@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from so_clip.assemble import Model
-from so_clip.data.gather import NEW_CLASSES, Data, Target
-from so_clip.data.halves import BASE_TO_NEW
-from so_clip.device import describe
-from so_clip.evaluate import Evaluator, Predictions
-from so_clip.figures import ADAPTED, ZERO_SHOT, figures, harmonic_mean, per_class
-from so_clip.identity import prompts_sha256
-from so_clip.record import SKIPPED_FILE, RunFolder
-from so_clip.run_files import SKIPPED
-from so_clip.settings import Settings
+from so_clip.adapt.model import Model
+from so_clip.config.settings import Settings
+from so_clip.data.base_to_new import BASE_TO_NEW
+from so_clip.data.run_data import NEW_CLASSES, Data, Target
+from so_clip.evaluate.evaluator import Evaluator, Predictions
+from so_clip.fingerprint import prompts_sha256
+from so_clip.results.run_files import SKIPPED
+from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
+from so_clip.results.scores import ADAPTED, ZERO_SHOT, figures, harmonic_mean, per_class
+from so_clip.runtime.device import describe
 from so_clip.train import History
 
 

@@ -9,30 +9,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from so_clip import identity
-from so_clip.assemble import (
-    Model,
+from so_clip import fingerprint as identity
+from so_clip.adapt.model import Model
+from so_clip.build import (
     build_evaluators,
     build_model,
     build_optimizer,
     few_shot_batches,
-    resolved,
 )
-from so_clip.curve import Curve
+from so_clip.checkpoint import Checkpoint, ModelState, Stopwatch
+from so_clip.config.resolve import resolved
+from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
-from so_clip.data.gather import Data
-from so_clip.device import describe
-from so_clip.distributed import ALONE, Ranks
+from so_clip.data.run_data import Data
 from so_clip.errors import InputError
-from so_clip.evaluate import Evaluator
-from so_clip.memory import PeakMemory
+from so_clip.evaluate.accuracy_curve import Curve
+from so_clip.evaluate.evaluator import Evaluator
+from so_clip.evaluate.few_shot_embeddings import FewShotSupport
 from so_clip.metrics import Adaptation, Outcome, run_metrics, summary_rows, write_outcomes
-from so_clip.progress import Progress
-from so_clip.provenance import provenance
-from so_clip.record import CHECKPOINT_FILE, RunFolder, summary_table
-from so_clip.resume import Checkpoint, ModelState, Stopwatch
-from so_clip.settings import Settings
-from so_clip.support import FewShotSupport
+from so_clip.results.progress import Progress
+from so_clip.results.provenance import provenance
+from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder, summary_table
+from so_clip.runtime.device import describe
+from so_clip.runtime.distributed import ALONE, Ranks
+from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.train import History, Loop, TrainingDiverged, train
 
 NOBODY_WATCHES = Progress(None, 0)
@@ -117,6 +117,7 @@ def run(
     if weights_sha256 is None:
         model = build_model(settings, data)
         weights_sha256 = model.weights_sha256
+        identity.remember(settings, data, weights_sha256)
     known = identity.contents_sha256(data, settings.template), weights_sha256
     fingerprint = identity.run_fingerprint(settings, *known, ranks.size)
     folder = RunFolder(identity.run_dir(settings, fingerprint))
@@ -124,7 +125,9 @@ def run(
         metrics = None if settings.force else folder.finished(fingerprint)
         if metrics is not None:
             return Result(folder.path, metrics, skipped=True)
-        model = model or build_model(settings, data)
+        if model is None:
+            model = build_model(settings, data)
+            identity.remember(settings, data, weights_sha256)
         return Result(folder.path, _do(settings, data, model, folder, fingerprint, ranks))
 
 

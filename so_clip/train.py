@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from so_clip.distributed import ALONE, Ranks
+from so_clip.checkpoint import NoCheckpoint
 from so_clip.errors import RunFailed
-from so_clip.precision import Precision
-from so_clip.resume import NoCheckpoint
+from so_clip.runtime.distributed import ALONE, Ranks
+from so_clip.runtime.precision import Precision
 
 # Losses stay on the device and are read this often, so that a step does not wait for the host and a
 # loss that is no longer finite is noticed soon. So are they at the end of an epoch that may be the

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from so_clip.assemble import build_model, build_optimizer, resolved
-from so_clip.config import compose
-from so_clip.data.gather import gather
-from so_clip.memory import MIB
+from so_clip.build import build_model, build_optimizer
+from so_clip.config.compose import compose
+from so_clip.config.resolve import resolved
+from so_clip.config.settings import Settings, from_config
+from so_clip.data.run_data import gather
 from so_clip.optim.gradients import sampled_gradient
-from so_clip.paths import CONF_DIR
-from so_clip.record import CHECKPOINT_FILE
+from so_clip.results.run_folder import CHECKPOINT_FILE
 from so_clip.run import Result, run
-from so_clip.settings import Settings, from_config
+from so_clip.runtime.peak_memory import MIB
+from so_clip.system.paths import CONF_DIR
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

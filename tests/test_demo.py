@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from so_clip.paths import CONF_DIR
-from tests.command import spawn
+from so_clip.system.paths import CONF_DIR
+from tests.helpers.command import spawn
 
 
 def test_the_demo_knows_every_kind_of_so() -> None:

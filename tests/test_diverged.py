@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.command import call
+from tests.helpers.command import call
 
 
 def test_a_diverged_run_says_what_it_ran_with(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.command import environment
-from tests.made_datasets import write_eurosat
+from tests.helpers.command import environment
+from tests.helpers.made_datasets import write_eurosat
 
 # Figures of how a run came about, which its repetition cannot share.
 OWN = ("train_seconds", "evaluate_seconds", "features_from_cache")
@@ -19,7 +19,15 @@ OWN = ("train_seconds", "evaluate_seconds", "features_from_cache")
 def _killed(folder: Path, data_root: Path, kills: int, *overrides: str) -> dict[str, int]:
     arguments = ["dataset=eurosat", f"data_root={data_root}", "shots=4", "schedule.batch_size=8"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_runs", folder, str(kills), *arguments, *overrides],
+        [
+            sys.executable,
+            "-m",
+            "tests.helpers.killed_runs",
+            folder,
+            str(kills),
+            *arguments,
+            *overrides,
+        ],
         capture_output=True,
         text=True,
         timeout=1800,

@@ -9,7 +9,7 @@ import pytest
 
 from so_clip.__main__ import guarded
 from so_clip.errors import InputError, RunFailed
-from tests.command import call, environment, spawn, until
+from tests.helpers.command import call, environment, spawn, until
 
 QUICK = ("method=zero_shot", "evaluation.workers=0")
 
@@ -92,9 +92,9 @@ def test_an_unknown_flag_is_named(flag):
     assert "--help" in done.err
 
 
-@pytest.mark.parametrize("module", ["so_clip.draw", "so_clip.table", "so_clip.report"])
+@pytest.mark.parametrize("module", ["so_clip.cli.draw", "so_clip.cli.table", "so_clip.cli.report"])
 def test_the_other_commands_end_alike(module, tmp_path):
-    bad = "shots=0" if module == "so_clip.draw" else tmp_path / "nowhere"
+    bad = "shots=0" if module == "so_clip.cli.draw" else tmp_path / "nowhere"
     done = spawn(bad, module=module)
     assert done.code == 2
     assert len(done.messages) == 1

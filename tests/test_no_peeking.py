@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from so_clip import run
-from so_clip import task as main_module
 from so_clip.data.examples import Example
-from so_clip.data.gather import Data
-from tests.command import call
-from tests.made_datasets import write_eurosat
+from so_clip.data.run_data import Data
+from so_clip.sweep import job as main_module
+from tests.helpers.command import call
+from tests.helpers.made_datasets import write_eurosat
 
 SPLIT_FILE = Path("eurosat", "split_zhou_EuroSAT.json")
 STEPS = ("schedule.max_steps=3", "schedule.stop_loss=0")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from so_clip import draw, table
-from so_clip.figures import figures
-from tests.command import call
-from tests.whole_runs import STEPS, Run, run
+from so_clip.cli import draw, table
+from so_clip.results.scores import figures
+from tests.helpers.command import call
+from tests.helpers.whole_runs import STEPS, Run, run
 
 # Of a run whose settings, machine and code are the same, only these may differ.
 TIMINGS = {"train_seconds", "evaluate_seconds"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.whole_runs import STEPS, Run, run
+from tests.helpers.whole_runs import STEPS, Run, run
 
 
 @pytest.fixture(scope="session")

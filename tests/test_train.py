@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from so_clip.precision import Precision
+from so_clip.runtime.precision import Precision
 from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, Loop, TrainingDiverged, train
-from tests.toy import CountReads, Given, Toy, random_batches
+from tests.helpers.toy import CountReads, Given, Toy, random_batches
 
 CPU = torch.device("cpu")
 

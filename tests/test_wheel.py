@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import ROOT
+from tests.helpers.command import ROOT
 
 pytest.importorskip("hatchling", reason="needs the build backend")
 
@@ -87,7 +87,10 @@ def test_the_demo_runs_from_an_empty_folder(installed, tmp_path):
 
 
 def test_it_is_the_installed_package_that_answers(installed, tmp_path):
-    code = "import so_clip, so_clip.paths as p; print(so_clip.__file__, p.CONF_DIR, p.CARDS_DIR)"
+    code = (
+        "import so_clip, so_clip.system.paths as p; "
+        "print(so_clip.__file__, p.CONF_DIR, p.CARDS_DIR)"
+    )
     for path in _do(installed / "bin" / "python", "-c", code, cwd=tmp_path).stdout.split():
         assert path.startswith(str(installed))
     shown = _do(installed / "bin" / "so_clip", "--help", cwd=tmp_path).stdout

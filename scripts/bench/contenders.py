@@ -21,10 +21,10 @@ from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.blocks import Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
-from so_clip.data.cards import load_card
+from so_clip.data.cards.card import load_card
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
-from so_clip.precision import Precision
+from so_clip.runtime.precision import Precision
 
 LR = 2e-4
 PATTERNS = ["attn.in_proj.weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from scripts.bench.contenders import Contender, Shape, Trainer, make_trainer
 from scripts.bench.reference_so import ReferenceSO
 from so_clip.forecast.flops import counter
-from so_clip.memory import PeakMemory
+from so_clip.runtime.peak_memory import PeakMemory
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from scripts.bench.contenders import (
     SMALL,
     Contender,
 )
-from so_clip.data.cards import card_names, load_card
+from so_clip.data.cards.card import card_names, load_card
 
 SHAPED_LIKE = ("eurosat", "dtd", "sun397", "imagenet")
 

@@ -10,7 +10,7 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from so_clip.memory import CATEGORIES
+from so_clip.runtime.peak_memory import CATEGORIES
 
 COLOURS = {
     "reference": "#8a8a8a",

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from so_clip.atomic import write_text
-from so_clip.device import describe
+from so_clip.runtime.device import describe
+from so_clip.system.atomic import write_text
 
 # What `write_table` adds to every row.
 MADE_BY = ("command", "hardware", "threads", "torch")

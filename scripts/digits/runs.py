@@ -11,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import Settings, from_config
 from so_clip.data.examples import Example, Splits
-from so_clip.data.gather import Data, gather
-from so_clip.settings import Settings, from_config
+from so_clip.data.run_data import Data, gather
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 # As in the demo: digits lose their meaning when mirrored or cut in half.
@@ -130,8 +130,8 @@ def settings_of(overrides: Iterable[str], results_dir: Path = RESULTS) -> Settin
 
 def do(work: Work) -> Row:
     """Do one run, unless it is done, and return its settings and figures."""
-    from so_clip.device import cpu_threads
     from so_clip.run import run
+    from so_clip.runtime.device import cpu_threads
 
     # So that people, too, tell those runs apart.
     runs = work.runs if work.classes is None else work.runs / f"{work.classes}_classes"

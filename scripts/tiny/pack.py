@@ -14,7 +14,7 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
 
-from so_clip.atomic import write_text
+from so_clip.system.atomic import write_text
 
 WIDTH, HEAD_WIDTH = 128, 32
 

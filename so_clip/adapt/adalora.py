@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.adapt.adapter import Support
-from so_clip.adapt.peft_methods import NAME, Peft, adapted_layers
+from so_clip.adapt.peft_adapter import NAME, Peft, adapted_layers
+from so_clip.checks import number, whole
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import exact
 from so_clip.errors import InputError
-from so_clip.values import number, whole
 
 # What peft's allocator remembers, each by tensor.
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")

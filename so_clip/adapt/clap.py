@@ -12,8 +12,8 @@ from torch import Tensor
 
 from so_clip.adapt.adapter import Support
 from so_clip.adapt.linear_probe import LinearHead, LinearProbe
+from so_clip.checks import whole
 from so_clip.clip.classifier import Classifier
-from so_clip.values import whole
 
 
 class Clap(LinearProbe):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from so_clip.random_state import lend
+from so_clip.adapt.random_state import lend
 
 
 def dropped(x: Tensor, probability: float) -> Tensor:

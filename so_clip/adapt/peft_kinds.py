@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from so_clip.checks import number, whole
 from so_clip.errors import InputError, nearest
-from so_clip.values import number, whole
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.adapt.adapter import Support
-from so_clip.adapt.peft_methods import NAME, Peft, adapted_layers
+from so_clip.adapt.peft_adapter import NAME, Peft, adapted_layers
+from so_clip.checks import whole
 from so_clip.clip.classifier import Classifier
-from so_clip.values import whole
 
 
 class ReLoRA(Peft):

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.adapt.adapter import Adapter, Support
+from so_clip.checks import number, whole
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Head
 from so_clip.errors import InputError
-from so_clip.values import number, whole
 
 
 class TipAdapter(Adapter):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.adapt.adapter import Adapter, Support
+from so_clip.checks import number
 from so_clip.clip.backbone import Tower
 from so_clip.clip.classifier import TOWERS, Classifier, tower_of
 from so_clip.errors import InputError, nearest
-from so_clip.values import number
 
 # Which blocks a position names, as fractions of a tower's depth: CLIP-LoRA's and SO's tables for
 # 12 blocks (bottom = 0-3, half-up = 6-11, ...) carried to any depth.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.errors import InputError, nearest
-from so_clip.paths import ASSETS_DIR
+from so_clip.system.paths import ASSETS_DIR
 
 TINY = "tiny"
 TINY_CARD, TINY_WEIGHTS = "tiny.json", "tiny.safetensors"

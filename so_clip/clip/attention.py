@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from so_clip.clip.kept import mark_kept
 from so_clip.errors import InputError
-from so_clip.kept import mark_kept
 
 _PARTS = ("q_proj", "k_proj", "v_proj")
 

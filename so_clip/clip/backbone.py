@@ -31,7 +31,7 @@ from so_clip.clip.hub import fetch_pretrained, pretrained_config
 from so_clip.clip.image_tower import encode_image, in_pieces
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.errors import InputError
-from so_clip.paths import ASSETS_DIR
+from so_clip.system.paths import ASSETS_DIR
 
 Tower = Literal["vision", "text"]
 EMBEDDED = "embedded"

@@ -8,7 +8,7 @@ from torch import Tensor
 from so_clip.clip.architecture import TINY_WEIGHTS, tiny_card
 from so_clip.clip.checkpoint import read_weights
 from so_clip.errors import InputError
-from so_clip.paths import ASSETS_DIR
+from so_clip.system.paths import ASSETS_DIR
 
 _ROWS, _TOKEN_IDS = "token_embedding.rows", "token_ids"
 

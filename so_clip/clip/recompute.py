@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from so_clip.kept import mark_kept
+from so_clip.clip.kept import mark_kept
 
 Output = TypeVar("Output")
 

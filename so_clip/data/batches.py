@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from so_clip.data.contents import images_sha256
-from so_clip.data.decode_cache import DecodeCache, DecodedPass, layout_of
-from so_clip.data.decoded import Layout
+from so_clip.data.cache.decode_cache import DecodeCache, DecodedPass, layout_of
+from so_clip.data.cache.decoded_file import Layout
+from so_clip.data.cache.image_hash import images_sha256
 from so_clip.data.examples import Example
+from so_clip.data.image_memory import StreamedImages
 from so_clip.data.images import ImageSource
-from so_clip.data.training_images import StreamedImages
 from so_clip.data.transforms import RandomResizedCrop, check_image_size, resize_and_centre_crop
 from so_clip.errors import InputError
 

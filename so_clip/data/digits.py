@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from so_clip.paths import ASSETS_DIR
+from so_clip.system.paths import ASSETS_DIR
 
 DIGITS_FILE = ASSETS_DIR / "digits.npz"
 

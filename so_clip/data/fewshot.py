@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from so_clip.data.base_to_new import base_count, with_labels
 from so_clip.data.examples import Example, Splits
-from so_clip.data.halves import base_count, with_labels
 from so_clip.data.imbalance import class_counts, draw_count
 from so_clip.errors import InputError, nearest
 

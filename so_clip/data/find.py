@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from so_clip.data.cards import OWN_LAYOUTS, DatasetCard, check_trainable, load_card
+from so_clip.checks import path
+from so_clip.data.cards.card import OWN_LAYOUTS, DatasetCard, check_trainable, load_card
 from so_clip.data.examples import Splits
-from so_clip.data.own import OwnData, own_name, read_own
-from so_clip.data.prompt_file import is_prompt_file, read_prompt_file
-from so_clip.data.splits import load_splits
+from so_clip.data.lists.splits import load_splits
+from so_clip.data.user.dataset import OwnData, own_name, read_own
+from so_clip.data.user.prompt_file import is_prompt_file, read_prompt_file
 from so_clip.errors import InputError
-from so_clip.values import path
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from so_clip.data.cards import OWN_LAYOUTS, DatasetCard, how_to_get
+from so_clip.data.cards.card import OWN_LAYOUTS, DatasetCard, how_to_get
 from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
-from so_clip.data.inside import why_outside
-from so_clip.data.splits import dataset_folder
+from so_clip.data.lists.splits import dataset_folder
+from so_clip.data.safe_path import why_outside
 from so_clip.errors import InputError
 
 if TYPE_CHECKING:

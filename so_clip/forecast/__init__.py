@@ -1,1 +1,1 @@
-"""What a run will take, told before it is begun: `python -m so_clip.forecast`."""
+"""What a run will take, told before it is begun: `python -m so_clip forecast`."""

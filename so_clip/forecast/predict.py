@@ -22,19 +22,21 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from so_clip.assemble import Model, assemble_model, build_optimizer, check_classes, with_text_budget
+from so_clip.adapt.model import Model
+from so_clip.build import assemble_model, build_optimizer, check_classes
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
-from so_clip.data.cards import DatasetCard
+from so_clip.config.resolve import with_text_budget
+from so_clip.config.settings import Settings
+from so_clip.data.cards.card import DatasetCard
 from so_clip.errors import InputError
-from so_clip.evaluate import watch_batch
+from so_clip.evaluate.evaluator import watch_batch
 from so_clip.forecast.disk import disk_figures
 from so_clip.forecast.flops import Flops, counted, counter
 from so_clip.forecast.targets import Tested, tested_sizes, training_card
-from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import GradScaler
-from so_clip.precision import Precision, pick_precision
-from so_clip.settings import Settings
+from so_clip.runtime.peak_memory import PeakMemory
+from so_clip.runtime.precision import Precision, pick_precision
 from so_clip.train import train_step
 
 CPU = torch.device("cpu")

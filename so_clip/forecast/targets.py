@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from so_clip.data.cards import DatasetCard, check_trainable
+from so_clip.config.settings import Settings
+from so_clip.data.base_to_new import BASE_TO_NEW, base_count
+from so_clip.data.cards.card import DatasetCard, check_trainable
 from so_clip.data.find import find_card
-from so_clip.data.halves import BASE_TO_NEW, base_count
-from so_clip.settings import Settings
 
 
 class Tested(NamedTuple):

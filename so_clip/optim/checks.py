@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from so_clip.errors import InputError, nearest
-from so_clip.optim.choices import CHOICES
+from so_clip.optim.options import CHOICES
 
 FLAGS: dict[str, tuple[bool | None, ...]] = {
     "foreach": (None, True, False),

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from so_clip.optim.index_sets import largest, locate, read, spread, subtract
+from so_clip.optim.sparse_entries import largest, locate, read, spread, subtract
 from so_clip.optim.support import to_device
 
 

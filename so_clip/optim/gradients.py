@@ -7,7 +7,7 @@ the rest of the gradient. Both may be there, when a weight is used in two places
 import torch
 from torch import Tensor
 
-from so_clip.optim.index_sets import largest, read
+from so_clip.optim.sparse_entries import largest, read
 
 
 def sampled_gradient(param: Tensor) -> Tensor | None:

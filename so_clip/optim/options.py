@@ -2,11 +2,17 @@
 
 from typing import Any
 
+from so_clip.checks import number, one_of, whole
 from so_clip.errors import InputError
-from so_clip.optim.choices import CHOICES
-from so_clip.values import number, one_of, whole
 
 AUTO = "auto"
+# The values of SO's named settings.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "order": ("prune_first", "update_first"),
+    "bias_correction": ("step", "age"),
+    "gradient_selection": ("random", "importance", "dense"),
+    "moment_selection": ("importance", "random", "dense", "none"),
+}
 
 
 def checked_options(values: dict[str, Any]) -> dict[str, Any]:

@@ -31,10 +31,12 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from so_clip.errors import InputError
-from so_clip.kept import is_kept
-from so_clip.optim.between import GradScaler, Guard, all_reduce_sampled, clip_grad_norm_
+from so_clip.optim.gradient_tools import GradScaler, Guard, all_reduce_sampled, clip_grad_norm_
 from so_clip.optim.gradients import add_sampled_gradient
 from so_clip.optim.sampled_product import Method, fastest, sampled_product
+
+# Marks an input that autograd saves anyway, so saving it again is free (see clip/kept.py).
+SAVED_ANYWAY = "kept_anyway"
 
 __all__ = [
     "GradScaler",
@@ -242,7 +244,7 @@ class SampledLinear(nn.Linear):
         elif input.dtype != weight.dtype:
             return super().forward(input)
         method = sampling.method
-        if method == "columns" and is_kept(input):
+        if method == "columns" and getattr(input, SAVED_ANYWAY, False):
             method = "gather"  # from the input itself: a copy of its columns would come on top
         # Flat: out of a function of our own, torch would let no view be changed in place.
         y_NO: Tensor = _Linear.apply(

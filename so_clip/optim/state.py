@@ -20,7 +20,7 @@ from torch import Tensor
 
 from so_clip.optim.functional import Moments, moment_dtype
 from so_clip.optim.gradients import has_gradient, most_important
-from so_clip.optim.index_sets import locate
+from so_clip.optim.sparse_entries import locate
 from so_clip.optim.support import entry_count, to_device
 
 State = dict[str, Any]

@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from so_clip import atomic
-from so_clip.data.cards import TEST_LAYOUTS, DatasetCard
-from so_clip.data.split_file import read_split_file
-from so_clip.data.splits import dataset_folder, load_splits, split_file_places
+from so_clip.data.cards.card import TEST_LAYOUTS, DatasetCard
+from so_clip.data.lists.split_file import read_split_file
+from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
 from so_clip.errors import InputError, RunFailed
 from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
-from so_clip.prepare.lacking import all_examples, lacking
-from so_clip.prepare.lock import alone_in
-from so_clip.prepare.mend import Aside, take_bad_images, take_bad_split_file
+from so_clip.prepare.missing import all_examples, lacking
 from so_clip.prepare.options import Options
 from so_clip.prepare.place import remove
+from so_clip.prepare.repair import Aside, take_bad_images, take_bad_split_file
 from so_clip.prepare.sources import (
     IMAGES,
     NO_SOURCE,
@@ -23,6 +21,8 @@ from so_clip.prepare.sources import (
     SourceFailed,
     read_sources,
 )
+from so_clip.system import atomic
+from so_clip.system.locks import alone_in
 
 # Below the data root: archives and what comes out of them; nothing once all is done.
 WORK_DIR = ".prepare"

@@ -17,8 +17,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from so_clip import atomic
 from so_clip.prepare.sources import RemoteFile, SourceFailed
+from so_clip.system import atomic
 
 CHUNK_BYTES = 1 << 20
 # Answers that may be other the next time.

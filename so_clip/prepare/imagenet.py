@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from so_clip.data.cards import DatasetCard
-from so_clip.data.splits import load_splits
+from so_clip.data.cards.card import DatasetCard
+from so_clip.data.lists.splits import load_splits
 from so_clip.errors import InputError
 from so_clip.prepare.place import merge, remove
 

@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from so_clip.data.cards import DatasetCard
+from so_clip.data.cards.card import DatasetCard
 from so_clip.data.images import why_too_large
-from so_clip.data.splits import dataset_folder, load_splits
+from so_clip.data.lists.splits import dataset_folder, load_splits
 from so_clip.errors import InputError
 from so_clip.prepare.download import fetch, wrong_checksum
-from so_clip.prepare.lacking import all_examples, lacking
+from so_clip.prepare.missing import all_examples, lacking
 from so_clip.prepare.options import Options
 from so_clip.prepare.parquet import Names, extract, listed_files, require_pyarrow
 from so_clip.prepare.place import find_folder, find_images, merge, remove

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from so_clip.data.cards import TEST_LAYOUTS, DatasetCard
+from so_clip.data.cards.card import TEST_LAYOUTS, DatasetCard
 
 _AIRCRAFT_LISTS = ("variants.txt", "images_variant_train.txt")
 

@@ -27,8 +27,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from so_clip.data.cards import DatasetCard
-from so_clip.data.inside import why_outside
+from so_clip.data.cards.card import DatasetCard
+from so_clip.data.safe_path import why_outside
 from so_clip.errors import InputError
 
 IMAGES, SPLIT = "images", "split file"

@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 from tqdm import tqdm
 
-from so_clip.data.inside import why_outside
+from so_clip.data.safe_path import why_outside
 from so_clip.prepare.sources import SourceFailed
 
 CHUNK_BYTES = 1 << 20

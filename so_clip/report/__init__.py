@@ -1,1 +1,1 @@
-"""Runs -> tables, plots, page: `python -m so_clip.report RESULTS_DIR -o OUT`."""
+"""Runs -> tables, plots, page: `python -m so_clip report RESULTS_DIR -o OUT`."""

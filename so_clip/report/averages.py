@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from so_clip.data.halves import BASE_TO_NEW
+from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.report.read import ROW, RUN
 
 # Zero-shot figures of two runs that differ by less are the same.
@@ -67,4 +67,5 @@ def same_zero_shot(runs: pd.DataFrame, column: str) -> dict[str, float]:
     if column not in runs:
         return {}
     values = runs.groupby("dataset")[column].agg(["min", "max"]).dropna()
-    return values["min"][values["max"] - values["min"] < _SAME_POINTS].to_dict()
+    same = values["min"][values["max"] - values["min"] < _SAME_POINTS]
+    return {str(dataset): float(value) for dataset, value in same.items()}

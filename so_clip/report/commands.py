@@ -12,9 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from so_clip.data.cards import OWN_LAYOUTS
-from so_clip.paths import CONF_DIR
-from so_clip.run_files import SKIPPED
+from so_clip.data.cards.card import OWN_LAYOUTS
+from so_clip.results.run_files import SKIPPED
+from so_clip.system.paths import CONF_DIR
 
 PROGRAM = "python -m so_clip"
 # What names a run among those of its row.

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from so_clip.errors import InputError
+from so_clip.report.progress_bar import watched
 from so_clip.report.variants import variants
-from so_clip.report.watched import watched
-from so_clip.run_files import (
+from so_clip.results.run_files import (
     ERROR_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from so_clip.data.halves import BASE_TO_NEW
+from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.report.averages import (
     averages,
     even_shots,

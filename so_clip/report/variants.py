@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from so_clip.data.own import OwnData
-from so_clip.run_files import SKIPPED
-from so_clip.settings import NO_DIFFERENCE
+from so_clip.config.settings import NO_DIFFERENCE
+from so_clip.data.user.dataset import OwnData
+from so_clip.results.run_files import SKIPPED
 
 # Settings that have a column of their own, follow from one, or say where and not what. Which split
 # a run used, its checksum tells.

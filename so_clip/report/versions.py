@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from so_clip.run_files import SKIPPED
+from so_clip.results.run_files import SKIPPED
 
 # Columns of the runs, and what they are called.
 _OF_INTEREST = {

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from so_clip.errors import InputError
-from so_clip.locks import LOCK_FILE, is_locked
-from so_clip.progress import PROGRESS_FILE
-from so_clip.run_files import (
+from so_clip.results.progress import PROGRESS_FILE
+from so_clip.results.run_files import (
     ERROR_FILE,
     METRICS_FILE,
     SKIPPED,
@@ -27,6 +26,7 @@ from so_clip.run_files import (
     listing,
     read_object,
 )
+from so_clip.system.locks import LOCK_FILE, is_locked
 
 RUNNING, FAILED, INTERRUPTED, MISSING, DONE = "running", "failed", "interrupted", "missing", "done"
 WAITING = "waiting"  # a sweep that is at work will come to it

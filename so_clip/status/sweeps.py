@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from so_clip import jobs
-from so_clip.jobs import JOBS_DIR, Job
-from so_clip.locks import is_locked
-from so_clip.run_files import PROVENANCE_FILE, read_object
-from so_clip.settings import NO_DIFFERENCE
+from so_clip.config.settings import NO_DIFFERENCE
+from so_clip.results import job_files as jobs
+from so_clip.results.job_files import JOBS_DIR, SWEEP_FILE, Job
+from so_clip.results.run_files import PROVENANCE_FILE, read_object
 from so_clip.status.runs import (
     DONE,
     FAILED,
@@ -24,7 +23,7 @@ from so_clip.status.runs import (
     Run,
     texts,
 )
-from so_clip.sweep import SWEEP_FILE
+from so_clip.system.locks import is_locked
 
 SWEEPS_DIR = ".sweeps"
 # With or without these, two command lines ask for the same run.

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from so_clip.adapt.adalora import AdaLoRA
-from so_clip.adapt.peft_methods import adapted_layers
+from so_clip.adapt.peft_adapter import adapted_layers
 from so_clip.clip.classifier import Classifier
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.settings import from_config
-from tests.adapt.peft_cases import PATTERNS, loss_of, moved, small, vit_b16
-from tests.command import call
+from tests.helpers.command import call
+from tests.helpers.peft_cases import PATTERNS, loss_of, moved, small, vit_b16
 
 NO_SUPPORT: Any = None  # which AdaLoRA does not look at
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from so_clip.adapt.clap import Clap
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.settings import from_config
-from tests.adapt.given import IMAGES_BCHW, SCALE, Given, classifier
+from tests.helpers.tiny_classifiers import IMAGES_BCHW, SCALE, Given, classifier
 from tests.oracles.probe_oracle import clap_multipliers, clap_penalty
 
 LABELS = [2, 0, 1, 1, 0, 2, 2]

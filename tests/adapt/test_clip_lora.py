@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.adapt.clip_lora import ClipLoRA, LowRank, LowRankLinear
+from so_clip.adapt.random_state import lend
 from so_clip.clip.classifier import Classifier
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.random_state import lend
-from so_clip.settings import from_config
-from tests.adapt.clip_lora_cases import IMAGES_BCHW, PROMPTS, adapted, loss_of, small
-from tests.clip.small import small_backbone, weightless_backbone
-from tests.command import call
+from tests.helpers.clip_lora_cases import IMAGES_BCHW, PROMPTS, adapted, loss_of, small
+from tests.helpers.command import call
+from tests.helpers.small_models import small_backbone, weightless_backbone
 from tests.oracles.lora_oracle import merged, published_linear
 
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from so_clip.adapt.clip_lora import ClipLoRA, LowRank
+from so_clip.adapt.random_state import lend
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.packed_text import PackedPrompts
-from so_clip.memory import PeakMemory
-from so_clip.random_state import lend
-from tests.adapt.clip_lora_cases import IMAGES_BCHW, NO_CHUNKS, PROMPTS, adapted, loss_of, small
-from tests.clip.small import small_backbone
+from so_clip.runtime.peak_memory import PeakMemory
+from tests.helpers.clip_lora_cases import IMAGES_BCHW, NO_CHUNKS, PROMPTS, adapted, loss_of, small
+from tests.helpers.small_models import small_backbone
 
 
 def test_a_quarter_is_dropped_for_each_part_anew_and_the_rest_scaled() -> None:

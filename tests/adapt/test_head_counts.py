@@ -3,10 +3,10 @@
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from so_clip.config import compose
-from so_clip.data.cards import load_card
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
+from so_clip.data.cards.card import load_card
 from so_clip.forecast.predict import fake_model
-from so_clip.settings import from_config
 
 # EuroSAT has 10 classes, ViT-B/16 512 dimensions.
 COUNTS = {

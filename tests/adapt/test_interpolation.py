@@ -5,10 +5,10 @@ import torch
 
 from so_clip.adapt.clip_lora import ClipLoRA
 from so_clip.adapt.weights import Weights
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.settings import from_config
-from tests.adapt.given import IMAGES_BCHW, Given, classifier
+from tests.helpers.tiny_classifiers import IMAGES_BCHW, Given, classifier
 
 PATTERNS = ["mlp.c_fc.weight", "ln_1.bias"]
 

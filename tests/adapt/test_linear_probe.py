@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from so_clip.adapt.linear_probe import LinearHead, LinearProbe, LPPlusPlus, text_lengths
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.settings import from_config
-from tests.adapt.given import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier, features
+from tests.helpers.tiny_classifiers import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier, features
 from tests.oracles.probe_oracle import cosine_logits, lp_plus_plus_logits, lp_plus_plus_start
 
 LABELS = [0, 1, 1, 0, 2, 2]

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.adapt.adalora import AdaLoRA
+from so_clip.adapt.peft_adapter import Peft, adapted_layers
 from so_clip.adapt.peft_kinds import KINDS
-from so_clip.adapt.peft_methods import Peft, adapted_layers
 from so_clip.adapt.relora import ReLoRA
 from so_clip.clip.classifier import Classifier
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.settings import from_config
-from tests.adapt.given import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier
-from tests.adapt.structured_cases import CASES, PATTERNS, Formula, adapted, parts, tolerance
-from tests.clip.small import small_backbone
-from tests.command import call
+from tests.helpers.command import call
+from tests.helpers.small_models import small_backbone
+from tests.helpers.structured_cases import CASES, PATTERNS, Formula, adapted, parts, tolerance
+from tests.helpers.tiny_classifiers import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier
 from tests.oracles.peft_oracle import MATRICES, merged
 
 GIVEN = Given([0, 1, 2])

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from so_clip.adapt.peft_methods import Peft, adapted_layers
-from so_clip.config import compose
-from so_clip.forecast.__main__ import main as forecast_main
-from so_clip.settings import from_config
-from tests.adapt.peft_cases import vit_b16
-from tests.command import call
+from so_clip.adapt.peft_adapter import Peft, adapted_layers
+from so_clip.cli.forecast import main as forecast_main
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
+from tests.helpers.command import call
+from tests.helpers.peft_cases import vit_b16
 
 
 def options_of(method: str, *overrides: str) -> dict[str, Any]:

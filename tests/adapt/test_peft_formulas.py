@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.adapt.structured_cases import (
+from tests.helpers.structured_cases import (
     CASES,
     Formula,
     adapted,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from so_clip.adapt.peft_methods import Peft
+from so_clip.adapt.peft_adapter import Peft
 from so_clip.errors import InputError
-from tests.adapt.peft_cases import PATTERNS, small
+from tests.helpers.peft_cases import PATTERNS, small
 
 
 @pytest.mark.parametrize(

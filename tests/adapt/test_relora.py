@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from so_clip.adapt.peft_methods import adapted_layers
+from so_clip.adapt.peft_adapter import adapted_layers
 from so_clip.adapt.relora import ReLoRA
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.settings import from_config
-from tests.adapt.peft_cases import IMAGES_BCHW, PATTERNS, loss_of, moved, small, vit_b16
-from tests.command import call
+from tests.helpers.command import call
+from tests.helpers.peft_cases import IMAGES_BCHW, PATTERNS, loss_of, moved, small, vit_b16
 
 
 def test_vit_b16_gets_as_many_parameters_as_lora() -> None:

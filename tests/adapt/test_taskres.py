@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from so_clip.adapt.taskres import TaskRes
+from so_clip.cli.forecast import main as forecast_main
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.forecast.__main__ import main as forecast_main
-from so_clip.settings import from_config
-from tests.clip.small import small_backbone, small_clip, weightless_backbone
-from tests.command import call
+from tests.helpers.command import call
+from tests.helpers.small_models import small_backbone, small_clip, weightless_backbone
 from tests.oracles.taskres_oracle import logits
 
 PROMPTS = ["a photo of a dog.", "a photo of a very small cat.", "a drawing", "a photo of a cat."]

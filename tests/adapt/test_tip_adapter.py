@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from so_clip.adapt.tip_adapter import CacheHead, TipAdapter
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.settings import from_config
-from tests.adapt.given import SCALE, Given, classifier, features
+from tests.helpers.tiny_classifiers import SCALE, Given, classifier, features
 from tests.oracles.probe_oracle import tip_keys, tip_logits
 
 LABELS = [0, 0, 1, 1, 2, 2]

@@ -13,10 +13,10 @@ from torch import nn
 from so_clip.adapt.weights import POSITIONS, Weights, blocks_at
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
-from so_clip.config import compose
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.settings import from_config
-from tests.clip.small import small_backbone, weightless_backbone
+from tests.helpers.small_models import small_backbone, weightless_backbone
 
 PATTERNS = list(compose([]).adapter.patterns)
 TWELVE_BLOCKS = {

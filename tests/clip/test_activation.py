@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from so_clip.clip.activation import QuickGELU, lean_quick_gelu
-from tests.clip.kept import kept_bytes
-from tests.clip.small import small_clip
+from tests.helpers.kept_tensors import kept_bytes
+from tests.helpers.small_models import small_clip
 
 plain = open_clip.transformer.QuickGELU()
 

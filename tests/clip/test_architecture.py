@@ -6,7 +6,7 @@ from torch import nn
 
 from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
 from so_clip.errors import InputError
-from tests.clip.small import CONFIG
+from tests.helpers.small_models import CONFIG
 
 
 def activations(model: nn.Module) -> set[str]:

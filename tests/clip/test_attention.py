@@ -14,7 +14,7 @@ from so_clip.clip.architecture import architecture_config, build_model
 from so_clip.clip.attention import ExplicitAttention, explicit_attention
 from so_clip.clip.embedded import embedded_weights
 from so_clip.errors import InputError
-from tests.clip.small import CONFIG
+from tests.helpers.small_models import CONFIG
 
 PROMPTS = ["a photo of a cat.", "a photo of a very small dog.", "!"]
 

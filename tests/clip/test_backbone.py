@@ -21,9 +21,16 @@ from so_clip.clip.checkpoint import load_weights
 from so_clip.clip.hub import fetch_pretrained
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.errors import InputError
-from tests.clip.kept import kept_bytes
-from tests.clip.small import CONFIG, MEAN, STD, save_as_openai_does, small_backbone, small_clip
 from tests.clip.test_architecture import activations
+from tests.helpers.kept_tensors import kept_bytes
+from tests.helpers.small_models import (
+    CONFIG,
+    MEAN,
+    STD,
+    save_as_openai_does,
+    small_backbone,
+    small_clip,
+)
 
 PROMPTS = ["a photo of a cat.", "a photo of a very small dog.", "!", "x " * 70]
 
@@ -128,7 +135,7 @@ def test_blocks_in_order() -> None:
 
 
 def _config() -> dict[str, Any]:
-    from tests.clip.small import CONFIG
+    from tests.helpers.small_models import CONFIG
 
     return CONFIG
 
@@ -294,7 +301,7 @@ def test_the_configured_backbones_exist(name: str) -> None:
 
     from so_clip.clip.architecture import architecture_config
     from so_clip.clip.hub import pretrained_config
-    from so_clip.paths import CONF_DIR
+    from so_clip.system.paths import CONF_DIR
 
     values = yaml.safe_load((CONF_DIR / "backbone" / f"{name}.yaml").read_text())
     assert set(values) == {"architecture", "pretrained", "checkpoint", "logit_scale"}

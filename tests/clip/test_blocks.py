@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from so_clip import settings
 from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import (
@@ -16,10 +15,11 @@ from so_clip.clip.blocks import (
     before_attention,
     run_block,
 )
+from so_clip.config import settings
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
-from tests.clip.kept import kept_bytes
-from tests.clip.small import small_clip
+from tests.helpers.kept_tensors import kept_bytes
+from tests.helpers.small_models import small_clip
 
 WIDTH, TOKENS, IMAGES = 64, 17, 3
 TRAINED = ("in_proj.weight", "out_proj.weight", "c_fc.weight", "c_proj.weight")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from so_clip.clip.checkpoint import load_weights, read_weights
 from so_clip.errors import InputError
-from tests.clip.small import save_as_openai_does, small_clip
+from tests.helpers.small_models import save_as_openai_does, small_clip
 
 
 def clone(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def test_openai_archive_loads_as_the_model_it_was_traced_from(tmp_path: Path) ->
 def test_custom_text_models_take_the_old_layout(state: dict[str, Tensor]) -> None:
     from open_clip.model import CustomTextCLIP
 
-    from tests.clip.small import CONFIG
+    from tests.helpers.small_models import CONFIG
 
     model = CustomTextCLIP(**CONFIG)
     load_weights(model, state, "old")

@@ -11,7 +11,7 @@ from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier, tower_of
 from so_clip.clip.heads import CosineHead
 from so_clip.clip.packed_text import TEXT_BUDGETS_MIB
-from tests.clip.small import small_backbone
+from tests.helpers.small_models import small_backbone
 
 PROMPTS = ["a photo of a dog.", "a photo of a cat.", "a drawing"]
 IMAGES_BCHW = torch.randint(

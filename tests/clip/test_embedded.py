@@ -20,7 +20,7 @@ from so_clip.errors import InputError
 def test_stored_rows_are_used_and_the_others_follow_the_seed() -> None:
     from safetensors.torch import load_file
 
-    from so_clip.paths import ASSETS_DIR
+    from so_clip.system.paths import ASSETS_DIR
 
     stored = load_file(ASSETS_DIR / "tiny.safetensors")
     embedding = embedded_weights()["token_embedding.weight"]

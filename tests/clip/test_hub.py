@@ -9,7 +9,7 @@ import pytest
 
 from so_clip.clip.hub import pretrained_config
 from so_clip.errors import InputError
-from tests.clip import hub_visit
+from tests.helpers import hub_visit
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.embedded import embedded_weights
 from so_clip.clip.image_tower import encode_image, in_pieces, is_read_at_class_token
-from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
-from tests.clip.kept import OwnLinear, kept_bytes
-from tests.clip.small import CONFIG
+from so_clip.runtime.peak_memory import PeakMemory
+from tests.helpers.kept_tensors import OwnLinear, kept_bytes
+from tests.helpers.small_models import CONFIG
 
 EXACT = 1e-5  # of the largest value, in float32
 

@@ -8,7 +8,7 @@ from so_clip.adapt.adapter import Adapter
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import CosineHead, Head
-from tests.clip.small import small_backbone
+from tests.helpers.small_models import small_backbone
 
 TEMPLATES = ("a photo of a {}.", "a drawing of a {}.")
 IMAGES_BCHW = torch.randint(

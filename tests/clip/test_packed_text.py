@@ -15,7 +15,7 @@ from so_clip.clip.architecture import build_model
 from so_clip.clip.attention import ExplicitAttention, explicit_attention
 from so_clip.clip.blocks import Memory
 from so_clip.clip.packed_text import ClassPrompts, PackedPrompts, prompts_to_end, split_by_rows
-from tests.clip.packed import (
+from tests.helpers.packed_prompts import (
     CONTEXT,
     END,
     NO_CHUNKS,
@@ -28,7 +28,7 @@ from tests.clip.packed import (
     small,
     tokenize,
 )
-from tests.clip.small import CONFIG
+from tests.helpers.small_models import CONFIG
 
 
 def split_projections() -> Any:

@@ -12,10 +12,10 @@ from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.blocks import MEMORY_MODES
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.prompts import class_prompts
-from so_clip.data.cards import card_names, load_card
-from so_clip.memory import PeakMemory
-from tests.clip.kept import kept_bytes
-from tests.clip.packed import (
+from so_clip.data.cards.card import card_names, load_card
+from so_clip.runtime.peak_memory import PeakMemory
+from tests.helpers.kept_tensors import kept_bytes
+from tests.helpers.packed_prompts import (
     NO_CHUNKS,
     assert_close,
     assert_same,

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from so_clip.clip.activation import QuickGELU
 from so_clip.clip.recompute import in_matmul_precision, recomputed
-from tests.clip.kept import OwnLinear, kept_bytes
+from tests.helpers.kept_tensors import OwnLinear, kept_bytes
 
 WIDTH = 6
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from so_clip.clip.checkpoint import read_weights
 from so_clip.clip.torchscript import is_torchscript, read_torchscript
 from so_clip.errors import InputError
-from tests.clip.small import save_as_openai_does, small_clip
 from tests.clip.test_checkpoint import Hostile
+from tests.helpers.small_models import save_as_openai_does, small_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit announces its retirement
 

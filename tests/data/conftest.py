@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from so_clip.data.cards import DatasetCard
+from so_clip.data.cards.card import DatasetCard
 
 
 @pytest.fixture(scope="session")

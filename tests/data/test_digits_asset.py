@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from so_clip.paths import ASSETS_DIR, CARDS_DIR
+from so_clip.system.paths import ASSETS_DIR, CARDS_DIR
 
 PARTS = ("train", "val", "test")
 

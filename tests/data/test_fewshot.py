@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from so_clip.data.cards import load_card
+from so_clip.data.cards.card import load_card
 from so_clip.data.examples import Example, Splits
 from so_clip.data.fewshot import draw_few_shot
-from so_clip.data.splits import load_splits
+from so_clip.data.lists.splits import load_splits
 from so_clip.errors import InputError
 from tests.oracles import fewshot_oracle
 

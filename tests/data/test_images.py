@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from so_clip.data import images as images_module
-from so_clip.data.cards import load_card
+from so_clip.data.cards.card import load_card
 from so_clip.data.digits import load_digits
 from so_clip.data.examples import Example
 from so_clip.data.images import (
@@ -24,7 +24,7 @@ from so_clip.data.images import (
     require_images,
     to_tensor,
 )
-from so_clip.data.splits import load_splits
+from so_clip.data.lists.splits import load_splits
 from so_clip.errors import InputError
 
 

@@ -5,7 +5,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from so_clip.data.cards import load_card
+from so_clip.data.cards.card import load_card
 
 # Folder, image folder (CoOp's DATASETS.md), classes and test images.
 KNOWN = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from so_clip.data.gather import gather
-from tests.made_datasets import write_eurosat
+from so_clip.data.run_data import gather
+from tests.helpers.made_datasets import write_eurosat
 
 
 def _draw(root: Path, shots: int, **options: str) -> None:

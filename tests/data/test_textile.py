@@ -11,15 +11,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from so_clip.data.cards import DatasetCard, load_card
+from so_clip.data.cards.card import DatasetCard, load_card
 from so_clip.data.examples import SPLITS, Splits
-from so_clip.data.gather import gather
 from so_clip.data.images import open_images
-from so_clip.data.splits import load_splits
+from so_clip.data.lists.splits import load_splits
+from so_clip.data.run_data import gather
 from so_clip.errors import InputError
-from so_clip.paths import CARDS_DIR
-from tests.command import ROOT, call
-from tests.made_datasets import write_class_folders
+from so_clip.system.paths import CARDS_DIR
+from tests.helpers.command import ROOT, call
+from tests.helpers.made_datasets import write_class_folders
 
 CARD = load_card("textile")
 MODULE = "conformal_clip_data"

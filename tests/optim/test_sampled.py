@@ -13,9 +13,9 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from so_clip import SO
-from so_clip.memory import PeakMemory
 from so_clip.optim.sampled import sampled_gradients
-from tests.optim.sampled_pairs import (
+from so_clip.runtime.peak_memory import PeakMemory
+from tests.helpers.sampled_pairs import (
     assert_equal,
     assert_sampled,
     filled,
@@ -24,7 +24,7 @@ from tests.optim.sampled_pairs import (
     mlp,
     twins,
 )
-from tests.optim.storages import Storages
+from tests.helpers.storages import Storages
 
 CPU = torch.device("cpu")
 

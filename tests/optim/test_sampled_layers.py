@@ -11,7 +11,7 @@ from torch import nn
 from so_clip import SO
 from so_clip.errors import InputError
 from so_clip.optim.sampled import SampledLinear, sampled_gradients
-from tests.optim.sampled_pairs import assert_equal, inputs, twins
+from tests.helpers.sampled_pairs import assert_equal, inputs, twins
 
 
 def test_only_linear_layers_that_the_optimizer_samples_are_taken():

@@ -14,7 +14,7 @@ from so_clip.optim.sampled_product import (
     fastest,
     sampled_product,
 )
-from tests.optim.storages import Storages
+from tests.helpers.storages import Storages
 
 METHODS = ("columns", "gather", "csr", "rows")
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from so_clip import SO
-from tests.optim.so_steps import gradients, mask, parameters, run
+from tests.helpers.so_steps import gradients, mask, parameters, run
 from tests.oracles.so_oracle import PruneFirst, Settings, UpdateFirst
 
 ORACLES = {"prune_first": PruneFirst, "update_first": UpdateFirst}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip import SO
-from tests.optim.so_steps import gradients, mask, parameters, run
+from tests.helpers.so_steps import gradients, mask, parameters, run
 
 
 def test_a_support_stays_for_T_steps() -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from so_clip.memory import PeakMemory
 from so_clip.optim.so import SO
+from so_clip.runtime.peak_memory import PeakMemory
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prepare.server import Server, running
+from tests.helpers.file_server import Server, running
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from so_clip.prepare.download import Patience, fetch
 from so_clip.prepare.sources import RemoteFile, SourceFailed
-from tests.command import python
+from tests.helpers.command import python
 
 QUICK = Patience(retries=3, retry_seconds=0.01, timeout_seconds=5)
 # More than a chunk of a download, so that parts of it arrive.

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from so_clip.locks import is_locked
-from so_clip.prepare.lock import alone_in
-from tests.command import environment
-from tests.prepare.given import (
+from so_clip.system.locks import alone_in, is_locked
+from tests.helpers.archives import (
     SPLIT_FILE,
     archive,
     images,
@@ -25,12 +23,13 @@ from tests.prepare.given import (
     write_card,
     zipped,
 )
+from tests.helpers.command import environment
 
 
 def _begin(root, *arguments):
     """Start prepare in a process of its own."""
     cards = f"cards_dir={root.parent / 'cards'}"
-    command = ["-m", "so_clip.prepare", "dataset=small", f"data_root={root}", cards, *arguments]
+    command = ["-m", "so_clip.cli.prepare", "dataset=small", f"data_root={root}", cards, *arguments]
     return subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,

@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from so_clip.data.cards import load_card
-from so_clip.data.splits import load_splits
-from tests.prepare.given import (
+from so_clip.data.cards.card import load_card
+from so_clip.data.lists.splits import load_splits
+from tests.helpers.archives import (
     SPLIT_FILE,
     archive,
     below,

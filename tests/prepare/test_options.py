@@ -2,12 +2,12 @@
 
 import pytest
 
-from so_clip.data.cards import card_names, load_card
+from so_clip.cli.prepare import DEFAULTS, USAGE, main
+from so_clip.data.cards.card import card_names, load_card
 from so_clip.errors import InputError
-from so_clip.prepare.__main__ import DEFAULTS, USAGE, main
 from so_clip.prepare.sources import IMAGES, SPLIT, read_sources
-from tests.command import call, spawn
-from tests.prepare.given import archive, write_card
+from tests.helpers.archives import archive, write_card
+from tests.helpers.command import call, spawn
 
 BAD = [
     ("", ["dataset is missing", "dataset=all", "Known: caltech101"]),
@@ -57,7 +57,7 @@ def test_help_names_every_option_and_waits_for_nothing_heavy():
 
 
 def test_it_is_a_program_of_its_own(tmp_path):
-    done = spawn("dataset=digits", f"data_root={tmp_path}", module="so_clip.prepare")
+    done = spawn("dataset=digits", f"data_root={tmp_path}", module="so_clip.cli.prepare")
     assert done.code == 0
     assert done.out == "digits: comes with a Python package, nothing is to be fetched\n"
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from so_clip.prepare.parquet import listed_files
 from so_clip.prepare.sources import SourceFailed
-from tests.prepare.given import (
+from tests.helpers.archives import (
     CLASSES,
     images,
     laid_out,

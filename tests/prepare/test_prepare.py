@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from so_clip.data.cards import load_card
+from so_clip.data.cards.card import load_card
 from so_clip.data.images import open_images
-from so_clip.data.splits import load_splits
-from tests.prepare.given import (
+from so_clip.data.lists.splits import load_splits
+from tests.helpers.archives import (
     SPLIT_FILE,
     archive,
     below,
@@ -128,7 +128,7 @@ def test_sources_are_tried_in_order_until_one_works(server, root):
     assert "other.zip: 12 of 12 images are not in it, first ant/ant_0.jpg" in said[1]
     assert f"wrong.zip: wrong.zip has the md5 {md5}, expected {'0' * 32}" in said[2]
     assert "cut.zip: damaged or cut short" in said[3]
-    assert all(line.startswith("so_clip.prepare: small: ") for line in said)
+    assert all(line.startswith("so_clip: small: ") for line in said)
     assert not server.ranges("never.zip")
 
 
@@ -205,7 +205,7 @@ def test_all_goes_on_after_a_failure_and_says_what_is_not_there(server, root):
     done = prepare(root, dataset="all")
     assert done.code == 1
     assert "small: completed" in done.out
-    assert "so_clip.prepare: lost: dataset=lost: the split file could not be had" in done.err
+    assert "so_clip: lost: dataset=lost: the split file could not be had" in done.err
     assert done.messages[-1] == "so_clip: 1 of 2 not there: lost."
     assert prepare(root, dataset="shipped").out.startswith("shipped: comes with a Python package")
 

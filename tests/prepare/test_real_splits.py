@@ -11,13 +11,13 @@ import zipfile
 import pytest
 import yaml
 
-from so_clip.data.cards import load_card
+from so_clip.cli.prepare import main
+from so_clip.data.cards.card import load_card
 from so_clip.data.images import open_images, require_images
-from so_clip.data.splits import load_splits
-from so_clip.paths import CARDS_DIR
-from so_clip.prepare.__main__ import main
-from tests.command import call
-from tests.prepare.given import picture, prepare
+from so_clip.data.lists.splits import load_splits
+from so_clip.system.paths import CARDS_DIR
+from tests.helpers.archives import picture, prepare
+from tests.helpers.command import call
 
 ONE = picture(7)
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 from so_clip.prepare.sources import SourceFailed
 from so_clip.prepare.unpack import Budget, NoSpace, check_space, unpack
-from tests.command import python
-from tests.prepare.given import (
+from tests.helpers.archives import (
     archive,
     images,
     laid_out,
@@ -24,6 +23,7 @@ from tests.prepare.given import (
     write_card,
     zipped,
 )
+from tests.helpers.command import python
 
 GIB = 2**30
 MIB = 2**20

@@ -10,7 +10,7 @@ from PIL import Image
 
 from so_clip.prepare.sources import SourceFailed
 from so_clip.prepare.videos import extract_frames
-from tests.prepare.given import (
+from tests.helpers.archives import (
     archive,
     below,
     laid_out,

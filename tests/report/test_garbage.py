@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
 pytest.importorskip("jinja2", reason="needs the extra `report`")
 
-from so_clip import table
-from so_clip.report import __main__ as report
-from so_clip.report.page_data import run_data, script_json
+from so_clip.cli import report, status, table
+from so_clip.report.page.data import run_data, script_json
 from so_clip.report.read import read_runs
-from so_clip.status import __main__ as status
-from tests.command import Outcome, call
-from tests.report.page_runs import write_run
+from tests.helpers.command import Outcome, call
+from tests.helpers.page_runs import write_run
 
 METRICS = "metrics.json"
 

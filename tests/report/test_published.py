@@ -9,7 +9,7 @@ import pytest
 from so_clip.report.published import add_published, figures
 from so_clip.report.read import read_runs
 from so_clip.report.tables import AVERAGE, Row, Table, make_tables
-from tests.report.made_runs import PAPER, VIT, write_run
+from tests.helpers.report_runs import PAPER, VIT, write_run
 
 
 def _accuracy(root: Path) -> Table:

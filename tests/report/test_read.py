@@ -7,8 +7,8 @@ import pytest
 
 from so_clip.errors import InputError
 from so_clip.report.read import Runs, read_runs, transfers
-from tests.command import python
-from tests.report.made_runs import write_provenance, write_run
+from tests.helpers.command import python
+from tests.helpers.report_runs import write_provenance, write_run
 
 
 def _variants(root: Path) -> list[str]:

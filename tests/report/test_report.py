@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from so_clip.own_code import code_sha256
-from so_clip.report import __main__ as report
-from tests.command import Outcome, call, environment
-from tests.made_datasets import write_class_folders
-from tests.report.made_runs import (
+from so_clip.cli import report
+from so_clip.system.code_hash import code_sha256
+from tests.helpers.command import Outcome, call, environment
+from tests.helpers.made_datasets import write_class_folders
+from tests.helpers.report_runs import (
     write_grid,
     write_predictions,
     write_provenance,
@@ -77,7 +77,7 @@ def test_a_page_is_of_this_report_or_is_said_not_to_be(tmp_path):
     pairs.mkdir(parents=True)
     done = _report(*command)
     assert done.code == 2
-    assert done.messages[0] == f"so_clip.report: cut short: {page} was not written."
+    assert done.messages[0] == f"so_clip: cut short: {page} was not written."
     assert not page.exists()
     pairs.rmdir()
     assert _report(*command).code == 0
@@ -85,7 +85,7 @@ def test_a_page_is_of_this_report_or_is_said_not_to_be(tmp_path):
     pairs.unlink()
     pairs.mkdir()
     done = _report(*command)
-    assert done.messages[0] == f"so_clip.report: cut short: {page} is that of an earlier report."
+    assert done.messages[0] == f"so_clip: cut short: {page} is that of an earlier report."
     assert page.read_bytes() == before
     done = _report(*command, "--tables-only")
     assert done.out.splitlines()[-1] == f"{page} is that of an earlier report."
@@ -96,7 +96,7 @@ def test_on_a_terminal_each_stage_is_shown(tmp_path):
     fcntl, termios = map(pytest.importorskip, ("fcntl", "termios"))
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    arguments = ("-m", "so_clip.report", tmp_path / "runs", "-o", tmp_path / "out")
+    arguments = ("-m", "so_clip.cli.report", tmp_path / "runs", "-o", tmp_path / "out")
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         stderr=theirs,
@@ -131,7 +131,7 @@ def test_what_is_missing_is_printed_with_its_command(tmp_path):
     assert f"\n  {command}\n" in done.out
     assert f"```sh\n{command}\n```" in (tmp_path / "out" / "tables" / "accuracy.md").read_text()
     (message,) = done.messages
-    assert message.startswith(f"so_clip.report: left out: {folders['so', 'dtd', 2]}: unfinished")
+    assert message.startswith(f"so_clip: left out: {folders['so', 'dtd', 2]}: unfinished")
 
 
 def test_a_torn_run_is_one_line_and_harms_nothing(tmp_path):

@@ -10,7 +10,7 @@ from scipy import stats
 from so_clip.report.read import read_runs
 from so_clip.report.significance import MAX_ROWS, compare, summary
 from so_clip.report.tables import AVERAGE
-from tests.report.made_runs import write_predictions, write_run
+from tests.helpers.report_runs import write_predictions, write_run
 
 N = 40
 

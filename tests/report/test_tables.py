@@ -7,7 +7,7 @@ import pytest
 
 from so_clip.report.read import read_runs
 from so_clip.report.tables import Row, Table, make_tables, slug
-from tests.report.made_runs import PAPER, VIT, write_grid, write_provenance, write_run
+from tests.helpers.report_runs import PAPER, VIT, write_grid, write_provenance, write_run
 
 
 def _tables(root: Path) -> dict[str, Table]:

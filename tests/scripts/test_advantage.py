@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib", reason="the pre-training needs the pretrain ex
 
 from scripts import advantage
 from scripts.digits import runs
-from tests.scripts.in_process import InProcess
+from tests.helpers.scripts_in_process import InProcess
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ pytest.importorskip("jinja2", reason="needs the extra `report`")
 
 from scripts import bench_report
 from so_clip.report.read import read_runs
-from tests.command import environment
+from tests.helpers.command import environment
 
 
 def test_it_measures_every_command_and_the_page(tmp_path: Path) -> None:

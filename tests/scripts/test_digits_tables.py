@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib", reason="the benchmark's tables need the pretra
 
 from scripts import digits_tables
 from scripts.digits import runs
-from tests.scripts.in_process import InProcess
+from tests.helpers.scripts_in_process import InProcess
 
 FILE = "predictions.csv"
 

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib", reason="the fonts come with matplotlib (pretra
 
 from scripts import pretrain_tiny
 from scripts.tiny import captions, pack, render, strokes, zero_shot
-from so_clip.paths import ASSETS_DIR
+from so_clip.system.paths import ASSETS_DIR
 
 WEIGHTS, CARD = "tiny.safetensors", "tiny.json"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from so_clip.status.__main__ import Watcher
-from tests.command import environment, python
-from tests.status.made_runs import (
+from so_clip.cli.status import Watcher
+from tests.helpers.command import environment, python
+from tests.helpers.status_runs import (
     ERROR,
     METRICS,
     at_work,
@@ -119,8 +119,8 @@ def test_looking_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
     code = """
 import sys, threading, time
 from pathlib import Path
-from so_clip.record import RunFolder
-from so_clip.locks import is_locked
+from so_clip.results.run_folder import RunFolder
+from so_clip.system.locks import is_locked
 
 stop = threading.Event()
 def ask():
@@ -207,7 +207,7 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
 _LOOKS = """
 import sys, time
 from pathlib import Path
-from so_clip.status.__main__ import Watcher
+from so_clip.cli.status import Watcher
 
 read = []
 sys.addaudithook(

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.status.made_runs import (
+from tests.helpers.status_runs import (
     ERROR,
     METRICS,
     at_work,

@@ -1,0 +1,22 @@
+"""What training works on: a classifier, its adapter and the parameters that change."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from so_clip.adapt.adapter import Adapter
+from so_clip.clip.classifier import Classifier
+from so_clip.runtime.precision import Precision
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier on its device, its adapter, and the parameters that this opened, by name."""
+
+    classifier: Classifier
+    adapter: Adapter | None
+    parameters: dict[str, nn.Parameter]
+    device: torch.device
+    precision: Precision
+    weights_sha256: str

@@ -1,0 +1,1 @@
+"""The commands of the one program, a module for each."""

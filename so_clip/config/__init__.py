@@ -1,0 +1,1 @@
+"""Compose the Hydra configuration and check it. Only `resolve` imports torch."""

@@ -1,0 +1,160 @@
+"""Compose the Hydra configuration, and turn its complaints into messages worth reading."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from so_clip.checks import path
+from so_clip.config.user_data import own_data
+from so_clip.data.cards.card import card_names
+from so_clip.data.find import find_card
+from so_clip.errors import InputError, nearest
+from so_clip.system.paths import CONF_DIR
+
+CONFIG_NAME = "config"
+# Of Hydra's launchers, the extra of this package that brings each.
+LAUNCHERS = {
+    **{"joblib": "joblib", "ray": "ray"},
+    **{"submitit_local": "submitit", "submitit_slurm": "submitit"},
+}
+
+
+def register() -> None:
+    """Tell Hydra what is not a file under conf/: a `dataset` option a card, and four resolvers.
+
+    `${times:a,b}` is a b; `${epochs:n,dataset,shots,batch_size}` the steps of n epochs; `${gpus:}`
+    how many GPUs there are, at least 1; `${expanded:path}` a path with its ~ spelt out.
+
+    A card in datasets/ is all a dataset needs; a second YAML beside it could only disagree.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("epochs", _steps, replace=True)
+    OmegaConf.register_new_resolver("expanded", _expanded, replace=True)
+    OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
+    store = ConfigStore.instance()
+    for name in card_names():  # beside those of conf/dataset/, for one's own images
+        store.store(group="dataset", name=name, node={"name": name, "split_file": None})
+
+
+def _expanded(folder: Any) -> str:
+    # Path.expanduser raises where a ~ is nobody's, which is refused later, by name.
+    return os.path.expanduser(str(folder))  # noqa: PTH111
+
+
+def _steps(epochs: int, dataset: Any, shots: Any, batch_size: Any, *, _root_: DictConfig) -> int:
+    """Return the steps that so many epochs of a dataset's few shots take."""
+    if not all(type(value) is int and value > 0 for value in (shots, batch_size)):
+        return 0  # these options are refused by their own names
+    return epochs * -(-_class_count(dataset, _root_) * shots // batch_size)
+
+
+def _class_count(dataset: Any, config: DictConfig) -> int:
+    """Return how many classes a dataset has: by its card, or by the folder of one's own images."""
+    options = OmegaConf.to_container(config["dataset"], resolve=True)
+    assert isinstance(options, dict)
+    data_root = path("data_root", config["data_root"])
+    name, own = own_data({str(key): value for key, value in options.items()}, data_root)
+    return find_card(name, data_root, own).sizes["classes"]
+
+
+def _gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration that `overrides` select, as `python -m so_clip` would see it.
+
+    Raises:
+        InputError: an unknown group option, key or malformed override.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    register()
+    with readable_errors(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra_compose(CONFIG_NAME, overrides=list(overrides))
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Let Hydra's and OmegaConf's own exceptions leave as InputError."""
+    from hydra.errors import HydraException
+
+    try:
+        yield
+    # Hydra meets GROUP=null with a ValueError, GROUP=[1] with a TypeError, += with an assertion.
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+        TypeError,
+        AssertionError,
+    ) as error:
+        raise InputError(_explain(error)) from error
+    except OSError as error:
+        # Hydra makes a folder for a sweep before the first of its runs.
+        raise InputError(
+            f"{error.filename or 'results_dir'} cannot be written: {error.strerror}. "
+            "Choose another folder with results_dir=FOLDER."
+        ) from error
+
+
+def _explain(error: BaseException) -> str:
+    from hydra.errors import MissingConfigException
+
+    text = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        # The option may hold slashes, dataset=../x; only Hydra's own groups do.
+        group, _, option = error.missing_cfg_file.partition("/")
+        if group == "hydra":
+            group, _, option = error.missing_cfg_file.rpartition("/")
+        if option in LAUNCHERS and option not in error.options:
+            return (
+                f"{group}={option} needs a package that is not installed: "
+                f"pip install 'so-clip[{LAUNCHERS[option]}]'."
+            )
+        return (
+            f"{group}={option}: there is no {group} of that name."
+            f"{nearest(option, error.options)} Known: {', '.join(sorted(error.options))}."
+        )
+    first = (text.splitlines() or ["it is malformed"])[0].rstrip(".")
+    if isinstance(error, TypeError):
+        first = f"something other than a name is given for a group ({first})"
+    if first.startswith(("Could not override '", "Could not delete from config. '")):
+        key = first.split("'")[1]
+        known = list(_keys(compose([])))
+        group = key.rpartition(".")[0]
+        if group and key in known:  # of the default choices, so another was made
+            return f"{key}: the chosen {group} has no such option. Leave it out."
+        owners = [each for each in known if each.endswith(f".{key}")]
+        close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
+        close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
+        way = "`python -m so_clip --help options` lists them all."
+        return f"{key}: there is no such option.{close} {way}"
+    if first.startswith("Config group override must be a string"):
+        return (
+            "a group is given without a choice. Write GROUP=CHOICE, such as method=zero_shot; "
+            "`python -m so_clip --help method` lists all choices."
+        )
+    if first.startswith("Ambiguous value"):
+        return f"{first}. Several values are a sweep, which -m runs; a list is written [a,b]."
+    return (
+        f"the command line cannot be read: {first}. It takes GROUP=CHOICE and OPTION=VALUE; values "
+        "with special characters need quotes twice: 'data_root=\"~/a=b\"'."
+    )
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, config):
+        node = config._get_node(key)
+        if isinstance(node, DictConfig):
+            yield from _keys(node, f"{prefix}{key}.")
+        yield f"{prefix}{key}"

@@ -1,0 +1,1 @@
+"""Decoded test images on disk, and the search for corrupt images."""

@@ -1,0 +1,1 @@
+"""Dataset cards: the YAML files in datasets/, read and checked."""

@@ -1,0 +1,1 @@
+"""Split files and folder layouts -> lists of images with labels."""

@@ -1,0 +1,138 @@
+"""From a card and a folder to a dataset's lists, whichever layout they come in."""
+
+import importlib.util
+import os
+import stat
+from pathlib import Path
+
+from so_clip.data.cards.card import PACKAGE_LAYOUT, TEST_LAYOUTS, DatasetCard, how_to_get
+from so_clip.data.examples import SPLITS, Splits
+from so_clip.data.lists import layouts
+from so_clip.data.lists.split_file import read_split_file
+from so_clip.errors import InputError
+
+_COUNTED = {"classes": "classes"} | {split: f"{split} images" for split in SPLITS}
+
+
+def load_splits(
+    card: DatasetCard, data_root: Path | None, split_file: Path | None = None
+) -> Splits:
+    """Read the train, val and test lists of a dataset. Images are not looked at.
+
+    Class names and their order come from the split file where there is one, as in CoOp. The card
+    of a dataset that was not published, your own, must agree with its file.
+
+    Args:
+        card: the dataset.
+        data_root: the folder of all datasets. A split file is looked for in the dataset's folder,
+            then in `data_root` itself and in `data_root`/splits (flat collections of split files).
+            The digits ship with this package, some datasets with another, and need none.
+        split_file: read this file instead.
+
+    Raises:
+        InputError: no data root, no split file, or one that cannot be used; the message names the
+            file, the entry and its value, and the way out.
+
+    Source: the layouts of github.com/KaiyangZhou/CoOp, DATASETS.md and datasets/*.py.
+    """
+    if card.layout == "split_file":
+        splits = read_split_file(split_file or _find_split_file(card, data_root), card)
+        # Another file, or a published one that was cut down, may hold less.
+        if split_file is None and not card.published:
+            _compare(splits, card)
+        return splits
+    if split_file is not None:
+        raise InputError(
+            f"dataset.split_file={split_file}: {card.title} has no split file; its lists come from "
+            f"layout: {card.layout}. Leave dataset.split_file out."
+        )
+    if card.layout == "digits":
+        return layouts.digits_splits(card)
+    read = {"imagenet": layouts.imagenet_splits, "fgvc_aircraft": layouts.aircraft_splits}
+    read |= dict.fromkeys(TEST_LAYOUTS, layouts.class_folder_splits)
+    read[PACKAGE_LAYOUT] = layouts.package_splits
+    return read[card.layout](card, dataset_folder(card, data_root))
+
+
+def _compare(splits: Splits, card: DatasetCard) -> None:
+    """Raise InputError where a card says other than the split file that was written with it."""
+    place = f"{splits.file}, which datasets/{card.name}.yaml describes"
+    names = zip(splits.class_names, card.class_names, strict=False)
+    for label, (found, said) in enumerate(names):
+        if found != said:
+            raise InputError(
+                f"{place}: label {label} is {found!r} there, but class_names[{label}] is {said!r} "
+                "in the card. Let them be the same."
+            )
+    sizes = {split: len(getattr(splits, split)) for split in SPLITS}
+    for key, count in ({"classes": len(splits.class_names)} | sizes).items():
+        if count != card.sizes[key]:
+            raise InputError(
+                f"{place}: holds {count} {_COUNTED[key]}, but sizes.{key} is {card.sizes[key]} in "
+                f"the card. Write sizes.{key}: {count} there, or mend the file."
+            )
+
+
+def dataset_folder(card: DatasetCard, data_root: Path | None) -> Path:
+    """Return the folder of a dataset, in `data_root` or in the package that has it.
+
+    Where its images are not in CoOp's place but in that of another code base, it is that one.
+
+    Raises:
+        InputError: there is no data root, or the package is not installed.
+    """
+    if card.package is None:
+        root = require_data_root(card, data_root)
+        folders = [root / folder for folder in (card.folder, *card.other_folders)]
+        # os.path.isdir, unlike Path.is_dir, never raises.
+        there = (each for each in folders if os.path.isdir(each / card.image_dir))  # noqa: PTH112
+        return next(there, folders[0])
+    # Found, not imported: a package of images has no code that a run needs.
+    found = importlib.util.find_spec(card.package["module"])
+    homes = list(found.submodule_search_locations or ()) if found else []
+    if not homes:
+        raise InputError(
+            f"dataset={card.name}: {card.title} need {card.package['module']}, which is not "
+            f"installed. {how_to_get(card)}"
+        )
+    return Path(homes[0]) / card.folder
+
+
+def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:
+    """Return `data_root` if it is a folder.
+
+    Raises:
+        InputError: it is not given, does not exist or is no folder.
+    """
+    if data_root is None:
+        problem = "data_root is not given"
+    else:
+        try:
+            if stat.S_ISDIR(data_root.stat().st_mode):
+                return data_root
+            problem = f"data_root={data_root} is not a folder"
+        except (OSError, ValueError) as error:
+            problem = f"data_root={data_root}: {getattr(error, 'strerror', None) or error}"
+    raise InputError(
+        f"{problem}. Give the folder that holds {card.folder}/ with data_root=FOLDER. "
+        f"{how_to_get(card)}"
+    )
+
+
+def split_file_places(card: DatasetCard, root: Path) -> list[Path]:
+    """Return where the split file of a dataset is looked for below `root`, in order."""
+    assert card.split_file is not None, "load_card sees to it"
+    places = (root / card.folder, dataset_folder(card, root), root, root / "splits")
+    return [place / card.split_file for place in dict.fromkeys(places)]
+
+
+def _find_split_file(card: DatasetCard, data_root: Path | None) -> Path:
+    candidates = split_file_places(card, require_data_root(card, data_root))
+    for candidate in candidates:
+        if os.path.isfile(candidate):  # noqa: PTH113 - Path.is_file raises on a locked folder
+            return candidate
+    looked = "\n".join(f"  {candidate}" for candidate in candidates)
+    raise InputError(
+        f"the split file of dataset={card.name} was not found. Looked for:\n{looked}\n"
+        f"{how_to_get(card)} Or name the file: dataset.split_file=FILE."
+    )

@@ -1,0 +1,209 @@
+"""All that a run takes from its datasets, found and checked before torch is imported."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from so_clip.data.base_to_new import BASE_TO_NEW, base_and_new
+from so_clip.data.cache.corrupt import Skipped, corrupt_images, pass_over_in_draw, pass_over_in_test
+from so_clip.data.cards.card import DatasetCard
+from so_clip.data.examples import SKIP, Splits
+from so_clip.data.fewshot import FewShot, draw_few_shot
+from so_clip.data.find import Dataset, find_dataset
+from so_clip.data.images import ImageSource, open_images, require_images
+from so_clip.data.user.dataset import OwnData
+from so_clip.errors import InputError, say
+
+# The name of the second half of the classes among a run's test sets.
+NEW_CLASSES = "new_classes"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Test images, and the classes among which each image's is looked for.
+
+    Attributes:
+        name: of its files in the run's folder; "" for the run's own dataset.
+        card, splits, images: of its dataset; labels count from 0.
+        columns: where its classes are among those of the run, their labels there; None where they
+            have to be named anew.
+        first_label: the label in the dataset that is 0 here.
+    """
+
+    name: str
+    card: DatasetCard
+    splits: Splits
+    images: ImageSource
+    columns: tuple[int, ...] | None = None
+    first_label: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset as one run sees it: its card and lists, its images, and the few shots drawn.
+
+    `others` are tested after it: the new classes of a base-to-new run, and other datasets.
+    `tested_on` says what the images in `splits.test` are: "test", or "training" where a script has
+    put those there. `skipped` are the corrupt images that lists and draw would have, too.
+    """
+
+    card: DatasetCard
+    splits: Splits
+    images: ImageSource
+    few_shot: FewShot | None
+    others: tuple[Target, ...] = ()
+    tested_on: str = "test"
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All that is tested, the run's own test split first."""
+        return (Target("", self.card, self.splits, self.images), *self.others)
+
+
+def gather(
+    dataset: str,
+    data_root: Path | None,
+    split_file: Path | None,
+    *,
+    shots: int,
+    seed: int,
+    split_protocol: str,
+    protocol: str = "all",
+    transfer: Sequence[str] = (),
+    imbalance: float | None = None,
+    own: OwnData | None = None,
+    template: str = "plain",
+    on_corrupt: str = "raise",
+    kept_in: Path | None = None,
+    workers: int | None = None,
+) -> Data:
+    """Read the datasets' lists, draw the few shots, and make sure that every image is there.
+
+    Args:
+        dataset: the name of a card, or the name for `own` images.
+        data_root: the folder of all datasets.
+        split_file: in place of the one below `data_root`; `dataset`'s alone.
+        shots: training images per class; 0 draws none.
+        seed, split_protocol, imbalance: see draw_few_shot.
+        protocol: "base_to_new" trains and tests on the first half of the classes, and tests on the
+            second by itself.
+        transfer: names of other datasets to test on; see own_target.
+        own: how one's own images are found; None for a card's.
+        template: the run's setting, which may name a file of prompts.
+        on_corrupt: "skip" decodes all images that the run needs, and does without those that cannot
+            be; see so_clip.data.cache.corrupt. "raise" opens none: reading them will tell.
+        kept_in: the folder of files that tell which are corrupt, so that each is decoded once.
+        workers: threads that decode for that; see so_clip.data.cache.corrupt.errors_of.
+
+    Raises:
+        InputError: no such dataset, files missing or malformed; the message names them.
+    """
+    found = find_dataset(dataset, data_root, split_file, own, template, trains=shots > 0)
+    card, splits = found.card, found.splits
+    few_shot = draw_few_shot(splits, shots, seed, split_protocol, imbalance) if shots else None
+    images = open_images(card, found.root)
+    whole, halves = splits, []
+    if protocol == BASE_TO_NEW:
+        few_shot = few_shot.of_base_classes(len(splits.class_names)) if few_shot else None
+        splits, new = base_and_new(splits)
+        first = len(splits.class_names)
+        halves.append(Target(NEW_CLASSES, card, new, images, first_label=first))
+    elsewhere = [_elsewhere(name, data_root, dataset, protocol, template) for name in transfer]
+    others = (*halves, *elsewhere)
+    _check_names([dataset, *(target.name for target in elsewhere)])
+    _check_names([target.name for target in others])
+    require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
+    for target in others:
+        require_images(target.images, target.splits.test, target.card)
+    if few_shot:
+        _note_repeats(few_shot, splits)
+    _tell_notes(found)
+    for each, lists in [(card, whole), *((target.card, target.splits) for target in elsewhere)]:
+        _note_incomplete(each, lists)
+    data = Data(card, splits, images, few_shot, others)
+    return _without_corrupt(data, kept_in, workers) if on_corrupt == SKIP else data
+
+
+def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> Data:
+    """Take the corrupt images out of the draw and all test lists, and say how many there are."""
+    few_shot, splits = data.few_shot, data.splits
+    skipped: list[Skipped] = []
+    find = partial(corrupt_images, data.images, kept_in=kept_in, workers=workers)
+    if few_shot:
+        few_shot, skipped = pass_over_in_draw(few_shot, splits, find)
+    splits, of_test = pass_over_in_test(splits, find)
+    skipped += of_test
+    others = []
+    for target in data.others:
+        find = partial(corrupt_images, target.images, kept_in=kept_in, workers=workers)
+        left, of_test = pass_over_in_test(target.splits, find)
+        skipped += of_test
+        others.append(replace(target, splits=left))
+    if skipped:
+        counts = Counter(each.split for each in skipped)
+        say(
+            f"on_corrupt=skip: {counts['train']} training and {counts['test']} test "
+            "images cannot be decoded, and the run does without them. Its skipped.csv names them."
+        )
+    return replace(
+        data, splits=splits, few_shot=few_shot, others=tuple(others), skipped=tuple(skipped)
+    )
+
+
+def _elsewhere(
+    name: str, data_root: Path | None, dataset: str, protocol: str, template: str
+) -> Target:
+    """Find a dataset to test on."""
+    try:
+        found = find_dataset(name, data_root, template=template)
+        images = open_images(found.card, found.root)
+    except InputError as error:
+        raise InputError(f"transfer={name}: {error}") from error
+    _tell_notes(found)
+    card, splits = found.card, found.splits
+    shared = card.classes_of == dataset and protocol != BASE_TO_NEW
+    return Target(card.name, card, splits, images, splits.parent_labels if shared else None)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse two test sets of one name, as one's own images in folders of one name are."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(
+                f"transfer: {count} test sets are called {name}. Rename a folder, or give the "
+                "run's own images another name by dataset.name=NAME."
+            )
+
+
+def _tell_notes(found: Dataset) -> None:
+    """Say what is worth knowing of one's own images: what was passed over, what names became."""
+    for note in found.notes:
+        say(f"{found.card.title}: {note}.")
+
+
+def _note_repeats(few_shot: FewShot, splits: Splits) -> None:
+    """Say how many classes have fewer images than are drawn of them, so that some are repeated."""
+    there = Counter(example.label for example in splits.train)
+    drawn = Counter(example.label for example in few_shot.train)
+    small = [label for label, count in sorted(drawn.items()) if count > there[label]]
+    if small:
+        first = small[0]
+        say(
+            f"shots={few_shot.shots}: {len(small)} of {len(drawn)} classes have fewer "
+            f"training images than that, such as {splits.class_names[first]!r} with "
+            f"{there[first]}. Some of theirs are drawn more than once."
+        )
+
+
+def _note_incomplete(card: DatasetCard, splits: Splits) -> None:
+    """Say it of a dataset that has fewer than its classes where those are what has a folder."""
+    there = len(splits.class_names), len(splits.test)
+    wanted = card.sizes["classes"], card.sizes["test"]
+    if card.test_only and there != wanted:
+        say(
+            f"{card.title}: {there[0]} of {wanted[0]} classes and {there[1]} of "
+            f"{wanted[1]} images are there. Its accuracy is among those."
+        )

@@ -1,0 +1,1 @@
+"""The user's own images: dataset=folder and dataset=csv."""

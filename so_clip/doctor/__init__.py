@@ -1,1 +1,0 @@
-"""Examine the datasets below a data root: what is there, what is not, and what mends it."""

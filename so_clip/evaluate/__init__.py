@@ -1,0 +1,1 @@
+"""Classify test images before and after adaptation."""

@@ -1,0 +1,58 @@
+"""The few training images as embeddings, for adapters that begin with them.
+
+Tensor names end in their shape: N training images, V views of each, B images of a batch, C H W
+pixels, D embedding.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from so_clip.clip.classifier import Classifier
+from so_clip.data.batches import TrainBatches
+from so_clip.data.transforms import resize_and_centre_crop
+from so_clip.runtime.precision import Precision
+
+
+class FewShotSupport:
+    """What an adapter may know of the few shots; see `so_clip.adapt.adapter.Support`.
+
+    Args:
+        classifier: whose image tower encodes them, as it is when it is asked.
+        batches: hold the images, their labels and the crop; their generator is left alone.
+        precision: of the image tower.
+        seed: of the crops.
+    """
+
+    def __init__(
+        self, classifier: Classifier, batches: TrainBatches, precision: Precision, seed: int
+    ) -> None:
+        self._classifier, self._batches, self._precision = classifier, batches, precision
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def labels_N(self) -> Tensor:
+        """Labels, int64, on the device."""
+        return self._batches.labels_N.to(self._batches.device)
+
+    def encode(self, views: int = 0) -> Tensor:
+        """Return unit-length image_VND of random crops, or for 0 views of the test crop, V = 1."""
+        rounds = [self._encode(centre=False) for _ in range(views)] or [self._encode(centre=True)]
+        return torch.stack(rounds)
+
+    @torch.no_grad()
+    def _encode(self, centre: bool) -> Tensor:
+        backbone, batches = self._classifier.backbone, self._batches
+        parts = []
+        for images in batches.in_groups(range(len(batches.images))):
+            if centre:
+                images_BCHW = torch.stack([_centre(image, backbone.image_size) for image in images])
+            else:
+                images_BCHW = batches.crop(images, self._generator)
+            with self._precision.autocast():
+                parts.append(backbone.encode_image(images_BCHW.to(batches.device)))
+        return torch.cat(parts).float()
+
+
+def _centre(image_CHW: Tensor, size: int) -> Tensor:
+    return pil_to_tensor(resize_and_centre_crop(to_pil_image(image_CHW.cpu()), size))

@@ -1,0 +1,239 @@
+"""Accuracy against the number of shots, and against peak memory."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from so_clip.report.averages import averages, few_shot_runs
+from so_clip.report.plots import labels, style
+from so_clip.report.plots.drawing import Drawing
+from so_clip.report.plots.style import Line
+from so_clip.report.read import ROW
+
+AVERAGE = "Average"
+_ACCURACY = "accuracy_percent"
+
+
+def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
+    """Draw, for each backbone, a panel a dataset and their average, where shots differ."""
+    few_shot = few_shot_runs(runs)
+    backbones = few_shot["backbone"].unique()
+    for backbone, some in few_shot.groupby("backbone", sort=True):
+        trained = some[some["method"] != style.ZERO_SHOT]
+        numbers = pd.concat(
+            [_against_shots(line, trained) for line in lines] or [pd.DataFrame()],
+            ignore_index=True,
+        )
+        if numbers.empty or numbers["shots"].nunique() < 2:
+            continue
+        zero_shot = zero_shot_accuracy(some)
+        figure = _draw_shots(numbers, lines, zero_shot)
+        average = ""
+        if AVERAGE in set(numbers["dataset"]):
+            average = (
+                " The average is that of the tables: of the datasets' means; it has no band where "
+                "the datasets have not the same seeds."
+            )
+        several = len(backbones) > 1
+        yield Drawing(
+            "accuracy_vs_shots" + (f"_{style.in_file(str(backbone))}" if several else ""),
+            "Accuracy against shots",
+            "Test accuracy in percent: mean over seeds, band ± one standard deviation; the dashed "
+            f"line is zero-shot CLIP.{average}{style.others(trained, lines)}",
+            figure,
+            numbers,
+            choice=str(backbone) if several else "",
+        )
+
+
+def _against_shots(line: Line, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and deviation over seeds of each dataset and shots, and of the average.
+
+    The average is that of the tables: over all datasets of the report, and missing if one is.
+    """
+    mine = line.of(runs)
+    cells = mine.groupby(["dataset", "shots"])[_ACCURACY].agg(["mean", "std", "count"])
+    parts = [cells.reset_index()]
+    datasets = runs["dataset"].nunique()
+    if datasets > 1:
+        average = [
+            {"dataset": AVERAGE, "shots": shots, "mean": mean, "std": std, "count": seeds}
+            for (_, shots, *_), (mean, std, seeds) in averages(mine, _ACCURACY, datasets).items()
+        ]
+        parts += [pd.DataFrame(average)] if average else []
+    return (
+        pd.concat(parts, ignore_index=True)
+        .rename(columns={"count": "runs"})
+        .assign(method=line.title, variant=line.variant)
+    )
+
+
+def zero_shot_accuracy(runs: pd.DataFrame) -> dict[str, float]:
+    """Return zero-shot CLIP's accuracy in percent by dataset, and their average.
+
+    That of its own runs, or else what the other runs have measured before they trained.
+    """
+    own = runs[runs["method"] == style.ZERO_SHOT].groupby("dataset")[_ACCURACY].mean()
+    column = "zero_shot_accuracy_percent"
+    measured = runs.groupby("dataset")[column].median() if column in runs else own
+    found = {str(name): float(value) for name, value in own.combine_first(measured).items()}
+    if found and len(found) == runs["dataset"].nunique():
+        found[AVERAGE] = sum(found.values()) / len(found)
+    return {name: value for name, value in found.items() if value == value}
+
+
+def _draw_shots(numbers: pd.DataFrame, lines: Sequence[Line], zero_shot: dict[str, float]) -> Any:
+    datasets = sorted(set(numbers["dataset"]) - {AVERAGE})
+    names = ([AVERAGE] if AVERAGE in set(numbers["dataset"]) else []) + datasets
+    figure, axes = style.panels(len(names))
+    shots = sorted(numbers["shots"].unique())
+    for axis, name in zip(axes, names, strict=True):
+        axis.set_title(name)
+        if name in zero_shot:
+            axis.axhline(
+                zero_shot[name],
+                color=style.INK,
+                linestyle="--",
+                linewidth=1,
+                label="Zero-shot CLIP",
+            )
+        for line in lines:
+            mine = numbers[
+                (numbers["method"] == line.title)
+                & (numbers["variant"] == line.variant)
+                & (numbers["dataset"] == name)
+            ].sort_values("shots")
+            style.plot_band(axis, mine["shots"], mine["mean"], mine["std"], line)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(shots, [str(shot) for shot in shots])
+        axis.minorticks_off()
+        axis.margins(x=0.06)
+    style.label_axes(axes, "training images per class", "test accuracy (%)")
+    style.legend_below(figure, axes)
+    return figure
+
+
+def accuracy_vs_memory(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
+    """Draw, for each backbone and number of shots, every method as a point."""
+    few_shot = few_shot_runs(runs)
+    few_shot = few_shot[few_shot["peak_memory_mib"] > 0]
+    drawn = style.one_variant_each(few_shot)
+    several = few_shot["backbone"].nunique() > 1
+    for backbone, some in few_shot.groupby("backbone", sort=True):
+        zero_shot = some[some["method"] == style.ZERO_SHOT]
+        trained = some[some["method"] != style.ZERO_SHOT].merge(drawn)
+        for shots, at_shots in trained.groupby("shots", sort=True):
+            shared = _shared_datasets(at_shots)
+            both = pd.concat([zero_shot, at_shots])
+            numbers = _against_memory(both[both["dataset"].isin(shared)])
+            if len(numbers) < 2:
+                continue
+            place = [style.in_shots(int(shots)), *([str(backbone)] if several else [])]
+            yield Drawing(
+                "_".join(["accuracy_vs_memory", *map(style.in_file, place)]),
+                "Accuracy against peak memory",
+                _memory_caption(len(shared), int(shots)),
+                _draw_memory(numbers, lines),
+                numbers,
+                choice=", ".join(place),
+            )
+
+
+def _shared_datasets(runs: pd.DataFrame) -> list[str]:
+    """Return the datasets that at least half of the methods have runs on.
+
+    One that a single method was tried on would leave all others without an average.
+    """
+    methods = runs.groupby("dataset")["method_title"].nunique()
+    return methods.index[2 * methods >= runs["method_title"].nunique()].tolist()
+
+
+def _memory_caption(datasets: int, shots: int) -> str:
+    over = f" and {datasets} datasets (methods with runs on all of them)" if datasets > 1 else ""
+    return (
+        f"Test accuracy and peak memory at {style.in_shots(shots)}, mean over seeds{over}; bars: "
+        "± one standard deviation of the accuracy. Up and to the left is better; the grey line "
+        "joins the methods that no other one beats in both."
+    )
+
+
+def _against_memory(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a method and variant with runs on all datasets: its two means, the deviation."""
+    datasets = runs["dataset"].nunique()
+    memory = averages(runs, "peak_memory_mib", datasets)
+    methods = runs.groupby(ROW)["method"].first()
+    return pd.DataFrame(
+        {
+            **{"method": methods[key], "method_title": key[2], "variant": key[3]},
+            **{_ACCURACY: mean, "accuracy_std": std, "peak_memory_mib": memory[key][0]},
+            "runs": seeds,
+        }
+        for key, (mean, std, seeds) in averages(runs, _ACCURACY, datasets).items()
+    )
+
+
+def _draw_memory(numbers: pd.DataFrame, lines: Sequence[Line]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.6, 4.2) if len(numbers) < 15 else (7.5, 6.5), layout="constrained")
+    axis = figure.subplots()
+    looks = {line.title: line for line in lines}
+    memory = numbers["peak_memory_mib"]
+    style.plain_log(axis.xaxis, memory)
+    axis.set_xlabel("peak memory (MiB, log scale)")
+    axis.set_ylabel("test accuracy (%)")
+    axis.set_xlim(memory.min() / 1.12, memory.max() * 1.35)
+    axis.margins(y=0.09)
+    front = _front(numbers)
+    axis.plot(
+        front["peak_memory_mib"],
+        front[_ACCURACY],
+        color=style.GRID,
+        linewidth=2.5,
+        zorder=1,
+        solid_capstyle="round",
+    )
+    # The names of those in colour are placed first.
+    drawn_last = [title not in looks for title in numbers["method_title"]]
+    numbers = numbers.assign(last=drawn_last).sort_values("last", kind="stable")
+    rows: list[Any] = list(numbers.itertuples())
+    texts = [_draw_method(axis, row, looks.get(row.method_title)) for row in rows]
+    axis.set_xlim(axis.get_xlim())
+    axis.set_ylim(axis.get_ylim())
+    labels.place(axis, texts, [(row.peak_memory_mib, row.accuracy_percent) for row in rows])
+    return figure
+
+
+def _draw_method(axis: Any, row: Any, line: Line | None) -> Any:
+    """Draw one point with its deviation, and return its label."""
+    zero_shot = row.method == style.ZERO_SHOT
+    colour = line.colour if line else (style.INK if zero_shot else style.MUTED)
+    axis.errorbar(
+        row.peak_memory_mib,
+        row.accuracy_percent,
+        yerr=None if math.isnan(row.accuracy_std) else row.accuracy_std,
+        color=colour,
+        elinewidth=0.8,
+        marker=line.marker if line else ("*" if zero_shot else "o"),
+        markersize=8 if zero_shot else (6.5 if line else 3.5),
+        linestyle="none",
+        zorder=3 if line else 2,
+    )
+    return axis.text(
+        row.peak_memory_mib,
+        row.accuracy_percent,
+        row.method_title,
+        fontsize=8 if line else 7,
+        fontweight="bold" if row.method == "so" else "normal",
+        color=style.INK if line else style.MUTED,
+        zorder=4,
+    )
+
+
+def _front(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that no other row beats in both accuracy and memory, in order."""
+    by_memory = numbers.sort_values(["peak_memory_mib", _ACCURACY], ascending=[True, False])
+    best = by_memory[_ACCURACY].cummax()
+    return by_memory[(by_memory[_ACCURACY] == best) & ~best.duplicated()]

@@ -1,0 +1,125 @@
+"""Where SO's support has been: the fraction of weights ever changed, by layer and tower."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from so_clip.report.plots import style
+from so_clip.report.plots.drawing import Drawing
+from so_clip.report.plots.style import Line
+from so_clip.results.run_files import CHANGED_FILE, columns_if_whole
+
+# Of 20,000 runs only so many have their files read.
+MAX_ROWS, MAX_RUNS = 3, 12
+TOWERS = {"vision": "image tower", "text": "text tower"}
+_LAYER = re.compile(r"^(?P<head>.*?)\.(?P<layer>\d+)\.(?P<kind>.+?)(\.weight)?$")
+
+
+def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
+    """Draw, for SO and its variants, the share of each tensor that was ever changed."""
+    so = runs[[_is_sparse(settings) for settings in runs["settings"]]]
+    for (backbone, shots), some in so.groupby(["backbone", "shots"], sort=True):
+        numbers = _read(some)
+        if numbers.empty:
+            continue
+        yield Drawing(
+            f"support_{shots}shot_{style.in_file(str(backbone))}",
+            "Weights ever changed by SO",
+            "Share of each matrix's weights that are not what they were before the training, in "
+            "percent, by layer; mean over runs. The dotted line is the share of all opened weights."
+            + (" Other settings and runs are left out." if _more(some) else ""),
+            _draw(numbers),
+            numbers,
+            choice=f"{backbone}, {style.in_shots(int(shots))}",
+        )
+
+
+def _is_sparse(settings: dict[str, Any]) -> bool:
+    optimizer = settings.get("optimizer")
+    return isinstance(optimizer, dict) and optimizer.get("density_ratio") is not None
+
+
+def _groups(runs: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    by: Any = runs.groupby(["method_title", "variant"], sort=True)
+    return sorted(by, key=lambda group: -len(group[1]))
+
+
+def _more(runs: pd.DataFrame) -> bool:
+    groups = _groups(runs)
+    return len(groups) > MAX_ROWS or any(len(group) > MAX_RUNS for _, group in groups)
+
+
+def _read(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return changed and all parameters by method, tower, layer and kind of tensor."""
+    parts: list[pd.DataFrame] = []
+    for (title, variant), group in _groups(runs):
+        tables = [_table(Path(folder) / CHANGED_FILE) for folder in group["folder"].head(MAX_RUNS)]
+        found = [table for table in tables if table is not None]
+        if found:
+            whole = pd.concat(found).groupby(["tower", "kind", "layer"], as_index=False).sum()
+            parts.append(whole.assign(method=title, variant=variant, runs=len(found)))
+        if len(parts) == MAX_ROWS:
+            break
+    if not parts:
+        return pd.DataFrame()
+    numbers = pd.concat(parts, ignore_index=True)
+    return numbers.assign(changed_percent=100 * numbers["changed"] / numbers["parameters"])
+
+
+def _table(path: Path) -> pd.DataFrame | None:
+    """Read one changed.csv; None if there is none, or no tensor in it has a layer."""
+    table = columns_if_whole(path, whole=("parameters", "changed"), texts=("tensor",))
+    if table is None:
+        return None
+    rows = [
+        (*place, parameters, changed)
+        for tensor, parameters, changed in zip(*table.values(), strict=True)
+        if (place := place_of(tensor)) is not None
+    ]
+    columns = ["tower", "kind", "layer", "parameters", "changed"]
+    return pd.DataFrame(rows, columns=columns) if rows else None
+
+
+def place_of(tensor: str) -> tuple[str, str, int] | None:
+    """Return tower, kind and layer of a tensor by its name; None if it is in no layer.
+
+    Example:
+        >>> place_of("visual.transformer.resblocks.3.mlp.c_fc.weight")
+        ('vision', 'mlp.c_fc', 3)
+    """
+    match = _LAYER.match(tensor)
+    if match is None:
+        return None
+    tower = "vision" if match["head"].startswith("visual") else "text"
+    return tower, match["kind"], int(match["layer"])
+
+
+def _draw(numbers: pd.DataFrame) -> Any:
+    from matplotlib.figure import Figure
+
+    groups = numbers[["method", "variant"]].drop_duplicates().to_records(index=False).tolist()
+    towers = [tower for tower in TOWERS if tower in set(numbers["tower"])]
+    height = 2.2 * len(groups) + 0.8
+    figure = Figure(figsize=(3.2 * len(towers) + 0.6, height), layout="constrained")
+    axes = figure.subplots(len(groups), len(towers), squeeze=False, sharex="col", sharey="row")
+    kinds = sorted(numbers["kind"].unique())[: style.MAX_LINES]
+    for row, (method, variant) in enumerate(groups):
+        mine = numbers[(numbers["method"] == method) & (numbers["variant"] == variant)]
+        share = 100 * mine["changed"].sum() / mine["parameters"].sum()
+        for axis, tower in zip(axes[row], towers, strict=True):
+            axis.axhline(share, color=style.INK, linestyle=":", linewidth=1)
+            for kind, colour, marker in zip(kinds, style.colours(), style.MARKERS, strict=False):
+                one = mine[(mine["tower"] == tower) & (mine["kind"] == kind)].sort_values("layer")
+                axis.plot(
+                    one["layer"], one["changed_percent"], color=colour, marker=marker, label=kind
+                )
+            axis.set_ylim(0, 1.1 * mine["changed_percent"].max() or 1)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            name = method + (f" ({style.in_words(variant)})" if variant else "")
+            axis.set_title(f"{name}, {TOWERS[tower]}" if len(groups) > 1 else TOWERS[tower])
+    style.label_axes(axes.ravel().tolist(), "layer", "weights ever changed (%)")
+    style.legend_below(figure, [axes[0][0]])
+    return figure

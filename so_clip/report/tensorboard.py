@@ -1,0 +1,153 @@
+"""Runs as event files for TensorBoard.
+
+CSV and JSON files stay where the figures are; event files are copies of them and may be deleted at
+any time. Needs the extra `tensorboard`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from so_clip.config.settings import NO_DIFFERENCE
+from so_clip.errors import InputError
+from so_clip.results.run_files import (
+    CURVE_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    read_columns,
+    read_metrics,
+)
+from so_clip.status.runs import RunFolders, number
+from so_clip.system import atomic
+
+# What a run's events are made of, and the names of the columns there.
+CURVES = {
+    HISTORY_FILE: {"loss": "train/loss", "lr": "train/lr"},
+    CURVE_FILE: {"accuracy_percent": "test/accuracy_percent"},
+}
+# Of metrics.json, one point each, after the last step.
+FIGURES = (
+    "zero_shot_accuracy_percent",
+    "accuracy_percent",
+    "new_accuracy_percent",
+    "harmonic_mean_percent",
+    "peak_memory_mib",
+    "train_seconds",
+    "trainable_parameters",
+)
+_PREFIX = "events.out.tfevents"
+
+Point = tuple[str, int, float]  # tag, step, value
+
+
+def require_tensorboard() -> None:
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"event files need tensorboard ({error}): pip install 'so-clip[tensorboard]'."
+        ) from None
+
+
+def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
+    """Write an event file for each run that has none yet, or has changed since.
+
+    A run's events are below `logdir` where the run is below `results_dir`: the columns of
+    history.csv and curve.csv, the figures of a finished run, and its settings as hyperparameters.
+
+    Returns:
+        How many files were written, and a line for each run that cannot be read and why.
+
+    Raises:
+        InputError: there is no such folder, or `logdir` cannot be written.
+    """
+    folders = RunFolders(results_dir)
+    written, skipped = 0, []
+    for folder, run in sorted(folders.read().items()):
+        sources = [
+            path for name in (*CURVES, METRICS_FILE) if (path := Path(folder) / name).is_file()
+        ]
+        if not sources:
+            continue
+        newest_ns = max(path.stat().st_mtime_ns for path in sources)
+        events = logdir / run.name / f"{_PREFIX}.{newest_ns // 10**9:010d}.{newest_ns}.so_clip"
+        if events.exists():
+            continue
+        try:
+            points, settings = _read(Path(folder))
+        except InputError as error:
+            skipped.append(str(error))
+            continue
+        _write(events, points, settings, newest_ns / 1e9)
+        for path in events.parent.glob(f"{_PREFIX}.*.so_clip"):
+            if path != events:
+                path.unlink()
+        written += 1
+    return written, [*skipped, *folders.unreadable]
+
+
+def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:
+    """Return a run's points and its flat settings; these are empty where it is not finished.
+
+    Raises:
+        InputError: a file is torn.
+    """
+    points = []
+    for name, tags in CURVES.items():
+        if (folder / name).is_file():
+            points += list(_columns(folder / name, tags))
+    if not (folder / METRICS_FILE).is_file():
+        return points, {}
+    metrics = read_metrics(folder / METRICS_FILE)
+    last = int(number(metrics.get("steps")) or 0)
+    for key in FIGURES:
+        value = number(metrics.get(key))
+        if value is not None:
+            points.append((f"final/{key}", last, value))
+    settings = metrics.get("settings")
+    return points, dict(_flat(settings)) if isinstance(settings, dict) else {}
+
+
+def _columns(path: Path, tags: dict[str, str]) -> Iterator[Point]:
+    columns = read_columns(path, whole=("step",), numbers=tuple(tags))
+    for at, step in enumerate(columns["step"].tolist()):
+        for column, tag in tags.items():
+            yield tag, step, float(columns[column][at])
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield settings as hyperparameters: truth values, numbers and texts by their dotted names."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if name in NO_DIFFERENCE:
+            continue
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name}.")
+        else:
+            known = isinstance(value, bool) or number(value) is not None
+            yield name, value if known else str(value)
+
+
+def _write(path: Path, points: list[Point], settings: dict[str, Any], ended_at: float) -> None:
+    """Write an event file, whole or not at all.
+
+    Args:
+        points: scalars, of which nothing tells when they were: all have the end's time.
+        settings: hyperparameters, if any.
+        ended_at: seconds since 1970.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    with atomic.writing(path) as file:
+        records = RecordWriter(file)
+        records.write(Event(wall_time=ended_at, file_version="brain.Event:2").SerializeToString())
+        if settings:
+            summary = hparams_pb(settings, trial_id=path.parent.name, start_time_secs=ended_at)
+            records.write(Event(wall_time=ended_at, summary=summary).SerializeToString())
+        for tag, step, value in points:
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            event = Event(wall_time=ended_at, step=step, summary=summary)
+            records.write(event.SerializeToString())

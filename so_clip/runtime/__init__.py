@@ -1,0 +1,1 @@
+"""Device, precision, peak memory and processes."""

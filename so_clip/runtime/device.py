@@ -1,0 +1,59 @@
+"""Which device a run uses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from so_clip.errors import InputError
+from so_clip.system.machine import one_of_gpus
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `name` (auto | cpu | cuda | cuda:N) means on this machine.
+
+    Raises:
+        InputError: CUDA was asked for and is not there, or has fewer devices.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise InputError(
+                f"device={name}: this machine has no CUDA device that torch {torch.__version__} "
+                "can use. Use device=cpu or device=auto."
+            )
+        if (device.index or 0) >= count:
+            raise InputError(
+                f"device={name}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}."
+            )
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """Return the device's name for a record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with `count` CPU threads, or with as many as it does already for None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def one_gpu(job_number: int | None) -> Iterator[None]:
+    """Let "cuda" mean one of the machine's GPUs, chosen by a job's number; None: as it is."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if job_number is None or not count:
+        yield
+        return
+    with one_of_gpus(job_number, count) as index, torch.cuda.device(index):
+        yield

@@ -1,0 +1,1 @@
+"""Sweeps: launch, jobs, the closing summary. Runs Hydra."""

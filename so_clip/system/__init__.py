@@ -1,0 +1,1 @@
+"""Files, locks, paths and the machine. Nothing here imports torch."""

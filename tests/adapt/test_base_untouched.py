@@ -1,0 +1,71 @@
+"""Adapters that train no weight of the model leave its every bit alone, in 500 steps of bf16."""
+
+import re
+from functools import partial
+from itertools import cycle
+
+import pytest
+import torch
+from torch import Tensor
+
+from so_clip.build import assemble_model, build_optimizer
+from so_clip.clip.attention import explicit_attention
+from so_clip.clip.backbone import Backbone
+from so_clip.evaluate.few_shot_embeddings import FewShotSupport
+from so_clip.train import train_step
+from tests.helpers.battery_parts import CPU, NAMES, TEMPLATES, TRAINED, batches_of, settings_of
+from tests.helpers.battery_rows import ROWS
+from tests.helpers.small_models import small_backbone
+
+STEPS = 500
+
+
+def backbone() -> Backbone:
+    """Return a model whose steps take milliseconds."""
+    made = small_backbone(layers=1, width=32, head_width=16, image_size=16)
+    explicit_attention(made.model)
+    return made
+
+
+def base_of(made: Backbone) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in made.model.state_dict().items()}
+
+
+def trains_no_base_weight(method: str) -> bool:
+    # State dicts keep to open_clip's names for the projections of attention.
+    meant = re.compile(rf"(^|\.)({ROWS[method].changes})$")
+    names = (name.replace("in_proj_", "in_proj.") for name in base_of(backbone()))
+    return not any(map(meant.search, names))
+
+
+ADAPTERS = [method for method in TRAINED if trains_no_base_weight(method)]
+
+
+def test_prompts_heads_and_the_family_of_lora_are_among_them() -> None:
+    expected = {"coop", "cocoop", "taskres", "clap", "linear_probe", "clip_lora", "lora", "dora"}
+    assert expected | {"adalora", "oft", "ia3", "fourierft", "shira"} <= set(ADAPTERS)
+    assert not {"so", "adamw", "bitfit", "relora", "two_stage"} & set(ADAPTERS)
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_not_a_bit_of_the_model_has_changed_after_500_steps_in_bf16(method: str) -> None:
+    settings, made = settings_of(method, STEPS, "precision=bf16"), backbone()
+    before = base_of(made)
+    model = assemble_model(settings, made, NAMES, TEMPLATES, CPU, "")
+    assert model.adapter is not None
+    adapter, classifier = model.adapter, model.classifier
+    assert model.precision.name == "bf16"
+    batches = batches_of(settings, model)
+    adapter.start(classifier, FewShotSupport(classifier, batches, model.precision, 1))
+    first = {name: value.detach().clone() for name, value in model.parameters.items()}
+    optimizer = build_optimizer(settings, model)
+    images_BCHW, labels_B = next(iter(batches.epoch()))
+    pairs = [(images_BCHW[n : n + 2], labels_B[n : n + 2]) for n in range(0, len(labels_B), 2)]
+    penalty = partial(adapter.penalty, classifier)
+    for step, pair in zip(range(1, STEPS + 1), cycle(pairs), strict=False):
+        train_step(classifier, *pair, optimizer, model.precision, penalty)
+        assert not list(adapter.after_step(classifier, step))
+    after = classifier.backbone.model.state_dict()
+    assert [name for name, value in before.items() if not torch.equal(after[name], value)] == []
+    assert any(not torch.equal(model.parameters[name], value) for name, value in first.items())
+    assert all(value.isfinite().all() for value in model.parameters.values())

@@ -1,0 +1,384 @@
+"""doctor on datasets with planted faults: each is found, and its one command mends it."""
+
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from so_clip.cli.doctor import DEFAULTS, USAGE, main
+from tests.helpers.archives import (
+    SPLIT_FILE,
+    archive,
+    images,
+    laid_out,
+    paths,
+    picture,
+    prepare,
+    split_bytes,
+    split_lists,
+    split_source,
+    write_card,
+    zipped,
+)
+from tests.helpers.command import call, environment, spawn
+from tests.helpers.file_server import running
+
+IMAGE = "ant/ant_0.jpg"
+
+
+@pytest.fixture
+def server():
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def root(server, tmp_path):
+    """A data root with one whole dataset, whose sources are served."""
+    split = split_source(server.serve("split_small.json", split_bytes()))
+    write_card(tmp_path / "cards", archive(server.serve("a.zip", zipped(images()))), split)
+    assert prepare(tmp_path / "data").code == 0
+    return tmp_path / "data"
+
+
+def _doctor(root, *arguments):
+    return call(f"data_root={root}", f"cards_dir={root.parent / 'cards'}", *arguments, main=main)
+
+
+def _giant():
+    data = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(data, "PNG")
+    return data.getvalue()
+
+
+def _spoil(name, data):
+    def plant(root):
+        (root / "small" / "pictures" / name).write_bytes(data)
+
+    return plant
+
+
+def _remove(name):
+    return lambda root: (root / "small" / "pictures" / name).unlink()
+
+
+def _folder_instead(root):
+    (root / "small" / "pictures" / IMAGE).unlink()
+    (root / "small" / "pictures" / IMAGE).mkdir()
+
+
+def _link_to_nowhere(root):
+    file = root / "small" / "pictures" / IMAGE
+    file.unlink()
+    file.symlink_to(root / "gone.jpg")
+
+
+def _other_capitals(root):
+    (root / "small" / "pictures" / "ant").rename(root / "small" / "pictures" / "Ant")
+
+
+def _too_deep(root):
+    folder = root / "small" / "pictures"
+    folder.rename(root / "small" / "inner")
+    folder.mkdir()
+    (root / "small" / "inner").rename(folder / "pictures")
+
+
+def _no_pictures(root):
+    (root / "small" / "pictures").rename(root / "elsewhere")
+
+
+def _split(change):
+    return lambda root: (root / "small" / SPLIT_FILE).write_bytes(change(split_bytes()))
+
+
+def _twice(data):
+    lists = json.loads(data)
+    lists["test"].append(lists["train"][0])
+    return json.dumps(lists).encode()
+
+
+def _other_ending(root):
+    file = root / "small" / "pictures" / IMAGE
+    file.rename(file.with_suffix(".JPG"))
+
+
+def _pipe(root):
+    file = root / "small" / "pictures" / IMAGE
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _lists(change):
+    def changed(data):
+        lists = json.loads(data)
+        change(lists)
+        return json.dumps(lists).encode()
+
+    return _split(changed)
+
+
+def _two_classes(lists):
+    for part, entries in lists.items():
+        lists[part] = [entry for entry in entries if entry[1] < 2]
+
+
+FAULTS = {
+    "an image is missing": (_remove(IMAGE), "1 of 12 images missing: ant/ant_0.jpg"),
+    "cut short": (_spoil(IMAGE, picture(0)[:-20]), "1 of 12 images damaged: ant/ant_0.jpg"),
+    "a page": (_spoil(IMAGE, b"<html>404</html>"), "1 of 12 images damaged: ant/ant_0.jpg"),
+    "empty": (_spoil(IMAGE, b""), "1 of 12 images empty files: ant/ant_0.jpg"),
+    "too large": (_spoil(IMAGE, _giant()), "1 of 12 images damaged: ant/ant_0.jpg"),
+    "a folder instead": (_folder_instead, "1 of 12 images not plain files: ant/ant_0.jpg"),
+    "a link to nowhere": (_link_to_nowhere, "1 of 12 images missing: ant/ant_0.jpg"),
+    "other capitals": (_other_capitals, "4 of 12 images missing: ant/ant_0.jpg"),
+    "too deep": (_too_deep, "12 of 12 images missing: ant/ant_0.jpg"),
+    "no image folder": (_no_pictures, "pictures is missing"),
+    "no split file": (lambda root: (root / "small" / SPLIT_FILE).unlink(), "was not found"),
+    "split cut short": (_split(lambda data: data[:99]), "the split file is not JSON"),
+    "split climbs": (
+        _split(lambda data: data.replace(IMAGE.encode(), b"../../x.jpg")),
+        "outside the dataset's image folder: it climbs out",
+    ),
+    "an image twice": (_split(_twice), "test[3] repeats the image"),
+    "other ending": (_other_ending, f"{IMAGE[:-4]}.JPG is there, but the lists name ant_0.jpg"),
+    "a pipe": (_pipe, "1 of 12 images not plain files: ant/ant_0.jpg"),
+    "a label too far": (
+        _lists(lambda lists: lists["train"].append(["x.jpg", 99, "gnu"])),
+        "label 3 has no images, though labels reach 99",
+    ),
+    "a label that is none": (
+        _lists(lambda lists: lists["val"][0].__setitem__(1, -1)),
+        "val[0] has the label -1, which is not a whole number from 0",
+    ),
+    "two of three classes": (_lists(_two_classes), "not the published one: 2 of 3 classes"),
+}
+
+
+@pytest.mark.parametrize(("plant", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_found_and_its_one_command_mends_it(plant, fault, root):
+    plant(root)
+    before = sorted(root.rglob("*"))
+    done = _doctor(root)
+    assert done.code == 1
+    assert done.out.startswith("small: faulty")
+    assert fault in done.out
+    assert sorted(root.rglob("*")) == before
+    (remedy,) = [line.strip() for line in done.out.splitlines() if line.startswith("  mend: ")]
+    command = shlex.split(remedy.removeprefix("mend: "))
+    assert command[:3] == ["python", "-m", "so_clip.cli.prepare"]
+    next_one = remedy.removeprefix("mend: ")
+    assert done.messages == [f"so_clip: 1 of 1 datasets is not whole. Next: {next_one}"]
+    mended = prepare(root, *[each for each in command[3:] if not each.startswith("dat")])
+    assert mended.code == 0, mended.err
+    assert {path: laid_out(root)[path] for path in paths()} == images()
+    assert _doctor(root, "check=all").code == 0
+
+
+def test_all_is_well(root):
+    done = _doctor(root)
+    assert (done.code, done.err) == (0, "")
+    run = f"python -m so_clip dataset=small data_root={root} backbone=vit_b16"
+    assert done.out == (
+        f"small: whole, 12 images, 12 of them decoded\n1 dataset is whole. Next: {run}\n"
+    )
+
+
+def test_a_sample_and_what_looks_odd_is_decoded(root):
+    assert "3 of them decoded" in _doctor(root, "samples=3").out
+    assert "0 of them" not in _doctor(root, "samples=0").out
+    _spoil("cat/cat_3.jpg", picture(0)[:-9])(root)
+    done = _doctor(root, "samples=0")
+    assert "1 of them decoded" in done.out
+    assert "1 of 12 images damaged: cat/cat_3.jpg" in done.out
+    # Damage in the midst of a file takes a look at all of it.
+    middle = bytearray(picture(0))
+    middle[20:-20] = bytes(len(middle) - 40)
+    _spoil("cat/cat_3.jpg", bytes(middle))(root)
+    assert _doctor(root, "samples=0").code == 0
+    assert _doctor(root, "check=all").code == 1
+
+
+def test_several_faults_are_all_told(root):
+    _remove(IMAGE)(root)
+    _spoil("bee/bee_0.jpg", b"")(root)
+    _spoil("cat/cat_0.jpg", b"x")(root)
+    out = _doctor(root).out
+    assert out.count("  fault: ") == 3
+    assert out.count("  mend: ") == 1
+    assert out.rstrip().endswith("mend=true")
+
+
+def test_twelve_faults_of_one_dataset_are_all_named(root):
+    """Damage of the split file hides none of the images'."""
+    pictures = root / "small" / "pictures"
+    (pictures / "ant/ant_0.jpg").unlink()
+    (pictures / "ant/ant_1.jpg").write_bytes(picture(1)[:-20])
+    (pictures / "ant/ant_2.jpg").write_bytes(b"")
+    (pictures / "ant/ant_3.jpg").write_bytes(b"<html>404</html>")
+    _pipe_at = pictures / "bee/bee_0.jpg"
+    _pipe_at.unlink()
+    os.mkfifo(_pipe_at)
+    (pictures / "bee/bee_1.jpg").unlink()
+    (pictures / "bee/bee_1.jpg").symlink_to(root / "gone.jpg")
+    (pictures / "bee/bee_2.jpg").rename(pictures / "bee/bee_2.JPG")
+    (root / "elsewhere.jpg").write_bytes(picture(3))
+    (pictures / "bee/bee_3.jpg").unlink()
+    (pictures / "bee/bee_3.jpg").symlink_to(root / "elsewhere.jpg")
+    (pictures / "dog").mkdir()
+    (pictures / "dog" / "dog_0.jpg").write_bytes(picture(4))
+    lists = split_lists()
+    lists["test"] += [["../../x.jpg", 0, "ant"], ["cat/cat_0.jpg", 2, "cat"], ["y.jpg", 7, "gnu"]]
+    (root / "small" / SPLIT_FILE).write_text(json.dumps(lists))
+    done = _doctor(root)
+    assert done.code == 1
+    for said in (
+        "fault: 4 of 13 images missing: ant/ant_0.jpg, bee/bee_1.jpg, bee/bee_2.jpg, ...",
+        "fault: 1 of 13 images not plain files: bee/bee_0.jpg",
+        "fault: 1 of 13 images empty files: ant/ant_2.jpg",
+        "fault: 2 of 13 images damaged: ant/ant_1.jpg, ant/ant_3.jpg",
+        "test[3] names '../../x.jpg', outside the dataset's image folder",
+        "test[4] repeats the image 'cat/cat_0.jpg' of train[4]",
+        "label 3 has no images, though labels reach 7",
+        "note: " + str(pictures / "bee/bee_2.JPG") + " is there, but the lists name bee_2.jpg",
+        f"note: 1 of 13 images links that lead out of {pictures}, and are followed: bee/bee_3.jpg",
+        "note: folders of images that no list names, and no run reads: dog",
+    ):
+        assert said in done.out, said
+    assert done.messages[0].endswith("mend=true")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to be")
+@pytest.mark.parametrize("locked", ["small", "small/pictures", "small/pictures/ant"])
+def test_a_folder_that_may_not_be_read_is_named(locked, root):
+    code = """
+import os, sys
+from PIL import Image
+from so_clip.cli.doctor import main
+
+Image.init()  # the other user may not read Python's own files
+os.setgroups([])
+os.setuid(65534)
+sys.exit(main())
+"""
+    with tempfile.TemporaryDirectory() as folder:  # that another user may enter
+        data = Path(folder) / "data"
+        shutil.copytree(root.parent / "cards", Path(folder) / "cards")
+        shutil.copytree(root, data)
+        Path(folder).chmod(0o755)
+        (data / locked).chmod(0)
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"data_root={data}", f"cards_dir={folder}/cards"],
+            capture_output=True,
+            text=True,
+            env=environment(),
+        )
+        assert done.returncode == 1, done.stderr
+        assert f"fault: {data / locked} cannot be read" in done.stdout
+        assert "missing" not in done.stdout
+        assert f"  mend: chmod -R u+rX {data / locked}\n" in done.stdout
+        (data / locked).chmod(0o755)
+
+
+def test_a_split_that_was_cut_down_is_noted_and_no_fault(root):
+    lists = {part: entries[:2] for part, entries in split_lists().items()}
+    lists["train"] = split_lists()["train"][::2]
+    lists["test"] = split_lists()["test"]
+    (root / "small" / SPLIT_FILE).write_text(json.dumps(lists))
+    done = _doctor(root)
+    assert done.code == 0
+    assert (
+        "note: the split file is your own, not the published one: 3 of 6 train images" in done.out
+    )
+
+
+def test_what_is_absent_is_a_fault_only_where_it_is_asked_for(root):
+    gone = archive("https://example.org/b.zip")
+    write_card(root.parent / "cards", gone, name="other", folder="other")
+    done = _doctor(root)
+    assert done.code == 0
+    command = f"python -m so_clip prepare dataset=NAME data_root={root}"
+    assert done.out.splitlines()[1] == f"absent: other; each is fetched by: {command}"
+    assert _doctor(root, "dataset=other").code == 1
+    assert _doctor(root, "dataset=small,other").code == 1
+    assert _doctor(root, "dataset=small").code == 0
+    (root.parent / "empty").mkdir()
+    done = call(f"data_root={root.parent / 'empty'}", main=main)
+    assert done.code == 1
+    assert "none of the datasets is there. Next: python -m so_clip prepare dataset=" in done.err
+
+
+def test_lists_without_a_split_file_are_held_to_the_published_numbers(root):
+    folder = root / "planes"
+    for part in ("train", "val", "test"):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "images" / f"{part}.jpg").write_bytes(picture(1))
+        (folder / f"images_variant_{part}.txt").write_text(f"{part} 707\n")
+    (folder / "variants.txt").write_text("707\n")
+    sizes = {"classes": 1, "train": 1, "val": 1, "test": 2}
+    changes = {"layout": "fgvc_aircraft", "split_file": None, "image_dir": "images"}
+    more = {"name": "planes", "folder": "planes", "sizes": sizes, "class_names": ["707"]}
+    write_card(root.parent / "cards", archive("https://example.org/p.tgz"), **changes, **more)
+    done = _doctor(root, "dataset=planes")
+    assert done.code == 1
+    assert "1 of 2 test images are there" in done.out
+
+
+def test_a_place_of_another_code_base_is_noted(root):
+    split = split_source("https://example.org/split_small.json")
+    write_card(root.parent / "cards", split, folder="coop", other_folders=["tv", "small"])
+    done = _doctor(root)
+    assert done.code == 0
+    assert f"used in place, where another code base keeps it: {root / 'small'}" in done.out
+
+
+def test_as_json(root):
+    _remove(IMAGE)(root)
+    done = _doctor(root, "--json")
+    (found,) = json.loads(done.out)
+    assert (found["name"], found["state"], found["images"]) == ("small", "faulty", 12)
+    assert found["faults"] == ["1 of 12 images missing: ant/ant_0.jpg"]
+    assert found["remedy"].startswith("python -m so_clip prepare dataset=small")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("data_root=/no/such", "data_root=/no/such: there is no such folder"),
+        ("data_root=/tmp check=some", "check=some: must be sampled or all"),
+        ("data_root=/tmp samples=-1", "samples=-1"),
+        ("data_root=/tmp samples=few", "samples=few: must be a whole number"),
+        ("data_root=/tmp dataset=eurosta", "'eurosat'"),
+        ("data_root=/tmp --jason", "--jason: there is no such flag. Did you mean '--json'?"),
+        ("data_root=/tmp data_root=/tmp", "data_root is given twice"),
+        ("data_root=/tmp chck=all", "chck=all: there is no such option. Did you mean 'check'?"),
+    ],
+)
+def test_bad_input_is_named(line, said):
+    done = call(*line.split(), main=main)
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_help_and_a_process_of_its_own(tmp_path):
+    for option in DEFAULTS:
+        assert f"\n  {option} " in USAGE
+    done = spawn("--help", module="so_clip.cli.doctor")
+    assert (done.code, done.out) == (0, USAGE + "\n")
+    done = spawn(f"data_root={tmp_path}", "dataset=digits", module="so_clip.cli.doctor")
+    assert done.code == 0
+    assert done.out.startswith("digits: whole, 1797 images")
+
+
+def test_the_real_images_at_hand_are_whole(shared):
+    done = call(f"data_root={shared / 'data'}", "dataset=eurosat", "check=all", main=main)
+    assert done.code == 0
+    assert done.out.startswith("eurosat: whole, 2494 images, 2494 of them decoded")

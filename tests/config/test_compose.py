@@ -1,0 +1,227 @@
+"""Everything below conf/ composes, fits the code that it names, and is refused helpfully if not."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from so_clip.clip.backbone import load_backbone
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
+from so_clip.data.cards.card import card_names
+from so_clip.errors import InputError
+from so_clip.fingerprint import run_dir
+from so_clip.system.paths import CONF_DIR
+from tests.helpers.command import call, python
+
+FILES = sorted(path.relative_to(CONF_DIR) for path in CONF_DIR.rglob("*.yaml"))
+
+
+def _choosing(file: Path) -> list[str]:
+    """Return the overrides that bring a file below conf/ into a configuration."""
+    return [] if file.name == "config.yaml" else [f"{file.parent.as_posix()}={file.stem}"]
+
+
+def _targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if node.get("_target_") is not None:
+            yield place, node
+        for key, value in node.items():
+            yield from _targets(value, f"{place}.{key}")
+
+
+def _bind(spec: dict[str, Any]) -> None:
+    """Bind a `_target_`'s arguments as hydra.utils.instantiate would hand them over."""
+    signature = inspect.signature(get_object(spec["_target_"]))
+    arguments = {key: value for key, value in spec.items() if not key.startswith("_")}
+    bind = signature.bind_partial if spec.get("_partial_") else signature.bind
+    bind(*spec.get("_args_", []), **arguments)
+
+
+def test_the_search_reaches_every_group():
+    assert {file.parts[0] for file in FILES} == {
+        "config.yaml",
+        *(
+            "adapter",
+            "backbone",
+            "dataset",
+            "experiment",
+            "hydra",
+            "method",
+            "optimizer",
+            "schedule",
+        ),
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_composes_and_fits_what_it_configures(file):
+    config = compose(_choosing(file))
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    found = dict(_targets(values))
+    trains_nothing = values["method"]["name"] == "zero_shot" or file.name == "none.yaml"
+    assert ".adapter" in found or trains_nothing
+    found.get(".optimizer", {}).pop("sampled_gradients", None)  # run.py's to obey
+    for spec in found.values():
+        _bind(spec)
+    inspect.signature(load_backbone).bind(**values["backbone"], seed=0)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"_target_": "so_clip.adapt.weights.Weights", "encoder": "both"},  # lacks patterns
+        {"_target_": "so_clip.adapt.weights.Weights", "patterns": [], "depth": 1},
+        {"_target_": "torch.optim.AdamW", "_partial_": True, "density_ratio": 1},
+    ],
+)
+def test_arguments_that_do_not_fit_are_noticed(spec):
+    with pytest.raises(TypeError):
+        _bind(spec)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_makes_a_run(file):
+    # By itself, schedule=none is a contradiction of method=so, and says so.
+    overrides = [*_choosing(file), *(["method=zero_shot"] if file.stem == "none" else [])]
+    settings = from_config(compose(overrides))
+    assert run_dir(settings, settings.fingerprint).name
+
+
+@pytest.mark.parametrize("name", card_names())
+def test_every_dataset_card_is_a_choice(name):
+    settings = from_config(compose([f"dataset={name}"]))
+    assert settings.dataset == name
+    assert settings.split_file is None
+
+
+def test_a_dataset_takes_its_split_file():
+    settings = from_config(compose(["dataset=dtd", "dataset.split_file=mine.json"]))
+    assert settings.split_file == Path("mine.json")
+
+
+@pytest.mark.parametrize("how", ["method=so_official", "optimizer=so_official"])
+@pytest.mark.parametrize("shots", [1, 16])
+def test_the_released_code_takes_2000_steps_a_shot(how, shots):
+    settings = from_config(compose([how, f"shots={shots}"]))
+    assert settings.schedule.max_steps == 2000 * shots
+    assert settings.schedule.stop_loss == 0.01
+    assert settings.optimizer["density_ratio"] == 5e-5
+    assert settings.optimizer["T"] == 5
+    assert settings.optimizer["order"] == "update_first"
+    assert settings.optimizer["_target_"] == "so_clip.optim.so.SO"
+    # What is asked for by itself goes before what a method brings.
+    assert from_config(compose([how, "schedule=few_shot"])).schedule.max_steps == 2000
+    shorter = from_config(compose([how, "schedule.max_steps=5", "optimizer.T=7"]))
+    assert (shorter.schedule.max_steps, shorter.optimizer["T"]) == (5, 7)
+
+
+def test_an_optimizer_and_its_seed_follow_the_choices():
+    settings = from_config(compose(["method=adamw", "seed=3"]))
+    assert settings.optimizer["_target_"] == "torch.optim.AdamW"
+    assert from_config(compose(["seed=3"])).optimizer["seed"] == 3
+
+
+def test_the_demo_is_tiny_on_digits():
+    settings = from_config(compose(["experiment=demo"]))
+    assert (settings.dataset, settings.backbone["architecture"]) == ("digits", "tiny")
+    assert (settings.method, settings.shots) == ("so", 4)
+    assert settings.optimizer["density_ratio"] > 5e-4
+    assert settings.optimizer["lr"] > 2e-4
+    # What is said on the command line goes before what an experiment says.
+    assert from_config(compose(["experiment=demo", "optimizer.lr=1"])).optimizer["lr"] == 1
+
+
+@pytest.mark.parametrize(
+    "optimizer", [file.stem for file in FILES if file.parent.as_posix() == "optimizer"]
+)
+def test_the_demo_leaves_other_optimizers_than_so_as_they_are(optimizer):
+    chosen = ["method=zero_shot"] if optimizer == "none" else [f"optimizer={optimizer}"]
+    own, demo = (from_config(compose([*chosen, *more])) for more in ([], ["experiment=demo"]))
+    if optimizer.startswith("so"):
+        assert demo.optimizer == own.optimizer | {"density_ratio": 2e-2, "lr": 2e-3}
+    else:
+        assert demo.optimizer == own.optimizer
+
+
+@pytest.mark.parametrize(
+    ("override", "messages"),
+    [
+        ("dataset=eurosta", ["dataset=eurosta", "Did you mean 'eurosat'", "ucf101"]),
+        ("backbone=vit_b_16", ["backbone=vit_b_16", "'vit_b16'", "tiny"]),
+        ("method=zeroshot", ["method=zeroshot", "'zero_shot'", "so_official"]),
+        ("adapter=weight", ["adapter=weight", "'weights'", "none"]),
+        ("optimizer=adamx", ["optimizer=adamx", "'adam'"]),
+        ("schedule=few_shots", ["schedule=few_shots", "'few_shot'"]),
+        ("experiment=domo", ["experiment=domo", "'demo'"]),
+        ("shot=4", ["shot: there is no such option", "'shots'", "--help"]),
+        ("optimizer.density=1", ["optimizer.density", "'optimizer.density_ratio'"]),
+        ("density_ratio=1", ["density_ratio", "'optimizer.density_ratio'"]),
+        ("lr=1e-3", ["lr: there is no such option", "'optimizer.lr'"]),
+        ("optimizr=so", ["optimizr", "'optimizer'"]),
+        ("shots", ["cannot be read", "'shots'", "OPTION=VALUE"]),
+        ("shots=[1", ["cannot be read", "OPTION=VALUE"]),
+        ("data_root=~/data", ["cannot be read", "~/data", "quotes"]),
+        ("shots=1,2", ["shots=1,2", "-m"]),
+        ("dataset=../x", ["dataset=../x: there is no dataset", "ucf101"]),
+        ("schedule=[1]", ["cannot be read", "other than a name", "GROUP=CHOICE"]),
+        ("+=", ["cannot be read", "OPTION=VALUE"]),
+        ("method=null", ["GROUP=CHOICE", "--help"]),
+        ("~nothing", ["nothing", "--help"]),
+    ],
+)
+def test_what_cannot_be_composed_is_named_with_a_way_out(override, messages):
+    with pytest.raises(InputError) as caught:
+        compose([override])
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_composing_does_not_import_torch():
+    code = (
+        "import sys; from so_clip.config.compose import compose; compose([]); "
+        "print('torch' in sys.modules)"
+    )
+    assert python(code).strip() == "False"
+
+
+def test_a_sweep_makes_a_folder_for_each_run(tmp_path):
+    common = [f"results_dir={tmp_path}", "evaluation.workers=0", "method=zero_shot"]
+    done = call("-m", *common, "template=plain,'a blurred photo of a {}.'")
+    assert done.code == 0, done.err
+    runs = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert sorted(len([*run.glob("metrics.json")]) for run in runs) == [1, 1]
+    templates = {OmegaConf.load(run / "config.yaml").template for run in runs}
+    assert templates == {"plain", "a blurred photo of a {}."}
+
+
+def test_a_sweep_that_is_refused_takes_its_folders_away_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    bad = ("-m", "optimizer.density_ratio=2,3")
+    assert call(*bad).code == 2
+    assert call(*bad, "results_dir=mine/runs").code == 2
+    assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
+
+
+def test_flags_may_stand_among_overrides(tmp_path):
+    done = call(f"results_dir={tmp_path}", "shots=0", "-m", "seed=1,2")
+    assert done.code == 2
+    assert done.messages == ["so_clip: shots=0: must be 1 or more."] * 2
+
+
+def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("--cfg", "job", "experiment=demo")
+    assert done.code == 0
+    assert OmegaConf.create(done.out) == compose(["experiment=demo"])
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_option_of_another_choice_is_not_offered_as_itself() -> None:
+    with pytest.raises(InputError, match="the chosen optimizer has no such option"):
+        compose(["method=clip_lora", "optimizer.density_ratio=0.1"])

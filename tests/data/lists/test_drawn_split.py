@@ -1,0 +1,82 @@
+"""A drawn split is a function of seed and paths alone, in the shares asked for."""
+
+import random
+import unicodedata
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from so_clip.data.lists.drawn_split import drawn
+from so_clip.data.lists.listing import Listed
+
+SHARES = (0.5, 0.2, 0.3)
+names = st.text("abcdeé", min_size=1, max_size=6)
+files = st.sets(st.tuples(st.sampled_from(["ant", "bee", "cat"]), names), min_size=1, max_size=40)
+thirds = st.sampled_from([SHARES, (0.8, 0.1, 0.1), (0.6, 0.0, 0.4), (1 / 3, 1 / 3, 1 / 3)])
+
+
+def images(pairs: set[tuple[str, str]]) -> list[Listed]:
+    return [Listed(f"{key}/{name}.jpg", key, None) for key, name in sorted(pairs)]
+
+
+def splits(found: list[Listed]) -> dict[str, str | None]:
+    return {image.path: image.split for image in found}
+
+
+@given(files, thirds, st.integers(0, 9), st.randoms(use_true_random=False))
+def test_neither_order_nor_other_classes_count(
+    pairs: set[tuple[str, str]], shares: tuple[float, ...], seed: int, stream: random.Random
+):
+    listed = images(pairs)
+    whole = drawn(listed, shares, seed)
+    shuffled = list(listed)
+    stream.shuffle(shuffled)
+    assert drawn(shuffled, shares, seed) == whole
+    ants = [image for image in listed if image.key == "ant"]
+    assert splits(drawn(ants, shares, seed)).items() <= splits(whole).items()
+
+
+@given(files, thirds, st.integers(0, 9))
+def test_each_image_once_and_each_class_in_its_shares(
+    pairs: set[tuple[str, str]], shares: tuple[float, ...], seed: int
+):
+    found = drawn(images(pairs), shares, seed)
+    assert {image.path for image in found} == {image.path for image in images(pairs)}
+    sizes = Counter(image.key for image in found)
+    for key, size in sizes.items():
+        counts = Counter(image.split for image in found if image.key == key)
+        assert counts["train"] >= 1
+        assert counts["test"] >= (size > 1)
+        for split, share in zip(("train", "val", "test"), shares, strict=True):
+            assert abs(counts[split] - share * size) <= 1.5
+
+
+@given(files, names, st.integers(0, 9))
+def test_an_image_more_moves_one_over_each_border(
+    pairs: set[tuple[str, str]], name: str, seed: int
+):
+    more = pairs | {("ant", name)}
+    before, after = (splits(drawn(images(each), SHARES, seed)) for each in (pairs, more))
+    assert sum(before[path] != after[path] for path in before) <= 2
+
+
+@given(files, st.integers(0, 9))
+def test_a_copy_on_another_system_is_divided_alike(pairs: set[tuple[str, str]], seed: int):
+    here = drawn(images(pairs), SHARES, seed)
+    written = [
+        image._replace(path=unicodedata.normalize("NFD", image.path)) for image in images(pairs)
+    ]
+    there = splits(drawn(written, SHARES, seed))
+    assert {unicodedata.normalize("NFC", path): split for path, split in there.items()} == splits(
+        here
+    )
+
+
+def test_seeds_differ_and_the_split_is_pinned():
+    listed = images({("ant", f"{index}") for index in range(10)})
+    found = splits(drawn(listed, SHARES, 1))
+    assert found != splits(drawn(listed, SHARES, 2))
+    trained = sorted(path for path, split in found.items() if split == "train")
+    # Another one would be another split for everybody.
+    assert trained == [f"ant/{index}.jpg" for index in (1, 2, 4, 6, 7)]

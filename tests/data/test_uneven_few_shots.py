@@ -1,0 +1,41 @@
+"""Every method takes classes with different numbers of training images."""
+
+import pytest
+import torch
+
+from so_clip.build import build_optimizer
+from so_clip.data.batches import TrainBatches
+from so_clip.results.run_folder import RunFolder
+from so_clip.run import Parts, adapt
+from so_clip.runtime.peak_memory import PeakMemory
+from tests.helpers.battery_parts import (
+    CPU,
+    NAMES,
+    SHOTS,
+    images_of,
+    logits_of,
+    model_of,
+    settings_of,
+)
+from tests.helpers.battery_rows import ROWS
+
+# As many images as an even support has.
+LABELS = [0, 0, 0, 0, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_every_method_takes_classes_of_different_sizes(method, tmp_path):
+    assert len(LABELS) == SHOTS * len(NAMES)
+    settings = settings_of(method, 2)
+    model = model_of(settings)
+    images, _ = images_of(0)
+    side = model.classifier.backbone.image_size
+    generator = torch.Generator().manual_seed(settings.seed)
+    batches = TrainBatches(images, LABELS, 8, side, generator, CPU, scale=(0.8, 1.0), flip=False)
+    optimizer = build_optimizer(settings, model) if settings.trains else None
+    peak_memory = PeakMemory(model.classifier, optimizer, CPU)
+    done = adapt(Parts(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path)))
+    logits_BK = logits_of(model)
+    assert logits_BK.shape[1] == len(NAMES)
+    assert logits_BK.isfinite().all()
+    assert all(loss < 100 for loss in done.history.losses)

@@ -1,0 +1,136 @@
+"""Names that read well, whatever folders are called, and files that say others."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from so_clip.data.user.class_names import class_names, in_order, readable
+from so_clip.errors import InputError
+
+PLACE = Path("mine")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("big_cat", "big cat"),
+        ("snow-covered__hill", "snow covered hill"),
+        (" X ", "X"),
+        ("cafe\u0301", "café"),
+        ("猫", "猫"),
+        ("🐱_cat", "🐱 cat"),
+        ("AnnualCrop", "AnnualCrop"),
+    ],
+)
+def test_underscores_and_hyphens_are_blanks(key: str, name: str):
+    assert readable(key) == name
+    assert class_names([key, "other"], None, PLACE)[0] == name
+
+
+@given(st.text())
+def test_readable_names_are_so_at_once(key: str):
+    name = readable(key)
+    assert readable(name) == name
+    assert not re.search(r"[_-]|\s\s|^\s|\s$", name)
+
+
+def test_numbers_come_in_their_order_and_words_in_theirs():
+    assert in_order(["10", "9", "0"]) == ["0", "9", "10"]
+    assert in_order(["10", "9", "a"]) == ["10", "9", "a"]
+    assert in_order(["b", "B", "é"]) == ["B", "b", "é"]
+
+
+FILES = {
+    "names.json": json.dumps(["ant", "big bee", "cat"]),
+    "map.json": json.dumps({"0": "ant", "1": "big bee", "2": "cat"}),
+    "names.yaml": "- ant\n- big bee\n- cat\n",
+    "map.yml": "0: ant\n1: big bee\n2: cat\n",
+    "names.txt": "\ufeffant\r\n  big  bee\r\n\r\ncat\r\n",
+    "map.txt": "1\tbig bee\n0\tant\n2\tcat",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_names_come_from_files_of_every_kind(name: str, tmp_path: Path):
+    (tmp_path / name).write_text(FILES[name], encoding="utf-8", newline="")
+    assert class_names(["0", "1", "2"], tmp_path / name, PLACE) == ["ant", "big bee", "cat"]
+
+
+def test_a_mapping_may_leave_classes_out(tmp_path: Path):
+    file = tmp_path / "some.json"
+    file.write_text('{"tc": "tabby cat"}')
+    assert class_names(["big_dog", "tc"], file, PLACE) == ["big dog", "tabby cat"]
+
+
+BAD = {
+    "no class": ('{"cta": "Cat"}', r"'cta' is no class\. Did you mean 'cat'\? .*are 'ant', 'cat'"),
+    "short": ('["ant"]', r"lists 1 names, but there are 2 classes, from 'ant' to 'cat'"),
+    "number": ('{"ant": 3}', r"the name of 'ant' must be text, not 3"),
+    "text": ('"ant"', r"must hold a mapping from classes to names|lists 1 names"),
+    "twice": ('{"ant": "a", "ant": "b"}', r"is not JSON: the key 'ant' is given twice"),
+    "broken": ("{", r"is not JSON: "),
+    "alike": ('["Big cat", "big_cat"]', r"'ant' and 'cat' are both 'big_cat' in a prompt\. Name"),
+    "bell": ('["a\\u0007", "b"]', r"the class 'ant' has no name that a prompt could hold"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+def test_bad_files_are_refused(content: str, message: str, tmp_path: Path):
+    file = tmp_path / "names.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        class_names(["ant", "cat"], file, PLACE)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("001: a\n", r"has read a key as the number 1, .* in quotes, such as \"001\"\."),
+        ("010: a\n", r"has read a key as the number 8, .* in quotes, such as \"008\"\."),
+        ("no: a\n", r"has read a key as False\. Put the name in quotes"),
+        ("~: a\n", r"has read a key as None\. Put the name in quotes"),
+    ],
+)
+def test_keys_that_yaml_takes_for_something_else_are_refused(
+    content: str, message: str, tmp_path: Path
+):
+    file = tmp_path / "names.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        class_names(["001", "008", "010", "no"], file, PLACE)
+    file.write_text('"010": ten\n')
+    assert class_names(["001", "010"], file, PLACE) == ["001", "ten"]
+
+
+def test_a_key_that_a_text_gives_twice_is_refused(tmp_path: Path):
+    file = tmp_path / "names.txt"
+    file.write_text("ant\ta\ncat\tc\nant\tb\n")
+    with pytest.raises(InputError, match=r"names\.txt: the key 'ant' is given twice"):
+        class_names(["ant", "cat"], file, PLACE)
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path):
+    for file, reason in ((tmp_path / "no.txt", "cannot be read: No such"), (tmp_path, "is no fil")):
+        with pytest.raises(InputError, match=re.escape(f"dataset.class_names: {file} {reason}")):
+            class_names(["ant", "cat"], file, PLACE)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match=r"latin\.txt: line 1: is not UTF-8"):
+        class_names(["ant"], tmp_path / "latin.txt", PLACE)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["Cat", "big_cat", "cat"], r"the classes 'Cat' and 'cat' are both 'cat' in a prompt"),
+        (["big-cat", "big_cat"], r"'big-cat' and 'big_cat' are both 'big cat'.*class_names=FILE"),
+        (["---", "cat"], r"the class '---' has no name that a prompt could hold\. Rename it"),
+        (["a\x07b", "cat"], r"has no name that a prompt could hold"),
+    ],
+)
+def test_names_that_cannot_be_told_apart_or_read(keys: list[str], message: str):
+    with pytest.raises(InputError, match=message):
+        class_names(keys, None, PLACE)

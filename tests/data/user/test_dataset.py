@@ -1,0 +1,222 @@
+"""One's own images as a dataset: card, lists, their hash, and what is refused."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from so_clip.config.compose import compose
+from so_clip.config.settings import Settings, from_config
+from so_clip.data.find import find_card, find_dataset
+from so_clip.data.run_data import gather
+from so_clip.data.user.dataset import OwnData, check_name, own_name, read_own
+from so_clip.errors import InputError
+from tests.helpers.made_datasets import ANIMALS, write_class_folders
+
+
+def touch(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    return root
+
+
+def pets(root: Path, images: int = 10) -> Path:
+    return touch(root, *(f"{name}/{n}.jpg" for name in ANIMALS for n in range(images)))
+
+
+def settings(*overrides: object) -> Settings:
+    return from_config(compose([str(each) for each in overrides]))
+
+
+def sha256(root: Path, **options: object) -> str | None:
+    return read_own(OwnData("folder", root, **options), "mine")[1].sha256  # type: ignore[arg-type]
+
+
+def test_a_folder_becomes_a_card_and_lists(tmp_path: Path):
+    card, splits, _ = read_own(OwnData("folder", pets(tmp_path)), "mine")
+    assert (card.name, card.title, card.class_names) == ("mine", "mine", ANIMALS)
+    assert card.sizes == {"classes": 5, "train": 25, "val": 10, "test": 15}
+    assert splits.class_names == list(ANIMALS)
+    assert splits.dataset == "mine"
+    assert splits.train == sorted(splits.train, key=lambda each: (each.label, each.path))
+    assert len({*splits.train, *splits.val, *splits.test}) == 50
+
+
+def test_the_hash_is_of_lists_and_names_of_files(tmp_path: Path):
+    one, other = pets(tmp_path / "a"), pets(tmp_path / "b")
+    known = sha256(one)
+    assert sha256(other) == known
+    assert sha256(one, split_seed=2) != known
+    assert sha256(one, split_shares=(0.6, 0.1, 0.3)) != known
+    touch(other, "ant/readme.txt")
+    assert sha256(other) == known
+    touch(other, "ant/new.jpg")
+    assert sha256(other) != known
+
+
+def test_a_copy_in_other_unicode_is_the_same_split(tmp_path: Path):
+    paths = [f"{name}/é{n}.jpg" for name in ("café", "bar") for n in range(4)]
+    hashes = {
+        sha256(touch(tmp_path / form, *(unicodedata.normalize(form, path) for path in paths)))
+        for form in ("NFC", "NFD")
+    }
+    assert len(hashes) == 1
+
+
+def test_folders_and_a_csv_file_of_the_same_split_are_one(tmp_path: Path):
+    _, splits, _ = read_own(OwnData("folder", pets(tmp_path)), "mine")
+    rows = [
+        f"{example.path},{ANIMALS[example.label]},{split}"
+        for split in ("test", "train", "val")
+        for example in getattr(splits, split)
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    assert read_own(OwnData("csv", tmp_path), "mine")[1].sha256 == splits.sha256
+
+
+def test_a_csv_file_of_numbers_takes_names_from_a_file(tmp_path: Path):
+    rows = [f"{label}/{n}.jpg,{label}" for label in (10, 9, 2) for n in range(4)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    card, splits, listing = read_own(OwnData("csv", tmp_path), "mine")
+    assert card.class_names == ("2", "9", "10")
+    assert "the classes are numbers, and prompts say 'a photo of a 2.'" in listing.notes[0]
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"2": "ant", "9": "bee", "10": "cat"}))
+    named = read_own(OwnData("csv", tmp_path, class_names=names), "mine")
+    assert named[0].class_names == ("ant", "bee", "cat")
+    assert named[1].sha256 == splits.sha256  # names are hashed with the prompts
+    assert names in named[1].read_from
+
+
+REFUSED = {
+    "one class": (("ant/a.jpg",), "holds one class, 'ant'. A classifier needs two or more"),
+    "too deep": (("in/ant/a.jpg", "in/bee/b.jpg"), "holds one class, 'in', with the folders ant,"),
+    "empty": (("ant/a.jpg", "bee/b.txt"), "the class 'bee' holds no image. Give it some, or rem"),
+    "no test": (("ant/a.jpg", "bee/b.jpg"), "no image is in test. Add some"),
+    "no train": (("train/a/x.txt", "test/a/a.jpg", "test/b/b.jpg"), "no image is in train"),
+}
+
+
+@pytest.mark.parametrize(("paths", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_a_dataset_is_refused(paths: tuple[str, ...], message: str, tmp_path: Path):
+    with pytest.raises(InputError) as caught:
+        read_own(OwnData("folder", touch(tmp_path, *paths)), "mine")
+    assert message in str(caught.value)
+
+
+def test_no_folder_and_no_rows_are_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"none: there is no such folder\. Give that of your"):
+        read_own(OwnData("folder", tmp_path / "none"), "mine")
+    (tmp_path / "list.csv").write_text("path,label\n")
+    with pytest.raises(InputError, match=r"list\.csv: holds no images"):
+        read_own(OwnData("csv", tmp_path), "mine")
+
+
+def test_a_class_to_train_on_without_images_is_named_by_the_draw(tmp_path: Path):
+    write_class_folders(tmp_path / "train", ("ant",))
+    write_class_folders(tmp_path / "test", ("ant", "bee"))
+    chosen = settings("dataset=folder", f"data_root={tmp_path}")
+    with pytest.raises(InputError, match=r"class 1 \('bee'\) has no train image"):
+        gather(**chosen.data)
+    assert gather(**settings("dataset=folder", f"data_root={tmp_path}", "method=zero_shot").data)
+
+
+def test_names_come_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert own_name("folder", Path("/x/land use (2024)")) == "land-use-2024"
+    assert own_name("folder", Path("/x/écoles/")) == "écoles"
+    assert own_name("csv", Path("/x/eurosat")) == "eurosat-csv"
+    assert own_name("folder", Path("/")) == "folder"
+    assert len(own_name("folder", Path("/é" + "é" * 100)).encode()) == 64
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    assert own_name("folder", Path("in/..")) == own_name("folder", Path()) == tmp_path.name
+    for name in ("a/b", "", "a b", "é" * 33, "eurosat"):
+        with pytest.raises(InputError, match=f"dataset.name={name}: "):
+            check_name(name)
+
+
+def test_options_reach_the_settings(tmp_path: Path):
+    chosen = settings(
+        *("dataset=folder", f"data_root={tmp_path}", "dataset.name=mine", "dataset.split=drawn"),
+        *("dataset.split_shares=[0.6,0,0.4]", "dataset.split_seed=3", "dataset.follow_links=true"),
+        *("dataset.folder='~/x'", "dataset.class_names=names.txt"),
+    )
+    where = Path.home() / "x"
+    how = ("drawn", (0.6, 0.0, 0.4), 3, Path("names.txt"), True)
+    assert chosen.dataset == "mine"
+    assert chosen.own == OwnData("folder", where, None, *how)
+    assert OwnData.from_json(chosen.as_dict()["own"]) == chosen.own
+    assert settings("dataset=csv", "dataset.csv_file=a.csv").own.csv_file == Path("a.csv")
+    assert OwnData.from_json(settings().as_dict()["own"]) is None
+
+
+BAD_OPTIONS = {
+    "dataset.split_shares=[0.5,0.5]": "must be three numbers",
+    "dataset.split_shares=[0.5,0.2,0.2]": "must add up to 1",
+    "dataset.split_shares=[0.5,0.5,0]": "with something for train and for test",
+    "dataset.split_shares=[1.5,-1,0.5]": "must add up to 1",
+    "dataset.split_shares=3": "must be three numbers",
+    "dataset.split_seed=-1": "must be 0 or more",
+    "dataset.split=none": "must be auto or folders or drawn",
+    "dataset.follow_links=3": "must be true or false",
+    "dataset.name=eurosat": "is a published dataset's",
+    "dataset.name=[a]": "must be made of letters",
+    "dataset.layout=csv": "dataset.csv_file is missing",
+    "dataset.csv_file=a.csv": "the chosen dataset has no such option|there is no such option",
+    "~dataset.split": "dataset.split is missing",
+    "+dataset.shares=1": "dataset.shares: there is no such option",
+}
+
+
+@pytest.mark.parametrize(("option", "message"), BAD_OPTIONS.items(), ids=BAD_OPTIONS)
+def test_bad_options_are_refused(option: str, message: str, tmp_path: Path):
+    with pytest.raises(InputError, match=message):
+        settings("dataset=folder", f"data_root={tmp_path}", option)
+
+
+def test_where_and_how_lists_were_found_makes_no_other_run(tmp_path: Path):
+    one = settings("dataset=folder", f"data_root={tmp_path}", "dataset.name=mine")
+    other = settings("dataset=csv", f"dataset.folder={tmp_path}", "dataset.name=mine")
+    assert one.fingerprint == other.fingerprint
+
+
+def test_epochs_go_by_the_classes_that_are_there(tmp_path: Path):
+    where = ("dataset=folder", f"data_root={pets(tmp_path)}", "method=tip_adapter_f", "shots=4")
+    assert settings(*where).schedule.max_steps == 20  # 20 epochs of 5 classes in one batch
+    with pytest.raises(InputError, match=r"nowhere: there is no such folder"):
+        settings(*where, f"data_root={tmp_path / 'nowhere'}")
+
+
+@pytest.mark.parametrize("option", ['transfer=["folder:~nobody9/x"]', 'template="~nobody9/t.json"'])
+def test_a_home_of_nobody_is_told(option: str, tmp_path: Path):
+    where = ("dataset=folder", f"data_root={pets(tmp_path)}")
+    with pytest.raises(InputError, match=r"=~nobody9/.*: there is no such home"):
+        gather(**settings(*where, option).data)
+
+
+def test_own_images_are_targets_by_layout_and_folder(tmp_path: Path):
+    pets(tmp_path / "zoo")
+    assert find_dataset(f"folder:{tmp_path / 'zoo'}", None).card.name == "zoo"
+    assert find_card("folder", tmp_path / "zoo").class_names == ANIMALS
+    with pytest.raises(InputError, match="folder: needs a folder, such as folder:FOLDER"):
+        find_dataset("folder", None)
+    clash = ["dataset=folder", f"data_root={tmp_path / 'zoo'}", f"transfer=[folder:{tmp_path}/zoo]"]
+    write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
+    with pytest.raises(InputError, match="transfer: 2 test sets are called zoo"):
+        gather(**settings(*clash).data)
+
+
+def test_a_folder_called_as_the_new_classes_are_is_refused_as_a_target(tmp_path: Path):
+    write_class_folders(tmp_path / "new_classes", ANIMALS, images=10)
+    clash = ["protocol=base_to_new", f"transfer=[folder:{tmp_path}/new_classes]"]
+    with pytest.raises(InputError, match="transfer: 2 test sets are called new_classes"):
+        gather(**settings(*clash).data)
+
+
+def test_what_is_passed_over_in_a_target_is_told(tmp_path: Path, capsys):
+    write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
+    (tmp_path / "zoo" / "ant" / "why.txt").touch()
+    gather(**settings(f"transfer=[folder:{tmp_path}/zoo]").data)
+    assert "so_clip: zoo: no images by their names, so many" in capsys.readouterr().err

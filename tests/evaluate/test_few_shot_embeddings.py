@@ -1,0 +1,53 @@
+"""The few shots as embeddings: of the test crop, or of random crops that training never sees."""
+
+import torch
+from torchvision.transforms.functional import to_pil_image
+
+from so_clip.clip.classifier import Classifier
+from so_clip.data.batches import TrainBatches
+from so_clip.data.transforms import resize_and_centre_crop
+from so_clip.evaluate.few_shot_embeddings import FewShotSupport
+from so_clip.runtime.precision import Precision
+from tests.helpers.small_models import small_backbone
+
+CPU = torch.device("cpu")
+SIZES = [(40, 50), (33, 90), (32, 32), (100, 70), (61, 61)]
+
+
+def _support(seed: int = 5) -> tuple[Classifier, TrainBatches, FewShotSupport]:
+    backbone = small_backbone()
+    classifier = Classifier(backbone, backbone.tokenize(["a dog", "a cat"]))
+    draw = torch.Generator().manual_seed(0)
+    images = [torch.randint(256, (3, *size), generator=draw, dtype=torch.uint8) for size in SIZES]
+    batches = TrainBatches(images, [0, 1, 0, 1, 1], 2, 32, torch.Generator().manual_seed(1), CPU)
+    return classifier, batches, FewShotSupport(classifier, batches, Precision("fp32", CPU), seed)
+
+
+def test_labels_are_those_of_the_images():
+    assert _support()[2].labels_N.tolist() == [0, 1, 0, 1, 1]
+
+
+def test_without_views_images_are_cropped_as_test_images_are():
+    classifier, batches, support = _support()
+    image_VND = support.encode()
+    assert image_VND.shape[:2] == (1, 5)
+    assert not image_VND.requires_grad
+    for image, found_D in zip(batches.images, image_VND[0], strict=True):
+        square = resize_and_centre_crop(to_pil_image(image), 32)
+        pixels_CHW = torch.tensor(list(square.tobytes()), dtype=torch.uint8)
+        pixels_BCHW = pixels_CHW.view(1, 32, 32, 3).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            expected_D = classifier.backbone.encode_image(pixels_BCHW)[0]
+        torch.testing.assert_close(found_D, expected_D, rtol=1e-4, atol=1e-5)
+
+
+def test_views_differ_repeat_with_the_seed_and_leave_training_alone():
+    _, batches, support = _support()
+    before = batches.generator.get_state()
+    image_VND = support.encode(3)
+    assert image_VND.shape[:2] == (3, 5)
+    assert not torch.equal(image_VND[0], image_VND[1])
+    torch.testing.assert_close(image_VND.norm(dim=-1), torch.ones(3, 5))
+    assert torch.equal(_support()[2].encode(3), image_VND)
+    assert not torch.equal(_support(seed=6)[2].encode(3), image_VND)
+    assert torch.equal(batches.generator.get_state(), before)

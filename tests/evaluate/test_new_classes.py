@@ -1,0 +1,39 @@
+"""Every method that is not bound to its classes tells others apart, and is itself again after."""
+
+import pytest
+import torch
+
+from so_clip.build import build_optimizer
+from so_clip.results.run_folder import RunFolder
+from so_clip.run import Parts, adapt
+from so_clip.runtime.peak_memory import PeakMemory
+from tests.helpers.battery_parts import CPU, batches_of, images_of, logits_of, model_of, settings_of
+from tests.helpers.battery_rows import ROWS
+
+TEMPLATES = ("a photo of a {}.",)
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_every_method_names_other_classes_or_says_that_it_cannot(method, tmp_path):
+    settings = settings_of(method, 2)
+    model = model_of(settings)
+    assert model.adapter is not None
+    if model.adapter.class_bound:
+        return
+    classifier, images = model.classifier, torch.stack(images_of(1)[0])
+    size = classifier.backbone.image_size
+    images_BCHW = images[:, :, :size, :size].contiguous()
+    other_PL = classifier.backbone.tokenize(["a photo of a ant.", "a photo of a bee."])
+    optimizer = build_optimizer(settings, model) if settings.trains else None
+    peak_memory = PeakMemory(classifier, optimizer, CPU)
+    batches = batches_of(settings, model)
+    adapt(Parts(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path)))
+    before_BK = logits_of(model)
+    with (
+        torch.inference_mode(),
+        classifier.of_other_classes(other_PL, TEMPLATES, model.adapter.prompts_for),
+    ):
+        logits_BK = classifier(images_BCHW)
+    assert logits_BK.shape == (len(images), 2)
+    assert logits_BK.isfinite().all()
+    assert torch.equal(logits_of(model), before_BK)

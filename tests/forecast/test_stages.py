@@ -1,0 +1,91 @@
+"""What a forecast says of methods that train in stages or pay a penalty, against what they do."""
+
+import json
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from so_clip.build import assemble_model, build_optimizer
+from so_clip.cli.forecast import main
+from so_clip.clip.backbone import load_backbone
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
+from so_clip.data.batches import TrainBatches
+from so_clip.data.cards.card import load_card
+from so_clip.evaluate.few_shot_embeddings import FewShotSupport
+from so_clip.forecast.flops import counter
+from so_clip.train import train_step
+from tests.helpers.command import call
+
+CPU = torch.device("cpu")
+
+
+def forecast(*arguments: str) -> dict[str, Any]:
+    done = call(*arguments, "device=cpu", "precision=fp32", "--json", main=main)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
+    """Count while the embedded CLIP is really trained, step after step, on the CPU."""
+    overrides = [f"method={method}", f"schedule.max_steps={steps}", *arguments]
+    settings = from_config(compose([*overrides, "precision=fp32", "device=cpu"]))
+    card = load_card("digits")
+    backbone = load_backbone(**settings.backbone, seed=settings.seed)
+    model = assemble_model(settings, backbone, card.class_names, card.template_sets, CPU, "")
+    assert model.adapter is not None
+    adapter, classifier = model.adapter, model.classifier
+    # Of black digits, 4 of each: by default an epoch of 32 and 8.
+    side, generator = backbone.image_size, torch.Generator().manual_seed(1)
+    images = [torch.zeros(3, side, side, dtype=torch.uint8) for _ in range(40)]
+    labels = [label for label in range(10) for _ in range(4)]
+    batches = TrainBatches(images, labels, settings.schedule.batch_size, side, generator, CPU)
+    adapter.start(classifier, FewShotSupport(classifier, batches, model.precision, 1))
+    classifier.classes()  # a frozen text tower's are there since the zero-shot evaluation
+    optimizer = build_optimizer(settings, model)
+    step = total = 0
+    while step < steps:
+        for batch in batches.epoch():
+            step += 1
+            if step > steps:
+                break
+            with counter() as counts:
+                penalty = partial(adapter.penalty, classifier)
+                train_step(classifier, *batch, optimizer, model.precision, penalty)
+                adapter.after_step(classifier, step)
+            total += counts.get_total_flops()
+    return total
+
+
+def test_a_second_stage_costs_what_it_costs() -> None:
+    arguments = ("adapter.first_stage=0.5",)
+    real = flops_of_a_real_training("two_stage", 7, *arguments)
+    figures = forecast("method=two_stage", "shots=4", "schedule.max_steps=7", *arguments)
+    assert figures["training_flops"] == pytest.approx(real, rel=1e-3)
+    # Three steps of the first stage, of 32, 8 and 32 images; four of frozen towers.
+    assert figures["training_flops"] < 0.7 * 5 * figures["flops_per_step"]
+
+
+def test_a_training_that_ends_in_its_first_stage_has_no_other() -> None:
+    figures = forecast("method=two_stage", "shots=4", "schedule.max_steps=1")
+    assert figures["training_flops"] == figures["flops_per_step"]
+
+
+def test_a_penalty_is_part_of_a_step() -> None:
+    arguments = ("adapter.position=top", "adapter.warmup=0.5", "adapter.final=0.4")
+    real = flops_of_a_real_training("adalora", 3, *arguments)
+    figures = forecast("method=adalora", "shots=4", "schedule.max_steps=3", *arguments)
+    assert figures["training_flops"] == pytest.approx(real, rel=1e-3)
+    arguments = ("adapter.position=top", "adapter.orthogonality=0")
+    free = forecast("method=adalora", "shots=4", "schedule.max_steps=3", *arguments)
+    assert free["flops_per_step"] < figures["flops_per_step"] < 1.1 * free["flops_per_step"]
+    assert free["forward_flops_per_step"] == figures["forward_flops_per_step"]
+
+
+@pytest.mark.parametrize("method", ["clap", "cocoop", "linear_probe", "taskres"])
+def test_other_adapters_steps_are_those_of_a_real_training(method: str) -> None:
+    real = flops_of_a_real_training(method, 2)
+    figures = forecast(f"method={method}", "shots=4", "schedule.max_steps=2")
+    assert figures["training_flops"] == pytest.approx(real, rel=1e-3)

@@ -1,0 +1,45 @@
+"""What autograd keeps between a forward and a backward pass, for the tests beside this file."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from so_clip.runtime.peak_memory import _StorageLog
+
+
+def kept_bytes(run: Callable[[], Any], known: list[Tensor]) -> int:
+    """Bytes that are alive after `run`, as long as its result is, and that were not before."""
+    log = _StorageLog("cpu")
+    log.add(known, "weights")
+    before = sum(change for _, change in log._changes)
+    with log:
+        result = run()
+    after = sum(change for _, change in log._changes)
+    del result
+    return after - before
+
+
+class CountingLinear(torch.autograd.Function):
+    """A linear layer whose backward pass is not torch's, as sampled gradients have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Any, weight: Tensor) -> Tensor:
+        layer.forwards += 1
+        ctx.save_for_backward(x, weight)
+        return torch.nn.functional.linear(x, weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        return grad @ weight, None, grad.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+class OwnLinear(torch.nn.Linear):
+    """Give nn.Linear layers this class to have them computed by CountingLinear."""
+
+    forwards = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        return CountingLinear.apply(input, self, self.weight)

@@ -1,0 +1,78 @@
+"""Does one run over and over, each time in a process of its own that is killed at some moment.
+
+Run as `python -m tests.helpers.killed_runs RESULTS_DIR KILLS OVERRIDE...`. Whenever a process
+lives to the end of the run, its folder is put aside as RESULTS_DIR/<number>, and the run begins
+anew. The last process is let live. Prints as JSON how many were killed in which stage.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+# What a run imports late: each process here is a copy that has it already.
+import so_clip.config.compose
+import so_clip.run  # noqa: F401
+from so_clip.__main__ import main
+
+
+def _start(arguments: list[str]) -> int:
+    """Do a run in a process that has all libraries loaded; return its number."""
+    child = os.fork()
+    if not child:
+        sys.argv = ["so_clip", *arguments]
+        with Path(os.devnull).open("w") as nowhere:
+            sys.stdout = sys.stderr = nowhere
+            code = main()
+        os._exit(code)
+    return child
+
+
+def _stage(folder: Path) -> str:
+    """Return how far a killed run had come, and check that what it left is whole."""
+    (run,) = [*folder.glob("eurosat-*")] or [None]
+    if run is None:
+        return "before"
+    for path in run.glob("[!.]*.json"):
+        json.loads(path.read_text())
+    for path in run.glob("[!.]*.csv"):
+        assert path.read_text().endswith("\n"), path
+    if (run / "checkpoint.pt").exists():
+        states = torch.load(run / "checkpoint.pt", weights_only=True)["states"]
+        return "training" if "optimizer" in states else "evaluation"
+    return "start"
+
+
+def _repeat(folder: Path, kills: int, overrides: list[str]) -> Counter[str]:
+    arguments = [f"results_dir={folder}", "threads=1", "evaluation.workers=0", *overrides]
+    draw, stages, done = random.Random(0), Counter[str](), 0
+    started = time.monotonic()
+    assert os.waitpid(_start(arguments), 0)[1] == 0
+    seconds = time.monotonic() - started
+    while True:
+        (finished,) = folder.glob("eurosat-*")
+        shutil.move(finished, folder / str(done))
+        done += 1
+        if stages.total() >= kills:
+            return stages
+        code = -1
+        while code:
+            child = _start(arguments)
+            if stages.total() < kills:
+                time.sleep(draw.uniform(0, seconds))
+                os.kill(child, signal.SIGKILL)
+            code = os.waitpid(child, 0)[1]
+            assert code in (0, signal.SIGKILL)
+            if code:
+                stages[_stage(folder)] += 1
+
+
+if __name__ == "__main__":
+    print(json.dumps(_repeat(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])))

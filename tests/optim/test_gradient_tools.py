@@ -1,0 +1,171 @@
+"""Scaling, clipping and averaging do to sampled gradients what they do to dense ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from so_clip import SO
+from so_clip.optim.sampled import GradScaler, clip_grad_norm_, sampled_gradients
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def twins(density: float = 0.1, lr: float = 1e-2) -> list[tuple[nn.Module, SO]]:
+    """Two equal modules with equal optimizers, of which the second samples; biases are dense."""
+    pairs = []
+    for _ in range(2):
+        module = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 4)).double()
+        with torch.no_grad():
+            for param in module.parameters():
+                param.normal_(generator=torch.Generator().manual_seed(param.numel()))
+        pairs.append((module, SO(module.parameters(), lr, density_ratio=density, T=3)))
+    sampled_gradients(*pairs[1])
+    return pairs
+
+
+def loss(module: nn.Module, seed: int = 0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    x_BI = torch.randn(5, 12, generator=draw, dtype=torch.float64)
+    return module(x_BI).square().mean()
+
+
+def assert_equal(pairs: list[tuple[nn.Module, SO]]) -> None:
+    (dense, _), (sampled, _) = pairs
+    for param, whole in zip(sampled.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(param, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("scaler_of_dense", [GradScaler, torch.amp.GradScaler])
+def test_steps_with_scaled_gradients(scaler_of_dense, unscale):
+    pairs = twins()
+    scalers = [scaler_of_dense("cpu", init_scale=2**9), GradScaler("cpu", init_scale=2**9)]
+    for seed in range(8):
+        for (module, optimizer), scaler in zip(pairs, scalers, strict=True):
+            optimizer.zero_grad()
+            scaler.scale(loss(module, seed)).backward()
+            if unscale:
+                scaler.unscale_(optimizer)
+                clip_grad_norm_(optimizer, 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+    assert_equal(pairs)
+    assert scalers[0].state_dict() == scalers[1].state_dict()
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_infinite_gradients_skip_the_step_and_lower_the_scale(value, unscale):
+    _, (module, optimizer) = twins()
+    before = [param.clone() for param in module.parameters()]
+    scaler = GradScaler("cpu", init_scale=16.0)
+    scaler.scale(loss(module)).backward()
+    module[0].weight.sampled_grad[3] = value
+    if unscale:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 8
+    assert all(map(torch.equal, before, module.parameters()))
+    optimizer.zero_grad()
+    scaler.scale(loss(module)).backward()
+    scaler.step(optimizer)
+    assert not any(map(torch.equal, before, module.parameters()))
+
+
+def test_torchs_scaler_is_refused_where_gradients_are_sampled():
+    _, (module, optimizer) = twins()
+    for enabled in (True, False):
+        scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+        scaler.scale(loss(module)).backward()
+        if enabled:
+            with pytest.raises(RuntimeError, match=r"Use the one of so_clip\.optim\.sampled"):
+                scaler.step(optimizer)
+            optimizer.zero_grad()
+        else:
+            scaler.step(optimizer)
+
+
+def test_torchs_scaler_works_again_once_sampling_is_removed():
+    layer = nn.Linear(20, 20)
+    optimizer = SO(layer.parameters(), density_ratio=0.05)
+    sampled_gradients(layer, optimizer).remove()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(layer(torch.ones(2, 20)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def test_ours_serves_any_optimizer():
+    layer = nn.Linear(20, 20)
+    for optimizer in (torch.optim.SGD(layer.parameters()), torch.optim.AdamW(layer.parameters())):
+        before = layer.weight.clone()
+        scaler = GradScaler("cpu")
+        scaler.scale(layer(torch.ones(2, 20)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert not torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e3])
+def test_clipping_is_by_what_the_step_reads_however_gradients_are_computed(max_norm):
+    pairs = twins()
+    norms = []
+    for module, optimizer in pairs:
+        loss(module).backward()
+        norms.append(clip_grad_norm_(optimizer, max_norm))
+    (dense, _), (_, optimizer) = pairs
+    (before, _), _ = twins()
+    loss(before).backward()
+    read = [
+        whole.grad.reshape(-1)[optimizer.support(param)]
+        for whole, param in zip(before.parameters(), pairs[1][0].parameters(), strict=True)
+    ]
+    norm = torch.cat(read).norm()
+    for each in norms:
+        torch.testing.assert_close(each, norm)
+    factor = min(1, max_norm / (norm + 1e-6))
+    for whole, param in zip(dense.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(whole.grad, param.grad * factor)
+    for param, values_M in zip(pairs[1][0].parameters(), read, strict=True):
+        if param.grad is None:
+            torch.testing.assert_close(param.sampled_grad, values_M * factor)
+
+
+def test_clipping_for_an_optimizer_without_supports_is_torchs():
+    layers = [nn.Linear(20, 20), nn.Linear(20, 20)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for layer in layers:
+        layer(torch.ones(2, 20)).sum().backward()
+    norm = clip_grad_norm_(torch.optim.SGD(layers[0].parameters()), 0.5)
+    torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(layers[1].parameters(), 0.5))
+    torch.testing.assert_close(layers[0].weight.grad, layers[1].weight.grad)
+    assert clip_grad_norm_(torch.optim.SGD(nn.Linear(2, 2).parameters()), 0.5) == 0
+
+
+def test_two_processes_stay_bit_identical_and_do_what_one_does(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.two_ranks", str(rank), str(tmp_path)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    one, other = tree_leaves(first), tree_leaves(second)
+    for leaf, twin in zip(one, other, strict=True):
+        assert torch.equal(leaf, twin) if isinstance(leaf, torch.Tensor) else leaf == twin
+    for mode in ("plain", "ddp"):
+        expected = first[f"{mode}, one process"]["weights"]
+        for weight, whole in zip(first[mode]["weights"], expected, strict=True):
+            torch.testing.assert_close(weight, whole, rtol=1e-10, atol=1e-12)

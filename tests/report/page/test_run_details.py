@@ -1,0 +1,172 @@
+"""A run's details, from its files: held against slow counts, and against damaged files."""
+
+import base64
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from so_clip.data.digits import load_digits
+from so_clip.report.page.run_details import MISTAKES, read_details
+from so_clip.report.page.thumbnails import SIDE, Thumbnails, thumbnail
+from so_clip.results.scores import figures
+from tests.helpers.page_runs import DIGITS, write_csv, write_run
+
+SETTINGS = {"dataset": "digits", "data_root": "data"}
+
+
+def _details(folder: Path, settings=SETTINGS):
+    return read_details(folder, settings, Thumbnails())
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_confusion_matrix_counts_every_image_once(tmp_path):
+    folder = write_run(tmp_path)
+    triples = _details(folder).values["confusion"]["triples"]
+    cells = {
+        (label, guess): count for label, guess, count in zip(*[iter(triples)] * 3, strict=True)
+    }
+    assert cells == Counter((int(row["label"]), int(row["prediction"])) for row in _rows(folder))
+    assert _details(folder).values["confusion"]["left_out"] == 0
+
+
+def test_of_many_classes_the_rarest_confusions_are_counted_only(tmp_path):
+    names = [f"c{n}" for n in range(900)]
+    folder = write_run(tmp_path, class_names=names, test_images=6000, accuracy_percent=20.0)
+    confusion = _details(folder).values["confusion"]
+    kept = confusion["triples"][2::3]
+    assert len(kept) == 3000
+    assert sum(kept) + confusion["left_out"] == 6000
+    assert min(kept) == 1
+
+
+def test_the_reliability_diagram_is_what_the_calibration_error_sums(tmp_path):
+    folder = write_run(tmp_path)
+    rows = _rows(folder)
+    expected = figures({key: [row[key] for row in rows] for key in rows[0]})
+    for name, prefix in (("adapted", ""), ("zero_shot", "zero_shot_")):
+        bins = _details(folder).values["reliability"][name]
+        assert len(bins["images"]) == 15
+        gaps = [
+            images * abs(accuracy - confidence) / 200
+            for images, accuracy, confidence in zip(
+                bins["images"], bins["accuracy_percent"], bins["confidence_percent"], strict=True
+            )
+            if images
+        ]
+        error = expected[f"{prefix}expected_calibration_error_percent"]
+        assert sum(gaps) == pytest.approx(error, abs=0.01)
+
+
+def test_mistakes_are_the_surest_wrong_ones_with_their_images(tmp_path):
+    folder = write_run(tmp_path)
+    details = _details(folder)
+    wrong = [row for row in _rows(folder) if row["label"] != row["prediction"]]
+    wrong.sort(key=lambda row: (-float(row["confidence"]), row["path"]))
+    shown = details.values["mistakes"]
+    assert [each["path"] for each in shown] == [row["path"] for row in wrong[:MISTAKES]]
+    assert details.values["no_pictures"] == ""
+    uri = details.pictures[shown[0]["path"]]
+    content = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+    index = int(shown[0]["path"][6:10])
+    pixels = list(Image.open(io.BytesIO(content)).convert("L").tobytes())
+    assert pixels == load_digits().images_NHW[index].ravel().tolist()
+
+
+def test_names_are_the_files_even_odd_ones_and_a_class_without_images_stays(tmp_path):
+    names = ["nan", "", "</script>", "ÅΩ 数", *DIGITS[4:], "never seen"]
+    folder = write_run(tmp_path, class_names=names, test_images=30)
+    details = _details(folder)
+    assert [name for _, name in details.names] == names
+    json.dumps(details.values, allow_nan=False)
+
+
+def test_curves_keep_their_ends(tmp_path):
+    values = _details(write_run(tmp_path, steps=1000)).values
+    assert len(values["history"]["step"]) == len(values["history"]["loss"]) == 120
+    assert (values["history"]["step"][0], values["history"]["step"][-1]) == (1, 1000)
+    assert values["curve"]["step"] == [0, 200, 400, 600, 800, 1000]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "lost"),
+    [
+        ("predictions.csv", None, {"confusion", "reliability", "mistakes", "no_pictures"}),
+        ("predictions.csv", "path,label\na,1\n", {"confusion", "reliability", "mistakes"}),
+        ("predictions.csv", "\x00\x01\x02", {"confusion"}),
+        ("per_class.csv", "label,name\n", {"per_class"}),
+        ("history.csv", "step,loss\n1,much\n", {"history"}),
+        ("curve.csv", "", {"curve"}),
+        ("provenance.json", "{", set()),
+    ],
+)
+def test_a_damaged_file_shows_nothing_and_harms_no_other(tmp_path, file, content, lost):
+    folder = write_run(tmp_path)
+    whole = set(_details(folder).values)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    left = set(_details(folder).values)
+    assert lost <= whole - left
+    assert {"confusion", "per_class", "history", "curve"} - lost <= left
+
+
+def test_confidences_that_are_no_numbers_are_a_damaged_file(tmp_path):
+    folder = write_run(tmp_path)
+    rows = _rows(folder)
+    rows[0]["confidence"] = "nan"
+    write_csv(folder / "predictions.csv", rows[0], [list(row.values()) for row in rows])
+    assert "reliability" not in _details(folder).values
+
+
+def test_images_come_from_the_datasets_folder_as_small_jpegs(tmp_path):
+    images = tmp_path / "data" / "eurosat" / "2750"
+    (images / "Forest").mkdir(parents=True)
+    paths = [f"Forest/Forest_{n}.jpg" for n in range(20)]
+    for path in paths[1:]:
+        Image.new("RGB", (400, 300), (30, 120, 40)).save(images / path)
+    folder = write_run(
+        tmp_path / "runs", dataset="eurosat", paths=paths, test_images=20, accuracy_percent=0.0
+    )
+    settings = {"dataset": "eurosat", "data_root": str(tmp_path / "data")}
+    details = _details(folder, settings)
+    shown = [each["path"] for each in details.values["mistakes"]]
+    assert set(details.pictures) == set(shown) - {paths[0]}  # which is missing there
+    uri = details.pictures[next(iter(details.pictures))]
+    content = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(content)).size == (SIDE, SIDE * 3 // 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"dataset": "eurosat", "data_root": "/nowhere"}, "/nowhere"),
+        ({"dataset": "eurosat", "data_root": None}, "data_root is not given"),
+        ({"dataset": "gone"}, "there is no dataset of that name"),
+    ],
+)
+def test_why_there_are_no_images_is_said(tmp_path, settings, reason):
+    details = _details(write_run(tmp_path), settings)
+    assert details.pictures == {}
+    assert reason in details.values["no_pictures"]
+
+
+def test_a_path_out_of_the_datasets_folder_is_no_image(tmp_path):
+    (tmp_path / "data" / "eurosat" / "2750").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    settings = {"dataset": "eurosat", "data_root": str(tmp_path / "data")}
+    assert Thumbnails().uri(settings, "../../../secret.png") is None
+
+
+def test_an_icon_is_kept_as_it_is():
+    assert thumbnail(Image.new("RGB", (28, 28))).startswith("data:image/png;")
+    assert thumbnail(Image.new("RGB", (280, 28))).startswith("data:image/jpeg;")

@@ -1,0 +1,156 @@
+"""Event files hold what the CSV and JSON files hold, as TensorBoard itself reads them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.command import call, spawn
+
+pytest.importorskip("tensorboard")
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+
+from so_clip.cli import tensorboard
+
+SETTINGS: dict[str, Any] = {
+    "dataset": "digits",
+    "transfer": ["dtd", "eurosat"],
+    "imbalance": None,
+    "optimizer": {"lr": 2e-4, "T": 10, "order": "prune_first"},
+    "augment": {"flip": True},
+    "results_dir": "elsewhere",
+}
+METRICS: dict[str, Any] = {
+    "steps": 3,
+    "accuracy_percent": 81.25,
+    "zero_shot_accuracy_percent": 61.5,
+    "peak_memory_mib": 44,
+    "final_loss": None,
+    "settings": SETTINGS,
+}
+
+
+def _run(root: Path, name: str = "a", metrics: dict[str, Any] | None = METRICS) -> Path:
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}\n")
+    (folder / "history.csv").write_text("step,loss,lr\n1,2.5,0.5\n2,1.25,0.25\n3,0.75,0.125\n")
+    (folder / "curve.csv").write_text("step,accuracy_percent\n2,70.5\n")
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def _export(root: Path, logdir: Path) -> str:
+    outcome = call(root, "-o", logdir, main=tensorboard.main)
+    assert outcome.code == 0, outcome.err
+    return outcome.out
+
+
+def _events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return accumulator
+
+
+def _points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = _events(folder)
+    tags = events.Tags()["scalars"]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def test_curves_figures_and_settings_are_read_back(tmp_path: Path) -> None:
+    _run(tmp_path / "runs", "deeper/a")
+    logdir = tmp_path / "logs"
+    assert _export(tmp_path / "runs", logdir).startswith("1 new or changed run; ")
+    assert _points(logdir / "deeper" / "a") == {
+        "train/loss": [(1, 2.5), (2, 1.25), (3, 0.75)],
+        "train/lr": [(1, 0.5), (2, 0.25), (3, 0.125)],
+        "test/accuracy_percent": [(2, 70.5)],
+        "final/accuracy_percent": [(3, 81.25)],
+        "final/zero_shot_accuracy_percent": [(3, 61.5)],
+        "final/peak_memory_mib": [(3, 44.0)],
+    }
+    contents = _events(logdir / "deeper" / "a").PluginTagToContent("hparams")
+    started = metadata.parse_session_start_info_plugin_data(
+        contents[metadata.SESSION_START_INFO_TAG]
+    )
+    found = {
+        name: getattr(value, str(value.WhichOneof("kind")))
+        for name, value in started.hparams.items()
+    }
+    assert found == {
+        "dataset": "digits",
+        "transfer": "['dtd', 'eurosat']",
+        "imbalance": "None",
+        "optimizer.lr": 2e-4,
+        "optimizer.T": 10.0,
+        "optimizer.order": "prune_first",
+        "augment.flip": True,
+    }
+
+
+def test_only_new_and_changed_runs_are_written(tmp_path: Path) -> None:
+    runs, logdir = tmp_path / "runs", tmp_path / "logs"
+    first = _run(runs, "a")
+    _run(runs, "b")
+    assert _export(runs, logdir).startswith("2 new or changed runs; ")
+    (kept,) = (logdir / "b").iterdir()
+    seen = kept.stat()
+    _run(runs, "c")
+    (first / "history.csv").write_text("step,loss,lr\n1,9,1\n")
+    assert _export(runs, logdir).startswith("2 new or changed runs; ")
+    assert kept.stat() == seen
+    assert len(list((logdir / "a").iterdir())) == 1
+    assert _points(logdir / "a")["train/loss"] == [(1, 9.0)]
+    assert _export(runs, logdir).startswith("0 new or changed runs; ")
+    shutil.rmtree(logdir)
+    assert _export(runs, logdir).startswith("3 new or changed runs; ")
+
+
+def test_a_run_that_diverged_has_its_losses(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "runs", metrics=None)
+    (folder / "history.csv").write_text("step,loss,lr\n1,2.5,0.5\n2,nan,0.5\n")
+    (folder / "curve.csv").unlink()
+    _export(tmp_path / "runs", tmp_path / "logs")
+    points = _points(tmp_path / "logs" / "a")
+    assert set(points) == {"train/loss", "train/lr"}
+    assert str(points["train/loss"]) == "[(1, 2.5), (2, nan)]"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("history.csv", "step,loss,lr\n1,2.5\n"),
+        ("history.csv", "step,loss\n1,2.5\n"),
+        ("history.csv", "step,loss,lr\nx,2.5,1\n"),
+        ("curve.csv", "\0"),
+        ("metrics.json", "{"),
+    ],
+)
+def test_torn_runs_are_left_out_and_said_so(name: str, text: str, tmp_path: Path) -> None:
+    runs, logdir = tmp_path / "runs", tmp_path / "logs"
+    (_run(runs, "torn") / name).write_text(text)
+    _run(runs, "whole")
+    outcome = call(runs, "-o", logdir, main=tensorboard.main)
+    assert outcome.code == 0
+    (message,) = outcome.messages
+    assert message.startswith(f"so_clip: left out: {runs / 'torn' / name}")
+    assert [path.name for path in logdir.iterdir()] == ["whole"]
+
+
+def test_a_logdir_that_cannot_be_written(tmp_path: Path) -> None:
+    _run(tmp_path / "runs")
+    (tmp_path / "file").touch()
+    outcome = spawn(tmp_path / "runs", "-o", tmp_path / "file", module="so_clip.cli.tensorboard")
+    assert outcome.code == 2
+    assert f"cannot write {tmp_path / 'file'}" in outcome.err
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    outcome = call(tmp_path / "no", "-o", tmp_path / "logs", main=tensorboard.main)
+    assert outcome.code == 2
+    assert not (tmp_path / "logs").exists()

@@ -1,0 +1,358 @@
+"""The run's folder: what stands in its files, and what is cleared away."""
+
+import csv
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from so_clip.errors import InputError, RunBusy, RunFailed
+from so_clip.results.run_files import read_metrics
+from so_clip.results.run_folder import (
+    RunFolder,
+    check_writable,
+    summary_table,
+)
+from so_clip.system.locks import is_locked
+from tests.helpers.command import python
+
+CONFIG = {"shots": 4, "optimizer": {"lr": 2e-4, "betas": [0.9, 0.999]}, "split_file": None}
+METRICS = {
+    **{"dataset": "digits", "backbone": "tiny", "method": "so", "method_title": "SO"},
+    **{"shots": 4, "seed": 1, "accuracy_percent": 50.0, "peak_memory_mib": 1.0},
+    **{"settings": {}, "run_fingerprint": "f1"},
+}
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def _rows(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [*csv.reader(file)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "digits-so")
+
+
+def test_configuration_and_draw_come_back(folder):
+    folder.start(CONFIG, {"train": [["a.jpg", 0]], "val": [], "sha256": "0"})
+    assert OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")) == CONFIG
+    assert json.loads((folder.path / "fewshot.json").read_text())["train"] == [["a.jpg", 0]]
+
+
+def test_a_run_without_a_draw_has_no_draw(folder):
+    folder.start(CONFIG, None)
+    assert _names(folder.path) == ["config.yaml"]
+
+
+def test_a_second_attempt_begins_anew(folder):
+    folder.start(CONFIG, {"train": []})
+    folder.write_history([1.0], [1e-3])
+    folder.finish({"accuracy_percent": 1.0}, "table")
+    folder.start(CONFIG, None)
+    assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from so_clip.results.run_folder import RunFolder
+try:
+    with RunFolder(Path(sys.argv[1])).claimed():
+        print("claimed")
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_one_attempt_at_a_time(folder):
+    with folder.claimed():
+        folder.start(CONFIG, None)
+        said = python(CLAIM, folder.path)
+        assert said.startswith("RunBusy")
+        assert "another process is doing this very run" in said
+        assert OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")) == CONFIG
+        with pytest.raises(RunBusy), RunFolder(folder.path).claimed():
+            pass
+    # One that ended, however it did, keeps nobody from the next.
+    assert python(CLAIM, folder.path) == "claimed\n"
+    with pytest.raises(KeyboardInterrupt), folder.claimed():
+        raise KeyboardInterrupt
+    assert python(CLAIM, folder.path) == "claimed\n"
+    assert _names(folder.path) == ["config.yaml"]
+
+
+def test_a_claim_that_begins_nothing_leaves_nothing(folder, tmp_path):
+    with folder.claimed():
+        assert folder.path.is_dir()
+    with pytest.raises(InputError), folder.claimed():
+        raise InputError("shots=0: no")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "keep_refusals", "error", "code"),
+    [
+        (True, False, InputError("the disk is full"), 2),
+        (True, False, RunFailed("the loss became nan"), 1),
+        (False, False, ZeroDivisionError("a bug"), 1),
+        (False, True, InputError("an image is damaged"), 2),
+    ],
+)
+def test_what_went_wrong_stays_in_the_folder(folder, begun, keep_refusals, error, code):
+    with suppress(type(error)), folder.claimed(["seed=1", "a='b c'"], keep_refusals):
+        if begun:
+            folder.start(CONFIG, None)
+        raise error
+    values = json.loads((folder.path / "error.json").read_text())
+    assert (values["kind"], values["message"]) == (type(error).__name__, str(error))
+    assert values["exit_code"] == code
+    assert values["overrides"] == ["seed=1", "a='b c'"]
+    assert values["traceback"].startswith("Traceback")
+    assert values["traceback"].endswith(f"{error}\n")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", values["failed_at"])
+    with folder.claimed():
+        folder.start(CONFIG, None)
+    assert _names(folder.path) == ["config.yaml"]
+
+
+def test_an_error_whose_text_is_no_unicode_is_told_too(folder):
+    with suppress(RunFailed), folder.claimed(["data_root=\udcff"]):
+        raise RunFailed("no image \udcff.png")
+    values = json.loads((folder.path / "error.json").read_text(encoding="utf-8"))
+    assert values["message"] == r"no image \udcff.png"
+    assert values["traceback"].endswith("no image \\udcff.png\n")
+    assert values["overrides"] == [r"data_root=\udcff"]
+
+
+def test_a_folder_that_goes_while_it_is_claimed_is_made_again(folder):
+    """Whoever finds nothing to do takes the empty folder away, also from under the next."""
+    claims = f"for _ in range(300):\n    exec({CLAIM!r})"
+    with ThreadPoolExecutor(2) as pool:
+        said = [*pool.map(lambda _: python(claims, folder.path), range(2))]
+    for each in said:
+        assert {line.split()[0] for line in each.splitlines()} <= {"claimed", "RunBusy"}
+        assert len(each.splitlines()) == 300
+    assert not folder.path.exists()
+
+
+def test_a_run_is_finished_if_its_metrics_are_whole_and_its_own(folder, capsys):
+    assert folder.finished("f1") is None
+    folder.finish(METRICS, "table")
+    assert folder.finished("f1") == METRICS
+    assert capsys.readouterr().err == ""
+    assert folder.finished("f2") is None
+    damaged = [METRICS | {"shots": "4"}, METRICS | {"new_accuracy_percent": float("nan")}]
+    for content in ("{", "[]", "{}", "", *map(json.dumps, damaged)):
+        (folder.path / "metrics.json").write_text(content)
+        assert folder.finished("f1") is None
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 7
+    assert all(str(folder.path) in each and "counts as unfinished" in each for each in said)
+
+
+def test_a_folder_that_another_process_takes_away_is_made_again(tmp_path, monkeypatch):
+    made = tempfile.NamedTemporaryFile
+    gone = iter([True, True])
+
+    def once_too_late(**where):
+        if next(gone, False):
+            where["dir"].rmdir()
+        return made(**where)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", once_too_late)
+    check_writable(tmp_path / "results" / "runs")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_a_killed_attempt_left_is_cleared(folder):
+    (folder.path / "inner").mkdir(parents=True)
+    for name in ("metrics.json", ".metrics.json.x", "inner/file"):
+        (folder.path / name).write_text("{}")
+    folder.start(CONFIG, None)
+    assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
+
+
+def test_a_progress_file_that_cannot_be_removed_keeps_no_lock(folder):
+    with folder.claimed():
+        folder.watched(3)
+        (folder.path / "progress.json").unlink()
+        (folder.path / "progress.json").mkdir()
+    assert is_locked(folder.path) is False
+    with folder.claimed():
+        pass
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_checkpoint_outlives_a_kill_and_no_finished_run(folder, finished):
+    folder.path.mkdir(parents=True)
+    left = ("checkpoint.pt", "progress.json", ".checkpoint.pt.x", "history.csv")
+    for name in (*left, *(["metrics.json"] if finished else [])):
+        (folder.path / name).write_text("{}")
+    folder.start(CONFIG, None)
+    kept = ["config.yaml", "progress.json"]  # until the next attempt writes its own
+    assert _names(folder.path) == (kept if finished else ["checkpoint.pt", *kept])
+    folder.finish({"accuracy_percent": 1.0}, "table")
+    assert _names(folder.path) == ["config.yaml", "metrics.json", "summary.txt"]
+
+
+def test_what_a_process_left_that_was_killed_at_the_very_end_is_removed(folder):
+    folder.finish(METRICS, "table")
+    left = ("checkpoint.pt", "progress.json", ".lock", ".metrics.json.x.partial")
+    for claimed in (True, False):
+        for name in left:
+            (folder.path / name).touch()
+        with folder.claimed() if claimed else nullcontext():
+            assert folder.finished("f1") == METRICS
+        assert _names(folder.path) == ["metrics.json", "summary.txt"]
+
+
+def test_of_a_finished_run_that_is_being_done_again_nothing_is_removed(folder):
+    folder.finish(METRICS, "table")
+    (folder.path / "progress.json").touch()
+    with folder.claimed():
+        assert RunFolder(folder.path).finished("f1") == METRICS
+        assert _names(folder.path) == [".lock", "metrics.json", "progress.json", "summary.txt"]
+
+
+def test_what_changed_is_a_row_a_tensor(folder):
+    folder.write_changed([("visual.proj", 10, 3), ("a.b", 2, 0)])
+    assert _rows(folder.path / "changed.csv") == [
+        *(["tensor", "parameters", "changed"], ["visual.proj", "10", "3"], ["a.b", "2", "0"])
+    ]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*results_dir=FOLDER"):
+        RunFolder(tmp_path / "file" / "run").start(CONFIG, None)
+
+
+def test_history_is_a_row_a_step_and_keeps_every_digit(folder):
+    losses, lrs = [1.0986122886681098, float("nan")], [0.1 + 0.2, 1e-6]
+    folder.write_history(losses, lrs)
+    header, *rows = _rows(folder.path / "history.csv")
+    assert header == ["step", "loss", "lr"]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert float(rows[0][1]) == losses[0]
+    assert [float(row[2]) for row in rows] == lrs
+    assert rows[1][1] == "nan"
+
+
+def test_predictions_are_a_row_an_image_whatever_its_name(folder):
+    paths = ["a,b/1.jpg", 'quo"te.jpg', "ünï.jpg", "line\nbreak.jpg"]
+    folder.write_predictions({"path": paths, "label": [0, 1, 2, 3], "confidence": [0.5] * 4})
+    header, *rows = _rows(folder.path / "predictions.csv")
+    assert header == ["path", "label", "confidence"]
+    assert [row[0] for row in rows] == paths
+    assert [row[1] for row in rows] == ["0", "1", "2", "3"]
+
+
+def test_columns_of_different_lengths_are_refused(folder):
+    with pytest.raises(ValueError, match="zip"):
+        folder.write_predictions({"path": ["a"], "label": [0, 1]})
+    with pytest.raises(ValueError, match="zip"):
+        folder.write_history([1.0], [])
+    assert not folder.path.exists()
+
+
+def test_metrics_are_written_last(folder, monkeypatch):
+    order = []
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (order.append(to.name), replace(self, to))[1]
+    )
+    folder.finish({"accuracy_percent": 50.0}, "accuracy  50 %")
+    assert order == ["summary.txt", "metrics.json"]
+    assert read_metrics(folder.path / "metrics.json") == {"accuracy_percent": 50.0}
+    assert (folder.path / "summary.txt").read_text() == "accuracy  50 %\n"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", "null", '{"a": 1', "\udcff"])
+def test_metrics_that_are_no_json_object_are_named(tmp_path, content):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError) as caught:
+        read_metrics(path)
+    assert str(path) in str(caught.value)
+    assert "Delete its folder" in str(caught.value)
+
+
+def test_metrics_that_are_missing_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        read_metrics(tmp_path / "metrics.json")
+
+
+def test_checking_leaves_no_trace(tmp_path):
+    check_writable(tmp_path / "new" / "deep")
+    assert _names(tmp_path) == []
+    (tmp_path / "there").mkdir()
+    check_writable(tmp_path / "there")
+    assert _names(tmp_path) == ["there"]
+
+
+@pytest.mark.parametrize(
+    "place", ["file", "file/runs", "file/deep/runs", "/proc/runs", "/dev/null/x", "n" * 300]
+)
+def test_a_folder_that_cannot_be_written_is_named_with_a_way_out(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / place
+    with pytest.raises(InputError) as caught:
+        check_writable(folder)
+    assert f"results_dir={folder} cannot be written" in str(caught.value)
+    assert "results_dir=FOLDER" in str(caught.value)
+    assert _names(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which this process, for the time of the test, may not write."""
+    if os.getuid():
+        tmp_path.chmod(0o555)
+        yield tmp_path
+        tmp_path.chmod(0o755)
+        return
+    # Root may write anywhere, but may become nobody; pytest's own folders are closed to nobody.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        os.seteuid(65534)
+        yield Path(name)
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("place", ["", "runs", "deep/runs"])
+def test_a_folder_of_somebody_else_is_named(locked, place):
+    with pytest.raises(InputError, match=r"results_dir=.* cannot be written: Permission denied"):
+        check_writable(locked / place)
+    assert _names(locked) == []
+
+
+def test_a_folder_that_may_not_even_be_entered_is_named(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(InputError, match=r"cannot be written: Permission denied"):
+            check_writable(closed / "deep" / "runs")
+    finally:
+        os.seteuid(before)
+        closed.chmod(0o700)
+    assert _names(tmp_path) == ["closed"]
+
+
+def test_the_summary_is_two_aligned_columns():
+    text = summary_table({"accuracy": "50 %", "peak memory": "1 MiB"})
+    assert text.splitlines() == ["accuracy     50 %", "peak memory  1 MiB"]

@@ -1,0 +1,167 @@
+"""Two processes that do a run together, started by torchrun, against one that does it alone."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from so_clip.runtime.distributed import Ranks
+from tests.helpers.command import Outcome, call, environment, spawn
+from tests.helpers.made_datasets import write_eurosat
+
+STEPS = 15
+METHODS = {
+    "so": ("method=so", "optimizer.density_ratio=0.02", "optimizer.sampled_gradients=true"),
+    "clip_lora": ("method=clip_lora", "adapter.dropout=0"),
+}
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    """Start a command line under torchrun, in two processes."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node=2", "-m", "so_clip", *map(str, arguments)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+def together(*arguments: object) -> Outcome:
+    """Run a command line under torchrun, in two processes."""
+    with start(*arguments) as running:
+        out, err = running.communicate(timeout=600)
+    return Outcome(running.returncode, out, err)
+
+
+def _options(tmp_path: Path, data_root: Path) -> tuple[str, ...]:
+    # 20 images in batches of 8: the last of an epoch has 4; of 3 the last would have 2.
+    return (
+        *(f"results_dir={tmp_path}", "dataset=eurosat", f"data_root={data_root}", "shots=4"),
+        *("schedule.batch_size=8", f"schedule.max_steps={STEPS}", "schedule.stop_loss=0"),
+        *("device=cpu", "evaluation.workers=0", "threads=1"),
+    )
+
+
+def _read(results: Path) -> tuple[dict[str, Any], list[float], list[list[str]]]:
+    """Return the metrics, the losses and the predictions of the one run in a folder."""
+    (folder,) = results.glob("eurosat-*")
+    tables = []
+    for name in ("history.csv", "predictions.csv"):
+        with (folder / name).open(newline="") as file:
+            tables.append([*csv.DictReader(file)])
+    losses = [float(row["loss"]) for row in tables[0]]
+    predicted = [[row["path"], row["prediction"]] for row in tables[1]]
+    return json.loads((folder / "metrics.json").read_text()), losses, predicted
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_eurosat(root)
+    return root
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_take_the_steps_of_one(method, data_root, tmp_path):
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    done = spawn(*_options(alone, data_root), *METHODS[method])
+    assert done.code == 0, done.err
+    done = together(*_options(pair, data_root), *METHODS[method])
+    assert done.code == 0, done.err
+    assert done.out.count("adapted accuracy") == 1
+    metrics, losses, predicted = _read(alone)
+    shared_metrics, shared_losses, shared_predicted = _read(pair)
+    assert shared_losses == pytest.approx(losses, abs=1e-5)
+    assert len(losses) == STEPS
+    assert shared_predicted == predicted
+    for key in ("accuracy_percent", "zero_shot_accuracy_percent", "steps", "final_loss"):
+        assert shared_metrics[key] == pytest.approx(metrics[key], abs=1e-5)
+    assert (metrics["processes"], shared_metrics["processes"]) == (1, 2)
+    assert shared_metrics["activations_mib"] < metrics["activations_mib"]
+    assert shared_metrics["run_fingerprint"] != metrics["run_fingerprint"]
+    again = together(*_options(pair, data_root), *METHODS[method])
+    assert again.code == 0, again.err
+    assert "finished before" in again.out
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("images", [1, 2, 4, 7])
+def test_the_average_of_the_parts_is_the_whole(size, images):
+    draw = torch.Generator().manual_seed(0)
+    losses_B = torch.rand(images, generator=draw, dtype=torch.float64)
+    images_BCHW = torch.arange(images).view(-1, 1, 1, 1)
+    seen, means = [], []
+    for rank in range(size):
+        ranks = Ranks(rank, size)
+        own_BCHW, own_B = ranks.part(images_BCHW, losses_B)
+        assert len(own_B) == len(own_BCHW) > 0
+        means.append(ranks.weighted(own_B.mean(), images))
+        if means[-1]:
+            seen += own_BCHW.flatten().tolist()
+    assert seen == [*range(images)]
+    assert torch.stack(means).mean() == pytest.approx(losses_B.mean().item())
+
+
+def test_dropout_is_refused_by_name(data_root, tmp_path):
+    done = together(*_options(tmp_path, data_root), "method=clip_lora")
+    assert done.code != 0
+    assert "so_clip: adapter.dropout: 2 processes would drop other values" in done.err
+    assert [*tmp_path.glob("eurosat-*")] == []
+
+
+def test_a_sweep_is_refused_by_name(monkeypatch):
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    done = call("-m", "method=so,adamw")
+    assert done.code == 2
+    assert "--multirun: torchrun's 2 processes do one run together" in done.err
+
+
+def test_a_process_that_dies_ends_all_and_the_run_goes_on_later(data_root, tmp_path):
+    """The second of two processes is killed in training; the next two end as one alone does."""
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    more = (*METHODS["so"], "schedule.max_steps=40", "checkpoint_seconds=0.01")
+    running = start(*_options(pair, data_root), *more)
+    try:
+        deadline = time.monotonic() + 300
+        while not [*pair.glob("eurosat-*/checkpoint.pt")]:
+            assert running.poll() is None, "the run has ended before its first checkpoint"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (progress,) = pair.glob("eurosat-*/progress.json")
+        first = json.loads(progress.read_text())["pid"]
+        (second,) = {*_children(running.pid)} - {first}
+        os.kill(second, signal.SIGKILL)
+        assert running.wait(timeout=120) != 0
+        assert not Path(f"/proc/{first}").exists()  # torchrun has ended and reaped it
+    finally:
+        running.kill()
+    done = together(*_options(pair, data_root), *more)
+    assert done.code == 0, done.err
+    assert "left aside" not in done.err
+    done = spawn(*_options(alone, data_root), *more)
+    assert done.code == 0, done.err
+    (_, losses, predicted), (_, shared_losses, shared_predicted) = _read(alone), _read(pair)
+    assert shared_losses == pytest.approx(losses, abs=1e-4)
+    assert shared_predicted == predicted
+
+
+def _children(pid: int) -> list[int]:
+    """Return the numbers of a process's children that live; none for one that is gone."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]

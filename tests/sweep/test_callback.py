@@ -1,0 +1,275 @@
+"""A sweep's record and its closing summary, from states to words and exit codes."""
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from so_clip.errors import Terminated
+from so_clip.evaluate import evaluator as evaluate
+from so_clip.results.job_files import Job, job_file, may_be_alive, planned_jobs, read_jobs, tell
+from so_clip.sweep.callback import LOST, exit_code_of, summary
+from so_clip.system.locks import lock_new
+from tests.helpers.command import call
+
+
+def _sweep_dir(results_dir: Path) -> Path:
+    (folder,) = (results_dir / ".sweeps").iterdir()
+    return folder
+
+
+def _jobs(results_dir: Path) -> list[dict[str, Any]]:
+    files = sorted((_sweep_dir(results_dir) / "jobs").glob("*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+@pytest.mark.parametrize(
+    ("states", "codes", "problem", "expected"),
+    [
+        (["done", "skipped", "busy"], [], None, 0),
+        (["done", "failed"], [1], None, 1),
+        (["done", "failed", "failed"], [2, 2], None, 2),
+        (["failed", "failed"], [2, 1], None, 1),
+        (["done", "lost"], [], None, 1),
+        (["failed", "lost"], [2], None, 1),
+        (["done", "not begun"], [], RuntimeError("the launcher broke"), 1),
+        (["done", "interrupted", "not begun"], [], KeyboardInterrupt(), 130),
+        (["done", "interrupted", "not begun"], [], Terminated(), 143),
+    ],
+)
+def test_the_exit_code_follows_from_what_failed(states, codes, problem, expected):
+    given = iter(codes)
+    jobs = {
+        number: Job([], state, exit_code=next(given) if state == "failed" else None)
+        for number, state in enumerate(states)
+        if state != "not begun"
+    }
+    assert exit_code_of(dict(enumerate(states)), jobs, problem) == expected
+
+
+def test_the_summary_counts_and_gives_a_command_for_each_that_failed():
+    planned = [["seed=1"], ["seed=2", "template='a {} of'"], ["seed=3"], ["seed=4"], ["seed=5"]]
+    jobs = {
+        0: Job(planned[0], "done"),
+        1: Job(planned[1], "failed", message="the loss became nan", exit_code=1),
+        2: Job(planned[2], "running"),
+        3: Job(planned[3], "skipped"),
+    }
+    states = {0: "done", 1: "failed", 2: "lost", 3: "skipped", 4: "not begun"}
+    assert summary(planned, jobs, states).splitlines() == [
+        "sweep of 5 runs: 1 done, 1 skipped (finished before), 1 failed, 1 lost (its process "
+        "ended), 1 not begun",
+        "failed: the loss became nan",
+        """  python -m so_clip seed=2 'template='"'"'a {} of'"'"''""",
+        f"lost: {LOST}",
+        "  python -m so_clip seed=3",
+    ]
+
+
+def test_a_job_is_read_back_and_what_is_torn_is_left_out(tmp_path):
+    job = Job(["seed=1"], "failed", "r/run", "no", 2)
+    other = f"""
+from pathlib import Path
+from typing import Any
+from so_clip.evaluate import evaluator as evaluate
+from so_clip.errors import Terminated
+from so_clip.results.job_files import Job, job_file, tell
+tell(job_file(Path({str(tmp_path)!r}), 3), Job(["seed=1"], "failed", "r/run", "no", 2))
+"""
+    subprocess.run([sys.executable, "-c", other], check=True)
+    (tmp_path / "jobs" / "4.json").write_text('{"state": ')
+    (tmp_path / "jobs" / "5.json").write_text("{}")
+    (tmp_path / "jobs" / "note.txt").write_text("")
+    (read,) = read_jobs(tmp_path).values()
+    assert [*read_jobs(tmp_path)] == [3]
+    assert read.host == platform.node()
+    assert read.pid != os.getpid()
+    assert not may_be_alive(read)
+    job.pid, job.host = read.pid, read.host
+    assert read == job
+
+
+def test_its_own_process_knows_a_job_that_no_disk_could_take(tmp_path):
+    (tmp_path / "jobs").write_text("no folder")
+    tell(job_file(tmp_path, 0), Job(["seed=1"], "failed", message="the disk is full"))
+    assert read_jobs(tmp_path)[0].message == "the disk is full"
+
+
+def test_a_process_elsewhere_may_be_alive_or_not():
+    assert may_be_alive(Job([], pid=os.getpid(), host=platform.node()))
+    assert may_be_alive(Job([], pid=1, host=platform.node()))
+    assert may_be_alive(Job([], pid=os.getpid(), host="another machine"))
+
+
+def test_the_jobs_are_split_as_hydra_does_lists_of_the_experiment_included(tmp_path):
+    """Those of the command line take the place of the experiment's."""
+    arguments = ("experiment=paper_table", "method=so,clip_lora", "shots=4,16", "seed=3")
+    done = call("-m", *arguments, "dataset=dtd", f"data_root={tmp_path}", f"results_dir={tmp_path}")
+    assert done.code == 2  # there are no images
+    assert "sweep of 4 runs: 4 failed" in done.out
+    lines = [line for line in done.out.splitlines() if line.startswith("  python")]
+    assert len(lines) == 5
+    for method in ("so", "clip_lora"):
+        for shots in (4, 16):
+            wanted = {f"method={method}", f"shots={shots}", "seed=3", "dataset=dtd"}
+            (line,) = [line for line in lines if wanted <= {*line.split()}]
+            assert "experiment=paper_table" in line
+            assert "-m" not in line.split()[3:]
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_record_of_a_sweep_says_what_was_asked_for_and_how_each_job_ended(tmp_path):
+    common = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    done = call("-m", *common, "shots=0,1", "template=plain,'a {}, blurred'")
+    assert done.code == 2
+    folder = _sweep_dir(tmp_path)
+    values = json.loads((folder / "sweep.json").read_text())
+    assert values["command"][1:] == ["-m", *common, "shots=0,1", "template=plain,'a {}, blurred'"]
+    assert values["jobs"] == planned_jobs(folder)
+    assert [job[-2:] for job in values["jobs"]] == [
+        [f"shots={shots}", template]
+        for shots in (0, 1)
+        for template in ("template=plain", "template='a {}, blurred'")
+    ]
+    jobs = [json.loads((folder / "jobs" / f"{number}.json").read_text()) for number in range(4)]
+    assert [job["overrides"] for job in jobs] == values["jobs"]
+    assert [job["state"] for job in jobs] == ["failed", "failed", "done", "done"]
+    assert [job["exit_code"] for job in jobs] == [2, 2, None, None]
+    for job in jobs[2:]:
+        metrics = json.loads((Path(job["run_dir"]) / "metrics.json").read_text())
+        assert job["accuracy_percent"] == metrics["accuracy_percent"]
+    assert "sweep of 4 runs: 2 done, 2 failed" in done.out
+    # The command of a job repeats just it.
+    assert "shots=0 'template='\"'\"'a {}, blurred'\"'\"''\n" in done.out
+
+
+def test_a_sweep_once_more_does_only_what_is_missing(tmp_path):
+    sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    sweep += ("template=plain,'a {}, blurred'",)
+    first = call(*sweep)
+    assert (first.code, first.messages) == (0, [])
+    assert first.out.rstrip().endswith("sweep of 2 runs: 2 done")
+    # Nobody watches this: a line a job.
+    lines = first.out.splitlines()
+    assert [re.sub(r"\d+\.\d+", "x", line) for line in lines[:2]] == [
+        f"[{number} of 2] {line}: x %, x MiB, x s"
+        for number, line in enumerate((each["run_dir"] for each in _jobs(tmp_path)), start=1)
+    ]
+    assert first.err == ""
+    folders = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
+    again = call(*sweep)
+    assert again.code == 0
+    assert again.out.rstrip().endswith("sweep of 2 runs: 2 skipped (finished before)")
+    for folder in folders:
+        assert f"{folder}: finished before: skipped" in again.out
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
+    (folders[0] / "metrics.json").write_text('{"accuracy_percent": 6')  # torn
+    (folders[1] / "metrics.json").unlink()
+    mended = call(*sweep)
+    assert mended.code == 0
+    assert mended.out.rstrip().endswith("sweep of 2 runs: 2 done")
+    assert f"{folders[0] / 'metrics.json'} cannot be read" in mended.err
+    forced = call(*sweep, "force=true")
+    assert forced.out.rstrip().endswith("sweep of 2 runs: 2 done")
+
+
+def test_a_sweep_that_found_a_run_busy_says_how_to_do_the_rest(tmp_path):
+    sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    assert "once more" not in call(*sweep).out
+    (metrics,) = tmp_path.glob("*/metrics.json")
+    lock = lock_new(metrics.parent)
+    assert lock is not None
+    try:
+        done = call(*sweep, "force=true")
+    finally:
+        os.close(lock)
+    assert done.code == 0
+    assert "sweep of 1 run: 1 busy" in done.out
+    assert "once more does only what is missing:\n  python -m so_clip" in done.out
+
+
+def test_a_single_run_is_skipped_too_and_shows_its_table(tmp_path):
+    arguments = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    first, again, forced = (call(*arguments, *more) for more in ((), (), ("force=true",)))
+    assert (first.code, again.code, forced.code) == (0, 0, 0)
+    assert "finished before: skipped. force=true repeats it." in again.out
+    assert again.out.endswith(first.out)
+    assert "finished before" not in forced.out + first.out
+
+
+def test_commands_that_repeat_a_run_find_its_configuration_again(tmp_path):
+    folder = tmp_path / "my conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\nshots: 0\n")
+    given = ("experiment=mine", f"results_dir={tmp_path / 'runs'}")
+    done = call("-m", "-cd", folder.parent, *given, "seed=1,2")
+    assert done.code == 2
+    lines = [shlex.split(line)[3:] for line in done.out.splitlines() if "  python -m" in line]
+    flag = f"--config-dir={folder.parent}"
+    assert lines[:2] == [[flag, *given, f"seed={seed}"] for seed in (1, 2)]
+    again = call(*lines[0])
+    assert (again.code, again.messages) == (2, done.messages[:1])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "range(1,1000000000000)",
+        "range(0,1,1e-12)",
+        f"{','.join(map(str, range(400)))} shots=range(1,400)",
+    ],
+)
+def test_a_sweep_that_nobody_means_is_refused_before_it_is_listed(tmp_path, values):
+    done = call("-m", *f"seed={values}".split(), f"results_dir={tmp_path}")
+    assert done.code == 2
+    (message,) = done.messages
+    assert "A sweep has 100000 at the most" in message
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "bug", [ValueError("no such leaf"), TypeError("f() takes 1"), AssertionError()]
+)
+def test_a_bug_is_no_matter_of_the_command_line(tmp_path, monkeypatch, bug):
+    def broken(*arguments: object) -> None:
+        raise bug
+
+    monkeypatch.setattr(evaluate, "classify", broken)
+    common = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    for multirun in ((), ("-m",)):
+        done = call(*multirun, *common)
+        assert done.code == 1
+        first, second = done.messages
+        assert first == f"so_clip: {type(bug).__name__}: {bug}"
+        assert "may be a bug" in second
+        (file,) = tmp_path.glob("*/error.json")
+        error = json.loads(file.read_text())
+        assert (error["kind"], error["exit_code"]) == (type(bug).__name__, 1)
+        assert "in broken" in error["traceback"]
+        file.unlink()
+
+
+def test_a_sweep_that_cannot_be_composed_leaves_nothing(tmp_path):
+    done = call("-m", "method=zero_shot,nonsense", f"results_dir={tmp_path}")
+    assert (done.code, done.out) == (2, "")
+    assert len(done.messages) == 1
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_one_run_a_gpu_is_one_at_a_time_without_any(tmp_path):
+    common = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    done = call("-m", "hydra/launcher=gpus", *common, "seed=1,2")
+    assert done.code == 0, done.err
+    # Zero-shot CLIP has no seed, so that the second run is the first.
+    assert done.out.rstrip().endswith("sweep of 2 runs: 1 done, 1 skipped (finished before)")
+    multirun = OmegaConf.load(_sweep_dir(tmp_path) / "multirun.yaml")
+    assert multirun.hydra.launcher.batch_size == "1"

@@ -1,0 +1,132 @@
+"""What a sweep makes of files that are not as it wrote them, or could not be written at all."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from so_clip.cli import status
+from so_clip.errors import FAILED
+from so_clip.results.job_files import SWEEP_FILE, job_file, planned_jobs, read_jobs
+from so_clip.results.run_folder import RunFolder
+from so_clip.sweep.callback import Sweep, _close
+from so_clip.system.locks import lock_new, unlock
+from tests.helpers.command import call
+
+JOBS = [["seed=1"], ["seed=2"]]
+
+
+def test_a_sweep_whose_jobs_could_tell_nothing_has_failed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["so_clip", "-m", "force=true", "seed=1,2"])
+    (tmp_path / SWEEP_FILE).write_text(json.dumps({"jobs": JOBS}))
+    assert _close(Sweep(tmp_path, [], JOBS), None) == FAILED
+    out = capsys.readouterr().out
+    assert "sweep of 2 runs: 2 not begun" in out
+    assert out.endswith("what is missing:\n  python -m so_clip -m seed=1,2\n")
+    assert (tmp_path / SWEEP_FILE).exists()
+
+
+def test_a_job_that_could_not_tell_its_end_is_lost_once_the_launcher_has_waited(tmp_path, capsys):
+    file = job_file(tmp_path, 0)
+    file.parent.mkdir()
+    # The process of a pool is there still: this test's parent stands for it.
+    job = {
+        "overrides": JOBS[0],
+        "state": "running",
+        "pid": os.getppid(),
+        "host": os.uname().nodename,
+    }
+    rest = dict.fromkeys(("run_dir", "message", "exit_code", "accuracy_percent"))
+    file.write_text(json.dumps(job | rest))
+    assert _close(Sweep(tmp_path, [], JOBS[:1]), None) == FAILED
+    assert "1 lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"jobs": 5}', "{", "[" * 100_000, "null"])
+def test_a_torn_plan_is_no_plan(tmp_path, text):
+    (tmp_path / SWEEP_FILE).write_text(text)
+    assert planned_jobs(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"state": [1]}, {"pid": "x"}, {"overrides": 5}, {"message": 1}, {"exit_code": "1"}]
+)
+def test_a_job_with_values_of_other_types_is_left_out(tmp_path, wrong):
+    job = {"overrides": ["seed=1"], "state": "done", "run_dir": None, "message": None}
+    job |= {"exit_code": None, "accuracy_percent": 1.0, "pid": 1, "host": ""}
+    file = job_file(tmp_path, 0)
+    file.parent.mkdir()
+    file.write_text(json.dumps(job))
+    assert read_jobs(tmp_path)[0].state == "done"
+    file.write_text(json.dumps(job | wrong))
+    assert read_jobs(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"accuracy_percent": float("nan")}, {"accuracy_percent": None}, {"peak_memory_mib": "1"}],
+)
+def test_a_finished_run_without_its_figures_counts_as_unfinished(tmp_path, wrong, capsys):
+    metrics = {
+        **{"dataset": "digits", "backbone": "tiny", "method": "so", "method_title": "SO"},
+        **{"shots": 4, "seed": 1, "accuracy_percent": 50.0, "peak_memory_mib": 1.0},
+        **{"settings": {}, "run_fingerprint": "f"},
+    }
+    file = tmp_path / "metrics.json"
+    file.write_text(json.dumps(metrics))
+    assert RunFolder(tmp_path).finished("f") == metrics
+    file.write_text(json.dumps(metrics | wrong))
+    assert RunFolder(tmp_path).finished("f") is None
+    assert "counts as unfinished" in capsys.readouterr().err
+    file.write_text("[" * 100_000)
+    assert RunFolder(tmp_path).finished("f") is None
+
+
+def test_a_sweep_removes_what_killed_ones_left_and_nothing_of_one_at_work(tmp_path):
+    sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    dead, alive = (tmp_path / ".sweeps" / name for name in ("dead", "alive"))
+    for folder in (dead, alive, tmp_path / ".features"):
+        (folder / "jobs").mkdir(parents=True)
+        (folder / "sweep.json").write_text("{}")
+        for name in (".lock", "jobs/.0.json.x.partial", ".sweep.json.x.partial"):
+            (folder / name).touch()
+            os.utime(folder / name, (0, 0))
+    (alive / "jobs" / ".1.json.x.partial").touch()
+    lock = lock_new(alive)
+    assert call(*sweep).code == 0
+    assert [path.name for path in dead.rglob("*")] == ["jobs", "sweep.json"]
+    left = {path.name for path in alive.rglob("*")}
+    assert left == {".lock", "jobs", "sweep.json", ".1.json.x.partial"}
+    assert not [*(tmp_path / ".features").glob("*.partial")]
+    unlock(alive, lock)
+
+
+def test_a_link_to_a_results_folder_is_that_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    first, again = (
+        call("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path / place}")
+        for place in ("runs", "disk")
+    )
+    assert (first.code, again.code) == (0, 0)
+    assert first.out.rstrip().endswith("sweep of 1 run: 1 done")
+    assert again.out.rstrip().endswith("sweep of 1 run: 1 skipped (finished before)")
+    done = call(tmp_path / "runs", main=status.main)
+    assert "1 done" in done.out
+    assert (tmp_path / "runs").is_symlink()
+
+
+def test_a_home_folder_is_found_for_the_sweep_as_for_its_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    left = tmp_path / "home" / "kept" / ".x.npz.y.partial"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    os.utime(left, (0, 0))
+    places = ('results_dir="~/runs"', 'evaluation.cache_dir="~/kept"')
+    done = call("-m", "method=zero_shot", "evaluation.workers=0", *places)
+    assert done.code == 0, done.err
+    assert not left.exists()
+    assert list(tmp_path.glob("home/runs/.sweeps/*/sweep.json"))
+    assert not Path("~").exists()

@@ -1,0 +1,100 @@
+"""How runs that are done at the same time share the cores and the GPUs."""
+
+import os
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
+from so_clip.runtime.device import one_gpu
+from so_clip.system.machine import core_share, one_of_gpus, runs_at_once, takes_gpus, usable_cores
+
+CORES = len(os.sched_getaffinity(0))
+JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "expected"),
+    [
+        ({"_target_": BASIC}, 9, 1),
+        ({"_target_": JOBLIB, "n_jobs": 3}, 9, 3),
+        ({"_target_": JOBLIB, "n_jobs": 3}, 2, 2),
+        ({"_target_": JOBLIB, "n_jobs": 3}, 0, 3),
+        ({"_target_": JOBLIB, "n_jobs": None}, 9, 1),
+        ({"_target_": JOBLIB, "n_jobs": -1}, 999, CORES),
+        ({"_target_": JOBLIB, "n_jobs": -CORES - 5}, 999, 1),
+        ({"_target_": f"{SUBMITIT}.LocalLauncher"}, 9, 9),
+        ({"_target_": f"{SUBMITIT}.SlurmLauncher"}, 9, 1),
+        ({"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"}, 999, CORES),
+    ],
+)
+def test_a_launcher_does_so_many_runs_at_once(launcher, jobs, expected):
+    assert runs_at_once(launcher, jobs) == expected
+
+
+def test_every_run_has_a_core_and_none_has_anothers():
+    assert usable_cores() == core_share(1) == CORES
+    for at_once in (1, 2, CORES, CORES + 1, 999):
+        assert core_share(at_once) >= 1
+        assert core_share(at_once) * at_once <= max(CORES, at_once)
+
+
+def test_auto_shares_the_cores_out_and_what_is_given_counts():
+    config = compose([])
+    alone, crowded = from_config(config), from_config(config, at_once=CORES)
+    assert (alone.threads, alone.evaluation.workers) == (None, CORES)
+    assert (crowded.threads, crowded.evaluation.workers) == (1, 1)
+    given = from_config(compose(["threads=3", "evaluation.workers=5"]), at_once=CORES)
+    assert (given.threads, given.evaluation.workers) == (3, 5)
+    assert alone.fingerprint == crowded.fingerprint == given.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("device", "at_once", "expected"),
+    [
+        *((device, 2, True) for device in ("auto", "cuda")),
+        *((device, 2, False) for device in ("cpu", "cuda:0", "cuda:1")),
+        *((device, 1, False) for device in ("auto", "cuda", "cpu")),
+    ],
+)
+def test_cuda_without_a_number_is_any_of_the_gpus(device, at_once, expected):
+    assert takes_gpus(device, at_once) == expected
+
+
+def test_each_job_takes_the_next_gpu(tmp_path):
+    taken = []
+    for number in range(7):
+        with one_of_gpus(number, 3, tmp_path) as index:
+            taken.append(index)
+    assert taken == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_gpu_that_is_at_work_is_passed_over_until_all_are(tmp_path):
+    with ExitStack() as stack:
+        taken = [stack.enter_context(one_of_gpus(0, 3, tmp_path)) for _ in range(5)]
+        assert taken == [0, 1, 2, 0, 0]
+        assert stack.enter_context(one_of_gpus(7, 3, tmp_path)) == 1
+    with one_of_gpus(2, 3, tmp_path) as index:
+        assert index == 2
+
+
+def test_a_gpu_is_known_by_its_own_number_wherever_it_is_visible(tmp_path, monkeypatch):
+    with ExitStack() as stack:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+        assert stack.enter_context(one_of_gpus(0, 2, tmp_path)) == 0
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,2")
+        assert stack.enter_context(one_of_gpus(1, 2, tmp_path)) == 0
+
+
+def test_a_job_computes_on_its_gpu_where_there_are_any():
+    count = torch.cuda.device_count()
+    for number in (None, 0, 1, 5):
+        with one_gpu(number):
+            if count:
+                expected = 0 if number is None else number % count
+                assert torch.empty(1, device="cuda").device.index == expected
+            assert torch.empty(1).device.type == "cpu"

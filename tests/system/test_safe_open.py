@@ -1,0 +1,31 @@
+"""Files in folders that others write to."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from so_clip.system.safe_open import open_plain, read_plain
+
+
+def test_a_plain_file_is_read_through_a_link_too(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("a")
+    assert read_plain(tmp_path / "a") == read_plain(tmp_path / "link") == b"abc"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no plain file"):
+        read_plain(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no plain file"):
+        open_plain(tmp_path / "pipe", os.O_RDWR | os.O_CREAT)
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        open_plain(tmp_path / "link", os.O_RDWR | os.O_CREAT)
+    os.close(open_plain(tmp_path / "new", os.O_RDWR | os.O_CREAT))
+    assert (tmp_path / "new").exists()

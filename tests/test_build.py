@@ -1,0 +1,68 @@
+"""From settings to a model: which prompts a template stands for."""
+
+from functools import cache
+
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from so_clip.build import assemble_model
+from so_clip.clip.attention import explicit_attention
+from so_clip.clip.classifier import Classifier
+from so_clip.config.compose import compose
+from so_clip.config.settings import from_config
+from so_clip.data.cards.card import load_card
+from so_clip.errors import InputError
+from tests.helpers.small_models import small_backbone, small_clip
+
+CPU = torch.device("cpu")
+TOKENIZE = SimpleTokenizer()
+NAMES = ("Balance_Beam", "Rowing")
+
+
+def zero_shot(template: str, card: str) -> Classifier:
+    settings = from_config(compose(["method=zero_shot", f"template='{template}'"]))
+    backbone = small_backbone()
+    explicit_attention(backbone.model)
+    templates = load_card(card).template_sets
+    return assemble_model(settings, backbone, NAMES, templates, CPU, "").classifier
+
+
+own = cache(small_clip)
+
+
+def text(prompt: str) -> Tensor:
+    """Unit-length embedding of one prompt by open_clip's own model."""
+    with torch.no_grad():
+        text_D = own().encode_text(TOKENIZE([prompt]))[0]
+    return text_D / text_D.norm()
+
+
+@pytest.mark.parametrize("card", ["ucf101", "eurosat", "oxford_pets"])
+def test_an_ensemble_is_the_mean_of_unit_embeddings_made_unit_length(card: str) -> None:
+    classifier = zero_shot("ensemble", card)
+    templates = load_card(card).template_ensemble
+    assert set(classifier.prompt_counts) == {len(templates)}
+    assert classifier.templates == templates
+    for name, found_D in zip(("Balance Beam", "Rowing"), classifier.classes(), strict=True):
+        mean_D = sum(text(template.replace("{}", name)) for template in templates) / len(templates)
+        torch.testing.assert_close(found_D, mean_D / mean_D.norm(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("plain", "a photo of a Rowing."),
+        ("specific", "a photo of a person doing Rowing."),
+        ("two {} boats", "two Rowing boats"),
+    ],
+)
+def test_a_template_makes_one_prompt_a_class(template: str, prompt: str) -> None:
+    classifier = zero_shot(template, "ucf101")
+    torch.testing.assert_close(classifier.classes()[1], text(prompt), rtol=0, atol=1e-5)
+
+
+def test_an_ensemble_that_a_card_has_not_is_refused_with_what_it_has() -> None:
+    with pytest.raises(InputError, match=r"template=ensemble: .* It has plain, specific; any text"):
+        zero_shot("ensemble", "digits")

@@ -1,0 +1,360 @@
+"""What a checkpoint is worth: files that are damaged or another run's, seconds, and full disks."""
+
+import math
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from so_clip import checkpoint as resume
+from so_clip.checkpoint import READERS, Checkpoint, NoCheckpoint, Stopwatch
+from so_clip.errors import InputError
+from so_clip.runtime.precision import Precision
+from so_clip.system.paths import PACKAGE_DIR
+from so_clip.train import READ_EVERY_STEPS, WATCHED_STEPS, History, Loop, train
+from tests.helpers.clock import Clock
+from tests.helpers.toy import CountReads, Toy, random_batches
+
+ALWAYS = 1e-9  # seconds
+STOP_LOSS = 0.3
+
+
+class Part:
+    """Something with a state."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict["state"]
+
+
+def _checkpoint(
+    path: Path, part: Part, fingerprint: str = "run", every: float = ALWAYS
+) -> Checkpoint:
+    return Checkpoint(path, fingerprint, every, Stopwatch(), part=part)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A checkpoint with a part whose state is a few numbers and a tensor."""
+    state = {"tensor": torch.arange(1000.0), "numbers": [1, 2.5, None, True], "text": "a"}
+    _checkpoint(tmp_path / "checkpoint.pt", Part(state)).after_step()
+    return tmp_path / "checkpoint.pt"
+
+
+def test_a_state_comes_back(path, capsys):
+    part = Part(None)
+    _checkpoint(path, part).restore()
+    assert torch.equal(part.state.pop("tensor"), torch.arange(1000.0))
+    assert part.state == {"numbers": [1, 2.5, None, True], "text": "a"}
+    assert capsys.readouterr().err == ""
+    assert [each.name for each in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(500.0, 510.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _other(path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+def _made_by(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        kept = torch.load(path, weights_only=True)
+        kept["made_by"] |= changes
+        torch.save(kept, path)
+
+    return change
+
+
+def _with(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        torch.save(torch.load(path, weights_only=True) | changes, path)
+
+    return change
+
+
+HARMS = [
+    *(_cut, _flip, _empty, _other),
+    *(
+        _made_by(code="0" * 64),
+        _made_by(torch="1.0"),
+        _made_by(open_clip_torch="1"),
+        _made_by(peft="1"),
+    ),
+    *(_with(made_by="a text"), _with(states=[1, 2]), _with(states={}), _with(states={"part": 3})),
+    _with(states={"stopwatch": {"seconds": math.nan}, "part": {"state": None}}),
+    *(_with(states={"stopwatch": {"seconds": each}}) for each in ("x", None, -1.0, 2.0)),
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_is_damaged_or_foreign_is_said_and_left_aside(
+    path, harm: Callable[[Path], None], capsys
+):
+    harm(path)
+    part = Part("as it was")
+    _checkpoint(path, part).restore()
+    assert part.state == "as it was"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"so_clip: {path} is left aside: it ")
+    assert line.endswith("Training begins anew.")
+
+
+def test_another_number_of_threads_rounds_otherwise(path, capsys):
+    """So that no run goes on from it without a word, or mixes both."""
+    part = Part("as it was")
+    Checkpoint(path, "run", ALWAYS, Stopwatch(), threads=3, part=part).restore()
+    assert part.state == "as it was"
+    assert "it was written with threads=None, and there are 3" in capsys.readouterr().err
+
+
+def test_another_runs_is_left_aside(path, capsys):
+    part = Part("as it was")
+    _checkpoint(path, part, "another run").restore()
+    assert part.state == "as it was"
+    assert "it is another run's" in capsys.readouterr().err
+
+
+def test_what_a_checkpoint_does_not_go_by_has_no_part_in_runs():
+    """What is not there any more has no place in the list, and what runs import even less."""
+    assert all((PACKAGE_DIR / name).exists() for name in READERS)
+    names = [name.removesuffix(".py") for name in READERS]
+    imported = "import sys, so_clip.sweep.job, so_clip.run; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", imported], capture_output=True, check=True)
+    modules = {*done.stdout.decode().split()}
+    assert "so_clip.run" in modules
+    assert not {f"so_clip.{name}" for name in names} & modules
+
+
+def test_no_code_is_run_by_reading(tmp_path, capsys):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    torch.save({"made_by": {}, "states": Trap()}, tmp_path / "checkpoint.pt")
+    _checkpoint(tmp_path / "checkpoint.pt", Part(None)).restore()
+    assert "it cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_state_for_another_model_is_named_and_fails_one_attempt(path):
+    class Other(Part):
+        def load_state_dict(self, state_dict):
+            torch.zeros(3).copy_(state_dict["state"]["tensor"])
+
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not fit this run .*Repeat"):
+        _checkpoint(path, Other(None)).restore()
+    assert [each.name for each in path.parent.iterdir()] == ["checkpoint.pt.unusable"]
+    _checkpoint(path, Other("as it was")).restore()
+
+
+def test_zero_seconds_neither_writes_nor_reads(path, tmp_path):
+    never = _checkpoint(tmp_path / "none.pt", Part(1), every=0)
+    never.after_step()
+    never.after_training()
+    assert not (tmp_path / "none.pt").exists()
+    part = Part("as it was")
+    _checkpoint(path, part, every=0).restore()
+    assert part.state == "as it was"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(resume, "time", clock)
+    return clock
+
+
+def test_it_is_written_when_it_is_time(tmp_path, clock):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint = _checkpoint(path, Part(1), every=60)
+    checkpoint.restore()
+    clock.now += 59
+    checkpoint.after_step()
+    assert not path.exists()
+    clock.now += 1
+    checkpoint.after_step()
+    assert path.exists()
+    path.unlink()
+    checkpoint.after_step()
+    assert not path.exists()
+
+
+def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, capsys):
+    checkpoint = _checkpoint(tmp_path / "checkpoint.pt", Part(torch.zeros(10_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Beyond this size, writing fails as it does on a full disk.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        checkpoint.after_step()
+        checkpoint.after_step()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("so_clip: no checkpoint is kept, and the run goes on without")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_seconds_add_up_and_writing_is_no_training(tmp_path, clock):
+    path, first = tmp_path / "checkpoint.pt", Stopwatch()
+
+    class Slow(Part):
+        def state_dict(self):
+            clock.now += 30
+            return {}
+
+    checkpoint = Checkpoint(path, "run", 2.0, first, slow=Slow(None))
+    clock.now += 2
+    checkpoint.after_step()
+    assert first.seconds == 2
+    second = Stopwatch()
+    clock.now += 30  # what is done again before training goes on
+    Checkpoint(path, "run", ALWAYS, second).restore()
+    clock.now += 1
+    assert second.seconds == 3
+
+
+class Cut:
+    """Batches of a toy's, with a place in the epoch; after so many of them, an interrupt."""
+
+    def __init__(self, sizes: list[int], left: int = 10**9) -> None:
+        self.given, self.left = random_batches(sizes).batches, left
+        self.taken, self.passed_over = 0, 0
+
+    def epoch(self) -> Any:
+        self.taken, self.passed_over = self.passed_over, 0
+        for batch in self.given[self.taken :]:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.passed_over = state_dict["taken"]
+
+
+def _train(
+    folder: Path | None, left: int = 10**9, stop_loss: float = 0.0
+) -> tuple[History, Tensor, int]:
+    toy, batches = Toy(), Cut([4, 4, 1], left)
+    optimizer = torch.optim.Adam(toy.parameters(), lr=0.05)
+    checkpoint = NoCheckpoint()
+    if folder is not None:
+        weights = Module(toy)
+        checkpoint = Checkpoint(
+            folder / "checkpoint.pt",
+            *("run", ALWAYS, Stopwatch()),
+            weights=weights,
+            optimizer=optimizer,
+            batches=batches,
+        )
+    watched = Watched()
+    fp32 = Precision("fp32", torch.device("cpu"))
+    loop = Loop(toy, batches, optimizer, fp32, watched, checkpoint=checkpoint)
+    history = train(loop, max_steps=60, stop_loss=stop_loss, lr_min=1e-6)
+    return history, toy.weight_KP.detach(), watched.times
+
+
+class Module:
+    """A module's state, given back in place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.module.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.module.load_state_dict(state_dict)
+
+
+class Watched:
+    """Counts how often it is entered."""
+
+    times = 0
+
+    def __enter__(self) -> None:
+        self.times += 1
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+# In the midst of an epoch, at its end, and just before training's.
+@pytest.mark.parametrize(
+    ("stop_loss", "cut"),
+    [
+        *((0.0, cut) for cut in (13, 14, 15, 16, 58, 59)),
+        *((STOP_LOSS, cut) for cut in (13, 14, 15)),
+    ],
+)
+def test_the_loop_goes_on_where_it_was_cut_off(tmp_path, cut, stop_loss):
+    history, weight_KP, _ = _train(None, stop_loss=stop_loss)
+    assert cut < history.steps
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, cut, stop_loss=stop_loss)
+    resumed, resumed_KP, watched = _train(tmp_path, history.steps - cut, stop_loss=stop_loss)
+    assert resumed == history
+    assert torch.equal(resumed_KP, weight_KP)
+    assert watched == 0
+
+
+def test_an_early_stop_is_one_again():
+    history, *_ = _train(None, stop_loss=STOP_LOSS)
+    assert history.stop_reason == "stop_loss"
+    assert WATCHED_STEPS + 4 < history.steps < 60
+    assert history.steps % 3 == 0
+
+
+@pytest.mark.parametrize("stop_loss", [0.0, STOP_LOSS])
+def test_after_training_no_step_is_taken_again(tmp_path, stop_loss):
+    done = _train(tmp_path, stop_loss=stop_loss)
+    again = _train(tmp_path, 0, stop_loss=stop_loss)
+    assert again[0] == done[0]
+    assert torch.equal(again[1], done[1])
+
+
+def test_before_the_peak_is_known_there_is_nothing_to_go_on_from(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, WATCHED_STEPS - 1)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_checkpoint_to_come_makes_no_step_wait(tmp_path):
+    toy, batches = Toy(), random_batches([2] * (READ_EVERY_STEPS + 10))
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "run", 3600, Stopwatch())
+    optimizer = torch.optim.SGD(toy.parameters(), lr=1.0)
+    fp32 = Precision("fp32", torch.device("cpu"))
+    loop = Loop(toy, batches, optimizer, fp32, Watched(), checkpoint=checkpoint)
+    with CountReads() as reads:
+        train(loop, max_steps=60, stop_loss=0.0, lr_min=1e-6)
+    assert reads == {"tolist": 2}

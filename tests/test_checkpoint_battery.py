@@ -1,0 +1,111 @@
+"""Every method, cut off at some step: what follows is what would have followed anyway, bit for bit.
+
+Each run here is two processes' work in one process: all that the second has of the first is the
+file that it left.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from so_clip.build import build_optimizer
+from so_clip.data.batches import TrainBatches
+from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder
+from so_clip.run import Parts, adapt
+from so_clip.runtime.peak_memory import PeakMemory
+from so_clip.train import WATCHED_STEPS
+from tests.helpers.battery_parts import CPU, TRAINED, batches_of, logits_of, model_of, settings_of
+
+STEPS = 24
+# A step that comes soon after a restart or a change of stage, which is where most can be forgotten.
+CUT = {"relora": 22, "two_stage": 16, "adalora": 14}
+ALWAYS = 1e-9  # seconds
+OVERRIDES = {"two_stage": ("adapter.first_stage=0.6",), "adalora": ("adapter.interval=2",)}
+
+
+class CutOff(KeyboardInterrupt):
+    """Ends a run where an error or a signal would."""
+
+
+class Cut(TrainBatches):
+    """Batches of which there are only so many."""
+
+    left = 10**9
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in super().epoch():
+            if not self.left:
+                raise CutOff
+            self.left -= 1
+            yield batch
+
+
+def _adapted(method: str, folder: Path, batches: int, seconds: float, *more: str) -> dict[str, Any]:
+    """Do what is left of a run in so many batches; return all that can be told of its end."""
+    settings = settings_of(method, STEPS, *OVERRIDES.get(method, ()), *more)
+    settings = replace(settings, checkpoint_seconds=seconds)
+    model = model_of(settings)
+    optimizer = build_optimizer(settings, model)
+    peak_memory = PeakMemory(model.classifier, optimizer, CPU)
+    few = batches_of(settings, model, 3, Cut)
+    assert isinstance(few, Cut)
+    few.left = batches
+    folder.mkdir(exist_ok=True)
+    done = adapt(Parts(settings, model, few, optimizer, peak_memory, RunFolder(folder), "run"))
+    files = {path.name: path.read_text() for path in folder.glob("*.csv")}
+    return {
+        "history": done.history,
+        "changed": done.changed_parameters,
+        "memory": peak_memory.result(),
+        "logits": logits_of(model),
+        "files": files,
+        "left": few.left,
+    }
+
+
+def _check_equal(resumed: dict[str, Any], undisturbed: dict[str, Any]) -> None:
+    assert resumed["history"] == undisturbed["history"]
+    assert torch.equal(resumed["logits"], undisturbed["logits"])
+    for key in ("changed", "memory", "files"):  # the memory is what the first process measured
+        assert resumed[key] == undisturbed[key], key
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(method, tmp_path):
+    undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0)
+    assert not (tmp_path / "whole" / CHECKPOINT_FILE).exists()
+    draw = random.Random(zlib.crc32(method.encode()))
+    cut = CUT.get(method, draw.randrange(WATCHED_STEPS + 1, STEPS))
+    with pytest.raises(CutOff):
+        _adapted(method, tmp_path / "cut", cut, ALWAYS)
+    resumed = _adapted(method, tmp_path / "cut", STEPS, ALWAYS)
+    assert resumed["left"] == cut, "it began anew"
+    _check_equal(resumed, undisturbed)
+    # Cut off in the evaluation, a run trains no more.
+    _check_equal(_adapted(method, tmp_path / "cut", 0, ALWAYS), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("so", ("optimizer.sampled_gradients=true",)),
+        ("so_age", ("optimizer.sampled_gradients=true", "precision=bf16")),
+        ("adamw", ("precision=fp16",)),  # whose scale is still being sought
+        ("clip_lora", ("memory=small", "text_budget_mib=0.05")),  # dropout in what runs twice
+        ("wise_ft", ("adapter.interpolation=0.5",)),
+    ],
+)
+def test_so_do_runs_with_other_options(method, more, tmp_path):
+    undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0, *more)
+    with pytest.raises(CutOff):
+        _adapted(method, tmp_path / "cut", 17, ALWAYS, *more)
+    resumed = _adapted(method, tmp_path / "cut", STEPS, ALWAYS, *more)
+    assert resumed["left"] == 17
+    _check_equal(resumed, undisturbed)

@@ -1,0 +1,220 @@
+"""What makes a run another run, what is remembered of it, and the figures that its version pins."""
+
+import csv
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+from so_clip import fingerprint as identity
+from so_clip.build import build_model
+from so_clip.config.compose import compose
+from so_clip.config.resolve import resolved
+from so_clip.config.settings import Settings, from_config
+from so_clip.data.run_data import gather
+from so_clip.fingerprint import (
+    contents_sha256,
+    remembered_run,
+    remembered_weights,
+    run_dir,
+    run_fingerprint,
+)
+from so_clip.run import run
+from tests.helpers.made_datasets import write_dtd, write_eurosat
+
+# By RESULTS_VERSION, of each run: its overrides, the adapted accuracy in percent, and the first and
+# the last loss. Another processor rounds differently; a change of what is computed is larger.
+PINNED = {
+    1: [
+        ("experiment=demo schedule.max_steps=6", 64.074, 1.567166, 2.600357),
+        (
+            "method=clip_lora schedule.max_steps=4 shots=2 augment.flip=false",
+            61.296,
+            1.970698,
+            2.400633,
+        ),
+        ("method=tip_adapter_f schedule.max_steps=4 seed=2", 61.852, 3.213301, 2.529073),
+    ]
+}
+
+
+def _settings(*overrides: object) -> Settings:
+    return from_config(compose([*map(str, overrides), "evaluation.workers=0"]))
+
+
+def test_each_part_makes_another_run():
+    settings, other = _settings(), _settings("seed=2")
+    first = run_fingerprint(settings, "lists", "weights")
+    assert len(first) == 64
+    assert first == run_fingerprint(_settings("threads=3", "force=true"), "lists", "weights")
+    others = {
+        run_fingerprint(other, "lists", "weights"),
+        run_fingerprint(settings, "another", "weights"),
+        run_fingerprint(settings, "lists", "other"),
+        run_fingerprint(settings, "weights", "lists"),
+    }
+    assert len({first, *others}) == 5
+
+
+def test_another_version_of_the_code_is_another_run(monkeypatch):
+    before = run_fingerprint(_settings(), "lists", "weights")
+    monkeypatch.setattr(identity, "RESULTS_VERSION", identity.RESULTS_VERSION + 1)
+    assert run_fingerprint(_settings(), "lists", "weights") != before
+
+
+def test_a_gpu_is_a_gpu():
+    fingerprints = {
+        run_fingerprint(_settings(f"device={device}"), "lists", "weights")
+        for device in ("cuda", "cuda:0", "cuda:1")
+    }
+    assert len(fingerprints) == 1
+    assert run_fingerprint(_settings("device=cpu"), "lists", "weights") not in fingerprints
+
+
+def _contents(*overrides: object) -> str:
+    settings = _settings(*overrides)
+    return contents_sha256(gather(**settings.data), settings.template)
+
+
+def test_the_lists_of_every_test_set_count(tmp_path):
+    write_eurosat(tmp_path)
+    write_dtd(tmp_path)
+    place = ("dataset=eurosat", f"data_root={tmp_path}", "shots=1")
+    alone, halves = _contents(*place), _contents(*place, "protocol=base_to_new")
+    before = _contents(*place, "transfer=[dtd]")
+    file = tmp_path / "dtd" / "split_zhou_DescribableTextures.json"
+    split = json.loads(file.read_text())
+    file.write_text(json.dumps(split | {"val": split["val"][1:]}))
+    assert len({alone, halves, before, _contents(*place, "transfer=[dtd]")}) == 4
+    assert _contents(*place) == alone
+
+
+def test_the_lists_are_those_that_the_run_has():
+    """Not those of the file that they were read from, of which a script may use a part."""
+    data = gather(**_settings().data)
+    lists = data.splits
+    first, *others = (
+        contents_sha256(replace(data, splits=each), "plain")
+        for each in (
+            lists,
+            replace(lists, train=lists.train[1:]),
+            replace(lists, val=lists.val[1:]),
+            replace(lists, test=lists.train),
+            replace(lists, test=lists.test[::-1]),
+            replace(lists, class_names=lists.class_names[:2]),
+        )
+    )
+    assert len({first, *others}) == 6
+    assert first == contents_sha256(gather(**_settings("seed=2").data), "plain")
+
+
+def test_the_prompts_count_by_what_they_say(tmp_path):
+    write_eurosat(tmp_path)
+    write_dtd(tmp_path)
+    place = ("dataset=eurosat", f"data_root={tmp_path}", "transfer=[dtd]")
+    data = gather(**_settings(*place).data)
+    (other,) = data.others
+
+    def edited(card):
+        return replace(card, templates=card.templates | {"specific": "a good photo of a {}."})
+
+    own, others = edited(data.card), (replace(other, card=edited(other.card)),)
+    specific = [
+        contents_sha256(each, "specific")
+        for each in (data, replace(data, card=own), replace(data, others=others))
+    ]
+    assert len({*specific}) == 3
+    plain = contents_sha256(data, "plain")
+    assert plain == contents_sha256(replace(data, card=own), "plain")
+    assert plain == contents_sha256(data, data.card.templates["plain"]) not in specific
+
+
+@pytest.mark.parametrize(
+    "needs", ["dataset=eurosat", "transfer=[dtd]", "dataset=textile transfer=[dtd]"]
+)
+def test_a_data_root_is_a_folder_not_its_name(needs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("data")
+    runs = [
+        run_fingerprint(_settings(*needs.split(), f"data_root={place}"), "lists", "weights")
+        for place in ("data", tmp_path / "data", "./data", "link", "elsewhere")
+    ]
+    assert len({*runs[:4]}) == 1
+    assert runs[4] != runs[0]
+
+
+def test_images_of_a_package_have_no_data_root():
+    for needs in ("dataset=digits", "dataset=textile"):
+        runs = [
+            run_fingerprint(_settings(needs, f"data_root={place}"), "lists", "weights")
+            for place in ("data", "elsewhere")
+        ]
+        assert runs[0] == runs[1]
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """A process that remembers nothing yet."""
+    monkeypatch.setattr(identity, "_weights", {})
+    monkeypatch.setattr(identity, "_contents", {})
+
+
+def test_a_process_remembers_what_a_run_was_made_from(tmp_path, forgetful):
+    write_eurosat(tmp_path)
+    place = ("dataset=eurosat", f"data_root={tmp_path}")
+    settings = _settings(*place)
+    assert remembered_run(settings) is None
+    data = gather(**settings.data)
+    model = build_model(resolved(settings), data)
+    assert remembered_weights(settings) == model.weights_sha256
+    settings = _settings(*place, "shots=1", "seed=2", "method=adamw")
+    known = contents_sha256(data, settings.template), model.weights_sha256
+    fingerprint = run_fingerprint(resolved(settings), *known)
+    assert remembered_run(settings) == (run_dir(settings, fingerprint), fingerprint)
+    for other in ("transfer=[dtd]", "template=specific", "protocol=base_to_new"):
+        assert remembered_run(_settings(*place, other)) is None
+    assert remembered_run(_settings("dataset=digits")) is None
+    file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
+    os.utime(file, ns=(0, 0))
+    assert remembered_run(settings) is None
+    file.unlink()
+    assert remembered_run(settings) is None
+
+
+def test_random_weights_are_those_of_their_seed(forgetful):
+    settings = _settings("backbone.pretrained=null", "seed=1")
+    data = gather(**settings.data)
+    build_model(resolved(settings), data)
+    assert remembered_weights(settings) is not None
+    assert remembered_weights(_settings("backbone.pretrained=null", "seed=2")) is None
+    assert remembered_weights(_settings("seed=1")) is None
+
+
+def test_a_checkpoint_that_changed_was_not_seen(tmp_path, forgetful):
+    from safetensors.torch import save_file
+
+    from so_clip.clip.backbone import load_backbone
+
+    file = tmp_path / "weights.safetensors"
+    save_file(load_backbone("tiny", seed=3).model.state_dict(), file)
+    settings = _settings(f"backbone.checkpoint={file}")
+    build_model(resolved(settings), gather(**settings.data))
+    assert remembered_weights(settings) is not None
+    assert remembered_weights(_settings(f"backbone.checkpoint={file}", "seed=2")) is not None
+    os.utime(file, ns=(0, 0))
+    assert remembered_weights(settings) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "accuracy", "first", "last"), PINNED[identity.RESULTS_VERSION]
+)
+def test_results_are_those_of_this_version(overrides, accuracy, first, last, tmp_path):
+    """Where this fails on purpose, raise RESULTS_VERSION and pin the figures under it."""
+    settings = _settings(*overrides.split(), "threads=1", f"results_dir={tmp_path}")
+    result = run(settings, gather(**settings.data))
+    with (result.folder / "history.csv").open(newline="", encoding="utf-8") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert (losses[0], losses[-1]) == pytest.approx((first, last), rel=1e-3)
+    # Of 540 images, one on the boundary may fall to the other side.
+    assert result.metrics["accuracy_percent"] == pytest.approx(accuracy, abs=0.4)
