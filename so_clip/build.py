@@ -21,10 +21,10 @@ from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.cache.decode_cache import GIB, DecodeCache
 from so_clip.data.cards.card import load_card
-from so_clip.data.find import own_target
+from so_clip.data.find import user_dataset
 from so_clip.data.image_memory import training_images
 from so_clip.data.images import DigitArray
-from so_clip.data.run_data import NEW_CLASSES, Data, Target
+from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.errors import InputError, nearest
 from so_clip.evaluate.evaluator import Classes, Evaluator
 from so_clip.evaluate.feature_cache import FeatureCache
@@ -59,7 +59,7 @@ def check_classes(settings: Settings) -> None:
             "take another method."
         )
     for name in settings.transfer:
-        other = own_target(name, settings.data_root) is not None
+        other = user_dataset(name, settings.data_root) is not None
         if other or load_card(name).classes_of != settings.dataset:
             raise InputError(
                 f"transfer={name}: {bound}, and {name} has others. Leave it out, or take another "
@@ -193,41 +193,41 @@ def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, 
     Raises:
         InputError: the prompts of other classes are not what the adapter can take.
     """
-    return {target.name: _evaluator(settings, target, model) for target in data.targets}
+    return {test_set.name: _evaluator(settings, test_set, model) for test_set in data.test_sets}
 
 
-def _evaluator(settings: Settings, target: Target, model: Model) -> Evaluator:
+def _evaluator(settings: Settings, test_set: TestSet, model: Model) -> Evaluator:
     options = settings.evaluation
     classes, adapted_classes = _ITS_OWN
-    if target.name and target.columns is None:
+    if test_set.name and test_set.columns is None:
         try:
-            classes, adapted_classes = _other_classes(settings, target, model)
+            classes, adapted_classes = _other_classes(settings, test_set, model)
         except InputError as error:
-            new = target.name == NEW_CLASSES
-            option = f"protocol={BASE_TO_NEW}" if new else f"transfer={target.name}"
+            new = test_set.name == NEW_CLASSES
+            option = f"protocol={BASE_TO_NEW}" if new else f"transfer={test_set.name}"
             raise InputError(f"{option}: {error}") from error
     return Evaluator(
         model.classifier,
         model.weights_sha256,
         TestStream(
-            target.images,
-            target.splits.test,
+            test_set.images,
+            test_set.splits.test,
             model.classifier.backbone.image_size,
             options.batch_size,
             options.workers,
             pin=model.device.type == "cuda",
-            cache=_decode_cache(options, target, model),
+            cache=_decode_cache(options, test_set, model),
         ),
         model.device,
         Precision(settings.evaluation_precision, model.device),
         FeatureCache(options.cache_dir) if options.cache_dir else None,
         classes,
         adapted_classes,
-        target.columns,
+        test_set.columns,
     )
 
 
-def _decode_cache(options: Evaluation, target: Target, model: Model) -> DecodeCache | None:
+def _decode_cache(options: Evaluation, test_set: TestSet, model: Model) -> DecodeCache | None:
     """Return where test images are kept decoded: files that an image tower will see again.
 
     Of a tower that nothing trains, the features are kept instead.
@@ -236,16 +236,16 @@ def _decode_cache(options: Evaluation, target: Target, model: Model) -> DecodeCa
     if (
         not budget_bytes
         or options.cache_dir is None
-        or isinstance(target.images, DigitArray)
+        or isinstance(test_set.images, DigitArray)
         or not model.classifier.trains("vision")
     ):
         return None
     return DecodeCache(options.cache_dir / "decoded", budget_bytes)
 
 
-def _other_classes(settings: Settings, target: Target, model: Model) -> tuple[Classes, Classes]:
-    """Return contexts in which the classifier tells a target's classes apart: before and after."""
-    names, card = target.splits.class_names, target.card
+def _other_classes(settings: Settings, test_set: TestSet, model: Model) -> tuple[Classes, Classes]:
+    """Return contexts in which the classifier tells a test_set's classes apart: before and after."""
+    names, card = test_set.splits.class_names, test_set.card
     prompts = _prompts(settings.template, names, card.template_sets, card.descriptions)
     classifier, adapter = model.classifier, model.adapter
     tokens_PL = classifier.backbone.tokenize(prompts.texts)

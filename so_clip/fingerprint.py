@@ -14,8 +14,8 @@ from so_clip.config.protocols import ALL
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import PACKAGE_LAYOUT, load_card
 from so_clip.data.examples import SKIP
-from so_clip.data.find import own_target
-from so_clip.data.run_data import Data, Target
+from so_clip.data.find import user_dataset
+from so_clip.data.run_data import Data, TestSet
 
 # Raised by hand with every change of the code that changes the result of any run, so that finished
 # runs are done again. tests/test_fingerprint.py pins the figures of a few.
@@ -66,14 +66,14 @@ def run_dir(settings: Settings, fingerprint: str) -> Path:
 
 def prompts_sha256(data: Data, template: str) -> str:
     """Return the SHA-256 of what a run's prompts are made of, wherever it was read."""
-    own = next(target for target in data.targets if not target.name)
+    own = next(test_set for test_set in data.test_sets if not test_set.name)
     return hashlib.sha256(json.dumps(_prompts(own, template)).encode()).hexdigest()
 
 
-def _prompts(target: Target, template: str) -> tuple[Any, Any, Any]:
+def _prompts(test_set: TestSet, template: str) -> tuple[Any, Any, Any]:
     """Return class names, templates and, if there are any, descriptions."""
-    names, described = target.splits.class_names, target.card.descriptions
-    templates = target.card.template_sets.get(template, (template,))
+    names, described = test_set.splits.class_names, test_set.card.descriptions
+    templates = test_set.card.template_sets.get(template, (template,))
     return names, templates, None if described is None else [described[name] for name in names]
 
 
@@ -88,10 +88,10 @@ def contents_sha256(data: Data, template: str) -> str:
         template: the run's setting: the name of a card's templates, or a template.
     """
     total = hashlib.sha256()
-    for target in data.targets:
-        splits = target.splits
-        prompts = _prompts(target, template)
-        values = target.name, target.columns, splits.sha256, *prompts[:2]
+    for test_set in data.test_sets:
+        splits = test_set.splits
+        prompts = _prompts(test_set, template)
+        values = test_set.name, test_set.columns, splits.sha256, *prompts[:2]
         total.update(json.dumps(values).encode())
         if prompts[2] is not None:
             total.update(json.dumps(prompts[2]).encode())
@@ -112,8 +112,8 @@ def remember(settings: Settings, data: Data, weights_sha256: str) -> None:
     _weights[_weights_key(settings)] = weights_sha256
     if data.skipped:
         return
-    files = {target.splits.file for target in data.targets} - {None}
-    files |= {file for target in data.targets for file in target.splits.read_from}
+    files = {test_set.splits.file for test_set in data.test_sets} - {None}
+    files |= {file for test_set in data.test_sets for file in test_set.splits.read_from}
     looks = {file: _look(file) for file in files if file is not None}
     _contents[_contents_key(settings)] = contents_sha256(data, settings.template), looks
 
@@ -152,8 +152,8 @@ def _images_root(settings: Settings) -> str | None:
     for name in (settings.dataset, *settings.transfer):
         own = settings.own
         if name != settings.dataset or own is None:
-            target = own_target(name, settings.data_root)
-            own = target and target[1]
+            test_set = user_dataset(name, settings.data_root)
+            own = test_set and test_set[1]
         if own is not None:
             roots.add(os.path.realpath(own.folder))
         else:

@@ -8,7 +8,7 @@ from typing import Any
 from so_clip.adapt.model import Model
 from so_clip.config.settings import Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
-from so_clip.data.run_data import NEW_CLASSES, Data, Target
+from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator, Predictions
 from so_clip.fingerprint import prompts_sha256
 from so_clip.results.run_files import SKIPPED
@@ -35,15 +35,15 @@ class Adaptation:
 class Outcome:
     """How one test set was classified, before and after adaptation."""
 
-    target: Target
+    test_set: TestSet
     zero_shot: Predictions
     adapted: Predictions
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of predictions.csv, with labels as the dataset has them."""
-        first = self.target.first_label
+        first = self.test_set.first_label
         return {
-            "path": [example.path for example in self.target.splits.test],
+            "path": [example.path for example in self.test_set.splits.test],
             "label": (self.adapted.label_N + first).tolist(),
             "zero_shot_prediction": (self.zero_shot.predicted_N + first).tolist(),
             "zero_shot_confidence": self.zero_shot.confidence_N.tolist(),
@@ -56,11 +56,11 @@ def write_outcomes(outcomes: Sequence[Outcome], folder: RunFolder) -> dict[str, 
     """Write predictions and per-class figures; return the figures of each test set, by its name."""
     values = {}
     for outcome in outcomes:
-        target, columns = outcome.target, outcome.columns()
-        folder.write_predictions(columns, target.name)
-        names, first = target.splits.class_names, target.first_label
-        folder.write_per_class(per_class(columns, names, first), target.name)
-        values[target.name] = figures(columns)
+        test_set, columns = outcome.test_set, outcome.columns()
+        folder.write_predictions(columns, test_set.name)
+        names, first = test_set.splits.class_names, test_set.first_label
+        folder.write_per_class(per_class(columns, names, first), test_set.name)
+        values[test_set.name] = figures(columns)
     return values
 
 
@@ -180,23 +180,23 @@ def _base_to_new(values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 
 def _transfer(data: Data, values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Return the figures of each other dataset, and their average accuracy."""
-    targets = [target for target in data.others if target.name != NEW_CLASSES]
+    test_sets = [test_set for test_set in data.others if test_set.name != NEW_CLASSES]
     average = {
         f"{prefix}transfer_accuracy_percent": sum(
-            values[target.name][f"{prefix}accuracy_percent"] for target in targets
+            values[test_set.name][f"{prefix}accuracy_percent"] for test_set in test_sets
         )
-        / len(targets)
+        / len(test_sets)
         for prefix in (ZERO_SHOT, ADAPTED)
     }
     each = {
-        target.name: {
-            **values[target.name],
-            "test_images": len(target.splits.test),
-            SKIPPED["test"]: _skipped(data, target.splits.dataset)[SKIPPED["test"]],
-            "classes": len(target.splits.class_names),
-            "split_sha256": target.splits.sha256,
+        test_set.name: {
+            **values[test_set.name],
+            "test_images": len(test_set.splits.test),
+            SKIPPED["test"]: _skipped(data, test_set.splits.dataset)[SKIPPED["test"]],
+            "classes": len(test_set.splits.class_names),
+            "split_sha256": test_set.splits.sha256,
         }
-        for target in targets
+        for test_set in test_sets
     }
     return average | {"transfer": each}
 

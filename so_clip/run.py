@@ -25,7 +25,7 @@ from so_clip.data.run_data import Data
 from so_clip.errors import InputError
 from so_clip.evaluate.accuracy_curve import Curve
 from so_clip.evaluate.evaluator import Evaluator
-from so_clip.evaluate.few_shot_embeddings import FewShotSupport
+from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.metrics import Adaptation, Outcome, run_metrics, summary_rows, write_outcomes
 from so_clip.results.progress import Progress
 from so_clip.results.provenance import provenance
@@ -206,7 +206,7 @@ def _do(
             raise
         adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
     memory = _memory(parts, model, evaluators[""])
-    outcomes = [Outcome(each, zero_shot[each.name], adapted[each.name]) for each in data.targets]
+    outcomes = [Outcome(each, zero_shot[each.name], adapted[each.name]) for each in data.test_sets]
     values = write_outcomes(outcomes, folder)
     _write_provenance(folder, data, model, fingerprint)
     metrics = run_metrics(
@@ -252,7 +252,7 @@ def adapt(parts: Parts) -> Adaptation:
     assert adapter is not None
     stopwatch = Stopwatch()
     parts.progress.train()
-    support = FewShotSupport(classifier, parts.batches, model.precision, settings.seed)
+    support = FewShotEmbeddings(classifier, parts.batches, model.precision, settings.seed)
     adapter.start(classifier, support)
     if parts.optimizer is not None:
         parts.ranks.agree([*model.parameters.values(), *classifier.buffers()])

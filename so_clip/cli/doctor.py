@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from so_clip.checks import one_of, optional_path, path, whole
 from so_clip.cli.guard import guarded
-from so_clip.data.cards.card import OWN_LAYOUTS, card_names, load_card
+from so_clip.data.cards.card import USER_LAYOUTS, card_names, load_card
 from so_clip.errors import InputError, RunFailed, nearest
 from so_clip.prepare.examine import (
     ABSENT,
@@ -72,7 +72,7 @@ def _main(arguments: list[str]) -> None:
     check = one_of("check", values["check"], CHECKS)
     cards_dir = optional_path("cards_dir", values["cards_dir"]) or CARDS_DIR
     decode = None if check == "all" else samples
-    if own or values["dataset"] in OWN_LAYOUTS:
+    if own or values["dataset"] in USER_LAYOUTS:
         diagnoses = [_own(values["dataset"], root, own, decode)]
         own = [f"dataset={values['dataset']}", *own]
     elif not root.is_dir():
@@ -93,12 +93,12 @@ def _own(layout: str, root: Path, options: list[str], decode: int | None) -> Dia
     """Examine one's own images."""
     # Only now, since Hydra takes a while to import.
     from so_clip.config.compose import compose
-    from so_clip.config.user_data import own_data
+    from so_clip.config.user_data import user_data
 
     composed = compose([f"dataset={layout}", *options])
     values = OmegaConf.to_container(composed["dataset"], resolve=True)
     assert isinstance(values, dict)
-    name, own = own_data({str(key): value for key, value in values.items()}, root)
+    name, own = user_data({str(key): value for key, value in values.items()}, root)
     if own is None:
         raise InputError(f"{options[0]}: is an option of a run. Leave it out.")
     return examine_own(name, own, decode)

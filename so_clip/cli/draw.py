@@ -8,7 +8,7 @@ from so_clip.cli.guard import guarded
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.data.base_to_new import BASE_TO_NEW
-from so_clip.data.cards.card import OWN_LAYOUTS
+from so_clip.data.cards.card import USER_LAYOUTS
 from so_clip.data.examples import SPLITS
 from so_clip.data.fewshot import draw_few_shot
 from so_clip.data.find import Dataset, find_dataset
@@ -61,7 +61,7 @@ def _draw(arguments: list[str]) -> None:
 
 def _print_split(found: Dataset) -> None:
     names = found.splits.class_names
-    own = found.card.layout in OWN_LAYOUTS
+    own = found.card.layout in USER_LAYOUTS
     labels = found.card.class_folders if own else names
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow(["path", "label", "split"])

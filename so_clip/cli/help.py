@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from so_clip.data.cards.card import OWN_LAYOUTS, card_names
+from so_clip.data.cards.card import USER_LAYOUTS, card_names
 from so_clip.errors import InputError, nearest
 from so_clip.system.paths import CONF_DIR
 
@@ -171,7 +171,7 @@ def _all_options() -> list[str]:
         "  of any dataset with a split file",
         _entry("dataset.split_file=null", "read this split file instead of the dataset's own"),
     ]
-    for layout in OWN_LAYOUTS:
+    for layout in USER_LAYOUTS:
         parts.append(f"  of dataset={layout}")
         parts += _options(CONF_DIR / "dataset" / f"{layout}.yaml", "dataset.")
     for group in ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny"):

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from so_clip.checks import path
-from so_clip.config.user_data import own_data
+from so_clip.config.user_data import user_data
 from so_clip.data.cards.card import card_names
 from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
@@ -59,7 +59,7 @@ def _class_count(dataset: Any, config: DictConfig) -> int:
     options = OmegaConf.to_container(config["dataset"], resolve=True)
     assert isinstance(options, dict)
     data_root = path("data_root", config["data_root"])
-    name, own = own_data({str(key): value for key, value in options.items()}, data_root)
+    name, own = user_data({str(key): value for key, value in options.items()}, data_root)
     return find_card(name, data_root, own).sizes["classes"]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from so_clip.config.user_data import OWN_KEYS
+from so_clip.config.user_data import USER_KEYS
 from so_clip.errors import InputError, nearest
 
 
@@ -36,7 +36,7 @@ def check_keys(
 
 def _of_dataset(values: Mapping[str, Any], keys: Sequence[str]) -> Sequence[str]:
     """Return the options of a published dataset, `keys`, or those of one's own images."""
-    return OWN_KEYS.get(str(values["layout"]), keys) if "layout" in values else keys
+    return USER_KEYS.get(str(values["layout"]), keys) if "layout" in values else keys
 
 
 def _check_group(

@@ -4,7 +4,7 @@ from typing import Any
 
 from so_clip.checks import number
 from so_clip.data.base_to_new import BASE_TO_NEW
-from so_clip.data.cards.card import OWN_LAYOUTS, card_names
+from so_clip.data.cards.card import USER_LAYOUTS, card_names
 from so_clip.data.imbalance import LEAST_ALPHA, MOST_ALPHA
 from so_clip.errors import InputError, nearest
 
@@ -24,7 +24,7 @@ def transfer_targets(value: Any, dataset: str) -> tuple[str, ...]:
         )
     known = card_names() if value else []
     for name in value:
-        if name not in known and str(name).partition(":")[0] not in OWN_LAYOUTS:
+        if name not in known and str(name).partition(":")[0] not in USER_LAYOUTS:
             raise InputError(
                 f"transfer={name}: there is no dataset of that name.{nearest(str(name), known)} "
                 f"Known: {', '.join(known)}; your own images are folder:FOLDER or csv:FOLDER."

@@ -25,10 +25,10 @@ from so_clip.checks import (
 )
 from so_clip.config.keys import check_keys
 from so_clip.config.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
-from so_clip.config.user_data import own_data
+from so_clip.config.user_data import user_data
 from so_clip.data.examples import ON_CORRUPT
 from so_clip.data.fewshot import PROTOCOLS as SPLIT_PROTOCOLS
-from so_clip.data.user.dataset import OwnData
+from so_clip.data.user.dataset import UserData
 from so_clip.data.user.prompt_file import is_prompt_file
 from so_clip.errors import InputError
 from so_clip.optim.options import check_steps, checked_options
@@ -97,7 +97,7 @@ class Settings:
     """One run's choices. `NO_DIFFERENCE` names those that cannot change what it measures."""
 
     dataset: str
-    own: OwnData | None
+    own: UserData | None
     split_file: Path | None
     backbone: dict[str, Any]
     method: str
@@ -204,7 +204,7 @@ def from_config(config: DictConfig, at_once: int = 1) -> Settings:
             "Choose adapter=weights, or method=zero_shot to train nothing."
         )
     data_root = path("data_root", values["data_root"])
-    dataset, own = own_data(values["dataset"], data_root)
+    dataset, own = user_data(values["dataset"], data_root)
     settings = Settings(
         dataset=dataset,
         own=own,

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from so_clip.checks import flag, number, one_of, optional_path, unicode_text, whole
-from so_clip.data.cards.card import OWN_LAYOUTS
-from so_clip.data.user.dataset import OwnData, check_name, own_name
+from so_clip.data.cards.card import USER_LAYOUTS
+from so_clip.data.user.dataset import UserData, check_name, user_name
 from so_clip.data.user.folder import SPLIT_CHOICES
 from so_clip.errors import InputError
 
 _BOTH = ("layout", "name", "folder", "split_shares", "split_seed", "class_names")
-OWN_KEYS = {"folder": (*_BOTH, "split", "follow_links"), "csv": (*_BOTH, "csv_file")}
+USER_KEYS = {"folder": (*_BOTH, "split", "follow_links"), "csv": (*_BOTH, "csv_file")}
 # What its key in the hash that draws the split has room for.
 _MAX_SEED = 2**63 - 1
 
 
-def own_data(values: Mapping[str, Any], data_root: Path) -> tuple[str, OwnData | None]:
+def user_data(values: Mapping[str, Any], data_root: Path) -> tuple[str, UserData | None]:
     """Return a dataset's name, and how it is found if it is one's own images.
 
     Args:
@@ -28,12 +28,12 @@ def own_data(values: Mapping[str, Any], data_root: Path) -> tuple[str, OwnData |
     """
     if "layout" not in values:
         return values["name"], None
-    layout = one_of("dataset.layout", values["layout"], OWN_LAYOUTS)
+    layout = one_of("dataset.layout", values["layout"], USER_LAYOUTS)
     folder = optional_path("dataset.folder", values["folder"]) or data_root
     name = values["name"]
     if name is not None:
         name = check_name(unicode_text("dataset.name", str(name)))
-    return name or own_name(layout, folder), OwnData(
+    return name or user_name(layout, folder), UserData(
         layout=layout,
         folder=folder,
         csv_file=optional_path("dataset.csv_file", values.get("csv_file")),

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from so_clip.checks import path
-from so_clip.data.cards.card import OWN_LAYOUTS, DatasetCard, check_trainable, load_card
+from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, check_trainable, load_card
 from so_clip.data.examples import Splits
 from so_clip.data.lists.splits import load_splits
-from so_clip.data.user.dataset import OwnData, own_name, read_own
+from so_clip.data.user.dataset import UserData, read_own, user_name
 from so_clip.data.user.prompt_file import is_prompt_file, read_prompt_file
 from so_clip.errors import InputError
 
@@ -26,14 +26,14 @@ def find_dataset(
     name: str,
     data_root: Path | None,
     split_file: Path | None = None,
-    own: OwnData | None = None,
+    own: UserData | None = None,
     template: str = "plain",
     trains: bool = False,
 ) -> Dataset:
     """Find a dataset's card and lists, and the prompts of a file if `template` names one.
 
     Args:
-        name: of a card; where there is `own`, the name that it shall have. See also `own_target`.
+        name: of a card; where there is `own`, the name that it shall have. See also `user_dataset`.
         data_root, split_file: see load_splits.
         own: one's own images.
         template: the run's setting.
@@ -43,7 +43,7 @@ def find_dataset(
         InputError: no such dataset, or files that are missing or malformed.
     """
     if own is None:
-        target = own_target(name, data_root)
+        target = user_dataset(name, data_root)
         if target is not None:
             name, own = target
     if own is None:
@@ -58,7 +58,7 @@ def find_dataset(
 
 
 def find_card(
-    name: str, data_root: Path | None, own: OwnData | None = None, template: str = "plain"
+    name: str, data_root: Path | None, own: UserData | None = None, template: str = "plain"
 ) -> DatasetCard:
     """Return a card for what needs no lists: class names, templates, sizes.
 
@@ -67,14 +67,14 @@ def find_card(
     Raises:
         InputError: as find_dataset.
     """
-    if own is not None or own_target(name, data_root) is not None:
+    if own is not None or user_dataset(name, data_root) is not None:
         return find_dataset(name, data_root, own=own, template=template).card
     card = load_card(name)
     lists = Splits([], [], [], list(card.class_names))
     return _with_prompts(Dataset(card, lists, data_root), template).card
 
 
-def own_target(name: str, data_root: Path | None) -> tuple[str, OwnData] | None:
+def user_dataset(name: str, data_root: Path | None) -> tuple[str, UserData] | None:
     """Return name and options of one's own images among datasets to test on; None for a card's.
 
     They are called LAYOUT:FOLDER, such as folder:/home/me/flowers, or LAYOUT where `data_root` is
@@ -84,13 +84,13 @@ def own_target(name: str, data_root: Path | None) -> tuple[str, OwnData] | None:
         InputError: there is no folder.
     """
     layout, _, folder = name.partition(":")
-    if layout not in OWN_LAYOUTS:
+    if layout not in USER_LAYOUTS:
         return None
     if not folder and data_root is None:
         raise InputError(f"{name}: needs a folder, such as {layout}:FOLDER.")
     place = path(layout, folder) if folder else data_root
     assert place is not None
-    return own_name(layout, place), OwnData(layout, place)
+    return user_name(layout, place), UserData(layout, place)
 
 
 def _with_prompts(found: Dataset, template: str) -> Dataset:

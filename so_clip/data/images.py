@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from so_clip.data.cards.card import OWN_LAYOUTS, DatasetCard, how_to_get
+from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, how_to_get
 from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
 from so_clip.data.lists.splits import dataset_folder
@@ -178,7 +178,7 @@ def require_images(images: ImageSource, examples: Sequence[Example], card: Datas
         root = getattr(images, "root", card.title)
         way_out = (
             "Add them, or drop their lines from the list."
-            if card.layout in OWN_LAYOUTS
+            if card.layout in USER_LAYOUTS
             else "Complete the dataset, or give a split file that is cut down to the images at "
             f"hand (dataset.split_file=FILE). {how_to_get(card)}"
         )

@@ -13,7 +13,7 @@ from so_clip.data.examples import SKIP, Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
 from so_clip.data.find import Dataset, find_dataset
 from so_clip.data.images import ImageSource, open_images, require_images
-from so_clip.data.user.dataset import OwnData
+from so_clip.data.user.dataset import UserData
 from so_clip.errors import InputError, say
 
 # The name of the second half of the classes among a run's test sets.
@@ -21,7 +21,7 @@ NEW_CLASSES = "new_classes"
 
 
 @dataclass(frozen=True)
-class Target:
+class TestSet:
     """Test images, and the classes among which each image's is looked for.
 
     Attributes:
@@ -53,14 +53,14 @@ class Data:
     splits: Splits
     images: ImageSource
     few_shot: FewShot | None
-    others: tuple[Target, ...] = ()
+    others: tuple[TestSet, ...] = ()
     tested_on: str = "test"
     skipped: tuple[Skipped, ...] = ()
 
     @property
-    def targets(self) -> tuple[Target, ...]:
+    def test_sets(self) -> tuple[TestSet, ...]:
         """All that is tested, the run's own test split first."""
-        return (Target("", self.card, self.splits, self.images), *self.others)
+        return (TestSet("", self.card, self.splits, self.images), *self.others)
 
 
 def gather(
@@ -74,7 +74,7 @@ def gather(
     protocol: str = "all",
     transfer: Sequence[str] = (),
     imbalance: float | None = None,
-    own: OwnData | None = None,
+    own: UserData | None = None,
     template: str = "plain",
     on_corrupt: str = "raise",
     kept_in: Path | None = None,
@@ -90,7 +90,7 @@ def gather(
         seed, split_protocol, imbalance: see draw_few_shot.
         protocol: "base_to_new" trains and tests on the first half of the classes, and tests on the
             second by itself.
-        transfer: names of other datasets to test on; see own_target.
+        transfer: names of other datasets to test on; see user_dataset.
         own: how one's own images are found; None for a card's.
         template: the run's setting, which may name a file of prompts.
         on_corrupt: "skip" decodes all images that the run needs, and does without those that cannot
@@ -110,18 +110,21 @@ def gather(
         few_shot = few_shot.of_base_classes(len(splits.class_names)) if few_shot else None
         splits, new = base_and_new(splits)
         first = len(splits.class_names)
-        halves.append(Target(NEW_CLASSES, card, new, images, first_label=first))
+        halves.append(TestSet(NEW_CLASSES, card, new, images, first_label=first))
     elsewhere = [_elsewhere(name, data_root, dataset, protocol, template) for name in transfer]
     others = (*halves, *elsewhere)
-    _check_names([dataset, *(target.name for target in elsewhere)])
-    _check_names([target.name for target in others])
+    _check_names([dataset, *(test_set.name for test_set in elsewhere)])
+    _check_names([test_set.name for test_set in others])
     require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
-    for target in others:
-        require_images(target.images, target.splits.test, target.card)
+    for test_set in others:
+        require_images(test_set.images, test_set.splits.test, test_set.card)
     if few_shot:
         _note_repeats(few_shot, splits)
     _tell_notes(found)
-    for each, lists in [(card, whole), *((target.card, target.splits) for target in elsewhere)]:
+    for each, lists in [
+        (card, whole),
+        *((test_set.card, test_set.splits) for test_set in elsewhere),
+    ]:
         _note_incomplete(each, lists)
     data = Data(card, splits, images, few_shot, others)
     return _without_corrupt(data, kept_in, workers) if on_corrupt == SKIP else data
@@ -137,11 +140,11 @@ def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> D
     splits, of_test = pass_over_in_test(splits, find)
     skipped += of_test
     others = []
-    for target in data.others:
-        find = partial(corrupt_images, target.images, kept_in=kept_in, workers=workers)
-        left, of_test = pass_over_in_test(target.splits, find)
+    for test_set in data.others:
+        find = partial(corrupt_images, test_set.images, kept_in=kept_in, workers=workers)
+        left, of_test = pass_over_in_test(test_set.splits, find)
         skipped += of_test
-        others.append(replace(target, splits=left))
+        others.append(replace(test_set, splits=left))
     if skipped:
         counts = Counter(each.split for each in skipped)
         say(
@@ -155,7 +158,7 @@ def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> D
 
 def _elsewhere(
     name: str, data_root: Path | None, dataset: str, protocol: str, template: str
-) -> Target:
+) -> TestSet:
     """Find a dataset to test on."""
     try:
         found = find_dataset(name, data_root, template=template)
@@ -165,7 +168,7 @@ def _elsewhere(
     _tell_notes(found)
     card, splits = found.card, found.splits
     shared = card.classes_of == dataset and protocol != BASE_TO_NEW
-    return Target(card.name, card, splits, images, splits.parent_labels if shared else None)
+    return TestSet(card.name, card, splits, images, splits.parent_labels if shared else None)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from so_clip.data.transforms import resize_and_centre_crop
 from so_clip.runtime.precision import Precision
 
 
-class FewShotSupport:
+class FewShotEmbeddings:
     """What an adapter may know of the few shots; see `so_clip.adapt.adapter.Support`.
 
     Args:

@@ -10,7 +10,7 @@ from so_clip.clip.hub import cached_pretrained
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS
-from so_clip.forecast.targets import Tested
+from so_clip.forecast.test_sets import Tested
 
 # Rows of a run's files, bytes: paths of 24 letters, and float32 figures in all their digits.
 _PREDICTION_ROW, _CLASS_ROW, _HISTORY_ROW, _FEW_SHOT_ROW = 80, 60, 48, 64

@@ -17,7 +17,7 @@ import pandas as pd
 from so_clip.config.settings import NO_DIFFERENCE, Augment, Evaluation, Schedule, Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.find import find_card, find_dataset
-from so_clip.data.user.dataset import OwnData
+from so_clip.data.user.dataset import UserData
 from so_clip.errors import InputError
 from so_clip.fingerprint import RESULTS_VERSION
 from so_clip.report.read import Runs
@@ -114,7 +114,7 @@ def _settings(values: dict[str, Any], steps: int) -> Settings:
             "augment": Augment(**given["augment"]),
             "evaluation": Evaluation(**{"decode_cache_gib": 0.0} | given["evaluation"]),
             "transfer": tuple(given["transfer"]),
-            "own": OwnData.from_json(given.get("own")),
+            "own": UserData.from_json(given.get("own")),
             "data_root": Path(given["data_root"]),
             "results_dir": Path(given["results_dir"]),
         }

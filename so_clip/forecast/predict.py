@@ -33,7 +33,7 @@ from so_clip.errors import InputError
 from so_clip.evaluate.evaluator import watch_batch
 from so_clip.forecast.disk import disk_figures
 from so_clip.forecast.flops import Flops, counted, counter
-from so_clip.forecast.targets import Tested, tested_sizes, training_card
+from so_clip.forecast.test_sets import Tested, tested_sizes, training_card
 from so_clip.optim.sampled import GradScaler
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision, pick_precision

@@ -10,7 +10,7 @@ from so_clip.data.cards.card import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Splits
 from so_clip.data.lists.split_file import MAX_PROBLEMS, read_sound_part
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
-from so_clip.data.user.dataset import OwnData, read_own
+from so_clip.data.user.dataset import UserData, read_own
 from so_clip.errors import InputError
 from so_clip.prepare.dataset import LAYOUTS
 from so_clip.prepare.image_health import spread, suspicious, undecodable
@@ -117,7 +117,7 @@ def _of_a_package(card: DatasetCard, root: Path) -> Diagnosis:
     )
 
 
-def examine_own(name: str, own: OwnData, decode: int | None) -> Diagnosis:
+def examine_own(name: str, own: UserData, decode: int | None) -> Diagnosis:
     """Examine one's own images: as `examine` does; what cannot be listed at all is one fault."""
     found = Diagnosis(name, WHOLE, own.folder)
     try:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from so_clip.data.cards.card import OWN_LAYOUTS
+from so_clip.data.cards.card import USER_LAYOUTS
 from so_clip.results.run_files import SKIPPED
 from so_clip.system.paths import CONF_DIR
 
@@ -56,7 +56,7 @@ def overrides_of(
 def own_of(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return what a run's settings say of one's own images; None if nothing that can be used."""
     own = settings.get("own")
-    usable = isinstance(own, dict) and own.get("layout") in OWN_LAYOUTS
+    usable = isinstance(own, dict) and own.get("layout") in USER_LAYOUTS
     return own if usable else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from so_clip.config.settings import NO_DIFFERENCE
-from so_clip.data.user.dataset import OwnData
+from so_clip.data.user.dataset import UserData
 from so_clip.results.run_files import SKIPPED
 
 # Settings that have a column of their own, follow from one, or say where and not what. Which split
@@ -19,7 +19,7 @@ _NOT_A_VARIANT = frozenset(
         *("dataset", "split_file", "backbone.architecture", "method", "method_title"),
         *("shots", "seed", "adapter.seed", "optimizer.seed", "data_root", "evaluation.batch_size"),
         "transfer",  # changes nothing that comes before it
-        *(f"own.{field.name}" for field in fields(OwnData) if field.name != "class_names"),
+        *(f"own.{field.name}" for field in fields(UserData) if field.name != "class_names"),
     }
 )
 _TARGET = "._target_"

@@ -11,7 +11,7 @@ from torch import Tensor
 from so_clip.build import assemble_model, build_optimizer
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import Backbone
-from so_clip.evaluate.few_shot_embeddings import FewShotSupport
+from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.train import train_step
 from tests.helpers.battery_parts import CPU, NAMES, TEMPLATES, TRAINED, batches_of, settings_of
 from tests.helpers.battery_rows import ROWS
@@ -56,7 +56,7 @@ def test_not_a_bit_of_the_model_has_changed_after_500_steps_in_bf16(method: str)
     adapter, classifier = model.adapter, model.classifier
     assert model.precision.name == "bf16"
     batches = batches_of(settings, model)
-    adapter.start(classifier, FewShotSupport(classifier, batches, model.precision, 1))
+    adapter.start(classifier, FewShotEmbeddings(classifier, batches, model.precision, 1))
     first = {name: value.detach().clone() for name, value in model.parameters.items()}
     optimizer = build_optimizer(settings, model)
     images_BCHW, labels_B = next(iter(batches.epoch()))

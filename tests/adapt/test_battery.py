@@ -13,7 +13,7 @@ from so_clip.build import Model, build_optimizer
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.errors import InputError
-from so_clip.evaluate.few_shot_embeddings import FewShotSupport
+from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.results.run_folder import RunFolder
 from so_clip.run import Adaptation, Parts, adapt
 from so_clip.runtime.peak_memory import PeakMemory
@@ -97,7 +97,7 @@ def test_the_zero_shot_logits_are_where_it_starts_or_are_left_by_start(method):
     plain = model_of(from_config(compose(["method=zero_shot"])))
     torch.testing.assert_close(logits_of(model), logits_of(plain), rtol=1e-5, atol=1e-4)
     assert model.adapter is not None
-    support = FewShotSupport(model.classifier, batches_of(settings, model), model.precision, 1)
+    support = FewShotEmbeddings(model.classifier, batches_of(settings, model), model.precision, 1)
     model.adapter.start(model.classifier, support)
     model.classifier.forget_classes()
     same = torch.allclose(logits_of(model), logits_of(plain), rtol=1e-5, atol=1e-4)
@@ -110,7 +110,9 @@ def test_what_it_became_can_be_saved_and_loaded(method, trained, tmp_path):
     torch.save(done.model.classifier.state_dict(), tmp_path / "adapted.pt")
     other = model_of(done.settings)
     assert other.adapter is not None
-    support = FewShotSupport(other.classifier, batches_of(done.settings, other), other.precision, 1)
+    support = FewShotEmbeddings(
+        other.classifier, batches_of(done.settings, other), other.precision, 1
+    )
     other.adapter.start(other.classifier, support)
     state = torch.load(tmp_path / "adapted.pt", weights_only=True)
     other.classifier.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""docs/own_data.md, followed to the letter: its files are written, its commands run in order."""
+"""docs/user_data.md, followed to the letter: its files are written, its commands run in order."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from so_clip.cli.table import main as table
 from tests.helpers.command import ROOT, call, environment
 from tests.helpers.made_datasets import write_class_folders, write_image
 
-PAGE = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "user_data.md").read_text(encoding="utf-8")
 HOME = "$HOME"
 PROGRAMS: dict[str, Callable[[], int]] = {
     "so_clip": main,

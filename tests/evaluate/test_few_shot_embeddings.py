@@ -6,7 +6,7 @@ from torchvision.transforms.functional import to_pil_image
 from so_clip.clip.classifier import Classifier
 from so_clip.data.batches import TrainBatches
 from so_clip.data.transforms import resize_and_centre_crop
-from so_clip.evaluate.few_shot_embeddings import FewShotSupport
+from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.runtime.precision import Precision
 from tests.helpers.small_models import small_backbone
 
@@ -14,13 +14,13 @@ CPU = torch.device("cpu")
 SIZES = [(40, 50), (33, 90), (32, 32), (100, 70), (61, 61)]
 
 
-def _support(seed: int = 5) -> tuple[Classifier, TrainBatches, FewShotSupport]:
+def _support(seed: int = 5) -> tuple[Classifier, TrainBatches, FewShotEmbeddings]:
     backbone = small_backbone()
     classifier = Classifier(backbone, backbone.tokenize(["a dog", "a cat"]))
     draw = torch.Generator().manual_seed(0)
     images = [torch.randint(256, (3, *size), generator=draw, dtype=torch.uint8) for size in SIZES]
     batches = TrainBatches(images, [0, 1, 0, 1, 1], 2, 32, torch.Generator().manual_seed(1), CPU)
-    return classifier, batches, FewShotSupport(classifier, batches, Precision("fp32", CPU), seed)
+    return classifier, batches, FewShotEmbeddings(classifier, batches, Precision("fp32", CPU), seed)
 
 
 def test_labels_are_those_of_the_images():

@@ -14,7 +14,7 @@ from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.data.batches import TrainBatches
 from so_clip.data.cards.card import load_card
-from so_clip.evaluate.few_shot_embeddings import FewShotSupport
+from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.forecast.flops import counter
 from so_clip.train import train_step
 from tests.helpers.command import call
@@ -42,7 +42,7 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
     images = [torch.zeros(3, side, side, dtype=torch.uint8) for _ in range(40)]
     labels = [label for label in range(10) for _ in range(4)]
     batches = TrainBatches(images, labels, settings.schedule.batch_size, side, generator, CPU)
-    adapter.start(classifier, FewShotSupport(classifier, batches, model.precision, 1))
+    adapter.start(classifier, FewShotEmbeddings(classifier, batches, model.precision, 1))
     classifier.classes()  # a frozen text tower's are there since the zero-shot evaluation
     optimizer = build_optimizer(settings, model)
     step = total = 0

@@ -18,7 +18,7 @@ TEST_LAYOUTS = ("wordnet_folders", "numbered_folders")
 PACKAGE_LAYOUT = "package_folders"
 LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", "digits", PACKAGE_LAYOUT, *TEST_LAYOUTS)
 # Of one's own images: their cards are no files, they are made from what lies in the folder.
-OWN_LAYOUTS = ("folder", "csv")
+USER_LAYOUTS = ("folder", "csv")
 SIZES = ("classes", "train", "val", "test")
 _OPTIONAL = (
     *("split_file", "split_sha256", "sources", "class_folders", "classes_of"),
@@ -121,10 +121,10 @@ def load_card(name: str, cards_dir: Path = CARDS_DIR) -> DatasetCard:
             and key are named).
     """
     known = card_names(cards_dir)
-    if name in OWN_LAYOUTS:
+    if name in USER_LAYOUTS:
         raise InputError(
             f"dataset={name}: is for your own images, which need no card and no preparation; see "
-            "docs/own_data.md."
+            "docs/user_data.md."
         )
     if name not in known:
         raise InputError(
@@ -155,8 +155,8 @@ def check_trainable(card: DatasetCard) -> None:
 
 def how_to_get(card: DatasetCard) -> str:
     """Return one sentence that says where the files of a dataset come from."""
-    if card.layout in OWN_LAYOUTS:
-        return "They are your own: docs/own_data.md says how they are laid out."
+    if card.layout in USER_LAYOUTS:
+        return "They are your own: docs/user_data.md says how they are laid out."
     if card.package:
         return f"They come in a package ({card.homepage}): pip install {card.package['install']}."
     by_hand = (

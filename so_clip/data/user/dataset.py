@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so_clip.data.cards.card import OWN_LAYOUTS, DatasetCard, card_names
+from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, card_names
 from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.lists.drawn_split import drawn
 from so_clip.data.lists.listing import Listed, Listing, composed
@@ -26,7 +26,7 @@ _MAX_NAME_BYTES = 64
 
 
 @dataclass(frozen=True)
-class OwnData:
+class UserData:
     """How one's own images are found and divided: the options of dataset=folder and dataset=csv.
 
     Attributes:
@@ -49,7 +49,7 @@ class OwnData:
     follow_links: bool = False
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any] | None) -> "OwnData | None":
+    def from_json(cls, values: Mapping[str, Any] | None) -> "UserData | None":
         """Return what a run's recorded settings say under `own`."""
         if values is None:
             return None
@@ -58,7 +58,7 @@ class OwnData:
         return cls(**given | {"split_shares": tuple(values["split_shares"])})
 
 
-def own_name(layout: str, folder: Path) -> str:
+def user_name(layout: str, folder: Path) -> str:
     """Return what tables and run folders call one's own images: their folder's name.
 
     Letters, digits, - and _ are kept. What is a published dataset's name gets the layout added.
@@ -88,7 +88,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_own(own: OwnData, name: str) -> tuple[DatasetCard, Splits, Listing]:
+def read_own(own: UserData, name: str) -> tuple[DatasetCard, Splits, Listing]:
     """List one's own images, and divide them if they are not.
 
     Labels go by the classes' folders or labels, in order; lists are sorted by class and path.
@@ -132,8 +132,8 @@ def read_own(own: OwnData, name: str) -> tuple[DatasetCard, Splits, Listing]:
     return card, splits, listing
 
 
-def _listed(own: OwnData) -> Listing:
-    assert own.layout in OWN_LAYOUTS
+def _listed(own: UserData) -> Listing:
+    assert own.layout in USER_LAYOUTS
     if not os.path.isdir(own.folder):  # noqa: PTH112 - Path.is_dir raises below a locked folder
         raise InputError(
             f"{own.folder}: there is no such folder. Give that of your images with "
@@ -144,7 +144,7 @@ def _listed(own: OwnData) -> Listing:
     return list_folder(own.folder, own.split, own.follow_links)
 
 
-def _check_classes(listing: Listing, keys: Sequence[str], own: OwnData) -> None:
+def _check_classes(listing: Listing, keys: Sequence[str], own: UserData) -> None:
     there = Counter(image.key for image in listing.images)
     if own.layout == "folder" and len(keys) == 1 and there[keys[0]]:
         _check_one_folder(listing, keys[0], own)
@@ -162,7 +162,7 @@ def _check_classes(listing: Listing, keys: Sequence[str], own: OwnData) -> None:
         )
 
 
-def _check_one_folder(listing: Listing, key: str, own: OwnData) -> None:
+def _check_one_folder(listing: Listing, key: str, own: UserData) -> None:
     """Say it where the folder of the classes' folders was meant."""
     inner = {image.path.split("/")[1] for image in listing.images if image.path.count("/") > 1}
     if len(inner) > 1:
@@ -209,7 +209,7 @@ def _splits(
     )
 
 
-def _note_names(keys: Sequence[str], names: Sequence[str], own: OwnData, listing: Listing) -> None:
+def _note_names(keys: Sequence[str], names: Sequence[str], own: UserData, listing: Listing) -> None:
     """Say it of names that prompts do not have as they are, and of numbers."""
     if all(name.isdigit() for name in names):
         listing.notes.append(

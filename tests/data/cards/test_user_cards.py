@@ -14,7 +14,7 @@ from so_clip.errors import InputError
 from tests.helpers.made_datasets import write_split_dataset
 
 NAMES = ("red thing", "blue thing")
-# As docs/own_data.md has it.
+# As docs/user_data.md has it.
 CARD: dict[str, Any] = {
     "name": "mine",
     "title": "My images",

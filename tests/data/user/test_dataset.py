@@ -10,7 +10,7 @@ from so_clip.config.compose import compose
 from so_clip.config.settings import Settings, from_config
 from so_clip.data.find import find_card, find_dataset
 from so_clip.data.run_data import gather
-from so_clip.data.user.dataset import OwnData, check_name, own_name, read_own
+from so_clip.data.user.dataset import UserData, check_name, read_own, user_name
 from so_clip.errors import InputError
 from tests.helpers.made_datasets import ANIMALS, write_class_folders
 
@@ -31,11 +31,11 @@ def settings(*overrides: object) -> Settings:
 
 
 def sha256(root: Path, **options: object) -> str | None:
-    return read_own(OwnData("folder", root, **options), "mine")[1].sha256  # type: ignore[arg-type]
+    return read_own(UserData("folder", root, **options), "mine")[1].sha256  # type: ignore[arg-type]
 
 
 def test_a_folder_becomes_a_card_and_lists(tmp_path: Path):
-    card, splits, _ = read_own(OwnData("folder", pets(tmp_path)), "mine")
+    card, splits, _ = read_own(UserData("folder", pets(tmp_path)), "mine")
     assert (card.name, card.title, card.class_names) == ("mine", "mine", ANIMALS)
     assert card.sizes == {"classes": 5, "train": 25, "val": 10, "test": 15}
     assert splits.class_names == list(ANIMALS)
@@ -66,25 +66,25 @@ def test_a_copy_in_other_unicode_is_the_same_split(tmp_path: Path):
 
 
 def test_folders_and_a_csv_file_of_the_same_split_are_one(tmp_path: Path):
-    _, splits, _ = read_own(OwnData("folder", pets(tmp_path)), "mine")
+    _, splits, _ = read_own(UserData("folder", pets(tmp_path)), "mine")
     rows = [
         f"{example.path},{ANIMALS[example.label]},{split}"
         for split in ("test", "train", "val")
         for example in getattr(splits, split)
     ]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
-    assert read_own(OwnData("csv", tmp_path), "mine")[1].sha256 == splits.sha256
+    assert read_own(UserData("csv", tmp_path), "mine")[1].sha256 == splits.sha256
 
 
 def test_a_csv_file_of_numbers_takes_names_from_a_file(tmp_path: Path):
     rows = [f"{label}/{n}.jpg,{label}" for label in (10, 9, 2) for n in range(4)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
-    card, splits, listing = read_own(OwnData("csv", tmp_path), "mine")
+    card, splits, listing = read_own(UserData("csv", tmp_path), "mine")
     assert card.class_names == ("2", "9", "10")
     assert "the classes are numbers, and prompts say 'a photo of a 2.'" in listing.notes[0]
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"2": "ant", "9": "bee", "10": "cat"}))
-    named = read_own(OwnData("csv", tmp_path, class_names=names), "mine")
+    named = read_own(UserData("csv", tmp_path, class_names=names), "mine")
     assert named[0].class_names == ("ant", "bee", "cat")
     assert named[1].sha256 == splits.sha256  # names are hashed with the prompts
     assert names in named[1].read_from
@@ -102,16 +102,16 @@ REFUSED = {
 @pytest.mark.parametrize(("paths", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_a_dataset_is_refused(paths: tuple[str, ...], message: str, tmp_path: Path):
     with pytest.raises(InputError) as caught:
-        read_own(OwnData("folder", touch(tmp_path, *paths)), "mine")
+        read_own(UserData("folder", touch(tmp_path, *paths)), "mine")
     assert message in str(caught.value)
 
 
 def test_no_folder_and_no_rows_are_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"none: there is no such folder\. Give that of your"):
-        read_own(OwnData("folder", tmp_path / "none"), "mine")
+        read_own(UserData("folder", tmp_path / "none"), "mine")
     (tmp_path / "list.csv").write_text("path,label\n")
     with pytest.raises(InputError, match=r"list\.csv: holds no images"):
-        read_own(OwnData("csv", tmp_path), "mine")
+        read_own(UserData("csv", tmp_path), "mine")
 
 
 def test_a_class_to_train_on_without_images_is_named_by_the_draw(tmp_path: Path):
@@ -124,14 +124,14 @@ def test_a_class_to_train_on_without_images_is_named_by_the_draw(tmp_path: Path)
 
 
 def test_names_come_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert own_name("folder", Path("/x/land use (2024)")) == "land-use-2024"
-    assert own_name("folder", Path("/x/écoles/")) == "écoles"
-    assert own_name("csv", Path("/x/eurosat")) == "eurosat-csv"
-    assert own_name("folder", Path("/")) == "folder"
-    assert len(own_name("folder", Path("/é" + "é" * 100)).encode()) == 64
+    assert user_name("folder", Path("/x/land use (2024)")) == "land-use-2024"
+    assert user_name("folder", Path("/x/écoles/")) == "écoles"
+    assert user_name("csv", Path("/x/eurosat")) == "eurosat-csv"
+    assert user_name("folder", Path("/")) == "folder"
+    assert len(user_name("folder", Path("/é" + "é" * 100)).encode()) == 64
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
-    assert own_name("folder", Path("in/..")) == own_name("folder", Path()) == tmp_path.name
+    assert user_name("folder", Path("in/..")) == user_name("folder", Path()) == tmp_path.name
     for name in ("a/b", "", "a b", "é" * 33, "eurosat"):
         with pytest.raises(InputError, match=f"dataset.name={name}: "):
             check_name(name)
@@ -146,10 +146,10 @@ def test_options_reach_the_settings(tmp_path: Path):
     where = Path.home() / "x"
     how = ("drawn", (0.6, 0.0, 0.4), 3, Path("names.txt"), True)
     assert chosen.dataset == "mine"
-    assert chosen.own == OwnData("folder", where, None, *how)
-    assert OwnData.from_json(chosen.as_dict()["own"]) == chosen.own
+    assert chosen.own == UserData("folder", where, None, *how)
+    assert UserData.from_json(chosen.as_dict()["own"]) == chosen.own
     assert settings("dataset=csv", "dataset.csv_file=a.csv").own.csv_file == Path("a.csv")
-    assert OwnData.from_json(settings().as_dict()["own"]) is None
+    assert UserData.from_json(settings().as_dict()["own"]) is None
 
 
 BAD_OPTIONS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from so_clip.data.user.dataset import OwnData, read_own
+from so_clip.data.user.dataset import UserData, read_own
 from so_clip.data.user.folder import list_folder
 from so_clip.errors import InputError
 
@@ -208,6 +208,6 @@ def test_ten_thousand_classes_are_listed_and_divided(tmp_path: Path):
         folder.mkdir()
         for name in ("a.jpg", "b.jpg"):
             (folder / name).touch()
-    card, splits, _ = read_own(OwnData("folder", tmp_path), "many")
+    card, splits, _ = read_own(UserData("folder", tmp_path), "many")
     assert card.sizes == {"classes": 10_000, "train": 10_000, "val": 0, "test": 10_000}
     assert set(Counter(label for _, label in splits.train).values()) == {1}

@@ -12,7 +12,7 @@ from so_clip.cli.forecast import main as forecast
 from so_clip.cli.table import main as table
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
-from so_clip.data.user.dataset import OwnData
+from so_clip.data.user.dataset import UserData
 from so_clip.report.commands import overrides_of
 from tests.helpers.command import Outcome, call
 from tests.helpers.made_datasets import ANIMALS, write_class_folders
@@ -217,6 +217,6 @@ def test_commands_for_missing_runs_find_the_images_again(zoo: Path, tmp_path: Pa
     own = found["settings"]["own"]
     again = from_config(compose(overrides_of(like, "park", 7, own)))
     assert (again.dataset, again.seed) == ("park", 7)
-    assert again.own == OwnData.from_json(own)
+    assert again.own == UserData.from_json(own)
     elsewhere = from_config(compose(overrides_of(like, "digits", 1, None)))
     assert (elsewhere.dataset, elsewhere.own) == ("digits", None)
