@@ -244,7 +244,7 @@ def _decode_cache(options: Evaluation, test_set: TestSet, model: Model) -> Decod
 
 
 def _other_classes(settings: Settings, test_set: TestSet, model: Model) -> tuple[Classes, Classes]:
-    """Return contexts in which the classifier tells a test_set's classes apart: before and after."""
+    """Return contexts in which the classifier has a test set's classes: before and after."""
     names, card = test_set.splits.class_names, test_set.card
     prompts = _prompts(settings.template, names, card.template_sets, card.descriptions)
     classifier, adapter = model.classifier, model.adapter
