@@ -1,19 +1,120 @@
-"""Checks of one value from a configuration: each returns it in its own type, or says what is wrong.
+"""Typed options and the messages for values that cannot be used.
 
-`key` is the option's name as the user writes it; every InputError begins with it and the value.
+An option is a field of an `Options` class, declared once with its type, limits, default and help
+text. `validated` builds such an object and turns pydantic's first error into an InputError that
+names the value, its place, the nearest name and the way out. The functions below check one value
+each; `key` is the option's name as the user writes it, and every message begins with it.
 """
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from so_clip.errors import InputError, nearest
 
-# A part of a folder's name, which most file systems end at 255 bytes.
+# The longest method name: part of the run folder's name, and file systems allow 255 bytes.
 MAX_METHOD_NAME = 64
 # A million GiB.
 MAX_MIB = 1e9
+
+_OPTION_TEXTS = {
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "float_type": "must be a finite number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be a text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be {le} or less",
+    "less_than": "must be below {lt}",
+}
+
+
+class Options(BaseModel):
+    """Base of all groups of options: immutable, strictly typed, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
+def option(
+    default: Any = ..., help: str = "", *, changes_results: bool = True, **limits: Any
+) -> Any:
+    """Declare an option: a pydantic field with help text.
+
+    Args:
+        default: the value if the user gives none. Without it, YAML files give the value.
+        help: one line for `--help options`.
+        changes_results: False if the option cannot change what a run measures. It is then left out
+            of the run's fingerprint.
+        limits: `ge`, `gt`, `le` or `lt`, as pydantic's Field has them.
+    """
+    extra = {"changes_results": changes_results}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def validated(
+    options: type[OptionsType], values: Any, prefix: str = "", known: Iterable[str] | None = None
+) -> OptionsType:
+    """Return the values as an object of the class `options`.
+
+    Args:
+        options: the class.
+        values: a mapping of option names to plain values.
+        prefix: what stands before the names on the command line, such as "schedule.".
+        known: all names that the user may write there. Default: the fields of the class.
+
+    Raises:
+        InputError: about the first value that cannot be used.
+    """
+    names = list(known or options.model_fields)
+    if not isinstance(values, Mapping):
+        raise InputError(f"{prefix[:-1]}={values}: must hold the options {', '.join(names)}.")
+    for name in names:
+        if name not in values:
+            raise InputError(f"{prefix}{name} is missing. Give it, or leave out the ~.")
+    for name in values:
+        if name not in names:
+            raise InputError(f"{prefix}{name}: there is no such option.{nearest(str(name), names)}")
+    try:
+        return options.model_validate(dict(values), context={"prefix": prefix})
+    except ValidationError as error:
+        raise input_error(error, prefix) from error
+
+
+def input_error(error: ValidationError, prefix: str = "") -> InputError:
+    """Return pydantic's first error as an InputError "OPTION=VALUE: what the value must be."."""
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):  # a check of ours, which has the whole message
+        return cause
+    key = ".".join(str(part) for part in first["loc"])
+    return InputError(f"{prefix}{key}={first['input']}: {problem_text(first)}")
+
+
+def problem_text(details: Mapping[str, Any]) -> str:
+    """Return one sentence about what a value must be, from one of pydantic's error details."""
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        return f"must be {' or '.join(allowed)}.{nearest(str(details['input']), allowed)}"
+    if kind == "value_error":
+        return str(context["error"])
+    return _OPTION_TEXTS.get(kind, details["msg"]).format(**context) + "."
+
+
+def option_key(info: ValidationInfo) -> str:
+    """Return the full name of the option that a validator looks at."""
+    prefix = info.context["prefix"] if info.context else ""
+    return f"{prefix}{info.field_name}"
 
 
 def path(key: str, value: Any) -> Path:
@@ -122,3 +223,21 @@ def device_name(key: str, value: Any) -> str:
     if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", str(value)):
         raise InputError(f"{key}={value}: must be auto, cpu, cuda or cuda:N.")
     return str(value)
+
+
+def _path_option(value: Any, info: ValidationInfo) -> Path:
+    return path(option_key(info), value)
+
+
+def _optional_path_option(value: Any, info: ValidationInfo) -> Path | None:
+    return optional_path(option_key(info), value)
+
+
+def _mib_option(value: Any, info: ValidationInfo) -> float | None:
+    return auto_mib(option_key(info), value)
+
+
+# Types of options. A path has its ~ expanded. MiB is None for auto.
+PathOption = Annotated[Path, BeforeValidator(_path_option)]
+OptionalPathOption = Annotated[Path | None, BeforeValidator(_optional_path_option)]
+AutoMib = Annotated[float | None, BeforeValidator(_mib_option)]
