@@ -140,7 +140,7 @@ def follow(settings: Settings, data: Data, ranks: Ranks) -> None:
     settings = resolved(settings)
     model = build_model(settings, data)
     _check_draws(model, ranks)
-    told = ranks.hear()
+    told = ranks.receive()
     if told is None:
         return
     folder, fingerprint = told
@@ -198,7 +198,7 @@ def _do(
         adapted, adaptation = zero_shot, Adaptation(History(stop_reason="zero_shot"), 0.0, 0)
     else:
         if parts.optimizer is not None:
-            ranks.tell((folder.path, fingerprint))
+            ranks.broadcast((folder.path, fingerprint))
         try:
             adaptation = adapt(parts)
         except TrainingDiverged:
@@ -255,7 +255,7 @@ def adapt(parts: Parts) -> Adaptation:
     support = FewShotEmbeddings(classifier, parts.batches, model.precision, settings.seed)
     adapter.start(classifier, support)
     if parts.optimizer is not None:
-        parts.ranks.agree([*model.parameters.values(), *classifier.buffers()])
+        parts.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
     # On the host, so that the copy is no part of the device's peak.
     before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
     curve = Curve(parts.evaluator, settings.evaluation.every_steps, parts.peak_memory)

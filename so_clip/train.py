@@ -159,10 +159,10 @@ def train_step(
     ranks: Ranks = ALONE,
 ) -> Tensor:
     """Take one step along the gradient; return the cross-entropy, still on the device."""
-    own_BCHW, own_B = ranks.part(images_BCHW, labels_B)
+    shard_BCHW, shard_B = ranks.shard(images_BCHW, labels_B)
     with precision.autocast():
-        loss = nn.functional.cross_entropy(classifier(own_BCHW).float(), own_B)
-        loss = ranks.weighted(loss, len(labels_B))
+        loss = nn.functional.cross_entropy(classifier(shard_BCHW).float(), shard_B)
+        loss = ranks.weight_loss(loss, len(labels_B))
         extra = penalty()
     precision.scaler.scale(loss if extra is None else loss + extra).backward()
     ranks.average_gradients(optimizer)

@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 -m so_clip dataset=imagenet ...
 
-All draw the same batches, and each computes the gradients of its part of the images. These are
-averaged, whole or sampled, so that every process takes the very step that one alone would have
-taken, but for rounding. The first also does all else: zero-shot, evaluation, files; the others wait
-for it, and end when training does.
+All processes draw the same batches. Each computes the gradients of its shard of the images. The
+gradients, dense or sampled, are then averaged, so that every process takes the step that a single
+process would take, up to rounding. The first process also does all other work: zero-shot,
+evaluation, files. The other processes wait for it, and end when training ends.
 """
 
 import os
@@ -22,46 +22,48 @@ from torch import Tensor
 from so_clip.errors import InputError
 from so_clip.optim.gradients import sampled_gradient
 from so_clip.runtime.device import pick_device
-from so_clip.system import torchrun as launched
+from so_clip.system import torchrun
 
-# As long as an evaluation may take, for which all but one process wait. Should that one die,
-# torchrun ends the others.
-_PATIENCE = timedelta(days=7)
+# The other processes wait this long for the first one's evaluation. If one process dies, torchrun
+# ends the others.
+_TIMEOUT = timedelta(days=7)
 
 
 class Ranks:
-    """The processes of a run; by default there is but this one, and nothing here does anything.
+    """The processes of a run. With one process, the default, every method is a no-op.
 
     Args:
-        rank: this process's number.
-        size: how many there are.
+        rank: the number of this process, from 0.
+        size: the number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
-        self._told = False
+        self._broadcast_done = False
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that evaluates and writes."""
+        """Whether this process evaluates and writes files."""
         return self.rank == 0
 
-    def part(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    def shard(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return this process's images and labels of a batch.
 
-        Where there are fewer images than processes, some get the first one, of no weight.
+        If a batch has fewer images than processes, some processes get its first image. Their loss
+        has weight 0; see `weight_loss`.
         """
         if self.size == 1:
             return images_BCHW, labels_B
         start, stop = self._bounds(len(labels_B))
-        own = slice(start, stop) if start < stop else slice(1)
-        return images_BCHW[own], labels_B[own]
+        shard = slice(start, stop) if start < stop else slice(1)
+        return images_BCHW[shard], labels_B[shard]
 
-    def weighted(self, loss: Tensor, images: int) -> Tensor:
-        """Return the mean loss of `part` so weighted that the processes' average is the batch's.
+    def weight_loss(self, loss: Tensor, images: int) -> Tensor:
+        """Weight a shard's mean loss, so that the processes' average is the batch's mean loss.
 
         Args:
-            images: in the whole batch.
+            loss: the mean over this process's shard.
+            images: the number of images in the whole batch.
         """
         if self.size == 1:
             return loss
@@ -70,23 +72,23 @@ class Ranks:
 
     @torch.no_grad()
     def average_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Average all gradients over the processes, in place; sampled ones stay sampled.
+        """Average all gradients over the processes, in place. Sampled gradients stay sampled.
 
-        The optimizer must be the same everywhere, so that supports are, too.
+        The optimizer must be the same in all processes, so that its supports are the same.
         """
         if self.size == 1:
             return
-        params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-        grads = [
-            grad
-            for param in params
-            for grad in (param.grad, sampled_gradient(param))
-            if grad is not None
+        parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        gradients = [
+            gradient
+            for parameter in parameters
+            for gradient in (parameter.grad, sampled_gradient(parameter))
+            if gradient is not None
         ]
-        self._average(grads)
+        self._average(gradients)
 
     def average(self, value: Tensor) -> Tensor:
-        """Return the processes' average of a value."""
+        """Return the average of a value over the processes."""
         if self.size == 1:
             return value
         mean = value.clone()
@@ -94,92 +96,96 @@ class Ranks:
         return mean
 
     @torch.no_grad()
-    def agree(self, tensors: Iterable[Tensor]) -> None:
-        """Give all processes the first one's values, in place."""
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the first process's values to all processes, in place."""
         if self.size > 1:
             for tensor in tensors:
-                same = tensor.detach().contiguous()
-                dist.broadcast(same, src=0)
-                tensor.copy_(same)
+                value = tensor.detach().contiguous()
+                dist.broadcast(value, src=0)
+                tensor.copy_(value)
 
-    def check_same(self, what: str, value: Any) -> None:
-        """Raise InputError in all processes unless all have the same value."""
+    def check_same(self, name: str, value: Any) -> None:
+        """Raise InputError in all processes unless the value is the same in all of them."""
         if self.size == 1:
             return
         values = [None] * self.size
         dist.all_gather_object(values, value)
-        if any(each != values[0] for each in values):
+        if any(other != values[0] for other in values):
             raise InputError(
-                f"torchrun's processes do not find the same {what}: {values}. All machines need "
+                f"torchrun's processes do not find the same {name}: {values}. All machines need "
                 "the same results_dir, data and version of so_clip."
             )
 
-    def tell(self, value: Any) -> None:
-        """Tell the others what they are waiting for: what to take part in, or None for nothing."""
-        if self.size > 1 and not self._told:
-            self._told = True
+    def broadcast(self, value: Any) -> None:
+        """Send a value from the first process to all others, which wait for it in `receive`.
+
+        The value names the training to take part in; None means there is none. Only the first call
+        sends.
+        """
+        if self.size > 1 and not self._broadcast_done:
+            self._broadcast_done = True
             dist.broadcast_object_list([value], src=0)
 
-    def hear(self) -> Any:
-        """Wait for what the first process tells."""
-        told = [None]
-        dist.broadcast_object_list(told, src=0)
-        return told[0]
+    def receive(self) -> Any:
+        """Wait for the value that the first process broadcasts, and return it."""
+        values = [None]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def _bounds(self, images: int) -> tuple[int, int]:
         return self.rank * images // self.size, (self.rank + 1) * images // self.size
 
     def _average(self, tensors: list[Tensor]) -> None:
-        whole = [tensor.contiguous() for tensor in tensors]
-        waiting = [dist.all_reduce(each, async_op=True) for each in whole]
-        for tensor, each, work in zip(tensors, whole, waiting, strict=True):
+        sums = [tensor.contiguous() for tensor in tensors]
+        works = [dist.all_reduce(total, async_op=True) for total in sums]
+        for tensor, total, work in zip(tensors, sums, works, strict=True):
             work.wait()
-            each.div_(self.size)
-            if each is not tensor:
-                tensor.copy_(each)
+            total.div_(self.size)
+            if total is not tensor:
+                tensor.copy_(total)
 
 
 ALONE = Ranks()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """Join the other processes of the run, if torchrun has started any.
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the processes that torchrun started for this run; without torchrun, do nothing.
 
     Args:
-        device: the run's setting. CUDA means a GPU of its own for each process.
+        device: the run's setting. With CUDA, each process gets its own GPU.
 
     Raises:
-        InputError: there are more processes than GPUs, or all were to use the same.
+        InputError: there are more processes than GPUs, or the setting names one GPU for all.
     """
-    size = launched.processes()
+    size = torchrun.processes()
     if size == 1:
         yield ALONE
         return
     cuda = pick_device(device).type == "cuda"
     if cuda:
         _take_gpu(device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
-    ranks = Ranks(launched.rank(), size)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    ranks = Ranks(torchrun.rank(), size)
     try:
         yield ranks
     finally:
         if ranks.first:
-            with suppress(RuntimeError):  # the others may have failed as well, and be gone
-                ranks.tell(None)  # unless training was begun
+            with suppress(RuntimeError):  # the others may have failed as well and be gone
+                ranks.broadcast(None)  # sends nothing if training has begun
         dist.destroy_process_group()
 
 
 def _take_gpu(device: str) -> None:
-    own, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if ":" in device:
         raise InputError(
             f"device={device}: torchrun's processes need a GPU each. Leave the option out; "
             "CUDA_VISIBLE_DEVICES says which GPUs there are."
         )
-    if own >= count:
+    if index >= count:
         raise InputError(
             f"torchrun has started more processes than the {count} GPUs here: lower "
             "--nproc-per-node, or use device=cpu."
         )
-    torch.cuda.set_device(own)
+    torch.cuda.set_device(index)

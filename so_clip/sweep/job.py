@@ -115,9 +115,9 @@ def _do(
     # Only now, since torch takes seconds to import and most bad input is refused without it.
     from so_clip.run import follow, run
     from so_clip.runtime.device import cpu_threads, one_gpu
-    from so_clip.runtime.distributed import joined
+    from so_clip.runtime.distributed import process_group
 
-    with cpu_threads(settings.threads), one_gpu(gpu_job), joined(settings.device) as ranks:
+    with cpu_threads(settings.threads), one_gpu(gpu_job), process_group(settings.device) as ranks:
         if ranks.first:
             return run(settings, data, overrides, keep_refusals, ranks)
         follow(settings, data, ranks)
