@@ -48,17 +48,17 @@ SHOTS, SEEDS = (1, 2, 4, 8, 16), (1, 2, 3)
 # Files of images are as large as those of real runs, but shared by links between as many runs.
 _KINDS = 16
 COMMANDS = {
-    "status": ("so_clip.cli.status", "--once"),
-    "table": ("so_clip.cli.table",),
-    "report, tables only": ("so_clip.cli.report", "--tables-only"),
-    "report": ("so_clip.cli.report",),
+    "status": ("status", "--once"),
+    "table": ("table",),
+    "report, tables only": ("report", "--tables-only"),
+    "report": ("report",),
 }
 # The peak is asked for from inside: what the system counts for a child has its parent's in it.
 _CALL = """
-import importlib, sys
+import sys
 from pathlib import Path
-module, *sys.argv[1:] = sys.argv[1:]
-code = importlib.import_module(module).main()
+from so_clip.__main__ import main
+code = main()
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 sys.exit(code)
 """
@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs, out = Path(folder) / "runs", Path(folder) / "out"
         write_runs(runs, options.runs)
         rows = []
-        for name, (module, *flags) in COMMANDS.items():
+        for name, (command, *flags) in COMMANDS.items():
             to = [] if name == "status" else ["-o", str(out / name)]
-            rows.append({"what": name, "runs": options.runs} | measure(module, runs, *flags, *to))
+            rows.append({"what": name, "runs": options.runs} | measure(command, runs, *flags, *to))
             print(rows[-1], flush=True)
         page = out / "report" / "index.html"
         rows.append({"what": "page", "runs": options.runs, "page_mb": page.stat().st_size / 1e6})
@@ -165,7 +165,7 @@ def _write_kinds(folder: Path) -> None:
             pd.DataFrame(each).to_csv(folder / str(kind) / name, index=False)
 
 
-def measure(module: str, *arguments: object) -> dict[str, float]:
+def measure(command: str, *arguments: object) -> dict[str, float]:
     """Run a command to its end; return the seconds it took and the most memory it had.
 
     Raises:
@@ -174,7 +174,7 @@ def measure(module: str, *arguments: object) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", _CALL, module, *map(str, arguments)],
+        [sys.executable, "-c", _CALL, command, *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -26,14 +26,13 @@ def main() -> int:
     """Run the command line of `python -m so_clip`; return the process's exit code."""
     # Hydra prints and exits by itself unless it is told to let exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        command = import_module(f"so_clip.cli.{sys.argv.pop(1)}")
+        return command.main()
     return guarded(_main)
 
 
 def _main(arguments: list[str]) -> None:
-    if arguments and arguments[0] in COMMANDS:
-        command = import_module(f"so_clip.cli.{arguments[0]}")
-        sys.argv[1:] = [each for each in sys.argv[1:] if each != arguments[0]]
-        raise SystemExit(command.main())
     if any(each.partition("=")[0] in HELP for each in arguments):
         from so_clip.cli.help import shown
 

@@ -92,14 +92,14 @@ def test_an_unknown_flag_is_named(flag):
     assert "--help" in done.err
 
 
-@pytest.mark.parametrize("module", ["so_clip.cli.draw", "so_clip.cli.table", "so_clip.cli.report"])
-def test_the_other_commands_end_alike(module, tmp_path):
-    bad = "shots=0" if module == "so_clip.cli.draw" else tmp_path / "nowhere"
-    done = spawn(bad, module=module)
+@pytest.mark.parametrize("command", ["draw", "table", "report"])
+def test_the_other_commands_end_alike(command, tmp_path):
+    bad = "shots=0" if command == "draw" else tmp_path / "nowhere"
+    done = spawn(command, bad)
     assert done.code == 2
     assert len(done.messages) == 1
     assert "Traceback" not in done.err
-    assert "Traceback" in spawn(bad, "--debug", module=module).err
+    assert "Traceback" in spawn(command, bad, "--debug").err
 
 
 def test_an_interrupted_run_says_so_and_is_not_taken_for_a_finished_one(tmp_path):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from so_clip.cli import draw, table
 from so_clip.results.scores import figures
 from tests.helpers.command import call
 from tests.helpers.whole_runs import STEPS, Run, run
@@ -137,7 +136,7 @@ def test_figures_are_those_of_the_saved_predictions(demo):
 
 
 def test_the_draw_is_the_one_that_draw_prints_and_no_test_image(demo):
-    done = call("dataset=digits", "shots=4", "seed=1", main=draw.main)
+    done = call("draw", "dataset=digits", "shots=4", "seed=1")
     few_shot = json.loads((demo.folder / "fewshot.json").read_text())
     assert json.loads(done.out) == few_shot
     assert few_shot["sha256"] == demo.metrics["fewshot_sha256"]
@@ -243,13 +242,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_
     rows = Run(folder).rows("history.csv")
     assert [row["step"] for row in rows] == ["1", "2"]
     assert rows[1]["loss"] == "nan"
-    listed = call(tmp_path, main=table.main)
+    listed = call("table", tmp_path)
     assert listed.code == 2
     assert "no finished run" in listed.err
 
 
 def test_runs_become_tables(demo, zero_shot, results):
-    done = call(results, main=table.main)
+    done = call("table", results)
     assert done.code == 0
     assert f"{zero_shot.metrics['accuracy_percent']:.2f}" in done.out
     for name in ("Zero-shot CLIP", "SO"):

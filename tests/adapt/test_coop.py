@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from so_clip.adapt.coop import CoCoOp, CoOp
 from so_clip.adapt.coop_prompts import ContextEmbedding
-from so_clip.cli.forecast import main as forecast_main
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import load_backbone
 from so_clip.clip.blocks import MEMORY_MODES, Memory
@@ -363,7 +362,7 @@ def test_a_whole_run(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("method", "count"), [("coop", 8_192), ("cocoop", 35_360)])
 def test_a_run_on_vit_b16_can_be_forecast(method: str, count: int) -> None:
     arguments = [f"method={method}", "dataset=eurosat", "backbone=vit_b16", "device=cpu"]
-    done = call(*arguments, "evaluation.batch_size=2", "--json", main=forecast_main)
+    done = call("forecast", *arguments, "evaluation.batch_size=2", "--json")
     assert done.code == 0, done.err
     figures = json.loads(done.out)
     assert figures["trainable_parameters"] == count

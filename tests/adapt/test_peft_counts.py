@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from so_clip.adapt.peft_adapter import Peft, adapted_layers
-from so_clip.cli.forecast import main as forecast_main
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from tests.helpers.command import call
@@ -80,7 +79,7 @@ def test_vit_b16_gets_as_many_parameters_as_the_shapes_say(method: str) -> None:
 
 def test_low_rank_updates_keep_no_more_than_dense_training_does() -> None:
     def activations(method: str) -> float:
-        done = call(f"method={method}", "precision=fp32", "--json", main=forecast_main)
+        done = call("forecast", f"method={method}", "precision=fp32", "--json")
         assert done.code == 0, done.err
         return float(json.loads(done.out)["activations_mib"])
 
@@ -89,7 +88,7 @@ def test_low_rank_updates_keep_no_more_than_dense_training_does() -> None:
 
 @pytest.mark.parametrize("method", [*COUNTS, "adalora", "relora"])
 def test_it_can_be_forecast(method: str) -> None:
-    done = call(f"method={method}", main=forecast_main)
+    done = call("forecast", f"method={method}")
     assert done.code == 0, done.err
 
 
@@ -99,7 +98,7 @@ def test_memory_is_forecast_as_a_real_run_has_it(method: str, tmp_path: Path) ->
     real = call(f"results_dir={tmp_path}", "evaluation.workers=0", "device=cpu", *arguments)
     assert real.code == 0, real.err
     (metrics,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/metrics.json")]
-    done = call(*arguments, "device=cpu", "--json", main=forecast_main)
+    done = call("forecast", *arguments, "device=cpu", "--json")
     assert done.code == 0, done.err
     expected = json.loads(done.out)
     assert expected["peak_memory_mib"] == pytest.approx(metrics["peak_memory_mib"], rel=0.1)

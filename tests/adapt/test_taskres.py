@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from so_clip.adapt.taskres import TaskRes
-from so_clip.cli.forecast import main as forecast_main
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
@@ -140,6 +139,6 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 def test_a_run_on_vit_b16_can_be_forecast() -> None:
     arguments = ["method=taskres", "dataset=eurosat", "backbone=vit_b16", "device=cpu"]
-    done = call(*arguments, "--json", main=forecast_main)
+    done = call("forecast", *arguments, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["trainable_parameters"] == 10 * 512

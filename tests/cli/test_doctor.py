@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from so_clip.cli.doctor import DEFAULTS, USAGE, main
+from so_clip.cli.doctor import DEFAULTS, USAGE
 from tests.helpers.archives import (
     SPLIT_FILE,
     archive,
@@ -50,7 +50,7 @@ def root(server, tmp_path):
 
 
 def _doctor(root, *arguments):
-    return call(f"data_root={root}", f"cards_dir={root.parent / 'cards'}", *arguments, main=main)
+    return call("doctor", f"data_root={root}", f"cards_dir={root.parent / 'cards'}", *arguments)
 
 
 def _giant():
@@ -174,10 +174,10 @@ def test_a_fault_is_found_and_its_one_command_mends_it(plant, fault, root):
     assert sorted(root.rglob("*")) == before
     (remedy,) = [line.strip() for line in done.out.splitlines() if line.startswith("  mend: ")]
     command = shlex.split(remedy.removeprefix("mend: "))
-    assert command[:3] == ["python", "-m", "so_clip.cli.prepare"]
+    assert command[:4] == ["python", "-m", "so_clip", "prepare"]
     next_one = remedy.removeprefix("mend: ")
     assert done.messages == [f"so_clip: 1 of 1 datasets is not whole. Next: {next_one}"]
-    mended = prepare(root, *[each for each in command[3:] if not each.startswith("dat")])
+    mended = prepare(root, *[each for each in command[4:] if not each.startswith("dat")])
     assert mended.code == 0, mended.err
     assert {path: laid_out(root)[path] for path in paths()} == images()
     assert _doctor(root, "check=all").code == 0
@@ -262,7 +262,8 @@ def test_a_folder_that_may_not_be_read_is_named(locked, root):
     code = """
 import os, sys
 from PIL import Image
-from so_clip.cli.doctor import main
+from so_clip.__main__ import main
+from so_clip.cli import doctor
 
 Image.init()  # the other user may not read Python's own files
 os.setgroups([])
@@ -276,7 +277,14 @@ sys.exit(main())
         Path(folder).chmod(0o755)
         (data / locked).chmod(0)
         done = subprocess.run(
-            [sys.executable, "-c", code, f"data_root={data}", f"cards_dir={folder}/cards"],
+            [
+                sys.executable,
+                "-c",
+                code,
+                "doctor",
+                f"data_root={data}",
+                f"cards_dir={folder}/cards",
+            ],
             capture_output=True,
             text=True,
             env=environment(),
@@ -311,7 +319,7 @@ def test_what_is_absent_is_a_fault_only_where_it_is_asked_for(root):
     assert _doctor(root, "dataset=small,other").code == 1
     assert _doctor(root, "dataset=small").code == 0
     (root.parent / "empty").mkdir()
-    done = call(f"data_root={root.parent / 'empty'}", main=main)
+    done = call("doctor", f"data_root={root.parent / 'empty'}")
     assert done.code == 1
     assert "none of the datasets is there. Next: python -m so_clip prepare dataset=" in done.err
 
@@ -363,7 +371,7 @@ def test_as_json(root):
     ],
 )
 def test_bad_input_is_named(line, said):
-    done = call(*line.split(), main=main)
+    done = call("doctor", *line.split())
     assert done.code == 2
     assert said in done.err
 
@@ -371,14 +379,14 @@ def test_bad_input_is_named(line, said):
 def test_help_and_a_process_of_its_own(tmp_path):
     for option in DEFAULTS:
         assert f"\n  {option} " in USAGE
-    done = spawn("--help", module="so_clip.cli.doctor")
+    done = spawn("doctor", "--help")
     assert (done.code, done.out) == (0, USAGE + "\n")
-    done = spawn(f"data_root={tmp_path}", "dataset=digits", module="so_clip.cli.doctor")
+    done = spawn("doctor", f"data_root={tmp_path}", "dataset=digits")
     assert done.code == 0
     assert done.out.startswith("digits: whole, 1797 images")
 
 
 def test_the_real_images_at_hand_are_whole(shared):
-    done = call(f"data_root={shared / 'data'}", "dataset=eurosat", "check=all", main=main)
+    done = call("doctor", f"data_root={shared / 'data'}", "dataset=eurosat", "check=all")
     assert done.code == 0
     assert done.out.startswith("eurosat: whole, 2494 images, 2494 of them decoded")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _draw(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "so_clip.cli.draw", *arguments]
+    command = [sys.executable, "-m", "so_clip", "draw", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -36,8 +36,8 @@ def test_prints_the_runs_document_from_the_split_file_alone(protocol, shared: Pa
 
 def test_answers_without_torch():
     probe = (
-        "import sys; from so_clip.cli.draw import main; "
-        "sys.argv[1:] = ['dataset=digits', 'shots=1']; "
+        "import sys; from so_clip.__main__ import main; "
+        "sys.argv[1:] = ['draw', 'dataset=digits', 'shots=1']; "
         "code = main(); assert 'torch' not in sys.modules; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, check=False)

@@ -99,10 +99,10 @@ def test_three_examples_and_the_other_commands_are_shown():
         single = [word.partition(",")[0].replace("~/", "") for word in overrides]
         compose(single)
     for word in (
-        "so_clip.prepare",
-        "so_clip.doctor",
-        "so_clip.cli.draw",
-        "so_clip.cli.table",
+        "so_clip prepare",
+        "so_clip doctor",
+        "so_clip draw",
+        "so_clip table",
         "--debug",
         "--multirun",
         "exit codes",

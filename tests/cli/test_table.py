@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from so_clip.cli import report, table
 from so_clip.report.averages import statistics
 from so_clip.report.read import read_runs
 from tests.helpers.command import Outcome, call, python
@@ -14,7 +13,7 @@ from tests.helpers.report_runs import write_run
 
 
 def _table(*arguments: object) -> Outcome:
-    return call(*arguments, main=table.main)
+    return call("table", *arguments)
 
 
 def _cells(root: Path, column: str = "accuracy_percent") -> pd.DataFrame:
@@ -247,12 +246,12 @@ def test_transfer_has_a_table_by_target_and_source(tmp_path):
 def test_it_needs_none_of_the_extras_and_prints_what_the_report_has(tmp_path):
     write_run(tmp_path, "a")
     code = (
-        "import sys; from so_clip.cli.table import main; assert main() == 0;"
+        "import sys; from so_clip.__main__ import main; assert main() == 0;"
         "print({'torch', 'jinja2', 'matplotlib', 'rich'} & set(sys.modules))"
     )
-    printed = python(code, tmp_path)
+    printed = python(code, "table", tmp_path)
     assert printed.endswith("\nset()\n")
-    done = call(tmp_path, "--tables-only", main=report.main)
+    done = call("report", tmp_path, "--tables-only")
     assert (done.code, done.err) == (0, "")
     assert (tmp_path / "report" / "tables" / "accuracy.md").read_text() in printed
 

@@ -11,7 +11,6 @@ import torch
 
 from so_clip import build as assemble
 from so_clip import run
-from so_clip.cli import draw, table
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
 from so_clip.data import find as find_module
@@ -113,7 +112,7 @@ def test_base_to_new_is_a_run_on_base_classes_and_a_test_on_new_ones(root, tmp_p
 def test_draw_prints_the_draw_of_a_base_to_new_run(root, tmp_path):
     done = _run(root, tmp_path, "protocol=base_to_new")
     options = ("dataset=eurosat", f"data_root={root}", "shots=2", "split_protocol=coop")
-    drawn = call(*options, "protocol=base_to_new", main=draw.main)
+    drawn = call("draw", *options, "protocol=base_to_new")
     assert json.loads(drawn.out) == json.loads((done.folder / "fewshot.json").read_text())
 
 
@@ -314,7 +313,7 @@ def test_uneven_supports_have_as_many_images_and_other_counts(root, tmp_path):
     assert len(set(document["counts"])) > 1
     assert len({path for path, _ in document["train"]}) == 3 * len(ANIMALS)
     options = ("dataset=eurosat", f"data_root={root}", "shots=3", "split_protocol=coop")
-    drawn = call(*options, "imbalance=0.3", main=draw.main)
+    drawn = call("draw", *options, "imbalance=0.3")
     assert json.loads(drawn.out) == document
     assert even.metrics["imbalance"] is None
 
@@ -322,7 +321,7 @@ def test_uneven_supports_have_as_many_images_and_other_counts(root, tmp_path):
 def test_tables_tell_the_protocols_apart(root, tmp_path):
     for options in ([], ["protocol=base_to_new"], ["transfer=[dtd]"], ["imbalance=1"]):
         title = _run(root, tmp_path, *options).metrics["method_title"]
-    done = call(tmp_path, main=table.main)
+    done = call("table", tmp_path)
     assert (done.code, done.err) == (0, "")
     for line in (
         f"| 2 | {title} |",

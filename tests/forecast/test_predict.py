@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from so_clip.cli.forecast import main, table
+from so_clip.cli.forecast import table
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.data.cards.card import load_card
@@ -27,7 +27,7 @@ METHODS = {
 
 
 def forecast(*arguments: str) -> dict[str, Any]:
-    done = call(*arguments, "--json", main=main)
+    done = call("forecast", *arguments, "--json")
     assert done.code == 0, done.err
     return json.loads(done.out)
 
@@ -186,7 +186,7 @@ def test_transfer_is_more_evaluation_and_no_more_training():
     ],
 )
 def test_bad_input_is_refused_in_one_message(arguments, message):
-    done = call(*arguments, main=main)
+    done = call("forecast", *arguments)
     assert (done.code, done.out, len(done.messages)) == (2, "", 1)
     assert message in done.err
 
@@ -194,9 +194,9 @@ def test_bad_input_is_refused_in_one_message(arguments, message):
 def test_refusals_and_help_do_not_wait_for_torch():
     code = (
         "import sys; sys.argv[0] = 'so_clip'\n"
-        "from so_clip.cli.forecast import main\n"
+        "from so_clip.__main__ import main\n"
         "main()\n"
         "print('torch' in sys.modules)"
     )
-    for arguments in (["--help"], ["shots=0"]):
+    for arguments in (["forecast", "--help"], ["forecast", "shots=0"]):
         assert python(code, *arguments).splitlines()[-1] == "False"

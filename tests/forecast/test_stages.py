@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from so_clip.build import assemble_model, build_optimizer
-from so_clip.cli.forecast import main
 from so_clip.clip.backbone import load_backbone
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
@@ -23,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def forecast(*arguments: str) -> dict[str, Any]:
-    done = call(*arguments, "device=cpu", "precision=fp32", "--json", main=main)
+    done = call("forecast", *arguments, "device=cpu", "precision=fp32", "--json")
     assert done.code == 0, done.err
     return json.loads(done.out)
 

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from so_clip.cli.prepare import main
 from tests.helpers.command import Outcome, call, python
 
 CLASSES = ("ant", "bee", "cat")
@@ -113,12 +112,12 @@ def prepare(root: Path, *arguments: object, dataset: str = "small") -> Outcome:
     """Run prepare in this process on the cards beside the data root."""
     cards = root.parent / "cards"
     return call(
+        "prepare",
         f"dataset={dataset}",
         f"data_root={root}",
         f"cards_dir={cards}",
         *QUICK,
         *arguments,
-        main=main,
     )
 
 
@@ -141,9 +140,9 @@ def prepare_without(module: str, root: Path) -> str:
                 if name.partition(".")[0] == "{module}":
                     raise ImportError("No module named '{module}'")
         sys.meta_path.insert(0, Absent())
-        from so_clip.cli.prepare import main
+        from so_clip.__main__ import main
         sys.stderr = sys.stdout
-        sys.argv = ["prepare", *sys.argv[1:]]
+        sys.argv = ["so_clip", "prepare", *sys.argv[1:]]
         print(main())
     """
     return python(code, "dataset=small", f"data_root={root}", f"cards_dir={root.parent / 'cards'}")

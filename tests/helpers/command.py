@@ -53,10 +53,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def spawn(*arguments: object, module: str = "so_clip", cwd: Path | None = None) -> Outcome:
+def spawn(*arguments: object, cwd: Path | None = None) -> Outcome:
     """Run a command line in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", "so_clip", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,

@@ -75,7 +75,7 @@ def states(view: View) -> dict[str, str]:
 
 
 def status(*arguments: object) -> Outcome:
-    return call(*arguments, main=command.main)
+    return call("status", *arguments)
 
 
 _AT_WORK = """

@@ -29,7 +29,7 @@ from tests.helpers.command import environment
 def _begin(root, *arguments):
     """Start prepare in a process of its own."""
     cards = f"cards_dir={root.parent / 'cards'}"
-    command = ["-m", "so_clip.cli.prepare", "dataset=small", f"data_root={root}", cards, *arguments]
+    command = ["-m", "so_clip", "prepare", "dataset=small", f"data_root={root}", cards, *arguments]
     return subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from so_clip.cli.prepare import DEFAULTS, USAGE, main
+from so_clip.cli.prepare import DEFAULTS, USAGE
 from so_clip.data.cards.card import card_names, load_card
 from so_clip.errors import InputError
 from so_clip.prepare.sources import IMAGES, SPLIT, read_sources
@@ -40,7 +40,7 @@ BAD = [
 def test_bad_input_is_named_with_a_way_out(line, said, tmp_path):
     file = tmp_path / "file.zip"
     file.write_bytes(b"x")
-    done = call(*line.format(file=file).split(), main=main)
+    done = call("prepare", *line.format(file=file).split())
     assert done.code == 2, done
     assert len(done.messages) == 1
     for part in said:
@@ -49,7 +49,7 @@ def test_bad_input_is_named_with_a_way_out(line, said, tmp_path):
 
 
 def test_help_names_every_option_and_waits_for_nothing_heavy():
-    done = call("--help", main=main)
+    done = call("prepare", "--help")
     assert (done.code, done.out) == (0, USAGE + "\n")
     for option in DEFAULTS:
         assert f"\n  {option} " in USAGE
@@ -57,7 +57,7 @@ def test_help_names_every_option_and_waits_for_nothing_heavy():
 
 
 def test_it_is_a_program_of_its_own(tmp_path):
-    done = spawn("dataset=digits", f"data_root={tmp_path}", module="so_clip.cli.prepare")
+    done = spawn("prepare", "dataset=digits", f"data_root={tmp_path}")
     assert done.code == 0
     assert done.out == "digits: comes with a Python package, nothing is to be fetched\n"
 

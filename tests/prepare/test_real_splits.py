@@ -11,7 +11,6 @@ import zipfile
 import pytest
 import yaml
 
-from so_clip.cli.prepare import main
 from so_clip.data.cards.card import load_card
 from so_clip.data.images import open_images, require_images
 from so_clip.data.lists.splits import load_splits
@@ -97,7 +96,7 @@ def test_real_paths_end_in_the_layout_that_runs_read(name, shared, server, root)
 
 def test_real_images_with_a_split_that_was_cut_down_to_them_are_complete(shared):
     # A folder that may not be written, too: where nothing lacks, nothing is written.
-    done = call("dataset=eurosat", f"data_root={shared / 'data'}", main=main)
+    done = call("prepare", "dataset=eurosat", f"data_root={shared / 'data'}")
     folder = shared / "data" / "eurosat"
     split = json.loads((folder / "split_zhou_EuroSAT.json").read_text())
     count = sum(map(len, split.values()))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
 pytest.importorskip("jinja2", reason="needs the extra `report`")
 
-from so_clip.cli import report, status, table
 from so_clip.report.page.data import run_data, script_json
 from so_clip.report.read import read_runs
 from tests.helpers.command import Outcome, call
@@ -48,8 +47,8 @@ FILES = ("predictions.csv", "per_class.csv", "history.csv", "changed.csv", "prov
 TORN = ("pipe", b"", b"step,loss,lr\n1,0.5", b"\xff\xfe\x00", b'path,label\n"a', b"[" * 9999)
 
 
-def _command(main: Any, *arguments: object) -> Outcome:
-    done = call(*arguments, main=main)
+def _command(*arguments: object) -> Outcome:
+    done = call(*arguments)
     assert "Traceback" not in done.err
     return done
 
@@ -63,7 +62,7 @@ def test_garbage_of_every_kind_is_told_and_harms_no_run_beside_it(tmp_path: Path
     for method, title in (("so", "SO"), ("adamw", "AdamW")):
         for seed in (1, 2):
             write_run(runs, method=method, title=title, seed=seed, accuracy_percent=70.0 + seed)
-    assert _command(report.main, runs, "-o", out, "--tables-only").code == 0
+    assert _command("report", runs, "-o", out, "--tables-only").code == 0
     before = _cells(out)
     for name, place in INSTEAD.items():
         folder = write_run(runs, folder=name, seed=9)
@@ -72,8 +71,8 @@ def test_garbage_of_every_kind_is_told_and_harms_no_run_beside_it(tmp_path: Path
     (runs / "deep" / "in" / "circle").mkdir(parents=True)
     (runs / "deep" / "in" / "circle" / "again").symlink_to(runs)
     (runs / "a file.json").write_text("{")
-    for main, options in ((report.main, ["-o", out]), (table.main, ["-o", out / "tables"])):
-        done = _command(main, runs, *options)
+    for command, options in (("report", ["-o", out]), ("table", ["-o", out / "tables"])):
+        done = _command(command, runs, *options)
         assert done.code == 0
         for name in INSTEAD:
             (line,) = [each for each in done.messages if f"{runs / name / METRICS}" in each]
@@ -81,7 +80,7 @@ def test_garbage_of_every_kind_is_told_and_harms_no_run_beside_it(tmp_path: Path
         assert _cells(out) == before
     page = (out / "index.html").read_text(encoding="utf-8")
     assert all(f"{runs / name / METRICS}" in page for name in INSTEAD)
-    done = _command(status.main, "--once", "--all", runs)
+    done = _command("status", "--once", "--all", runs)
     assert done.code == 1
     assert done.out.startswith(f"{runs}: 15 runs: 4 done, 11 failed")
 
@@ -93,11 +92,11 @@ def test_torn_files_beside_whole_metrics_cost_what_they_would_show(tmp_path, fil
         folder = write_run(runs, seed=at + 1, density_ratio=0.01)
         (folder / file).unlink()
         _pipe(folder / file) if content == "pipe" else (folder / file).write_bytes(content)
-    done = _command(report.main, runs, "-o", tmp_path / "out")
+    done = _command("report", runs, "-o", tmp_path / "out")
     assert done.code == 0
     assert (tmp_path / "out" / "index.html").is_file()
     assert f",{len(TORN)},False," in _cells(tmp_path / "out")
-    assert _command(status.main, "--once", runs).code == 0
+    assert _command("status", "--once", runs).code == 0
 
 
 def test_of_two_hundred_runs_one_is_corrupt(tmp_path: Path) -> None:
@@ -109,11 +108,11 @@ def test_of_two_hundred_runs_one_is_corrupt(tmp_path: Path) -> None:
         (folder / METRICS).write_text(text.replace('"seed": 1', f'"seed": {seed}'))
     bad = tmp_path / "runs" / "s77" / METRICS
     bad.write_bytes(text.encode()[:200] + b"\xc3\x28")
-    done = _command(table.main, tmp_path / "runs", "-o", tmp_path / "out" / "tables")
+    done = _command("table", tmp_path / "runs", "-o", tmp_path / "out" / "tables")
     assert (done.code, len(done.messages)) == (0, 1)
     assert str(bad) in done.err
     assert ",199,False," in _cells(tmp_path / "out")
-    done = _command(status.main, "--once", tmp_path / "runs")
+    done = _command("status", "--once", tmp_path / "runs")
     assert done.out.startswith(f"{tmp_path / 'runs'}: 200 runs: 199 done, 1 failed")
 
 
@@ -152,12 +151,12 @@ def test_no_value_of_metrics_or_provenance_harms_another_run(
             for key in keys:
                 group[key] = data.draw(values)
         (odd / name).write_text(json.dumps(content, allow_nan=True))
-    done = _command(report.main, runs, "-o", runs / "report", "--tables-only")
+    done = _command("report", runs, "-o", runs / "report", "--tables-only")
     assert done.code == 0, done.err
     found = read_runs(runs)
     assert str(runs / "whole") in set(found.frame["folder"])
     assert len(found.frame) + len(found.skipped) == 2
     script_json(run_data(found)).encode()
-    done = _command(status.main, "--once", runs)
+    done = _command("status", "--once", runs)
     assert done.code == 0 or (done.code == 1 and found.skipped)  # what failed is in no table
     assert "\x1b" not in done.out

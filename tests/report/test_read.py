@@ -198,7 +198,7 @@ def test_nothing_but_failures_says_why(tmp_path):
 def test_reading_and_tables_need_no_torch(tmp_path):
     write_run(tmp_path, "a")
     code = (
-        "import sys; from pathlib import Path; from so_clip.report import __main__ as report;"
+        "import sys; from pathlib import Path; from so_clip.cli import report;"
         "from so_clip.report.read import read_runs; from so_clip.report.tables import make_tables;"
         "make_tables(read_runs(Path(sys.argv[1]))); print('torch' in sys.modules)"
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from so_clip.cli import report
 from so_clip.system.code_hash import code_sha256
 from tests.helpers.command import Outcome, call, environment
 from tests.helpers.made_datasets import write_class_folders
@@ -24,7 +23,7 @@ from tests.helpers.report_runs import (
 
 
 def _report(*arguments: object) -> Outcome:
-    return call(*arguments, main=report.main)
+    return call("report", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def test_on_a_terminal_each_stage_is_shown(tmp_path):
     fcntl, termios = map(pytest.importorskip, ("fcntl", "termios"))
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    arguments = ("-m", "so_clip.cli.report", tmp_path / "runs", "-o", tmp_path / "out")
+    arguments = ("-m", "so_clip", "report", tmp_path / "runs", "-o", tmp_path / "out")
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         stderr=theirs,

@@ -13,8 +13,6 @@ pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from so_clip.cli import tensorboard
-
 SETTINGS: dict[str, Any] = {
     "dataset": "digits",
     "transfer": ["dtd", "eurosat"],
@@ -45,7 +43,7 @@ def _run(root: Path, name: str = "a", metrics: dict[str, Any] | None = METRICS) 
 
 
 def _export(root: Path, logdir: Path) -> str:
-    outcome = call(root, "-o", logdir, main=tensorboard.main)
+    outcome = call("tensorboard", root, "-o", logdir)
     assert outcome.code == 0, outcome.err
     return outcome.out
 
@@ -135,7 +133,7 @@ def test_torn_runs_are_left_out_and_said_so(name: str, text: str, tmp_path: Path
     runs, logdir = tmp_path / "runs", tmp_path / "logs"
     (_run(runs, "torn") / name).write_text(text)
     _run(runs, "whole")
-    outcome = call(runs, "-o", logdir, main=tensorboard.main)
+    outcome = call("tensorboard", runs, "-o", logdir)
     assert outcome.code == 0
     (message,) = outcome.messages
     assert message.startswith(f"so_clip: left out: {runs / 'torn' / name}")
@@ -145,12 +143,12 @@ def test_torn_runs_are_left_out_and_said_so(name: str, text: str, tmp_path: Path
 def test_a_logdir_that_cannot_be_written(tmp_path: Path) -> None:
     _run(tmp_path / "runs")
     (tmp_path / "file").touch()
-    outcome = spawn(tmp_path / "runs", "-o", tmp_path / "file", module="so_clip.cli.tensorboard")
+    outcome = spawn("tensorboard", tmp_path / "runs", "-o", tmp_path / "file")
     assert outcome.code == 2
     assert f"cannot write {tmp_path / 'file'}" in outcome.err
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    outcome = call(tmp_path / "no", "-o", tmp_path / "logs", main=tensorboard.main)
+    outcome = call("tensorboard", tmp_path / "no", "-o", tmp_path / "logs")
     assert outcome.code == 2
     assert not (tmp_path / "logs").exists()

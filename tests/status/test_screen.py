@@ -27,7 +27,7 @@ class Terminal:
         if process == 0:
             size = struct.pack("HHHH", LINES, COLUMNS, 0, 0)
             ioctl(1, termios.TIOCSWINSZ, size)  # before anybody asks
-            command = [sys.executable, "-m", "so_clip.cli.status", *map(str, arguments)]
+            command = [sys.executable, "-m", "so_clip", "status", *map(str, arguments)]
             told = ("LINES", "COLUMNS")  # by the terminal itself, not by who runs the tests
             known = {name: each for name, each in environment().items() if name not in told}
             os.execve(sys.executable, command, known | {"TERM": "xterm"})
@@ -96,7 +96,7 @@ def test_once_on_a_terminal(tmp_path: Path) -> None:
 def test_a_pipe_gets_whole_lines_without_colours(tmp_path: Path) -> None:
     name = "a" * 200
     write_run(tmp_path, name, progress=progress(host="elsewhere"))
-    outcome = spawn(tmp_path, module="so_clip.cli.status")
+    outcome = spawn("status", tmp_path)
     assert (outcome.code, outcome.err) == (0, "")
     assert "\x1b" not in outcome.out
     assert any(name in line for line in outcome.out.splitlines())

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from so_clip.cli import report, table
 from tests.helpers.command import call, environment
 
 # For an evening: 20 and more. How many runs were finished at each kill is printed with -s.
@@ -21,12 +20,12 @@ SWEEP = (
 
 
 def _tables(results_dir: Path, out: Path) -> dict[str, str]:
-    """Return all that `so_clip.cli.table` prints and `so_clip.report` writes of a sweep's runs."""
+    """Return all that `so_clip table` prints and `so_clip report` writes of a sweep's runs."""
     for file in results_dir.glob("*/metrics.json"):
         metrics = json.loads(file.read_text())
         file.write_text(json.dumps(metrics | dict.fromkeys(OWN, 0.0)))
-    printed = call(results_dir, "-o", out / "table", main=table.main)
-    written = call(results_dir, "-o", out / "report", "--tables-only", main=report.main)
+    printed = call("table", results_dir, "-o", out / "table")
+    written = call("report", results_dir, "-o", out / "report", "--tables-only")
     assert (printed.code, written.code) == (0, 0), printed.err + written.err
     files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
     assert files

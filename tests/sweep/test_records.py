@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from so_clip.cli import status
 from so_clip.errors import FAILED
 from so_clip.results.job_files import SWEEP_FILE, job_file, planned_jobs, read_jobs
 from so_clip.results.run_folder import RunFolder
@@ -112,7 +111,7 @@ def test_a_link_to_a_results_folder_is_that_folder(tmp_path):
     assert (first.code, again.code) == (0, 0)
     assert first.out.rstrip().endswith("sweep of 1 run: 1 done")
     assert again.out.rstrip().endswith("sweep of 1 run: 1 skipped (finished before)")
-    done = call(tmp_path / "runs", main=status.main)
+    done = call("status", tmp_path / "runs")
     assert "1 done" in done.out
     assert (tmp_path / "runs").is_symlink()
 

@@ -78,7 +78,7 @@ function siblings(run) {
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
 function noDetails(name) {
-  const command = ["python", "-m", "so_clip.report", data.results_dir, "-o", data.out, "--details", name];
+  const command = ["python", "-m", "so_clip", "report", data.results_dir, "-o", data.out, "--details", name];
   return el(
     "div",
     { class: "note" },

@@ -6,10 +6,6 @@ from typing import Any
 
 import pytest
 
-from so_clip.cli.doctor import main as doctor
-from so_clip.cli.draw import main as draw
-from so_clip.cli.forecast import main as forecast
-from so_clip.cli.table import main as table
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.data.user.dataset import UserData
@@ -162,38 +158,38 @@ def test_descriptions_work_for_published_datasets_new_classes_and_targets(
 
 def test_draw_doctor_and_forecast_know_them(zoo: Path, tmp_path: Path):
     where = ("dataset=folder", f"data_root={zoo}")
-    drawn = json.loads(call(*where, "shots=1", main=draw).out)
+    drawn = json.loads(call("draw", *where, "shots=1").out)
     assert drawn["dataset"] == "zoo"
     assert len(drawn["train"]) == 5
-    told = call(*where, "backbone=tiny", main=forecast)
+    told = call("forecast", *where, "backbone=tiny")
     assert "tiny on zoo" in told.out, told.err
-    found = call(*where, main=doctor)
+    found = call("doctor", *where)
     assert found.code == 0
     assert "zoo: whole, 40 images, 40 of them decoded" in found.out
     assert "5 classes; images: 20 train, 10 val, 10 test" in found.out
     found = call(
-        *("dataset=folder", f"dataset.folder={zoo}", f"data_root={tmp_path / 'none'}"), main=doctor
+        "doctor", "dataset=folder", f"dataset.folder={zoo}", f"data_root={tmp_path / 'none'}"
     )
     assert (found.code, found.err) == (0, "")
     assert "zoo: whole, 40 images" in found.out
     broken = tmp_path / "broken"
     write_class_folders(broken, ANIMALS[:2], images=4)
     (broken / "bee" / "0.png").write_bytes(b"\x89PNG")
-    found = call("dataset=folder", f"data_root={broken}", "dataset.name=odd", main=doctor)
+    found = call("doctor", "dataset=folder", f"data_root={broken}", "dataset.name=odd")
     assert found.code == 1
     assert "odd: faulty" in found.out
     assert "bee/0.png" in found.out
-    assert call("dataset=digits", "dataset.name=x", f"data_root={zoo}", main=doctor).code == 2
+    assert call("doctor", "dataset=digits", "dataset.name=x", f"data_root={zoo}").code == 2
 
 
 def test_a_split_that_is_printed_is_the_same_split(zoo: Path, tmp_path: Path):
     where = ("dataset=folder", f"data_root={zoo}", "dataset.split_seed=5")
     file = tmp_path / "split.csv"
-    file.write_text(call(*where, "--split", main=draw).out)
+    file.write_text(call("draw", *where, "--split").out)
     listed = ("dataset=csv", f"dataset.csv_file={file}", f"data_root={zoo}")
-    assert call(*listed, "--split", main=draw).out == file.read_text()
-    assert call(*listed, main=draw).out == call(*where, main=draw).out
-    digits = call("dataset=digits", "--split", main=draw).out.splitlines()
+    assert call("draw", *listed, "--split").out == file.read_text()
+    assert call("draw", *listed).out == call("draw", *where).out
+    digits = call("draw", "dataset=digits", "--split").out.splitlines()
     assert digits[:2] == ["path,label,split", digits[1]]
     assert len(digits) == 1 + 898 + 359 + 540
 
@@ -203,7 +199,7 @@ def test_two_datasets_of_ones_own_are_two_columns(zoo: Path, tmp_path: Path):
     write_class_folders(farm, ANIMALS[:3], images=4)
     for folder in (zoo, farm):
         assert run(folder, tmp_path / "r", "method=zero_shot").code == 0
-    shown = call(tmp_path / "r", main=table).out
+    shown = call("table", tmp_path / "r").out
     assert "\n| shots | method | farm | zoo | average |" in shown
 
 
