@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from so_clip.data.cards.values import of_class_names
+from so_clip.data.cards.card_file import problem_of_class_names
 from so_clip.data.lists.listing import composed
 from so_clip.data.user.text_files import lines_of, read_values
 from so_clip.errors import InputError, nearest
@@ -130,7 +130,7 @@ def _name(file: Path, key: str, name: Any) -> str:
 
 
 def _refuse_alike(keys: Sequence[str], names: Sequence[str], place: Path) -> None:
-    problem = of_class_names(names, told_apart=False)
+    problem = problem_of_class_names(names, have_folders=False)
     if problem is None:
         return
     seen: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What the eleven benchmark cards say, held against the real split files and the known facts."""
+"""The eleven benchmark cards agree with the real split files and with known facts."""
 
 import hashlib
 import json
@@ -251,11 +251,6 @@ def test_sources_can_be_read_and_tell_files_apart(name: str) -> None:
             assert [(file.name, file.sha256) for file in source.files] == [
                 (card.split_file, card.split_sha256)
             ]
-
-
-def test_the_folder_of_cards_holds_no_code() -> None:
-    # `import datasets` has to stay the Hugging Face package.
-    assert [path.name for path in CARDS_DIR.rglob("*") if path.suffix == ".py"] == []
 
 
 @pytest.mark.parametrize("name", CARDS)

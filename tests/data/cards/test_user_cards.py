@@ -1,4 +1,4 @@
-"""The card of one's own images: every size and name is checked, by itself and with the files."""
+"""A card that a user writes: sizes and names are checked, alone and against the split file."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from so_clip.errors import InputError
 from tests.helpers.made_datasets import write_split_dataset
 
 NAMES = ("red thing", "blue thing")
-# As docs/user_data.md has it.
+# The example of docs/user_data.md.
 CARD: dict[str, Any] = {
     "name": "mine",
     "title": "My images",
@@ -53,7 +53,7 @@ BAD = {
     "no train": (sizes(train=0), "sizes.train: is 0, too few: each of 2 classes needs an image"),
     "one train": (sizes(train=1), "sizes.train: is 1, too few"),
     "no test": (sizes(test=0), "sizes.test: is 0, so that there is nothing to test"),
-    "no names": ({"class_names": []}, "class_names: must be a list of texts"),
+    "no names": ({"class_names": []}, "class_names: must hold something, not []"),
     "number": ({"class_names": ["ant", 3]}, "class_names[1]: must be text, not 3. Put it in quo"),
     "twice": ({"class_names": ["ant", "ant"]}, "class_names[1]: 'ant' makes the same prompt as cl"),
     "case": ({"class_names": ["big_ant", "Big ant"]}, "class_names[1]: 'Big ant' makes the same"),
@@ -106,7 +106,7 @@ def test_bad_packages_name_file_key_and_value(
     assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}: {message}")
 
 
-def test_test_images_alone_have_no_others(tmp_path: Path) -> None:
+def test_a_layout_of_only_test_images_has_no_val_images(tmp_path: Path) -> None:
     folders = {"class_folders": ["n01", "n02"]}
     read(tmp_path, **folders)
     kin = {key: CARD[key] for key in ("title", "image_dir", "licence", "homepage", "citation")}
@@ -117,7 +117,7 @@ def test_test_images_alone_have_no_others(tmp_path: Path) -> None:
         load_card("kin", tmp_path)
 
 
-def test_names_may_repeat_where_folders_tell_them_apart(tmp_path: Path) -> None:
+def test_names_may_repeat_if_the_classes_have_folders(tmp_path: Path) -> None:
     card = read(tmp_path, class_names=["ant", "ant"], class_folders=["n01", "n02"])
     assert card.class_names == ("ant", "ant")
 
@@ -151,7 +151,7 @@ def test_a_card_agrees_with_the_split_file_beside_it(
     assert str(tmp_path / "mine" / "split.json") in str(caught.value)
 
 
-def test_another_file_and_a_published_one_may_hold_less(tmp_path: Path) -> None:
+def test_another_split_file_and_a_published_one_may_hold_fewer_images(tmp_path: Path) -> None:
     content = write_split_dataset(tmp_path, "mine", "images", "split.json", NAMES)
     fewer = {split: content[split][:-1] for split in SPLITS}
     (tmp_path / "fewer.json").write_text(json.dumps(fewer))
