@@ -17,7 +17,7 @@ from so_clip.prepare.examine import (
     ABSENT,
     FAULTY,
     IMAGENET,
-    MEND,
+    REPAIR,
     STATES,
     WHOLE,
     Diagnosis,
@@ -135,7 +135,7 @@ def _lines(found: Diagnosis) -> list[str]:
     lines = [said]
     lines += [f"  fault: {fault}" for fault in found.faults]
     lines += [f"  note: {note}" for note in found.notes]
-    return lines + ([f"  mend: {found.remedy}"] if found.remedy else [])
+    return lines + ([f"  repair: {found.remedy}"] if found.remedy else [])
 
 
 def _prepared(datasets: Sequence[Diagnosis] | str, root: Path) -> str:
@@ -174,8 +174,8 @@ def _next(bad: Sequence[Diagnosis], root: Path) -> str:
     mended = [each for each in bad if each.remedy.startswith(_prepared([each], root))]
     together = [each for each in mended if IMAGENET not in each.remedy]
     if together:
-        mend = any(each.remedy.endswith(MEND) for each in together)
-        return f"Next: {_prepared(together, root)}{f' {MEND}' if mend else ''}"
+        repair = any(each.remedy.endswith(REPAIR) for each in together)
+        return f"Next: {_prepared(together, root)}{f' {REPAIR}' if repair else ''}"
     first = next((each.remedy for each in bad if each.remedy), "")
     return f"Next: {first}" if first else "Mend what is said above, and ask again."
 

@@ -32,7 +32,7 @@ until one works. Repeat it at will: what is there is kept, what broke off goes o
   --offline-from    a folder with archives that you have, under the names they are published by, or
                     one archive under any name; the network is then left alone
   imagenet_dir      your copy of ImageNet, with train/ and val/; it is linked, and never fetched
-  mend              fetch anew what is there but damaged: true | false, the default
+  repair            fetch anew what is there but damaged: true | false, the default
   keep_archives     leave downloads in data_root/.prepare when all is done; default false
   max_unpacked_gib  the most that one source may unpack to; default 200
   retries           how often a download that stalls is tried again; default 5
@@ -49,7 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "dataset": None,
     "data_root": "data",
     "imagenet_dir": None,
-    "mend": False,
+    "repair": False,
     "keep_archives": False,
     "max_unpacked_gib": 200,
     "retries": 5,
@@ -145,7 +145,7 @@ def _value(key: str, text: str) -> Any:
 
 
 def _options(values: dict[str, Any], offline_from: Path | None) -> Options:
-    for key in ("mend", "keep_archives"):
+    for key in ("repair", "keep_archives"):
         if not isinstance(values[key], bool):
             raise InputError(f"{key}={values[key]}: must be true or false.")
     for key in ("max_unpacked_gib", "timeout_seconds"):
@@ -155,7 +155,7 @@ def _options(values: dict[str, Any], offline_from: Path | None) -> Options:
         data_root=path("data_root", values["data_root"]),
         offline_from=offline_from,
         imagenet_dir=optional_path("imagenet_dir", values["imagenet_dir"]),
-        mend=values["mend"],
+        repair=values["repair"],
         keep_archives=values["keep_archives"],
         max_unpacked_gib=float(values["max_unpacked_gib"]),
         patience=Patience(

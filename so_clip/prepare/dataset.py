@@ -69,11 +69,11 @@ def _prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) ->
     supply = Supply(card, options, options.data_root / WORK_DIR / card.name)
     aside = Aside(supply.work / "damaged")
     try:
-        if options.mend and card.layout == "split_file":
+        if options.repair and card.layout == "split_file":
             take_bad_split_file(card, options.data_root, aside)
         if card.layout == "split_file":
             _ensure_split_file(card, options.data_root, supply, say)
-        if options.mend and card.layout != "imagenet":
+        if options.repair and card.layout != "imagenet":
             take_bad_images(card, options.data_root, aside)
         return _complete(card, options, supply, say)
     finally:
@@ -96,7 +96,7 @@ def _complete(
     if incomplete and (still := lacking(card, root)):
         raise RunFailed(
             f"dataset={card.name}: something else is where {len(still)} images should be, first "
-            f"{still[0]} below {dataset_folder(card, root)}. Repeat with mend=true."
+            f"{still[0]} below {dataset_folder(card, root)}. Repeat with repair=true."
         )
     _clear_up(sources, supply, options)
     count = len(all_examples(load_splits(card, root)))

@@ -17,8 +17,8 @@ from so_clip.prepare.image_health import spread, suspicious, undecodable
 from so_clip.prepare.missing import all_examples, is_empty_file
 
 STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
-# Of commands that mend.
-MEND, IMAGENET, CHMOD = "mend=true", "imagenet_dir=", "chmod -R u+rX"
+# Parts of the commands that repair a dataset.
+REPAIR, IMAGENET, CHMOD = "repair=true", "imagenet_dir=", "chmod -R u+rX"
 SHOWN = 3  # of faults of one kind
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 # Of ImageNet's million, a look at the ends of all would take an hour.
@@ -37,7 +37,7 @@ class Diagnosis:
         decoded: how many of them were decoded.
         faults: what is wrong, a sentence each.
         notes: what is worth knowing and not wrong.
-        remedy: the one command that mends it; "" if nothing is wrong, or nothing mends it.
+        remedy: the one command that repairs it; "" if nothing is wrong, or no command repairs it.
     """
 
     name: str
@@ -90,7 +90,7 @@ def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
     except InputError as error:
         found.faults.append(_without_advice(str(error), card))
         # A split file that is there is the user's own until told otherwise.
-        found.remedy = _prepare(card, root, mend=file is not None)
+        found.remedy = _prepare(card, root, repair=file is not None)
     else:
         found.faults += [_without_advice(str(each), card) for each in problems[:SHOWN]]
         if len(problems) > SHOWN:
@@ -101,7 +101,7 @@ def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
         of_split_file = bool(found.faults) and file is not None
         _examine_images(card, splits, found, decode)
         if found.faults and not found.remedy.startswith(CHMOD):
-            found.remedy = _prepare(card, root, mend=of_split_file or found.remedy != "")
+            found.remedy = _prepare(card, root, repair=of_split_file or found.remedy != "")
     found.state = FAULTY if found.faults else WHOLE
     return found
 
@@ -138,7 +138,7 @@ def examine_own(name: str, own: UserData, decode: int | None) -> Diagnosis:
 def _examine_images(
     card: DatasetCard, splits: Splits, found: Diagnosis, decode: int | None
 ) -> None:
-    """Add the faults of the images, and the remedy if it is permissions; or "mend" for damage."""
+    """Add the faults of the images, and the remedy for permissions or "repair" for damage."""
     assert found.folder is not None
     examples = all_examples(splits)
     folder = found.folder / card.image_dir
@@ -179,7 +179,7 @@ def _examine_images(
     found.notes += [bad[path] for path in damaged[:SHOWN]]
     if unreadable and not locked:
         found.remedy = _open_up([folder])
-    found.remedy = found.remedy or ("mend" if damaged or odd else "")
+    found.remedy = found.remedy or ("repair" if damaged or odd else "")
 
 
 def _sorted_out(
@@ -323,10 +323,10 @@ def _without_advice(message: str, card: DatasetCard) -> str:
     return " ".join(without.split())
 
 
-def _prepare(card: DatasetCard, root: Path, mend: bool = False) -> str:
+def _prepare(card: DatasetCard, root: Path, repair: bool = False) -> str:
     if not card.sources:
         return ""
     command = f"python -m so_clip prepare dataset={card.name} data_root={shlex.quote(str(root))}"
     if card.layout == "imagenet":
         return f"{command} {IMAGENET}FOLDER_WITH_TRAIN_AND_VAL"
-    return f"{command} {MEND}" if mend else command
+    return f"{command} {REPAIR}" if repair else command

@@ -16,7 +16,7 @@ class Options:
         imagenet_dir: an existing copy of ImageNet.
         keep_archives: leave downloaded archives below `data_root`/.prepare.
         max_unpacked_gib: the most that the files of one source may unpack to.
-        mend: fetch anew what is there but damaged: a split file that cannot be used, images that
+        repair: fetch damaged files again: a split file that cannot be used, images that
             cannot be decoded. ImageNet's are never touched.
         patience: of downloads.
     """
@@ -26,5 +26,5 @@ class Options:
     imagenet_dir: Path | None = None
     keep_archives: bool = False
     max_unpacked_gib: float = 200.0
-    mend: bool = False
+    repair: bool = False
     patience: Patience = field(default_factory=Patience)

@@ -172,10 +172,10 @@ def test_a_fault_is_found_and_its_one_command_mends_it(plant, fault, root):
     assert done.out.startswith("small: faulty")
     assert fault in done.out
     assert sorted(root.rglob("*")) == before
-    (remedy,) = [line.strip() for line in done.out.splitlines() if line.startswith("  mend: ")]
-    command = shlex.split(remedy.removeprefix("mend: "))
+    (remedy,) = [line.strip() for line in done.out.splitlines() if line.startswith("  repair: ")]
+    command = shlex.split(remedy.removeprefix("repair: "))
     assert command[:4] == ["python", "-m", "so_clip", "prepare"]
-    next_one = remedy.removeprefix("mend: ")
+    next_one = remedy.removeprefix("repair: ")
     assert done.messages == [f"so_clip: 1 of 1 datasets is not whole. Next: {next_one}"]
     mended = prepare(root, *[each for each in command[4:] if not each.startswith("dat")])
     assert mended.code == 0, mended.err
@@ -213,8 +213,8 @@ def test_several_faults_are_all_told(root):
     _spoil("cat/cat_0.jpg", b"x")(root)
     out = _doctor(root).out
     assert out.count("  fault: ") == 3
-    assert out.count("  mend: ") == 1
-    assert out.rstrip().endswith("mend=true")
+    assert out.count("  repair: ") == 1
+    assert out.rstrip().endswith("repair=true")
 
 
 def test_twelve_faults_of_one_dataset_are_all_named(root):
@@ -253,7 +253,7 @@ def test_twelve_faults_of_one_dataset_are_all_named(root):
         "note: folders of images that no list names, and no run reads: dog",
     ):
         assert said in done.out, said
-    assert done.messages[0].endswith("mend=true")
+    assert done.messages[0].endswith("repair=true")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to be")
@@ -292,7 +292,7 @@ sys.exit(main())
         assert done.returncode == 1, done.stderr
         assert f"fault: {data / locked} cannot be read" in done.stdout
         assert "missing" not in done.stdout
-        assert f"  mend: chmod -R u+rX {data / locked}\n" in done.stdout
+        assert f"  repair: chmod -R u+rX {data / locked}\n" in done.stdout
         (data / locked).chmod(0o755)
 
 

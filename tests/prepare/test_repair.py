@@ -1,4 +1,4 @@
-"""mend=true: what is damaged is fetched anew, and put back where nothing better can be had."""
+"""repair=true: what is damaged is fetched anew, and put back where nothing better can be had."""
 
 import pytest
 
@@ -38,10 +38,10 @@ def test_damaged_images_are_kept_until_they_are_to_be_mended(whole, server):
         (pictures / path).write_bytes(data)
     assert prepare(whole).code == 0
     assert laid_out(whole) == images() | {p: d for p, d in DAMAGE.items() if d}
-    assert prepare(whole, "mend=true").out.startswith("small: completed: 12 images")
+    assert prepare(whole, "repair=true").out.startswith("small: completed: 12 images")
     assert laid_out(whole) == images()
     asked = len(server.asked)
-    assert prepare(whole, "mend=true").out.startswith("small: is complete")
+    assert prepare(whole, "repair=true").out.startswith("small: is complete")
     assert len(server.asked) == asked
     assert [path.name for path in whole.iterdir()] == ["small"]
 
@@ -50,7 +50,7 @@ def test_where_no_source_works_what_was_there_stays(whole, server):
     for path, data in DAMAGE.items():
         (whole / "small" / "pictures" / path).write_bytes(data)
     server.serve("a.zip", status=404)
-    assert prepare(whole, "mend=true").code == 1
+    assert prepare(whole, "repair=true").code == 1
     assert laid_out(whole) == images() | DAMAGE
 
 
@@ -60,11 +60,11 @@ def test_a_damaged_split_file_is_fetched_anew_on_demand(whole, server):
     done = prepare(whole)
     assert done.code == 2
     assert "not JSON" in done.err
-    assert prepare(whole, "mend=true").code == 0
+    assert prepare(whole, "repair=true").code == 0
     assert split.read_bytes() == split_bytes()
     split.write_bytes(b"{}")
     server.serve("split_small.json", status=404)
-    assert prepare(whole, "mend=true").code == 1
+    assert prepare(whole, "repair=true").code == 1
     assert split.read_bytes() == b"{}"
 
 
@@ -75,5 +75,5 @@ def test_a_folder_in_an_images_place_is_named_and_mended_on_demand(whole):
     done = prepare(whole)
     assert done.code == 1
     assert "something else is where 1 images should be, first ant/ant_0.jpg" in done.err
-    assert prepare(whole, "mend=true").code == 0
+    assert prepare(whole, "repair=true").code == 0
     assert laid_out(whole) == images()
