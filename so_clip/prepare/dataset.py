@@ -1,6 +1,7 @@
 """One dataset, from nothing or from half of it to CoOp's layout below the data root."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from so_clip.data.cards.card import TEST_LAYOUTS, DatasetCard
@@ -22,7 +23,7 @@ from so_clip.prepare.sources import (
     read_sources,
 )
 from so_clip.system import atomic
-from so_clip.system.locks import alone_in
+from so_clip.system.locks import lock_folder, unlock
 
 # Below the data root: archives and what comes out of them; nothing once all is done.
 WORK_DIR = ".prepare"
@@ -55,7 +56,7 @@ def prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> 
         return "comes with a Python package, nothing is to be fetched"
     try:
         options.data_root.mkdir(parents=True, exist_ok=True)
-        with alone_in(options.data_root, say):
+        with locked(options.data_root, say):
             return _prepare(card, options, say)
     except OSError as error:
         place = error.filename or options.data_root
@@ -63,6 +64,29 @@ def prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> 
             f"data_root={options.data_root}: {place} cannot be written: {error.strerror or error}. "
             "Mend that, or choose another folder with data_root=FOLDER."
         ) from error
+
+
+@contextmanager
+def locked(data_root: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of the data root; wait for another preparation, also on another machine.
+
+    Read-only folders and file systems without locks are used without a lock.
+
+    Args:
+        data_root: an existing folder.
+        say: gets one line if there is a wait.
+    """
+    lock = None
+    with suppress(OSError):
+        try:
+            lock = lock_folder(data_root)
+        except BlockingIOError:
+            say(f"another process is preparing datasets in {data_root}; waiting until it is done")
+            lock = lock_folder(data_root, wait=True)
+    try:
+        yield
+    finally:
+        unlock(lock)
 
 
 def _prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> str:

@@ -26,7 +26,7 @@ from so_clip.results.run_files import (
     finished_metrics,
 )
 from so_clip.system import atomic
-from so_clip.system.locks import LOCK_FILE, lock_new, unlock
+from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
 
 CHECKPOINT_FILE = "checkpoint.pt"
 SKIPPED_FILE = "skipped.csv"
@@ -109,7 +109,7 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # whatever happens, the lock is given back
                     (self.path / PROGRESS_FILE).unlink()
             self._claimed = self._watched = False
-            unlock(self.path, lock)
+            unlock(lock)
             for path in dict.fromkeys((self.path, *created)):
                 with contextlib.suppress(OSError):
                     path.rmdir()  # where nothing was begun
@@ -214,17 +214,17 @@ class RunFolder:
         if not any(file.exists() for file in (*rests, self.path / LOCK_FILE)):
             return
         with contextlib.suppress(OSError):  # such as BlockingIOError: it is being done again
-            lock = None if self._claimed else lock_new(self.path)
+            lock = None if self._claimed else lock_folder(self.path)
             try:
                 for file in rests:
                     file.unlink(missing_ok=True)
                 atomic.remove_dead(self.path, 0)
             finally:
-                unlock(self.path, lock)
+                unlock(lock)
 
-    def _lock(self) -> int | None:
+    def _lock(self) -> FolderLock | None:
         try:
-            return lock_new(self.path)
+            return lock_folder(self.path)
         except BlockingIOError:
             raise RunBusy(
                 f"{self.path}: another process is doing this very run. Wait for it, or choose "

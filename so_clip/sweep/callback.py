@@ -25,7 +25,7 @@ from so_clip.results.job_files import JOBS_DIR, RUNNING, SWEEP_FILE, Job, may_be
 from so_clip.results.run_folder import check_writable
 from so_clip.sweep import interrupts
 from so_clip.system import atomic
-from so_clip.system.locks import LOCK_FILE, lock_new, unlock
+from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
 from so_clip.system.paths import CONF_DIR
 
 MAX_JOBS = 100_000
@@ -75,12 +75,12 @@ class Sweep:
     folder: Path
     new: list[Path]
     jobs: list[list[str]]
-    lock: int | None = None
+    lock: FolderLock | None = None
 
     def unlock(self) -> None:
         """Give the lock back, if it is held still."""
         lock, self.lock = self.lock, None
-        unlock(self.folder, lock)
+        unlock(lock)
 
 
 _started: list[Sweep] = []
@@ -113,7 +113,7 @@ def _start(config: DictConfig) -> None:
     }
     atomic.write_json(folder / SWEEP_FILE, values)
     with suppress(OSError):
-        sweep.lock = lock_new(folder)
+        sweep.lock = lock_folder(folder)
     _remove_rests(config)
 
 
@@ -130,7 +130,7 @@ def _remove_rests(config: DictConfig) -> None:
         atomic.remove_dead(file.parent / JOBS_DIR)
         if (file.parent / LOCK_FILE).exists():
             with suppress(OSError):  # BlockingIOError: it is at work
-                unlock(file.parent, lock_new(file.parent))
+                unlock(lock_folder(file.parent))
 
 
 def _one_by_one(config: DictConfig) -> None:

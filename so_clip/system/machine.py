@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from so_clip.system.locks import lock_new, unlock
+from so_clip.system.locks import lock_folder, unlock
 
 
 def usable_cores() -> int:
@@ -67,14 +67,14 @@ def one_of_gpus(job_number: int, gpus: int, leases: Path | None = None) -> Itera
     """
     leases = leases or Path(tempfile.gettempdir()) / f"so_clip-gpus-{getpass.getuser()}"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(each) for each in range(gpus)]
-    index, lease, lock = job_number % gpus, leases, None
-    for each in ((job_number + step) % gpus for step in range(gpus)):
-        with suppress(OSError):  # BlockingIOError, if it is at work
-            lease = leases / names[each].replace("/", "_")
-            index, lock = each, lock_new(lease)
+    names = visible.split(",") if visible else [str(gpu) for gpu in range(gpus)]
+    index, lock = job_number % gpus, None
+    for gpu in ((job_number + step) % gpus for step in range(gpus)):
+        with suppress(OSError):  # BlockingIOError if another job uses this GPU
+            lock = lock_folder(leases / names[gpu].replace("/", "_"))
+            index = gpu
             break
     try:
         yield index
     finally:
-        unlock(lease, lock)
+        unlock(lock)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from so_clip.system.locks import alone_in, is_locked
+from so_clip.prepare.dataset import locked
+from so_clip.system.locks import is_locked
 from tests.helpers.archives import (
     SPLIT_FILE,
     archive,
@@ -133,14 +134,14 @@ def test_interrupted_by_hand_it_says_so(server, root):
     _in_place_is_whole(root)
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody can write in")
-def test_a_folder_that_may_not_be_written_is_worked_on_without_a_lock():
-    said: list[str] = []
-    with alone_in(Path("/proc/self"), said.append):
-        assert said == []
+@pytest.mark.skipif(not Path("/sys").exists(), reason="needs a folder that nobody can write to")
+def test_a_read_only_data_root_is_used_without_a_lock():
+    messages: list[str] = []
+    with locked(Path("/sys"), messages.append):
+        assert messages == []
 
 
-def test_a_folder_is_held_by_a_file_which_other_machines_see_too(tmp_path):
-    with alone_in(tmp_path, print):
+def test_a_data_root_is_locked_only_during_preparation(tmp_path):
+    with locked(tmp_path, print):
         assert is_locked(tmp_path)
     assert [*tmp_path.iterdir()] == []

@@ -17,7 +17,7 @@ from so_clip.errors import Terminated
 from so_clip.evaluate import evaluator as evaluate
 from so_clip.results.job_files import Job, job_file, may_be_alive, planned_jobs, read_jobs, tell
 from so_clip.sweep.callback import LOST, exit_code_of, summary
-from so_clip.system.locks import lock_new
+from so_clip.system.locks import lock_folder, unlock
 from tests.helpers.command import call
 
 
@@ -186,12 +186,12 @@ def test_a_sweep_that_found_a_run_busy_says_how_to_do_the_rest(tmp_path):
     sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     assert "once more" not in call(*sweep).out
     (metrics,) = tmp_path.glob("*/metrics.json")
-    lock = lock_new(metrics.parent)
+    lock = lock_folder(metrics.parent)
     assert lock is not None
     try:
         done = call(*sweep, "force=true")
     finally:
-        os.close(lock)
+        unlock(lock)
     assert done.code == 0
     assert "sweep of 1 run: 1 busy" in done.out
     assert "once more does only what is missing:\n  python -m so_clip" in done.out

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from so_clip.system.locks import lock_new
+from so_clip.system.locks import lock_folder, unlock
 from tests.helpers.command import Outcome, ended, environment, spawn, started, until
 
 QUICK = ("experiment=demo", "schedule.max_steps=4", "evaluation.workers=0", "threads=1")
@@ -162,10 +162,10 @@ def test_a_run_that_another_process_does_is_left_to_it(tmp_path):
     first = spawn(*arguments)
     (folder,) = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     (folder / "metrics.json").unlink()
-    lock = lock_new(folder)
+    lock = lock_folder(folder)
     assert lock is not None
     alone, sweep = spawn(*arguments), spawn("-m", *arguments)
-    os.close(lock)
+    unlock(lock)
     assert (first.code, alone.code, sweep.code) == (0, 2, 0)
     assert alone.messages == [
         f"so_clip: {folder}: another process is doing this very run. Wait "

@@ -10,7 +10,7 @@ from so_clip.errors import FAILED
 from so_clip.results.job_files import SWEEP_FILE, job_file, planned_jobs, read_jobs
 from so_clip.results.run_folder import RunFolder
 from so_clip.sweep.callback import Sweep, _close
-from so_clip.system.locks import lock_new, unlock
+from so_clip.system.locks import lock_folder, unlock
 from tests.helpers.command import call
 
 JOBS = [["seed=1"], ["seed=2"]]
@@ -92,13 +92,13 @@ def test_a_sweep_removes_what_killed_ones_left_and_nothing_of_one_at_work(tmp_pa
             (folder / name).touch()
             os.utime(folder / name, (0, 0))
     (alive / "jobs" / ".1.json.x.partial").touch()
-    lock = lock_new(alive)
+    lock = lock_folder(alive)
     assert call(*sweep).code == 0
     assert [path.name for path in dead.rglob("*")] == ["jobs", "sweep.json"]
     left = {path.name for path in alive.rglob("*")}
     assert left == {".lock", "jobs", "sweep.json", ".1.json.x.partial"}
     assert not [*(tmp_path / ".features").glob("*.partial")]
-    unlock(alive, lock)
+    unlock(lock)
 
 
 def test_a_link_to_a_results_folder_is_that_folder(tmp_path):

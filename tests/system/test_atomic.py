@@ -130,7 +130,7 @@ def test_the_file_is_synced_and_then_its_folder(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_was_writing_is_removed_when_it_is_surely_dead(tmp_path):
-    code = "import os, sys, pathlib\nfrom so_clip import atomic\n" + (
+    code = "import os, sys, pathlib\nfrom so_clip.system import atomic\n" + (
         "with atomic.writing(pathlib.Path(sys.argv[1]) / 'a.txt') as file:\n"
         "    file.write(b'half')\n"
         "    os._exit(9)\n"

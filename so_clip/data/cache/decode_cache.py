@@ -26,7 +26,7 @@ from so_clip.data.cache.decoded_file import (
     lock,
 )
 from so_clip.system.code_hash import code_sha256
-from so_clip.system.locks import lock_new, unlock
+from so_clip.system.locks import lock_folder, unlock
 from so_clip.system.safe_open import open_plain
 
 SUFFIX, PARTIAL = ".decoded", ".partial"
@@ -79,12 +79,12 @@ class DecodeCache:
             self._made += [
                 each for each in (self.folder, *self.folder.parents) if not each.exists()
             ]
-            others_wait = lock_new(self.folder)
+            others_wait = lock_folder(self.folder)
             writer = None
             try:
                 writer = self._begin(layout)
             finally:
-                unlock(self.folder, others_wait)
+                unlock(others_wait)
                 if writer is None:
                     self.give_up()
             return writer
