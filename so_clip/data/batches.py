@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from so_clip.data.cache.decode_cache import DecodeCache, DecodedPass, layout_of
+from so_clip.data.cache.decode_cache import DecodeCache, DecodedPass, images_sha256
 from so_clip.data.cache.decoded_file import Layout
-from so_clip.data.cache.image_hash import images_sha256
 from so_clip.data.examples import Example
 from so_clip.data.image_memory import StreamedImages
 from so_clip.data.images import ImageSource
@@ -201,7 +200,7 @@ class TestStream:
     @property
     def layout(self) -> Layout:
         """What the file of these images in the cache is."""
-        return layout_of(self.contents_sha256, len(self.examples), self.image_size)
+        return Layout(self.contents_sha256, len(self.examples), self.image_size)
 
     def __len__(self) -> int:
         """Batches in the stream."""

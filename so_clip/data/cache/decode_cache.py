@@ -1,154 +1,157 @@
-"""Decoded test images, kept on disk for all runs that read them again: a folder of bounded size.
+"""Decoded test images on disk, shared by all runs that read them: a folder of bounded size.
 
-A file is named by the SHA-256 of all that its pixels follow from, and believed only as far as its
-checksums go. Any number of processes may share the folder, and it may be deleted at any time: what
-is not there, or cannot be kept, is decoded as if there were no cache. Nothing here fails a run.
+Each list of images has one file, KEY.npy: a NumPy array with one record per image, its CRC-32 and
+its pixels. KEY is the SHA-256 of everything that decides the pixels. A file gets this name only
+when it is complete, and each image is checked when it is read. Any number of processes may share
+the folder, and it may be deleted at any time: missing images are decoded as without a cache. No
+error here stops a run.
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
 import sys
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import PIL
-from PIL import features
+import numpy as np
 from tqdm import tqdm
 
 from so_clip.data.cache.decoded_file import (
-    DecodedImages,
-    Identity,
+    Damaged,
     Layout,
     Pixels,
-    Torn,
-    Writer,
-    lock,
+    Records,
+    create_records,
+    delete,
+    is_unused,
+    lock_new_file,
+    open_records,
 )
-from so_clip.system.code_hash import code_sha256
+from so_clip.data.images import ImageSource
 from so_clip.system.locks import lock_folder, unlock
-from so_clip.system.safe_open import open_plain
 
-SUFFIX, PARTIAL = ".decoded", ".partial"
+SUFFIX, PARTIAL = ".npy", ".partial"
 GIB = 2**30
-# What is left free on the disk for other things.
+# Disk space that the cache leaves free.
 RESERVE_BYTES = GIB
-# The code that turns files into pixels, which no version number follows.
-_CODE = ("data/images.py", "data/transforms.py")
-_CODECS = ("jpg", "zlib", "libtiff", "webp", "jpg_2000", "libjpeg_turbo")
+_PATHS_PER_TASK = 64
+# Reading the files shows a progress bar only if it takes longer.
+_PATIENCE_SECONDS = 2
 
 
 class DecodeCache:
     """The folder of decoded images.
 
     Args:
-        folder: made when something is first kept in it.
-        budget_bytes: what all its files may take; those that were read longest ago make room.
-        reserve_bytes: what must stay free on the disk.
+        folder: it is made when the first file is written.
+        budget_bytes: limit of all files together. The least recently read files are deleted first.
+        reserve_bytes: disk space that must stay free.
     """
 
     def __init__(self, folder: Path, budget_bytes: int, reserve_bytes: int = RESERVE_BYTES) -> None:
         self.folder, self.budget_bytes, self.reserve_bytes = folder, budget_bytes, reserve_bytes
         self._said: set[str] = set()
-        self._made: list[Path] = []  # folders that are this one's doing, the innermost first
 
     def path(self, layout: Layout) -> Path:
-        """Return where the file of a layout is, or would be."""
+        """Return the path of the file of a layout."""
         return self.folder / f"{layout.key}{SUFFIX}"
 
-    def open(self, layout: Layout) -> DecodedImages | None:
-        """Open what is kept, or return None. A file that is not what it should be is deleted."""
+    def open(self, layout: Layout) -> Records | None:
+        """Open the file of a layout for reading, or return None. A damaged file is deleted."""
         path = self.path(layout)
         try:
-            return DecodedImages(path, layout)
+            return open_records(path, layout)
         except FileNotFoundError:
             return None
-        except Torn as error:
+        except Damaged as error:
             self.discard(path, str(error))
-        except (OSError, ValueError) as error:  # mmap has a ValueError for an empty file
-            self.say(f"{path} cannot be read: {_reason(error)}. The images are decoded anew.")
+        except (OSError, ValueError) as error:
+            self._say(f"{path} cannot be read: {_reason(error)}. The images are decoded again.")
         return None
 
-    def begin(self, layout: Layout) -> Writer | None:
-        """Begin to make a file, or return None: another process does, or there is no room."""
+    def begin(self, layout: Layout) -> Records | None:
+        """Create the file of a layout under a temporary name, with its full size.
+
+        Returns:
+            Its records; None if another process writes this file or there is no room.
+        """
         needed = layout.file_bytes
         if needed > self.budget_bytes:
             self._not_kept(f"they take {_gib(needed)} GiB")
             return None
         try:
-            self._made += [
-                each for each in (self.folder, *self.folder.parents) if not each.exists()
-            ]
-            others_wait = lock_folder(self.folder)
-            writer = None
+            folder_lock = lock_folder(self.folder)
             try:
-                writer = self._begin(layout)
+                return self._create(layout)
             finally:
-                unlock(others_wait)
-                if writer is None:
-                    self.give_up()
-            return writer
-        except BlockingIOError:  # another process makes room just now
+                unlock(folder_lock)
+        except BlockingIOError:  # another process makes room at this moment
             return None
         except OSError as error:
-            self.not_written(error)
+            self._not_kept(f"{self.folder} cannot be written: {_reason(error)}")
             return None
 
-    def give_up(self) -> None:
-        """Take away the folders that were made for what is not kept, as far as they are empty."""
-        with contextlib.suppress(OSError):
-            for folder in self._made:
-                folder.rmdir()
+    def finish(self, records: Records, complete: bool) -> None:
+        """Close a file from `begin`: give a complete file its name, and delete any other.
+
+        The file is not synced. After a power failure, the checksums find incomplete images.
+        """
+        try:
+            if complete:
+                records.path.replace(records.path.with_suffix(SUFFIX))
+        except OSError as error:
+            self._not_kept(f"{self.folder} cannot be written: {_reason(error)}")
+        # After the renaming, there is no file of the temporary name.
+        delete(records.path, records.descriptor)
 
     def discard(self, path: Path, reason: str) -> None:
-        """Delete a file that cannot be believed."""
-        self.say(f"{path} is deleted: {reason}. Its images are decoded anew.")
+        """Delete a damaged file."""
+        self._say(f"{path} is deleted: {reason}. Its images are decoded again.")
         with contextlib.suppress(OSError):
             path.unlink()
 
-    def say(self, text: str) -> None:
-        """Print a message to stderr, once, on a line of its own even below a progress bar."""
+    def _say(self, text: str) -> None:
+        """Print a message to stderr, once, on its own line even below a progress bar."""
         if text not in self._said:
             tqdm.write(f"so_clip: {text}", file=sys.stderr)
         self._said.add(text)
 
-    def not_written(self, error: OSError) -> None:
-        """Say that a file could not be made."""
-        self._not_kept(f"{self.folder} cannot be written: {_reason(error)}")
+    def _not_kept(self, reason: str) -> None:
+        self._say(
+            f"decoded test images are not kept: {reason} (evaluation.decode_cache_gib="
+            f"{self.budget_bytes / GIB:g}). They are decoded each time."
+        )
 
-    def _begin(self, layout: Layout) -> Writer | None:
+    def _create(self, layout: Layout) -> Records | None:
         path = self.path(layout)
         partial = path.with_suffix(PARTIAL)
-        descriptor = _claimed(partial)
-        if descriptor is None or path.exists():
-            self._let_go(descriptor, partial)
+        descriptor = lock_new_file(partial)
+        if descriptor is None:
             return None
+        records = None
         try:
-            os.ftruncate(descriptor, 0)  # of a process that was killed
-            if self._makes_room(layout.file_bytes, partial):
-                _reserve(descriptor, layout.file_bytes)
-                return Writer(descriptor, partial, path, layout)
-        except BaseException:
-            self._let_go(descriptor, partial)
-            raise
-        self._let_go(descriptor, partial)
-        return None
+            if not path.exists() and self._make_room(layout.file_bytes, partial):
+                records = create_records(partial, layout, descriptor)
+            return records
+        finally:
+            if records is None:
+                delete(partial, descriptor)
 
-    def _let_go(self, descriptor: int | None, partial: Path) -> None:
-        if descriptor is not None:
-            partial.unlink(missing_ok=True)
-            os.close(descriptor)
-
-    def _makes_room(self, needed: int, own: Path) -> bool:
-        """Delete what killed processes left, and what was read longest ago as far as needed."""
+    def _make_room(self, needed: int, new_file: Path) -> bool:
+        """Delete files of killed processes, and the least recently read files as far as needed."""
         taken, files = 0, []
         for path in self.folder.iterdir():
-            if path == own or path.suffix not in (SUFFIX, PARTIAL):
+            if path == new_file or path.suffix not in (SUFFIX, PARTIAL):
                 continue
-            if path.suffix == PARTIAL and _is_free(path):
+            if path.suffix == PARTIAL and is_unused(path):
                 path.unlink(missing_ok=True)
                 continue
-            # It may get its name, or be deleted, just now.
+            # Another process may rename or delete it now.
             with contextlib.suppress(FileNotFoundError):
                 status = path.lstat()
                 if stat.S_ISREG(status.st_mode):
@@ -157,7 +160,7 @@ class DecodeCache:
         for _, size, path in sorted(files):
             if taken + needed <= self.budget_bytes:
                 break
-            if path.suffix == SUFFIX and _is_free(path):
+            if path.suffix == SUFFIX and is_unused(path):
                 path.unlink(missing_ok=True)
                 taken -= size
         if taken + needed > self.budget_bytes:
@@ -172,123 +175,82 @@ class DecodeCache:
             return False
         return True
 
-    def _not_kept(self, reason: str) -> None:
-        self.say(
-            f"decoded test images are not kept: {reason} (evaluation.decode_cache_gib="
-            f"{self.budget_bytes / GIB:g}). They are decoded each time."
-        )
-
 
 class DecodedPass:
-    """One pass over all test images: out of the cache if they are there, and else into it.
+    """One pass over all test images. It reads them from the cache, or writes them into it.
 
     Args:
-        cache: where.
-        layout: of the images' file.
+        cache: the folder.
+        layout: the layout of the images' file.
     """
 
     def __init__(self, cache: DecodeCache, layout: Layout) -> None:
         self._cache, self._layout = cache, layout
         self._kept = cache.open(layout)
-        self._writer = cache.begin(layout) if self._kept is None else None
+        self._new = cache.begin(layout) if self._kept is None else None
+        self._written_N = np.zeros(layout.count, bool)
         self._damaged: list[int] = []
 
     @property
     def from_cache(self) -> int:
-        """How many images a whole pass took from the cache."""
+        """The number of images that a whole pass takes from the cache."""
         return 0 if self._kept is None else self._layout.count - len(self._damaged)
 
     def fill(self, index: int, out_CHW: Pixels) -> bool:
-        """Copy one image out of the cache; return False if it has to be decoded."""
+        """Copy one image out of the cache; return False if it must be decoded."""
         if self._kept is None:
             return False
-        if self._kept.read(index, out_CHW):
-            return True
-        self._damaged.append(index)
-        return False
+        record = self._kept.array_N[index]
+        out_CHW[...] = record["pixels"]
+        # The checksum of the copy, because the file could change in between.
+        good = bool(zlib.crc32(out_CHW.data) == record["crc32"])
+        self._kept.forget(index)
+        if not good:
+            self._damaged.append(index)
+        return good
 
     def keep(self, index: int, image_CHW: Pixels) -> None:
-        """Write one decoded image into the cache, if it is being made."""
-        if self._writer is not None:
-            self._writer.put(index, image_CHW)
+        """Write one decoded image, contiguous, into the cache. Threads may do so in parallel."""
+        if self._new is not None:
+            self._new.array_N[index] = (zlib.crc32(image_CHW.data), image_CHW)
+            self._new.forget(index)
+            self._written_N[index] = True
 
     def close(self) -> None:
-        """End the pass. What it made is kept if all images are in it."""
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            if not writer.finish():
-                self._cache.give_up()
-                if writer.error is not None:
-                    self._cache.not_written(writer.error)
+        """End the pass. A new file is kept only if it holds all images."""
+        if self._new is not None:
+            self._cache.finish(self._new, bool(self._written_N.all()))
         if self._kept is not None:
-            kept, self._kept = self._kept, None
-            kept.close()
+            os.close(self._kept.descriptor)
             if self._damaged:
-                what = f"{len(self._damaged)} of its images have wrong checksums"
-                self._cache.discard(kept.path, what)
+                problem = f"{len(self._damaged)} of its images have wrong checksums"
+                self._cache.discard(self._kept.path, problem)
+        self._new = self._kept = None
 
 
-def layout_of(contents_sha256: str, count: int, image_size: int) -> Layout:
-    """Return the layout of the file of some test images.
+def images_sha256(images: ImageSource, paths: Sequence[str], workers: int) -> str:
+    """Return the SHA-256 of the contents of image files, in the order of the paths.
 
-    Args:
-        contents_sha256: see so_clip.data.cache.image_hash.images_sha256.
-        count: of images.
-        image_size: side of the squares, pixels.
+    Raises:
+        InputError: the first image, in order, that cannot be read.
     """
-    identity: Identity = {
-        "images_sha256": contents_sha256,
-        "count": count,
-        "image_size": image_size,
-        "transform": "RGB; shorter side to image_size, bicubic; central square",
-        "pillow": PIL.__version__,
-        "codecs": [features.version(codec) for codec in _CODECS],
-        "code_sha256": code_sha256(*_CODE),
-    }
-    return Layout(identity)
 
+    def digests(chunk: Sequence[str]) -> bytes:
+        return b"".join(hashlib.sha256(images.content(path)).digest() for path in chunk)
 
-def _claimed(partial: Path) -> int | None:
-    """Open a file for writing and lock it; None if another process has it."""
-    descriptor = open_plain(partial, os.O_RDWR | os.O_CREAT)
-    try:
-        lock(descriptor, shared=False)
-        # Whoever had it may have given it its name, or deleted it, just now.
-        if os.path.samestat(os.fstat(descriptor), partial.stat()):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException as error:
-        if isinstance(error, OSError) and not os.fstat(descriptor).st_size:
-            with contextlib.suppress(OSError):
-                partial.unlink()  # where there are no locks, nobody will make it whole
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
-def _is_free(path: Path) -> bool:
-    """Whether no living process has a file open. Where there are no locks, none is known to be."""
-    try:
-        descriptor = open_plain(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        lock(descriptor, shared=False)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Take a file's room on the disk now, so that it is not found missing midway."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:  # macOS
-        os.ftruncate(descriptor, size)
+    chunks = [
+        paths[start : start + _PATHS_PER_TASK] for start in range(0, len(paths), _PATHS_PER_TASK)
+    ]
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="digest") as pool:
+        try:
+            results = pool.map(digests, chunks)
+            bar = tqdm(results, "look up", len(chunks), delay=_PATIENCE_SECONDS, disable=None)
+            for chunk_digests in bar:
+                total.update(chunk_digests)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, the rest is not needed
+    return total.hexdigest()
 
 
 def _gib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""The cache of decoded test images: the same pixels, or none; bounded; never a reason to fail."""
+"""The cache of decoded test images: equal pixels, a bounded size, and no failed runs."""
 
 import os
 import resource
@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from so_clip.data.batches import TestStream
-from so_clip.data.cache.decode_cache import PARTIAL, SUFFIX, DecodeCache, layout_of
+from so_clip.data.cache.decode_cache import PARTIAL, SUFFIX, DecodeCache, images_sha256
+from so_clip.data.cache.decoded_file import Layout
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder
 from so_clip.errors import InputError
@@ -27,7 +28,7 @@ SIDE = 8
 MIB = 2**20
 NAMES = [f"{index}.png" for index in range(7)]
 IMAGE_BYTES = 3 * SIDE * SIDE
-FILE_BYTES = 4096 + 7 * IMAGE_BYTES
+FILE_BYTES = Layout("", 7, SIDE).file_bytes
 
 
 class Watched(ImageFolder):
@@ -86,10 +87,10 @@ def test_a_second_pass_decodes_nothing_and_has_the_same_pixels(images, cache, wo
     again = _stream(images, cache, workers=workers)
     passes.append([*again])
     assert (images.decoded, again.from_cache) == (7, 7)
-    for one in passes:
-        assert [len(labels_B) for _, labels_B in one] == [3, 3, 1]
-        assert torch.cat([labels_B for _, labels_B in one]).tolist() == [0, 1, 2, 0, 1, 2, 0]
-        assert torch.equal(torch.cat([image for image, _ in one]), _pixels(images, None))
+    for batches in passes:
+        assert [len(labels_B) for _, labels_B in batches] == [3, 3, 1]
+        assert torch.cat([labels_B for _, labels_B in batches]).tolist() == [0, 1, 2, 0, 1, 2, 0]
+        assert torch.equal(torch.cat([image for image, _ in batches]), _pixels(images, None))
     assert [file.stat().st_size for file in _files(cache)] == [FILE_BYTES]
     assert _files(cache, PARTIAL) == []
     assert capsys.readouterr().err == ""
@@ -113,7 +114,7 @@ def test_pixels_are_those_of_the_transform_at_any_size(tmp_path_factory, sizes, 
     assert _decoded_by(images, cache, names, side=side) == 0
 
 
-def test_what_pixels_follow_from_names_the_file(images, cache):
+def test_everything_that_decides_the_pixels_decides_the_name_of_the_file(images, cache):
     assert _decoded_by(images, cache) == 7
     assert _decoded_by(images, cache, side=9) == 7
     assert _decoded_by(images, cache, names=NAMES[::-1]) == 7
@@ -123,18 +124,18 @@ def test_what_pixels_follow_from_names_the_file(images, cache):
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert _decoded_by(images, cache) == 7
     assert len(_files(cache)) == 4
-    layouts = [layout_of(*values) for values in (("a", 7, 8), ("b", 7, 8), ("a", 6, 8))]
+    layouts = [Layout(*values) for values in (("a", 7, 8), ("b", 7, 8), ("a", 6, 8))]
     assert len({layout.key for layout in layouts}) == 3
-    assert layouts[0].key == layout_of("a", 7, 8).key
+    assert layouts[0].key == Layout("a", 7, 8).key
 
 
-def test_another_place_with_the_same_images_finds_them(images, cache, tmp_path):
+def test_the_same_images_in_another_folder_have_the_same_file(images, cache, tmp_path):
     assert _decoded_by(images, cache) == 7
     images.root = images.root.rename(tmp_path / "moved")
     assert _decoded_by(images, cache) == 0
 
 
-def test_a_pass_that_ends_early_or_badly_leaves_nothing(images, cache):
+def test_a_pass_that_stops_or_fails_leaves_no_file(images, cache):
     stream = iter(_stream(images, cache, NAMES * 9))
     next(stream)
     assert len(_files(cache, PARTIAL)) == 1
@@ -147,14 +148,14 @@ def test_a_pass_that_ends_early_or_badly_leaves_nothing(images, cache):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_changed_image_in_the_file_is_decoded_and_the_file_made_anew(
+def test_an_image_with_a_wrong_checksum_is_decoded_and_the_file_is_written_again(
     images, cache, workers, capsys
 ):
     assert _decoded_by(images, cache) == 7
     [file] = _files(cache)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    content[4096 + 2 * IMAGE_BYTES] ^= 128
+    content[-5 * IMAGE_BYTES] ^= 128
     file.write_bytes(content)
     assert _decoded_by(images, cache, workers=workers) == 2
     assert "2 of its images have wrong checksums" in capsys.readouterr().err
@@ -162,27 +163,22 @@ def test_a_changed_image_in_the_file_is_decoded_and_the_file_made_anew(
     assert _decoded_by(images, cache, workers=workers) == 0
 
 
-def _cut(content: bytes) -> bytes:
-    return content[:-1]
-
-
-TORN = {
-    "cut": _cut,
+DAMAGES = {
+    "cut": lambda content: content[:-1],
     "cut in its head": lambda content: content[:50],
     "empty": lambda content: b"",
     "longer": lambda content: content + b"\0",
     "other magic": lambda content: b"X" + content[1:],
     "other header": lambda content: content[:30] + b"X" + content[31:],
-    "other checksum": lambda content: content[:4000].rstrip(b"\0")[:-40] + b"!" + content[1:],
     "zeros": lambda content: bytes(len(content)),
 }
 
 
-@pytest.mark.parametrize("how", TORN)
-def test_torn_files_are_made_anew(images, cache, how, capsys):
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_files_are_written_again(images, cache, damage, capsys):
     assert _decoded_by(images, cache) == 7
     [file] = _files(cache)
-    file.write_bytes(TORN[how](file.read_bytes()))
+    file.write_bytes(damage(file.read_bytes()))
     assert _decoded_by(images, cache) == 7
     said = capsys.readouterr().err
     assert said.count("so_clip: ") == 1
@@ -212,8 +208,8 @@ def test_no_changed_byte_changes_a_pixel(tmp_path_factory, place, change):
 # Room.
 
 
-def test_what_was_read_longest_ago_makes_room(images, tmp_path):
-    cache = DecodeCache(tmp_path / "cache", 2 * FILE_BYTES + 2000, reserve_bytes=0)
+def test_the_least_recently_read_file_makes_room(images, tmp_path):
+    cache = DecodeCache(tmp_path / "cache", 2 * FILE_BYTES + 1000, reserve_bytes=0)
     lists = [NAMES, NAMES[::-1], NAMES[1:] + NAMES[:1]]
     first, second, third = lists
     _decoded_by(images, cache, first)
@@ -227,8 +223,8 @@ def test_what_was_read_longest_ago_makes_room(images, tmp_path):
     assert _decoded_by(images, cache, second) == 7
 
 
-def test_what_is_in_use_stays(images, tmp_path, capsys):
-    cache = DecodeCache(tmp_path / "cache", FILE_BYTES + 2000, reserve_bytes=0)
+def test_a_file_that_is_being_read_is_not_deleted(images, tmp_path, capsys):
+    cache = DecodeCache(tmp_path / "cache", FILE_BYTES + 1000, reserve_bytes=0)
     _decoded_by(images, cache)
     reader = iter(_stream(images, cache))
     next(reader)
@@ -240,29 +236,28 @@ def test_what_is_in_use_stays(images, tmp_path, capsys):
     assert _decoded_by(images, cache, NAMES[::-1]) == 0
 
 
-def test_above_the_budget_images_are_streamed_and_that_is_said_once(images, tmp_path, capsys):
+def test_images_above_the_budget_are_streamed_with_one_message(images, tmp_path, capsys):
     cache = DecodeCache(tmp_path / "cache", FILE_BYTES - 1, reserve_bytes=0)
     stream = _stream(images, cache)
     for _ in range(3):
         assert len([*stream]) == 3
     said = capsys.readouterr().err
     assert said.count("decoded test images are not kept: they take ") == 1
-    assert not cache.folder.exists()
+    assert _files(cache) == _files(cache, PARTIAL) == []
 
 
-def test_a_short_disk_is_left_alone(images, tmp_path, capsys):
+def test_nothing_is_written_to_a_disk_without_free_space(images, tmp_path, capsys):
     cache = DecodeCache(tmp_path / "cache", MIB, reserve_bytes=2**60)
     assert _decoded_by(images, cache) == 7
     assert "GiB stay free" in capsys.readouterr().err
-    assert not cache.folder.exists()
+    assert _files(cache) == _files(cache, PARTIAL) == []
 
 
-def test_without_locks_nothing_is_left(images, cache, monkeypatch, capsys):
+def test_nothing_is_written_without_file_locks(images, cache, monkeypatch, capsys):
     monkeypatch.setattr("so_clip.data.cache.decoded_file.fcntl", None)
-    monkeypatch.setattr("so_clip.system.locks.fcntl", None)
     assert _decoded_by(images, cache) == 7
     assert "cannot be written: No locks available" in capsys.readouterr().err
-    assert not cache.folder.exists()
+    assert _files(cache) == _files(cache, PARTIAL) == []
 
 
 @contextmanager
@@ -275,26 +270,37 @@ def _largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_cannot_take_the_file_costs_a_line(images, cache, capsys):
+def test_a_file_that_the_disk_cannot_hold_gives_a_message_and_no_error(images, cache, capsys):
     with _largest_file(FILE_BYTES - 1):
         assert _decoded_by(images, cache) == 7
     assert "cannot be written: File too large" in capsys.readouterr().err
     assert _files(cache) == _files(cache, PARTIAL) == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_is_full_midway_costs_a_line(images, cache, workers, capsys):
-    wanted = _pixels(images, None, NAMES * 9)
-    stream = iter(_stream(images, cache, NAMES * 9, workers=workers))
-    got = [next(stream)[0]]
-    with _largest_file(4096):
-        got += [images_BCHW for images_BCHW, _ in stream]
-    assert torch.equal(torch.cat(got), wanted)
-    assert capsys.readouterr().err.count("cannot be written: File too large") == 1
-    assert _files(cache) == _files(cache, PARTIAL) == []
+def test_the_disk_space_of_a_file_is_taken_before_its_first_image(images, cache):
+    stream = iter(_stream(images, cache))
+    next(stream)
+    [partial] = _files(cache, PARTIAL)
+    assert partial.stat().st_blocks * 512 >= FILE_BYTES
+    stream.close()
 
 
-def test_a_folder_that_cannot_be_costs_a_line(images, tmp_path, capsys):
+def test_links_and_pipes_in_place_of_a_file_are_not_written(images, cache, tmp_path, capsys):
+    assert _decoded_by(images, cache) == 7
+    [file] = _files(cache)
+    file.unlink()
+    outside = tmp_path / "outside"
+    outside.write_text("untouched")
+    file.with_suffix(PARTIAL).symlink_to(outside)
+    assert _decoded_by(images, cache) == 7
+    assert outside.read_text() == "untouched"
+    file.with_suffix(PARTIAL).unlink(missing_ok=True)
+    os.mkfifo(file)
+    assert _decoded_by(images, cache) == 7
+    assert str(file) in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_gives_a_message_and_no_error(images, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
         cache = DecodeCache(folder, MIB, reserve_bytes=0)
@@ -322,7 +328,7 @@ stream = TestStream(ImageFolder(root), examples, 8, 3, 2, cache=cache)
 total = 0
 for turn in range(int(sys.argv[4])):
     if turn:
-        [path.unlink(missing_ok=True) for path in folder.glob("*.decoded") if turn % 4 == 0]
+        [path.unlink(missing_ok=True) for path in folder.glob("*.npy") if turn % 4 == 0]
     for images_BCHW, _ in stream:
         total = zlib.crc32(images_BCHW.numpy().tobytes(), total)
         print("batch", flush=True)
@@ -343,16 +349,17 @@ def _builder(images: ImageFolder, cache: DecodeCache, pause: float = 0, turns: i
     )
 
 
-def test_builders_side_by_side_all_have_the_pixels_and_one_file_is_made(images, cache):
+@pytest.mark.slow
+def test_parallel_processes_read_equal_pixels_and_write_one_file(images, cache):
     builders = [_builder(images, cache, turns=12) for _ in range(2)]
-    for each in builders:
-        assert each.stdout.readline() == "ready\n"
-    for each in builders:
-        each.stdin.write("go\n")
-        each.stdin.flush()
-    told = [each.communicate(timeout=120) for each in builders]
-    assert [said for _, said in told] == ["", ""]
-    lines = [line.split() for out, _ in told for line in out.splitlines() if line != "batch"]
+    for builder in builders:
+        assert builder.stdout.readline() == "ready\n"
+    for builder in builders:
+        builder.stdin.write("go\n")
+        builder.stdin.flush()
+    outputs = [builder.communicate(timeout=120) for builder in builders]
+    assert [said for _, said in outputs] == ["", ""]
+    lines = [line.split() for out, _ in outputs for line in out.splitlines() if line != "batch"]
     assert len({total for total, _ in lines}) == 1
     assert {from_cache for _, from_cache in lines} == {"0", "7"}
     assert len(_files(cache)) == 1
@@ -360,7 +367,8 @@ def test_builders_side_by_side_all_have_the_pixels_and_one_file_is_made(images, 
     assert _decoded_by(images, cache) == 0
 
 
-def test_what_a_killed_builder_left_is_taken_over_and_a_living_ones_is_not(images, cache):
+@pytest.mark.slow
+def test_the_file_of_a_killed_process_is_replaced_and_that_of_a_running_one_is_not(images, cache):
     builder = _builder(images, cache, pause=60)
     assert builder.stdout.readline() == "ready\n"
     builder.stdin.write("go\n")
@@ -381,12 +389,12 @@ def test_what_a_killed_builder_left_is_taken_over_and_a_living_ones_is_not(image
 
 
 def test_reading_keeps_a_process_small(tmp_path, images):
-    """A file of 45 MiB is read; what the process maps of it stays far below."""
+    """A pass over a file of 9 MiB keeps less than 3 MiB of it mapped."""
     status = Path("/proc/self/smaps")
     if not status.exists():
         pytest.skip("needs /proc")
     cache = DecodeCache(tmp_path / "cache", 100 * MIB, reserve_bytes=0)
-    names = [NAMES[place % 7] for place in range(300)]
+    names = [NAMES[place % 7] for place in range(60)]
     _pixels(images, cache, names, side=224)
     [file] = _files(cache)
     most = 0
@@ -396,5 +404,40 @@ def test_reading_keeps_a_process_small(tmp_path, images):
         assert places
         mapped = [line.split() for at in places for line in lines[at : at + 8]]
         most = max(most, *(int(words[1]) for words in mapped if words[0] == "Rss:"))
-    assert file.stat().st_size > 40 * MIB
+    assert file.stat().st_size > 8 * MIB
     assert most < 3000, f"{most} KiB of the file are mapped"
+
+
+# The checksum of a list of images.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index in range(4):
+        Image.effect_noise((40, 36), 50 + index).save(tmp_path / f"{index}.png")
+    return ImageFolder(tmp_path)
+
+
+def test_the_checksum_names_images_that_cannot_be_read(folder):
+    (folder.root / "1.png").unlink()
+    (folder.root / "2.png").write_bytes(b"")
+    for workers in (0, 3):
+        with pytest.raises(InputError, match=r"1\.png: the image is missing"):
+            images_sha256(folder, ["0.png", "1.png", "2.png"], workers)
+        with pytest.raises(InputError, match=r"2\.png: the image is empty"):
+            images_sha256(folder, ["0.png", "2.png"], workers)
+
+
+def test_the_checksum_depends_on_the_order_of_the_images(tmp_path):
+    for index in range(200):
+        (tmp_path / str(index)).write_text(str(index))
+    names, images = [str(index) for index in range(200)], ImageFolder(tmp_path)
+    assert images_sha256(images, names, 0) == images_sha256(images, names, 7)
+    for other in (names[::-1], names[:-1], [*names[:100], "101", "100", *names[102:]]):
+        assert images_sha256(images, other, 2) != images_sha256(images, names, 2)
+
+
+def test_no_bar_is_shown_in_a_log(folder, monkeypatch, capsys):
+    monkeypatch.setattr("so_clip.data.cache.decode_cache._PATIENCE_SECONDS", 0)
+    images_sha256(folder, ["0.png", "1.png"], 1)
+    assert capsys.readouterr().err == ""

@@ -36,7 +36,7 @@ def _run(root: Path, runs: Path, *more: str) -> tuple[dict[str, Any], dict[str, 
 
 
 def _decoded(runs: Path) -> list[Path]:
-    return sorted((runs / ".features" / "decoded").glob("*.decoded"))
+    return sorted((runs / ".features" / "decoded").glob("*.npy"))
 
 
 def test_a_run_from_decoded_images_is_the_run_without_them(root, tmp_path):
