@@ -1,8 +1,7 @@
-"""Attention whose projections are nn.Linear modules, so that they can be trained one by one.
+"""Attention with nn.Linear modules as projections, so that they can be trained one by one.
 
-`nn.MultiheadAttention` keeps its projections to itself: nothing can replace, wrap or hook them.
-Here they are modules of their own, and everything else stays as open_clip has it: the call, the
-numbers, and the names in state dicts.
+`nn.MultiheadAttention` hides its projections: no code can replace, wrap or hook them. Here they are
+modules. The call, the numbers and the names in state dicts stay those of open_clip.
 """
 
 from typing import Any
@@ -11,28 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.kept import mark_kept
+from so_clip.clip.recompute import mark_saved_anyway
 from so_clip.errors import InputError
 
 _PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class ExplicitAttention(nn.Module):
-    """Multi-head self-attention in place of an nn.MultiheadAttention, by torch's fused kernel.
+    """Multi-head self-attention with torch's fused kernel, to replace an nn.MultiheadAttention.
 
-    Parameters are named `in_proj.weight`, `in_proj.bias` (query, key and value on top of each
-    other, [3 D, D]), `out_proj.weight` and `out_proj.bias`; after `split`, `q_proj`, `k_proj` and
-    `v_proj` in place of `in_proj`. State dicts use nn.MultiheadAttention's names and layout either
-    way, in saving and in loading.
+    Its parameters are `in_proj.weight` [3 D, D] and `in_proj.bias` [3 D] (query, key and value,
+    stacked), `out_proj.weight` and `out_proj.bias`. After `split`, `q_proj`, `k_proj` and `v_proj`
+    replace `in_proj`. State dicts have nn.MultiheadAttention's names and layout in both cases, for
+    saving and loading.
 
     Args:
-        source: the attention to replace, without dropout, one width for query, key and value. Its
-            parameters are taken over, not copied.
-        causal: the mask given to `forward`, where one is given, is the causal one; its entries are
-            not looked at.
+        source: the attention to replace, without dropout, with one width for query, key and value.
+            Its parameters are reused, not copied.
+        causal: any mask given to `forward` is the causal one; its entries are not read.
 
     Raises:
-        InputError: `source` does something beyond what CLIP's attention does.
+        InputError: `source` has options that CLIP's attention does not use.
     """
 
     def __init__(self, source: nn.MultiheadAttention, causal: bool = False) -> None:
@@ -46,7 +44,7 @@ class ExplicitAttention(nn.Module):
         ):
             raise InputError(
                 "this model's attention has dropout, key biases or several widths, or open_clip is "
-                "too old; explicit attention replaces CLIP's kind only."
+                "too old; explicit attention replaces only attention as in CLIP."
             )
         self.heads = source.num_heads
         self.causal = causal
@@ -65,16 +63,21 @@ class ExplicitAttention(nn.Module):
         attn_mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, None]:
-        """Return (x_BLD, None), as nn.MultiheadAttention does for need_weights=False.
+        """Return (x_BLD, None), like nn.MultiheadAttention with need_weights=False.
 
         Args:
             query, key, value: the same tensor x_BLD.
-            attn_mask: added to the scores, or bool with True where attention is forbidden; [L, L]
-                or [B heads, L, L].
+            attn_mask: a float mask, added to the scores, or a bool mask, True for forbidden pairs;
+                [L, L] or [B heads, L, L].
             need_weights: must be False.
+
+        Raises:
+            NotImplementedError: the inputs differ, or weights are requested.
         """
         if key is not query or value is not query or need_weights:
-            raise NotImplementedError("explicit attention is self-attention without its weights")
+            raise NotImplementedError(
+                "explicit attention computes self-attention only and returns no attention weights"
+            )
         is_causal = self.causal and attn_mask is not None
         x_BLD = self.attend(*self.project(query), None if is_causal else attn_mask, is_causal)
         return self.out_proj(x_BLD), None
@@ -87,7 +90,7 @@ class ExplicitAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Return what M queries find among L keys, heads side by side, before `out_proj`."""
+        """Return attention of M queries over L keys, heads concatenated, before `out_proj`."""
         q_BHMd, k_BHLd, v_BHLd = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (query_BMD, key_BLD, value_BLD)
@@ -100,10 +103,11 @@ class ExplicitAttention(nn.Module):
             is_causal=is_causal,
         )
         x_BMD = x_BHMd.transpose(1, 2).flatten(2)
-        return mark_kept(x_BMD) if x_BMD.requires_grad else x_BMD  # by torch's kernels
+        # torch's attention kernels save their output.
+        return mark_saved_anyway(x_BMD) if x_BMD.requires_grad else x_BMD
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query, key and value, each shaped like x [..., D], before they part into heads."""
+        """Return query, key and value, each shaped like x [..., D], before the split into heads."""
         if self.in_proj is not None:
             query, key, value = self.in_proj(x).chunk(3, dim=-1)
         else:
@@ -111,28 +115,28 @@ class ExplicitAttention(nn.Module):
         return query, key, value
 
     def split(self) -> None:
-        """Replace `in_proj` by `q_proj`, `k_proj` and `v_proj`, for adapters that tell them apart.
+        """Replace `in_proj` by `q_proj`, `k_proj` and `v_proj`, for adapters that treat them apart.
 
-        The same numbers come out; optimizers made before hold the old parameter. Does nothing
-        where it was done before.
+        The output is the same. Optimizers that exist already hold the old parameter. A second call
+        does nothing.
         """
         if self.in_proj is None:
             return
         weight, bias = self.in_proj.weight, self.in_proj.bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         for name, part, part_bias in zip(_PARTS, weight.chunk(3), biases, strict=True):
-            setattr(self, name, _linear(_own(part, weight), _own(part_bias, weight)))
+            setattr(self, name, _linear(_copied(part, weight), _copied(part_bias, weight)))
         self.in_proj = None
 
 
 def explicit_attention(model: nn.Module) -> int:
     """Replace the attention of every residual block in both towers of an open_clip model.
 
-    Towers that are not made of open_clip's residual blocks (ResNets, timm, Hugging Face) are left
-    as they are, as is attention that only pools. Doing it twice does no harm.
+    Towers without open_clip's residual blocks (ResNets, timm, Hugging Face) and attention for
+    pooling stay unchanged. A second call does nothing.
 
     Returns:
-        How many were replaced.
+        The number of replaced modules.
     """
     visual, text = getattr(model, "visual", None), getattr(model, "text", model)
     return _replace(visual, causal=False) + _replace(text, causal=_masks_only_the_future(text))
@@ -148,16 +152,17 @@ def _replace(tower: Any, causal: bool) -> int:
 
 
 def _masks_only_the_future(text: Any) -> bool:
-    """Whether the text tower's mask is always the causal one, with nothing added per prompt.
+    """Return whether the text tower's mask is always the causal one, the same for all prompts.
 
-    Judged by how open_clip builds it, not by its entries, which fake tensors do not have.
+    The options that open_clip builds the tower from decide this, because fake tensors have no mask
+    entries to read.
     """
     plain = getattr(text, "cls_emb", None) is None and not getattr(text, "use_pad_mask", False)
     return plain and getattr(text, "attn_mask", None) is not None
 
 
 def _linear(weight: Any, bias: Any) -> nn.Linear:
-    """Make a Linear of existing parameters, without drawing random numbers for new ones."""
+    """Build a Linear from existing parameters, without random numbers for new ones."""
     out_features, in_features = weight.shape
     linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
     linear.weight = weight
@@ -166,28 +171,28 @@ def _linear(weight: Any, bias: Any) -> nn.Linear:
     return linear
 
 
-def _own(part: Tensor | None, whole: Tensor) -> nn.Parameter | None:
+def _copied(part: Tensor | None, whole: Tensor) -> nn.Parameter | None:
     if part is None:
         return None
     return nn.Parameter(part.detach().clone(), requires_grad=whole.requires_grad)
 
 
 def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """Bring nn.MultiheadAttention's kinds of masks to the one that torch's kernel takes."""
+    """Convert any mask of nn.MultiheadAttention to the additive mask of torch's kernel."""
     if mask is None:
         return None
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
     if mask.ndim == 3:
         mask = mask.unflatten(0, (len(like), -1))
-    return mask.to(like.dtype)  # under autocast, the mask comes in the residual stream's precision
+    return mask.to(like.dtype)  # under autocast, the mask has the residual stream's dtype
 
 
 def _save_as_multihead(
     module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any
 ) -> None:
     values = {name: state.pop(name) for name in [*state] if name.startswith(prefix)}
-    for kind in ("bias", "weight"):  # the last one comes first
+    for kind in ("bias", "weight"):  # prepending bias, then weight, puts the weight first
         parts = [f"{prefix}{part}.{kind}" for part in _PARTS]
         if all(name in values for name in parts):
             joined = torch.cat([values.pop(name) for name in parts])

@@ -1,13 +1,25 @@
-"""GaLore, by pytorch-optimizer: AdamW on gradients projected to low rank."""
+"""pytorch-optimizer's GaLore: AdamW on gradients projected to low rank."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from so_clip.errors import InputError
 
+try:
+    from pytorch_optimizer import GaLore
+    from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
+except ImportError as error:  # an optional package: `galore` says how to install it
+    missing = str(error)
+    GaLore = torch.optim.Optimizer  # type: ignore[misc, assignment]
+else:
+    missing = ""
+
 PROJECTIONS = ("std", "reverse_std", "right", "left", "full")
+_KEY = "projector"  # in the state of a tensor
+_OPTIONS = ("rank", "update_proj_gap", "scale", "projection_type")
 
 
 def galore(
@@ -21,12 +33,14 @@ def galore(
     scale: float = 0.25,
     projection_type: str = "std",
 ) -> torch.optim.Optimizer:
-    """Return a GaLore over tensors, of which those that are no matrices stay dense.
+    """Return a GaLore optimizer. Only matrices are projected; other tensors stay dense.
 
     Args:
-        rank: of the projected gradients, 1 or more.
-        update_proj_gap: steps between two projections, 1 or more.
-        scale: of the projected update.
+        params: tensors to train.
+        lr, betas, eps, weight_decay: as in AdamW.
+        rank: of the projected gradients, at least 1.
+        update_proj_gap: steps between two projections, at least 1.
+        scale: factor on the projected update.
         projection_type: std | reverse_std | right | left | full.
 
     Raises:
@@ -41,12 +55,10 @@ def galore(
         raise InputError(
             f"optimizer.projection_type={projection_type}: must be {' or '.join(PROJECTIONS)}."
         )
-    try:
-        from so_clip.optim.saved_galore import SavedGaLore
-    except ImportError as error:
+    if missing:
         raise InputError(
-            f"optimizer=galore needs pytorch-optimizer ({error}): pip install 'so-clip[methods]'."
-        ) from error
+            f"optimizer=galore needs pytorch-optimizer ({missing}): pip install 'so-clip[methods]'."
+        )
     optimizer: torch.optim.Optimizer = SavedGaLore(
         params,
         lr=lr,
@@ -59,3 +71,43 @@ def galore(
         projection_type=projection_type,
     )
     return optimizer
+
+
+class SavedGaLore(GaLore):
+    """A GaLore whose state holds tensors and numbers only, so it is saved without pickled objects.
+
+    A saved projector is its matrices and its last step. Loading builds the projector from these and
+    from the group's options.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state; see torch.optim.Optimizer."""
+        saved = super().state_dict()
+        states = {
+            key: {**state, _KEY: _unpacked(state[_KEY])} if _KEY in state else state
+            for key, state in saved["state"].items()
+        }
+        return {**saved, "state": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; see torch.optim.Optimizer."""
+        states = {
+            key: {name: value for name, value in state.items() if name != _KEY}
+            for key, state in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": states})
+        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for param, key in zip(group["params"], saved_group["params"], strict=True):
+                held = state_dict["state"].get(key, {}).get(_KEY)
+                if held is not None:
+                    projector = GaLoreProjector(**{name: group[name] for name in _OPTIONS})
+                    matrices = tuple(matrix.to(param.device) for matrix in held["matrices"])
+                    projector.ortho_matrix = matrices if len(matrices) > 1 else matrices[0]
+                    projector.last_svd_step = held["last_svd_step"]
+                    self.state[param][_KEY] = projector
+
+
+def _unpacked(projector: Any) -> dict[str, Any]:
+    held = projector.ortho_matrix
+    matrices = [held] if isinstance(held, Tensor) else [*held]
+    return {"matrices": matrices, "last_svd_step": projector.last_svd_step}

@@ -1,12 +1,14 @@
-"""An optimizer's options as a configuration gives them, checked without torch."""
+"""Checks of optimizer options without torch, for the configuration and for SO's constructor."""
 
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
-from so_clip.checks import number, one_of, whole
+from so_clip.checks import number, one_of
 from so_clip.errors import InputError
 
 AUTO = "auto"
-# The values of SO's named settings.
 CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("prune_first", "update_first"),
     "bias_correction": ("step", "age"),
@@ -16,31 +18,27 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def checked_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's options, those that are known here in their own types.
-
-    What every optimizer has in common is checked and, where they are given, SO's kappa and T.
+    """Return an optimizer's options from a configuration, the known ones in their own types.
 
     Raises:
-        InputError: naming the option, its value, and the values it may take.
+        InputError: an option is out of range; the message names it, its value and the valid ones.
     """
     checked = dict(values)
     checked["lr"] = number("optimizer.lr", values["lr"])
     if checked["lr"] <= 0:
         raise InputError(f"optimizer.lr={values['lr']}: must be above 0; the papers use 2e-4.")
+    # torch would accept some of these values, or fail with an obscure message.
+    check_ranges(values, "optimizer.")
     if "density_ratio" in values:
-        density_ratio = number("optimizer.density_ratio", values["density_ratio"])
-        if not 0 < density_ratio <= 1:
-            raise InputError(
-                f"optimizer.density_ratio={values['density_ratio']}: must lie in (0, 1]. It is the "
-                "fraction of entries kept (the paper's kappa, 5e-4); the sparsity is 1 minus it."
-            )
-        checked["density_ratio"] = density_ratio
-    if "T" in values:
-        checked["T"] = whole("optimizer.T", values["T"], 0)
-    _check_adams(values)
-    for key, allowed in CHOICES.items():
-        if key in values:
-            checked[key] = one_of(f"optimizer.{key}", values[key], allowed)
+        checked["density_ratio"] = float(values["density_ratio"])
+    for key in ("amsgrad", "foreach", "fused", "maximize", "capturable", "differentiable"):
+        if not isinstance(values.get(key, False), (bool, type(None))):
+            raise InputError(f"optimizer.{key}={values[key]}: must be true or false.")
+    if values.get("differentiable"):
+        raise InputError(
+            "optimizer.differentiable=true: makes each step part of a graph, and trained weights "
+            "cannot be part of one. Leave the option out."
+        )
     sampled = values.get("sampled_gradients", AUTO)
     if sampled != AUTO and not isinstance(sampled, bool):
         raise InputError(f"optimizer.sampled_gradients={sampled}: must be auto, true or false.")
@@ -48,11 +46,7 @@ def checked_options(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_steps(method: str, lr: float, lr_min: float, max_steps: int) -> None:
-    """Check that there are steps to train for, and that the rate falls over them, if it changes.
-
-    Raises:
-        InputError: naming the option.
-    """
+    """Raise InputError unless there is at least one step and the learning rate does not rise."""
     if max_steps < 1:
         raise InputError(
             f"schedule.max_steps={max_steps}: method={method} needs at least one step; "
@@ -60,30 +54,52 @@ def check_steps(method: str, lr: float, lr_min: float, max_steps: int) -> None:
         )
     if lr_min > lr:
         raise InputError(
-            f"schedule.lr_min={lr_min}: is above optimizer.lr={lr}, so that the rate would rise to "
-            "it. Lower it, such as to 0."
+            f"schedule.lr_min={lr_min}: is above optimizer.lr={lr}, so the learning rate would "
+            "rise. Lower lr_min, for example to 0."
         )
 
 
-def _check_adams(values: dict[str, Any]) -> None:
-    """Check what SO and torch's Adams share; torch would let some of it pass, or fail obscurely."""
-    for key in ("eps", "weight_decay"):
-        if key in values and number(f"optimizer.{key}", values[key]) < 0:
-            raise InputError(f"optimizer.{key}={values[key]}: must be 0 or above.")
-    betas = values.get("betas", [0, 0])
-    if (
-        not isinstance(betas, list)
-        or len(betas) != 2
-        or not all(0 <= number("optimizer.betas", beta) < 1 for beta in betas)
-    ):
-        raise InputError(
-            f"optimizer.betas={betas}: must be two numbers in [0, 1), such as [0.9,0.999]."
-        )
-    for key in ("amsgrad", "foreach", "fused", "maximize", "capturable", "differentiable"):
-        if not isinstance(values.get(key, False), (bool, type(None))):
-            raise InputError(f"optimizer.{key}={values[key]}: must be true or false.")
-    if values.get("differentiable"):
-        raise InputError(
-            "optimizer.differentiable=true: a step would have to be part of a graph, and weights "
-            "that are trained cannot be. Leave it out."
-        )
+def check_ranges(options: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise InputError if an option of SO or of torch's Adams is out of range.
+
+    Args:
+        options: values by name; options that are missing are not checked.
+        prefix: stands before each name in messages, such as "optimizer." for a configuration.
+    """
+    shown = str if prefix else repr
+
+    def refuse_unless(name: str, is_valid: bool, requirement: str) -> None:
+        if not is_valid:
+            raise InputError(f"{prefix}{name}={shown(options[name])}: must be {requirement}")
+
+    for name in ("lr", "eps", "weight_decay"):
+        value = options.get(name, 0)
+        is_valid = is_real(value) and 0 <= value < math.inf
+        refuse_unless(name, is_valid, "a finite number, at least 0.")
+    betas = options.get("betas", (0, 0))
+    pair = isinstance(betas, Sequence) and len(betas) == 2
+    is_valid = pair and all(is_real(beta) and 0 <= beta < 1 for beta in betas)
+    refuse_unless("betas", is_valid, "two numbers in [0, 1), such as [0.9,0.999].")
+    ratio = options.get("density_ratio", 1)
+    refuse_unless(
+        "density_ratio",
+        is_real(ratio) and 0 < ratio <= 1,
+        "a number in (0, 1]. It is the fraction of entries kept (the paper's kappa, 5e-4); the "
+        "sparsity is 1 minus it.",
+    )
+    steps = options.get("T", 0)
+    is_valid = is_whole(steps) and steps >= 0
+    refuse_unless("T", is_valid, "a whole number of steps, at least 0 (0: draw only once).")
+    for name, allowed in CHOICES.items():
+        if name in options:
+            one_of(f"{prefix}{name}", options[name], allowed)
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a real number, Python's or NumPy's, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, Python's or NumPy's, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,21 +1,23 @@
-"""Linear layers that compute of their weight's gradient only what a sparse optimizer will read.
+"""Linear layers that compute only the entries of a weight's gradient that the optimizer reads.
 
     >>> optimizer = SO(model.parameters(), density_ratio=5e-4)
     >>> sampled_gradients(model, optimizer)
-    >>> loss_fn(model(images), labels).backward()  # and so on, as ever
+    >>> loss_fn(model(images), labels).backward()  # train as usual
 
-SO knows before the backward pass which entries of the gradient its next step reads. A layer that is
-told computes those alone, and keeps of its input only the columns that they need, where that is
-less than the input. The whole gradient is never made: such a weight's `.grad` stays None, and its
-gradient is `weight.sampled_grad` [M], the values at the flat indices `optimizer.support(weight)`.
+SO knows before the backward pass which M entries of the gradient its next step reads. For a layer
+y = x Wᵀ with output gradient g, entry (i, j) of the gradient is Σ_tokens g[:, i] · x[:, j]. A
+sampled layer computes these M sums alone. It keeps for the backward pass only the columns of x that
+they need, if these take less memory than x. The whole gradient never exists: `weight.grad` stays
+None, and the gradient is `weight.sampled_grad` [M], the values at the flat indices
+`optimizer.support(weight)`.
 
-What comes between backward and step has to look there: take `GradScaler` and `clip_grad_norm_` from
-here, and `SampledGradients.all_reduce` for data parallelism. Accumulation, autocast, activation
-checkpointing, torch.compile, weights used several times and `zero_grad` work as ever.
+Code between backward and step must read `sampled_grad`: use `GradScaler` and `clip_grad_norm_` from
+this module, and `SampledGradients.all_reduce` for data parallelism. Accumulation, autocast,
+activation checkpointing, torch.compile, weights used several times and `zero_grad` work as usual.
 
-How it works. Autograd's graph gets a leaf of M values for each weight, in the weight's place; so it
-is autograd itself that sums uses, replays checkpoints and compiles. What reaches the leaf is handed
-to the weight by a hook. The leaf's own values are never read: it takes no memory.
+Design: autograd's graph has a leaf of M values in the place of each weight. So autograd itself adds
+up several uses, replays checkpoints and compiles. A hook hands the leaf's gradient to the weight.
+Nothing reads the leaf's values, so it takes no memory.
 """
 
 from collections.abc import Callable
@@ -31,12 +33,14 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from so_clip.errors import InputError
-from so_clip.optim.gradient_tools import GradScaler, Guard, all_reduce_sampled, clip_grad_norm_
-from so_clip.optim.gradients import add_sampled_gradient
+from so_clip.optim.gradients import (
+    GradScaler,
+    Guard,
+    add_sampled_gradient,
+    all_reduce_sampled,
+    clip_grad_norm_,
+)
 from so_clip.optim.sampled_product import Method, fastest, sampled_product
-
-# Marks an input that autograd saves anyway, so saving it again is free (see clip/kept.py).
-SAVED_ANYWAY = "kept_anyway"
 
 __all__ = [
     "GradScaler",
@@ -50,27 +54,34 @@ __all__ = [
 def sampled_gradients(
     model: nn.Module, optimizer: torch.optim.Optimizer, *, always: bool = True
 ) -> "SampledGradients":
-    """Have the linear layers of `model` compute only what `optimizer` reads of their gradients.
+    """Make the linear layers of `model` compute only the gradient entries that `optimizer` reads.
 
-    Layers are taken where they are exactly nn.Linear and their weight is one that the optimizer
-    samples. All others keep their dense gradients: frozen ones, weights at density 1, supports
-    chosen by importance, and layers of other classes. So do uses of a weight outside of its layer;
-    the step adds them up.
+    A layer is sampled if its class is exactly nn.Linear and the optimizer samples its weight. All
+    other gradients stay dense: those of frozen weights (none), of weights at density 1, of supports
+    chosen by importance, and of other classes of layers. If a weight is also used outside of its
+    layer, that use has a dense gradient, and the step adds both.
 
     Args:
         model: any module.
-        optimizer: an SO, or any other whose `support(weight)` gives the flat indices (ascending
-            int64 [M]) of the entries that its next step reads, or None for all, and which reads
-            `weight.sampled_grad`.
-        always: False leaves layers dense whose whole product is expected to be faster: at densities
-            from about 1/8 on, and lower ones for small layers (scripts/bench_sampled.py). True
-            takes them as well, for the memory.
+        optimizer: an SO, or any optimizer that reads `weight.sampled_grad` and has a method
+            `support(weight)`. It returns the flat indices (ascending int64 [M]) of the entries that
+            the next step reads, or None for all entries.
+        always: False leaves a layer dense if the whole product should be faster: at densities from
+            about 1/8, and lower ones for small layers (scripts/bench_sampled.py). True samples such
+            layers too, which saves memory.
 
     Returns:
-        A handle whose `remove()` undoes it; also a context manager.
+        A handle. Its `remove()` restores the layers; it is also a context manager.
 
     Raises:
-        InputError: the optimizer knows no supports.
+        InputError: the optimizer has no `support`, or layers are sampled already.
+
+    Example:
+        >>> optimizer = SO(model.parameters(), density_ratio=5e-4)
+        >>> handle = sampled_gradients(model, optimizer)
+        >>> loss_fn(model(images), labels).backward()
+        >>> optimizer.step()
+        >>> handle.remove()
     """
     if not callable(getattr(optimizer, "support", None)):
         raise InputError(
@@ -81,10 +92,11 @@ def sampled_gradients(
 
 
 class SampledGradients:
-    """What `sampled_gradients` returns: which layers it took, and the way back.
+    """The handle that `sampled_gradients` returns. It holds the sampled layers.
 
     Attributes:
-        methods: by weight name, how its gradient is computed; see `sampled_product.fastest`.
+        methods: the method that computes each gradient, by weight name; see
+            `sampled_product.fastest`.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, always: bool) -> None:
@@ -97,7 +109,7 @@ class SampledGradients:
             if type(layer) is SampledLinear and layer.sampling is not None:
                 raise InputError(
                     f"the gradient of {name or 'the layer'} is sampled for an optimizer already. "
-                    "Call remove() on what sampled_gradients returned then."
+                    "Call remove() on the handle that sampled_gradients returned for it."
                 )
             if type(layer) in (nn.Linear, SampledLinear) and id(layer.weight) in trained:
                 method = self._method(layer.weight, always)
@@ -116,7 +128,7 @@ class SampledGradients:
             ]
 
     def remove(self) -> None:
-        """Make the layers what they were. Gradients that were computed stay."""
+        """Turn the layers back into nn.Linear. Gradients that exist stay."""
         for hook in self._hooks:
             hook.remove()
         for layer in self._layers:
@@ -125,24 +137,24 @@ class SampledGradients:
         self._layers, self._hooks, self.methods = [], [], {}
 
     def all_reduce(self, group: "dist.ProcessGroup | None" = None) -> None:
-        """Average the gradients of the layers' weights over all ranks, as DDP does for all others.
+        """Average the sampled gradients over all ranks, as DDP does for dense gradients.
 
         Call it on every rank after the last backward pass before a step, and before unscaling and
-        clipping. Every rank needs the same optimizer with the same seed, hence the same supports.
+        clipping. All ranks need the same optimizer and seed, because supports must be equal.
 
         Args:
-            group: the ranks; all by default.
+            group: the ranks; None: all ranks.
         """
-        samplings = {id(each.sampling): each.sampling for each in self._layers if each.sampling}
-        pairs = [(each.weight, each.support_M) for each in samplings.values()]
+        samplings = {id(layer.sampling): layer.sampling for layer in self._layers if layer.sampling}
+        pairs = [(sampling.weight, sampling.support_M) for sampling in samplings.values()]
         all_reduce_sampled(pairs, group)
 
     def exclude_from_ddp(self) -> None:
-        """Have a DistributedDataParallel that is made of the model hereafter pass over the weights.
+        """Make a DistributedDataParallel that is built later on the model ignore sampled weights.
 
-        It would wait for their dense gradients. `all_reduce` takes its place, and the weights have
-        to be equal on all ranks to begin with, which DDP sees to for all others. Where it has
-        nothing left to do, it refuses to be made; leave it out then.
+        Otherwise DDP would wait for their dense gradients. Call `all_reduce` instead. The weights
+        must be equal on all ranks at the start; DDP ensures this only for the weights it handles.
+        DDP raises an error if no weight is left to it: train without DDP then.
         """
         weights = {id(layer.weight) for layer in self._layers}
         names = [*getattr(self._model, "_ddp_params_and_buffers_to_ignore", [])]
@@ -170,22 +182,22 @@ class SampledGradients:
         return method if always or faster else None
 
     def _refresh(self) -> None:
-        """Give every layer whose support was drawn anew what it needs for the new one."""
-        made: dict[int, Sampling | None] = {}
+        """Give every layer with a new support a new Sampling; layers of one weight share it."""
+        by_weight: dict[int, Sampling | None] = {}
         for layer in self._layers:
             key, support_M = id(layer.weight), self._optimizer.support(layer.weight)
             if layer.sampling is not None and layer.sampling.support_M is support_M:
-                made[key] = layer.sampling
-            elif key not in made:
-                made[key] = None if support_M is None else Sampling(layer.weight, support_M)
-            layer.sampling = made[key]
+                by_weight[key] = layer.sampling
+            elif key not in by_weight:
+                by_weight[key] = None if support_M is None else Sampling(layer.weight, support_M)
+            layer.sampling = by_weight[key]
 
 
 class _Listener:
-    """Hears of supports that an SO drew anew outside of a step; see SO.forget."""
+    """Calls a function after an SO has dropped a support outside of a step; see SO.forget."""
 
     def __init__(self, optimizer: Any, function: Callable[[], None]) -> None:
-        self._listeners = getattr(optimizer, "_told_of_supports", [])
+        self._listeners = getattr(optimizer, "_support_listeners", [])
         self._function = function
         self._listeners.append(function)
 
@@ -194,9 +206,10 @@ class _Listener:
 
 
 class Sampling:
-    """One weight and the support of its gradient, until the support is drawn anew.
+    """One weight and the support of its gradient, valid until a new support is drawn.
 
-    A graph that was built before then keeps the old one, and what it delivers is told apart.
+    An older graph keeps the old Sampling. `add_sampled_gradient` recognises its values by their
+    support and refuses them.
     """
 
     def __init__(self, weight: Tensor, support_M: Tensor) -> None:
@@ -205,11 +218,11 @@ class Sampling:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.leaf_M = torch.zeros((), dtype=dtype, device=weight.device).expand(len(support_M))
         self.leaf_M.requires_grad_()
-        # Nothing that the hook holds leads back to the leaf, so both go when the support does.
+        # The hook holds no reference to the leaf, so both are freed with the support.
         self.leaf_M.register_post_accumulate_grad_hook(partial(_deliver, weight, support_M))
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        # A copy of a model has weights of its own, which no optimizer samples as yet.
+        # A copied model has new weights, and no optimizer samples them yet: copy as None.
         return type(None), ()
 
 
@@ -225,18 +238,23 @@ class SampledLinear(nn.Linear):
     sampling: Sampling | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what nn.Linear does, for any shape [..., I] and under autocast."""
+        """Return nn.Linear's output, for any shape [..., I] and under autocast.
+
+        An input with the attribute `saved_anyway` set to True is saved for the backward pass by
+        another operation, or recomputed there. Saving the input itself is then free, so no copy of
+        its columns is made. so_clip.clip.recompute sets the attribute; any module may.
+        """
         sampling, weight = self.sampling, self.weight
         bias: Tensor | None = self.bias
         if (
             sampling is None
-            or sampling.weight is not weight  # replaced, for a while or for good
+            or sampling.weight is not weight  # the layer has another weight now
             or not weight.requires_grad
             or not torch.is_grad_enabled()
         ):
             return super().forward(input)
         if input.ndim == 0 or input.shape[-1] != self.in_features:
-            return super().forward(input)  # which says what is wrong
+            return super().forward(input)  # raises torch's error
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
@@ -244,9 +262,9 @@ class SampledLinear(nn.Linear):
         elif input.dtype != weight.dtype:
             return super().forward(input)
         method = sampling.method
-        if method == "columns" and getattr(input, SAVED_ANYWAY, False):
-            method = "gather"  # from the input itself: a copy of its columns would come on top
-        # Flat: out of a function of our own, torch would let no view be changed in place.
+        if method == "columns" and getattr(input, "saved_anyway", False):
+            method = "gather"
+        # Flat, because torch forbids in-place changes to views that a custom function returns.
         y_NO: Tensor = _Linear.apply(
             input.reshape(-1, self.in_features),
             weight.detach(),
@@ -259,7 +277,7 @@ class SampledLinear(nn.Linear):
 
 
 class _Linear(torch.autograd.Function):
-    """F.linear, whose weight is rounded to the input's type anew in each direction, not kept."""
+    """F.linear. Both passes round the weight to the input's dtype; no rounded copy is kept."""
 
     @staticmethod
     def forward(
@@ -285,6 +303,6 @@ class _Linear(torch.autograd.Function):
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
         grad_O = grad_NO.sum(0) if needs_bias else None
         grad_M = sampled_product(grad_NO, kept, support_M, weight_OI.shape[1], ctx.method)
-        del kept  # may have been made for this alone, and be as large as what comes next
+        del kept  # may be as large as the next tensor, and nothing else may need it
         grad_x_NI = grad_NO @ weight_OI.to(grad_NO.dtype) if needs_x else None
         return grad_x_NI, None, grad_O, grad_M, None, None

@@ -1,10 +1,10 @@
-"""Some entries of a product gᵀx, the gradient of a linear layer's weight, without the others.
+"""Selected entries of a product gᵀx, the gradient of a linear layer's weight.
 
-Entry (i, j) is the sum over tokens of g[:, i] · x[:, j]. Three ways to it, each the fastest over a
-range of densities (scripts/bench_sampled.py): gather the columns that are asked for and multiply
-them, torch's sampled product of sparse matrices, and whole rows of gᵀx of which a part is kept.
+Entry (i, j) is the sum over tokens of g[:, i] · x[:, j]. There are three ways to compute it. Each
+one is the fastest in a range of densities (scripts/bench_sampled.py): gather the columns needed and
+multiply them; torch's sampled product of sparse matrices; whole rows of gᵀx, then a selection.
 
-Names end in their shape: N tokens, O outputs and I inputs of the layer, M entries asked for.
+Names end in their shape: N tokens, O outputs and I inputs of the layer, M selected entries.
 """
 
 import warnings
@@ -17,27 +17,30 @@ from torch.utils.flop_counter import register_flop_formula
 
 Method = Literal["columns", "gather", "csr", "rows"]
 
-# Nanoseconds a token: for a call (of 500 tokens), for each of the O + I values, for each entry; and
-# for each of the O I values of the whole product. One core of a server, float32; ratios matter.
-_GATHERING = (200, 0.2, 1.6)  # two reads in disorder for each product
+# Nanoseconds per token: for a call (of 500 tokens), for each of the O + I values, for each entry;
+# and for each of the O I values of the whole product. Measured on one core of a server in float32;
+# only the ratios matter.
+_GATHERING = (200, 0.2, 1.6)  # two random reads for each product
 _SPARSE_PRODUCT = (400, 1.1, 0.1)  # transposes both factors, then reads in order
 _WHOLE_PRODUCT = 1 / 70
 
-# Values in one temporary: on the CPU they stay in its second cache.
-_VALUES_AT_ONCE = {"cpu": 2**17}
-_VALUES_AT_ONCE_ELSEWHERE = 2**22
-_TOKENS_AT_ONCE = 128  # in a sampled product of sparse matrices
-_BLOCK = 2**20  # values of a block of whole rows
+# Values in one temporary. On the CPU they fit the second-level cache.
+_CPU_TEMPORARY = 2**17
+_GPU_TEMPORARY = 2**22
+_CSR_TOKENS = 128  # per sampled product of sparse matrices
+_BLOCK = 2**20  # values in a block of whole rows
 
 
 def fastest(entries: int, shape: tuple[int, ...], device: torch.device) -> tuple[Method, bool]:
     """Return how to compute M entries of the gradient of a weight of shape [O, I].
 
-    columns: gather, from the M columns of x, which take less memory than x; all others keep x.
-    gather, csr, rows: see the module. Only the CPU was measured: elsewhere, there is no csr.
+    columns: gather from a copy of the M columns of x, which takes less memory than x. The other
+    methods keep x itself.
+    gather, csr, rows: the three ways of this module, in its order. csr is for the CPU only, the
+    one device that was measured.
 
     Returns:
-        The method, and whether it is expected to be faster than the whole product.
+        The method, and whether it should be faster than the whole product.
     """
     out_features, in_features = shape
     values, whole = out_features + in_features, _WHOLE_PRODUCT * out_features * in_features
@@ -51,7 +54,7 @@ def fastest(entries: int, shape: tuple[int, ...], device: torch.device) -> tuple
     if device.type != "cpu":
         gather = costs["gather"] < costs["csr"]
         return "gather" if gather else "rows", gather
-    method = min(costs, key=lambda each: costs[each])
+    method = min(costs, key=lambda name: costs[name])
     return method, method != "rows"
 
 
@@ -63,19 +66,19 @@ def _cost(rates: tuple[float, float, float], values: int, entries: int) -> float
 def entries_of_product(
     g_NO: Tensor, x_NI: Tensor, support_M: Tensor, in_features: int, method: str
 ) -> Tensor:
-    """Return the entries of gᵀx [O, I] at `support_M`, in at least float32 throughout.
+    """Return the entries of gᵀx [O, I] at `support_M`, computed in at least float32.
 
-    Temporaries are a few MiB at most, whatever N is; with "rows", a few times M values besides.
+    Temporaries take a few MiB at most, for any N; with "rows", also a few times M values.
 
     Args:
         g_NO: the gradient of a linear layer's output.
-        x_NI: its input; for method "columns", the M columns of it that the entries need [N, M].
+        x_NI: the layer's input; for method "columns", the M columns that the entries need [N, M].
         support_M: flat indices int64, ascending.
         in_features: I.
         method: a Method.
 
     Returns:
-        [M], float32 for half precision, otherwise of g's type.
+        Values [M]: float32 for half precision, otherwise of g's dtype.
     """
     with torch.autocast(g_NO.device.type, enabled=False):
         if method == "csr":
@@ -87,7 +90,7 @@ def entries_of_product(
         return _by_gathering(g_NO, x_NI, row_M, column_M)
 
 
-# An operator of its own, so that torch.compile and fake tensors need not look inside.
+# A custom operator, so that torch.compile and fake tensors do not trace into it.
 sampled_product = torch.library.custom_op(
     "so_clip::sampled_product", entries_of_product, mutates_args=()
 )
@@ -117,7 +120,7 @@ def _sum_type(g_NO: Tensor) -> torch.dtype:
 
 def _by_gathering(g_NO: Tensor, x_NI: Tensor, row_M: Tensor, column_M: Tensor | None) -> Tensor:
     sum_M = g_NO.new_zeros(len(row_M), dtype=_sum_type(g_NO))
-    values = _VALUES_AT_ONCE.get(g_NO.device.type, _VALUES_AT_ONCE_ELSEWHERE)
+    values = _CPU_TEMPORARY if g_NO.device.type == "cpu" else _GPU_TEMPORARY
     tokens = max(1, values // max(1, len(row_M)))
     for g_nO, x_nI in zip(g_NO.split(tokens), x_NI.split(tokens), strict=True):
         product_nM = _columns(g_nO, row_M, sum_M.dtype)
@@ -145,23 +148,23 @@ def _by_sparse_product(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
         (rows, columns),
         check_invariants=False,
     )
-    for g_nO, x_nI in zip(g_NO.split(_TOKENS_AT_ONCE), x_NI.split(_TOKENS_AT_ONCE), strict=True):
+    for g_nO, x_nI in zip(g_NO.split(_CSR_TOKENS), x_NI.split(_CSR_TOKENS), strict=True):
         torch.sparse.sampled_addmm(sum_OI, g_nO.T.to(dtype), x_nI.to(dtype), out=sum_OI)
     return sum_OI.values()
 
 
 @cache
 def _expect_beta_warning() -> None:
-    """Have torch say now, once and unheard, that CSR tensors are in beta."""
+    """Trigger torch's one warning that CSR tensors are in beta, and suppress it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
 def _by_rows(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
-    """Of each block of rows, take what is asked for, without asking the device where that ends.
+    """Compute gᵀx in blocks of rows and select entries of each, without waiting for the device.
 
-    A block has 4 MiB of float32 values: of a smaller product all of it, for as long as this takes.
+    A block has at most 4 MiB of float32 values; a smaller product is one block.
     """
     columns = x_NI.shape[1]
     tokens = max(1, _BLOCK // columns)

@@ -1,4 +1,4 @@
-"""SO, Sparse Optimization (ICCV 2025): Adam on a small, random, changing part of every tensor."""
+"""SO, Sparse Optimization (ICCV 2025): Adam on a small, random, changing subset of every tensor."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -15,7 +15,7 @@ from so_clip.optim.gradients import clear_sampled_gradient, read_gradient
 from so_clip.optim.state import (
     State,
     batches,
-    make_ready,
+    complete_states,
     new_state,
     set_supports,
     stack_moments,
@@ -25,50 +25,51 @@ from so_clip.optim.support import draw_supports
 
 
 class SO(Optimizer):
-    r"""Sparse Optimization: Adam that sees and remembers M entries of each tensor.
+    r"""Sparse Optimization: Adam on M entries of each tensor.
 
-    With κ the density ratio, each tensor has M = max(1, int(numel·κ)). Its support, M entries
-    drawn uniformly without replacement, is kept for T steps; g~ is the gradient on it. On the union
-    of the support and the entries that moments are kept for, at most 2M,
+    With κ the density ratio, each tensor has M = max(1, int(numel·κ)). Its support is a set of M
+    entries, drawn uniformly without replacement and kept for T steps. g~ is the gradient on the
+    support. A step updates the moments on the union of the support and the entries that have
+    moments, at most 2M entries:
 
         μ = β1 μ + (1 - β1) g~,    ν = β2 ν + (1 - β2) g~²,
 
-    after which only the M entries of largest |μ| are kept (ties: the lower index). These move by
+    and then keeps the M entries of largest |μ| (ties: the lower index). These entries move by
     -lr · μ^ / (sqrt(ν^) + eps), where ^ corrects the bias as Adam does. At κ = 1 this is Adam.
 
+    Moments are float32, or float64 for float64 weights; float16 and bfloat16 weights are rounded
+    once a step. A sampled entry takes 32 bytes of state (36 with "age"). The gradient is
+    `param.grad`, `param.sampled_grad` (see `support`), or their sum if both exist.
+
     Args:
-        params: tensors, or parameter groups, each of which may set any option but `seed`.
+        params: tensors, or parameter groups. A group may set any option but `seed`.
         lr: learning rate, at least 0.
         betas: (β1, β2), each in [0, 1).
         eps: added to the root, at least 0.
-        weight_decay: coupled L2 penalty, as Adam's (not AdamW's): it is part of the gradient, hence
-            felt only by the entries on the support.
+        weight_decay: coupled L2 penalty, as in Adam (not AdamW): a part of the gradient, so it acts
+            only on the entries of the support.
         density_ratio: κ, the fraction of entries kept, in (0, 1]. Read at a tensor's first step. 1
             makes a tensor dense.
-        T: steps between two draws of the support; 0: the first one stays. Steps are counted
-            per tensor: one without a gradient is passed over, as in torch's optimizers.
-        order: "prune_first" (the paper): prune, then move the M entries that are kept.
-            "update_first" (the released code): move all of the union, then prune.
+        T: steps between two draws of the support; 0: the first draw stays. Steps count per tensor:
+            a tensor without a gradient is skipped, as in torch's optimizers.
+        order: "prune_first" (the paper): prune, then move the M kept entries. "update_first" (the
+            released code): move the whole union, then prune.
         bias_correction: "step": by the tensor's number of steps, as in Adam. "age": by the number
-            of steps since the entry entered the moments. It differs for entries that enter late,
-            which "step" moves by up to 3.2 lr at first.
+            of steps since the entry entered the moments. The two differ for entries that enter
+            late: "step" moves these by up to 3.2 lr at first.
         gradient_selection: "random"; "importance": the support is the M entries of largest |g|
             (without weight decay) at the first of its T steps; "dense": no support, g~ = g.
         moment_selection: "importance"; "random": keep M entries of the union at random; "dense":
-            keep all, so that all entries move; "none": μ = g~ and ν = g~² on the support, without
-            memory or correction: each entry there moves by lr · g / (|g| + eps).
-        foreach: all tensors at once (None, True), or one after the other (False): equal results.
-            With False, and with a dense gradient_selection, a step on CUDA waits for the device;
-            otherwise none does.
+            keep all, so all entries move; "none": μ = g~ and ν = g~² on the support, without
+            memory or correction, so each entry there moves by lr · g / (|g| + eps).
+        foreach: all tensors together (None, True) or one after the other (False); the results are
+            equal. A step on CUDA waits for the device only with False or with
+            gradient_selection="dense".
         maximize: ascend.
-        seed: of the supports' own generator; the global random state is neither read nor changed.
+        seed: of SO's own generator for supports. SO never reads or changes the global random state.
 
     Raises:
-        InputError: a setting is out of range, or a tensor is not one of floats.
-
-    Moments are float32, or float64 for float64 weights; float16 and bfloat16 weights are rounded
-    once a step. A sampled entry takes 32 bytes of state (36 with "age"). A gradient is read from
-    `param.grad`, from `param.sampled_grad` (see `support`), or, if there are both, from their sum.
+        InputError: a setting is out of range, or a tensor is not of floats.
 
     Example:
         >>> optimizer = SO(model.parameters(), lr=2e-4, density_ratio=5e-4, T=10)
@@ -98,8 +99,8 @@ class SO(Optimizer):
     ) -> None:
         check_seed(seed)
         self._generator = torch.Generator().manual_seed(int(seed))
-        # Called when supports were drawn anew outside of a step.
-        self._told_of_supports: list[Callable[[], None]] = []
+        # Functions to call after supports have been dropped outside of a step.
+        self._support_listeners: list[Callable[[], None]] = []
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -150,30 +151,30 @@ class SO(Optimizer):
                 if group["T"] and states[0]["step"] % group["T"] == 0:
                     due += zip(params, states, strict=True)
             self._draw_supports(group, due)
-        # Used up: `model.zero_grad()`, which sees `.grad` alone, must not let them pile up.
+        # `model.zero_grad()` clears `.grad` alone; sampled gradients must not accumulate.
         self._clear_sampled_gradients()
         return loss
 
     def forget(self, param: Tensor) -> None:
-        """Drop all that is remembered of a tensor, its support too: it begins anew."""
+        """Drop the state of a tensor, its support included. Its next step is a first step."""
         if self.state.pop(param, None) is not None:
             self._clear_sampled_gradients()
-            for told in self._told_of_supports:
-                told()
+            for listener in self._support_listeners:
+                listener()
 
     @torch.no_grad()
     def support(self, param: Tensor) -> Tensor | None:
-        """Return which entries of the gradient the coming step will read.
+        """Return the entries of the gradient that the coming step reads.
 
-        It is known before the backward pass, which need not compute anything else: put the
-        gradient's values there, in this order, into `param.sampled_grad` [M], any float type, in
-        place of `param.grad`. As with that, add to what is there; a step uses it up.
+        They are known before the backward pass, so it can compute these entries alone. Put their
+        values, in this order, into `param.sampled_grad` [M], of any float dtype, in place of
+        `param.grad`. If it already holds values, add to them. A step clears it.
 
         Returns:
             Flat indices [M] int64 on the parameter's device, ascending, row-major in the logical
-            order whatever the strides. The same tensor until the support is drawn anew at the
-            end of a step; not to be written to. None where the step reads the whole gradient:
-            a dense tensor, or a support still to be chosen by importance.
+            order for any strides. The same tensor until a new support is drawn at the end of a
+            step; do not write to it. None if the step reads the whole gradient: for a dense
+            tensor, or a support still to be chosen by importance.
 
         Raises:
             InputError: the optimizer does not hold this tensor.
@@ -181,7 +182,10 @@ class SO(Optimizer):
         if not self.state.get(param):
             self._draw_first_supports()
             if param not in self.state:
-                raise InputError(f"this optimizer holds no such tensor of {tuple(param.shape)}.")
+                raise InputError(
+                    f"a tensor of shape {tuple(param.shape)} is not in this optimizer. Ask for one "
+                    "of its param_groups."
+                )
         support: Tensor | None = self.state[param].get("support")
         return support
 
@@ -191,17 +195,17 @@ class SO(Optimizer):
         self._clear_sampled_gradients()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, the supports' generator included; see torch.optim.Optimizer."""
+        """Return the state, including SO's generator; see torch.optim.Optimizer."""
         return {**super().state_dict(), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a copy of the state, after which the trajectory goes on bit for bit.
+        """Load a copy of the state. Training then continues bit for bit.
 
         Args:
             state_dict: what `state_dict` returned.
 
         Raises:
-            InputError: it is not an SO's, or not one of these tensors; nothing is loaded then.
+            InputError: SO did not save it, or it belongs to other tensors. Nothing is loaded then.
         """
         final: dict[str, Any] = {}
 
@@ -210,14 +214,14 @@ class SO(Optimizer):
             final.update(given)
 
         def restore(_: Optimizer) -> None:
-            # The base class has cast all tensors to the weights' type: ruin for indices.
+            # The base class has cast all tensors to the weights' dtype, which destroys indices.
             saved = chain.from_iterable(group["params"] for group in final["param_groups"])
             for key, param in zip(saved, self._params(), strict=True):
                 if key in final["state"]:
                     self.state[param] = _copy_to(param.device, final["state"][key])
             self._generator.set_state(final["generator"].cpu())
 
-        # After the user's hooks before loading, and before those after.
+        # `keep` runs after the user's pre-hooks, `restore` before the user's post-hooks.
         before = self.register_load_state_dict_pre_hook(keep)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
@@ -231,10 +235,9 @@ class SO(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        generator_state = state.pop("generator", None)
-        vars(self).setdefault("_told_of_supports", [])  # load_state_dict comes here, too
+        generator_state = state.pop("generator", None)  # absent when load_state_dict calls this
+        vars(self).setdefault("_support_listeners", [])
         super().__setstate__(state)
-        # Absent when load_state_dict calls this.
         if generator_state is not None:
             self._generator = torch.Generator().set_state(generator_state)
 
@@ -246,9 +249,9 @@ class SO(Optimizer):
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _draw_first_supports(self) -> None:
-        """Give every new tensor its support, also one that has no gradient as yet.
+        """Draw a support for every new tensor, even one without a gradient.
 
-        So draws depend on the seed and on the tensors, but not on which is asked for first.
+        So draws depend on the seed and the tensors, but not on the order of calls to `support`.
         """
         for group in self.param_groups:
             new = [param for param in group["params"] if not self.state.get(param)]
@@ -257,12 +260,11 @@ class SO(Optimizer):
             self._draw_supports(group, [(param, self.state[param]) for param in new])
 
     def _draw_supports(self, group: dict[str, Any], pairs: list[tuple[Tensor, State]]) -> None:
-        """Draw anew the supports of those that have one, or leave them to be chosen in `step`."""
+        """Draw new supports for tensors that have one, or leave the choice to the next `step`."""
         pairs = [(param, state) for param, state in pairs if "support" in state]
         for _, state in pairs:
             state["support"] = None
-            # Where the remembered entries are in the support is now out of date.
-            state.pop("place", None)
+            state.pop("place", None)  # it refers to the old support
         if group["gradient_selection"] == "random" and pairs:
             params, states = map(list, zip(*pairs, strict=True))
             numels = [param.numel() for param in params]
@@ -270,10 +272,12 @@ class SO(Optimizer):
             set_supports(states, params, draw_supports(numels, sizes, self._generator))
 
     def _step_batch(self, group: dict[str, Any], params: list[Tensor], states: list[State]) -> None:
-        """Step tensors of one kind, see `batches`."""
-        make_ready(params, states, group)
+        """Step one batch of tensors; see `batches`."""
+        complete_states(params, states, group)
         supports = [state.get("support") for state in states]
-        grads = [read_gradient(*each) for each in zip(params, supports, strict=True)]
+        grads = [
+            read_gradient(param, support) for param, support in zip(params, supports, strict=True)
+        ]
         step = states[0]["step"] + 1
         rule = Rule(
             lr=group["lr"],

@@ -1,8 +1,8 @@
-"""Sets of a tensor's entries, as flat indices: read, written, located and thinned out.
+"""Sets of a tensor's entries as flat indices: read, write, locate and select them.
 
-A flat index is row-major in a tensor's logical order, whatever its strides. Names end in their
-shape: R rows, one a tensor; M entries of each. Nothing here but `read` and `subtract` loops over
-tensors, and no shape depends on data, so that no device is ever waited for.
+A flat index counts in row-major order of a tensor's logical shape, for any strides. Names end in
+their shape: R rows, one a tensor; M entries of each. Only `read` and `subtract` loop over tensors,
+and no shape depends on data, so no function waits for the device.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def read(tensor: Tensor, index_M: Tensor | None) -> Tensor:
-    """Return the entries at `index_M` [M], or the tensor as it is for None."""
+    """Return the entries at `index_M` [M]; for None the tensor itself."""
     return tensor if index_M is None else tensor.take(index_M)
 
 
@@ -21,7 +21,7 @@ def subtract(tensors: list[Tensor], index_RM: Tensor, values_RM: Tensor) -> None
     """
     rows = list(zip(tensors, index_RM.unbind(), strict=True))
     if tensors[0].dtype != values_RM.dtype:
-        old_RM = torch.stack([read(*row) for row in rows])
+        old_RM = torch.stack([read(tensor, index_M) for tensor, index_M in rows])
         new_RM = (old_RM.to(values_RM.dtype) - values_RM).to(old_RM.dtype)
         for (tensor, index_M), new_M in zip(rows, new_RM.unbind(), strict=True):
             if tensor.is_contiguous():
@@ -37,32 +37,37 @@ def subtract(tensors: list[Tensor], index_RM: Tensor, values_RM: Tensor) -> None
 
 
 def spread(values_M: Tensor, index_M: Tensor, size: int) -> Tensor:
-    """Return `size` zeros, but for `values_M` at `index_M`."""
+    """Return a vector of `size` zeros with `values_M` at `index_M`."""
     return values_M.new_zeros(size).index_copy_(0, index_M, values_M)
 
 
 def locate(wanted_RM: Tensor, sorted_RM: Tensor) -> Tensor:
-    """Return the place of each wanted index in its row of `sorted_RM`, or M if it is not there."""
+    """Return the place of each wanted index in its row of `sorted_RM`; M if it is not in the row.
+
+    Args:
+        wanted_RM: flat indices, int64.
+        sorted_RM: flat indices, int64, ascending in each row.
+    """
     m = sorted_RM.shape[1]
-    at_RM = torch.searchsorted(sorted_RM, wanted_RM)
-    there_RM = sorted_RM.gather(1, at_RM.clamp(max=m - 1)) == wanted_RM
-    return at_RM.where(there_RM, m)
+    place_RM = torch.searchsorted(sorted_RM, wanted_RM)
+    is_found_RM = sorted_RM.gather(1, place_RM.clamp(max=m - 1)) == wanted_RM
+    return place_RM.where(is_found_RM, m)
 
 
 def largest(score_RN: Tensor, index_RN: Tensor, count: int) -> Tensor:
-    """Return where the `count` largest scores of each row are, in no particular order.
+    """Return the places of the `count` largest scores of each row, in no particular order.
 
-    Of equal scores, that of the lower index is taken: the outcome depends neither on the order of a
-    row nor on the device. What is not a number counts as larger than all numbers.
+    Among equal scores, the lower index is taken. So the result depends neither on the order of a
+    row nor on the device. NaN counts as larger than all numbers.
 
     Args:
-        score_RN: at least 0, or -1 for what is not to be taken.
-        index_RN: what each score belongs to; no index twice in a row, but for those of score -1.
-        count: how many to take.
+        score_RN: at least 0, or -1 for entries that must not be taken.
+        index_RN: the index that each score belongs to. Only scores of -1 may repeat an index.
+        count: how many to take of each row.
     """
     if score_RN.dtype == torch.float32:
-        # As integers, the bits of floats of one sign are ordered as the floats are. The lower half
-        # of the key has room for indices below 2^32; beyond, scores an ulp apart may be confused.
+        # For floats of one sign, the bits read as integers have the same order. The lower half of
+        # the key holds indices below 2^32; for higher ones, scores an ulp apart may be confused.
         key_RN = (score_RN.view(torch.int32).long() << 32) - index_RN
         return key_RN.topk(count, sorted=False).indices
     order_RN = index_RN.argsort(1)

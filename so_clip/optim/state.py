@@ -1,14 +1,15 @@
-"""What SO keeps of each tensor, and which tensors are stepped together.
+"""SO's state of each tensor, and the batches of tensors that are stepped together.
 
 step        steps taken so far, int
 size        M, int
-support     the entries whose gradient the coming step reads [M] int64, ascending. None: to be
-            chosen by importance. Absent: the whole gradient is read
-index       the entries remembered [M] int64. Absent: all are
-place       where in the support each of them is, M: nowhere [M] int64. Absent: not known
-exp_avg     μ [M], or shaped like the tensor where all is remembered
-exp_avg_sq  ν, likewise
-age         for how many steps each entry has been remembered [M] int32, if that is asked for
+support     flat indices whose gradient the coming step reads [M] int64, ascending. None: still to
+            be chosen by importance. Absent: the step reads the whole gradient
+index       flat indices of the entries with moments [M] int64. Absent: all entries have moments
+place       position of each of these entries in the support [M] int64; M: not in it. Absent: not
+            known
+exp_avg     μ [M]; if all entries have moments, shaped like the tensor
+exp_avg_sq  ν, of the same shape
+age         steps since each entry entered the moments [M] int32; only for bias_correction="age"
 """
 
 from collections import defaultdict
@@ -25,13 +26,13 @@ from so_clip.optim.support import entry_count, to_device
 
 State = dict[str, Any]
 
-# Tensors are stepped together until they have this many entries, which bounds the temporaries (some
-# 100 bytes an entry) whatever the density. ViT-B/16 at density 5e-4 has 61,296 of them.
-ENTRIES_AT_ONCE = 2**20
+# A batch of tensors has at most this many entries. The limit bounds temporaries (about 100 bytes an
+# entry) at any density. ViT-B/16 at density 5e-4 has 61,296 entries.
+MAX_BATCH_ENTRIES = 2**20
 
 
 def new_state(param: Tensor, group: dict[str, Any]) -> State:
-    """Return a tensor's state before its first step, its support still to be drawn."""
+    """Return a tensor's state before its first step, with no support drawn yet."""
     size = entry_count(param.numel(), group["density_ratio"])
     state: State = {"step": 0, "size": size}
     if size < param.numel() and group["gradient_selection"] != "dense":
@@ -42,8 +43,11 @@ def new_state(param: Tensor, group: dict[str, Any]) -> State:
 def batches(
     group: dict[str, Any], states: dict[Tensor, State]
 ) -> Iterator[tuple[list[Tensor], list[State]]]:
-    """Yield a group's tensors that have a gradient, with their states, together those that one call
-    can step: of one device, type and number of steps, and, if the moments are sparse, of one M."""
+    """Yield a group's tensors that have a gradient, and their states, in batches for one call.
+
+    Tensors of a batch share the device, the dtype, the number of steps and, if the moments are
+    sparse, M.
+    """
     alike = defaultdict(list)
     for param in filter(has_gradient, group["params"]):
         state = states[param]
@@ -52,13 +56,13 @@ def batches(
         kind = (param.device, param.dtype, state["step"], "support" in state, size)
         alike[kind].append((param, state))
     for (*_, size), pairs in alike.items():
-        most = ENTRIES_AT_ONCE // (size or max(param.numel() for param, _ in pairs) or 1) or 1
+        most = MAX_BATCH_ENTRIES // (size or max(param.numel() for param, _ in pairs) or 1) or 1
         for start in range(0, len(pairs), most):
-            params, states_of = zip(*pairs[start : start + most], strict=True)
-            yield list(params), list(states_of)
+            params, batch_states = zip(*pairs[start : start + most], strict=True)
+            yield list(params), list(batch_states)
 
 
-def make_ready(params: list[Tensor], states: list[State], group: dict[str, Any]) -> None:
+def complete_states(params: list[Tensor], states: list[State], group: dict[str, Any]) -> None:
     """Complete the states of one batch for the coming step."""
     for param, state in zip(params, states, strict=True):
         if "support" in state and state["support"] is None:
@@ -68,7 +72,7 @@ def make_ready(params: list[Tensor], states: list[State], group: dict[str, Any])
 
 
 def set_supports(states: list[State], params: list[Tensor], drawn: list[Tensor]) -> None:
-    """Give each tensor the support drawn for it, as a row of one tensor for all of this M."""
+    """Store the drawn supports. Supports of one size are rows of one tensor."""
     alike = defaultdict(list)
     for state, param, support in zip(states, params, drawn, strict=True):
         alike[param.device, len(support)].append((state, support))
@@ -79,7 +83,7 @@ def set_supports(states: list[State], params: list[Tensor], drawn: list[Tensor])
 
 
 def stack_supports(states: list[State]) -> Tensor | None:
-    """Return the states' supports as rows of one tensor, or None if they have none."""
+    """Return the states' supports as rows of one tensor, or None if they have no supports."""
     if "support" not in states[0]:
         return None
     rows = [state["support"] for state in states]
@@ -88,7 +92,7 @@ def stack_supports(states: list[State]) -> Tensor | None:
 
 
 def stack_moments(states: list[State], support_RM: Tensor | None) -> Moments:
-    """Return the states' moments as rows of tensors, to be changed in place."""
+    """Return the states' moments as rows of shared tensors; changing these changes the states."""
     index_RM, exp_avg_RM, exp_avg_sq_RM = (
         _share(states, key) for key in ("index", "exp_avg", "exp_avg_sq")
     )
@@ -103,9 +107,9 @@ def stack_moments(states: list[State], support_RM: Tensor | None) -> Moments:
 
 
 def _share(states: list[State], key: str) -> Tensor:
-    """Return what the states have under `key` as rows of one tensor, of which they then have views.
+    """Return the states' values under `key` as rows of one tensor, and make the states views of it.
 
-    So tensors that are stepped together time and again are stacked but once.
+    So tensors that are stepped together repeatedly are stacked only once.
     """
     rows = [state[key] for state in states]
     whole = _whole(rows)
@@ -117,7 +121,7 @@ def _share(states: list[State], key: str) -> Tensor:
 
 
 def _whole(rows: list[Tensor]) -> Tensor | None:
-    """Return the tensor of which these are all the rows, in this order, if there is one."""
+    """Return the tensor whose rows these are, all of them and in this order, or None."""
     whole, shape = rows[0]._base, (len(rows), *rows[0].shape)
     if (
         whole is None
@@ -130,7 +134,7 @@ def _whole(rows: list[Tensor]) -> Tensor | None:
 
 
 def _new_moments(param: Tensor, state: State, group: dict[str, Any]) -> dict[str, Tensor]:
-    """Return moments of 0, with which an entry is as good as not remembered."""
+    """Return moments of 0, which have the same effect as no moments."""
     dtype, device, size = moment_dtype(param), param.device, state["size"]
     if size == param.numel() or group["moment_selection"] == "dense":
         shape, moments = param.shape, {}

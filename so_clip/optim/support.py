@@ -1,4 +1,4 @@
-"""Which entries of a tensor are sampled: how many, and uniform draws of them."""
+"""Supports: the number of entries sampled of a tensor, and uniform draws of them."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-# Random integers are drawn below this power of two, which torch does without bias, and taken modulo
-# numel: one entry is at most numel / 2^62 more likely than another.
+# Random integers below this power of two, which torch draws without bias, are taken modulo numel:
+# one entry is at most numel / 2^62 more likely than another.
 _HIGH = 2**62
 
 
 def entry_count(numel: int, density_ratio: float) -> int:
-    """Return M, the number of entries sampled out of `numel`: int(numel * density_ratio), but >= 1.
+    """Return M, the number of entries sampled of a tensor: max(1, int(numel · κ)).
 
-    The released code of SO has no lower bound, so that small tensors are silently never trained.
+    The released code of SO has no lower bound, so it never trains small tensors.
     """
     return min(numel, max(1, int(numel * density_ratio)))
 
@@ -23,32 +23,32 @@ def entry_count(numel: int, density_ratio: float) -> int:
 def draw_supports(
     numels: Sequence[int], sizes: Sequence[int], generator: torch.Generator
 ) -> list[Tensor]:
-    """Draw, for each tensor, a subset of its entries uniformly among all subsets of that size.
+    """Draw a subset of each tensor's entries, uniform among all subsets of its size.
 
-    All happens in host memory, so that the CPU and CUDA, and all ranks of a data-parallel run, draw
-    the same supports, and so that no device is waited for. Work and memory are proportional to
-    the number of entries drawn, never to numel.
+    The draw happens in host memory. So the CPU and CUDA, and all ranks of a data-parallel run, draw
+    the same supports, and no draw waits for a device. Work and memory are proportional to the
+    number of entries drawn, never to numel.
 
-    Why it is uniform: draw with replacement, keep every distinct entry, draw again in place of the
-    repeats, until there are none. Nothing here depends on an entry's name: renaming the entries
-    by a permutation renames the outcome by it. So all subsets that a permutation can turn
-    into one another, which is all subsets of that size, are equally likely.
+    Method: draw with replacement, keep every distinct entry, replace repeats by new draws, until
+    there are no repeats. The result is uniform because the method treats all entries alike: if a
+    permutation renames the entries, it renames the outcome. Permutations turn any subset into any
+    other subset of its size, so all of these are equally likely.
 
     Args:
         numels: entries of each tensor.
-        sizes: entries to draw from each, at most its numel.
-        generator: a CPU generator; it alone is advanced.
+        sizes: entries to draw from each tensor, at most its numel.
+        generator: a CPU generator; the only random state that advances.
 
     Returns:
         One int64 CPU tensor [size] of ascending flat indices for each tensor.
     """
     if isinstance(torch.empty(0), FakeTensor):
-        # Among tensors without values, as in a forecast, there is nothing to draw but sizes.
+        # Fake tensors, as in a forecast, have no values: only the sizes matter.
         return [torch.empty(size, dtype=torch.int64) for size in sizes]
-    # Beyond half of a tensor the repeats would take over; there the entries left out are drawn.
+    # Above half of a tensor most draws repeat; then the entries to leave out are drawn instead.
     drawn = [min(size, numel - size) for numel, size in zip(numels, sizes, strict=True)]
     span_E = np.repeat(np.asarray(numels, dtype=np.int64), drawn)
-    # Laid end to end, tensors occupy ranges of one index space: a sort keeps each range in place.
+    # Each tensor has its own range in one index space, so one sort sorts every tensor's entries.
     base_E = np.repeat(np.cumsum([0, *numels], dtype=np.int64)[:-1], drawn)
     flat_E = base_E + _integers(len(span_E), generator) % span_E
     flat_E.sort()
@@ -71,7 +71,7 @@ def _integers(count: int, generator: torch.Generator) -> np.ndarray:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a CPU tensor to a device without waiting for it."""
+    """Copy a CPU tensor to a device without waiting for the device."""
     if device.type == "cuda":
         # From pageable memory, even a "non-blocking" copy waits for the stream.
         tensor = tensor.pin_memory()

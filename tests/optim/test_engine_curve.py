@@ -22,6 +22,7 @@ from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision
 from so_clip.train import Loop, train
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 STEPS = 100
 NO_CHUNKS = 1e9

@@ -159,7 +159,7 @@ def test_gradients_on_an_outdated_support_are_refused():
     layer = nn.Linear(40, 40, bias=False)
     optimizer = SO(layer.parameters(), density_ratio=0.01, T=1)
     sampled_gradients(layer, optimizer)
-    outdated = r"drawn anew .* Call optimizer\.zero_grad"
+    outdated = r"drawn again .* Call optimizer\.zero_grad"
     layer(torch.ones(2, 40)).sum().backward()
     optimizer.step()  # T=1: draws anew
     late = layer(torch.ones(2, 40)).sum()

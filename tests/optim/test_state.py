@@ -151,7 +151,7 @@ def test_hooks_around_loading_see_what_they_should() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("generator"), "was not saved by SO"),
+        (lambda state: state.pop("generator"), "SO did not save it"),
         (lambda state: state["param_groups"].pop(), "different number of parameter groups"),
     ],
     ids=["no generator", "a group less"],
@@ -184,13 +184,13 @@ def _before_the_tensor(state: dict[str, Any]) -> None:
         (lambda state: state.pop("state"), "has no 'state'"),
         (lambda state: state["param_groups"][0].pop("T"), "a group without 'T'"),
         (lambda state: state["param_groups"][0].update(density_ratio=7), "density_ratio=7"),
-        (lambda state: state["state"].update({0: None}), "does not fit a tensor"),
-        (lambda state: state["state"][0].update(step="x"), "does not fit a tensor"),
-        (lambda state: state["state"][0].pop("index"), "does not fit a tensor"),
-        (lambda state: state["state"][0].pop("exp_avg"), "does not fit a tensor"),
-        (_of_another_shape, "does not fit a tensor"),
-        (_beyond_the_tensor, "does not fit a tensor"),
-        (_before_the_tensor, "does not fit a tensor"),
+        (lambda state: state["state"].update({0: None}), "does not fit tensor"),
+        (lambda state: state["state"][0].update(step="x"), "does not fit tensor"),
+        (lambda state: state["state"][0].pop("index"), "does not fit tensor"),
+        (lambda state: state["state"][0].pop("exp_avg"), "does not fit tensor"),
+        (_of_another_shape, "does not fit tensor"),
+        (_beyond_the_tensor, "does not fit tensor"),
+        (_before_the_tensor, "does not fit tensor"),
     ],
 )
 def test_a_foreign_or_damaged_state_is_refused_whole(change: Any, message: str) -> None:
@@ -219,7 +219,7 @@ def test_bytes_of_state_per_sampled_entry(order: str, bias_correction: str, most
 def test_a_large_batch_is_stepped_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, in_parts = model(), model()
     run(at_once, optimizer_of(at_once), range(6))
-    monkeypatch.setattr(state_module, "ENTRIES_AT_ONCE", 31)
+    monkeypatch.setattr(state_module, "MAX_BATCH_ENTRIES", 31)
     run(in_parts, optimizer_of(in_parts), range(6))
     assert_equal(at_once, in_parts)
 

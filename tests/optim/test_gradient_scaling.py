@@ -84,7 +84,7 @@ def test_torchs_scaler_is_refused_where_gradients_are_sampled():
         scaler = torch.amp.GradScaler("cpu", enabled=enabled)
         scaler.scale(loss(module)).backward()
         if enabled:
-            with pytest.raises(RuntimeError, match=r"Use the one of so_clip\.optim\.sampled"):
+            with pytest.raises(RuntimeError, match=r"Use GradScaler of so_clip\.optim\.sampled"):
                 scaler.step(optimizer)
             optimizer.zero_grad()
         else:
