@@ -30,7 +30,7 @@ _OPTION_TEXTS = {
     "list_type": "must be a list",
     "tuple_type": "must be a list",
     "greater_than_equal": "must be {ge} or more",
-    "greater_than": "must be above {gt}",
+    "greater_than": "must be above {gt:g}",
     "less_than_equal": "must be {le} or less",
     "less_than": "must be below {lt}",
 }

@@ -1,29 +1,20 @@
-"""The command line that all commands share which read a folder of runs."""
+"""Arguments and flags that several commands share, declared for typer."""
 
-import argparse
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="OPTION=VALUE", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+ResultsDir = Annotated[
+    Path, typer.Argument(metavar="RESULTS_DIR", help="The folder that holds the run folders.")
+]
+# The option in messages about a folder that cannot be written.
 OUT = "-o FOLDER"
 
 
-def results_parser(
-    module: str, description: str | None, out: str = "", epilog: str = ""
-) -> argparse.ArgumentParser:
-    """Return a parser of RESULTS_DIR and, where there is something to write, `-o`.
-
-    Args:
-        module: what follows `python -m`.
-        description: what the command does, such as its module's docstring.
-        out: what `-o` is for; "" for a command that writes nothing.
-        epilog: more for its help, printed as it is.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=(description or "").replace("`", ""),
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("results_dir", type=Path, help="the folder that holds the runs' folders")
-    if out:
-        parser.add_argument("-o", "--out", type=Path, help=out)
-    return parser
+def out_option(content: str, name: str) -> Any:
+    """Declare `-o`, the folder for `content`; the default is the folder `name` in RESULTS_DIR."""
+    text = f"Folder for {content}. Default: RESULTS_DIR/{name}."
+    return typer.Option("-o", "--out", metavar="FOLDER", help=text)

@@ -1,74 +1,76 @@
-"""`python -m so_clip draw`: print which images a few-shot draw picks, from the split file alone."""
+"""`python -m so_clip draw`: print the few-shot images of a run, from the split file alone."""
 
 import csv
 import json
 import sys
+from typing import TYPE_CHECKING, Annotated
 
-from so_clip.cli.guard import guarded
-from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
-from so_clip.data.base_to_new import BASE_TO_NEW
-from so_clip.data.cards.card import USER_LAYOUTS
-from so_clip.data.examples import SPLITS
-from so_clip.data.fewshot import draw_few_shot
-from so_clip.data.find import Dataset, find_dataset
+import typer
 
-USAGE = """\
-Print the few-shot draw of a dataset as one JSON document, the content of a run's fewshot.json:
-dataset, shots, seed, split_protocol, the lists train and val of [path, label], and their sha256.
-Only the split file is read; images are not needed (ImageNet's folders are its split file).
+if TYPE_CHECKING:
+    from so_clip.data.find import Dataset
 
+from so_clip.cli.arguments import Words
+
+HELP = """Print the few-shot images of a run as one JSON document, the content of fewshot.json.
+
+It has dataset, shots, seed, split_protocol, the lists train and val of [path, label], and their
+SHA-256. Only the split file is read, no images (for ImageNet, the class folders are listed).
+
+\b
   python -m so_clip draw dataset=dtd shots=4 seed=1 split_protocol=coop data_root=data
 
-  dataset         a dataset with a card: python -m so_clip --help dataset lists them
-  shots           train images per class; val gets min(4, shots)
-  seed            the published draws are those of seeds 1, 2 and 3
-  split_protocol  clip_lora (val first, then train; SO's too) | coop (train, then val)
-  protocol        all | base_to_new (the first half of the classes)
-  imbalance       alpha of a Dirichlet that shares the train images out unevenly | null
-  data_root       the folder with the datasets, or with split files
-  dataset.split_file   read this split file instead
-  dataset=folder, dataset=csv   your own images, with all of their options
-
-  --split   print all lists instead: CSV with path, label and split, as dataset=csv reads it
-
-Options that are left out have the values of `python -m so_clip`."""
-SPLIT = "--split"
+\b
+Options are those of runs, with the same defaults. These change the draw:
+  dataset             a dataset with a card, or folder or csv for your own images
+  shots               training images per class; val gets min(4, shots)
+  seed                the published draws have the seeds 1, 2 and 3
+  split_protocol      clip_lora (val first, then train; also SO's) | coop (train, then val)
+  protocol            all | base_to_new (the first half of the classes)
+  imbalance           the alpha of a Dirichlet distribution of images over classes | null
+  data_root           the folder of all datasets, or of split files
+  dataset.split_file  another split file"""
 
 
-def main() -> int:
-    """Run the command line of `python -m so_clip draw`; return the process's exit code."""
-    return guarded(_draw)
+def main(
+    words: Words = None,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split", help="Print all lists as CSV instead: path, label, split, as dataset=csv."
+        ),
+    ] = False,
+) -> None:
+    """Print the few-shot images; see HELP."""
+    from so_clip.config.compose import compose
+    from so_clip.config.settings import from_config
+    from so_clip.data.base_to_new import BASE_TO_NEW
+    from so_clip.data.fewshot import draw_few_shot
+    from so_clip.data.find import find_dataset
 
-
-def _draw(arguments: list[str]) -> None:
-    if "--help" in arguments or "-h" in arguments:
-        print(USAGE)
-        return
-    settings = from_config(compose([each for each in arguments if each != SPLIT]))
-    where = settings.data_root, settings.split_file, settings.own
-    found = find_dataset(settings.dataset, *where, trains=SPLIT not in arguments)
-    if SPLIT in arguments:
+    settings = from_config(compose(words or []))
+    found = find_dataset(
+        settings.dataset, settings.data_root, settings.split_file, settings.own, trains=not split
+    )
+    if split:
         _print_split(found)
         return
-    splits = found.splits
-    how = settings.shots, settings.seed, settings.split_protocol, settings.imbalance
-    few = draw_few_shot(splits, *how)
+    few_shot = draw_few_shot(
+        found.splits, settings.shots, settings.seed, settings.split_protocol, settings.imbalance
+    )
     if settings.protocol == BASE_TO_NEW:
-        few = few.of_base_classes(len(splits.class_names))
-    print(json.dumps(few.as_json()))
+        few_shot = few_shot.of_base_classes(len(found.splits.class_names))
+    print(json.dumps(few_shot.as_json()))
 
 
-def _print_split(found: Dataset) -> None:
-    names = found.splits.class_names
-    own = found.card.layout in USER_LAYOUTS
-    labels = found.card.class_folders if own else names
+def _print_split(found: "Dataset") -> None:
+    from so_clip.data.cards.card import USER_LAYOUTS
+    from so_clip.data.examples import SPLITS
+
+    is_user_data = found.card.layout in USER_LAYOUTS
+    labels = found.card.class_folders if is_user_data else found.splits.class_names
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow(["path", "label", "split"])
     for split in SPLITS:
         for path, label in getattr(found.splits, split):
             rows.writerow([path, labels[label], split])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,85 +1,95 @@
-"""`python -m so_clip report RESULTS_DIR -o OUT`: runs as tables, plots and one page."""
+"""`python -m so_clip report`: runs as tables, plots and one page."""
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from so_clip.cli.arguments import OUT, results_parser
-from so_clip.cli.guard import guarded
-from so_clip.forecast.finished_runs import forecast_flops
-from so_clip.report.formats import latex
-from so_clip.report.formats.files import SIGNIFICANCE, write_significance, write_tables
-from so_clip.report.missing import add_missing
-from so_clip.report.published import add_published
-from so_clip.report.read import Runs, read_runs
-from so_clip.report.significance import compare, summary
-from so_clip.report.tables import Table, make_tables
-from so_clip.system import atomic
+import typer
+
+from so_clip.cli.arguments import OUT, ResultsDir, out_option
+
+if TYPE_CHECKING:
+    from so_clip.report.read import Runs
+    from so_clip.report.tables import Table
 
 FOLDER, ALL, PAGE = "tables", "all.tex", "index.html"
-EPILOG = """\
-OUT gets index.html (one page that needs no network), tables/ (each as tidy CSV, Markdown, LaTeX and
-an HTML fragment; all.tex shows them all) and plots/. Folders that hold no usable run are named on
-stderr, one a line, and left out. What a table lacks is said below it, with the command that fills
-it. The page is written last: where a report is cut short, there is none, or that of an earlier one.
-Exit codes: 0 done, also where runs were left out; 2 no run can be used, or OUT cannot be written;
-130 interrupted."""
+HELP = """Write runs as tables, plots and one page.
+
+\b
+The folder gets:
+  index.html  one page that needs no network; it is written last
+  tables/     each table as tidy CSV, Markdown, LaTeX and an HTML fragment; all.tex has all
+  plots/      the plots
+
+Folders without a usable run are left out and named on stderr. Notes below a table say which runs
+are missing, with the command that runs them.
+
+Exit codes: 0 done, also if unusable runs are left out; 2 no run can be used, or the folder cannot
+be written; 130 interrupted."""
 
 
-def main() -> int:
-    """Run the command line; return the process's exit code."""
-    return guarded(_main)
+def main(
+    results_dir: ResultsDir,
+    out: Annotated[Path | None, out_option("the report", "report")] = None,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Write no significance, plots or page.")
+    ] = False,
+    details: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN",
+            help="A run folder whose confusion matrix, reliability, classes, curve and mistakes "
+            "must be on the page. May be repeated. Without it, the page has the best and newest "
+            "runs that fit.",
+        ),
+    ] = None,
+    flops: Annotated[
+        bool,
+        typer.Option(
+            "--flops",
+            help="Forecast the training FLOPs: some seconds for each kind of run, the first time.",
+        ),
+    ] = False,
+) -> None:
+    """Write the report; see HELP."""
+    from so_clip.report.formats import latex
+    from so_clip.report.formats.files import write_tables
+    from so_clip.report.missing import add_missing
+    from so_clip.report.published import add_published
+    from so_clip.report.read import read_runs
+    from so_clip.report.tables import make_tables
+    from so_clip.system import atomic
 
-
-def _main(arguments: list[str]) -> None:
-    options = _parse(arguments)
-    out = options.out or options.results_dir / "report"
-    runs = read_runs(options.results_dir)
+    out = out or results_dir / "report"
+    runs = read_runs(results_dir)
     remarks = [f"left out: {reason}" for reason in runs.skipped]
-    if options.flops:
+    if flops:
+        from so_clip.forecast.finished_runs import forecast_flops
+
         runs, unknown = forecast_flops(runs)
         remarks += unknown
     tables = add_published(add_missing(make_tables(runs), runs), runs)
-    with atomic.placed_by(OUT), _said_if_cut_short(out / PAGE):
+    with atomic.placed_by(OUT), _reported_if_cut_short(out / PAGE):
         names = write_tables(tables, out / FOLDER)
         atomic.write_text(out / FOLDER / ALL, latex.document(names))
-        if not options.tables_only:
-            remarks += _write_the_rest(runs, tables, names, out, options.details)
-    _tell(runs, tables, out, options.tables_only, remarks)
+        if not tables_only:
+            remarks += _write_page(runs, tables, names, out, details or [])
+    _print_summary(runs, tables, out, tables_only, remarks)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    out_help = "folder for the report (default: RESULTS_DIR/report)"
-    parser = results_parser("so_clip report", __doc__, out_help, EPILOG)
-    parser.add_argument(
-        "--tables-only", action="store_true", help="neither significance nor plots nor page"
-    )
-    parser.add_argument(
-        "--details",
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="folders of runs whose confusion matrix, reliability, classes, curve and mistakes the "
-        "page has to hold; of all runs it holds the best and the newest that fit",
-    )
-    parser.add_argument(
-        "--flops",
-        action="store_true",
-        help="forecast the FLOPs of training; seconds for each kind of run, the first time",
-    )
-    return parser.parse_args(arguments)
-
-
-def _write_the_rest(
-    runs: Runs, tables: Sequence[Table], names: list[str], out: Path, details: Sequence[str]
+def _write_page(
+    runs: "Runs", tables: Sequence["Table"], names: list[str], out: Path, details: Sequence[str]
 ) -> list[str]:
-    """Write significance, plots and, last of all, the page; return what there is to say of them."""
-    # Only now, since drawing takes longer to import than tables take.
+    """Write significance, plots and last the page; return remarks for the user."""
+    from so_clip.report.formats import latex
+    from so_clip.report.formats.files import SIGNIFICANCE, write_significance
     from so_clip.report.page import write as page
     from so_clip.report.page.data import Frame
     from so_clip.report.plots import write as plots
+    from so_clip.report.significance import compare, summary
+    from so_clip.system import atomic
 
     comparisons, remarks = compare(runs)
     frames = []
@@ -95,8 +105,8 @@ def _write_the_rest(
 
 
 @contextmanager
-def _said_if_cut_short(page: Path) -> Iterator[None]:
-    """Say of a page that is not that of this report, when this report ends before its time."""
+def _reported_if_cut_short(page: Path) -> Iterator[None]:
+    """Print whether there is an older page, if the report ends before its page is written."""
     try:
         yield
     except BaseException:
@@ -106,10 +116,10 @@ def _said_if_cut_short(page: Path) -> Iterator[None]:
         raise
 
 
-def _tell(
-    runs: Runs, tables: Sequence[Table], out: Path, tables_only: bool, remarks: Sequence[str]
+def _print_summary(
+    runs: "Runs", tables: Sequence["Table"], out: Path, tables_only: bool, remarks: Sequence[str]
 ) -> None:
-    """Print what was made, what is missing and how to fill it; on stderr what is amiss."""
+    """Print the missing runs with their commands, and the place; problems go to stderr."""
     for table in tables:
         if table.commands:
             print(f"{table.caption}:")
@@ -122,7 +132,3 @@ def _tell(
         print(f"{page} is that of an earlier report.")
     for remark in remarks:
         print(f"so_clip: {remark}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,30 +1,28 @@
-"""`python -m so_clip tensorboard RESULTS_DIR -o LOGDIR`: runs as event files for TensorBoard."""
+"""`python -m so_clip tensorboard`: runs as event files for TensorBoard."""
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
-from so_clip.cli.arguments import OUT, results_parser
-from so_clip.cli.guard import guarded
-from so_clip.report.tensorboard import export, require_tensorboard
-from so_clip.system import atomic
-
-
-def main() -> int:
-    """Run the command line of `python -m so_clip tensorboard`; return the process's exit code."""
-    return guarded(_main)
+from so_clip.cli.arguments import OUT, ResultsDir, out_option
 
 
-def _main(arguments: list[str]) -> None:
-    out_help = "folder for the event files (default: RESULTS_DIR/events)"
-    options = results_parser("so_clip tensorboard", __doc__, out_help).parse_args(arguments)
+def main(
+    results_dir: ResultsDir,
+    out: Annotated[Path | None, out_option("the event files", "events")] = None,
+) -> None:
+    """Write curves and plots of new and changed runs as event files for TensorBoard.
+
+    Exit codes: 0 done, also if unusable runs are left out; 2 the input cannot be used.
+    """
+    from so_clip.report.tensorboard import export, require_tensorboard
+    from so_clip.system import atomic
+
     require_tensorboard()
-    out = options.out or options.results_dir / "events"
+    out = out or results_dir / "events"
     with atomic.placed_by(OUT):
-        written, skipped = export(options.results_dir, out)
+        written, skipped = export(results_dir, out)
     for reason in skipped:
         print(f"so_clip: left out: {reason}", file=sys.stderr)
     runs = "run" if written == 1 else "runs"
     print(f"{written} new or changed {runs}; look at them with: tensorboard --logdir {out}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

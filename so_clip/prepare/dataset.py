@@ -11,7 +11,7 @@ from so_clip.errors import InputError, RunFailed
 from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
 from so_clip.prepare.missing import all_examples, lacking
-from so_clip.prepare.options import Options
+from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.place import remove
 from so_clip.prepare.repair import Aside, take_bad_images, take_bad_split_file
 from so_clip.prepare.sources import (
@@ -33,7 +33,7 @@ LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", *TEST_LAYOUTS)
 COOP_DATASETS = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 
 
-def prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> str:
+def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], None]) -> str:
     """Complete one dataset below the data root; what is there already is kept.
 
     Nothing half-made ever lies in its final place, and the process may be killed at any moment:
@@ -89,7 +89,7 @@ def locked(data_root: Path, say: Callable[[str], None]) -> Iterator[None]:
         unlock(lock)
 
 
-def _prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) -> str:
+def _prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], None]) -> str:
     supply = Supply(card, options, options.data_root / WORK_DIR / card.name)
     aside = Aside(supply.work / "damaged")
     try:
@@ -105,7 +105,7 @@ def _prepare(card: DatasetCard, options: Options, say: Callable[[str], None]) ->
 
 
 def _complete(
-    card: DatasetCard, options: Options, supply: Supply, say: Callable[[str], None]
+    card: DatasetCard, options: PrepareOptions, supply: Supply, say: Callable[[str], None]
 ) -> str:
     """Place the images that are lacking and clear up; return what there is now."""
     root = options.data_root
@@ -128,7 +128,7 @@ def _complete(
     return f"{'completed' if incomplete else 'is complete'}: {count} images in {folder}"
 
 
-def _clear_up(sources: ImageSources, supply: Supply, options: Options) -> None:
+def _clear_up(sources: ImageSources, supply: Supply, options: PrepareOptions) -> None:
     sources.clear()
     if not options.keep_archives:
         remove(supply.work)

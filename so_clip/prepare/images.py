@@ -11,7 +11,7 @@ from so_clip.data.lists.splits import dataset_folder, load_splits
 from so_clip.errors import InputError
 from so_clip.prepare.download import fetch, wrong_checksum
 from so_clip.prepare.missing import all_examples, lacking
-from so_clip.prepare.options import Options
+from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.parquet import Names, extract, listed_files, require_pyarrow
 from so_clip.prepare.place import find_folder, find_images, merge, remove
 from so_clip.prepare.sources import (
@@ -37,7 +37,7 @@ class Supply:
         work: a folder of this dataset's own, on the file system of the data root.
     """
 
-    def __init__(self, card: DatasetCard, options: Options, work: Path) -> None:
+    def __init__(self, card: DatasetCard, options: PrepareOptions, work: Path) -> None:
         self.card, self.options, self.work = card, options, work
 
     def obtain(self, remote: RemoteFile) -> Path:
@@ -81,7 +81,7 @@ class ImageSources:
     """
 
     def __init__(
-        self, card: DatasetCard, options: Options, supply: Supply, say: Callable[[str], None]
+        self, card: DatasetCard, options: PrepareOptions, supply: Supply, say: Callable[[str], None]
     ) -> None:
         self.card, self.supply, self.say = card, supply, say
         self.root, self.given = options.data_root, options.offline_from

@@ -1,30 +1,40 @@
-"""What a user can choose of a preparation."""
+"""The options of `python -m so_clip prepare`."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from so_clip.prepare.download import Patience
+from so_clip.checks import OptionalPathOption, Options, PathOption, option
+
+if TYPE_CHECKING:
+    from so_clip.prepare.download import Patience
 
 
-@dataclass(frozen=True)
-class Options:
-    """Where datasets go, and where they come from.
+class PrepareOptions(Options):
+    """Which datasets to prepare, their sources and their destination."""
 
-    Attributes:
-        data_root: the folder of all datasets; it is made.
-        offline_from: a folder of archives, or one archive; then the network is left alone.
-        imagenet_dir: an existing copy of ImageNet.
-        keep_archives: leave downloaded archives below `data_root`/.prepare.
-        max_unpacked_gib: the most that the files of one source may unpack to.
-        repair: fetch damaged files again: a split file that cannot be used, images that
-            cannot be decoded. ImageNet's are never touched.
-        patience: of downloads.
-    """
+    dataset: str | None = option(
+        None, "a dataset with a card, several (a,b), or all; ImageNet only if you have a copy"
+    )
+    data_root: PathOption = option("data", "the folder of all datasets")
+    imagenet_dir: OptionalPathOption = option(
+        None, "your copy of ImageNet, with train/ and val/; it is linked, never downloaded"
+    )
+    repair: bool = option(
+        False, "download damaged split files and images again; ImageNet is never changed"
+    )
+    keep_archives: bool = option(False, "keep the downloads in data_root/.prepare")
+    max_unpacked_gib: float = option(200, "how much the files of one source may unpack to", gt=0)
+    retries: int = option(5, "how often a download that makes no progress is tried again", ge=0)
+    retry_seconds: float = option(1, "the wait before the first retry; it doubles", ge=0)
+    timeout_seconds: float = option(60, "how long a server may send nothing", gt=0)
+    cards_dir: OptionalPathOption = option(None, "another folder of dataset cards")
+    offline_from: Path | None = option(
+        None, "a folder of archives, or one archive; then nothing is downloaded"
+    )
 
-    data_root: Path
-    offline_from: Path | None = None
-    imagenet_dir: Path | None = None
-    keep_archives: bool = False
-    max_unpacked_gib: float = 200.0
-    repair: bool = False
-    patience: Patience = field(default_factory=Patience)
+    @property
+    def patience(self) -> "Patience":
+        """Retries, waits and timeout of a download."""
+        from so_clip.prepare.download import Patience
+
+        return Patience(self.retries, self.retry_seconds, self.timeout_seconds)

@@ -1,4 +1,4 @@
-"""Hand the command line to Hydra."""
+"""Start a run or a sweep with Hydra."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from so_clip.system.paths import CONF_DIR
 
 
 def hydra_main(task: Callable[[DictConfig], Any]) -> None:
-    """Run `task` under Hydra's own entry, multirun and launchers included, on sys.argv.
+    """Call `task` under `hydra.main`, which reads sys.argv and starts sweeps and launchers.
 
     A sweep ends with its summary, see so_clip.sweep.callback.
     """
@@ -19,6 +19,6 @@ def hydra_main(task: Callable[[DictConfig], Any]) -> None:
 
     register()
     entry = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=CONFIG_NAME)
-    # Hydra would otherwise print errors in its own words and exit with code 1.
+    # Without readable_errors, Hydra prints errors in its own words and exits with code 1.
     with closing(), readable_errors():
         entry(task)()

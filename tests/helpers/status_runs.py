@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from so_clip.cli import status as command
 from so_clip.status.screen import View
+from so_clip.status.watcher import Watcher
 from tests.helpers.command import Outcome, call, environment
 
 METRICS: dict[str, Any] = {
@@ -66,7 +66,7 @@ def write_job(sweep: Path, number: int, state: str, **values: Any) -> None:
 
 
 def look(root: Path) -> View:
-    return command.Watcher(root).look()
+    return Watcher(root).look()
 
 
 def states(view: View) -> dict[str, str]:

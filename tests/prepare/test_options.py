@@ -2,12 +2,12 @@
 
 import pytest
 
-from so_clip.cli.prepare import DEFAULTS, USAGE
 from so_clip.data.cards.card import card_names, load_card
 from so_clip.errors import InputError
+from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.sources import IMAGES, SPLIT, read_sources
 from tests.helpers.archives import archive, write_card
-from tests.helpers.command import call, spawn
+from tests.helpers.command import call
 
 BAD = [
     ("", ["dataset is missing", "dataset=all", "Known: caltech101"]),
@@ -16,12 +16,12 @@ BAD = [
     ("dataset=dtd,nope", ["dataset=nope"]),
     ("dataset=dtd dataset=dtd", ["dataset is given twice"]),
     ("dataset=dtd data_rot=x", ["data_rot=x: there is no such option", "'data_root'"]),
-    ("dataset=dtd data_root", ["data_root: there is no such option", "OPTION=VALUE"]),
+    ("dataset=dtd data_root", ["data_root: needs a value: data_root="]),
     ("dataset=dtd data_root=", ["data_root is empty"]),
     ("dataset=dtd --offline", ["--offline: there is no such flag", "'--offline-from'"]),
-    ("dataset=dtd --offline-from", ["--offline-from is empty"]),
+    ("dataset=dtd --offline-from", ["--offline-from: requires an argument"]),
     ("dataset=dtd --offline-from=/no/such", ["--offline-from /no/such", "no such folder"]),
-    ("dataset=dtd --offline-from={file} dataset", ["no such option"]),
+    ("dataset=dtd --offline-from={file} x", ["x: there is no such option"]),
     ("dataset=dtd,eurosat --offline-from={file}", ["is one file", "2 datasets"]),
     ("dataset=dtd retries=-1", ["retries=-1", "0 or more"]),
     ("dataset=dtd retries=many", ["retries=many", "whole number"]),
@@ -30,6 +30,7 @@ BAD = [
     ("dataset=dtd timeout_seconds=0", ["timeout_seconds=0", "above 0"]),
     ("dataset=dtd max_unpacked_gib=0", ["max_unpacked_gib=0", "above 0"]),
     ("dataset=dtd max_unpacked_gib=.nan", ["max_unpacked_gib=nan", "finite"]),
+    ("dataset=dtd mend=true", ["mend=true: there is no such option", "prepare --help"]),
     ("dataset=dtd keep_archives=perhaps", ["keep_archives=perhaps", "true or false"]),
     ("dataset=dtd cards_dir=/no/such", ["dataset=dtd: there is no dataset"]),
     ("dataset=dtd data_root={file}", ["data_root={file}", "cannot be written", "data_root=FOLDER"]),
@@ -48,16 +49,16 @@ def test_bad_input_is_named_with_a_way_out(line, said, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file.zip"]
 
 
-def test_help_names_every_option_and_waits_for_nothing_heavy():
+def test_help_names_every_option_with_its_default():
     done = call("prepare", "--help")
-    assert (done.code, done.out) == (0, USAGE + "\n")
-    for option in DEFAULTS:
-        assert f"\n  {option} " in USAGE
-    assert all(len(line) <= 100 for line in USAGE.splitlines())
+    assert done.code == 0
+    for option in PrepareOptions.model_fields:
+        flag = "--offline-from" if option == "offline_from" else f"{option}="
+        assert f" {flag}" in done.out
 
 
-def test_it_is_a_program_of_its_own(tmp_path):
-    done = spawn("prepare", "dataset=digits", f"data_root={tmp_path}")
+def test_a_dataset_from_a_package_needs_no_preparation(tmp_path):
+    done = call("prepare", "dataset=digits", f"data_root={tmp_path}")
     assert done.code == 0
     assert done.out == "digits: comes with a Python package, nothing is to be fetched\n"
 

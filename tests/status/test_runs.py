@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from so_clip.cli.status import Watcher
+from so_clip.status.watcher import Watcher
 from tests.helpers.command import environment, python
 from tests.helpers.status_runs import (
     ERROR,
@@ -207,7 +207,7 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
 _LOOKS = """
 import sys, time
 from pathlib import Path
-from so_clip.cli.status import Watcher
+from so_clip.status.watcher import Watcher
 
 read = []
 sys.addaudithook(

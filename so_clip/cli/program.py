@@ -1,0 +1,89 @@
+"""The commands of `python -m so_clip`, parsed by typer. Usage errors come out in our own words."""
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from so_clip.errors import InputError, nearest
+
+RUN = "run"
+COMMANDS = (
+    "prepare",
+    "doctor",
+    "draw",
+    "forecast",
+    "status",
+    "table",
+    "report",
+    "tensorboard",
+)
+COMPLETION_FLAGS = ("--install-completion", "--show-completion")
+HELP_FLAGS = ("-h", "--help")
+# The shell's completion function sets this variable. Its name contains the program's name.
+COMPLETION_VARIABLE = "_SO_CLIP_COMPLETE"
+_SETTINGS = {"help_option_names": [*HELP_FLAGS], "max_content_width": 100}
+
+
+class Program(TyperGroup):
+    """All commands. The module of a command is imported when the command is needed."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the names that completion offers."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        """Return a command: the function `main` of its module, declared to typer."""
+        if cmd_name not in (RUN, *COMMANDS):
+            return None
+        module = import_module(f"so_clip.cli.{cmd_name}")
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(help=getattr(module, "HELP", None), context_settings=_SETTINGS)(module.main)
+        return typer.main.get_command(app)
+
+    def shell_complete(self, ctx: typer.Context, incomplete: str) -> Any:  # type: ignore[override]
+        """Complete the commands, and the flags of a run, which has no command name."""
+        flags = self.get_command(ctx, RUN).shell_complete(ctx, incomplete)
+        return [*super().shell_complete(ctx, incomplete), *flags]
+
+
+def call(arguments: Sequence[str]) -> None:
+    """Call the command that `arguments` begin with.
+
+    Raises:
+        InputError: typer refuses the arguments.
+    """
+    app = typer.Typer(cls=Program, rich_markup_mode=None, callback=lambda: None)
+    program: Any = typer.main.get_command(app)
+    if COMPLETION_VARIABLE in os.environ:
+        program.main(prog_name="so_clip")  # prints the completions and exits
+    name = "so_clip" if arguments[0] in COMPLETION_FLAGS else "python -m so_clip"
+    command = program.get_command(None, arguments[0]) or program
+    try:
+        with program.make_context(name, list(arguments)) as context:
+            program.invoke(context)
+    except typer.Exit:  # after --help
+        return
+    except typer.TyperException as error:
+        flags = [flag for parameter in command.params for flag in parameter.opts]
+        raise _usage_error(error, arguments[0], flags) from error
+
+
+def _usage_error(error: Any, command: str, flags: Sequence[str]) -> InputError:
+    """Return typer's message as one of ours: flag, problem, nearest flag and way out."""
+    way_out = f"`python -m so_clip {command} --help` lists all flags."
+    if command == RUN:
+        way_out = "Options are written OPTION=VALUE; `python -m so_clip --help options` lists them."
+    flag, parameter = getattr(error, "option_name", ""), getattr(error, "param", None)
+    message = error.message.removeprefix("Value error, ")
+    if hasattr(error, "possibilities"):
+        message = f"there is no such flag.{nearest(flag, flags)}"
+    elif parameter is not None:
+        flag = parameter.metavar or parameter.opts[-1]
+        message = message or "is missing."
+    elif flag:
+        message = message.removeprefix(f"Option {flag!r} ")
+    return InputError(f"{flag or command}: {message} {way_out}")

@@ -1,0 +1,87 @@
+"""`python -m so_clip OPTION=VALUE ...`: one run, or a sweep with -m."""
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from so_clip import __version__
+from so_clip.cli.program import COMMANDS
+from so_clip.errors import InputError, nearest
+from so_clip.system.torchrun import processes
+
+CFG_TYPES = Literal["job", "hydra", "all"]
+INFO_TYPES = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+
+
+def main(
+    context: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="OPTION=VALUE")] = None,
+    multirun: Annotated[
+        bool,
+        typer.Option("-m", "--multirun", help="Run every combination of comma-separated values."),
+    ] = False,
+    cfg: Annotated[
+        CFG_TYPES | None,
+        typer.Option("-c", "--cfg", help="Print the composed configuration. Run nothing."),
+    ] = None,
+    resolve: Annotated[
+        bool, typer.Option("--resolve", help="With --cfg: fill in the interpolations.")
+    ] = False,
+    package: Annotated[
+        str | None, typer.Option("-p", "--package", help="With --cfg: print this part.")
+    ] = None,
+    info: Annotated[
+        INFO_TYPES | None,
+        typer.Option("-i", "--info", help="Print how Hydra composes the configuration."),
+    ] = None,
+    config_path: Annotated[
+        str | None, typer.Option("-cp", "--config-path", help="Use another configuration folder.")
+    ] = None,
+    config_name: Annotated[
+        str | None, typer.Option("-cn", "--config-name", help="Use another main configuration.")
+    ] = None,
+    config_dir: Annotated[
+        str | None, typer.Option("-cd", "--config-dir", help="A folder with more choices.")
+    ] = None,
+    shell_completion: Annotated[
+        bool, typer.Option("-sc", "--shell-completion", help="Hydra's completion of options.")
+    ] = False,
+    hydra_help: Annotated[bool, typer.Option("--hydra-help", help="Hydra's own help.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Adapt CLIP with a few images per class, and measure it: one run, or a sweep with -m.
+
+    `python -m so_clip --help` explains the options.
+    """
+    words = words or []
+    if version:
+        print(f"so_clip {__version__}")
+        return
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise InputError(
+                f"{word}: there is no such command.{nearest(word, COMMANDS)} A run's options are "
+                "written OPTION=VALUE. See `python -m so_clip --help`."
+            )
+    if multirun and processes() > 1:
+        raise InputError(
+            f"--multirun: torchrun's {processes()} processes do one run together. Leave it out, or "
+            "start the sweep without torchrun."
+        )
+    # Hydra reads sys.argv, and only accepts flags before or after all overrides.
+    sys.argv[1:] = [*_hydra_flags(context.params), *words]
+    from so_clip.sweep.job import task
+    from so_clip.sweep.launch import hydra_main
+
+    hydra_main(task)
+
+
+def _hydra_flags(parameters: dict[str, object]) -> list[str]:
+    """Return the flags of a run as Hydra spells them."""
+    flags = []
+    for name, value in parameters.items():
+        if name != "words" and value:
+            flag = "-m" if name == "multirun" else f"--{name.replace('_', '-')}"
+            flags += [flag] if value is True else [flag, str(value)]
+    return flags

@@ -1,0 +1,71 @@
+"""OPTION=VALUE words of the commands that compose no run, declared as `so_clip.checks.Options`."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from so_clip.checks import Options, OptionsType, validated
+from so_clip.errors import InputError, nearest
+
+_PARSED_TYPES = (bool, int, float)
+
+
+def parsed(
+    options: type[OptionsType], words: Sequence[str], command: str, **flags: Any
+) -> OptionsType:
+    """Return the words as an object of the class `options`.
+
+    Args:
+        options: the class that declares the names, types and defaults.
+        words: OPTION=VALUE, in any order.
+        command: the command's name, for messages.
+        flags: fields of the class whose values come from flags, such as --offline-from.
+
+    Raises:
+        InputError: an unknown name, a name given twice, or a value that cannot be used.
+    """
+    fields = {name: field for name, field in options.model_fields.items() if name not in flags}
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if name in fields and not equals:
+            raise InputError(f"{word}: needs a value: {word}=VALUE.")
+        if name not in fields:
+            raise InputError(
+                f"{word}: there is no such option.{nearest(name, fields)} `python -m so_clip "
+                f"{command} --help` lists all options; they are written OPTION=VALUE."
+            )
+        if name in values:
+            raise InputError(f"{word}: {name} is given twice. Give it once.")
+        values[name] = _value(word, text, fields[name])
+    defaults = {name: field.default for name, field in fields.items()}
+    return validated(options, defaults | values | flags)
+
+
+def _value(word: str, text: str, field: FieldInfo) -> Any:
+    """Return numbers and booleans as YAML reads them, and all other values as text."""
+    if field.annotation not in _PARSED_TYPES:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{word}: cannot be read as a value.") from error
+
+
+def help_of(options: type[Options], *flags: str) -> str:
+    """Return names, defaults and help texts of all options but `flags`, for a command's --help."""
+    lines = ["\b", "Options, written OPTION=VALUE:"]
+    for name, field in options.model_fields.items():
+        if name in flags:
+            continue
+        default = "" if field.default is None else str(field.default).lower()
+        lines += textwrap.wrap(
+            field.description or "",
+            width=96,
+            initial_indent=f"  {name}={default}".ljust(23) + " ",
+            subsequent_indent=" " * 24,
+        )
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""Reads the states of all runs repeatedly, and shows them on a terminal or in a pipe."""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+
+from so_clip.status.runs import RunFolders
+from so_clip.status.screen import View, dashboard
+from so_clip.status.sweeps import Ledger, SweepFolders
+
+REFRESH_SECONDS = 2.0
+# The rest after a look is this many times as long as the look, so looks take a fifth of the time.
+_REST_PER_LOOK = 4
+# Lines in a pipe are never broken.
+_PIPE_COLUMNS = 10_000
+
+
+@dataclass
+class Watcher:
+    """Reads a folder of results repeatedly; after the first time only changed files."""
+
+    results_dir: Path
+    _runs: RunFolders = field(init=False)
+    _sweeps: SweepFolders = field(init=False)
+    _ledger: Ledger = field(init=False, default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        self._runs = RunFolders(self.results_dir)
+        self._sweeps = SweepFolders(self.results_dir)
+
+    def look(self) -> View:
+        """Return the present states.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        # Sweeps come first: a job's record that says "running" must not be older than its run.
+        sweeps = self._sweeps.read()
+        runs, per_sweep = self._ledger.settle(self._runs.read(), sweeps)
+        notes = [*self._sweeps.unreadable, *self._runs.unreadable]
+        return View(self.results_dir, runs, per_sweep, notes)
+
+
+def watch(watcher: Watcher, console: Console) -> None:
+    """Update the table on the terminal until no run is active, or until Ctrl-C."""
+    with (
+        suppress(KeyboardInterrupt),
+        Live(console=console, auto_refresh=False, transient=True) as live,
+    ):
+        while True:
+            began = time.monotonic()
+            view = watcher.look()
+            live.update(dashboard(view, console.height), refresh=True)
+            if not view.is_alive:
+                return
+            time.sleep(max(REFRESH_SECONDS, _REST_PER_LOOK * (time.monotonic() - began)))
+
+
+def print_whole(whole: Group, console: Console) -> None:
+    """Print everything. In a pipe, lines are not broken and have no trailing blanks."""
+    if console.is_terminal:
+        # Long commands are not broken, so they can be copied.
+        console.print(whole, soft_wrap=True)
+        return
+    wide = Console(highlight=False, width=_PIPE_COLUMNS)
+    with wide.capture() as captured:
+        wide.print(whole)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
