@@ -1,4 +1,4 @@
-"""The package's own code as a number: what is kept on disk goes by it, as no version follows it."""
+"""A hash of the package's own code: caches and checkpoints of other code are not used."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,27 +9,29 @@ from so_clip.system.paths import PACKAGE_DIR
 
 
 @cache
-def code_sha256(*parts: str, package: Path = PACKAGE_DIR) -> str:
-    """Return the SHA-256 of the names and contents of Python files.
+def code_sha256(*folders: str, package: Path = PACKAGE_DIR) -> str:
+    """Return the SHA-256 of the names and contents of the Python files in folders of the package.
 
     Args:
-        parts: files and folders of the package, such as `clip` or `train.py`, the whole package
-            if there are none.
-        package: its folder.
+        folders: such as "clip" or "data/cards", with all folders in them; "" stands for the files
+            that are directly in the package.
+        package: the package's folder.
+
+    Raises:
+        ValueError: there is no Python file in a folder.
     """
     digest = hashlib.sha256()
-    for part in parts or (".",):
-        for file in _files(package / part):
+    for folder in folders:
+        files = sorted((package / folder).rglob("*.py") if folder else package.glob("*.py"))
+        if not files:
+            raise ValueError(f"{package / folder} holds no Python file")
+        for file in files:
             digest.update(f"{file.relative_to(package)}\0".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def parts_but(others: Iterable[str]) -> list[str]:
-    """Return the names of all in the package that holds Python code, but for some."""
-    names = {file.relative_to(PACKAGE_DIR).parts[0] for file in PACKAGE_DIR.rglob("*.py")}
-    return sorted(names.difference(others))
-
-
-def _files(part: Path) -> list[Path]:
-    return sorted(part.rglob("*.py")) if part.is_dir() else [part]
+def parts_but(excluded: Iterable[str]) -> list[str]:
+    """Return the package's folders for `code_sha256`, except some; "" is one of them."""
+    folders = {file.relative_to(PACKAGE_DIR).parts[0] for file in PACKAGE_DIR.glob("*/**/*.py")}
+    return ["", *sorted(folders.difference(excluded))]

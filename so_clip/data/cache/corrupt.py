@@ -101,7 +101,7 @@ def _key(images: ImageSource, paths: Sequence[str]) -> str:
     root = getattr(images, "root", None)
     if root is None:
         return ""
-    decoder = PIL.__version__, code_sha256("data/images.py")
+    decoder = PIL.__version__, code_sha256("data")
     total = hashlib.sha256(f"{decoder} {os.path.realpath(root)}\0".encode())
     for path in paths:
         try:

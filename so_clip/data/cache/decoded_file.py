@@ -30,7 +30,7 @@ except ImportError:  # Windows
 
 _FORMAT_VERSION = 2
 # The code that decodes images. It has no version number.
-_CODE = ("data/images.py", "data/transforms.py")
+_CODE = ("data",)
 _CODECS = ("jpg", "zlib", "libtiff", "webp", "jpg_2000", "libjpeg_turbo")
 # The system maps up to this many bytes before an address when the address is read.
 _MAPPED_TOGETHER = 2**20
