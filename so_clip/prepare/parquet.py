@@ -17,7 +17,14 @@ from tqdm import tqdm
 
 from so_clip.data.images import why_too_large
 from so_clip.prepare.sources import RemoteFile, SourceFailed
-from so_clip.prepare.unpack import HARMLESS_BYTES, MAX_RATIO, Budget, Refused
+from so_clip.prepare.unpack import (
+    HARMLESS_BYTES,
+    MAX_RATIO,
+    Budget,
+    Refused,
+    check_ratio,
+    source_errors,
+)
 
 _ROWS_AT_ONCE = 32
 
@@ -108,41 +115,11 @@ def extract(
     """
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(file) as table:
-            _check_ratio(table.metadata, file)
-            return _write_rows(table, target, names, name_column, below, budget)
-    except Refused as error:
-        raise SourceFailed(
-            f"{file}: refused: {error}. Nothing of it is used; take it from a source that you "
-            "trust.",
-            spoiled=True,
-        ) from error
-    except OSError as error:
-        if error.errno is not None:
-            raise SourceFailed(
-                f"{file}: its images cannot be written below {target}: {error.strerror}. Free the "
-                "disk, or choose another folder with data_root=FOLDER."
-            ) from error
-        raise _damaged(file, error) from error
-    # Arrow has exceptions of its own for every stage of reading.
-    except Exception as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> SourceFailed:
-    reason = " ".join(str(error).split())[:200]
-    return SourceFailed(
-        f"{file}: damaged, or no parquet file of images ({reason}). Fetch it again.",
-        spoiled=True,
-    )
-
-
-def _check_ratio(metadata: Any, file: Path) -> None:
-    groups = range(metadata.num_row_groups)
-    size = sum(metadata.row_group(index).total_byte_size for index in groups)
-    if size > max(HARMLESS_BYTES, MAX_RATIO * file.stat().st_size):
-        raise Refused(f"it would unpack to {size / 2**20:.0f} MiB, {MAX_RATIO} times its size")
+    with source_errors(file, target), pq.ParquetFile(file) as table:
+        groups = range(table.metadata.num_row_groups)
+        size = sum(table.metadata.row_group(index).total_byte_size for index in groups)
+        check_ratio(size, max(HARMLESS_BYTES, MAX_RATIO * file.stat().st_size))
+        return _write_rows(table, target, names, name_column, below, budget)
 
 
 def _write_rows(

@@ -162,8 +162,8 @@ BAD = {
         "ant/ant_0.jpg: the image is too large",
     ),
     "a bomb": (lambda: _bomb(), "would unpack to"),
-    "cut short": (lambda: parquet(_rows())[:-50], "damaged, or no parquet file"),
-    "no parquet at all": (lambda: b"PAR2" * 99, "damaged, or no parquet file"),
+    "cut short": (lambda: parquet(_rows())[:-50], "damaged or cut short"),
+    "no parquet at all": (lambda: b"PAR2" * 99, "damaged or cut short"),
 }
 
 

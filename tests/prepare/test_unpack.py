@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from so_clip.prepare.sources import SourceFailed
-from so_clip.prepare.unpack import Budget, NoSpace, check_space, unpack
+from so_clip.prepare.unpack import Budget, check_space, source_errors, unpack
 from tests.helpers.archives import (
     archive,
     images,
@@ -73,17 +73,18 @@ HOSTILE = {
         "is a link",
     ),
     "hard link": (lambda: _tar(_member("a", tarfile.LNKTYPE, "../x")), "is a link"),
-    "device": (lambda: _tar(_member("a", tarfile.CHRTYPE)), "no plain file"),
-    "block device": (lambda: _tar(_member("a", tarfile.BLKTYPE)), "no plain file"),
-    "pipe": (lambda: _tar(_member("a", tarfile.FIFOTYPE)), "no plain file"),
-    "unknown type": (lambda: _tar(_member("a", b"Z")), "unknown type"),
+    "device": (lambda: _tar(_member("a", tarfile.CHRTYPE)), "neither a plain file"),
+    "block device": (lambda: _tar(_member("a", tarfile.BLKTYPE)), "neither a plain file"),
+    "pipe": (lambda: _tar(_member("a", tarfile.FIFOTYPE)), "neither a plain file"),
+    "unknown type": (lambda: _tar(_member("a", b"Z")), "neither a plain file"),
     "zip symlink": (lambda: _zip_member("a", 0o120777, b"/etc"), "'a' is a link"),
-    "zip device": (lambda: _zip_member("a", 0o020666), "neither file nor folder"),
+    "zip device": (lambda: _zip_member("a", 0o020666), "neither a plain file"),
     "zip bomb": (lambda: _squeezed(zipfile.ZIP_DEFLATED), "would unpack to"),
     "bzip2 bomb": (lambda: _squeezed(zipfile.ZIP_BZIP2), "would unpack to"),
     "tar bomb": (lambda: tarred({"a": bytes(64 * MIB)}), "would unpack to"),
     "gzip bomb that is no tar": (lambda: gzip.compress(b"x" * 64 * MIB), "damaged|unpack to"),
     "long name": (lambda: _long_name(), "is a header of"),
+    "file and folder of one name": (lambda: zipped({"a": b"x", "a/b": b"x"}), "damaged"),
     "rar": (lambda: b"Rar!\x1a\x07\x01\x00" + bytes(99), "it is a RAR archive, .*by hand"),
     "7z": (lambda: b"7z\xbc\xaf\x27\x1c" + bytes(99), "it is a 7-Zip archive"),
 }
@@ -122,7 +123,7 @@ def test_a_sparse_file_is_refused(tmp_path):
     if os.system(f"tar --sparse -C {tmp_path} -cf {made} hole 2>/dev/null"):
         pytest.skip("needs GNU tar")
     file.unlink()
-    with pytest.raises(SourceFailed, match=r"no plain file|unknown type|damaged"):
+    with pytest.raises(SourceFailed, match=r"neither a plain file|damaged"):
         _unpack(tmp_path, made.read_bytes())
     assert sum(path.stat().st_size for path in (tmp_path / "target").rglob("*")) < MIB
 
@@ -182,7 +183,10 @@ def test_a_disk_that_fills_is_named_and_the_archive_stays_good(tmp_path):
 
 
 def test_more_than_the_disk_has_is_not_begun(tmp_path):
-    with pytest.raises(NoSpace, match=r"needs .* GiB below .* GiB are free.*data_root=FOLDER"):
+    with (
+        pytest.raises(SourceFailed, match=r"below .*needs .* GiB are free\..*data_root=FOLDER"),
+        source_errors(tmp_path / "a.zip", tmp_path),
+    ):
         check_space(1 << 60, tmp_path)
 
 
