@@ -13,7 +13,7 @@ from so_clip.evaluate.evaluator import Evaluator, Predictions
 from so_clip.fingerprint import prompts_sha256
 from so_clip.results.run_files import SKIPPED
 from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
-from so_clip.results.scores import ADAPTED, ZERO_SHOT, figures, harmonic_mean, per_class
+from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class, scores
 from so_clip.runtime.device import describe
 from so_clip.train import History
 
@@ -60,7 +60,7 @@ def write_outcomes(outcomes: Sequence[Outcome], folder: RunFolder) -> dict[str, 
         folder.write_predictions(columns, test_set.name)
         names, first = test_set.splits.class_names, test_set.first_label
         folder.write_per_class(per_class(columns, names, first), test_set.name)
-        values[test_set.name] = figures(columns)
+        values[test_set.name] = scores(columns)
     return values
 
 

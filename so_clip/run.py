@@ -34,6 +34,7 @@ from so_clip.runtime.device import describe
 from so_clip.runtime.distributed import ALONE, Ranks
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.train import History, Loop, TrainingDiverged, train
+from so_clip.version import RESULTS_VERSION
 
 NOBODY_WATCHES = Progress(None, 0)
 
@@ -235,7 +236,7 @@ def _write_provenance(folder: RunFolder, data: Data, model: Model, fingerprint: 
             split_file=str(data.splits.file) if data.splits.file else None,
             split_file_sha256=data.splits.sha256,
             skipped_images=len(data.skipped),
-            results_version=identity.RESULTS_VERSION,
+            results_version=RESULTS_VERSION,
             run_fingerprint=fingerprint,
             overrides=folder.overrides,  # in a sweep the command may be a worker's
         )

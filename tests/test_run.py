@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from so_clip.results.scores import figures
+from so_clip.results.scores import scores
 from tests.helpers.command import call
 from tests.helpers.whole_runs import STEPS, Run, run
 
@@ -117,7 +117,7 @@ def test_predictions_give_both_accuracies(demo):
 
 def test_figures_are_those_of_the_saved_predictions(demo):
     rows = demo.rows("predictions.csv")
-    again = figures({column: [row[column] for row in rows] for column in rows[0]})
+    again = scores({column: [row[column] for row in rows] for column in rows[0]})
     assert len(again) == 6
     assert again == {key: demo.metrics[key] for key in again}
     classes = demo.rows("per_class.csv")

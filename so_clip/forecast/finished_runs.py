@@ -19,11 +19,11 @@ from so_clip.data.cards.card import DatasetCard
 from so_clip.data.find import find_card, find_dataset
 from so_clip.data.user.dataset import UserData
 from so_clip.errors import InputError
-from so_clip.fingerprint import RESULTS_VERSION
 from so_clip.report.read import Runs
 from so_clip.results.run_files import read_object
 from so_clip.system import atomic
 from so_clip.system.code_hash import code_sha256
+from so_clip.version import RESULTS_VERSION
 
 FILE = ".flops.json"
 # The code that a forecast does: its own, and that of the steps.

@@ -13,7 +13,7 @@ from so_clip.report.commands import Overrides, compact, once, overrides_of, own_
 from so_clip.report.read import Runs
 from so_clip.report.tables import Table, table_runs
 from so_clip.status.runs import DONE, Run
-from so_clip.status.sweeps import Key, Ledger, Sweep, SweepFolders, key_of
+from so_clip.status.sweeps import Key, Sweep, SweepFolders, key_of, match_jobs
 
 # Tables whose cells are runs; the others lack what these lack.
 _OF_RUNS = ("accuracy", "base_accuracy")
@@ -62,8 +62,11 @@ def _undone(runs: Runs, sweeps: list[Sweep]) -> dict[Key, Overrides]:
     """Return the overrides of every job of the sweeps without a finished run, once each."""
     if not sweeps:
         return {}
-    folders = {folder: Run(Path(folder).name, DONE) for folder in runs.frame["folder"]}
-    _, per_sweep = Ledger().settle(folders, sweeps)
+    folders = {
+        folder: Run(Path(folder).name, DONE, overrides=tuple(overrides or ()))
+        for folder, overrides in zip(runs.frame["folder"], runs.frame["overrides"], strict=True)
+    }
+    _, per_sweep = match_jobs(folders, sweeps)
     return {
         key_of(sweep.jobs[number]): sweep.jobs[number]
         for sweep, of_jobs in per_sweep

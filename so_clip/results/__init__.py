@@ -1,1 +1,1 @@
-"""The files of a run and of a sweep. Nothing here imports torch."""
+"""The files of runs and of sweeps. No module here needs torch to be imported."""

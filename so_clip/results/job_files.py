@@ -1,24 +1,34 @@
-"""The jobs of a sweep: a small file each, so that whoever started the sweep can tell how it went.
+"""Job files: one small JSON file for each job of a sweep.
 
-A job may run in a process, or on a machine, of its own.
+A job may run in another process or on another machine. The process that started the sweep, and
+`status`, read these files to see how each job ended.
 """
 
-import json
 import os
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from so_clip.errors import InputError
-from so_clip.results.run_files import read_metrics
+from so_clip.results.run_files import is_texts, read_object
 from so_clip.system import atomic
 
 DONE, SKIPPED, BUSY, FAILED, RUNNING = "done", "skipped", "busy", "failed", "running"
 JOBS_DIR = "jobs"
 SWEEP_FILE = "sweep.json"
+_FIELD_TYPES: dict[str, Any] = {
+    "overrides": list,
+    "state": str,
+    "run_dir": str | None,
+    "message": str | None,
+    "exit_code": int | None,
+    "accuracy_percent": float | int | None,
+    "pid": int,
+    "host": str,
+}
 
 
 @dataclass
@@ -26,13 +36,13 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        overrides: of its run, after what `flags_of` returns.
-        state: done | skipped (finished before) | busy (another process is doing it) | failed |
-            running; one that was killed stays running.
-        run_dir: the run's folder, as soon as it is known.
-        message, exit_code: of one that failed, or is busy.
-        accuracy_percent: of one that is done, now or before.
-        pid, host: where it runs.
+        overrides: the flags from `flags_of`, then the options of the run.
+        state: running | done | skipped (finished before) | busy (another process is running this
+            configuration) | failed. The file of a killed job still says running.
+        run_dir: the run's folder, once it is known.
+        message, exit_code: of a failed or busy job.
+        accuracy_percent: of a done or skipped job.
+        pid, host: the process that wrote the file, and its machine.
     """
 
     overrides: Sequence[str]
@@ -45,47 +55,71 @@ class Job:
     host: str = ""
 
 
-# Of jobs that this process did, by the paths of their files: a disk may be too full for the files.
-_of_this_process: dict[Path, Job] = {}
+class JobFiles:
+    """Reads and writes the job files of one sweep.
+
+    It also keeps the jobs that it wrote in memory, because a full disk can refuse their files.
+    """
+
+    def __init__(self, sweep_dir: Path) -> None:
+        self._folder = sweep_dir / JOBS_DIR
+        self._written: dict[int, Job] = {}
+
+    def write(self, number: int, job: Job) -> None:
+        """Record the state of a job."""
+        job.pid, job.host = os.getpid(), platform.node()
+        self._written[number] = job
+        with suppress(InputError):
+            atomic.write_json(self._folder / f"{number}.json", asdict(job))
+
+    def read(self) -> dict[int, Job]:
+        """Return the started jobs by their numbers; torn files are left out."""
+        files = {int(file.stem): file for file in self._folder.glob("*.json") if is_job_file(file)}
+        jobs = {number: read_job(file) for number, file in files.items()} | self._written
+        return {number: job for number, job in sorted(jobs.items()) if job is not None}
 
 
-def planned_jobs(sweep_dir: Path) -> list[list[str]]:
-    """Return the overrides of each job of a sweep; nothing where they are not known."""
-    try:
-        jobs = json.loads((sweep_dir / SWEEP_FILE).read_text(encoding="utf-8"))["jobs"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    return jobs if isinstance(jobs, list) else []
+def is_job_file(file: Path) -> bool:
+    """Return whether a file has the name of a job file: the job's number."""
+    return file.suffix == ".json" and file.stem.isdecimal()
 
 
-def job_file(sweep_dir: Path, number: int) -> Path:
-    """Return where a job tells how it is."""
-    return sweep_dir / JOBS_DIR / f"{number}.json"
+def read_job(file: Path) -> Job | None:
+    """Return a job from its file, and None if the file is torn or has values of other types."""
+    values = read_object(file)
+    known = {name: values[name] for name in _FIELD_TYPES if name in values}
+    if not all(isinstance(value, _FIELD_TYPES[name]) for name, value in known.items()):
+        return None
+    if not {"overrides", "state"} <= known.keys() or not is_texts(known["overrides"]):
+        return None
+    return Job(**known) if known.get("pid", 0) in range(2**31) else None
 
 
-def tell(file: Path, job: Job) -> None:
-    """Write how a job is. Where the disk is full, its own process remembers it at least."""
-    job.pid, job.host = os.getpid(), platform.node()
-    _of_this_process[file] = job
-    with suppress(InputError):
-        atomic.write_json(file, asdict(job))
+@dataclass(frozen=True)
+class SweepPlan:
+    """The content of sweep.json.
+
+    Attributes:
+        command: the arguments of the sweep's command line.
+        jobs: the overrides of each job; empty for a sweeper that chooses its jobs as it goes.
+    """
+
+    command: list[str]
+    jobs: list[list[str]]
 
 
-def read_jobs(sweep_dir: Path) -> dict[int, Job]:
-    """Return the jobs of a sweep that have begun, by their numbers."""
-    files = {path for path in (sweep_dir / JOBS_DIR).glob("*.json") if path.stem.isdecimal()}
-    files |= {path for path in _of_this_process if path.parent == sweep_dir / JOBS_DIR}
-    jobs = {}
-    for file in files:
-        job = _of_this_process.get(file) or _read(file)
-        if job is not None:
-            jobs[int(file.stem)] = job
-    return dict(sorted(jobs.items()))
+def read_plan(sweep_dir: Path) -> SweepPlan | None:
+    """Return the plan of a sweep, and None if its sweep.json is torn or not there."""
+    values = read_object(sweep_dir / SWEEP_FILE)
+    command, jobs = values.get("command", []), values.get("jobs")
+    if not is_texts(command) or not isinstance(jobs, list) or not all(map(is_texts, jobs)):
+        return None
+    return SweepPlan(command[1:], jobs)
 
 
 def may_be_alive(job: Job) -> bool:
-    """Whether the job's process is there, or on another machine, of which this one cannot tell."""
-    if job.host != platform.node() or os.name == "nt":  # where asking would kill it
+    """Return whether the job's process may exist; True for another machine's, to be safe."""
+    if job.host != platform.node() or os.name == "nt":  # on Windows, os.kill would end the process
         return True
     try:
         os.kill(job.pid, 0)
@@ -94,26 +128,3 @@ def may_be_alive(job: Job) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _read(file: Path) -> Job | None:
-    try:
-        values: dict[str, Any] = read_metrics(file)
-        job = Job(**{field.name: values[field.name] for field in fields(Job)})
-    except (InputError, KeyError):
-        return None
-    return job if _is_whole(job) else None
-
-
-def _is_whole(job: Job) -> bool:
-    """Whether all that a summary reads of a job is of its type."""
-    return (
-        isinstance(job.state, str)
-        and isinstance(job.overrides, list)
-        and all(isinstance(each, str) for each in job.overrides)
-        and isinstance(job.pid, int)
-        and 0 <= job.pid < 2**31
-        and isinstance(job.message, str | None)
-        and isinstance(job.run_dir, str | None)
-        and isinstance(job.exit_code, int | None)
-    )

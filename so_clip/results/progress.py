@@ -1,4 +1,4 @@
-"""How far a run is, in a small file beside its results: for whoever watches from outside."""
+"""progress.json: the progress of a run, for other processes such as `status`."""
 
 import math
 import os
@@ -14,19 +14,19 @@ from so_clip.system import atomic
 
 PROGRESS_FILE = "progress.json"
 TRAIN, EVALUATE = "train", "evaluate"  # stages
-# Whoever watches looks about so often; a step on a GPU takes much less.
+# `status` looks about this often; a step on a GPU is much shorter.
 WRITE_EVERY_SECONDS = 3.0
 
 
 class Progress:
-    """Writes progress.json: step, max_steps, loss, seconds_left, stage, and who is at work.
+    """Writes progress.json: step, max_steps, loss, seconds_left, stage, and the process.
 
-    That it cannot be written is no reason to end a run.
+    A run goes on if the file cannot be written.
 
     Args:
-        folder: the run's; None: nothing is written.
-        max_steps: at which training ends at the latest; 0 where nothing is trained.
-        overrides: of the run, so that a run that is cut off can be repeated.
+        folder: the run's folder; None writes nothing.
+        max_steps: the largest number of training steps; 0 if nothing is trained.
+        overrides: of the run.
     """
 
     def __init__(self, folder: Path | None, max_steps: int, overrides: Sequence[str] = ()) -> None:
@@ -35,30 +35,31 @@ class Progress:
         self._started_at = _now()
         self._stage, self._step = EVALUATE, 0
         self._loss: float | None = None
-        self._first: tuple[int, float] | None = None  # the first step that was seen, and when
+        self._first: tuple[int, float] | None = None  # first step of this process, its time
         self._written = -math.inf
 
     def train(self) -> None:
-        """Say that training begins."""
+        """Record that training begins."""
         self._stage = TRAIN
         self._write()
 
     def evaluate(self) -> None:
-        """Say that the test images' turn has come: before training, or after it."""
+        """Record that test images are classified, before or after training."""
         self._stage = EVALUATE
         self._write()
 
     def tick(self) -> None:
-        """Say that the run is alive, if it has not been said for a while."""
+        """Record that the run is alive, unless the file is recent."""
         if time.monotonic() - self._written >= WRITE_EVERY_SECONDS:
             self._write()
 
     def after_step(self, step: int, loss: float | None) -> None:
-        """Say how far training is, if it has not been said for a while.
+        """Record the state of training, unless the file is recent.
 
         Args:
-            step: steps taken.
-            loss: the last one that was read, if one was: this must not wait for a device.
+            step: number of steps taken.
+            loss: the last loss that was read from the device. None if there is none: reading one
+                here would wait for the device.
         """
         self._step, self._loss = step, loss
         self._first = self._first or (step, time.monotonic())
@@ -83,12 +84,12 @@ class Progress:
                 atomic.write_json(self._folder / PROGRESS_FILE, values)
 
     def _seconds_left(self) -> float | None:
-        """Return how long training will take yet, at the pace of this process."""
+        """Return the remaining seconds of training, at the speed of this process."""
         if self._first is None or self._step == self._first[0] or self._stage != TRAIN:
             return None
-        step, since = self._first
-        pace = (time.monotonic() - since) / (self._step - step)
-        return round(pace * (self._max_steps - self._step), 1)
+        first_step, first_time = self._first
+        step_seconds = (time.monotonic() - first_time) / (self._step - first_step)
+        return round(step_seconds * (self._max_steps - self._step), 1)
 
 
 def _now() -> str:

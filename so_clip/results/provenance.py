@@ -1,4 +1,4 @@
-"""What a run ran with and on: versions, commit, hardware, command line."""
+"""provenance.json: the versions, commit, hardware and command line of a run."""
 
 import platform
 import subprocess
@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from so_clip import __version__
 from so_clip.system.paths import PACKAGE_DIR
+from so_clip.version import __version__
 
 _REPORTED_VERSIONS = (
     "torchvision",
@@ -24,13 +24,14 @@ _REPORTED_VERSIONS = (
 
 def provenance(device_description: str, **more: Any) -> dict[str, Any]:
     """Return versions, commit, hardware and command line of this process, and `more`."""
-    import torch
+    import torch  # here, so that this module can be read without torch
 
     return {
         "command": sys.argv,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        # torch's own word, which names its CUDA too; so_clip's, since a checkout needs no install.
+        # torch's own version names its CUDA too; so_clip's is read here, as a checkout may not be
+        # installed.
         "versions": {
             "python": platform.python_version(),
             "so-clip": __version__,
@@ -48,7 +49,7 @@ def provenance(device_description: str, **more: Any) -> dict[str, Any]:
 
 
 def version_of(distribution: str) -> str | None:
-    """Return an installed distribution's version, and None for one that is not there."""
+    """Return the version of an installed distribution, and None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -56,7 +57,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the checkout's commit, with "-dirty" after it if files differ; None in a wheel."""
+    """Return the checkout's commit, with "-dirty" if files differ from it; None in a wheel."""
     root = PACKAGE_DIR.parent
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder of small files, each written whole or not at all."""
+"""The folder of one run: small files, each written whole or not at all."""
 
 import contextlib
 import csv
@@ -26,21 +26,24 @@ from so_clip.results.run_files import (
     finished_metrics,
 )
 from so_clip.system import atomic
-from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
+from so_clip.system.locks import LOCK_FILE, lock_folder, unlock
 
 CHECKPOINT_FILE = "checkpoint.pt"
 SKIPPED_FILE = "skipped.csv"
-_OF_UNFINISHED = (PROGRESS_FILE, CHECKPOINT_FILE)
+# Files of an unfinished run. A finished run does not have them.
+_UNFINISHED_FILES = (PROGRESS_FILE, CHECKPOINT_FILE)
 _ATTEMPTS = 20
 
 
 def check_writable(folder: Path) -> None:
-    """Fail before any work is done if results cannot be written below `folder`.
+    """Check, before any work is done, that results can be written below `folder`.
+
+    The check leaves nothing behind.
 
     Raises:
-        InputError: naming the folder and the reason. Whatever was created to find out is removed.
+        InputError: with the folder and the reason.
     """
-    created = _missing(folder)
+    created = _missing_folders(folder)
     try:
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
@@ -48,7 +51,7 @@ def check_writable(folder: Path) -> None:
                 with tempfile.NamedTemporaryFile(dir=folder):
                     break
             except FileNotFoundError:
-                # Another process, just as careful, has taken the empty folder away again.
+                # Another process ended its own check and removed the empty folder.
                 if not attempts_left:
                     raise
     except OSError as error:
@@ -57,68 +60,77 @@ def check_writable(folder: Path) -> None:
             "Choose another folder with results_dir=FOLDER."
         ) from error
     finally:
-        for path in created:
-            # Not empty: another run has come to use it.
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        _remove_empty(created)
 
 
-def _missing(folder: Path) -> list[Path]:
-    """Return the folder and those around it that are not there yet, innermost first."""
-    # Path.exists raises below a folder that may not be entered.
+def _missing_folders(folder: Path) -> list[Path]:
+    """Return the folder and its parents that do not exist, innermost first."""
+    # Path.exists raises an error below a folder that may not be entered.
     return [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
 
 
-class RunFolder:
-    """The folder of one run. `metrics.json` is written last: where it is, the run is finished.
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for path in folders:
+        with contextlib.suppress(OSError):  # it is not empty: another run uses it
+            path.rmdir()
 
-    Who writes in it holds its lock, so that two processes with one configuration cannot mix their
-    files. The lock ends with its process, however that ends.
+
+class RunFolder:
+    """The folder of one run. `metrics.json` is written last, so a folder that has it is finished.
+
+    The process that writes holds the folder's lock, so two processes with the same configuration
+    cannot mix their files. The lock ends with its process, however the process ends.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.overrides: list[str] = []
-        self._begun = self._claimed = self._watched = False
+        self._started = self._claimed = self._watched = False
 
     @contextmanager
     def claimed(self, overrides: Sequence[str] = (), keep_refusals: bool = False) -> Iterator[None]:
-        """Keep other processes away meanwhile, and let error.json tell what went wrong.
+        """Hold the folder's lock; write error.json if the block raises an error.
 
         Args:
             overrides: of the run, for error.json and progress.json.
-            keep_refusals: write error.json of bad input that was found before `start`, too;
-                otherwise that leaves nothing.
+            keep_refusals: also write error.json for bad input that is found before `start`.
+                Otherwise such bad input leaves no folder.
 
         Raises:
-            RunBusy: another process has it.
+            RunBusy: another process holds the lock.
             InputError: the folder cannot be written.
         """
         self.overrides = list(overrides)
-        created = _missing(self.path)
-        lock = self._lock()
+        created = _missing_folders(self.path)
+        try:
+            lock = lock_folder(self.path)
+        except BlockingIOError:
+            raise RunBusy(
+                f"{self.path}: another process is running this configuration. Wait for it, or "
+                "choose another folder with results_dir=FOLDER."
+            ) from None
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
         self._claimed = True
         try:
             yield
         except Exception as error:
-            if self._begun or keep_refusals or not isinstance(error, InputError):
-                self._write_error(error, overrides)
+            if self._started or keep_refusals or not isinstance(error, InputError):
+                self._write_error(error)
             raise
         finally:
-            if self._watched and not self._begun:
-                with contextlib.suppress(OSError):  # whatever happens, the lock is given back
+            if self._watched and not self._started:
+                with contextlib.suppress(OSError):  # the lock must be given back in any case
                     (self.path / PROGRESS_FILE).unlink()
             self._claimed = self._watched = False
             unlock(lock)
-            for path in dict.fromkeys((self.path, *created)):
-                with contextlib.suppress(OSError):
-                    path.rmdir()  # where nothing was begun
+            _remove_empty([self.path, *created])
 
     def finished(self, fingerprint: str) -> dict[str, Any] | None:
-        """Return the metrics if the run of this fingerprint is finished, and None otherwise.
+        """Return the metrics if the run with this fingerprint is finished, and None otherwise.
 
-        What the report could not show counts as unfinished, and stderr says so. What a process
-        left that was killed once all was written is removed.
+        Metrics that the report cannot show count as unfinished, with a message on stderr. Files
+        that a process left when it was killed after its last write are removed.
         """
         path = self.path / METRICS_FILE
         if not path.exists():
@@ -129,27 +141,27 @@ class RunFolder:
             say(f"{error} It counts as unfinished.")
             return None
         if metrics.get("run_fingerprint") != fingerprint:
-            say(f"{path} lacks the fingerprint of its run. It counts as unfinished.")
+            say(f"{path} does not have the fingerprint of its run. It counts as unfinished.")
             return None
-        self._remove_rests()
+        self._remove_leftovers()
         return metrics
 
     def watched(self, max_steps: int) -> Progress:
-        """Return what tells from now on how far this run is; see Progress."""
+        """Start progress.json, and return its writer."""
         self._watched = True
         progress = Progress(self.path, max_steps, self.overrides)
         progress.evaluate()
         return progress
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
-        """Say what this is, and drop all of an earlier attempt but its checkpoint.
+        """Remove the files of an earlier attempt except its checkpoint; write the configuration.
 
         Raises:
             InputError: the folder cannot be written.
         """
         from omegaconf import OmegaConf
 
-        self._begun = True
+        self._started = True
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _clear(self.path)
@@ -162,94 +174,74 @@ class RunFolder:
             atomic.write_json(self.path / "fewshot.json", few_shot)
 
     def write_history(self, losses: Sequence[float], lrs: Sequence[float]) -> None:
-        """Write history.csv: a row a step with `step` (from 1), `loss` and `lr`."""
+        """Write history.csv: one row per step (from 1) with `step`, `loss` and `lr`."""
         rows = ((step, *row) for step, row in enumerate(zip(losses, lrs, strict=True), start=1))
         self._write_csv(HISTORY_FILE, ("step", "loss", "lr"), rows)
 
     def write_curve(self, rows: Sequence[tuple[int, float]]) -> None:
-        """Write curve.csv: a row an evaluation in training with `step` and `accuracy_percent`.
-
-        Nothing where there was none.
-        """
+        """Write curve.csv: one row per evaluation during training. Without rows, write nothing."""
         if rows:
             self._write_csv(CURVE_FILE, ("step", "accuracy_percent"), rows)
 
     def write_changed(self, rows: Sequence[tuple[str, int, int]]) -> None:
-        """Write changed.csv: of each opened tensor how many `parameters` it has, and how many of
-        them, `changed`, are not what they were before the first step."""
+        """Write changed.csv: per trainable tensor, its entries and how many training changed."""
         self._write_csv(CHANGED_FILE, ("tensor", "parameters", "changed"), rows)
 
     def write_skipped(self, rows: Sequence[Sequence[str]]) -> None:
-        """Write skipped.csv: a row a corrupt image that was passed over, with its `dataset`,
-        `split`, `path` and the `reason`. Nothing where there was none."""
+        """Write skipped.csv: one row per skipped corrupt image. Without rows, write nothing."""
         if rows:
             self._write_csv(SKIPPED_FILE, ("dataset", "split", "path", "reason"), rows)
 
-    def write_predictions(self, columns: Mapping[str, Sequence[Any]], of: str = "") -> None:
-        """Write predictions.csv: a row a test image, in the test split's order.
+    def write_predictions(self, columns: Mapping[str, Sequence[Any]], test_set: str = "") -> None:
+        """Write predictions.csv: one row per test image, in the order of the test split.
 
         Args:
-            columns: of equal length, by their names.
-            of: which test set, where it is not the run's own: predictions_OF.csv.
+            columns: by their names, all of the same length.
+            test_set: the name of another test set than the run's own: predictions_NAME.csv.
         """
-        self._write_columns("predictions", of, columns)
+        self._write_csv(_csv_name("predictions", test_set), [*columns], _rows(columns))
 
-    def write_per_class(self, columns: Mapping[str, Sequence[Any]], of: str = "") -> None:
-        """Write per_class.csv, or per_class_OF.csv: a row a class, in label order."""
-        self._write_columns("per_class", of, columns)
+    def write_per_class(self, columns: Mapping[str, Sequence[Any]], test_set: str = "") -> None:
+        """Write per_class.csv, or per_class_NAME.csv: one row per class, in label order."""
+        self._write_csv(_csv_name("per_class", test_set), [*columns], _rows(columns))
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
-        """Write provenance.json: what it ran with and on."""
+        """Write provenance.json: the versions, code and hardware of the run."""
         atomic.write_json(self.path / PROVENANCE_FILE, values)
 
     def finish(self, metrics: Mapping[str, Any], summary: str) -> None:
-        """Write the human table and, last of all, metrics.json."""
+        """Write the summary for people and, last of all files, metrics.json."""
         atomic.write_text(self.path / "summary.txt", summary + "\n")
         atomic.write_json(self.path / METRICS_FILE, metrics)
-        for name in _OF_UNFINISHED:
+        for name in _UNFINISHED_FILES:
             (self.path / name).unlink(missing_ok=True)
 
-    def _remove_rests(self) -> None:
-        rests = [self.path / name for name in _OF_UNFINISHED]
-        if not any(file.exists() for file in (*rests, self.path / LOCK_FILE)):
+    def _remove_leftovers(self) -> None:
+        leftovers = [self.path / name for name in _UNFINISHED_FILES]
+        if not any(file.exists() for file in (*leftovers, self.path / LOCK_FILE)):
             return
-        with contextlib.suppress(OSError):  # such as BlockingIOError: it is being done again
+        with contextlib.suppress(OSError):  # BlockingIOError: another process repeats the run
             lock = None if self._claimed else lock_folder(self.path)
             try:
-                for file in rests:
+                for file in leftovers:
                     file.unlink(missing_ok=True)
                 atomic.remove_dead(self.path, 0)
             finally:
                 unlock(lock)
 
-    def _lock(self) -> FolderLock | None:
-        try:
-            return lock_folder(self.path)
-        except BlockingIOError:
-            raise RunBusy(
-                f"{self.path}: another process is doing this very run. Wait for it, or choose "
-                "another folder with results_dir=FOLDER."
-            ) from None
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
-
-    def _write_error(self, error: Exception, overrides: Sequence[str]) -> None:
-        """Write error.json, unless what went wrong keeps this from being written too."""
+    def _write_error(self, error: Exception) -> None:
+        """Write error.json, unless the disk refuses that too."""
         values = {
             "kind": type(error).__name__,
             "message": str(error),
             "traceback": "".join(traceback.format_exception(error)),
             "exit_code": exit_code(error),
             "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "overrides": list(overrides),
+            "overrides": self.overrides,
         }
         with contextlib.suppress(InputError):
             atomic.write_json(self.path / ERROR_FILE, values)
         (self.path / PROGRESS_FILE).unlink(missing_ok=True)
-
-    def _write_columns(self, name: str, of: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        file = f"{name}_{of}.csv" if of else f"{name}.csv"
-        self._write_csv(file, tuple(columns), zip(*columns.values(), strict=True))
 
     def _write_csv(self, name: str, header: Sequence[str], rows: Any) -> None:
         text = io.StringIO()
@@ -257,6 +249,14 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         atomic.write_text(self.path / name, text.getvalue())
+
+
+def _csv_name(name: str, test_set: str) -> str:
+    return f"{name}_{test_set}.csv" if test_set else f"{name}.csv"
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    return zip(*columns.values(), strict=True)
 
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:
@@ -267,15 +267,15 @@ def _cannot_write(folder: Path, error: OSError) -> InputError:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a folder, but for what a run that was cut off goes on from.
+    """Empty a folder, except for the files from which an interrupted run resumes.
 
-    Metrics go first: from then on it is no finished run.
+    metrics.json is removed first, so an interrupted `_clear` leaves no finished run.
     """
     if (folder / METRICS_FILE).exists():
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
-        if path.name in (*_OF_UNFINISHED, LOCK_FILE):
+        if path.name in (*_UNFINISHED_FILES, LOCK_FILE):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -284,6 +284,6 @@ def _clear(folder: Path) -> None:
 
 
 def summary_table(rows: Mapping[str, str]) -> str:
-    """Return the rows as an aligned two-column text table."""
+    """Return the rows as a text table of two aligned columns."""
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -1,6 +1,6 @@
-"""Figures of merit, from the columns of predictions.csv alone.
+"""Accuracy and calibration, from the columns of predictions.csv alone.
 
-Tensor names end in their shape: N test images, C the classes that have some.
+Array names end in their shape: N test images, C classes with at least one image, B bins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 ECE_BINS = 15
-# The prefix of a figure's name, and of the columns that it is made from.
+# Prefixes of the scores of both models, and of the columns that they come from.
 ZERO_SHOT, ADAPTED = "zero_shot_", ""
 
 Columns = Mapping[str, Sequence[Any]]
 
 
-def figures(columns: Columns) -> dict[str, float]:
-    """Return accuracy, its mean over classes and the calibration error, in percent, of both models.
+def scores(columns: Columns) -> dict[str, float]:
+    """Return accuracy, mean class accuracy and calibration error of both models, in percent.
 
     Args:
-        columns: those of predictions.csv, as numbers or as the file's text.
+        columns: of predictions.csv, as numbers or as the text in the file.
 
     Example:
-        >>> figures(dict(label=[0, 0, 1], prediction=[0, 1, 1], confidence=[0.9, 0.6, 0.9],
+        >>> scores(dict(label=[0, 0, 1], prediction=[0, 1, 1], confidence=[0.9, 0.6, 0.9],
         ...     zero_shot_prediction=[1, 1, 1], zero_shot_confidence=[0.9, 0.9, 0.9]))
     """
     label_N = _whole(columns["label"])
@@ -46,8 +46,8 @@ def calibration_error(
 ) -> float:
     """Return the expected calibration error, in [0, 1].
 
-    sum over bins of |bin| / N * |accuracy of the bin - mean confidence in it|, for bins of equal
-    width, each with its upper edge and without its lower one.
+    The sum over all bins of |bin| / N * |accuracy in the bin - mean confidence in the bin|. Bins
+    have equal width and include their upper edge, not their lower edge.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, equation 3.
     """
@@ -58,27 +58,27 @@ def calibration_error(
 def reliability(
     right_N: npt.NDArray[np.bool_], confidence_N: npt.NDArray[np.float64], bins: int = ECE_BINS
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return how many images, how many right ones and which sum of confidences each bin has.
+    """Return for each bin the number of images, of right predictions, and the sum of confidences.
 
-    Bins are of equal width, each with its upper edge and without its lower one.
+    Bins have equal width and include their upper edge, not their lower edge.
     """
     edges = np.arange(1, bins) / bins
-    place_N = np.digitize(confidence_N, edges, right=True)
-    right_B = np.bincount(place_N, weights=right_N, minlength=bins).astype(np.float64)
-    confidence_B = np.bincount(place_N, weights=confidence_N, minlength=bins).astype(np.float64)
-    images_B = np.bincount(place_N, minlength=bins).astype(np.int64)
+    bin_N = np.digitize(confidence_N, edges, right=True)
+    right_B = np.bincount(bin_N, weights=right_N, minlength=bins).astype(np.float64)
+    confidence_B = np.bincount(bin_N, weights=confidence_N, minlength=bins).astype(np.float64)
+    images_B = np.bincount(bin_N, minlength=bins).astype(np.int64)
     return images_B, right_B, confidence_B
 
 
 def per_class(
     columns: Columns, class_names: Sequence[str], first_label: int = 0
 ) -> dict[str, list[Any]]:
-    """Return the columns of per_class.csv: a row a class, with empty accuracies if it has no image.
+    """Return the columns of per_class.csv: one row per class, without accuracy if it has no image.
 
     Args:
-        columns: those of predictions.csv.
+        columns: of predictions.csv.
         class_names: in label order.
-        first_label: of the first of them.
+        first_label: the label of the first class name.
     """
     label_N = _whole(columns["label"]) - first_label
     table: dict[str, list[Any]] = {
@@ -104,9 +104,9 @@ def harmonic_mean(a: float, b: float) -> float:
 def _by_class(
     label_N: npt.NDArray[np.int64], right_N: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the labels that occur, how often, and the share of each that is right."""
-    classes_C, place_N, images_C = np.unique(label_N, return_inverse=True, return_counts=True)
-    right_C = np.bincount(place_N, weights=right_N, minlength=len(classes_C))
+    """Return the labels that occur, their numbers of images, and their accuracies in [0, 1]."""
+    classes_C, class_N, images_C = np.unique(label_N, return_inverse=True, return_counts=True)
+    right_C = np.bincount(class_N, weights=right_N, minlength=len(classes_C))
     return classes_C, images_C, right_C / images_C
 
 

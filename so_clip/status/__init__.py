@@ -1,1 +1,1 @@
-"""How far the runs of a folder are: `python -m so_clip status RESULTS_DIR`."""
+"""The state of runs and sweeps, for `python -m so_clip status`."""

@@ -1,47 +1,46 @@
-"""The state of each run, told by the files of its folder and by its lock; torch is not needed.
+"""The state of each run, from the files of its folder and from its lock. Needs no torch.
 
-A folder is read again only where it has changed: every file in it is renamed into place, which
-changes the folder's own time. A lock that ends with its process leaves no trace there, so those are
-asked for every time.
+A folder is read again only if it changed: every file is renamed into place, which changes the
+folder's own time. A lock can end without such a change, so locks are checked every time.
 """
 
 import math
-import os
 import platform
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from so_clip.errors import InputError
-from so_clip.results.progress import PROGRESS_FILE
+from so_clip.results.progress import PROGRESS_FILE, TRAIN
 from so_clip.results.run_files import (
     ERROR_FILE,
     METRICS_FILE,
+    PROVENANCE_FILE,
     SKIPPED,
     finished_metrics,
-    is_run_folder,
-    listing,
+    is_texts,
     read_object,
+    run_folders,
 )
-from so_clip.system.locks import LOCK_FILE, is_locked
+from so_clip.system.locks import is_locked
+from so_clip.version import RESULTS_VERSION
 
 RUNNING, FAILED, INTERRUPTED, MISSING, DONE = "running", "failed", "interrupted", "missing", "done"
-WAITING = "waiting"  # a sweep that is at work will come to it
-STARTING = "starting"  # the remark of a run that reads its data yet
+WAITING = "waiting"  # a job of a running sweep that has not started yet
+STARTING = "starting"  # the remark of a run that has not written its progress yet
 STATES = (DONE, RUNNING, WAITING, FAILED, INTERRUPTED, MISSING)
-# Where no lock can tell, a run that has said nothing for so long is no more.
+# A run whose lock cannot be seen counts as ended if its progress is older than this.
 SILENCE_SECONDS = 600
-# Times of files are coarse: what has changed so lately may change again without a trace.
-SETTLED_NS = 2_000_000_000
-HOST = platform.node()
+# File times are coarse: a folder that changed this recently may change again at the same time.
+_SETTLED_NS = 2_000_000_000
+_HOST = platform.node()
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as a line of the table: unknown figures are None, times are seconds since 1970."""
+    """One line of the table. Unknown values are None; times are seconds since 1970."""
 
     name: str
     state: str
@@ -56,31 +55,27 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What was last read of a folder, before its lock is asked for.
-
-    `run` is None where it is no run's; `children` are the folders to look into.
-    """
+class _Content:
+    """The files of a folder when it was last read; `progress` is None for an ended run."""
 
     mtime_ns: int
-    run: Run | None = None
-    progress: dict[str, Any] | None = None
-    children: tuple[str, ...] = ()
+    run: Run
+    progress: dict[str, Any] | None
 
 
-@dataclass
 class RunFolders:
-    """All runs below a folder, read anew by `read` as far as they have changed.
+    """All runs below a folder. `read` reads the changed folders again.
 
-    `unreadable` names, after each `read`, the folders that may not be entered.
+    After each `read`, `unreadable` has one line for each folder that cannot be read.
     """
 
-    results_dir: Path
-    unreadable: list[str] = field(default_factory=list)
-    _known: dict[str, _Known] = field(default_factory=dict)
+    def __init__(self, results_dir: Path) -> None:
+        self.results_dir = results_dir
+        self.unreadable: list[str] = []
+        self._contents: dict[str, _Content] = {}
 
     def read(self) -> dict[str, Run]:
-        """Return the runs by their folders' paths.
+        """Return the runs by the paths of their folders.
 
         Raises:
             InputError: there is no such folder.
@@ -90,48 +85,32 @@ class RunFolders:
                 f"{self.results_dir}: there is no such folder. Give the one that holds runs."
             )
         self.unreadable.clear()
-        before, self._known = self._known, {}
-        return dict(self._below(str(self.results_dir), before))
-
-    def _below(self, top: str, before: dict[str, _Known]) -> Iterator[tuple[str, Run]]:
-        folders = [top]
-        while folders:
-            folder = folders.pop()
+        before, self._contents = self._contents, {}
+        runs = {}
+        for folder in run_folders(self.results_dir, self.unreadable):
             try:
-                known = _read_folder(folder, before.get(folder), is_top=folder == top)
-            except FileNotFoundError:
-                continue  # gone since
-            except OSError as error:
-                self.unreadable.append(f"{folder}: {error.strerror or error}.")
-                continue
-            self._known[folder] = known
-            folders += known.children
-            if known.run is not None:
-                name = os.path.basename(top) if folder == top else os.path.relpath(folder, top)  # noqa: PTH119
-                yield folder, replace(_now(known, folder), name=name)
+                content = _read(Path(folder), before.get(folder))
+            except OSError:
+                continue  # removed meanwhile
+            self._contents[folder] = content
+            path = Path(folder).relative_to(self.results_dir)
+            name = (path.name and str(path)) or self.results_dir.name
+            runs[folder] = replace(_now(Path(folder), content), name=name)
+        return runs
 
 
-def _read_folder(folder: str, before: _Known | None, is_top: bool) -> _Known:
-    """Return what is in a folder, unread where its time says that nothing has changed."""
-    asked_ns = time.time_ns()
-    mtime_ns = os.stat(folder).st_mtime_ns  # noqa: PTH116
+def _read(folder: Path, before: _Content | None) -> _Content:
+    now_ns, mtime_ns = time.time_ns(), folder.stat().st_mtime_ns
     if before is not None and before.mtime_ns == mtime_ns:
         return before
-    names, below = listing(folder)
-    settled = mtime_ns if asked_ns - mtime_ns > SETTLED_NS else -1
-    path, changed_at = Path(folder), mtime_ns / 1e9
-    if not is_top and names <= {LOCK_FILE}:  # claimed, perhaps, by a run that reads its data yet
-        starting = Run("", RUNNING, changed_at, remark=STARTING)
-        return _Known(-1, starting if is_locked(path) else None)
-    if not is_run_folder(names, is_top):
-        return _Known(settled, children=tuple(below))
-    children = tuple(below) if is_top else ()
-    if METRICS_FILE in names:
-        return _Known(settled, _finished(path, changed_at), children=children)
-    if ERROR_FILE in names:
-        return _Known(settled, _failed(path, changed_at), children=children)
-    progress = read_object(path / PROGRESS_FILE) if PROGRESS_FILE in names else {}
-    return _Known(settled, _unfinished(progress, changed_at), progress, children)
+    settled_ns = mtime_ns if now_ns - mtime_ns > _SETTLED_NS else -1
+    changed_at = mtime_ns / 1e9
+    if (folder / METRICS_FILE).exists():
+        return _Content(settled_ns, _finished(folder, changed_at), None)
+    if (folder / ERROR_FILE).exists():
+        return _Content(settled_ns, _failed(folder, changed_at), None)
+    progress = read_object(folder / PROGRESS_FILE)
+    return _Content(settled_ns, _unfinished(progress, changed_at), progress)
 
 
 def _finished(folder: Path, changed_at: float) -> Run:
@@ -139,19 +118,32 @@ def _finished(folder: Path, changed_at: float) -> Run:
         metrics = finished_metrics(folder)
     except InputError as error:
         return Run("", FAILED, changed_at, remark=str(error))
-    steps, accuracy = _whole(metrics.get("steps")), number(metrics["accuracy_percent"])
-    loss = number(metrics.get("final_loss"))
+    provenance = read_object(folder / PROVENANCE_FILE)
     skipped = [f"{count} {split}" for split, key in SKIPPED.items() if (count := metrics.get(key))]
-    remark = f"corrupt images skipped: {', '.join(skipped)}" if skipped else ""
-    return Run("", DONE, changed_at, steps, steps, loss, accuracy_percent=accuracy, remark=remark)
+    remarks = [f"corrupt images skipped: {', '.join(skipped)}"] if skipped else []
+    version = provenance.get("results_version")
+    if isinstance(version, int) and version != RESULTS_VERSION:
+        older = "older" if version < RESULTS_VERSION else "newer"
+        remarks.append(f"{older} results version ({version}): a sweep runs it again")
+    steps = _whole(metrics.get("steps"))
+    return Run(
+        "",
+        DONE,
+        changed_at,
+        step=steps,
+        max_steps=steps,
+        loss=number(metrics.get("final_loss")),
+        accuracy_percent=metrics["accuracy_percent"],
+        remark="; ".join(remarks),
+        overrides=_texts(provenance.get("overrides")),
+    )
 
 
 def _failed(folder: Path, changed_at: float) -> Run:
     error = read_object(folder / ERROR_FILE)
-    message = " ".join(str(error.get("message", f"{ERROR_FILE} cannot be read.")).split())
-    kind = str(error.get("kind", ""))
-    remark = f"{kind}: {message}" if kind else message
-    return Run("", FAILED, changed_at, remark=remark, overrides=texts(error.get("overrides")))
+    parts = [error.get("kind"), error.get("message", f"{ERROR_FILE} cannot be read.")]
+    remark = " ".join(": ".join(str(part) for part in parts if part).split())
+    return Run("", FAILED, changed_at, remark=remark, overrides=_texts(error.get("overrides")))
 
 
 def _unfinished(progress: dict[str, Any], changed_at: float) -> Run:
@@ -160,40 +152,34 @@ def _unfinished(progress: dict[str, Any], changed_at: float) -> Run:
         "",
         INTERRUPTED,
         changed_at,
-        _whole(progress.get("step")),
-        _whole(progress.get("max_steps")),
-        number(progress.get("loss")),
-        number(progress.get("seconds_left")),
-        remark=stage if isinstance(stage, str) and stage != "train" else "",
-        overrides=texts(progress.get("overrides")),
+        step=_whole(progress.get("step")),
+        max_steps=_whole(progress.get("max_steps")),
+        loss=number(progress.get("loss")),
+        seconds_left=number(progress.get("seconds_left")),
+        remark=stage if isinstance(stage, str) and stage != TRAIN else "",
+        overrides=_texts(progress.get("overrides")),
     )
 
 
-def _now(known: _Known, folder: str) -> Run:
-    """Return a folder's run as its lock and the clock have it at this moment."""
-    run, progress = known.run, known.progress
-    assert run is not None
-    if progress is None:  # done or failed, unless it is begun anew
-        anew = Run("", RUNNING, run.changed_at, remark=STARTING, overrides=run.overrides)
-        return anew if is_locked(Path(folder)) else run
+def _now(folder: Path, content: _Content) -> Run:
+    """Return a folder's run with its state at this moment, by its lock and the clock."""
+    run, progress = content.run, content.progress
+    held = is_locked(folder)
+    if progress is None:  # done or failed, unless a process repeats it
+        again = Run("", RUNNING, run.changed_at, remark=STARTING, overrides=run.overrides)
+        return again if held else run
     updated_at = _timestamp(progress.get("updated_at"))
     silent_seconds = time.time() - (run.changed_at if updated_at is None else updated_at)
-    if not _is_running(folder, progress, silent_seconds):
+    if held is None or (not held and progress.get("host", _HOST) != _HOST):
+        held = silent_seconds < SILENCE_SECONDS  # locks of another machine may not be seen here
+    if not held:
         return replace(run, seconds_left=None)
-    left = run.seconds_left
-    remark = run.remark
+    remarks = [run.remark] if run.remark else []
     if silent_seconds > SILENCE_SECONDS:
-        remark = ", ".join(filter(None, (remark, f"no word for {silent_seconds / 60:.0f} min")))
+        remarks.append(f"no progress for {silent_seconds / 60:.0f} min")
+    left = run.seconds_left
     left = None if left is None else max(0.0, left - max(0.0, silent_seconds))
-    return replace(run, state=RUNNING, seconds_left=left, remark=remark)
-
-
-def _is_running(folder: str, progress: dict[str, Any], silent_seconds: float) -> bool:
-    """Whether a process is at work: the lock knows, but perhaps not what another machine does."""
-    held = is_locked(Path(folder))
-    if held is None or (not held and progress.get("host", HOST) != HOST):
-        return silent_seconds < SILENCE_SECONDS
-    return held
+    return replace(run, state=RUNNING, seconds_left=left, remark=", ".join(remarks))
 
 
 def number(value: Any) -> float | None:
@@ -202,19 +188,16 @@ def number(value: Any) -> float | None:
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # a whole number larger than all floats
         return None
-
-
-def texts(value: Any) -> tuple[str, ...] | None:
-    """Return a list of texts as a tuple, and None for anything else."""
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return tuple(value)
-    return None
 
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    return tuple(value) if is_texts(value) else None
 
 
 def _timestamp(value: Any) -> float | None:

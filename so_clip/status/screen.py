@@ -1,8 +1,8 @@
-"""The table of states for a terminal, by the library rich; in a pipe the same as plain lines."""
+"""The table of states for a terminal, with the library rich; in a pipe the same as plain lines."""
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,32 +22,24 @@ from so_clip.status.runs import (
 )
 from so_clip.status.sweeps import Sweep
 
+# States in the order of the table, with their colours.
 COLOURS = {
-    DONE: "green",
     RUNNING: "cyan",
-    WAITING: "blue",
     FAILED: "red",
     INTERRUPTED: "yellow",
+    DONE: "green",
     MISSING: "magenta",
+    WAITING: "blue",
 }
-# What asks for attention comes first.
-_ORDER = (RUNNING, FAILED, INTERRUPTED, MISSING, WAITING, DONE)
-# A line of the table, and of all lists unless `--all` is given.
 _REMARK_CHARACTERS = 300
+# The length of each list without `--all`.
 SHOWN = 20
-# Of so many jobs a sweep's own command is shorter than theirs.
-_SINGLE_COMMANDS = 3
-_FIGURES = ("step", "loss", "time left", "accuracy")
-_HINTS = {
-    FAILED: "To repeat what failed:",
-    INTERRUPTED: "To go on where runs were interrupted:",
-    MISSING: "To start what is missing:",
-}
+_NUMBERS = ("step", "loss", "time left", "accuracy")
 
 
 @dataclass(frozen=True)
 class View:
-    """What was found at one moment. `notes` say what could not be read."""
+    """All runs and sweeps at one moment. `notes` name what could not be read."""
 
     results_dir: Path
     runs: Sequence[Run]
@@ -56,49 +48,51 @@ class View:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many runs are in each state."""
+        """The number of runs in each state."""
         return Counter(run.state for run in self.runs)
 
     @property
-    def is_alive(self) -> bool:
-        """Whether anything runs, or is between two runs of a sweep."""
-        return bool(self.counts[RUNNING]) or any(sweep.is_alive for sweep, _ in self.sweeps)
+    def is_running(self) -> bool:
+        """Whether a run or a sweep is running."""
+        return bool(self.counts[RUNNING]) or any(sweep.is_running for sweep, _ in self.sweeps)
 
 
 def report(view: View, shown: int | None = SHOWN) -> Group:
-    """Return all there is to say; of each list the first `shown` entries, None: every one."""
+    """Return the whole report; `shown` limits each list, and None does not."""
     parts: list[RenderableType] = [_totals(view)]
     if view.sweeps:
-        parts += [Text(), _sweeps_table(view.sweeps[::-1], shown)]
+        parts += [Text(), _sweeps_table(view.sweeps[::-1][:shown])]
     if view.runs:
-        parts += [Text(), _runs_table(view.runs, lambda state: shown)]
-    for state, hint in _HINTS.items():
-        commands = list(_commands(view, state))
-        if commands:
-            parts += [Text(), Text(hint), *_listed([Text(f"  {each}") for each in commands], shown)]
+        table = _table("state", "run", *_NUMBERS, "remark")
+        for state, colour in COLOURS.items():
+            runs = [run for run in _sorted(view.runs) if run.state == state]
+            for run in runs[:shown]:
+                table.add_row(*_cells(run))
+            if shown is not None and len(runs) > shown:
+                table.add_row(Text(state, colour), _hidden(len(runs) - shown))
+        parts += [Text(), table]
+    commands = _continuing_commands(view)
+    if commands:
+        parts += [Text(), Text("To continue a sweep:"), *_limited(commands, shown)]
     if view.notes:
-        parts += [Text(), *_listed([_plain(f"left out: {note}") for note in view.notes], shown)]
+        parts += [Text(), *_limited([f"left out: {note}" for note in view.notes], shown)]
     return Group(*parts)
 
 
 def dashboard(view: View, height: int) -> Group:
-    """Return what fits into so many lines: totals, sweeps at work, the runs that matter most."""
+    """Return the totals, the running sweeps and the first runs, in at most `height` lines."""
     parts: list[RenderableType] = [_totals(view)]
-    at_work = [each for each in view.sweeps[::-1] if each[0].is_alive][:3]
-    if at_work:
-        parts += [Text(), _sweeps_table(at_work, None, one_line=True)]
-    # A blank line, the header, a line for what is not shown, and the cursor's.
-    room = max(3, height - 1 - (len(at_work) + 2 if at_work else 0) - 4)
-    counts = view.counts
-    shares = dict.fromkeys(STATES, 0)
-    for state in _ORDER:
-        # The last that were done are news, so that they always have some lines.
-        kept = min(counts[DONE], room // 4) if state != DONE else 0
-        shares[state] = min(counts[state], max(0, room - kept - sum(shares.values())))
-    hidden = len(view.runs) - sum(shares.values())
-    parts += [Text(), _runs_table(view.runs, shares.__getitem__, one_line=True, counted=False)]
-    if hidden:
-        parts.append(Text(f"… and {hidden} more", style="dim"))
+    running = [entry for entry in view.sweeps[::-1] if entry[0].is_running][:3]
+    if running:
+        parts += [Text(), _sweeps_table(running, one_line=True)]
+    # Five lines are for the totals, an empty line, the header, the hidden runs and the cursor.
+    room = max(3, height - 5 - (len(running) + 2 if running else 0))
+    table = _table("state", "run", *_NUMBERS, "remark")
+    for run in _sorted(view.runs)[:room]:
+        table.add_row(*_one_line(_cells(run)))
+    parts += [Text(), table]
+    if len(view.runs) > room:
+        parts.append(Text(f"… and {len(view.runs) - room} more", style="dim"))
     return Group(*parts)
 
 
@@ -111,44 +105,45 @@ def _totals(view: View) -> Text:
     return text.append_text(Text(", ").join(parts))
 
 
-def _sweeps_table(
-    sweeps: Sequence[tuple[Sweep, Sequence[Run]]], shown: int | None, one_line: bool = False
-) -> Table:
+def _sweeps_table(sweeps: Sequence[tuple[Sweep, Sequence[Run]]], one_line: bool = False) -> Table:
     table = _table("sweep", "jobs", *STATES, "command")
-    for sweep, runs in sweeps[:shown]:
+    for sweep, runs in sweeps:
         counts = Counter(run.state for run in runs)
-        cells = [
+        name = f"{sweep.name} (running)" if sweep.is_running else sweep.name
+        cells = [Text(name), Text(str(len(runs)))]
+        cells += [
             Text(str(counts[state]), COLOURS[state] if counts[state] else "dim") for state in STATES
         ]
-        name = Text(f"{sweep.folder.name} (at work)" if sweep.is_alive else sweep.folder.name)
-        texts = [name, Text(str(len(runs))), *cells, _command(sweep.command)]
-        table.add_row(*(_shortened(texts) if one_line else texts))
+        cells.append(_plain(_command(sweep)))
+        table.add_row(*(_one_line(cells) if one_line else cells))
     return table
 
 
-def _runs_table(
-    runs: Sequence[Run],
-    shown: Callable[[str], int | None],
-    one_line: bool = False,
-    counted: bool = True,
-) -> Table:
-    """Return the table of runs, of each state as many as `shown` says, the rest counted."""
-    table = _table("state", "run", *_FIGURES, "remark")
-    for state in _ORDER:
-        some = [run for run in runs if run.state == state]
-        # Running ones stay where they are; of the others the latest come first.
-        some.sort(key=lambda run: (0.0 if state == RUNNING else -run.changed_at, run.name))
-        limit = shown(state)
-        for run in some[:limit]:
-            cells = _cells(run)
-            cells = _shortened(cells) if one_line else cells
-            table.add_row(Text(state, COLOURS[state]), *cells)
-        if counted and limit is not None and len(some) > limit:
-            table.add_row(
-                Text(state, COLOURS[state]),
-                Text(f"… and {len(some) - limit} more (--all lists them)"),
-            )
-    return table
+def _continuing_commands(view: View) -> list[str]:
+    """Return the commands of ended sweeps with unfinished jobs, latest first, without repeats."""
+    return list(
+        dict.fromkeys(
+            f"  {_command(sweep)}"
+            for sweep, runs in reversed(view.sweeps)
+            if sweep.command and not sweep.is_running and any(run.state != DONE for run in runs)
+        )
+    )
+
+
+def _command(sweep: Sweep) -> str:
+    """Return a sweep's command without `force`, which would repeat finished runs."""
+    arguments = [text for text in sweep.command if text.partition("=")[0] != "force"]
+    return shlex.join(["python", "-m", "so_clip", *arguments])
+
+
+def _sorted(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs by state. Running ones keep their places; others are sorted latest first."""
+    order = list(COLOURS)
+
+    def place(run: Run) -> tuple[int, float, str]:
+        return order.index(run.state), 0 if run.state == RUNNING else -run.changed_at, run.name
+
+    return sorted(runs, key=place)
 
 
 def _cells(run: Run) -> list[Text]:
@@ -159,6 +154,7 @@ def _cells(run: Run) -> list[Text]:
     if len(remark) > _REMARK_CHARACTERS:
         remark = f"{remark[:_REMARK_CHARACTERS]}…"
     return [
+        Text(run.state, COLOURS[run.state]),
         _plain(run.name),
         Text(step),
         Text("" if run.loss is None else f"{run.loss:.4f}"),
@@ -169,7 +165,7 @@ def _cells(run: Run) -> list[Text]:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds for people: 40 s, 12 min, 1 h 05 min, 2 d 3 h."""
+    """Return seconds as text for people: 40 s, 12 min, 1 h 05 min, 2 d 3 h."""
     minutes = round(seconds / 60)
     if seconds < 59.5:
         return f"{seconds:.0f} s"
@@ -181,52 +177,35 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def _commands(view: View, state: str) -> Iterable[Text]:
-    """Yield what to type for the runs in a state, each once; many of one sweep by its command."""
-    left = {(run.name, run.overrides): run for run in view.runs if run.state == state}
-    if state != FAILED:
-        for sweep, runs in reversed(view.sweeps):
-            of_sweep = {(run.name, run.overrides) for run in runs} & left.keys()
-            if len(of_sweep) > _SINGLE_COMMANDS and sweep.command and not sweep.is_alive:
-                left = {each: run for each, run in left.items() if each not in of_sweep}
-                yield _command(sweep.command)
-    for run in left.values():
-        if run.overrides is not None:
-            yield _command(run.overrides)
+def _limited(lines: Sequence[str], shown: int | None) -> list[Text]:
+    texts = [_plain(line) for line in lines[:shown]]
+    return texts if len(texts) == len(lines) else [*texts, _hidden(len(lines) - len(texts))]
 
 
-def _command(arguments: Sequence[str]) -> Text:
-    """Return what to type; without `force`, which would do again what is done."""
-    arguments = [each for each in arguments if each.partition("=")[0] != "force"]
-    return _plain(shlex.join(["python", "-m", "so_clip", *arguments]))
-
-
-def _listed(lines: list[Text], shown: int | None) -> list[Text]:
-    if shown is None or len(lines) <= shown:
-        return lines
-    return [*lines[:shown], Text(f"  … and {len(lines) - shown} more (--all lists them)")]
+def _hidden(count: int) -> Text:
+    return Text(f"… and {count} more (--all lists them)")
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        right = column in (*STATES, "jobs", *_FIGURES)
+        is_number = column in (*STATES, "jobs", *_NUMBERS)
         table.add_column(
             column,
-            justify="right" if right else "left",
+            justify="right" if is_number else "left",
             overflow="fold",
-            no_wrap=right or column == "state",  # where it is narrow, texts give way, not figures
+            no_wrap=is_number or column == "state",  # on a narrow terminal, texts are folded first
         )
     return table
 
 
-def _shortened(cells: list[Text]) -> list[Text]:
-    """Let cells end in … where their column is too narrow."""
+def _one_line(cells: list[Text]) -> list[Text]:
+    """Cut cells that are wider than their column, with … at the end."""
     for cell in cells:
         cell.no_wrap, cell.overflow = True, "ellipsis"
     return cells
 
 
 def _plain(text: str) -> Text:
-    """Return a text from a file as it may be shown: on one line, and without control codes."""
+    """Return a text from a file on one line, without control codes."""
     return Text("".join(letter if letter.isprintable() else " " for letter in text))

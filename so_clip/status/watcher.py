@@ -2,7 +2,6 @@
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -10,7 +9,7 @@ from rich.live import Live
 
 from so_clip.status.runs import RunFolders
 from so_clip.status.screen import View, dashboard
-from so_clip.status.sweeps import Ledger, SweepFolders
+from so_clip.status.sweeps import SweepFolders, match_jobs
 
 REFRESH_SECONDS = 2.0
 # The rest after a look is this many times as long as the look, so looks take a fifth of the time.
@@ -19,18 +18,13 @@ _REST_PER_LOOK = 4
 _PIPE_COLUMNS = 10_000
 
 
-@dataclass
 class Watcher:
     """Reads a folder of results repeatedly; after the first time only changed files."""
 
-    results_dir: Path
-    _runs: RunFolders = field(init=False)
-    _sweeps: SweepFolders = field(init=False)
-    _ledger: Ledger = field(init=False, default_factory=Ledger)
-
-    def __post_init__(self) -> None:
-        self._runs = RunFolders(self.results_dir)
-        self._sweeps = SweepFolders(self.results_dir)
+    def __init__(self, results_dir: Path) -> None:
+        self.results_dir = results_dir
+        self._runs = RunFolders(results_dir)
+        self._sweeps = SweepFolders(results_dir)
 
     def look(self) -> View:
         """Return the present states.
@@ -40,9 +34,9 @@ class Watcher:
         """
         # Sweeps come first: a job's record that says "running" must not be older than its run.
         sweeps = self._sweeps.read()
-        runs, per_sweep = self._ledger.settle(self._runs.read(), sweeps)
+        runs, matched = match_jobs(self._runs.read(), sweeps)
         notes = [*self._sweeps.unreadable, *self._runs.unreadable]
-        return View(self.results_dir, runs, per_sweep, notes)
+        return View(self.results_dir, runs, matched, notes)
 
 
 def watch(watcher: Watcher, console: Console) -> None:
@@ -55,7 +49,7 @@ def watch(watcher: Watcher, console: Console) -> None:
             began = time.monotonic()
             view = watcher.look()
             live.update(dashboard(view, console.height), refresh=True)
-            if not view.is_alive:
+            if not view.is_running:
                 return
             time.sleep(max(REFRESH_SECONDS, _REST_PER_LOOK * (time.monotonic() - began)))
 

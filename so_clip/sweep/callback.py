@@ -1,4 +1,4 @@
-"""A sweep from its start to its closing summary, whichever of Hydra's launchers does its runs."""
+"""The record of a sweep: its plan at the start, its summary at the end, for all Hydra launchers."""
 
 import math
 import os
@@ -8,10 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
@@ -21,31 +20,32 @@ from so_clip.checks import optional_path, path
 from so_clip.config.compose import CONFIG_NAME
 from so_clip.errors import BAD_INPUT, FAILED, InputError, exit_code, report
 from so_clip.results.job_files import FAILED as FAILED_JOB
-from so_clip.results.job_files import JOBS_DIR, RUNNING, SWEEP_FILE, Job, may_be_alive, read_jobs
+from so_clip.results.job_files import JOBS_DIR, RUNNING, SWEEP_FILE, Job, JobFiles, may_be_alive
 from so_clip.results.run_folder import check_writable
-from so_clip.sweep import interrupts
+from so_clip.sweep.interrupts import Interrupts
 from so_clip.system import atomic
 from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
 from so_clip.system.paths import CONF_DIR
 
 MAX_JOBS = 100_000
-LOST = "its process ended before the run did, or had no room on the disk to say how the run ended"
-# So long the processes of a launcher that broke have to end.
+LOST = "its process ended before the run, or the disk was too full to record how the run ended"
+# How long to wait for the worker processes of a launcher that raised an error.
 PATIENCE_SECONDS = 3.0
-_MEANINGS = {
+# The states of jobs in the summary, in order.
+_STATES = {
     "done": "done",
     "skipped": "skipped (finished before)",
-    "busy": "busy (another process is doing it)",
+    "busy": "busy (another process is running this configuration)",
     "failed": "failed",
     "lost": "lost (its process ended)",
     "interrupted": "interrupted",
-    "under way": "under way still (python -m so_clip status RESULTS_DIR tells)",
-    "not begun": "not begun",
+    "still running": "still running (python -m so_clip status RESULTS_DIR shows them)",
+    "not started": "not started",
 }
 
 
 def flags_of(hydra: Any) -> list[str]:
-    """Return the flags that led a run to a configuration of its user's own, for who repeats it.
+    """Return the flags that select the user's own configuration folder, to repeat the run with.
 
     Args:
         hydra: Hydra's own part of a composed configuration.
@@ -61,36 +61,54 @@ def flags_of(hydra: Any) -> list[str]:
     return flags
 
 
-@dataclass
 class Sweep:
-    """What the process that started a sweep knows of it.
+    """The sweep that this process started.
 
-    Attributes:
-        folder: the sweep's own.
-        new: the folders around it that were not there yet, innermost first.
-        jobs: the overrides of each, as far as they are known before.
-        lock: held to its end, so that others see that it is at work.
+    Args:
+        folder: the sweep's folder.
+        planned: the overrides of each job; empty if the sweeper chooses jobs as it goes.
+        new_folders: parents of the folder that did not exist before, innermost first.
     """
 
-    folder: Path
-    new: list[Path]
-    jobs: list[list[str]]
-    lock: FolderLock | None = None
+    def __init__(
+        self, folder: Path, planned: list[list[str]], new_folders: Sequence[Path] = ()
+    ) -> None:
+        self.folder, self.planned, self.new_folders = folder, planned, new_folders
+        self.job_files = JobFiles(folder)
+        self.interrupts = Interrupts()
+        self._lock: FolderLock | None = None
+
+    def lock(self) -> None:
+        """Hold the folder's lock, so other processes see that the sweep is running."""
+        with suppress(OSError):
+            self._lock = lock_folder(self.folder)
 
     def unlock(self) -> None:
-        """Give the lock back, if it is held still."""
-        lock, self.lock = self.lock, None
+        """Give the lock back, if this process still holds it."""
+        lock, self._lock = self._lock, None
         unlock(lock)
 
-
-_started: list[Sweep] = []
+    def remove(self) -> None:
+        """Remove the files of the sweep, and the folders that were made for it, if empty."""
+        self.unlock()
+        with suppress(OSError):
+            for name in (SWEEP_FILE, "multirun.yaml"):
+                (self.folder / name).unlink(missing_ok=True)
+            for file in (self.folder / JOBS_DIR).glob("*.json"):
+                file.unlink()
+            for folder in (*self.folder.iterdir(), self.folder, *self.new_folders):
+                folder.rmdir()
 
 
 class RecordSweep(Callback):
-    """Writes sweep.json before the first run of a sweep is composed; named in conf/config.yaml."""
+    """Writes sweep.json before Hydra composes the first run of a sweep; see conf/config.yaml."""
+
+    # Global state, because Hydra constructs this callback itself and returns nothing of it to the
+    # caller of its entry point. `on_multirun_start` sets the sweep, `closing` removes it.
+    sweep: ClassVar[Sweep | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra, which turns exceptions into warnings, but lets SystemExit pass."""
+        """Hydra calls this, and turns exceptions into warnings except for SystemExit."""
         try:
             check_writable(path("results_dir", config.results_dir))
             _start(config)
@@ -98,57 +116,61 @@ class RecordSweep(Callback):
             raise SystemExit(report(error)) from error
 
 
+def job_files(sweep_dir: Path) -> JobFiles:
+    """Return the job files of the running sweep, in its own process or in a worker process."""
+    sweep = RecordSweep.sweep
+    return JobFiles(sweep_dir) if sweep is None else sweep.job_files
+
+
 def _start(config: DictConfig) -> None:
     folder = Path(config.hydra.sweep.dir)
-    # os.path.exists, unlike Path.exists, never raises.
-    new = [each for each in folder.parents if not os.path.exists(each)]  # noqa: PTH110
-    sweep = Sweep(folder, new, _split(config))
-    _started.append(sweep)
-    interrupts.watch()
-    _one_by_one(config)
+    # os.path.exists, unlike Path.exists, never raises an error.
+    new_folders = [parent for parent in folder.parents if not os.path.exists(parent)]  # noqa: PTH110
+    sweep = RecordSweep.sweep = Sweep(folder, _planned(config), new_folders)
+    sweep.interrupts.watch()
+    _hand_out_single_runs(config)
     values = {
         "command": sys.argv,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "jobs": sweep.jobs,
+        "jobs": sweep.planned,
     }
     atomic.write_json(folder / SWEEP_FILE, values)
-    with suppress(OSError):
-        sweep.lock = lock_folder(folder)
-    _remove_rests(config)
+    sweep.lock()
+    _remove_leftovers(config)
 
 
-def _remove_rests(config: DictConfig) -> None:
-    """Remove what sweeps left that were killed: files half written, and locks that nobody holds."""
+def _remove_leftovers(config: DictConfig) -> None:
+    """Remove the half-written files and the unlocked lock files of sweeps that were killed."""
     sweeps = Path(config.hydra.sweep.dir).parent
-    kept_in = None
-    with suppress(InputError):  # of which each run tells
-        kept_in = optional_path("evaluation.cache_dir", config.evaluation.cache_dir)
-    for folder in (sweeps.parent, *([kept_in] if kept_in else [])):
+    cache_dir = None
+    with suppress(InputError):  # each run reports this error
+        cache_dir = optional_path("evaluation.cache_dir", config.evaluation.cache_dir)
+    for folder in filter(None, (sweeps.parent, cache_dir)):
         atomic.remove_dead(folder)
     for file in sweeps.glob(f"*/{SWEEP_FILE}"):
         atomic.remove_dead(file.parent)
         atomic.remove_dead(file.parent / JOBS_DIR)
         if (file.parent / LOCK_FILE).exists():
-            with suppress(OSError):  # BlockingIOError: it is at work
+            with suppress(OSError):  # BlockingIOError: the sweep is running
                 unlock(lock_folder(file.parent))
 
 
-def _one_by_one(config: DictConfig) -> None:
-    """Have joblib hand out single runs.
+def _hand_out_single_runs(config: DictConfig) -> None:
+    """Let joblib give each worker one run at a time.
 
-    Left to itself it goes by how long they take: after some that were finished before, and took an
-    instant, one worker would get long ones by the dozen, and the others none.
+    By default joblib sizes batches by duration. After some runs that were skipped in an instant,
+    one worker would get dozens of long runs and the others none.
     """
     if config.hydra.launcher.get("batch_size") == "auto":
         with read_write(config):
             config.hydra.launcher.batch_size = "1"
 
 
-def _split(config: DictConfig) -> list[list[str]]:
-    """Return the overrides of each job, as Hydra's own sweeper splits them, and flags before them.
+def _planned(config: DictConfig) -> list[list[str]]:
+    """Return the flags and overrides of each job, as Hydra's basic sweeper splits them.
 
-    Nothing for another sweeper, which chooses as it goes, or where they cannot be split, of which
-    the sweeper will tell.
+    Returns an empty list for other sweepers, which choose jobs as they go, and for overrides that
+    cannot be split, which the sweeper reports.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
@@ -169,19 +191,19 @@ def _split(config: DictConfig) -> list[list[str]]:
 
 
 def _check_size(overrides: Sequence[Override]) -> None:
-    """Refuse sweeps that nobody means, before all their jobs are listed."""
+    """Refuse a sweep with too many jobs before they are listed."""
     counts = {override.get_key_element(): _count(override) for override in overrides}
     jobs = math.prod(counts.values())
     if jobs > MAX_JOBS:
         largest = max(counts, key=lambda key: counts[key])
         raise InputError(
-            f"{largest}: {counts[largest]} values, and so a sweep of {jobs} runs. A sweep has "
-            f"{MAX_JOBS} at the most: give fewer values."
+            f"{largest}: {counts[largest]} values make a sweep of {jobs} runs. A sweep can have "
+            f"{MAX_JOBS} runs: give fewer values."
         )
 
 
 def _count(override: Override) -> int:
-    """Return how many values an option has, without listing a range's."""
+    """Return the number of values of an option, without a list of a range's values."""
     value = override.value()
     if isinstance(value, RangeSweep):
         steps = ((value.stop or 0) - (value.start or 0)) / (value.step or 1)
@@ -191,23 +213,23 @@ def _count(override: Override) -> int:
 
 @contextmanager
 def closing() -> Iterator[None]:
-    """Let a sweep, if there is one, end with its summary and the exit code that follows from it.
+    """End a sweep, if the block runs one, with its summary and its exit code.
 
-    Hydra makes a folder for a sweep before its first run is checked. A sweep of which nothing came
-    takes it away again.
+    Hydra makes the sweep's folder before it checks the first run. If no run starts, the folder is
+    removed.
     """
     problem: BaseException | None = None
     try:
         yield
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         problem = error
-    sweeps, _started[:] = _started[:], []
-    for sweep in sweeps:
+    sweep, RecordSweep.sweep = RecordSweep.sweep, None
+    if sweep is not None:
         try:
             code = _close(sweep, problem)
         finally:
             sweep.unlock()
-            interrupts.unwatch()
+            sweep.interrupts.unwatch()
         if code:
             raise SystemExit(code) from problem
         if code is not None:
@@ -217,53 +239,60 @@ def closing() -> Iterator[None]:
 
 
 def _close(sweep: Sweep, problem: BaseException | None) -> int | None:
-    """Print the summary and return the exit code; None where nothing began and it is said why."""
-    jobs = read_jobs(sweep.folder)
+    """Print the summary and return the exit code; None if no job started and `problem` says why."""
+    jobs = sweep.job_files.read()
     states = _states(sweep, jobs, problem)
-    if not jobs and (problem is not None or not sweep.jobs):
-        _remove(sweep)
+    # Without a problem, planned jobs that recorded nothing are an error: the disk may be full.
+    if not jobs and (problem is not None or not sweep.planned):
+        sweep.remove()
         return None
-    # No word of any job, and none of why: a disk too full for a word, say.
     if jobs and all(job.exit_code == BAD_INPUT and not job.run_dir for job in jobs.values()):
-        _remove(sweep)
+        sweep.remove()
     code = exit_code_of(states, jobs, problem)
     if problem is not None:
         report(problem)
-    print(f"\n{summary(sweep.jobs, jobs, states)}", flush=True)
+    print(f"\n{summary(sweep.planned, jobs, states)}", flush=True)
     if code or "busy" in states.values():
-        again = [each for each in sys.argv[1:] if not each.startswith("force=")]
+        again = [argument for argument in sys.argv[1:] if not argument.startswith("force=")]
         command = shlex.join(["python", "-m", "so_clip", *again])
-        print(f"The same sweep once more does only what is missing:\n  {command}", flush=True)
+        print(f"The same command runs only what is missing:\n  {command}", flush=True)
     return code
 
 
 def _states(sweep: Sweep, jobs: Mapping[int, Job], problem: BaseException | None) -> dict[int, str]:
     """Return how each job ended, by its number."""
     states = {number: job.state for number, job in jobs.items()}
-    begun = [number for number, state in states.items() if state == RUNNING]
-    # A launcher that returned has waited for its jobs; the processes of a pool outlive them.
-    waited = problem is None
-    alive = [number for number in begun if jobs[number].pid != os.getpid() and not waited]
-    until = time.monotonic() + PATIENCE_SECONDS
-    while alive and time.monotonic() < until:
+    unfinished = [number for number, state in states.items() if state == RUNNING]
+    # A launcher that returned has waited for its jobs, although the processes of its pool may live
+    # on. After an error, jobs in other processes may still be running.
+    alive = [
+        number for number in unfinished if problem is not None and jobs[number].pid != os.getpid()
+    ]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while alive and time.monotonic() < deadline:
         alive = [number for number in alive if may_be_alive(jobs[number])]
         time.sleep(0.1 if alive else 0)
     ended = "interrupted" if isinstance(problem, KeyboardInterrupt) else "lost"
-    for number in begun:
-        states[number] = "under way" if number in alive else ended
-    for number in range(len(sweep.jobs)):
-        states.setdefault(number, "not begun")
+    for number in unfinished:
+        states[number] = "still running" if number in alive else ended
+    for number in range(len(sweep.planned)):
+        states.setdefault(number, "not started")
     return states
 
 
 def exit_code_of(
     states: Mapping[int, str], jobs: Mapping[int, Job], problem: BaseException | None
 ) -> int:
-    """Return 0 if all is well, 2 if all that failed was bad input, else 1; 130 or 143 if ended."""
+    """Return the exit code of a sweep.
+
+    Returns:
+        0: no job failed. 2: all failures were bad input. 130 or 143: the sweep was interrupted or
+        terminated. 1: all other cases.
+    """
     if isinstance(problem, KeyboardInterrupt):
         return exit_code(problem)
     codes = {jobs[number].exit_code for number, state in states.items() if state == FAILED_JOB}
-    if problem is not None or {"lost", "not begun", "under way"} & set(states.values()):
+    if problem is not None or {"lost", "not started", "still running"} & set(states.values()):
         codes.add(FAILED)
     if not codes:
         return 0
@@ -273,28 +302,16 @@ def exit_code_of(
 def summary(
     planned: Sequence[Sequence[str]], jobs: Mapping[int, Job], states: Mapping[int, str]
 ) -> str:
-    """Return how many jobs ended how, and for each that went wrong why, and the command for it."""
+    """Return the counts of jobs by state, and the reason and command of each failed or lost job."""
     counts = Counter(states.values())
-    parts = [f"{counts[state]} {text}" for state, text in _MEANINGS.items() if counts[state]]
+    parts = [f"{counts[state]} {text}" for state, text in _STATES.items() if counts[state]]
     runs = f"{len(states)} run{'' if len(states) == 1 else 's'}"
     lines = [f"sweep of {runs}: {', '.join(parts)}"]
     for number, state in sorted(states.items()):
         if state not in ("failed", "lost"):
             continue
         job = jobs[number]
-        overrides = job.overrides or planned[number]
         lines.append(f"{state}: {job.message or LOST}")
-        lines.append(f"  {shlex.join(['python', '-m', 'so_clip', *overrides])}")
+        command = ["python", "-m", "so_clip", *(job.overrides or planned[number])]
+        lines.append(f"  {shlex.join(command)}")
     return "\n".join(lines)
-
-
-def _remove(sweep: Sweep) -> None:
-    """Remove what was written of a sweep, and the folders made around it, where empty."""
-    sweep.unlock()
-    with suppress(OSError):
-        for name in (SWEEP_FILE, "multirun.yaml"):
-            (sweep.folder / name).unlink(missing_ok=True)
-        for file in (sweep.folder / JOBS_DIR).glob("*.json"):
-            file.unlink()
-        for folder in (*sweep.folder.iterdir(), sweep.folder, *sweep.new):
-            folder.rmdir()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a sweep: the first ends it with its summary, the next ends it at once."""
+"""Ctrl-C and SIGTERM in a sweep: the first ends it with its summary, the second kills it."""
 
 import signal
 import threading
@@ -6,31 +6,33 @@ from typing import Any
 
 from so_clip.errors import Terminated
 
-_before: dict[signal.Signals, Any] = {}
+_DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
-def watch() -> None:
-    """Let the first signal raise KeyboardInterrupt or Terminated, and the system see to the next.
+class Interrupts:
+    """Handlers of both signals for the time of a sweep.
 
-    A signal that is ignored (nohup), or that somebody else sees to, is left alone.
+    The first signal raises KeyboardInterrupt or Terminated; then the system's default handlers are
+    set. A signal that is ignored (nohup) or has another handler is left alone.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return  # only the main thread may; signals come to it anyway
-    for number, usual in (
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGTERM, signal.SIG_DFL),
-    ):
-        if signal.getsignal(number) == usual:
-            _before[number] = signal.signal(number, _end)
 
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
 
-def unwatch() -> None:
-    """Put everything back as it was."""
-    while _before:
-        signal.signal(*_before.popitem())
+    def watch(self) -> None:
+        """Set the handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets only the main thread set handlers
+        for number, default in _DEFAULT_HANDLERS.items():
+            if signal.getsignal(number) == default:
+                self._before[number] = signal.signal(number, self._raise)
 
+    def unwatch(self) -> None:
+        """Set the handlers that were there before `watch`."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
-def _end(number: int, frame: Any) -> None:
-    for each in _before:
-        signal.signal(each, signal.SIG_DFL)
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    def _raise(self, number: int, frame: Any) -> None:
+        for watched in self._before:
+            signal.signal(watched, signal.SIG_DFL)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

@@ -12,9 +12,9 @@ from so_clip.config.settings import Settings, from_config
 from so_clip.data.run_data import gather
 from so_clip.errors import InputError, RunBusy, exit_code, message_of, report
 from so_clip.fingerprint import remembered_run
-from so_clip.results.job_files import BUSY, DONE, FAILED, SKIPPED, Job, job_file, planned_jobs, tell
+from so_clip.results.job_files import BUSY, DONE, FAILED, SKIPPED, Job, read_plan
 from so_clip.results.run_folder import RunFolder, check_writable
-from so_clip.sweep.callback import flags_of
+from so_clip.sweep.callback import flags_of, job_files
 from so_clip.system.machine import runs_at_once, takes_gpus
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def _task(composed: DictConfig) -> float:
     overrides = [*flags_of(hydra), *hydra.overrides.task]
     if hydra.mode == RunMode.MULTIRUN:
         sweep_dir = Path(hydra.runtime.output_dir).parent
-        jobs = len(planned_jobs(sweep_dir))
+        plan = read_plan(sweep_dir)
+        jobs = len(plan.jobs) if plan else 0
         at_once = runs_at_once(hydra.launcher, jobs)
         accuracy_percent, told = _job(composed, overrides, sweep_dir, hydra.job.num, at_once)
         if told:
@@ -65,13 +66,13 @@ def _job(
     composed: DictConfig, overrides: Sequence[str], sweep_dir: Path, number: int, at_once: int
 ) -> tuple[float, str]:
     """Do one run of a sweep; return its accuracy, and what to print of it if it did not fail."""
-    file, job = job_file(sweep_dir, number), Job(overrides)
+    files, job = job_files(sweep_dir), Job(overrides)
     settings = None
     try:
         settings = from_config(composed, at_once)
         result = _finished(settings)
         if result is None:
-            tell(file, job)
+            files.write(number, job)
             gpu_job = number if takes_gpus(settings.device, at_once) else None
             result = _do(settings, overrides, True, gpu_job)
         assert result is not None, "a job of a sweep has a process of its own"
@@ -81,11 +82,11 @@ def _job(
         job.message, job.exit_code = message_of(error), exit_code(error)
         job.run_dir = _folder(settings)
         report(error)
-        tell(file, job)
+        files.write(number, job)
         return float("nan"), ""
     job.state = SKIPPED if result.skipped else DONE
     job.run_dir, job.accuracy_percent = str(result.folder), accuracy_percent
-    tell(file, job)
+    files.write(number, job)
     if result.skipped:
         return accuracy_percent, f"{result.folder}: {FINISHED}"
     # A line a job where the output goes to a file, whose reader looks for one among thousands.

@@ -17,7 +17,7 @@ from so_clip.data import find as find_module
 from so_clip.data import run_data as gather_module
 from so_clip.data.cards.card import load_card
 from so_clip.data.run_data import NEW_CLASSES
-from so_clip.results.scores import figures, harmonic_mean
+from so_clip.results.scores import harmonic_mean, scores
 from tests.helpers.command import Outcome, call
 from tests.helpers.made_datasets import ANIMALS, write_class_folders, write_dtd, write_eurosat
 
@@ -100,7 +100,7 @@ def test_base_to_new_is_a_run_on_base_classes_and_a_test_on_new_ones(root, tmp_p
         assert both[0] == base.metrics[f"{prefix}accuracy_percent"]
         assert metrics[f"{prefix}harmonic_mean_percent"] == harmonic_mean(*both)
     assert metrics["zero_shot_new_accuracy_percent"] == new.metrics["accuracy_percent"]
-    assert metrics[NEW_CLASSES] == figures(ours)
+    assert metrics[NEW_CLASSES] == scores(ours)
     few_shot = json.loads((done.folder / "fewshot.json").read_text())
     assert few_shot["classes"] == "base"
     assert {label for _, label in few_shot["train"] + few_shot["val"]} == {0, 1, 2}
@@ -164,7 +164,7 @@ def test_transfer_tests_the_very_model_on_other_datasets(root, tmp_path, monkeyp
         for key in ("path", "label"):
             assert columns[key] == alone.columns("predictions")[key]
         assert columns["zero_shot_prediction"] == alone.columns("predictions")["prediction"]
-        again = figures(columns)
+        again = scores(columns)
         assert again == {key: figures_of[key] for key in again}
         assert figures_of["test_images"] == len(columns["path"])
         assert figures_of["classes"] == 3

@@ -1,4 +1,4 @@
-"""Run folders and sweeps as they are on the disk, and a process that is at work in one."""
+"""Writes run folders and sweeps, and starts processes that hold run folders."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,17 @@ from so_clip.status.watcher import Watcher
 from tests.helpers.command import Outcome, call, environment
 
 METRICS: dict[str, Any] = {
-    **{"dataset": "digits", "backbone": "tiny", "method": "so", "method_title": "SO"},
-    **{"shots": 4, "seed": 1, "accuracy_percent": 81.11, "peak_memory_mib": 44.1},
-    **{"steps": 200, "final_loss": 0.16, "settings": {}},
+    "dataset": "digits",
+    "backbone": "tiny",
+    "method": "so",
+    "method_title": "SO",
+    "shots": 4,
+    "seed": 1,
+    "accuracy_percent": 81.11,
+    "peak_memory_mib": 44.1,
+    "steps": 200,
+    "final_loss": 0.16,
+    "settings": {},
 }
 ERROR: dict[str, Any] = {
     "kind": "TrainingDiverged",
@@ -40,7 +49,7 @@ def progress(seconds_ago: float = 0, **changes: Any) -> dict[str, Any]:
 
 
 def write_run(root: Path, name: str, **files: Any) -> Path:
-    """Write a folder with config.yaml and, by their names without .json, other files."""
+    """Write a run folder with config.yaml and with JSON files, given by their names."""
     folder = root / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("{}\n")
@@ -52,7 +61,7 @@ def write_run(root: Path, name: str, **files: Any) -> Path:
 def write_sweep(
     root: Path, started: str, command: Sequence[str], jobs: Sequence[Sequence[str]]
 ) -> Path:
-    """Write what a sweep leaves when it starts."""
+    """Write the folder of a sweep that has started."""
     folder = root / ".sweeps" / started
     (folder / "jobs").mkdir(parents=True)
     values = {"command": ["/x/so_clip/__main__.py", *command], "jobs": list(map(list, jobs))}
@@ -61,8 +70,11 @@ def write_sweep(
 
 
 def write_job(sweep: Path, number: int, state: str, **values: Any) -> None:
-    values = {"state": state, "run_dir": None, "pid": os.getpid(), "host": platform.node()} | values
-    (sweep / "jobs" / f"{number}.json").write_text(json.dumps(values))
+    """Write a job's file; its overrides are those of the plan unless given."""
+    plan = read_plan(sweep)
+    planned = plan.jobs[number] if plan is not None and number < len(plan.jobs) else []
+    job = Job(planned, state, pid=os.getpid(), host=platform.node())
+    (sweep / "jobs" / f"{number}.json").write_text(json.dumps(asdict(job) | values))
 
 
 def look(root: Path) -> View:
@@ -78,7 +90,7 @@ def status(*arguments: object) -> Outcome:
     return call("status", *arguments)
 
 
-_AT_WORK = """
+_HOLD_FOLDER = """
 import json
 import sys
 from pathlib import Path
@@ -93,7 +105,7 @@ with folder.claimed(overrides):
         progress = Progress(folder.path, 200, folder.overrides)
         progress.train()
         progress.after_step(50, 0.5)
-    print("at work", flush=True)
+    print("running", flush=True)
     sys.stdin.read()
     if sys.argv[2] == "started":
         folder.finish(json.loads(metrics), "")
@@ -101,13 +113,13 @@ with folder.claimed(overrides):
 
 
 @contextmanager
-def at_work(
+def running_process(
     folder: Path, stage: str = "started", *overrides: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Give a process that holds a run's folder; it finishes the run when its stdin is closed."""
+    """Start a process that holds a run's folder; it finishes the run when its stdin is closed."""
     metrics = METRICS | {"accuracy_percent": 75.0}
     process = subprocess.Popen(
-        [sys.executable, "-c", _AT_WORK, str(folder), stage, json.dumps(metrics), *overrides],
+        [sys.executable, "-c", _HOLD_FOLDER, str(folder), stage, json.dumps(metrics), *overrides],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -115,7 +127,7 @@ def at_work(
     )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "at work\n"
+        assert process.stdout.readline() == "running\n"
         yield process
     finally:
         process.kill()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from so_clip.results.scores import figures, harmonic_mean, per_class
-from tests.oracles import figures_oracle as oracle
+from so_clip.results.scores import harmonic_mean, per_class, scores
+from tests.oracles import scores_oracle as oracle
 
 KEYS = ("accuracy_percent", "mean_class_accuracy_percent", "expected_calibration_error_percent")
 # Among them the edges of all bins, as floats.
@@ -29,7 +29,7 @@ def _columns(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
 @settings(max_examples=200, deadline=None)
 @given(ROWS)
 def test_figures_are_the_oracles(rows):
-    values = figures(_columns(rows))
+    values = scores(_columns(rows))
     of_model = {
         "zero_shot_": [(row[0], row[1], row[2]) for row in rows],
         "": [(row[0], row[3], row[4]) for row in rows],
@@ -50,7 +50,7 @@ def test_what_was_written_to_a_file_gives_the_very_same_figures(rows):
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     read = [*csv.DictReader(io.StringIO(text.getvalue()))]
-    assert figures({name: [row[name] for row in read] for name in columns}) == figures(columns)
+    assert scores({name: [row[name] for row in read] for name in columns}) == scores(columns)
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,7 +72,7 @@ def test_a_row_a_class(rows):
 def test_calibration_by_hand():
     # Bin (0.6, 2/3]: one of two right at 0.65; bin (14/15, 1]: right at 1.
     rows = [(0, 0, 1.0, 0, 0.65), (0, 0, 1.0, 1, 0.65), (1, 1, 1.0, 1, 1.0)]
-    values = figures(_columns(rows))
+    values = scores(_columns(rows))
     error = values["expected_calibration_error_percent"]
     assert error == pytest.approx(100 * (2 / 3 * abs(0.5 - 0.65)))
     assert values["zero_shot_expected_calibration_error_percent"] == 0
@@ -80,7 +80,7 @@ def test_calibration_by_hand():
 
 def test_a_class_counts_once_in_the_mean_whatever_its_size():
     rows = [(0, 0, 1.0, 0, 1.0)] * 9 + [(1, 0, 1.0, 0, 1.0)]
-    values = figures(_columns(rows))
+    values = scores(_columns(rows))
     assert values["accuracy_percent"] == pytest.approx(90)
     assert values["mean_class_accuracy_percent"] == 50
 

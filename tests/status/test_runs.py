@@ -1,8 +1,7 @@
-"""States told by real folders, real locks and real processes, and by files that are torn."""
+"""States of runs from real folders, real locks, real processes and torn files."""
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -16,9 +15,9 @@ from tests.helpers.command import environment, python
 from tests.helpers.status_runs import (
     ERROR,
     METRICS,
-    at_work,
     look,
     progress,
+    running_process,
     states,
     status,
     write_run,
@@ -34,16 +33,16 @@ from tests.helpers.status_runs import (
         ({"error": ERROR, "progress": progress()}, "failed"),
         ({"progress": progress()}, "interrupted"),
         ({}, "interrupted"),
-        ({"progress": progress(host="elsewhere")}, "running"),  # whose locks are not seen here
+        ({"progress": progress(host="elsewhere")}, "running"),  # its locks are not seen here
         ({"progress": progress(seconds_ago=700, host="elsewhere")}, "interrupted"),
     ],
 )
-def test_files_tell_the_state(files: dict[str, Any], state: str, tmp_path: Path) -> None:
+def test_the_files_decide_the_state(files: dict[str, Any], state: str, tmp_path: Path) -> None:
     write_run(tmp_path, "a", **files)
     assert states(look(tmp_path)) == {"a": state}
 
 
-def test_what_is_shown_of_each_state(tmp_path: Path) -> None:
+def test_the_table_shows_each_state(tmp_path: Path) -> None:
     write_run(tmp_path, "a-done", metrics=METRICS)
     write_run(tmp_path, "b-failed", error=ERROR)
     write_run(tmp_path, "c-stopped", progress=progress())
@@ -63,12 +62,9 @@ def test_what_is_shown_of_each_state(tmp_path: Path) -> None:
     (running,) = [line for line in rest if line[:1] == ["running"]]
     assert running[1:4] == ["deeper/still/d-elsewhere", "120/2000", "0.2500"]
     assert running[4:] in (["1", "h", "07", "min"], ["1", "h", "06", "min"])
-    assert shlex.split(outcome.out.splitlines()[-1]) == [
-        *("python", "-m", "so_clip", "dataset=dtd", "template='a sketch of a {}'", "transfer=[a,b]")
-    ]
 
 
-def test_images_that_a_run_passed_over_are_told(tmp_path: Path) -> None:
+def test_skipped_images_are_a_remark(tmp_path: Path) -> None:
     for name, train in (("a", 3), ("b", 0)):
         counts = {"skipped_train_images": train, "skipped_test_images": 0}
         write_run(tmp_path, name, metrics=METRICS | counts)
@@ -76,45 +72,59 @@ def test_images_that_a_run_passed_over_are_told(tmp_path: Path) -> None:
     assert remarks == {"a": "corrupt images skipped: 3 train", "b": ""}
 
 
-def test_a_process_at_work_is_running_and_a_killed_one_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "remark"),
+    [
+        (RESULTS_VERSION, ""),
+        (
+            RESULTS_VERSION - 1,
+            f"older results version ({RESULTS_VERSION - 1}): a sweep runs it again",
+        ),
+        ("torn", ""),
+    ],
+)
+def test_a_finished_run_of_an_older_version_says_so(
+    tmp_path: Path, version: object, remark: str
+) -> None:
+    settings = {"adapter": {"_target_": "so_clip.adapt.coop.CoOp"}}
+    provenance = {"results_version": version}
+    write_run(tmp_path, "a", metrics=METRICS | {"settings": settings}, provenance=provenance)
+    (run,) = look(tmp_path).runs
+    assert (run.state, run.remark) == ("done", remark)
+
+
+def test_a_run_is_running_until_its_process_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "a"
-    with at_work(folder) as process:
+    with running_process(folder) as process:
         (run,) = look(tmp_path).runs
         assert (run.state, run.step, run.max_steps) == ("running", 0, 200)
         process.kill()
         process.wait()
         (run,) = look(tmp_path).runs
         assert (run.state, run.seconds_left) == ("interrupted", None)
-    with at_work(folder) as process:
+    with running_process(folder) as process:
         assert states(look(tmp_path)) == {"a": "running"}
         process.communicate()
         (run,) = look(tmp_path).runs
         assert (run.state, run.accuracy_percent) == ("done", 75.0)
 
 
-def test_a_run_that_still_reads_its_data_is_running(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with at_work(tmp_path / "a", stage="claimed"):
-        (run,) = look(tmp_path).runs
-    assert (run.name, run.state, run.remark) == ("a", "running", "starting")
-
-
 @pytest.mark.parametrize("files", [{"metrics": METRICS}, {"error": ERROR}])
-def test_a_run_that_is_done_again_is_running_from_its_first_moment(
+def test_a_repeated_run_is_running_as_soon_as_it_has_the_lock(
     files: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = write_run(tmp_path, "a", **files)
     watcher = Watcher(tmp_path)
     (before,) = watcher.look().runs
     for stage, remark in (("claimed", "starting"), ("started", "")):
-        with at_work(folder, stage):
+        with running_process(folder, stage):
             (run,) = watcher.look().runs
             assert (run.state, run.remark) == ("running", remark)
         (run,) = watcher.look().runs
         assert run.state == (before.state if stage == "claimed" else "interrupted")
 
 
-def test_looking_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
+def test_status_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "a", progress=progress())
     code = """
 import sys, threading, time
@@ -141,12 +151,12 @@ finally:
     python(code, folder)
 
 
-def test_a_process_that_says_nothing_is_told_so(tmp_path: Path) -> None:
-    with at_work(tmp_path / "a"):
+def test_a_run_without_recent_progress_says_so(tmp_path: Path) -> None:
+    with running_process(tmp_path / "a"):
         path = tmp_path / "a" / "progress.json"
         path.write_text(json.dumps(progress(seconds_ago=1800)))
         (run,) = look(tmp_path).runs
-    assert (run.state, run.remark) == ("running", "no word for 30 min")
+    assert (run.state, run.remark) == ("running", "no progress for 30 min")
     assert run.seconds_left == pytest.approx(4000 - 1800, abs=5)
 
 
@@ -157,7 +167,6 @@ BROKEN = [
     b"null",
     b"\xff\xfe",
     b"[" * 100_000,
-    b'{"a": ' * 100_000,
     b'{"step": "x", "loss": [], "seconds_left": {}, "updated_at": 3, "message": null, "stage": []}',
     b'{"step": 1e999, "loss": NaN, "seconds_left": 1' + b"0" * 400 + b', "updated_at": "now"}',
     b'{"step": true, "accuracy_percent": "high", "steps": -0.5, "overrides": [1], "kind": {}}',
@@ -170,7 +179,7 @@ BROKEN = [
 @pytest.mark.parametrize(
     ("name", "state"), [("metrics", "failed"), ("error", "failed"), ("progress", "interrupted")]
 )
-def test_broken_files_harm_nothing(
+def test_status_tolerates_torn_files(
     name: str, state: str, content: bytes | None, tmp_path: Path
 ) -> None:
     broken = write_run(tmp_path, "broken") / f"{name}.json"
@@ -182,7 +191,7 @@ def test_broken_files_harm_nothing(
     assert "\x1b" not in outcome.out
 
 
-def test_what_is_no_run_is_passed_over(tmp_path: Path) -> None:
+def test_other_folders_are_not_runs(tmp_path: Path) -> None:
     write_run(tmp_path / ".features", "hidden", metrics=METRICS)
     write_run(tmp_path / "deep" / "deeper", "a", metrics=METRICS)
     (tmp_path / "tables").mkdir()
@@ -192,7 +201,7 @@ def test_what_is_no_run_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may enter any folder")
-def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_folder_is_named(tmp_path: Path) -> None:
     closed = write_run(tmp_path, "closed", metrics=METRICS)
     write_run(tmp_path, "open", metrics=METRICS)
     closed.chmod(0)
@@ -201,7 +210,7 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     finally:
         closed.chmod(0o700)
     assert outcome.code == 0
-    assert f"left out: {closed}: Permission denied." in outcome.out
+    assert f"left out: {closed} cannot be read: Permission denied." in outcome.out
 
 
 _LOOKS = """
@@ -224,9 +233,9 @@ print("torch" in sys.modules, flush=True)
 """
 
 
-def test_five_thousand_runs_are_read_in_seconds_and_once(tmp_path: Path) -> None:
+def test_two_thousand_runs_are_read_in_seconds_and_only_once(tmp_path: Path) -> None:
     long_ago = time.time() - 3600
-    for number in range(5000):
+    for number in range(2000):
         folder = write_run(tmp_path, f"r{number}", metrics=METRICS | {"seed": number})
         os.utime(folder, (long_ago, long_ago))
     os.utime(tmp_path, (long_ago, long_ago))
@@ -246,12 +255,12 @@ def test_five_thousand_runs_are_read_in_seconds_and_once(tmp_path: Path) -> None
         return int(files), int(runs), float(seconds)
 
     files, runs, seconds = next_look()
-    assert (files, runs) == (5000, 5000)
-    assert seconds < 5
-    assert next_look()[:2] == (0, 5000)
+    assert (files, runs) == (2 * 2000, 2000)  # metrics.json and provenance.json
+    assert seconds < 3
+    assert next_look()[:2] == (0, 2000)
     write_run(tmp_path, "new", metrics=METRICS)
     (tmp_path / "r7" / "metrics.json").unlink()
     (tmp_path / "r7" / "progress.json").write_text(json.dumps(progress()))
-    assert next_look()[:2] == (2, 5001)
+    assert next_look()[:2] == (3, 2001)
     out, _ = process.communicate()
     assert out == "False\n"

@@ -1,4 +1,4 @@
-"""The table on a real terminal: kept up to date, left by Ctrl-C or by itself; and in a pipe."""
+"""The table on a real terminal, live until nothing runs or until Ctrl-C; and in a pipe."""
 
 import os
 import pty
@@ -14,21 +14,21 @@ import pytest
 
 from so_clip.status.screen import duration
 from tests.helpers.command import environment, spawn
-from tests.helpers.status_runs import METRICS, at_work, progress, status, write_run
+from tests.helpers.status_runs import METRICS, progress, running_process, status, write_run
 
 LINES, COLUMNS = 12, 100
 
 
 class Terminal:
-    """A command on a terminal of its own."""
+    """A command that runs on its own terminal."""
 
     def __init__(self, *arguments: object) -> None:
         process, self._screen = pty.fork()
         if process == 0:
             size = struct.pack("HHHH", LINES, COLUMNS, 0, 0)
-            ioctl(1, termios.TIOCSWINSZ, size)  # before anybody asks
+            ioctl(1, termios.TIOCSWINSZ, size)  # before the command reads the size
             command = [sys.executable, "-m", "so_clip", "status", *map(str, arguments)]
-            told = ("LINES", "COLUMNS")  # by the terminal itself, not by who runs the tests
+            told = ("LINES", "COLUMNS")  # the terminal has its own size
             known = {name: each for name, each in environment().items() if name not in told}
             os.execve(sys.executable, command, known | {"TERM": "xterm"})
         self.process = process
@@ -56,15 +56,15 @@ class Terminal:
         assert ready, self.shown
         try:
             read = os.read(self._screen, 65536)
-        except OSError:  # how Linux says that nobody is at the other end
+        except OSError:  # Linux: the process closed its end
             return False
         self.shown += read.decode()
         return bool(read)
 
 
-def test_it_is_kept_up_to_date_until_nothing_runs(tmp_path: Path) -> None:
+def test_the_table_is_live_until_nothing_runs(tmp_path: Path) -> None:
     write_run(tmp_path, "b", metrics=METRICS)
-    with at_work(tmp_path / "a") as process:
+    with running_process(tmp_path / "a") as process:
         shown = Terminal(tmp_path)
         shown.wait_for("1 running", times=2)
         process.communicate()
@@ -74,20 +74,20 @@ def test_it_is_kept_up_to_date_until_nothing_runs(tmp_path: Path) -> None:
     assert "running" not in last
 
 
-def test_ctrl_c_leaves_the_whole_table(tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_whole_table(tmp_path: Path) -> None:
     for number in range(40):
         write_run(tmp_path, f"b{number}", metrics=METRICS)
-    with at_work(tmp_path / "a"):
+    with running_process(tmp_path / "a"):
         shown = Terminal(tmp_path)
-        shown.wait_for("… and 34 more")  # as the terminal has twelve lines
+        shown.wait_for("… and 34 more")  # the terminal has twelve lines
         shown.type("\x03")
         assert shown.end() == 0
     assert "… and 20 more (--all lists them)" in shown.shown
     assert "Traceback" not in shown.shown
 
 
-def test_once_on_a_terminal(tmp_path: Path) -> None:
-    with at_work(tmp_path / "a"):
+def test_once_prints_the_table_once(tmp_path: Path) -> None:
+    with running_process(tmp_path / "a"):
         shown = Terminal("--once", tmp_path)
         assert shown.end() == 0
     assert shown.shown.count("1 running") == 1
@@ -103,7 +103,7 @@ def test_a_pipe_gets_whole_lines_without_colours(tmp_path: Path) -> None:
     assert all(line == line.rstrip() for line in outcome.out.splitlines())
 
 
-def test_a_folder_without_runs_and_none_at_all(tmp_path: Path) -> None:
+def test_a_folder_without_runs_and_a_missing_folder(tmp_path: Path) -> None:
     outcome = status(tmp_path)
     assert (outcome.code, outcome.out) == (0, f"{tmp_path}: no runs yet\n")
     outcome = status(tmp_path / "nowhere")
@@ -113,7 +113,7 @@ def test_a_folder_without_runs_and_none_at_all(tmp_path: Path) -> None:
     ]
 
 
-def test_all_lists_all(tmp_path: Path) -> None:
+def test_all_lists_every_run(tmp_path: Path) -> None:
     for number in range(30):
         write_run(tmp_path, f"a{number}", metrics=METRICS)
     assert status(tmp_path).out.count("81.11 %") == 20

@@ -1,4 +1,4 @@
-"""What sweeps were to do and have not done, and what to type for it."""
+"""The jobs of sweeps, their runs, and the command that continues a sweep."""
 
 import json
 import shlex
@@ -6,12 +6,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from so_clip.results.job_files import Job
 from tests.helpers.status_runs import (
     ERROR,
     METRICS,
-    at_work,
     look,
     progress,
+    running_process,
     status,
     write_job,
     write_run,
@@ -23,43 +24,34 @@ COMMAND = ["-m", "method=so,adamw", "seed=1,2,3"]
 
 
 def commands(out: str) -> list[list[str]]:
-    """Return the arguments of the commands that are printed, in their order."""
+    """Return the arguments of the printed commands, in their order."""
     lines = [shlex.split(line) for line in out.splitlines() if line.startswith("  python ")]
     return [line[3:] for line in lines]
 
 
-def test_jobs_without_a_run_are_missing_and_many_are_begun_by_the_sweeps_command(
-    tmp_path: Path,
-) -> None:
-    sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
+def test_jobs_without_a_run_are_missing_and_the_sweeps_command_continues(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "2026-01-01", [*COMMAND, "force=true"], JOBS)
     write_job(sweep, 0, "done", run_dir=str(write_run(tmp_path, "a", metrics=METRICS)))
     view = look(tmp_path)
     assert view.counts == {"done": 1, "missing": 5}
-    assert not view.is_alive
+    assert not view.is_running
     outcome = status(tmp_path)
     assert outcome.code == 0
     assert outcome.out.splitlines()[0].endswith(": 6 runs: 1 done, 5 missing")
-    assert commands(outcome.out) == [COMMAND]
+    assert commands(outcome.out) == [COMMAND]  # force would repeat the finished run
     counts = map(str, (6, 1, 0, 0, 0, 0, 5))
     assert ["2026-01-01", *counts, "python", "-m", "so_clip", *COMMAND] in [
         line.split() for line in outcome.out.splitlines()
     ]
 
 
-def test_few_missing_runs_have_commands_of_their_own(tmp_path: Path) -> None:
-    write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:2])
-    assert commands(status(tmp_path).out) == JOBS[:2]
+def test_a_complete_sweep_needs_no_command(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:1])
+    write_job(sweep, 0, "done", run_dir=str(write_run(tmp_path, "a", metrics=METRICS)))
+    assert commands(status(tmp_path).out) == []
 
 
-def test_no_command_repeats_what_is_done(tmp_path: Path) -> None:
-    forced = [[*job, "force=true"] for job in JOBS]
-    write_sweep(tmp_path / "many", "2026-01-01", [*COMMAND, "force=true"], forced)
-    assert commands(status(tmp_path / "many").out) == [COMMAND]
-    write_sweep(tmp_path / "few", "2026-01-01", COMMAND, forced[:2])
-    assert commands(status(tmp_path / "few").out) == JOBS[:2]
-
-
-def test_a_job_that_failed_before_it_had_a_folder(tmp_path: Path) -> None:
+def test_a_job_that_failed_before_it_had_a_folder_shows_its_reason(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:1])
     write_job(sweep, 0, "failed", message="there is no such file.", exit_code=2)
     outcome = status(tmp_path)
@@ -67,19 +59,20 @@ def test_a_job_that_failed_before_it_had_a_folder(tmp_path: Path) -> None:
     assert ["failed", *JOBS[0], "there", "is", "no", "such", "file."] in [
         line.split() for line in outcome.out.splitlines()
     ]
-    assert commands(outcome.out) == JOBS[:1]
+    assert commands(outcome.out) == [COMMAND]
 
 
-def test_an_interrupted_run_of_a_sweep_can_be_repeated(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_matched_by_its_overrides(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:1])
-    write_job(sweep, 0, "running", run_dir=str(write_run(tmp_path, "a", progress=progress())))
+    write_run(tmp_path, "a", progress=progress(overrides=JOBS[0]))
+    write_job(sweep, 0, "running", pid=2**31 - 1)
     outcome = status(tmp_path)
     assert outcome.code == 0
     assert look(tmp_path).counts == {"interrupted": 1}
-    assert commands(outcome.out) == JOBS[:1]
+    assert commands(outcome.out) == [COMMAND]
 
 
-def test_a_sweep_that_was_repeated_counts_once(tmp_path: Path) -> None:
+def test_a_repeated_sweep_counts_once(tmp_path: Path) -> None:
     first = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
     second = write_sweep(
         tmp_path, "2026-01-02", COMMAND, [[*job[::-1], "force=true"] for job in JOBS]
@@ -94,12 +87,12 @@ def test_a_sweep_that_was_repeated_counts_once(tmp_path: Path) -> None:
     assert view.counts == {"done": 4, "failed": 1, "missing": 1}
     for _, runs in view.sweeps:
         assert Counter(run.state for run in runs) == view.counts
+    assert commands(status(tmp_path).out) == [COMMAND]
 
 
 def test_a_single_run_fills_a_gap(tmp_path: Path) -> None:
     write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
-    given = ["seed=2", "method=so", "threads=1"]
-    write_run(tmp_path, "a", metrics=METRICS, provenance={"overrides": given})
+    write_run(tmp_path, "a", metrics=METRICS, provenance={"overrides": JOBS[1]})
     write_run(tmp_path, "b", metrics=METRICS, provenance={"overrides": []})
     write_run(tmp_path, "c", metrics=METRICS, provenance={"overrides": 3})
     view = look(tmp_path)
@@ -115,77 +108,53 @@ def test_moved_results_keep_their_jobs(tmp_path: Path) -> None:
     assert look(tmp_path / "new").counts == {"done": 1}
 
 
-def test_a_sweep_at_work_is_not_told_to_be_started(tmp_path: Path) -> None:
+def test_a_running_sweep_has_running_and_waiting_jobs(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
-    with at_work(tmp_path / "a") as process:
-        write_job(sweep, 0, "running", run_dir=str(tmp_path / "a"))
+    with running_process(tmp_path / "a", "started", *JOBS[0]) as process:
+        write_job(sweep, 0, "running", pid=process.pid)
         write_job(sweep, 1, "running")
         write_job(sweep, 2, "running", pid=process.pid, host="elsewhere")
         view = look(tmp_path)
         assert view.counts == {"running": 3, "waiting": 3}
-        assert view.is_alive
-        assert COMMAND not in commands(status(tmp_path).out)
+        assert view.is_running
+        assert commands(status(tmp_path).out) == []
+    assert look(tmp_path).counts["interrupted"] == 1
 
 
-def test_a_run_at_work_is_its_job(tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:2])
-    for stage in ("claimed", "started"):
-        with at_work(tmp_path / "a", stage, *JOBS[1]) as process:
-            write_job(sweep, 1, "running", pid=process.pid)
-            view = look(tmp_path)
-            assert view.counts == {"running": 1, "waiting": 1}
-            ((_, runs),) = view.sweeps
-            assert [run.state for run in runs] == ["waiting", "running"]
-    assert look(tmp_path).counts == {"interrupted": 1, "missing": 1}
-
-
-def test_a_job_that_does_a_run_again_shows_that(tmp_path: Path) -> None:
-    """Until it comes to its folder, its own word is all there is."""
-    forced = [*JOBS[1], "force=true"]
+def test_a_job_that_repeats_a_run_shows_that(tmp_path: Path) -> None:
     first = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:3])
-    for number, files in enumerate(({"error": ERROR}, {"metrics": METRICS}, {"metrics": METRICS})):
+    for number, files in enumerate(({"error": ERROR}, {"error": ERROR}, {"metrics": METRICS})):
         run_dir = str(write_run(tmp_path, f"a{number}", **files))
-        write_job(first, number, "failed" if number == 0 else "done", run_dir=run_dir)
-    assert look(tmp_path).counts == {"failed": 1, "done": 2}
-    second = write_sweep(tmp_path, "2026-01-02", COMMAND, [JOBS[0], forced, JOBS[2]])
-    for number, job in enumerate((JOBS[0], forced, JOBS[2])):
-        if number:
-            write_job(second, number, "running", overrides=job)
-    view = look(tmp_path)
-    # What failed is to come; of two that are done, one is done anew and one will be skipped.
-    assert view.counts == {"waiting": 1, "running": 1, "done": 1}
-    write_job(second, 0, "running", overrides=JOBS[0])
-    assert look(tmp_path).counts == {"running": 2, "done": 1}
+        write_job(first, number, "failed" if number < 2 else "done", run_dir=run_dir)
+    assert look(tmp_path).counts == {"failed": 2, "done": 1}
+    second = write_sweep(tmp_path, "2026-01-02", COMMAND, JOBS[:3])
+    write_job(second, 0, "running")
+    assert look(tmp_path).counts == {"running": 1, "waiting": 1, "done": 1}
 
 
-def test_an_interrupted_single_run_can_be_repeated(tmp_path: Path) -> None:
-    with at_work(tmp_path / "a", "started", "seed=3"):
-        pass
-    assert commands(status(tmp_path).out) == [["seed=3"]]
-
-
-def test_a_job_whose_process_is_no_more_is_missing(tmp_path: Path) -> None:
+def test_a_job_whose_process_ended_is_missing(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS[:1])
-    with at_work(tmp_path / "elsewhere" / "a") as process:
+    with running_process(tmp_path / "elsewhere" / "a") as process:
         write_job(sweep, 0, "running", pid=process.pid)
         assert look(tmp_path).counts["missing"] == 0
         process.kill()
         process.wait()
         view = look(tmp_path)
     assert view.counts["missing"] == 1
-    assert not view.is_alive
+    assert not view.is_running
 
 
-def test_a_sweep_that_plans_nothing_has_the_jobs_that_were_begun(tmp_path: Path) -> None:
-    sweep = write_sweep(tmp_path, "2026-01-01", ["-m", "hydra/sweeper=other"], [])
+def test_a_sweep_without_a_plan_has_the_jobs_that_started(tmp_path: Path) -> None:
+    command = ["-m", "hydra/sweeper=other"]
+    sweep = write_sweep(tmp_path, "2026-01-01", command, [])
     run_dir = str(write_run(tmp_path, "a", metrics=METRICS))
     write_job(sweep, 0, "done", overrides=["seed=1"], run_dir=run_dir)
     write_job(sweep, 1, "failed", overrides=["seed=2"], message="no.")
     assert look(tmp_path).counts == {"done": 1, "failed": 1}
-    assert commands(status(tmp_path).out) == [["seed=2"]]
+    assert commands(status(tmp_path).out) == [command]
 
 
-def test_broken_files_of_sweeps_harm_nothing(tmp_path: Path) -> None:
+def test_status_tolerates_torn_files_of_sweeps(tmp_path: Path) -> None:
     write_run(tmp_path, "a", metrics=METRICS)
     torn = write_sweep(tmp_path, "2026-01-01", COMMAND, JOBS)
     (torn / "sweep.json").write_text('{"jobs": [["a"], 3]}')
@@ -194,22 +163,21 @@ def test_broken_files_of_sweeps_harm_nothing(tmp_path: Path) -> None:
     (whole / "jobs" / "1.json").write_text('{"state": [], "run_dir": {}, "message": 3}')
     (whole / "jobs" / "77.json").write_text("{}")
     (whole / "jobs" / "x.json").write_text("{}")
-    (tmp_path / ".sweeps" / "2026-01-03").mkdir()  # as Hydra left before there was a sweep.json
+    (tmp_path / ".sweeps" / "2026-01-03").mkdir()  # Hydra makes the folder before sweep.json
     outcome = status(tmp_path)
     assert outcome.code == 0
     assert f"left out: {torn / 'sweep.json'} cannot be used." in outcome.out
     assert look(tmp_path).counts == {"done": 1, "missing": 2}
 
 
-def test_twenty_thousand_jobs_are_brought_together_in_seconds(tmp_path: Path) -> None:
+def test_twenty_thousand_jobs_are_matched_in_seconds(tmp_path: Path) -> None:
     jobs = [["method=so", f"seed={number}"] for number in range(20_000)]
     sweep = write_sweep(tmp_path, "2026-01-01", ["-m", "method=so", "seed=range(20000)"], jobs)
-    for number in range(0, 20_000, 10):
+    for number in range(0, 20_000, 20):
         run_dir = str(write_run(tmp_path, f"a{number}", metrics=METRICS))
-        (sweep / "jobs" / f"{number}.json").write_text(
-            json.dumps({"state": "done", "run_dir": run_dir})
-        )
+        job = Job(jobs[number], "done", run_dir)
+        (sweep / "jobs" / f"{number}.json").write_text(json.dumps(vars(job)))
     began = time.process_time()
     view = look(tmp_path)
-    assert time.process_time() - began < 10
-    assert view.counts == {"done": 2000, "missing": 18_000}
+    assert time.process_time() - began < 5
+    assert view.counts == {"done": 1000, "missing": 19_000}

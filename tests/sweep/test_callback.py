@@ -1,12 +1,8 @@
 """A sweep's record and its closing summary, from states to words and exit codes."""
 
 import json
-import os
-import platform
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ from omegaconf import OmegaConf
 
 from so_clip.errors import Terminated
 from so_clip.evaluate import evaluator as evaluate
-from so_clip.results.job_files import Job, job_file, may_be_alive, planned_jobs, read_jobs, tell
+from so_clip.results.job_files import Job, read_plan
 from so_clip.sweep.callback import LOST, exit_code_of, summary
 from so_clip.system.locks import lock_folder, unlock
 from tests.helpers.command import call
@@ -40,9 +36,9 @@ def _jobs(results_dir: Path) -> list[dict[str, Any]]:
         (["failed", "failed"], [2, 1], None, 1),
         (["done", "lost"], [], None, 1),
         (["failed", "lost"], [2], None, 1),
-        (["done", "not begun"], [], RuntimeError("the launcher broke"), 1),
-        (["done", "interrupted", "not begun"], [], KeyboardInterrupt(), 130),
-        (["done", "interrupted", "not begun"], [], Terminated(), 143),
+        (["done", "not started"], [], RuntimeError("the launcher broke"), 1),
+        (["done", "interrupted", "not started"], [], KeyboardInterrupt(), 130),
+        (["done", "interrupted", "not started"], [], Terminated(), 143),
     ],
 )
 def test_the_exit_code_follows_from_what_failed(states, codes, problem, expected):
@@ -50,7 +46,7 @@ def test_the_exit_code_follows_from_what_failed(states, codes, problem, expected
     jobs = {
         number: Job([], state, exit_code=next(given) if state == "failed" else None)
         for number, state in enumerate(states)
-        if state != "not begun"
+        if state != "not started"
     }
     assert exit_code_of(dict(enumerate(states)), jobs, problem) == expected
 
@@ -63,50 +59,15 @@ def test_the_summary_counts_and_gives_a_command_for_each_that_failed():
         2: Job(planned[2], "running"),
         3: Job(planned[3], "skipped"),
     }
-    states = {0: "done", 1: "failed", 2: "lost", 3: "skipped", 4: "not begun"}
+    states = {0: "done", 1: "failed", 2: "lost", 3: "skipped", 4: "not started"}
     assert summary(planned, jobs, states).splitlines() == [
         "sweep of 5 runs: 1 done, 1 skipped (finished before), 1 failed, 1 lost (its process "
-        "ended), 1 not begun",
+        "ended), 1 not started",
         "failed: the loss became nan",
         """  python -m so_clip seed=2 'template='"'"'a {} of'"'"''""",
         f"lost: {LOST}",
         "  python -m so_clip seed=3",
     ]
-
-
-def test_a_job_is_read_back_and_what_is_torn_is_left_out(tmp_path):
-    job = Job(["seed=1"], "failed", "r/run", "no", 2)
-    other = f"""
-from pathlib import Path
-from typing import Any
-from so_clip.evaluate import evaluator as evaluate
-from so_clip.errors import Terminated
-from so_clip.results.job_files import Job, job_file, tell
-tell(job_file(Path({str(tmp_path)!r}), 3), Job(["seed=1"], "failed", "r/run", "no", 2))
-"""
-    subprocess.run([sys.executable, "-c", other], check=True)
-    (tmp_path / "jobs" / "4.json").write_text('{"state": ')
-    (tmp_path / "jobs" / "5.json").write_text("{}")
-    (tmp_path / "jobs" / "note.txt").write_text("")
-    (read,) = read_jobs(tmp_path).values()
-    assert [*read_jobs(tmp_path)] == [3]
-    assert read.host == platform.node()
-    assert read.pid != os.getpid()
-    assert not may_be_alive(read)
-    job.pid, job.host = read.pid, read.host
-    assert read == job
-
-
-def test_its_own_process_knows_a_job_that_no_disk_could_take(tmp_path):
-    (tmp_path / "jobs").write_text("no folder")
-    tell(job_file(tmp_path, 0), Job(["seed=1"], "failed", message="the disk is full"))
-    assert read_jobs(tmp_path)[0].message == "the disk is full"
-
-
-def test_a_process_elsewhere_may_be_alive_or_not():
-    assert may_be_alive(Job([], pid=os.getpid(), host=platform.node()))
-    assert may_be_alive(Job([], pid=1, host=platform.node()))
-    assert may_be_alive(Job([], pid=os.getpid(), host="another machine"))
 
 
 def test_the_jobs_are_split_as_hydra_does_lists_of_the_experiment_included(tmp_path):
@@ -133,7 +94,9 @@ def test_the_record_of_a_sweep_says_what_was_asked_for_and_how_each_job_ended(tm
     folder = _sweep_dir(tmp_path)
     values = json.loads((folder / "sweep.json").read_text())
     assert values["command"][1:] == ["-m", *common, "shots=0,1", "template=plain,'a {}, blurred'"]
-    assert values["jobs"] == planned_jobs(folder)
+    plan = read_plan(folder)
+    assert plan is not None
+    assert values["jobs"] == plan.jobs
     assert [job[-2:] for job in values["jobs"]] == [
         [f"shots={shots}", template]
         for shots in (0, 1)
@@ -184,7 +147,7 @@ def test_a_sweep_once_more_does_only_what_is_missing(tmp_path):
 
 def test_a_sweep_that_found_a_run_busy_says_how_to_do_the_rest(tmp_path):
     sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
-    assert "once more" not in call(*sweep).out
+    assert "only what is missing" not in call(*sweep).out
     (metrics,) = tmp_path.glob("*/metrics.json")
     lock = lock_folder(metrics.parent)
     assert lock is not None
@@ -194,7 +157,7 @@ def test_a_sweep_that_found_a_run_busy_says_how_to_do_the_rest(tmp_path):
         unlock(lock)
     assert done.code == 0
     assert "sweep of 1 run: 1 busy" in done.out
-    assert "once more does only what is missing:\n  python -m so_clip" in done.out
+    assert "command runs only what is missing:\n  python -m so_clip" in done.out
 
 
 def test_a_single_run_is_skipped_too_and_shows_its_table(tmp_path):
@@ -232,7 +195,7 @@ def test_a_sweep_that_nobody_means_is_refused_before_it_is_listed(tmp_path, valu
     done = call("-m", *f"seed={values}".split(), f"results_dir={tmp_path}")
     assert done.code == 2
     (message,) = done.messages
-    assert "A sweep has 100000 at the most" in message
+    assert "A sweep can have 100000 runs" in message
     assert [*tmp_path.iterdir()] == []
 
 

@@ -1,4 +1,4 @@
-"""Signals in a sweep: what the first one does, the second, and one that is ignored."""
+"""Signals in a sweep: the first one, the second one, and an ignored one."""
 
 import signal
 import subprocess
@@ -7,17 +7,17 @@ import sys
 import pytest
 
 from so_clip.errors import Terminated
-from so_clip.sweep import interrupts
+from so_clip.sweep.interrupts import Interrupts
 from tests.helpers.command import environment
 
-# Stands for a sweep that takes its time to end.
-SLOW = """
+# Stands for a sweep that takes long to end.
+SLOW_SWEEP = """
 import time
-from so_clip.sweep import interrupts
+from so_clip.sweep.interrupts import Interrupts
 
-interrupts.watch()
+Interrupts().watch()
 try:
-    print("at work", flush=True)
+    print("running", flush=True)
     time.sleep(600)
 except KeyboardInterrupt as error:
     print(type(error).__name__, flush=True)
@@ -25,34 +25,38 @@ except KeyboardInterrupt as error:
 """
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("first", "raised"),
-    [(signal.SIGINT, b"KeyboardInterrupt\n"), (signal.SIGTERM, b"Terminated\n")],
+    ("first", "raised", "second"),
+    [
+        (signal.SIGINT, b"KeyboardInterrupt\n", signal.SIGTERM),
+        (signal.SIGTERM, b"Terminated\n", signal.SIGINT),
+    ],
 )
-def test_the_first_raises_and_the_second_ends_at_once(first, raised, second):
-    command = [sys.executable, "-c", SLOW]
+def test_the_first_signal_raises_and_the_second_kills(first, raised, second):
+    command = [sys.executable, "-c", SLOW_SWEEP]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"at work\n"
+        assert process.stdout.readline() == b"running\n"
         process.send_signal(first)
         assert process.stdout.readline() == raised
         process.send_signal(second)
         assert process.wait(60) == -second
 
 
-def test_all_is_put_back_as_it_was():
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+def test_the_handlers_from_before_are_set_again():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    interrupts = Interrupts()
     interrupts.watch()
     with pytest.raises(Terminated):
         signal.raise_signal(signal.SIGTERM)
     interrupts.unwatch()
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_what_is_ignored_stays_ignored():
+def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        interrupts = Interrupts()
         interrupts.watch()
         signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN

@@ -131,7 +131,7 @@ def test_a_signal_ends_a_sweep_with_its_summary(tmp_path, number, code, message)
         done = ended(process)
     assert done.code == code
     assert done.err.splitlines() == [f"so_clip: {message}"]
-    assert _summary(done) == "sweep of 2 runs: 1 interrupted, 1 not begun"
+    assert _summary(done) == "sweep of 2 runs: 1 interrupted, 1 not started"
     assert done.out.endswith(
         f"what is missing:\n  {shlex.join(['python', '-m', 'so_clip', *arguments])}\n"
     )
@@ -168,10 +168,12 @@ def test_a_run_that_another_process_does_is_left_to_it(tmp_path):
     unlock(lock)
     assert (first.code, alone.code, sweep.code) == (0, 2, 0)
     assert alone.messages == [
-        f"so_clip: {folder}: another process is doing this very run. Wait "
-        "for it, or choose another folder with results_dir=FOLDER."
+        f"so_clip: {folder}: another process is running this "
+        "configuration. Wait for it, or choose another folder with results_dir=FOLDER."
     ]
-    assert _summary(sweep) == "sweep of 1 run: 1 busy (another process is doing it)"
+    assert _summary(sweep) == (
+        "sweep of 1 run: 1 busy (another process is running this configuration)"
+    )
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from so_clip.errors import FAILED
-from so_clip.results.job_files import SWEEP_FILE, job_file, planned_jobs, read_jobs
+from so_clip.results.job_files import SWEEP_FILE
 from so_clip.results.run_folder import RunFolder
 from so_clip.sweep.callback import Sweep, _close
 from so_clip.system.locks import lock_folder, unlock
@@ -19,15 +19,15 @@ JOBS = [["seed=1"], ["seed=2"]]
 def test_a_sweep_whose_jobs_could_tell_nothing_has_failed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["so_clip", "-m", "force=true", "seed=1,2"])
     (tmp_path / SWEEP_FILE).write_text(json.dumps({"jobs": JOBS}))
-    assert _close(Sweep(tmp_path, [], JOBS), None) == FAILED
+    assert _close(Sweep(tmp_path, JOBS), None) == FAILED
     out = capsys.readouterr().out
-    assert "sweep of 2 runs: 2 not begun" in out
+    assert "sweep of 2 runs: 2 not started" in out
     assert out.endswith("what is missing:\n  python -m so_clip -m seed=1,2\n")
     assert (tmp_path / SWEEP_FILE).exists()
 
 
 def test_a_job_that_could_not_tell_its_end_is_lost_once_the_launcher_has_waited(tmp_path, capsys):
-    file = job_file(tmp_path, 0)
+    file = tmp_path / "jobs" / "0.json"
     file.parent.mkdir()
     # The process of a pool is there still: this test's parent stands for it.
     job = {
@@ -38,28 +38,8 @@ def test_a_job_that_could_not_tell_its_end_is_lost_once_the_launcher_has_waited(
     }
     rest = dict.fromkeys(("run_dir", "message", "exit_code", "accuracy_percent"))
     file.write_text(json.dumps(job | rest))
-    assert _close(Sweep(tmp_path, [], JOBS[:1]), None) == FAILED
+    assert _close(Sweep(tmp_path, JOBS[:1]), None) == FAILED
     assert "1 lost" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("text", ["[]", "{}", '{"jobs": 5}', "{", "[" * 100_000, "null"])
-def test_a_torn_plan_is_no_plan(tmp_path, text):
-    (tmp_path / SWEEP_FILE).write_text(text)
-    assert planned_jobs(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"state": [1]}, {"pid": "x"}, {"overrides": 5}, {"message": 1}, {"exit_code": "1"}]
-)
-def test_a_job_with_values_of_other_types_is_left_out(tmp_path, wrong):
-    job = {"overrides": ["seed=1"], "state": "done", "run_dir": None, "message": None}
-    job |= {"exit_code": None, "accuracy_percent": 1.0, "pid": 1, "host": ""}
-    file = job_file(tmp_path, 0)
-    file.parent.mkdir()
-    file.write_text(json.dumps(job))
-    assert read_jobs(tmp_path)[0].state == "done"
-    file.write_text(json.dumps(job | wrong))
-    assert read_jobs(tmp_path) == {}
 
 
 @pytest.mark.parametrize(

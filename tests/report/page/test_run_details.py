@@ -13,7 +13,7 @@ from PIL import Image
 from so_clip.data.digits import load_digits
 from so_clip.report.page.run_details import MISTAKES, read_details
 from so_clip.report.page.thumbnails import SIDE, Thumbnails, thumbnail
-from so_clip.results.scores import figures
+from so_clip.results.scores import scores
 from tests.helpers.page_runs import DIGITS, write_csv, write_run
 
 SETTINGS = {"dataset": "digits", "data_root": "data"}
@@ -51,7 +51,7 @@ def test_of_many_classes_the_rarest_confusions_are_counted_only(tmp_path):
 def test_the_reliability_diagram_is_what_the_calibration_error_sums(tmp_path):
     folder = write_run(tmp_path)
     rows = _rows(folder)
-    expected = figures({key: [row[key] for row in rows] for key in rows[0]})
+    expected = scores({key: [row[key] for row in rows] for key in rows[0]})
     for name, prefix in (("adapted", ""), ("zero_shot", "zero_shot_")):
         bins = _details(folder).values["reliability"][name]
         assert len(bins["images"]) == 15

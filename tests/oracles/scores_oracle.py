@@ -1,4 +1,4 @@
-"""Figures of merit, re-stated one image at a time on a list of rows."""
+"""Accuracy and calibration error, computed one image at a time in exact fractions."""
 
 from fractions import Fraction
 
