@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from so_clip.results.job_files import Job, read_plan
 from so_clip.status.screen import View
 from so_clip.status.watcher import Watcher
 from tests.helpers.command import Outcome, call, environment

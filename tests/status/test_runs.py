@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from so_clip.status.watcher import Watcher
+from so_clip.version import RESULTS_VERSION
 from tests.helpers.command import environment, python
 from tests.helpers.status_runs import (
     ERROR,
