@@ -19,9 +19,13 @@ def _main(arguments: list[str]) -> None:
     if arguments and arguments[0] in (RUN, *COMMANDS, *COMPLETION_FLAGS):
         call(arguments)
     elif any(argument.partition("=")[0] in HELP_FLAGS for argument in arguments):
-        from so_clip.cli.help import shown
+        named = [argument for argument in arguments if argument in COMMANDS]
+        if named:
+            call([named[0], "--help"])
+        else:
+            from so_clip.cli.help import shown
 
-        print(shown(arguments))
+            print(shown(arguments))
     else:
         call([RUN, *arguments])
 

@@ -1,4 +1,4 @@
-"""What `python -m so_clip --help` prints, read from conf/ and the cards so that it cannot lie."""
+"""The text of `python -m so_clip --help`, read from conf/ and the dataset cards."""
 
 import re
 import textwrap
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from so_clip.cli.program import COMMANDS
 from so_clip.data.cards.card import USER_LAYOUTS, card_names
 from so_clip.errors import InputError, nearest
 from so_clip.system.paths import CONF_DIR
@@ -19,8 +20,8 @@ so_clip: adapt CLIP with a few images per class, and measure it.
 usage: python -m so_clip [GROUP=CHOICE ...] [OPTION=VALUE ...] [-m]
 
 A run draws `shots` training images per class, measures zero-shot accuracy, adapts the backbone
-with a method, and measures again. It leaves a folder in results_dir with its configuration,
-metrics, history and predictions.
+with a method, and measures again. Its folder in results_dir holds configuration, metrics, history
+and predictions.
 
 examples
   python -m so_clip experiment=demo
@@ -31,73 +32,47 @@ examples
       A sweep: every combination, one run each. Then: python -m so_clip table results/runs
 """
 
-_TAIL = """\
-other commands
-  python -m so_clip prepare dataset=eurosat data_root=FOLDER
-      Fetch a dataset, several of them (a,b) or all, into the layout that runs read.
-  python -m so_clip doctor data_root=FOLDER
-      Say what is there of every dataset, what is missing or damaged, and what mends it.
-  python -m so_clip draw dataset=dtd shots=4 seed=1 data_root=FOLDER
-      Print a few-shot draw as JSON; needs the split file alone.
-  python -m so_clip forecast dataset=imagenet backbone=vit_l14 shots=16
-      Tell memory, FLOPs and disk space beforehand; takes any run's options, needs no data.
-  python -m so_clip status results/runs
-      Watch which runs are done, running, failed or missing, and what to type for the rest.
-  python -m so_clip table results/runs
-      Turn all runs into an accuracy table and a memory table.
-  python -m so_clip report results/runs -o report
-      The paper's tables (CSV, Markdown, LaTeX, HTML), significance, plots and one page of it all.
-      Plots and page need the extra 'report', as TensorBoard needs 'tensorboard'.
-  python -m so_clip tensorboard results/runs -o FOLDER
-      Copy curves and figures of new and changed runs into event files for TensorBoard.
-
+_FLAGS = """\
 flags
   -m, --multirun   run every combination of comma-separated values
   --cfg job        print the composed configuration instead of running it
-  --debug          show the traceback of an error
-exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted
-A sweep goes on after a failed run; it ends with 1, or with 2 if all that failed was bad input.
-Started again, a sweep does only what is missing: finished runs are skipped, others resumed."""
+  --debug          print the traceback of an error
+  --help TOPIC     a group, launcher, options, commands or all; also: GROUP=CHOICE --help
+exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
 
+_MORE = """\
+Completion: so_clip --install-completion completes commands and flags in your shell. Instead, in
+bash, eval "$(so_clip -sc install=bash)" completes GROUP=CHOICE and OPTION=VALUE (by Hydra).
+A failed run does not stop a sweep. The sweep then ends with 1, or with 2 if only bad input failed.
+Repeat a sweep's command to run what is missing: finished runs are skipped, others are resumed."""
 
 _HELP = "python -m so_clip --help"
 ALL = "all"
 TOPICS = ("dataset", *GROUPS, "launcher", "options", "commands", ALL)
-# What the first screen names of each group, and of the options.
-_NAMED = {
+# The choices and options on the first screen.
+_COMMON_CHOICES = {
     "dataset": ("digits", "eurosat", "dtd", "imagenet", "folder", "csv"),
     "backbone": ("tiny", "vit_b16", "vit_b32", "vit_l14", "vit_h14"),
     "method": ("so", "adamw", "clip_lora", "coop", "tip_adapter_f", "linear_probe", "zero_shot"),
     "experiment": ("demo", "paper_table", "so_main", "clip_lora_main", "kappa_t"),
 }
-_MOST_USED = ("shots", "seed", "template", "device", "data_root", "results_dir", "force")
-_SHORT_TAIL = f"""\
-other commands, which --help tells more of: {_HELP} commands
-  prepare, doctor            fetch datasets, examine them
-  draw, forecast             a draw; memory, FLOPs and disk beforehand
-  status, table, report      what runs do, and have come to
-
-flags
-  -m, --multirun   run every combination of comma-separated values
-  --help TOPIC     a group, launcher, options, commands or all; also: GROUP=CHOICE --help
-  --debug          show the traceback of an error
-exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
+_COMMON_OPTIONS = ("shots", "seed", "template", "device", "data_root", "results_dir", "force")
 
 
 def shown(arguments: Sequence[str]) -> str:
-    """Return what a command line with --help asks for.
+    """Return the help for a command line that contains --help.
 
     Args:
-        arguments: all of them. A topic is a word by itself, or GROUP=CHOICE; without any it is the
-            first screen.
+        arguments: the whole command line. Topics are words without "=", or GROUP=CHOICE. Without
+            a topic, the help is the first screen.
 
     Raises:
         InputError: there is no such topic.
     """
-    words = [each.removeprefix("--help=") for each in arguments]
-    topics = [each for each in words if not each.startswith("-") and "=" not in each]
+    words = [argument.removeprefix("--help=") for argument in arguments]
+    topics = [word for word in words if not word.startswith("-") and "=" not in word]
     if not topics:
-        chosen = [text for each in words if (text := _of_choice(*each.partition("=")[::2]))]
+        chosen = [text for word in words if (text := _choice(*word.partition("=")[::2]))]
         return "\n".join(chosen) or overview()
     texts = []
     for topic in topics:
@@ -116,30 +91,39 @@ def _topic(topic: str) -> str:
     if topic == "options":
         return "\n".join(_all_options())
     if topic == "commands":
-        return _TAIL
+        return _commands()
     return "\n".join(_group(LAUNCHERS if topic == "launcher" else topic))
 
 
 def overview() -> str:
-    """Return the first screen: examples, groups, the options most used, and where the rest is."""
-    parts = [_HEAD, f"groups (GROUP=CHOICE); all choices of one: {_HELP} GROUP"]
-    for group, named in _NAMED.items():
-        every = [*card_names(), "folder", "csv"] if group == "dataset" else None
-        count = len(every or _choices(group)) - len(named)
+    """Return the first screen: examples, groups, common options, and where to find the rest."""
+    parts = [_HEAD, f"groups (GROUP=CHOICE); all choices of a group: {_HELP} GROUP"]
+    for group, named in _COMMON_CHOICES.items():
+        names = [*card_names(), *USER_LAYOUTS] if group == "dataset" else _choices(group)
+        count = len(names) - len(named)
         more = f" | {count} more" if count else ""
         parts.append(_entry(group, " | ".join(named) + more, 16))
-    parts.append(
-        "    adapter, optimizer, schedule: a method's parts; launcher: runs beside each other"
-    )
-    parts += ["", f"options (OPTION=VALUE) that are used most; all of them: {_HELP} options"]
+    parts.append("    adapter, optimizer, schedule: parts of a method; launcher: parallel runs")
+    parts += ["", f"common options (OPTION=VALUE); all of them: {_HELP} options"]
     options = _options(CONF_DIR / "config.yaml")
-    for name in _MOST_USED:
-        parts += [each for each in options if each.strip().startswith(f"{name}=")]
-    return "\n".join([*parts, "", _SHORT_TAIL])
+    for name in _COMMON_OPTIONS:
+        parts += [line for line in options if line.strip().startswith(f"{name}=")]
+    parts += ["", f"other commands, each with its own --help: {_HELP} commands"]
+    parts += textwrap.wrap(", ".join(COMMANDS), 96, initial_indent="    ")
+    return "\n".join([*parts, "", _FLAGS])
 
 
-def _of_choice(group: str, choice: str) -> str:
-    """Return what one choice of a group is, and its options; "" if there is none of that name."""
+def _commands() -> str:
+    """Return all commands with an example each, the flags, and how sweeps end."""
+    parts = ["other commands, each with its own --help"]
+    for name, (arguments, text) in COMMANDS.items():
+        parts.append(f"  python -m so_clip {name} {arguments}")
+        parts += textwrap.wrap(text, 94, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join([*parts, "", _FLAGS, _MORE])
+
+
+def _choice(group: str, choice: str) -> str:
+    """Return the summary and options of one choice; "" if there is no such choice."""
     path = CONF_DIR / group / f"{choice}.yaml"
     if group not in ("dataset", *GROUPS) or path not in _choices(group):
         return ""
@@ -148,7 +132,7 @@ def _of_choice(group: str, choice: str) -> str:
 
 
 def _group(group: str) -> list[str]:
-    """Return the choices of a group below its name."""
+    """Return a group's name and its choices."""
     parts = [f"  {group}"]
     if group == "dataset":
         parts.append(textwrap.indent(textwrap.fill(" ".join(card_names()), 92), "    "))
@@ -157,11 +141,11 @@ def _group(group: str) -> list[str]:
 
 
 def manual() -> str:
-    """Return the whole manual: what a run is, its groups and options, and examples."""
+    """Return the whole manual: examples, all choices of all groups, options and commands."""
     parts = [_HEAD, "groups (GROUP=CHOICE)"]
     for group in ("dataset", *GROUPS, LAUNCHERS):
         parts += _group(group)
-    return "\n".join([*parts, "", *_all_options(), "", _TAIL])
+    return "\n".join([*parts, "", *_all_options(), "", _commands()])
 
 
 def _all_options() -> list[str]:
@@ -181,7 +165,7 @@ def _all_options() -> list[str]:
 
 
 def _entry(name: str, text: str, column: int = 42) -> str:
-    """Return an indented name with its explanation in a column of its own."""
+    """Return an indented name with its explanation in a second column."""
     head = f"    {name}".ljust(column - 1) + " "
     filled = textwrap.fill(text, 100, initial_indent=head, subsequent_indent=" " * len(head))
     return (filled or head).rstrip()
@@ -192,7 +176,7 @@ def _choices(group: str) -> list[Path]:
 
 
 def _opening(path: Path) -> str:
-    """Return the first sentence of a YAML file's opening comment, which says what it is."""
+    """Return the first sentence of a YAML file's opening comment."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = list(takewhile(lambda line: line.startswith("#"), lines))
     text = " ".join(line[1:].strip() for line in comment if "@package" not in line)

@@ -11,16 +11,38 @@ from typer.core import TyperGroup
 from so_clip.errors import InputError, nearest
 
 RUN = "run"
-COMMANDS = (
-    "prepare",
-    "doctor",
-    "draw",
-    "forecast",
-    "status",
-    "table",
-    "report",
-    "tensorboard",
-)
+# Each command's arguments in an example, and what it does.
+COMMANDS = {
+    "prepare": (
+        "dataset=eurosat data_root=FOLDER",
+        "Download datasets, several (a,b) or all, into the layout that runs read.",
+    ),
+    "doctor": (
+        "data_root=FOLDER",
+        "Examine datasets: what is there, missing or damaged, and the command that repairs it.",
+    ),
+    "draw": (
+        "dataset=dtd shots=4 seed=1 data_root=FOLDER",
+        "Print the few-shot images of a run as JSON; needs only the split file.",
+    ),
+    "forecast": (
+        "dataset=imagenet backbone=vit_l14 shots=16",
+        "Forecast memory, FLOPs and disk space of a run; needs no data and no GPU.",
+    ),
+    "status": (
+        "results/runs",
+        "Show which runs are done, running, failed or missing, and the command for the rest.",
+    ),
+    "table": ("results/runs", "Print all runs as a table of accuracy and a table of memory."),
+    "report": (
+        "results/runs -o FOLDER",
+        "Write tables (CSV, Markdown, LaTeX, HTML), significance tests, plots and one page.",
+    ),
+    "tensorboard": (
+        "results/runs -o FOLDER",
+        "Write runs as event files for TensorBoard.",
+    ),
+}
 COMPLETION_FLAGS = ("--install-completion", "--show-completion")
 HELP_FLAGS = ("-h", "--help")
 # The shell's completion function sets this variable. Its name contains the program's name.
@@ -41,7 +63,8 @@ class Program(TyperGroup):
             return None
         module = import_module(f"so_clip.cli.{cmd_name}")
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(help=getattr(module, "HELP", None), context_settings=_SETTINGS)(module.main)
+        text, summary = getattr(module, "HELP", None), COMMANDS.get(cmd_name, ("", ""))[1]
+        app.command(help=text, short_help=summary, context_settings=_SETTINGS)(module.main)
         return typer.main.get_command(app)
 
     def shell_complete(self, ctx: typer.Context, incomplete: str) -> Any:  # type: ignore[override]

@@ -27,7 +27,7 @@ Folders without a usable run are left out and named on stderr. Notes below a tab
 are missing, with the command that runs them.
 
 Exit codes: 0 done, also if unusable runs are left out; 2 no run can be used, or the folder cannot
-be written; 130 interrupted."""
+be written; 130 interrupted. Plots and page need: pip install 'so-clip[report]'."""
 
 
 def main(

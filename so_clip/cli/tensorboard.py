@@ -13,6 +13,8 @@ def main(
 ) -> None:
     """Write curves and plots of new and changed runs as event files for TensorBoard.
 
+    It needs: pip install 'so-clip[tensorboard]'.
+
     Exit codes: 0 done, also if unusable runs are left out; 2 the input cannot be used.
     """
     from so_clip.report.tensorboard import export, require_tensorboard

@@ -1,4 +1,4 @@
-"""Calls the command lines as a user does: in this process, or in one of their own."""
+"""Calls the program as a user does: in this process, or in a new process."""
 
 import io
 import os
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from so_clip.__main__ import main as so_clip_main
+from so_clip.__main__ import main
 
 T = TypeVar("T")
-# A machine may be busy with other things.
+# How long a busy machine may take.
 PATIENCE_SECONDS = 600
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,18 +29,23 @@ class Outcome:
 
     @property
     def messages(self) -> list[str]:
-        """The lines on stderr that begin with the program's name: one a message."""
+        """The lines on stderr that begin with the program's name, one per message."""
         return [line for line in self.err.splitlines() if re.match(r"so_clip(\.\w+)?: ", line)]
 
 
-def call(*arguments: object, main: Callable[[], int] = so_clip_main) -> Outcome:
-    """Run a command line in this process."""
+def call(*arguments: object) -> Outcome:
+    """Call the program in this process: a run's options, or a command and its arguments."""
+    return captured(main, *arguments)
+
+
+def captured(function: Callable[[], int], *arguments: object) -> Outcome:
+    """Call a function that reads sys.argv and returns an exit code."""
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
     sys.argv = ["so_clip", *map(str, arguments)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            code = main()
+            code = function()
     except SystemExit as error:
         code = int(error.code or 0)
     finally:
@@ -49,12 +54,12 @@ def call(*arguments: object, main: Callable[[], int] = so_clip_main) -> Outcome:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment in which a process of its own finds this checkout, on one thread."""
+    """Return an environment in which a new process finds this checkout and uses one thread."""
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def spawn(*arguments: object, cwd: Path | None = None) -> Outcome:
-    """Run a command line in a process of its own."""
+    """Call the program in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "so_clip", *map(str, arguments)],
         capture_output=True,
@@ -68,7 +73,7 @@ def spawn(*arguments: object, cwd: Path | None = None) -> Outcome:
 
 @contextmanager
 def started(*arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a command line in a session of its own, all of which ends with the block."""
+    """Start the program in a new session. All its processes end with the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "so_clip", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -86,13 +91,13 @@ def started(*arguments: object, **variables: str) -> Iterator[subprocess.Popen[s
 
 
 def ended(process: subprocess.Popen[str]) -> Outcome:
-    """Wait for the end of a command line that was started."""
+    """Wait for the end of a started program."""
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     return Outcome(process.returncode, out, err)
 
 
 def until(true: Callable[[], T], process: subprocess.Popen[str]) -> T:
-    """Wait for something that a process is to bring about, and return it."""
+    """Wait until a process makes a condition true, and return the condition's value."""
     for _ in range(PATIENCE_SECONDS * 20):
         value = true()
         if value:
@@ -103,7 +108,7 @@ def until(true: Callable[[], T], process: subprocess.Popen[str]) -> T:
 
 
 def python(code: str, *arguments: object) -> str:
-    """Run Python code in a process of its own and return what it prints."""
+    """Run Python code in a new process and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
