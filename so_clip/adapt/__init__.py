@@ -1,5 +1,5 @@
-"""WHAT is trained: an adapter marks or adds the tensors that change, and returns them by name.
+"""WHAT is trained. An adapter opens or adds the tensors that training changes.
 
-An adapter is called with the classifier (see so_clip.clip.classifier), whose parameters are all
-frozen by then, and returns `{name: parameter}`. It knows nothing of the optimizer.
+An adapter is called with a classifier (so_clip.clip.classifier) whose parameters are all frozen. It
+returns `{name: parameter}` of the trained parameters. It does not know the optimizer.
 """

@@ -1,6 +1,6 @@
-"""What every adapter is: called to open what it trains, and told where a run stands.
+"""The interface of all adapters, and what they may read of the few-shot images.
 
-Tensor names end in their shape: N training images, V views of each, D embedding.
+Tensor names end in their shape: N few-shot images, V views of each image, D embedding.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from so_clip.adapt.dropout import Draws
+from so_clip.adapt.random_draws import DropoutDraws
 from so_clip.clip.classifier import Classifier
 
 
-class Support(Protocol):
-    """The few training images, as an adapter may look at them before the first step."""
+class FewShots(Protocol):
+    """The few-shot images, as an adapter may read them before the first step."""
 
     @property
     def labels_N(self) -> Tensor:
@@ -21,88 +21,93 @@ class Support(Protocol):
         ...
 
     def encode(self, views: int = 0) -> Tensor:
-        """Return unit-length image_VND of so many random crops of each image.
+        """Return unit-length image_VND of `views` random crops of each image.
 
-        0 views: of its centre, as test images are cropped; V is 1 then.
+        With views=0 it encodes the centre crop of test images, and V is 1.
         """
         ...
 
 
 class Adapter:
-    """Says which tensors of a classifier change; an optimizer that it never meets says how.
+    """Chooses the tensors of a classifier that training changes.
 
-    A run calls an adapter once, measures zero-shot accuracy, then calls `start`, trains with
-    `penalty` and `after_step`, and calls `finish`. All but the first do nothing here.
+    A run calls the adapter once and measures zero-shot accuracy. It then calls `start`, trains with
+    `penalty` and `after_step`, and calls `finish`. By default these methods do nothing.
 
     Attributes:
-        class_bound: what is trained belongs to the training classes, and says nothing of others.
-        draws: what dropout draws from, where there is any.
+        class_bound: True if the trained tensors belong to the training classes. The adapted model
+            then cannot classify other classes.
+        draws: the generator of dropout; None without dropout.
     """
 
     class_bound = False
-    draws: Draws | None = None
+    draws: DropoutDraws | None = None
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
-        """Open or add what is trained, and return it by its name in `classifier.named()`.
+        """Open or add the trained parameters; return them by their names in `classifier.named()`.
 
-        All parameters are frozen when they come. The classifier's logits must not change yet.
+        All parameters are frozen before the call. The logits must not change in it.
 
         Raises:
-            InputError: this model has nothing of the kind.
+            InputError: the model has no tensors of the kind that the adapter trains.
         """
         raise NotImplementedError
 
-    def start(self, classifier: Classifier, support: Support) -> None:
-        """Set starting values that differ from zero-shot CLIP's, or follow from the images."""
+    def start(self, classifier: Classifier, few_shots: FewShots) -> None:
+        """Set first values that differ from zero-shot CLIP or depend on the few-shot images."""
 
     def penalty(self, classifier: Classifier) -> Tensor | None:
-        """Return what a step adds to the cross-entropy, or None for nothing."""
+        """Return a loss that each step adds to the cross-entropy, or None."""
         return None
 
     def after_step(self, classifier: Classifier, step: int) -> Iterable[nn.Parameter]:
-        """Act on the model after so many steps.
+        """Change the model after `step` steps.
 
         Returns:
-            Parameters that were begun anew, of which the optimizer forgets what it remembers.
+            Parameters that have new first values. The optimizer resets its state for them.
         """
         return ()
 
     def stage_ends(self) -> Sequence[int]:
-        """Return the steps, in order, after which a step computes something else than before."""
+        """Return in order the steps after which a step computes something else than before."""
         return ()
 
     def training_state(self, classifier: Classifier) -> dict[str, Any]:
-        """Return what the steps to come depend on beside opened tensors, buffers and optimizer.
+        """Return the state for a checkpoint, beyond opened tensors, buffers and the optimizer.
 
-        Asked for between two steps, when there are no gradients.
+        Called between two steps, when there are no gradients.
 
         Returns:
-            Tensors, numbers and text, in dicts and lists: it is written to a file.
+            Tensors, numbers and text, in dicts and lists, since a file stores them.
         """
         return {} if self.draws is None else {"dropout": self.draws.generator.get_state()}
 
     def load_training_state(self, classifier: Classifier, state: dict[str, Any]) -> None:
-        """Go on from there, after `start` and with the opened tensors as they were then.
+        """Restore a state, after `start` and after the opened tensors are restored.
 
         Args:
-            classifier: its tensors may be on another device than the state, which is on the CPU.
-            state: what `training_state` returned.
+            classifier: its tensors may be on another device than the state.
+            state: the value of `training_state`, on the CPU.
         """
         if self.draws is not None:
             self.draws.generator.set_state(state["dropout"])
 
     def prompts_for(self, classifier: Classifier, tokens_PL: Tensor) -> Tensor:
-        """Return prompts of other classes, made from `classifier.templates`, as this rewrites them.
+        """Return prompts of other classes, rewritten as this adapter rewrites prompts.
 
         Called after `finish`, to test the model on classes that it was not trained with.
 
+        Args:
+            classifier: its `templates` made the prompts.
+            tokens_PL: P tokenised prompts of L tokens.
+
         Raises:
-            InputError: a prompt gets too long.
+            InputError: a prompt becomes too long.
         """
         return tokens_PL
 
     def finish(self, classifier: Classifier) -> None:
-        """Turn what was trained into what is evaluated, after the last step."""
+        """Turn the trained tensors into the evaluated model, after the last step."""
 
     def resume(self, classifier: Classifier) -> None:
-        """Act as what it was after `finish`, once the state from then is loaded after `start`."""
+        """Restore the finished model, after `start` and after its state dict is loaded."""

@@ -1,8 +1,8 @@
-"""Learned vectors as tokens of prompts, and prompts that have them before a class's name.
+"""Prompts with learned vectors before the class's name, and the token embedding that has them.
 
-Such tokens have ids of their own, which are negative: no tokenizer gives them, and none is the
-largest of a prompt, by which CLIP knows its end. So prompts stay tokens, and what they have in
-common is computed once.
+Learned vectors have negative token ids. No tokenizer uses negative ids, and they are never the
+largest id of a prompt, by which CLIP finds its end. So prompts stay token sequences, and the parts
+that they share are computed once.
 
 Tensor names end in their shape: P prompts, L tokens, N any tokens, M vectors of the context, W
 width of the text tower.
@@ -18,19 +18,14 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.packed_text import prompts_to_end
 from so_clip.errors import InputError
 
-REFUSAL = (
-    "the text encoder of {} cannot be given learned vectors, or has them already: it must be "
-    "open_clip's own, read at the end token. Take one such as backbone=vit_b16."
-)
-
 
 class ContextEmbedding(nn.Embedding):
-    """A token embedding as it was, and learned vectors for the ids -1 to -M.
+    """A frozen token embedding, with learned vectors for the ids -1 to -M.
 
     Args:
-        frozen: its weight is taken over, not copied, and keeps its name.
-        context_MW: starting values.
-        meta_net: image_BD -> what is added to the context for each image; None: nothing is.
+        frozen: its weight is shared, not copied, and keeps its name.
+        context_MW: first values of the learned vectors.
+        meta_net: image_BD -> shift_BW of the context for each image; None for CoOp.
     """
 
     def __init__(
@@ -42,7 +37,7 @@ class ContextEmbedding(nn.Embedding):
         self.meta_net = meta_net
 
     def forward(self, tokens_N: Tensor, context_MW: Tensor | None = None) -> Tensor:
-        """Return vectors [..., W] for ids [...], the context's or those that take its place."""
+        """Return vectors [..., W] for ids [...]; `context_MW` replaces the learned context."""
         context_MW = self.context if context_MW is None else context_MW
         learned_NW = F.embedding((-1 - tokens_N).clamp(min=0), context_MW)
         known_NW = F.embedding(tokens_N.clamp(min=0), self.weight)
@@ -50,34 +45,46 @@ class ContextEmbedding(nn.Embedding):
 
 
 def text_tower(classifier: Classifier) -> Any:
-    """Return the module that has the text tower's parts: the model, or one of its own."""
+    """Return the module that holds the text tower: the model, or the model's `text`."""
     model = classifier.backbone.model
     return getattr(model, "text", model)
 
 
 def context_embedding(classifier: Classifier) -> ContextEmbedding:
-    """Return the token embedding with the context, which CoOp has put there."""
+    """Return the token embedding with the context that CoOp has added."""
     embedding = text_tower(classifier).token_embedding
     assert isinstance(embedding, ContextEmbedding)
     return embedding
 
 
-def to_end(classifier: Classifier, tokens_PL: Tensor) -> list[list[int]]:
+def refusal(classifier: Classifier) -> InputError:
+    """Return the error for a text tower that learned vectors cannot be added to."""
+    return InputError(
+        f"the text encoder of {classifier.backbone.description} cannot be given learned vectors, "
+        "or has them already: it must be open_clip's own, read at the end token. Take one such as "
+        "backbone=vit_b16."
+    )
+
+
+def trimmed(classifier: Classifier, tokens_PL: Tensor) -> list[list[int]]:
     """Return prompts up to their end tokens.
 
     Raises:
-        InputError: the text tower is none that learned vectors can be given to.
+        InputError: learned vectors cannot be added to the text tower.
     """
     prompts = prompts_to_end(classifier.backbone.model, tokens_PL)
     if prompts is None:
-        raise InputError(REFUSAL.format(classifier.backbone.description))
+        raise refusal(classifier)
     return prompts
 
 
-def prompts_by_name(classifier: Classifier, tokens_PL: Tensor) -> list[tuple[list[int], list[int]]]:
-    """Return of each prompt what stands before the class's name, and what begins with it.
+def split_at_names(classifier: Classifier, tokens_PL: Tensor) -> list[tuple[list[int], list[int]]]:
+    """Split each prompt into the tokens before the class's name and the tokens from it on.
 
-    What stands before it is what the template has there: what prompts have in common may be longer.
+    The template decides where the name starts. The prompts' common beginning could be longer.
+
+    Raises:
+        InputError: a class has several prompts, or the template runs into the name.
     """
     if len(classifier.templates) != 1:
         most = max(classifier.prompt_counts)
@@ -85,27 +92,34 @@ def prompts_by_name(classifier: Classifier, tokens_PL: Tensor) -> list[tuple[lis
         if not classifier.templates:
             kind = "template=FILE with class descriptions"
         raise InputError(
-            f"{kind}: a class has {most} prompts here, and a context is learned for one, before "
-            "the class's name. Take template=plain or template=specific."
+            f"{kind}: a class has {most} prompts here, but a context is learned for one prompt per "
+            "class, before the class's name. Take template=plain or template=specific."
         )
     (template,) = classifier.templates
     before = classifier.backbone.tokenize([template.partition("{}")[0]])
-    opening = to_end(classifier, before)[0][:-1]
+    opening = trimmed(classifier, before)[0][:-1]
     prompts = []
-    for prompt in to_end(classifier, tokens_PL):
+    for prompt in trimmed(classifier, tokens_PL):
         if prompt[: len(opening)] != opening:
             raise InputError(
-                f"template={template!r}: what stands before {{}} runs into the name in "
-                f"{classifier.backbone.text_of(prompt[1:-1])!r}. End it with a space."
+                f"template={template!r}: the words before {{}} run into the name in "
+                f"{classifier.backbone.text_of(prompt[1:-1])!r}. End them with a space."
             )
         prompts.append((opening, prompt[len(opening) :]))
     return prompts
 
 
-def rewritten(
+def with_context(
     classifier: Classifier, prompts: list[tuple[list[int], list[int]]], length: int
 ) -> Tensor:
-    """Return tokens_PL with so many learned vectors after the start token, then the names."""
+    """Return tokens_PL: the start token, `length` learned vectors, then the name and the rest.
+
+    Args:
+        prompts: of `split_at_names`.
+
+    Raises:
+        InputError: a prompt is too long for the text tower.
+    """
     backbone = classifier.backbone
     tokens_PL = torch.zeros(len(prompts), backbone.context_length, dtype=torch.int64)
     for tokens_L, (opening, rest) in zip(tokens_PL, prompts, strict=True):
@@ -118,9 +132,3 @@ def rewritten(
             )
         tokens_L[: len(prompt)] = torch.tensor(prompt)
     return tokens_PL
-
-
-def without_padding(prompt: list[int]) -> list[int]:
-    """Return a prompt up to its end token, which is the last that is not 0."""
-    last = max(place for place, token in enumerate(prompt) if token)
-    return prompt[: last + 1]

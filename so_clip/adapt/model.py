@@ -1,4 +1,4 @@
-"""What training works on: a classifier, its adapter and the parameters that change."""
+"""The model of a run: classifier, adapter and trained parameters."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from so_clip.runtime.precision import Precision
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier on its device, its adapter, and the parameters that this opened, by name."""
+    """A classifier on its device, its adapter, and the parameters that the adapter opened."""
 
     classifier: Classifier
     adapter: Adapter | None

@@ -1,10 +1,18 @@
-"""The kinds of adapters that peft has for linear layers, and the options that each takes here."""
+"""The kinds of adapters that peft has for linear layers, and the options of each kind."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from so_clip.checks import number, whole
+from so_clip.adapt.options import (
+    above_zero,
+    flag,
+    inner_share,
+    number,
+    share_below_one,
+    whole,
+    zero_or_above,
+)
 from so_clip.errors import InputError, nearest
 
 
@@ -13,10 +21,10 @@ class Kind:
     """One of peft's methods.
 
     Args:
-        config: the name of its configuration's class in peft.
-        options: what an option is called there, by what it is called here.
-        fixed: what else its configuration is made with.
-        seeded_by: the configuration's entry for the seed, where it has one.
+        config: name of its configuration class in peft.
+        options: our name of each option -> peft's name.
+        fixed: further arguments of the configuration, always the same.
+        seeded_by: the configuration's argument for the seed, if it has one.
     """
 
     config: str
@@ -31,7 +39,7 @@ _LORA = {
     "dropout": "lora_dropout",
     "rank_stabilised": "use_rslora",
 }
-# Of projections that all layers share: kept in state dicts, which are whole without the seed then.
+# State dicts then store the projections that all layers share, so loading needs no seed.
 _SAVED = {"save_projection": True}
 
 KINDS: dict[str, Kind] = {
@@ -40,10 +48,17 @@ KINDS: dict[str, Kind] = {
     "adalora": Kind(
         "AdaLoraConfig",
         {
-            **{"rank": "init_r", "target_rank": "target_r", "alpha": "lora_alpha"},
-            **{"dropout": "lora_dropout", "interval": "deltaT", "orthogonality": "orth_reg_weight"},
-            **{"beta1": "beta1", "beta2": "beta2"},
-            **{"total_step": "total_step", "tinit": "tinit", "tfinal": "tfinal"},
+            "rank": "init_r",
+            "target_rank": "target_r",
+            "alpha": "lora_alpha",
+            "dropout": "lora_dropout",
+            "interval": "deltaT",
+            "orthogonality": "orth_reg_weight",
+            "beta1": "beta1",
+            "beta2": "beta2",
+            "total_step": "total_step",
+            "tinit": "tinit",
+            "tfinal": "tfinal",
         },
     ),
     "vera": Kind(
@@ -58,7 +73,9 @@ KINDS: dict[str, Kind] = {
     "lokr": Kind(
         "LoKrConfig",
         {
-            **{"rank": "r", "alpha": "alpha", "factor": "decompose_factor"},
+            "rank": "r",
+            "alpha": "alpha",
+            "factor": "decompose_factor",
             "decompose_both": "decompose_both",
         },
     ),
@@ -83,64 +100,48 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def checked(kind: str, options: Mapping[str, Any]) -> Kind:
-    """Return what is known of a kind.
+def checked_kind(kind: str, options: Mapping[str, Any]) -> Kind:
+    """Return a kind by its name, after a check of its options.
 
     Raises:
-        InputError: there is no such kind, it has no such option, or a value is out of range.
+        InputError: the kind is unknown, it has no such option, or a value is out of range.
     """
     if kind not in KINDS:
         raise InputError(
             f"adapter.kind={kind}: must be one of {', '.join(KINDS)}.{nearest(str(kind), KINDS)}"
         )
-    known = KINDS[kind]
+    known = KINDS[kind].options
     for name, value in options.items():
-        if name not in known.options:
+        if name not in known:
             raise InputError(
                 f"adapter.{name}={value}: kind={kind} has no such option. It takes "
-                f"{', '.join(known.options)}.{nearest(name, known.options)}"
+                f"{', '.join(known)}.{nearest(name, known)}"
             )
         if name in _CHECKS:
-            _CHECKS[name](f"adapter.{name}", value)
-    return known
+            _CHECKS[name](name, value)
+    return KINDS[kind]
 
 
-def _positive(key: str, value: Any) -> None:
-    if number(key, value) <= 0:
-        raise InputError(f"{key}={value}: must be above 0.")
-
-
-def _not_negative(key: str, value: Any) -> None:
-    if number(key, value) < 0:
-        raise InputError(f"{key}={value}: must be 0 or more.")
-
-
-def _share(key: str, value: Any) -> None:
-    if not 0 <= number(key, value) < 1:
-        raise InputError(f"{key}={value}: must be in [0, 1).")
-
-
-def _decay(key: str, value: Any) -> None:
-    if not 0 < number(key, value) < 1:
-        raise InputError(f"{key}={value}: must lie between 0 and 1.")
-
-
-def _counted(key: str, value: Any) -> None:
-    whole(key, value, 1)
-
-
-def _flag(key: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InputError(f"{key}={value}: must be true or false.")
+def _count(name: str, value: Any) -> int:
+    return whole(name, value, 1)
 
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
-    **dict.fromkeys(("rank", "target_rank", "interval", "block_size"), _counted),
-    "frequencies": _counted,
-    **dict.fromkeys(("alpha", "scaling", "boundary"), _positive),
-    **dict.fromkeys(("rank_stabilised", "decompose_both", "sparse", "block_share"), _flag),
-    **dict.fromkeys(("beta1", "beta2"), _decay),
-    "dropout": _share,
-    "orthogonality": _not_negative,
+    "alpha": above_zero,
+    "beta1": inner_share,
+    "beta2": inner_share,
+    "block_share": flag,
+    "block_size": _count,
+    "boundary": above_zero,
+    "decompose_both": flag,
+    "dropout": share_below_one,
+    "frequencies": _count,
     "initial": number,
+    "interval": _count,
+    "orthogonality": zero_or_above,
+    "rank": _count,
+    "rank_stabilised": flag,
+    "scaling": above_zero,
+    "sparse": flag,
+    "target_rank": _count,
 }

@@ -1,4 +1,4 @@
-"""ReLoRA: low-rank updates that are merged into the weights from time to time and begun anew."""
+"""ReLoRA: low-rank updates that are merged into the weights at intervals, then restarted."""
 
 import math
 import random
@@ -8,30 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from so_clip.adapt.adapter import Support
+from so_clip.adapt.adapter import FewShots
+from so_clip.adapt.options import whole
 from so_clip.adapt.peft_adapter import NAME, Peft, adapted_layers
-from so_clip.checks import whole
 from so_clip.clip.classifier import Classifier
 
 
 class ReLoRA(Peft):
-    """LoRA whose B A goes into the matrix every so many steps, so that ranks add up.
+    """LoRA that merges B A into the matrix every `every` steps, so that the ranks add up.
 
-    Then A is drawn anew and B is zero, as at the start. The optimizer forgets what it remembers of
-    both (the paper keeps up to a tenth of it), and the steps that follow are made shorter: k /
-    `restart_warmup` of the k-th one. For optimizers whose steps grow with the lr in proportion
-    that is the paper's jagged lr, which climbs back to the run's cosine after each restart.
+    After a merge, A is drawn again and B is zero, as at the start. The optimizer resets its state
+    for both (the paper keeps up to a tenth of it). The k-th step after a restart is scaled by
+    k / `restart_warmup`. For optimizers whose step is proportional to the learning rate, this is
+    the paper's jagged schedule, which returns to the run's cosine after each restart.
 
-    The paper's warm start, training of all weights before the first update, is left out: CLIP's
-    weights are trained already. So is the warm-up of the very first steps.
+    Deviations from the paper: the warm start (training of all weights before the first update) is
+    left out, since CLIP is trained already. There is no warm-up at the first steps.
 
     Args:
         patterns: see Peft.
         every: steps between two restarts, 1 or more.
-        restart_warmup: shortened steps after a restart, fewer than `every`; 0: none.
+        restart_warmup: number of scaled steps after a restart, below `every`; 0 for none.
         options: Peft's for kind=lora: rank, alpha, dropout, rank_stabilised, encoder, position,
-            split_qkv, seed, interpolation. Below an interpolation of 1, the weights from before
-            are kept on the host meanwhile.
+            split_qkv, seed, interpolation. Below interpolation=1, the host keeps a copy of the
+            original weights in training.
+
+    Raises:
+        InputError: an option is out of range.
 
     Source: arXiv 2307.05695; github Guitaricet/relora.
     """
@@ -44,12 +47,12 @@ class ReLoRA(Peft):
         **options: Any,
     ) -> None:
         super().__init__("lora", patterns, **options)
-        self.every = whole("adapter.every", every, 1)
-        self.restart_warmup = whole("adapter.restart_warmup", restart_warmup, 0, every - 1)
+        self.every = whole("every", every, 1)
+        self.restart_warmup = whole("restart_warmup", restart_warmup, 0, every - 1)
         self._merged = False
 
-    def start(self, classifier: Classifier, support: Support) -> None:
-        """Keep the weights as they are now, if they are asked for at the end."""
+    def start(self, classifier: Classifier, few_shots: FewShots) -> None:
+        """Copy the original weights if `finish` needs them."""
         if self.interpolation < 1:
             for layer in adapted_layers(classifier):
                 vars(layer)["before"] = {
@@ -57,50 +60,51 @@ class ReLoRA(Peft):
                     for name, value in layer.base_layer.named_parameters()
                 }
 
-    def zero_shot(self, layer: Any) -> dict[str, Tensor]:
-        """Return what was kept, and keep it no longer."""
+    def zero_shot_weights(self, layer: Any) -> dict[str, Tensor]:
+        """Return the copies of the original weights, and delete them from the layer."""
         before: dict[str, Tensor] = vars(layer).pop("before")
         return before
 
     def resume(self, classifier: Classifier) -> None:
-        """Keep the weights from before no longer."""
+        """Delete the copies of the original weights."""
         super().resume(classifier)
         for layer in adapted_layers(classifier):
             vars(layer).pop("before", None)
 
     @torch.no_grad()
     def after_step(self, classifier: Classifier, step: int) -> Iterable[nn.Parameter]:
-        """Merge and begin anew where it is time; shorten the step soon after."""
+        """Restart every `every` steps, and scale the steps after a restart."""
         layers = adapted_layers(classifier)
         factors = [factor for layer in layers for factor in _factors(layer)]
         restarts, since = divmod(step, self.every)
         if since == 0:
-            draws = torch.Generator().manual_seed(_seed(self.seed, step))
+            restart_seed = random.Random(f"{self.seed}:{step}").getrandbits(62)
+            draws = torch.Generator().manual_seed(restart_seed)
             for layer in layers:
-                _merge(layer)
-                _begin(layer, draws)
+                layer.base_layer.weight.add_(layer.get_delta_weight(NAME))
+                _restart(layer, draws)
             self._merged = True
         elif restarts and since < self.restart_warmup:
             share = since / self.restart_warmup
             for factor in factors:
                 factor.copy_(torch.lerp(vars(factor)["before"], factor, share))
-        short = restarts and since + 1 < self.restart_warmup  # the next step
+        scales_next_step = restarts and since + 1 < self.restart_warmup
         for factor in factors:
             vars(factor).pop("before", None)
-            if short:
+            if scales_next_step:
                 vars(factor)["before"] = factor.detach().clone()
         return factors if since == 0 else ()
 
     def training_state(self, classifier: Classifier) -> dict[str, Any]:
-        """Return the weights that updates were merged into, and factors before a short step."""
+        """Return the weights after a merge, and the factors from before a scaled step."""
         layers = adapted_layers(classifier)
         weights = [layer.base_layer.weight.detach() for layer in layers] if self._merged else []
-        kept = [vars(factor).get("before") for layer in layers for factor in _factors(layer)]
-        return {**super().training_state(classifier), "weights": weights, "before": kept}
+        before = [vars(factor).get("before") for layer in layers for factor in _factors(layer)]
+        return {**super().training_state(classifier), "weights": weights, "before": before}
 
     @torch.no_grad()
     def load_training_state(self, classifier: Classifier, state: dict[str, Any]) -> None:
-        """Go on with those."""
+        """Restore them."""
         super().load_training_state(classifier, state)
         layers = adapted_layers(classifier)
         self._merged = bool(state["weights"])
@@ -117,18 +121,10 @@ def _factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
 
 
-def _merge(layer: Any) -> None:
-    layer.base_layer.weight.add_(layer.get_delta_weight(NAME))
-
-
-def _begin(layer: Any, draws: torch.Generator) -> None:
-    """Give A and B first values, as LoRA's and peft's."""
+def _restart(layer: Any, draws: torch.Generator) -> None:
+    """Give A and B the first values that LoRA and peft give them."""
     down_RI, up_OR = _factors(layer)
     first_RI: Tensor = torch.empty(down_RI.shape)
     nn.init.kaiming_uniform_(first_RI, a=math.sqrt(5), generator=draws)
     down_RI.copy_(first_RI)
     up_OR.zero_()
-
-
-def _seed(seed: int, step: int) -> int:
-    return random.Random(f"{seed}:{step}").getrandbits(62)

@@ -1,7 +1,7 @@
-"""TaskRes: a learned residual beside each class's text embedding; both towers stay as they are.
+"""TaskRes: a trained residual on each class's text embedding. Both towers stay frozen.
 
 Source: Task Residual for Tuning Vision-Language Models, arXiv 2211.10277; released code: github
-geekyutao/TaskRes. Its "enhanced base" is not here.
+geekyutao/TaskRes. Its "enhanced base" is left out.
 
 Tensor names end in their shape: B images, K classes, P prompts, D embedding.
 """
@@ -10,41 +10,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.adapt.adapter import Adapter, Support
-from so_clip.checks import number
+from so_clip.adapt.adapter import Adapter, FewShots
+from so_clip.adapt.options import number
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Head, exact
 from so_clip.errors import InputError
 
 
 class TaskRes(Adapter):
-    """Classifies by the cosine with text_KD + alpha * residual_KD; the residual starts at zero.
+    """Trains residual_KD: logits_BK = scale · cosine(image_BD, text_KD + alpha · residual_KD).
 
-    As in the released code, text_KD has the length that the text tower gave it, about 10 for CLIP:
-    at unit length, a step of the optimizer would turn it ten times as far. A class with several
-    prompts has their mean direction, as zero-shot, and the mean of their lengths.
+    The residual starts at zero. As in the released code, text_KD has the length of the text tower's
+    output, about 10 for CLIP. With unit length, an optimizer step would turn it ten times as far.
+    A class with several prompts has their mean direction, as in zero-shot, and their mean length.
 
     Args:
-        alpha: scales the residual; not 0.
+        alpha: scales the residual; not 0. The default is the paper's.
     """
 
     class_bound = True
 
     def __init__(self, alpha: float = 0.5) -> None:
-        self.alpha = number("adapter.alpha", alpha)
+        self.alpha = number("alpha", alpha)
         if self.alpha == 0:
             raise InputError("adapter.alpha=0: nothing would be trained; the paper's is 0.5.")
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
-        """Put a head with the residual in the classifier's, and return the residual."""
+        """Replace the head by a head with a residual, and return the residual."""
         backbone = classifier.backbone
         residual_KD = torch.zeros(classifier.class_count, backbone.dimensions)
         head = ResidualHead(backbone.logit_scale, self.alpha, residual_KD.to(backbone.mean.device))
         classifier.head = head
         return {"head.residual": head.residual}
 
-    def start(self, classifier: Classifier, support: Support) -> None:
-        """Let the residual be added at the text embeddings' own length."""
+    def start(self, classifier: Classifier, few_shots: FewShots) -> None:
+        """Give the text embeddings the length of the text tower's output."""
         head, backbone = classifier.head, classifier.backbone
         assert isinstance(head, ResidualHead)
         with torch.no_grad(), exact(backbone.mean.device):
@@ -53,12 +53,12 @@ class TaskRes(Adapter):
 
 
 class ResidualHead(Head):
-    """Scaled cosines with length_K1 * class_KD + alpha * residual_KD.
+    """Scaled cosines with length_K1 · class_KD + alpha · residual_KD.
 
     Args:
-        scale: what cosines are multiplied with.
+        scale: of the cosines.
         alpha: see TaskRes.
-        residual_KD: starting values.
+        residual_KD: first values.
     """
 
     length_K1: Tensor
@@ -67,7 +67,7 @@ class ResidualHead(Head):
         super().__init__(scale)
         self.alpha = alpha
         self.residual = nn.Parameter(residual_KD)
-        # Follows from the text tower, so it is no part of what was learned.
+        # Not trained: it follows from the text tower, so state dicts do not store it.
         self.register_buffer("length_K1", torch.ones_like(residual_KD[:, :1]), persistent=False)
 
     def logits(self, image_BD: Tensor, class_KD: Tensor) -> Tensor:

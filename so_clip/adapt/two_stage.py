@@ -1,4 +1,4 @@
-"""2SFS: first the features, by a few weights of both towers, then a classifier on top of them.
+"""2SFS: train a few weights of both towers, then freeze the towers and train a classifier.
 
 Source: Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, arXiv 2503.11609
 (CVPR 2025); released code: github FarinaMatteo/rethinking_fewshot_vlms.
@@ -13,27 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from so_clip.adapt.options import inner_share, whole
 from so_clip.adapt.weights import Weights
-from so_clip.checks import number, whole
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Classes, CosineHead
-from so_clip.errors import InputError
 
 
 class TwoStage(Weights):
-    """Trains weights chosen as `Weights` does, then freezes them and trains the class embeddings.
+    """Trains the weights that `Weights` selects, then freezes them and trains class embeddings.
 
-    The first floor(steps · first_stage) steps are the first stage's, at least one. The classifier
-    begins the second as what the tuned text tower makes of the prompts, and is made unit-length in
-    use. Other classes than those trained are the tuned text tower's; see `StagedHead`.
+    The first stage takes floor(steps · first_stage) steps, at least one. The second stage
+    initialises the classifier with the class embeddings of the tuned text tower, and makes it
+    unit-length in use. Classes that were not trained use the tuned text tower; see `StagedHead`.
 
-    Other than published: the cosine of the rate goes down once, over both stages, where the authors
-    begin it anew with the second.
+    Deviation from the published method: the cosine of the learning rate spans both stages. The
+    authors restart it with the second stage.
 
     Args:
         patterns, encoder, position: see Weights.
-        steps: of the whole training.
-        first_stage: its share of the steps, in (0, 1).
+        steps: of the whole training, 0 or more.
+        first_stage: the first stage's share of the steps, between 0 and 1.
     """
 
     def __init__(
@@ -45,18 +44,16 @@ class TwoStage(Weights):
         position: str = "all",
     ) -> None:
         super().__init__(patterns, encoder, position)
-        self.steps = whole("adapter.steps", steps, 0)
-        if not 0 < number("adapter.first_stage", first_stage) < 1:
-            raise InputError(f"adapter.first_stage={first_stage}: must lie between 0 and 1.")
-        self.first_stage = first_stage
+        self.steps = whole("steps", steps, 0)
+        self.first_stage = inner_share("first_stage", first_stage)
 
     @property
     def switch(self) -> int:
-        """The first stage's steps."""
+        """The number of steps in the first stage."""
         return max(1, int(self.steps * self.first_stage))
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
-        """Open the first stage's weights, and return the classifier's with them, still frozen.
+        """Open the first stage's weights; return them and the classifier, which is still frozen.
 
         Raises:
             InputError: see Weights.
@@ -68,7 +65,7 @@ class TwoStage(Weights):
         return selected | {"head.weight": head.weight}
 
     def after_step(self, classifier: Classifier, step: int) -> Iterable[nn.Parameter]:
-        """Go over to the second stage when its time has come."""
+        """Begin the second stage after the last step of the first."""
         if step != self.switch:
             return ()
         tuned = [value for value in classifier.named().values() if value.requires_grad]
@@ -76,16 +73,16 @@ class TwoStage(Weights):
         return tuned
 
     def stage_ends(self) -> Sequence[int]:
-        """Return the first stage's last step."""
+        """Return the last step of the first stage."""
         return (self.switch,)
 
     def finish(self, classifier: Classifier) -> None:
-        """Go over to the second stage if training ended before, so that its result is one thing."""
+        """Begin the second stage if training ended in the first: all results have one form."""
         if not _head(classifier).second_stage:
             self._begin_second_stage(classifier)
 
     def resume(self, classifier: Classifier) -> None:
-        """Use the classifier that was loaded."""
+        """Use the loaded classifier."""
         _freeze_towers(classifier)
 
     def training_state(self, classifier: Classifier) -> dict[str, Any]:
@@ -93,7 +90,7 @@ class TwoStage(Weights):
         return {"second_stage": _head(classifier).second_stage}
 
     def load_training_state(self, classifier: Classifier, state: dict[str, Any]) -> None:
-        """Go on in that stage."""
+        """Restore the stage."""
         if state["second_stage"]:
             _freeze_towers(classifier)
 
@@ -105,7 +102,7 @@ class TwoStage(Weights):
 
 
 class StagedHead(CosineHead):
-    """CLIP's own cosines at first, those with weights of its own in the second stage.
+    """CLIP's cosines in the first stage; cosines with trained weights in the second stage.
 
     Args:
         scale: of the cosines.
@@ -121,11 +118,11 @@ class StagedHead(CosineHead):
         self.second_stage = False
 
     def forward(self, image_BD: Tensor, classes: Classes) -> Tensor:
-        """Return logits_BK; the second stage does not ask for `classes`."""
+        """Return logits_BK. The second stage does not call `classes`."""
         return super().forward(image_BD, self._weights if self.second_stage else classes)
 
     def for_other_classes(self) -> CosineHead:
-        """Return CLIP's own head: only the tuned text tower knows classes that were not trained."""
+        """Return CLIP's head: only the tuned text tower knows classes that were not trained."""
         return CosineHead(self.scale)
 
     def _weights(self) -> Tensor:

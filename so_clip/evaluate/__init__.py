@@ -1,1 +1,1 @@
-"""Classify test images before and after adaptation."""
+"""Classifies test images before and after adaptation."""

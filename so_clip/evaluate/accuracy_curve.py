@@ -1,4 +1,4 @@
-"""Test accuracy while a model is trained: to look at afterwards, and to choose nothing by."""
+"""Test accuracy during training, for plots only; never used for model selection."""
 
 import time
 from typing import Any
@@ -8,18 +8,18 @@ from so_clip.runtime.peak_memory import PeakMemory
 
 
 class Curve:
-    """Classifies the test split after every so many steps, with the model as it is just then.
+    """Classifies the test split every few steps with the current model.
 
-    An adapter that does something at the end (`finish`) has not done it yet.
+    The adapter's `finish` has not run yet, so the last row can differ from the final accuracy.
 
     Args:
-        evaluator: of the classifier that is trained; None where it is never asked.
-        every_steps: 0 for never.
-        peak_memory: what watches the training, and not this.
+        evaluator: of the trained classifier; None for no curve.
+        every_steps: steps between two rows; 0 for no curve.
+        peak_memory: measures training; paused during an evaluation.
 
     Attributes:
-        rows: steps taken and accuracy in percent then.
-        seconds: spent on it.
+        rows: pairs of a step and the accuracy after it, in percent.
+        seconds: spent on evaluation.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Curve:
         return {"rows": [*self.rows], "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Restore the rows and the seconds."""
         self.rows = [(step, accuracy_percent) for step, accuracy_percent in state_dict["rows"]]
         self.seconds = state_dict["seconds"]
 
     def after_step(self, step: int) -> None:
-        """Measure, if it is time."""
+        """Evaluate the model if a row is due after this step."""
         if self._evaluator and self._every_steps and step % self._every_steps == 0:
             started = time.perf_counter()
             with self._peak_memory.paused():

@@ -1,4 +1,4 @@
-"""Predictions over a test set, and the figures that follow from them.
+"""Predictions of a classifier on a test set, before and after adaptation.
 
 Tensor names end in their shape: N test images, B images of a batch, K classes, D embedding.
 """
@@ -19,23 +19,23 @@ from so_clip.data.batches import TestStream
 from so_clip.evaluate.feature_cache import FeatureCache, feature_key
 from so_clip.runtime.precision import Precision
 
-# Embeddings that become logits at once: 1000 classes take 16 MiB.
+# Embeddings that are classified together: with 1000 classes their logits take 16 MiB.
 ROWS = 4096
-# Images by which kept features are compared with those of the tower at hand, and how far their
-# cosines may be from 1 in float32 and in half precision. A wrong activation is off by 0.01 or more.
+# Number of images whose cached features are compared with new ones, and the largest distance of
+# their cosines from 1, by precision. A wrong activation function gives 0.01 or more.
 PROBED = 8
 ROUNDING = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}
 
 Classes = Callable[[], AbstractContextManager[Any]]
 
 
-def _nothing() -> None:
+def _no_tick() -> None:
     """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One row per test image, in the test split's order, on the CPU."""
+    """Predictions for the test images, in the test split's order, on the CPU."""
 
     label_N: Tensor
     predicted_N: Tensor
@@ -48,27 +48,27 @@ class Predictions:
 
 
 class Evaluator:
-    """Classifies a test split before and after adaptation, and encodes its images once if it can.
+    """Classifies a test split before and after adaptation.
 
-    Images become embeddings, then embeddings become logits. So the embeddings of an image tower
-    that nothing trains serve again: after the adaptation, and, kept in a cache, in other runs.
+    It encodes images into embeddings, then classifies the embeddings. The embeddings of a frozen
+    image tower are used again after adaptation and, from the cache, in other runs.
 
     Args:
-        classifier: on `device`, as loaded; its adapter must not have changed what it computes yet.
-        weights_sha256: of its backbone, as loaded.
-        stream: the test split, pinned where the device is CUDA.
-        device: where the classifier lives.
+        classifier: on `device`. Its logits must still be those of the loaded model.
+        weights_sha256: of the loaded backbone.
+        stream: the test split, in pinned memory if the device is CUDA.
+        device: of the classifier.
         precision: of the image tower; class embeddings and logits are float32.
-        cache: where the features of other runs are; None to keep none.
-        classes, adapted_classes: contexts in which the classifier tells the split's classes apart,
-            before adaptation and after it, where they are not its own.
-        columns: the labels that the split's classes have in the classifier, where they are some of
-            its own; others are no candidates then.
+        cache: features of other runs; None for no cache.
+        classes, adapted_classes: contexts in which the classifier has the split's classes, before
+            and after adaptation, if these are not the classes that it was built with.
+        columns: the classifier's labels of the split's classes, if these are some of its classes.
+            Other classes are then not predicted.
 
     Attributes:
         seconds: spent on evaluation so far.
         from_cache: whether the zero-shot features came from the cache.
-        tick: called after each batch, for whoever sets it; it must not wait for a device.
+        tick: called after each batch. A caller may set it; it must not wait for a device.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class Evaluator:
         self.classes, self.adapted_classes, self.columns = classes, adapted_classes, columns
         self.seconds = 0.0
         self.from_cache = False
-        self.tick: Callable[[], None] = _nothing
+        self.tick: Callable[[], None] = _no_tick
         self._image_ND: Tensor | None = None
 
     def zero_shot(self) -> Predictions:
-        """Classify the test split with the model as it was loaded."""
+        """Classify the test split with the loaded model."""
         with self._timed():
             image_ND = self._loaded_features()
             self._image_ND = None if self.classifier.trains("vision") else image_ND
@@ -104,7 +104,7 @@ class Evaluator:
                 return self._classify(image_ND)
 
     def adapted(self) -> Predictions:
-        """Classify the test split with the model as it has become."""
+        """Classify the test split with the adapted model."""
         with self._timed():
             image_ND = self._image_ND
             if image_ND is None:
@@ -113,8 +113,8 @@ class Evaluator:
                 return self._classify(image_ND)
 
     def watch(self, peak_memory: AbstractContextManager[Any]) -> None:
-        """Classify the first batch inside `peak_memory`: what evaluation takes, cache or none."""
-        images_BCHW, _ = next(iter(self._part(self.stream.examples[: self.stream.batch_size])))
+        """Classify the first batch inside `peak_memory`: evaluation's memory without a cache."""
+        images_BCHW, _ = next(iter(self._stream_of(self.stream.examples[: self.stream.batch_size])))
         watch_batch(self.classifier, images_BCHW, self.device, self.precision, peak_memory)
 
     @contextmanager
@@ -127,23 +127,28 @@ class Evaluator:
         make = partial(self._encode, self.stream, "zero-shot")
         if self.cache is None:
             return make()
-        backbone, stream = self.classifier.backbone, self.stream
-        name = self.precision.name
-        key = feature_key(backbone, self.weights_sha256, stream, self.device, name)
-        image_ND, self.from_cache = self.cache.fetch(key, len(stream.examples), self._fits, make)
+        key = feature_key(
+            self.classifier.backbone,
+            self.weights_sha256,
+            self.stream,
+            self.device,
+            self.precision.name,
+        )
+        images = len(self.stream.examples)
+        image_ND, self.from_cache = self.cache.fetch(key, images, self._is_current, make)
         return image_ND
 
-    def _fits(self, image_ND: Tensor) -> bool:
-        """Encode a few images, spread over the split, and compare them with what was kept."""
+    def _is_current(self, image_ND: Tensor) -> bool:
+        """Encode a few images, spread over the split, and compare them with cached features."""
         step = -(-len(image_ND) // PROBED)
-        kept_PD = image_ND[::step]
-        made_PD = self._encode(self._part(self.stream.examples[::step]))
-        if kept_PD.shape != made_PD.shape:
+        cached_PD = image_ND[::step]
+        new_PD = self._encode(self._stream_of(self.stream.examples[::step]))
+        if cached_PD.shape != new_PD.shape:
             return False
-        cosine_P = (kept_PD * made_PD).sum(dim=1)
+        cosine_P = (cached_PD * new_PD).sum(dim=1)
         return bool((cosine_P > 1 - ROUNDING[self.precision.name]).all())
 
-    def _part(self, examples: Any) -> TestStream:
+    def _stream_of(self, examples: Any) -> TestStream:
         stream = self.stream
         return TestStream(
             stream.images, examples, stream.image_size, len(examples), workers=stream.workers
@@ -171,7 +176,7 @@ def watch_batch(
     precision: Precision,
     peak_memory: AbstractContextManager[Any],
 ) -> None:
-    """Classify one batch inside `peak_memory`, from the moment it moves to the device."""
+    """Move one batch to the device and classify it, inside `peak_memory`."""
     with torch.inference_mode(), peak_memory, precision.autocast():
         classifier(images_BCHW.to(device, non_blocking=True))
 
@@ -182,19 +187,19 @@ def encode(
     device: torch.device,
     precision: Precision,
     description: str | None = None,
-    tick: Callable[[], None] = _nothing,
+    tick: Callable[[], None] = _no_tick,
 ) -> Tensor:
-    """Return image_ND float32 on the CPU, of every image in the stream.
+    """Return image_ND of every image in the stream, float32 on the CPU.
 
-    Nothing is waited for before the last batch, so that a device encodes one batch while the next
-    ones are being decoded.
+    The host waits for the device only after the last batch, so that the device encodes one batch
+    while the host decodes the next ones.
 
     Args:
         encode_image: images_BCHW uint8 -> image_BD.
-        stream: the images, pinned where the device is CUDA.
-        device: where `encode_image` computes.
+        stream: the images, in pinned memory if the device is CUDA.
+        device: of `encode_image`.
         precision: autocast for the forward passes.
-        description: title of the progress bar; None shows none.
+        description: title of the progress bar; None for no bar.
         tick: called after each batch.
     """
     parts = []
@@ -204,7 +209,7 @@ def encode(
             desc=description,
             unit="image",
             dynamic_ncols=True,
-            disable=None if description else True,  # None: where nobody would see it move
+            disable=None if description else True,  # None: hidden without a terminal
         ) as progress,
         torch.inference_mode(),
     ):
@@ -213,7 +218,7 @@ def encode(
                 parts.append(encode_image(images_BCHW.to(device, non_blocking=True)))
             progress.update(len(images_BCHW))
             tick()
-    # Outside of inference mode, whose tensors could take no part in training later on.
+    # Outside inference mode, because autograd refuses its tensors in later training.
     return torch.cat([part.cpu() for part in parts]).float()
 
 
@@ -221,13 +226,13 @@ def encode(
 def classify(
     logits: Callable[[Tensor], Tensor], image_ND: Tensor, label_N: Tensor, device: torch.device
 ) -> Predictions:
-    """Return the predictions for embedded images; results stay on the device until the last.
+    """Return the predictions for image embeddings. Results move to the CPU once, at the end.
 
     Args:
         logits: image_BD -> logits_BK.
         image_ND: on the CPU.
         label_N: on the CPU.
-        device: where `logits` computes.
+        device: of `logits`.
     """
     predicted, confidence = [], []
     for image_BD in image_ND.split(ROWS):

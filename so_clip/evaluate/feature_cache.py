@@ -1,8 +1,9 @@
-"""Image features of a test split, kept on disk for all runs whose image tower is the same.
+"""A disk cache of a test split's image features, shared by all runs with the same image tower.
 
-A file is named by the SHA-256 of all that its numbers follow from, and read again only when it is
-whole and that name is its own. Its folder may be deleted, or shared by several processes, at any
-time: a missing file is made anew, and whoever is last to write it writes the same numbers.
+A file's name is the SHA-256 of everything that determines its numbers. The file also stores this
+key and a checksum, and it is read only if both are correct. Processes may share the folder, and it
+may be deleted at any time: missing features are computed again, and all processes write the same
+numbers.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from so_clip.system import atomic
 from so_clip.system.code_hash import code_sha256
 from so_clip.system.safe_open import read_plain
 
-# The code that turns files into features: reading, resizing, and the image tower.
+# The folders of code that turn files into features: reading, resizing, and the image tower.
 CODE = ("clip", "data")
 
 
@@ -34,18 +35,18 @@ def feature_key(
     device: torch.device,
     precision: str,
 ) -> str:
-    """Return the SHA-256 of all that a test split's features follow from.
+    """Return the SHA-256 of everything that determines a test split's features.
 
-    The rounding of the last digits is part of it (device, precision, images a batch, code), so that
-    a run finds the numbers it would have made itself, up to the rounding that differs between
+    This includes what decides their rounding (device, precision, batch size, code). A run therefore
+    finds the numbers that it would compute itself, up to the rounding that differs between
     processors and numbers of threads.
 
     Args:
-        backbone: for what its weights do not tell: the architecture and the pixels it wants.
-        weights_sha256: of the backbone as it was loaded, before anything was trained.
-        stream: the test images. Their files are read, since sizes and dates can stay the same where
-            an image does not; undecoded, which takes a small part of the time of decoding.
-        device, precision: what the features are computed on and in.
+        backbone: gives the architecture and the pixel format, which the weights do not determine.
+        weights_sha256: of the loaded backbone, before any training.
+        stream: the test images. Their files are read but not decoded, which is much faster. Sizes
+            and dates would not do: they can stay the same when an image changes.
+        device, precision: of the image tower.
 
     Raises:
         InputError: an image file cannot be read.
@@ -69,50 +70,54 @@ def feature_key(
 
 
 class FeatureCache:
-    """A folder of image features, by their keys. What is wrong with it never fails a run.
+    """A folder of image features, one file per key. A broken folder never fails a run.
 
     Args:
-        folder: made when something is first kept in it.
+        folder: created at the first write.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, key: str) -> Path:
-        """Return where the features of a key are, or would be."""
+        """Return the file for the features of a key; it may not exist."""
         return self.folder / f"{key}.safetensors"
 
     def fetch(
-        self, key: str, images: int, fits: Callable[[Tensor], bool], make: Callable[[], Tensor]
+        self,
+        key: str,
+        images: int,
+        is_current: Callable[[Tensor], bool],
+        make: Callable[[], Tensor],
     ) -> tuple[Tensor, bool]:
-        """Return image_ND, and whether it was there already; if not, make it and keep it.
+        """Return image_ND and whether it came from the cache. Missing features are added to it.
 
         Args:
             key: see feature_key.
-            images: how many rows there must be.
-            fits: whether what was kept is what would be made, as far as that is cheap to tell.
+            images: N, the number of rows.
+            is_current: a cheap test whether cached features are those that `make` would return.
             make: computes image_ND, float32 on the CPU.
         """
-        image_ND = self._read(key, images, fits)
+        image_ND = self._read(key, images, is_current)
         if image_ND is not None:
             return image_ND, True
         image_ND = make()
         self._write(key, image_ND)
         return image_ND, False
 
-    def _read(self, key: str, images: int, fits: Callable[[Tensor], bool]) -> Tensor | None:
+    def _read(self, key: str, images: int, is_current: Callable[[Tensor], bool]) -> Tensor | None:
         path = self.path(key)
         try:
             image_ND = _read_checked(path, key, images)
         except OSError:
-            return None  # not there, as a rule; if it is the folder's fault, writing will tell
-        except Exception as error:  # torn or foreign files end in nearly every one there is
+            return None  # usually a missing file; a broken folder is reported by `_write`
+        except Exception as error:  # torn or foreign files raise almost any exception
             reason = str(error) or type(error).__name__
         else:
-            if fits(image_ND):
+            if is_current(image_ND):
                 return image_ND
-            reason = "these are not the features that this image tower makes"
-        say(f"{path} is left aside: {reason}. Its features are made anew.")
+            reason = "these are not the features that this image tower computes"
+        say(f"{path} is ignored: {reason}. Its features are computed again.")
         return None
 
     def _write(self, key: str, image_ND: Tensor) -> None:
@@ -123,24 +128,24 @@ class FeatureCache:
         except InputError as error:
             reason = getattr(error.__cause__, "strerror", None) or error
             say(
-                f"the test images' features are not kept: evaluation.cache_dir={self.folder} "
-                f"cannot be written: {reason}. The run goes on; it needs them no more."
+                f"the test images' features are not cached: evaluation.cache_dir={self.folder} "
+                f"cannot be written: {reason}. The run continues without them."
             )
 
 
 def _read_checked(path: Path, key: str, images: int) -> Tensor:
-    data = read_plain(path)  # no memory map, which another process could cut short
+    data = read_plain(path)  # no memory map: another process could truncate the file
     image_ND = load(data)["image_ND"]
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})
     if metadata.get("key") != key:
-        raise ValueError("it was written for other features")
+        raise ValueError("it belongs to other features")
     if image_ND.dtype != torch.float32 or image_ND.ndim != 2 or len(image_ND) != images:
-        raise ValueError(f"it holds {list(image_ND.shape)} of {image_ND.dtype}")
+        raise ValueError(f"it has shape {list(image_ND.shape)} and type {image_ND.dtype}")
     if metadata.get("sha256") != _sha256(image_ND):
-        raise ValueError("its checksum is not that of its numbers")
+        raise ValueError("its checksum is wrong")
     if not image_ND.isfinite().all():
-        raise ValueError("it holds numbers that are not finite")
+        raise ValueError("it has numbers that are not finite")
     return image_ND
 
 

@@ -1,6 +1,6 @@
-"""The few training images as embeddings, for adapters that begin with them.
+"""Embeddings of the few-shot images, for adapters whose first values depend on them.
 
-Tensor names end in their shape: N training images, V views of each, B images of a batch, C H W
+Tensor names end in their shape: N few-shot images, V views of each, B images of a batch, C H W
 pixels, D embedding.
 """
 
@@ -15,11 +15,11 @@ from so_clip.runtime.precision import Precision
 
 
 class FewShotEmbeddings:
-    """What an adapter may know of the few shots; see `so_clip.adapt.adapter.Support`.
+    """Encodes the few-shot images; implements `so_clip.adapt.adapter.FewShots`.
 
     Args:
-        classifier: whose image tower encodes them, as it is when it is asked.
-        batches: hold the images, their labels and the crop; their generator is left alone.
+        classifier: its image tower, in its current state, encodes the images.
+        batches: have the images, their labels and the crop; their generator does not advance.
         precision: of the image tower.
         seed: of the crops.
     """
@@ -36,7 +36,7 @@ class FewShotEmbeddings:
         return self._batches.labels_N.to(self._batches.device)
 
     def encode(self, views: int = 0) -> Tensor:
-        """Return unit-length image_VND of random crops, or for 0 views of the test crop, V = 1."""
+        """Return unit-length image_VND of random crops; with views=0, of the test crop (V = 1)."""
         rounds = [self._encode(centre=False) for _ in range(views)] or [self._encode(centre=True)]
         return torch.stack(rounds)
 

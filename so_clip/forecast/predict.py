@@ -118,7 +118,7 @@ def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> M
 
 
 class _NoImages:
-    """The few shots of a run, without images: see `so_clip.adapt.adapter.Support`."""
+    """The few shots of a run, without images: see `so_clip.adapt.adapter.FewShots`."""
 
     def __init__(
         self, shots: int, classifier: Classifier, backbone: Backbone, mode: FakeTensorMode

@@ -1,4 +1,4 @@
-"""Which device a run uses."""
+"""The device of a run, and its threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ def pick_device(name: str) -> torch.device:
     """Return the device that `name` (auto | cpu | cuda | cuda:N) means on this machine.
 
     Raises:
-        InputError: CUDA was asked for and is not there, or has fewer devices.
+        InputError: the machine has no CUDA, or fewer CUDA devices than the name needs.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,7 +39,7 @@ def describe(device: torch.device) -> str:
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with `count` CPU threads, or with as many as it does already for None."""
+    """Set the number of torch's CPU threads inside the context; None does not change it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -50,7 +50,7 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def one_gpu(job_number: int | None) -> Iterator[None]:
-    """Let "cuda" mean one of the machine's GPUs, chosen by a job's number; None: as it is."""
+    """Make "cuda" one of the machine's GPUs, chosen by a job's number; None does nothing."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if job_number is None or not count:
         yield

@@ -1,9 +1,10 @@
-"""Peak tensor memory by category, from the tensors themselves.
+"""Peak tensor memory by category, measured on the tensors.
 
-A process's resident size says little about a method: it counts the interpreter, the libraries and
-whatever the allocator holds back. Here every storage that an operation creates is logged with its
-size, and again when it is freed; replaying the log gives the peak and what was alive at it. On
-CUDA the total comes from the allocator, which also sees workspaces, and the log splits it up.
+A process's resident size does not show a method's memory: it includes the interpreter, the
+libraries and memory that the allocator holds back. Here a log has the birth and the death of every
+storage that an operation creates, with its size. A replay of the log gives the peak and the
+storages alive at it. On CUDA the total comes from the allocator, which also sees workspaces, and
+the log splits it into categories.
 """
 
 import weakref
@@ -24,17 +25,17 @@ CATEGORIES = ("weights", "gradients", "optimizer_state", "activations")
 
 
 class PeakMemory:
-    """Context manager around training or evaluation steps; `result()` afterwards.
+    """Context manager around training or evaluation steps; `result()` returns the peak afterwards.
+
+    Every tensor that is neither weight, gradient nor optimizer state counts as activation: saved
+    inputs, temporaries and the batch. On the CPU, other tensors from before the context (such as
+    the few-shot images in memory) are not counted.
 
     Args:
-        model: its parameters and buffers are the weights, their `.grad` and sampled gradients
-            the gradients.
+        model: its parameters and buffers are the weights; `.grad` and sampled gradients of its
+            parameters are the gradients.
         optimizer: the tensors in its `state` are the optimizer state; None in evaluation.
-        device: where the model lives; a CUDA device also has its allocator asked.
-
-    Tensors that existed before and belong to neither (the few shots in memory, say) are not
-    counted on the CPU. All that is neither weight, gradient nor optimizer state counts as
-    activation: saved inputs, temporaries and the batch itself.
+        device: of the model; on CUDA the allocator gives the total.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class PeakMemory:
         self._model, self._optimizer, self._device = model, optimizer, device
         self._log = _StorageLog(device.type)
         self._allocated = 0
-        self._measured_before: dict[str, float] | None = None
+        self._restored: dict[str, float] | None = None
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "PeakMemory":
@@ -80,14 +81,14 @@ class PeakMemory:
     ) -> None:
         self._log.__exit__(kind, error, trace)
         if self._device.type == "cuda":
-            # Asked now: what comes after, an evaluation say, has a peak of its own.
+            # Now, because later work, such as an evaluation, has another peak.
             self._note_allocated()
         for hook in self._hooks:
             hook.remove()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not look for a while, at an evaluation in the midst of training, say."""
+        """Stop measuring inside the context, such as for an evaluation during training."""
         if self._device.type == "cuda":
             self._note_allocated()
         with _disable_current_modes():
@@ -100,8 +101,8 @@ class PeakMemory:
         return {"result": self.result()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a result for one's own: that of the process that took the first steps."""
-        self._measured_before = state_dict["result"]
+        """Restore the result of the process that took the first steps."""
+        self._restored = state_dict["result"]
 
     def _note_allocated(self) -> None:
         peak = torch.cuda.max_memory_allocated(self._device)
@@ -109,12 +110,12 @@ class PeakMemory:
 
     def result(self) -> dict[str, float]:
         """Return `peak_memory_mib` and its parts `<category>_mib`, which add up to it."""
-        if self._measured_before is not None:
-            return self._measured_before
+        if self._restored is not None:
+            return self._restored
         parts = self._log.peak()
         if self._device.type == "cuda":
-            # What only the allocator sees (workspaces, rounding, the few shots) is not weights,
-            # gradients or state.
+            # Memory that only the allocator sees (workspaces, rounding, few-shot images) counts as
+            # activations: it is not weights, gradients or state.
             parts["activations"] += self._allocated - sum(parts.values())
         return {
             "peak_memory_mib": sum(parts.values()) / MIB,
@@ -136,29 +137,29 @@ class _StorageLog(TorchDispatchMode):
     def __init__(self, device_type: str) -> None:
         super().__init__()
         self._device_type = device_type
-        self._changes: list[tuple[int, int]] = []  # (storage's number, bytes gained or lost)
-        self._numbers: dict[int, int] = {}  # address of a live storage -> its number
+        self._changes: list[tuple[int, int]] = []  # (storage number, change in bytes)
+        self._numbers: dict[int, int] = {}  # address of a live storage -> storage number
         self._category: list[str] = []  # by storage number
         self._size: list[int] = []  # in bytes, by storage number
 
     def add(self, tensors: Iterable[Tensor | None], category: str) -> None:
-        """Count these tensors' storages, or recount them if known, under `category`."""
+        """Set the category of these tensors' storages, and log storages that are new."""
         for tensor in tensors:
             if tensor is not None and tensor.device.type == self._device_type:
                 self._category[self._number(tensor.untyped_storage())] = category
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # A view of what existed before, the few shots in memory say, is not something new.
-        given = {storage._cdata for storage in self._storages((args, kwargs))}
-        strangers = given.difference(self._numbers)
+        # A view of an older tensor, such as the few-shot images in memory, is not a new storage.
+        inputs = {storage._cdata for storage in self._storages((args, kwargs))}
+        unlogged = inputs.difference(self._numbers)
         result = func(*args, **(kwargs or {}))
         for storage in self._storages(result):
-            if storage._cdata not in strangers:
+            if storage._cdata not in unlogged:
                 self._number(storage)
         return result
 
     def peak(self) -> dict[str, int]:
-        """Replay the log: bytes by category at the moment their sum was largest."""
+        """Replay the log; return the bytes by category at the moment of the largest sum."""
         alive = dict.fromkeys(CATEGORIES, 0)
         best, best_total, total = dict(alive), 0, 0
         for number, change in self._changes:

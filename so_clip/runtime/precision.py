@@ -1,4 +1,4 @@
-"""The number format that matrix products run in."""
+"""The number format of matrix products: float32, bf16 or fp16."""
 
 import torch
 
@@ -10,7 +10,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Precision:
     """Autocast and gradient scaling for one device: fp32 | bf16 | fp16, or auto.
 
-    Weights stay in float32 whatever the precision; only fp16 needs its gradients scaled.
+    Weights are always float32. Only fp16 needs scaled gradients.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -27,10 +27,10 @@ class Precision:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return what auto means: bf16 on a CUDA device whose hardware has it, fp32 elsewhere.
+    """Resolve auto: bf16 on a CUDA device whose hardware supports it, fp32 elsewhere.
 
-    A CUDA device that is not in this machine, as in a forecast, is taken to have it. Any other name
-    means itself.
+    If this machine has no CUDA device, as in a forecast, its hardware is assumed to support bf16.
+    Other names are returned unchanged.
     """
     if name != "auto":
         return name

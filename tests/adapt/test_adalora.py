@@ -154,7 +154,7 @@ def test_short_runs_end_with_the_ranks_that_are_wanted(total_steps: int) -> None
         ({"final": -0.1}, "adapter.final=-0.1: must be in [0, 1)"),
         ({"warmup": 0.5, "final": 0.5}, "leave no steps between them"),
         ({"interval": 0}, "adapter.interval=0: must be 1 or more"),
-        ({"orthogonality": -1}, "adapter.orthogonality=-1: must be 0 or more"),
+        ({"orthogonality": -1}, "adapter.orthogonality=-1: must be 0 or above"),
         ({"beta1": 1}, "adapter.beta1=1: must lie between 0 and 1"),
     ],
 )

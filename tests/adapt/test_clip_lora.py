@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.adapt.clip_lora import ClipLoRA, LowRank, LowRankLinear
-from so_clip.adapt.random_state import lend
+from so_clip.adapt.random_draws import use_globally
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
@@ -110,10 +110,10 @@ def test_values_and_gradients_are_the_released_formulas() -> None:
     x_NI = randn(5, 6).requires_grad_()
 
     def output(seed: int) -> Tensor:
-        with lend(torch.Generator().manual_seed(seed)):
+        with use_globally(torch.Generator().manual_seed(seed)):
             return layer(x_NI)
 
-    with lend(torch.Generator().manual_seed(4)):
+    with use_globally(torch.Generator().manual_seed(4)):
         kept = [torch.native_dropout(torch.ones(5, 6), 0.25, True)[1] for _ in updates]
     alpha = 0.7 * math.sqrt(2)
     expected = torch.cat(
@@ -182,17 +182,17 @@ def test_blocks_are_chosen_by_position_and_encoder(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "adapter.rank=0: must be a whole number"),
+        ({"rank": 0}, "adapter.rank=0: must be 1 or more"),
         ({"rank": 1.5}, "adapter.rank=1.5"),
         ({"rank": True}, "adapter.rank=True"),
-        ({"alpha": 0}, "adapter.alpha=0: must be a finite number above 0"),
+        ({"alpha": 0}, "adapter.alpha=0: must be above 0"),
         ({"alpha": math.nan}, "adapter.alpha=nan"),
         ({"alpha": "1"}, "adapter.alpha=1: must be a finite number"),
-        ({"dropout": 1}, "adapter.dropout=1: must be a number in [0, 1)"),
+        ({"dropout": 1}, "adapter.dropout=1: must be in [0, 1)"),
         ({"dropout": -0.1}, "adapter.dropout=-0.1"),
         ({"encoder": "txt"}, "adapter.encoder=txt: must be vision, text, both. Did you mean"),
         ({"position": "upper"}, "adapter.position=upper: must be one of all"),
-        ({"seed": -1}, "adapter.seed=-1: must be a whole number from 0"),
+        ({"seed": -1}, "adapter.seed=-1: must be 0 or more"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

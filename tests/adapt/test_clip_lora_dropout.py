@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from so_clip.adapt.clip_lora import ClipLoRA, LowRank
-from so_clip.adapt.random_state import lend
+from so_clip.adapt.random_draws import use_globally
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
@@ -21,7 +21,7 @@ def test_a_quarter_is_dropped_for_each_part_anew_and_the_rest_scaled() -> None:
     eye = torch.eye(64)
     update = LowRank(eye, eye, 1.0, 0.25)
     x_NI = torch.ones(2000, 64)
-    with lend(torch.Generator().manual_seed(0)):
+    with use_globally(torch.Generator().manual_seed(0)):
         first, second = update(x_NI).detach(), update(x_NI).detach()
     assert first.unique().tolist() == pytest.approx([0, 1 / 0.75])
     dropped, dropped_again = first == 0, second == 0

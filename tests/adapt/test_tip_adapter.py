@@ -90,7 +90,7 @@ def test_a_cache_that_the_images_do_not_fill_is_refused():
         ({"shots": 0}, "adapter.shots=0: must be 1 or more"),
         ({"shots": 1.5}, "adapter.shots=1.5: must be a whole number"),
         ({"views": -1}, "adapter.views=-1: must be 0 or more"),
-        ({"alpha": -1}, "adapter.alpha=-1.0: must be 0 or above"),
+        ({"alpha": -1}, "adapter.alpha=-1: must be 0 or above"),
         ({"beta": -0.5}, "adapter.beta=-0.5: must be 0 or above"),
         ({"beta": "x"}, "adapter.beta=x: must be a finite number"),
         ({"train": 1}, "adapter.train=1: must be true or false"),

@@ -1,4 +1,4 @@
-"""Predictions in the order of the test list, what they add up to, and what is encoded for them."""
+"""Predictions in the order of the test list, their accuracy, and the images encoded for them."""
 
 from collections import Counter
 from pathlib import Path
@@ -26,7 +26,7 @@ COUNT = 21
 
 
 class Noise:
-    """Random images, made on the spot and always the same; notes the order they are read in."""
+    """Random images with a fixed seed; records the order in which they are read."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -71,7 +71,7 @@ def _evaluator(
 
 
 def _runs(classifier: Classifier) -> Counter[str]:
-    """Count, from now on, the images that go through the image tower, by the batch."""
+    """Count the images and batches that the image tower encodes from now on."""
     runs = Counter[str]()
     encode_image = classifier.backbone.encode_image
 
@@ -84,7 +84,7 @@ def _runs(classifier: Classifier) -> Counter[str]:
 
 
 def _change(classifier: Classifier, encoder: str) -> None:
-    """Open an encoder's weights and move them, as training would, through one backward pass."""
+    """Open an encoder's weights and change them along one gradient."""
     opened = Weights(["mlp.c_fc.weight"], encoder)(classifier)
     images_BCHW, _ = next(iter(_stream()))
     (100 * classifier(images_BCHW).softmax(dim=1)[:, 0].sum()).backward()
@@ -99,7 +99,7 @@ def _same(a: Predictions, b: Predictions) -> bool:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 100])
-def test_rows_are_the_test_list_image_by_image(classifier, batch_size):
+def test_predictions_are_in_the_order_of_the_test_list(classifier, batch_size):
     stream = _stream(batch_size)
     predictions = _evaluator(classifier, stream=stream).zero_shot()
     predicted, confidence = [], []
@@ -112,7 +112,7 @@ def test_rows_are_the_test_list_image_by_image(classifier, batch_size):
     assert predictions.label_N.tolist() == [number % 3 for number in range(COUNT)]
     assert predictions.predicted_N.tolist() == predicted
     assert predictions.confidence_N.tolist() == pytest.approx(confidence, rel=1e-4)
-    right = sum(number % 3 == each for number, each in enumerate(predicted))
+    right = sum(number % 3 == label for number, label in enumerate(predicted))
     assert predictions.accuracy_percent == pytest.approx(100 * right / COUNT)
 
 
@@ -120,19 +120,19 @@ def test_rows_are_the_test_list_image_by_image(classifier, batch_size):
     ("label", "predicted", "percent"),
     [([0, 1, 2, 1], [0, 1, 2, 0], 75.0), ([0], [0], 100.0), ([1, 1, 1], [0, 0, 2], 0.0)],
 )
-def test_accuracy_by_hand(label, predicted, percent):
+def test_accuracy_equals_a_count_by_hand(label, predicted, percent):
     predictions = Predictions(torch.tensor(label), torch.tensor(predicted), torch.ones(len(label)))
     assert predictions.accuracy_percent == percent
 
 
-def test_one_image_in_ten_thousand_is_seen_in_the_accuracy():
+def test_one_image_in_ten_thousand_changes_the_accuracy():
     label_N = torch.zeros(10_000, dtype=torch.int64)
     predicted_N = label_N.clone()
     predicted_N[3] = 1
     assert Predictions(label_N, predicted_N, label_N).accuracy_percent == pytest.approx(99.99)
 
 
-def test_more_images_than_become_logits_at_once():
+def test_many_images_are_classified_in_parts():
     image_ND = torch.randn(10_000, 4, generator=torch.Generator().manual_seed(0))
     rows = []
 
@@ -147,7 +147,7 @@ def test_more_images_than_become_logits_at_once():
     assert torch.allclose(predictions.confidence_N, image_ND.softmax(dim=1).amax(dim=1))
 
 
-def test_nothing_is_left_of_inference_mode_for_training_to_find(classifier):
+def test_training_works_after_evaluation_in_inference_mode(classifier):
     evaluator = _evaluator(classifier)
     image_ND = encode(
         classifier.backbone.encode_image, _stream(), CPU, Precision("fp32", CPU), None
@@ -163,7 +163,7 @@ def test_nothing_is_left_of_inference_mode_for_training_to_find(classifier):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_the_image_tower_runs_in_the_precision_and_the_rest_in_float32(classifier, precision):
+def test_only_the_image_tower_runs_in_half_precision(classifier, precision):
     seen: dict[str, torch.dtype] = {}
     model = classifier.backbone.model
     layers = {"vision": model.visual.transformer, "text": model.transformer}
@@ -181,19 +181,19 @@ def test_the_image_tower_runs_in_the_precision_and_the_rest_in_float32(classifie
         assert torch.allclose(predictions.confidence_N, exact.confidence_N, atol=0.02)
 
 
-def test_results_are_read_only_after_the_last_batch(classifier):
+def test_results_move_to_the_cpu_only_after_the_last_batch(classifier):
     encode_image, reads_before = classifier.backbone.encode_image, []
     with CountReads() as reads:
 
-        def noting(images_BCHW: Tensor) -> Tensor:
+        def counted(images_BCHW: Tensor) -> Tensor:
             reads_before.append(reads["cpu"] + reads["item"] + reads["tolist"])
             return encode_image(images_BCHW)
 
-        encode(noting, _stream(5), CPU, Precision("fp32", CPU), None)
+        encode(counted, _stream(5), CPU, Precision("fp32", CPU), None)
     assert reads_before == [0] * 5
 
 
-def test_the_next_batches_are_decoded_while_one_is_encoded(classifier):
+def test_the_next_batches_are_decoded_during_encoding(classifier):
     images, ahead = Noise(), []
     examples = [Example(str(number), 0) for number in range(50)]
     stream = TestStream(images, examples, 32, 5, workers=1)
@@ -201,7 +201,7 @@ def test_the_next_batches_are_decoded_while_one_is_encoded(classifier):
 
     def slow(images_BCHW: Tensor) -> Tensor:
         used = 5 * (len(ahead) + 1)
-        for _ in range(500):  # as long as it takes, were decoding to wait for this to end
+        for _ in range(500):  # a limit, in case decoding waits for encoding
             if len(images.read_so_far) >= min(used + 5, 50):
                 break
             torch.rand(100, 100, generator=torch.Generator()).svd()
@@ -209,11 +209,11 @@ def test_the_next_batches_are_decoded_while_one_is_encoded(classifier):
         return encode_image(images_BCHW)
 
     encode(slow, stream, CPU, Precision("fp32", CPU), None)
-    assert all(each >= 5 for each in ahead[:-1])
+    assert all(images >= 5 for images in ahead[:-1])
 
 
 @pytest.mark.parametrize("encoder", ["vision", "text", "both"])
-def test_images_are_encoded_again_only_if_their_tower_was_trained(classifier, encoder):
+def test_images_are_encoded_again_only_if_the_image_tower_was_trained(classifier, encoder):
     Weights(["mlp.c_fc.weight"], encoder)(classifier)
     evaluator = _evaluator(classifier)
     runs = _runs(classifier)
@@ -237,9 +237,10 @@ def test_without_a_cache_every_run_encodes(classifier):
     assert evaluator.seconds > 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("encoder", ["vision", "text"])
-def test_a_second_run_finds_the_features_and_makes_the_same_predictions(
+@pytest.mark.parametrize(
+    ("precision", "encoder"), [("fp32", "vision"), ("fp32", "text"), ("bf16", "vision")]
+)
+def test_a_second_run_reads_the_features_and_predicts_the_same(
     classifier, tmp_path, precision, encoder
 ):
     without = _evaluator(classifier, precision=precision).zero_shot()
@@ -257,19 +258,17 @@ def test_a_second_run_finds_the_features_and_makes_the_same_predictions(
     assert _same(adapted, _evaluator(classifier, None, precision).zero_shot())
 
 
-def test_features_of_a_tower_that_an_adapter_has_already_changed_are_not_taken(
-    classifier, tmp_path, capsys
-):
+def test_cached_features_are_not_used_for_a_changed_tower(classifier, tmp_path, capsys):
     loaded = _evaluator(classifier, tmp_path)
     loaded.zero_shot()
     late = _evaluator(classifier, tmp_path)
     _change(classifier, "vision")
     assert _same(late.zero_shot(), _evaluator(classifier).zero_shot())
     assert not late.from_cache
-    assert "not the features that this image tower makes" in capsys.readouterr().err
+    assert "not the features that this image tower computes" in capsys.readouterr().err
 
 
-def test_what_is_watched_is_one_batch_as_it_is_classified(classifier, tmp_path):
+def test_watch_classifies_one_batch_in_inference_mode(classifier, tmp_path):
     class Watch:
         inside = False
 

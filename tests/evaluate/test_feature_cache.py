@@ -1,4 +1,4 @@
-"""Kept features: named by all they follow from, whole or made anew, never a reason to fail."""
+"""The feature cache: keys from everything that matters; damage never fails a run."""
 
 import os
 import resource
@@ -35,19 +35,21 @@ KEY = "0123456789abcdef" * 4
 IMAGE_ND = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
-def _made_anew() -> Tensor:
+def _compute() -> Tensor:
     return IMAGE_ND.clone()
 
 
 def _never() -> Tensor:
-    raise AssertionError("they are there already")
+    raise AssertionError("the cache has them already")
 
 
-def _fetch(folder: Path, make: Any = _made_anew, fits: Any = lambda _: True) -> tuple[Tensor, bool]:
-    return FeatureCache(folder).fetch(KEY, len(IMAGE_ND), fits, make)
+def _fetch(
+    folder: Path, make: Any = _compute, current: Any = lambda _: True
+) -> tuple[Tensor, bool]:
+    return FeatureCache(folder).fetch(KEY, len(IMAGE_ND), current, make)
 
 
-# What a file is named by.
+# The key.
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def _key(backbone: Backbone, stream: TestStream, weights: str = "w", precision="
     return feature_key(backbone, weights, stream, CPU, precision)
 
 
-def test_a_key_is_a_file_name_and_always_the_same(backbone, folder):
+def test_a_key_is_a_file_name_and_repeats(backbone, folder):
     key = _key(backbone, _stream(folder))
     assert len(key) == 64
     assert set(key) <= set("0123456789abcdef")
@@ -82,7 +84,7 @@ def test_a_key_is_a_file_name_and_always_the_same(backbone, folder):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 5])
-def test_where_images_are_and_how_they_are_read_is_not_in_the_key(
+def test_the_folder_and_the_workers_do_not_change_the_key(
     backbone, folder, workers, tmp_path_factory
 ):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -94,11 +96,11 @@ def test_where_images_are_and_how_they_are_read_is_not_in_the_key(
 
 
 @pytest.mark.parametrize("names", ["012", "0132", "01233", "1023"])
-def test_another_list_is_another_key(backbone, folder, names):
+def test_another_test_list_changes_the_key(backbone, folder, names):
     assert _key(backbone, _stream(folder, names)) != _key(backbone, _stream(folder))
 
 
-def test_an_image_changed_behind_the_back_of_its_size_and_date_is_another_key(backbone, folder):
+def test_an_image_that_changes_at_equal_size_and_date_changes_the_key(backbone, folder):
     before, file = _key(backbone, _stream(folder)), folder.root / "2.png"
     status, data = file.stat(), bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -108,7 +110,7 @@ def test_an_image_changed_behind_the_back_of_its_size_and_date_is_another_key(ba
     assert _key(backbone, _stream(folder)) != before
 
 
-def test_other_weights_batches_precisions_and_code_are_other_keys(backbone, folder, monkeypatch):
+def test_weights_batch_size_precision_and_code_change_the_key(backbone, folder, monkeypatch):
     stream = _stream(folder)
     keys = [
         _key(backbone, stream),
@@ -121,7 +123,7 @@ def test_other_weights_batches_precisions_and_code_are_other_keys(backbone, fold
     assert len({*keys}) == len(keys)
 
 
-def test_what_weights_do_not_tell_is_in_the_key(folder):
+def test_architecture_and_pixel_format_change_the_key(folder):
     """The activation, the number of heads, and the pixels' mean and deviation."""
     stream, keys = _stream(folder), []
     for changes in ({}, {"quick_gelu": True}, {"vision_cfg": {"head_width": 16}}):
@@ -135,7 +137,7 @@ def test_what_weights_do_not_tell_is_in_the_key(folder):
     assert len({*keys}) == len(keys)
 
 
-def test_code_that_makes_features_is_in_the_key_and_other_code_is_not(tmp_path):
+def test_only_code_that_computes_features_changes_the_key(tmp_path):
     package = tmp_path / "so_clip"
     shutil.copytree(PACKAGE_DIR, package)
     sums = [code_sha256(*features.CODE)]
@@ -148,32 +150,32 @@ def test_code_that_makes_features_is_in_the_key_and_other_code_is_not(tmp_path):
     assert len({*sums}) == 3
 
 
-# What is in a file.
+# The file.
 
 
-def test_what_was_kept_comes_back_to_the_last_bit(tmp_path, capsys):
-    made, was_there = _fetch(tmp_path / "new" / "folder")
-    assert not was_there
-    kept, was_there = _fetch(tmp_path / "new" / "folder", _never)
-    assert was_there
-    assert torch.equal(kept, made)
-    assert (kept.dtype, kept.is_inference()) == (torch.float32, False)
-    kept.add_(1)  # its memory is its own
+def test_cached_features_are_equal_to_the_last_bit(tmp_path, capsys):
+    made, from_cache = _fetch(tmp_path / "new" / "folder")
+    assert not from_cache
+    cached, from_cache = _fetch(tmp_path / "new" / "folder", _never)
+    assert from_cache
+    assert torch.equal(cached, made)
+    assert (cached.dtype, cached.is_inference()) == (torch.float32, False)
+    cached.add_(1)  # not read-only
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [f"{KEY}.safetensors"]
     assert capsys.readouterr().err == ""
 
 
-def test_another_key_is_another_file(tmp_path):
+def test_another_key_has_another_file(tmp_path):
     _fetch(tmp_path)
-    other, was_there = FeatureCache(tmp_path).fetch(
+    other, from_cache = FeatureCache(tmp_path).fetch(
         KEY[::-1], 2, lambda _: True, lambda: torch.zeros(2, 3)
     )
-    assert not was_there
+    assert not from_cache
     assert other.shape == (2, 3)
     assert torch.equal(_fetch(tmp_path, _never)[0], IMAGE_ND)
 
 
-def _kept(folder: Path) -> tuple[Path, bytearray]:
+def _cached_file(folder: Path) -> tuple[Path, bytearray]:
     _fetch(folder)
     file = FeatureCache(folder).path(KEY)
     return file, bytearray(file.read_bytes())
@@ -194,30 +196,30 @@ DAMAGES = {
 }
 
 
-def _rebuilt(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Fetch what is damaged, and return the one line that is said of it."""
-    made, was_there = _fetch(folder)
-    assert not was_there
+def _replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Fetch features whose file is damaged; return the one message about it."""
+    made, from_cache = _fetch(folder)
+    assert not from_cache
     assert torch.equal(made, IMAGE_ND)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"so_clip: {folder / KEY}.safetensors is left aside: ")
-    assert line.endswith("Its features are made anew.")
-    kept, was_there = _fetch(folder, _never)
-    assert was_there
-    assert torch.equal(kept, IMAGE_ND)
+    assert line.startswith(f"so_clip: {folder / KEY}.safetensors is ignored: ")
+    assert line.endswith("Its features are computed again.")
+    cached, from_cache = _fetch(folder, _never)
+    assert from_cache
+    assert torch.equal(cached, IMAGE_ND)
     assert capsys.readouterr().err == ""
     return line
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_made_anew_with_a_line_that_says_so(tmp_path, capsys, damage):
-    file, data = _kept(tmp_path)
+def test_a_damaged_file_is_replaced_with_a_message(tmp_path, capsys, damage):
+    file, data = _cached_file(tmp_path)
     file.write_bytes(DAMAGES[damage](data))
-    _rebuilt(tmp_path, capsys)
+    _replaced(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "metadata", "said"),
+    ("tensors", "metadata", "message"),
     [
         ({"image_ND": IMAGE_ND}, None, "other features"),
         ({"image_ND": IMAGE_ND}, {"key": KEY[::-1]}, "other features"),
@@ -228,33 +230,33 @@ def test_a_damaged_file_is_made_anew_with_a_line_that_says_so(tmp_path, capsys, 
         ({"other": IMAGE_ND}, {"key": KEY}, "image_ND"),
     ],
 )
-def test_a_foreign_file_is_made_anew(tmp_path, capsys, tensors, metadata, said):
+def test_a_foreign_file_is_replaced(tmp_path, capsys, tensors, metadata, message):
     save_file(tensors, FeatureCache(tmp_path).path(KEY), metadata)
-    assert said in _rebuilt(tmp_path, capsys)
+    assert message in _replaced(tmp_path, capsys)
 
 
-def test_a_file_of_other_features_under_this_name_is_made_anew(tmp_path, capsys):
+def test_a_file_renamed_from_another_key_is_replaced(tmp_path, capsys):
     cache = FeatureCache(tmp_path)
     cache.fetch(KEY[::-1], len(IMAGE_ND), lambda _: True, lambda: IMAGE_ND + 1)
     cache.path(KEY[::-1]).rename(cache.path(KEY))
-    _rebuilt(tmp_path, capsys)
+    _replaced(tmp_path, capsys)
 
 
-def test_features_that_do_not_fit_the_tower_are_made_anew(tmp_path, capsys):
+def test_features_of_another_tower_are_replaced(tmp_path, capsys):
     cache = FeatureCache(tmp_path)
     cache.fetch(KEY, len(IMAGE_ND), lambda _: True, lambda: IMAGE_ND + 1)
-    made, was_there = _fetch(tmp_path, fits=lambda kept_ND: torch.equal(kept_ND, IMAGE_ND))
-    assert not was_there
+    made, from_cache = _fetch(tmp_path, test=lambda cached_ND: torch.equal(cached_ND, IMAGE_ND))
+    assert not from_cache
     assert torch.equal(made, IMAGE_ND)
-    assert "not the features that this image tower makes" in capsys.readouterr().err
+    assert "not the features that this image tower computes" in capsys.readouterr().err
     assert torch.equal(_fetch(tmp_path, _never)[0], IMAGE_ND)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_no_damage_whatever_changes_a_number(tmp_path_factory, data):
+def test_random_damage_never_changes_a_number(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cache")
-    file, whole = _kept(folder)
+    file, whole = _cached_file(folder)
     damaged = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
         damaged[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -262,12 +264,12 @@ def test_no_damage_whatever_changes_a_number(tmp_path_factory, data):
     assert torch.equal(_fetch(folder)[0], IMAGE_ND)
 
 
-# What may be wrong with the folder.
+# The folder.
 
 
 @contextmanager
 def _full_disk() -> Iterator[None]:
-    """Let no file grow beyond 100 bytes, and writing fail where it would."""
+    """Make writing beyond 100 bytes of a file fail."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -276,33 +278,33 @@ def _full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_said_once_and_leaves_nothing(tmp_path, capsys):
+def test_a_full_disk_gives_one_message_and_no_file(tmp_path, capsys):
     with _full_disk():
-        made, was_there = _fetch(tmp_path)
-    assert not was_there
+        made, from_cache = _fetch(tmp_path)
+    assert not from_cache
     assert torch.equal(made, IMAGE_ND)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "features are not kept" in line
+    assert "features are not cached" in line
     assert f"evaluation.cache_dir={tmp_path}" in line
     assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("place", ["{}/file", "{}/file/folder", "/proc/so_clip"])
-def test_a_folder_that_cannot_be_is_said_once(tmp_path, capsys, place):
+def test_a_folder_that_cannot_be_created_gives_one_message(tmp_path, capsys, place):
     (tmp_path / "file").write_text("in the way")
-    made, was_there = _fetch(Path(place.format(tmp_path)))
-    assert not was_there
+    made, from_cache = _fetch(Path(place.format(tmp_path)))
+    assert not from_cache
     assert torch.equal(made, IMAGE_ND)
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_folder_in_the_files_place_is_said_once(tmp_path, capsys):
+def test_a_folder_in_place_of_the_file_gives_one_message(tmp_path, capsys):
     FeatureCache(tmp_path).path(KEY).mkdir()
     assert torch.equal(_fetch(tmp_path)[0], IMAGE_ND)
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_threads_side_by_side_never_see_a_torn_file(tmp_path, capsys):
+def test_concurrent_threads_never_read_a_torn_file(tmp_path, capsys):
     def work(number: int) -> None:
         for round_ in range(20):
             assert torch.equal(_fetch(tmp_path)[0], IMAGE_ND)
@@ -314,7 +316,8 @@ def test_threads_side_by_side_never_see_a_torn_file(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_processes_side_by_side_never_see_a_torn_file(tmp_path):
+@pytest.mark.slow
+def test_concurrent_processes_never_read_a_torn_file(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; import torch\n"
         "from so_clip.evaluate.feature_cache import FeatureCache\n"
@@ -335,6 +338,6 @@ def test_processes_side_by_side_never_see_a_torn_file(tmp_path):
         )
         for number in range(2)
     ]
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    assert said == ["", ""]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert errors == ["", ""]
     assert [process.returncode for process in processes] == [0, 0]

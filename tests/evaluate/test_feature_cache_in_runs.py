@@ -1,4 +1,4 @@
-"""Runs that share features: the same numbers as without, and one encoding for all of them."""
+"""Runs that share cached features have the same results, and one run encodes the images."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ QUICK = ("evaluation.workers=0", "evaluation.batch_size=10", "schedule.max_steps
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Options that choose a dataset of 24 test images."""
+    """Options for a dataset of 24 test images."""
     root = tmp_path_factory.mktemp("data")
     split: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
     for index in range(32):
@@ -30,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def _run(*arguments: object) -> tuple[dict[str, Any], list[dict[str, str]], str]:
-    """Do a run; return its metrics, its predictions and what it said."""
+    """Do a run; return its metrics, predictions and messages."""
     done = call(*arguments)
     assert done.code == 0, done.err
     folder = Path(done.out.rpartition("run folder")[2].strip())
@@ -40,31 +40,31 @@ def _run(*arguments: object) -> tuple[dict[str, Any], list[dict[str, str]], str]
     return metrics, predictions, "\n".join(done.messages)
 
 
-@pytest.mark.parametrize("method", ["zero_shot", "so", "so adapter.encoder=text"])
-def test_a_run_from_kept_features_is_the_run_without_them(dataset, tmp_path, method):
+@pytest.mark.parametrize("method", ["zero_shot", "so adapter.encoder=text"])
+def test_cached_features_do_not_change_a_run(dataset, tmp_path, method):
     arguments = (*dataset, *f"method={method}".split())
     runs = [
         _run(*arguments, f"results_dir={tmp_path / 'without'}", "evaluation.cache_dir=null"),
         *(_run(*arguments, f"results_dir={tmp_path / 'with'}", "force=true") for _ in range(2)),
     ]
     assert [metrics["features_from_cache"] for metrics, *_ in runs] == [False, False, True]
-    for metrics, predictions, said in runs[1:]:
+    for metrics, predictions, messages in runs[1:]:
         assert predictions == runs[0][1]
-        assert said == ""
+        assert messages == ""
         for key in ("accuracy_percent", "peak_memory_mib", "final_loss", "fingerprint"):
             assert metrics[key] == runs[0][0][key], key
         assert metrics["evaluate_seconds"] > 0
     assert not (tmp_path / "without" / ".features").exists()
 
 
-def test_a_sweep_encodes_its_test_set_once(dataset, tmp_path):
+def test_runs_of_one_backbone_encode_the_test_set_once(dataset, tmp_path):
     sweep = ("method=zero_shot", "seed=1", "seed=2 method=adamw", "template='{}'")
-    runs = [_run(*dataset, *each.split(" ", 1), f"results_dir={tmp_path}") for each in sweep]
+    runs = [_run(*dataset, *options.split(" ", 1), f"results_dir={tmp_path}") for options in sweep]
     assert [metrics["features_from_cache"] for metrics, *_ in runs] == [False, True, True, True]
     assert len([*(tmp_path / ".features").glob("*.safetensors")]) == 1
 
 
-def test_another_precision_is_encoded_for_itself(dataset, tmp_path):
+def test_another_precision_has_its_own_features(dataset, tmp_path):
     arguments = (*dataset, "method=zero_shot", f"results_dir={tmp_path}")
     exact, *_ = _run(*arguments)
     half, *_ = _run(*arguments, "evaluation.precision=bf16")
@@ -74,9 +74,9 @@ def test_another_precision_is_encoded_for_itself(dataset, tmp_path):
     assert half["peak_memory_mib"] != exact["peak_memory_mib"]
 
 
-def test_a_run_goes_on_where_features_cannot_be_kept(dataset, tmp_path):
+def test_a_run_continues_if_features_cannot_be_cached(dataset, tmp_path):
     (tmp_path / "file").write_text("")
     place = f"evaluation.cache_dir={tmp_path / 'file'}"
-    metrics, _, said = _run(*dataset, f"results_dir={tmp_path}", place)
+    metrics, _, messages = _run(*dataset, f"results_dir={tmp_path}", place)
     assert not metrics["features_from_cache"]
-    assert said.count("features are not kept") == 1
+    assert messages.count("features are not cached") == 1

@@ -1,4 +1,4 @@
-"""The few shots as embeddings: of the test crop, or of random crops that training never sees."""
+"""Embeddings of few-shot images: of the test crop, or of random crops."""
 
 import torch
 from torchvision.transforms.functional import to_pil_image
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 SIZES = [(40, 50), (33, 90), (32, 32), (100, 70), (61, 61)]
 
 
-def _support(seed: int = 5) -> tuple[Classifier, TrainBatches, FewShotEmbeddings]:
+def _few_shots(seed: int = 5) -> tuple[Classifier, TrainBatches, FewShotEmbeddings]:
     backbone = small_backbone()
     classifier = Classifier(backbone, backbone.tokenize(["a dog", "a cat"]))
     draw = torch.Generator().manual_seed(0)
@@ -23,13 +23,13 @@ def _support(seed: int = 5) -> tuple[Classifier, TrainBatches, FewShotEmbeddings
     return classifier, batches, FewShotEmbeddings(classifier, batches, Precision("fp32", CPU), seed)
 
 
-def test_labels_are_those_of_the_images():
-    assert _support()[2].labels_N.tolist() == [0, 1, 0, 1, 1]
+def test_labels_are_in_the_order_of_the_images():
+    assert _few_shots()[2].labels_N.tolist() == [0, 1, 0, 1, 1]
 
 
-def test_without_views_images_are_cropped_as_test_images_are():
-    classifier, batches, support = _support()
-    image_VND = support.encode()
+def test_without_views_images_have_the_test_crop():
+    classifier, batches, few_shots = _few_shots()
+    image_VND = few_shots.encode()
     assert image_VND.shape[:2] == (1, 5)
     assert not image_VND.requires_grad
     for image, found_D in zip(batches.images, image_VND[0], strict=True):
@@ -41,13 +41,13 @@ def test_without_views_images_are_cropped_as_test_images_are():
         torch.testing.assert_close(found_D, expected_D, rtol=1e-4, atol=1e-5)
 
 
-def test_views_differ_repeat_with_the_seed_and_leave_training_alone():
-    _, batches, support = _support()
+def test_views_differ_depend_on_the_seed_and_do_not_change_training():
+    _, batches, few_shots = _few_shots()
     before = batches.generator.get_state()
-    image_VND = support.encode(3)
+    image_VND = few_shots.encode(3)
     assert image_VND.shape[:2] == (3, 5)
     assert not torch.equal(image_VND[0], image_VND[1])
     torch.testing.assert_close(image_VND.norm(dim=-1), torch.ones(3, 5))
-    assert torch.equal(_support()[2].encode(3), image_VND)
-    assert not torch.equal(_support(seed=6)[2].encode(3), image_VND)
+    assert torch.equal(_few_shots()[2].encode(3), image_VND)
+    assert not torch.equal(_few_shots(seed=6)[2].encode(3), image_VND)
     assert torch.equal(batches.generator.get_state(), before)

@@ -1,4 +1,4 @@
-"""Every method that is not bound to its classes tells others apart, and is itself again after."""
+"""Methods that are not bound to their classes classify other classes without lasting effect."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TEMPLATES = ("a photo of a {}.",)
 
 
 @pytest.mark.parametrize("method", ROWS)
-def test_every_method_names_other_classes_or_says_that_it_cannot(method, tmp_path):
+def test_a_method_classifies_other_classes_and_then_its_own_again(method, tmp_path):
     settings = settings_of(method, 2)
     model = model_of(settings)
     assert model.adapter is not None

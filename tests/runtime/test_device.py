@@ -1,4 +1,4 @@
-"""From a device's name to a device of this machine, or a refusal."""
+"""Names of devices become devices of this machine, or errors."""
 
 import pytest
 import torch
@@ -10,38 +10,38 @@ with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 
 
-def test_cpu_is_always_there():
+def test_cpu_always_works():
     assert pick_device("cpu") == torch.device("cpu")
     assert describe(torch.device("cpu")) == "cpu"
 
 
-def test_auto_takes_what_there_is():
+def test_auto_is_cuda_if_the_machine_has_it():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert pick_device("auto").type == expected
 
 
 @without_cuda
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
-def test_cuda_without_cuda_is_refused_with_a_way_out(name):
+def test_cuda_on_a_machine_without_it_is_an_error_with_a_way_out(name):
     with pytest.raises(InputError, match=rf"device={name}: .*device=cpu"):
         pick_device(name)
 
 
 @with_cuda
-def test_cuda_is_taken_and_named():
+def test_cuda_is_used_and_described():
     device = pick_device("cuda:0")
     assert device == torch.device("cuda:0")
     assert describe(device) == torch.cuda.get_device_name(0)
 
 
 @with_cuda
-def test_a_cuda_device_beyond_the_last_is_refused():
+def test_a_cuda_device_beyond_the_last_is_an_error():
     count = torch.cuda.device_count()
     with pytest.raises(InputError, match=f"there are {count} CUDA devices"):
         pick_device(f"cuda:{count}")
 
 
-def test_threads_are_set_for_a_while_and_given_back():
+def test_the_number_of_threads_is_restored_after_the_context():
     before = torch.get_num_threads()
     with cpu_threads(before + 1):
         assert torch.get_num_threads() == before + 1

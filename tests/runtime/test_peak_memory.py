@@ -1,4 +1,4 @@
-"""Peak tensor memory of programs whose bytes can be counted by hand."""
+"""Peak tensor memory of programs with known byte counts."""
 
 import weakref
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class OneWeight(nn.Module):
 
 
 def _bytes(peak: PeakMemory) -> dict[str, int]:
-    """Return the result in bytes, after checking that parts add up and bytes are whole."""
+    """Return the result in bytes; check that the parts add up and bytes are whole."""
     result = peak.result()
     assert set(result) == {"peak_memory_mib", *(f"{name}_mib" for name in CATEGORIES)}
     parts = {name: result[f"{name}_mib"] * MIB for name in CATEGORIES}
@@ -44,12 +44,12 @@ def _activations(program: Callable[[], object]) -> int:
     return parts["activations"]
 
 
-def _one_after_the_other() -> None:
+def _sequential() -> None:
     for _ in range(50):
         torch.zeros(500)
 
 
-def _side_by_side() -> list[Tensor]:
+def _simultaneous() -> list[Tensor]:
     return [torch.zeros(500) for _ in range(50)]
 
 
@@ -81,16 +81,16 @@ def _in_place() -> None:
 
 
 def _several_results() -> None:
-    kept = torch.zeros(100).max(dim=0), torch.zeros(10, 10).sort(dim=1)
-    del kept
+    results = torch.zeros(100).max(dim=0), torch.zeros(10, 10).sort(dim=1)
+    del results
 
 
 def _types() -> None:
-    kept = [
+    tensors = [
         torch.zeros(10, dtype=dtype)
         for dtype in (torch.uint8, torch.bool, torch.float16, torch.bfloat16, torch.int64)
     ]
-    del kept
+    del tensors
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def _types() -> None:
         (lambda: torch.zeros(500), 2000),
         (lambda: torch.empty(500), 2000),
         (lambda: torch.zeros(()), 4),
-        (_one_after_the_other, 2000),
-        (_side_by_side, 100_000),
+        (_sequential, 2000),
+        (_simultaneous, 100_000),
         (_grow_and_shrink, 3200),
         (_views, 600),
         (_in_place, 400),
@@ -110,11 +110,11 @@ def _types() -> None:
         (_types, 10 + 10 + 20 + 20 + 80),
     ],
 )
-def test_peak_of_a_program(program, expected):
+def test_the_peak_of_a_program_equals_a_count_by_hand(program, expected):
     assert _activations(program) == expected
 
 
-def test_storages_that_an_operation_resizes_are_counted_at_their_size():
+def test_resized_storages_are_counted_at_their_new_size():
     def program() -> None:
         a = torch.empty(0)
         a.resize_(500)
@@ -126,7 +126,7 @@ def test_storages_that_an_operation_resizes_are_counted_at_their_size():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), max_size=20))
-def test_random_programs_of_four_variables(assignments):
+def test_the_peak_of_random_programs_equals_a_count(assignments):
     slots: dict[int, Tensor] = {}
     sizes = dict.fromkeys(range(4), 0)
     expected = 0
@@ -139,7 +139,7 @@ def test_random_programs_of_four_variables(assignments):
     assert _bytes(peak)["activations"] == expected
 
 
-def test_what_existed_before_is_not_counted_but_the_weights_are():
+def test_older_tensors_other_than_weights_are_not_counted():
     model = nn.Sequential(nn.Linear(10, 5), nn.BatchNorm1d(5))
     x = torch.zeros(1_000_000)
     with PeakMemory(model, None, CPU) as peak:
@@ -174,9 +174,9 @@ def _steps(optimizer_of: Callable[[list[nn.Parameter]], torch.optim.Optimizer], 
     return _bytes(peak)
 
 
-def test_a_plain_step_holds_its_weight_and_gradient():
+def test_a_plain_step_has_weights_and_gradients():
     parts = _steps(lambda params: torch.optim.SGD(params, lr=1, foreach=False), 2)
-    # While the gradient is there, so are the loss and the 1 that backward began with.
+    # The gradient is alive together with the loss and backward's first gradient, 1.
     assert parts == {
         "weights": 4000,
         "gradients": 4000,
@@ -191,7 +191,7 @@ def test_momentum_is_optimizer_state():
     assert parts["activations"] < 100
 
 
-def test_adam_keeps_two_moments_and_a_counter():
+def test_adam_has_two_moments_and_a_counter():
     parts = _steps(lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=False), 3)
     assert parts["weights"] == parts["gradients"] == 4000
     assert parts["optimizer_state"] == 2 * 4000 + 4
@@ -199,7 +199,7 @@ def test_adam_keeps_two_moments_and_a_counter():
     assert 4000 <= parts["activations"] <= 2 * 4000 + 100
 
 
-def test_state_from_before_counts_from_the_start():
+def test_older_optimizer_state_counts_from_the_start():
     model, x = OneWeight(), torch.ones(WEIGHT)
     optimizer = torch.optim.SGD(model.parameters(), lr=1, momentum=0.9)
     model(x).backward()
@@ -219,7 +219,7 @@ def test_frozen_weights_have_no_gradients():
     assert _bytes(peak)["gradients"] == 400
 
 
-def test_what_is_saved_for_backward_is_an_activation():
+def test_tensors_saved_for_backward_are_activations():
     model = nn.Sequential(nn.Linear(10, 1000, bias=False), *(nn.Sigmoid() for _ in range(3)))
     x = torch.ones(1, 10)
     with PeakMemory(model, None, CPU) as peak, torch.no_grad():
@@ -230,7 +230,7 @@ def test_what_is_saved_for_backward_is_an_activation():
     assert _bytes(peak)["activations"] == 3 * 4000  # the outputs of the sigmoids
 
 
-def test_it_keeps_nothing_alive_and_stops_when_it_is_left():
+def test_it_keeps_no_tensor_alive_and_stops_at_the_end_of_the_context():
     model = OneWeight()
     optimizer = torch.optim.SGD(model.parameters(), lr=1)
     with PeakMemory(model, optimizer, CPU) as peak:
@@ -247,7 +247,7 @@ def test_it_keeps_nothing_alive_and_stops_when_it_is_left():
     assert not optimizer._optimizer_step_post_hooks
 
 
-def test_errors_pass_and_leave_no_hooks():
+def test_errors_propagate_and_hooks_are_removed():
     model = OneWeight()
     peak = PeakMemory(model, None, CPU)
 
@@ -263,7 +263,7 @@ def test_errors_pass_and_leave_no_hooks():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_the_total_is_the_allocators():
+def test_on_cuda_the_total_comes_from_the_allocator():
     device = torch.device("cuda")
     model = OneWeight(1_000_000).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1, momentum=0.9)
@@ -274,7 +274,7 @@ def test_on_cuda_the_total_is_the_allocators():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     allocated = torch.cuda.max_memory_allocated(device)
-    torch.zeros(10_000_000, device=device)  # comes too late to count
+    torch.zeros(10_000_000, device=device)  # after the context: not counted
     result = peak.result()
     assert result["peak_memory_mib"] * MIB == allocated
     assert sum(result[f"{name}_mib"] for name in CATEGORIES) == pytest.approx(

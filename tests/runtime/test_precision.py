@@ -1,4 +1,4 @@
-"""Which number format matrix products run in, and when gradients are scaled."""
+"""The number format of matrix products, and the scaling of gradients."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_matrix_products_run_in_the_format_and_weights_stay_float32(name, dtype):
+def test_matrix_products_have_the_precision_and_weights_stay_float32(name, dtype):
     layer = torch.nn.Linear(4, 4)
     with Precision(name, CPU).autocast():
         assert layer(torch.ones(2, 4)).dtype == dtype
@@ -27,7 +27,7 @@ def test_only_fp16_scales_gradients(name, scales):
     assert (scaler.scale(loss) > loss).item() == scales
 
 
-def test_auto_is_float32_on_the_cpu_and_half_of_it_on_a_gpu():
+def test_auto_is_float32_on_the_cpu_and_bf16_on_a_gpu():
     assert Precision("auto", CPU).name == "fp32"
     assert pick_precision("auto", CPU) == "fp32"
     cuda = torch.device("cuda")

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from so_clip.adapt.random_state import lend
+from so_clip.adapt.random_draws import use_globally
 
 
 def test_draws_are_the_generators_and_move_it_on() -> None:
     lent, own = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     before = torch.random.get_rng_state()
     for _ in range(2):
-        with lend(lent):
+        with use_globally(lent):
             drawn = torch.rand(5)
         assert torch.equal(drawn, torch.rand(5, generator=own))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -20,7 +20,7 @@ def test_draws_are_the_generators_and_move_it_on() -> None:
 def test_an_exception_gives_the_global_state_back() -> None:
     lent = torch.Generator().manual_seed(3)
     before = torch.random.get_rng_state()
-    with pytest.raises(RuntimeError), lend(lent):
+    with pytest.raises(RuntimeError), use_globally(lent):
         torch.rand(1) @ torch.rand(2)
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -29,7 +29,7 @@ def test_an_exception_gives_the_global_state_back() -> None:
 def test_only_the_generators_own_device_is_concerned() -> None:
     lent, own = (torch.Generator("cuda").manual_seed(3) for _ in range(2))
     before = torch.random.get_rng_state(), torch.cuda.get_rng_state()
-    with lend(lent):
+    with use_globally(lent):
         drawn = torch.rand(5, device="cuda")
         torch.rand(5)
     assert torch.equal(drawn, torch.rand(5, device="cuda", generator=own))
