@@ -10,19 +10,19 @@ BASE_TO_NEW = "base_to_new"
 
 
 def base_and_new(splits: Splits) -> tuple[Splits, Splits]:
-    """Return the first half of the classes, in label order, and the rest, each labelled from 0.
+    """Return the first half of the classes, in label order, and the rest, both labelled from 0.
 
-    Of an odd number, the one in the middle is a base class.
+    If the number of classes is odd, the class in the middle is a base class.
 
     Raises:
-        InputError: there is one class alone, or a half of them has no test image.
+        InputError: there is only one class, or one half has no test image.
 
     Source: subsample_classes in datasets/oxford_pets.py of github.com/KaiyangZhou/CoOp.
     """
     count = len(splits.class_names)
     if count < 2:
         raise InputError(
-            f"protocol=base_to_new: {splits.dataset} has one class, which has no two halves. "
+            f"protocol=base_to_new: {splits.dataset} has one class, and one class has no halves. "
             "Leave protocol out."
         )
     base = base_count(count)
@@ -31,14 +31,14 @@ def base_and_new(splits: Splits) -> tuple[Splits, Splits]:
         if not half.test:
             raise InputError(
                 f"protocol=base_to_new: {splits.file or splits.dataset} has no test image of the "
-                f"{name} classes, {half.class_names[0]!r} to {half.class_names[-1]!r}. Add some, "
-                "or leave protocol out."
+                f"{name} classes, {half.class_names[0]!r} to {half.class_names[-1]!r}. Add test "
+                "images, or leave protocol out."
             )
     return halves
 
 
 def base_count(classes: int) -> int:
-    """Return how many of so many classes are base classes."""
+    """Return the number of base classes among `classes` classes."""
     return -(-classes // 2)
 
 

@@ -1,4 +1,4 @@
-"""Batches: the few training images, cropped anew every epoch, and the stream of test images."""
+"""Batches: the few training images with new crops every epoch, and the stream of test images."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,18 +25,18 @@ MIB = 2**20
 class TrainBatches:
     """Shuffled, augmented batches of the few training images, epoch after epoch.
 
-    The images lie on the device, where they are cropped too, unless they are together larger than
-    `image_budget_mib`: then they stay and are cropped on the CPU, and the batches move. Streamed
-    ones move before they are cropped, so that the batches are those of images on the device.
+    The images are kept and cropped on the device. If they need more than `image_budget_mib`, they
+    are kept and cropped on the CPU, and the batches move to the device. Streamed images move to the
+    device before they are cropped, so their batches equal those of images on the device.
 
     Args:
         images: uint8 tensors [3, height, width] of any sizes, on the CPU; or a stream of them.
-        labels: one label an image.
-        batch_size: images a batch; the last batch of an epoch may be smaller.
+        labels: one label per image.
+        batch_size: images per batch; the last batch of an epoch may be smaller.
         image_size: side of the cropped square, pixels.
-        generator: on the CPU; decides order, crops and flips, and nothing else does.
-        device: where batches are wanted.
-        image_budget_mib: what the original images may take on the device, MiB.
+        generator: on the CPU; it alone decides order, crops and flips.
+        device: the device of the batches.
+        image_budget_mib: limit of the original images on the device, MiB.
         scale: lowest and highest share of an image's area that a crop covers.
         flip: mirror half of the images.
     """
@@ -54,7 +54,7 @@ class TrainBatches:
         flip: bool = True,
     ) -> None:
         if not len(images) or len(images) != len(labels):
-            raise InputError(f"{len(images)} training images and {len(labels)} labels: no match.")
+            raise InputError(f"{len(images)} training images, but {len(labels)} labels.")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be 1 or more.")
         self.device = torch.device(device)
@@ -68,9 +68,9 @@ class TrainBatches:
             else _placed(images, self.device, image_budget_mib)
         )
         self.labels_N = torch.as_tensor(labels, dtype=torch.int64)
-        # Where the epoch is: the generator's state as it began, batches taken, and batches that
-        # were taken before the state was loaded.
-        self._began, self._taken, self._passed_over = generator.get_state(), 0, 0
+        # The position in the epoch: the generator's state at its start, the batches taken so far,
+        # and the batches to skip because they were taken before a state was loaded.
+        self._epoch_state, self._taken, self._to_skip = generator.get_state(), 0, 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,24 +80,24 @@ class TrainBatches:
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images_BCHW uint8, labels_B int64) on the device; every image comes once.
 
-        After `load_state_dict` the first epoch is the rest of the one that was loaded. Nothing in
-        here waits for the device.
+        After `load_state_dict` the first epoch is the rest of the loaded epoch. Nothing here waits
+        for the device.
         """
-        passed_over, self._passed_over = self._passed_over, 0
-        self._began, self._taken = self.generator.get_state(), 0
+        to_skip, self._to_skip = self._to_skip, 0
+        self._epoch_state, self._taken = self.generator.get_state(), 0
         order_N = torch.randperm(len(self.images), generator=self.generator)
         labels_N = self._to_device(self.labels_N[order_N])
         starts = range(0, len(self.images), self.batch_size)
         for start, images in zip(starts, self.in_groups(order_N.tolist()), strict=True):
             self._taken += 1
-            if self._taken <= passed_over:
-                self.crop.pass_over(images, self.generator)
+            if self._taken <= to_skip:
+                self.crop.skip(images, self.generator)
                 continue
             images_BCHW = self.crop(images, self.generator)
             yield self._to_device(images_BCHW), labels_N[start : start + self.batch_size]
 
     def in_groups(self, order: Sequence[int]) -> Iterator[list[Tensor]]:
-        """Yield the images of so many places, a batch's at a time, uncropped."""
+        """Yield the images of these indices, one batch at a time, uncropped."""
         groups = [
             order[start : start + self.batch_size]
             for start in range(0, len(order), self.batch_size)
@@ -107,21 +107,21 @@ class TrainBatches:
                 yield [self._to_device(image) for image in images]
             return
         for group in groups:
-            yield [self.images[place] for place in group]
+            yield [self.images[index] for index in group]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the epoch: behind the last batch that was yielded."""
-        return {"generator": self._began, "taken": self._taken}
+        """Return the position in the epoch, after the last batch that was yielded."""
+        return {"generator": self._epoch_state, "taken": self._taken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there with the next epoch that is asked for."""
+        """Continue from a position with the next call of `epoch`."""
         self.generator.set_state(state_dict["generator"])
-        self._began, self._taken = state_dict["generator"], state_dict["taken"]
-        self._passed_over = state_dict["taken"]
+        self._epoch_state, self._taken = state_dict["generator"], state_dict["taken"]
+        self._to_skip = state_dict["taken"]
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == "cpu" and self.device.type == "cuda":
-            # A copy from ordinary memory would wait for all work that the device still has.
+            # A copy from pageable memory would wait for all queued work of the device.
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
@@ -129,7 +129,7 @@ class TrainBatches:
 def _placed(
     images: Sequence[Tensor], device: torch.device, image_budget_mib: float
 ) -> list[Tensor]:
-    # An image that the draw repeats is one tensor, and is moved once.
+    # A repeated image is one tensor, and moves once.
     distinct = {id(image): image for image in images}
     if sum(image.nbytes for image in distinct.values()) > image_budget_mib * MIB:
         return list(images)
@@ -140,27 +140,27 @@ def _placed(
 class TestStream:
     """Test images in order, decoded and resized ahead of use by threads, in bounded memory.
 
-    Pillow decodes and resizes without holding Python's lock, so threads keep the cores busy; unlike
-    worker processes they start at once, need no shared memory, and raise the reader's own error.
-    Memory, whatever the set's size: `prefetch_batches` + 2 batches (the one in use and the next one
-    handed over among them) and one decoded image a worker.
+    Pillow decodes and resizes without Python's lock, so threads use all cores. Unlike worker
+    processes, threads start immediately, need no shared memory, and raise the reader's own error.
+    Memory does not depend on the number of images: `prefetch_batches` + 2 batches (among them the
+    batch in use and the next one) and one decoded image per worker.
 
     Args:
-        images: where images are read from; `read` must allow calls from several threads.
+        images: the source of the images; `read` must allow calls from several threads.
         examples: the test list.
         image_size: side of the square images, pixels.
-        batch_size: images a batch; the last batch may be smaller.
-        workers: decoding threads; 0 decodes in the calling thread, as batches are asked for.
-        pin: lay batches in page-locked memory, for fast copies to a CUDA device; without one,
-            ignored.
+        batch_size: images per batch; the last batch may be smaller.
+        workers: decoding threads; 0 decodes in the calling thread.
+        pin: put batches into page-locked memory, for fast copies to a CUDA device. Ignored
+            without CUDA.
         prefetch_batches: batches that are prepared while one is in use.
-        cache: where decoded images are kept for other passes, if they are to be.
+        cache: keeps decoded images for other passes; None decodes each time.
 
     Attributes:
-        from_cache: how many images the last whole pass did not have to decode.
+        from_cache: the number of images that the last whole pass took from the cache.
     """
 
-    __test__ = False  # the name is no invitation to pytest
+    __test__ = False  # not a test class of pytest
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class TestStream:
 
     @property
     def layout(self) -> Layout:
-        """What the file of these images in the cache is."""
+        """The layout of the cache's file of these images."""
         return Layout(self.contents_sha256, len(self.examples), self.image_size)
 
     def __len__(self) -> int:
@@ -240,11 +240,11 @@ class TestStream:
             while pending:
                 yield pending.popleft().result()
         finally:
-            # The consumer may stop early, or an image may be unreadable: drop what is queued.
+            # The caller may stop early, or an image may be unreadable: cancel the queue.
             pool.shutdown(cancel_futures=True)
 
     def _batch(self, start: int) -> tuple[tuple[Tensor, Tensor], list[tuple[int, str, Tensor]]]:
-        """Return the empty batch from `start` on: index, path and place of each of its images."""
+        """Return an empty batch, and the index, path and slot of each of its images."""
         chunk = self.examples[start : start + self.batch_size]
         batch = self._empty_batch(chunk)
         paths = [example.path for example in chunk]
@@ -256,7 +256,7 @@ class TestStream:
         return images_BCHW, torch.tensor([example.label for example in chunk])
 
     def _fill(self, decoded: DecodedPass | None, index: int, path: str, slot_CHW: Tensor) -> None:
-        # By numpy: torch would start a team of its own threads in every decoding thread.
+        # NumPy copies: torch would start its own threads in every decoding thread.
         out_CHW = slot_CHW.numpy()
         if decoded is not None and decoded.fill(index, out_CHW):
             return

@@ -1,4 +1,4 @@
-"""The handwritten digits that ship with the package: real images that need no data root."""
+"""The handwritten digits in the package: real images that need no data root."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ class Digits:
 
 @lru_cache(maxsize=1)
 def load_digits() -> Digits:
-    """Read the embedded digits, once a process."""
+    """Read the embedded digits, once per process."""
     with np.load(DIGITS_FILE, allow_pickle=False) as arrays:
         return Digits(
             images_NHW=arrays["images_NHW"],
@@ -32,5 +32,5 @@ def load_digits() -> Digits:
 
 
 def digit_path(index: int) -> str:
-    """Return the path that stands for digit number `index` in split lists."""
+    """Return the path of digit number `index` in split lists."""
     return f"digit_{index:04d}.png"

@@ -1,11 +1,11 @@
-"""What a dataset's lists hold: labelled images, in train, val and test."""
+"""The lists of a dataset: labelled images in train, val and test."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 SPLITS = ("train", "val", "test")
-# What is done about images that cannot be decoded.
+# Choices for images that cannot be decoded: stop, or run without them.
 RAISE, SKIP = ON_CORRUPT = ("raise", "skip")
 
 
@@ -23,15 +23,15 @@ class Splits:
     Attributes:
         train, val, test: the labelled images.
         class_names: the name of each label.
-        file: what they were read from: the split file, or the folder of class folders or lists.
-        sha256: of the split file's bytes. Where the lists come from several files or from a
-            folder, of their contents one after the other, or of the listing.
+        file: the source of the lists: the split file, or the folder of class folders or lists.
+        sha256: of the split file's bytes. For several files, of their contents one after the
+            other. For a folder, of its listing.
         dataset: the card's name.
-        val_from_train: there is no val list (ImageNet), so CLIP-LoRA's protocol takes its
-            validation images out of the train list.
+        val_from_train: there is no val list (ImageNet), so CLIP-LoRA's protocol draws its
+            validation images from the train list.
         parent_labels: for test images of another dataset's classes (`classes_of` in the card), the
-            label there of each class.
-        read_from: all files and folders whose change may change the lists or names, beside `file`.
+            label of each class in that dataset.
+        read_from: other files and folders; if one of them changes, lists or names may change.
     """
 
     train: list[Example]

@@ -1,4 +1,4 @@
-"""The few labelled images of a run: CoOp's and CLIP-LoRA's published draws, exactly."""
+"""The few-shot images of a run: exactly the published draws of CoOp and CLIP-LoRA."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ MAX_VAL_SHOTS = 4
 
 @dataclass(frozen=True)
 class FewShot:
-    """The drawn images: what `fewshot.json` of a run holds.
+    """The drawn images: the content of a run's `fewshot.json`.
 
     Attributes:
-        train, val: the drawn examples, in the order of the draw. An image may repeat where a
-            class has fewer than the shots.
-        dataset, shots, seed, protocol: what was asked for.
-        imbalance: alpha, where classes have different numbers of train images.
-        base_only: whether the draw was cut down to the base classes.
+        train, val: the drawn examples, in the order of the draw. Images repeat if a class has
+            fewer images than shots.
+        dataset, shots, seed, protocol: the arguments of the draw.
+        imbalance: alpha, if classes have different numbers of train images.
+        base_only: whether only the base classes of the draw are left.
     """
 
     train: list[Example]
@@ -49,8 +49,8 @@ class FewShot:
     def as_json(self) -> dict[str, Any]:
         """Return the document of `fewshot.json`; `train` and `val` are lists of [path, label].
 
-        `classes` is there in base-to-new runs; `imbalance` and the `counts` of train images, by
-        label, where they differ.
+        Base-to-new runs have the key `classes`. Imbalanced draws have `imbalance` and `counts`,
+        the number of train images by label.
         """
         special: dict[str, Any] = {"classes": "base"} if self.base_only else {}
         if self.imbalance is not None:
@@ -69,7 +69,7 @@ class FewShot:
         }
 
     def of_base_classes(self, classes: int) -> "FewShot":
-        """Return what was drawn of the first half of so many classes, as CoOp's code cuts it."""
+        """Return the draw of the first half of `classes` classes only, as CoOp's code does."""
         base = base_count(classes)
         train, val = (with_labels(drawn, 0, base) for drawn in (self.train, self.val))
         return replace(self, train=train, val=val, base_only=True)
@@ -80,28 +80,28 @@ def draw_few_shot(
 ) -> FewShot:
     """Draw `shots` train and min(4, shots) val images per class, as the published code does.
 
-    One stream random.Random(seed) serves both lists; Python's global generator is never touched.
-    Classes come in order of their first appearance in a list; a class that has enough images is
-    drawn without replacement, one that has not with replacement. "coop" draws train, then val;
+    One stream random.Random(seed) draws both lists; Python's global generator is never used.
+    Classes come in order of their first appearance in a list. A class with enough images is drawn
+    without replacement, any other class with replacement. "coop" draws train, then val;
     "clip_lora" (SO's protocol too) draws val, then train.
 
-    ImageNet has no val list. "coop" then draws train alone, since CoOp validates on the test
-    images, which no run here ever does. "clip_lora" draws shots + min(4, shots) train images per
-    class at once, and the first `shots` of them are train.
+    ImageNet has no val list. "coop" then draws train only: CoOp validates on the test images, and
+    no run here does that. "clip_lora" draws shots + min(4, shots) train images per class at once,
+    and the first `shots` of them are train.
 
-    With `imbalance`, the stream first says how many train images each class gets (see
-    class_counts), as many in all; everything else stays.
+    With `imbalance`, the stream first draws the number of train images of each class (see
+    class_counts). Their sum and everything else stay the same.
 
     Args:
         splits: the dataset's lists.
         shots: train images per class, 1 or more; with `imbalance` on average.
-        seed: 0 or more; the published draws are those of seeds 1, 2 and 3.
+        seed: 0 or more; the published draws have seeds 1, 2 and 3.
         split_protocol: "coop" or "clip_lora".
-        imbalance: alpha of the Dirichlet; None: as many of each class.
+        imbalance: alpha of the Dirichlet distribution; None: equal counts.
 
     Raises:
         InputError: shots below 1, a negative seed, an unknown protocol, a class without a train
-            image, or an ImageNet class too small to share out.
+            image, or an ImageNet class with too few images for train and val.
 
     Source: generate_fewshot_dataset in github.com/KaiyangZhou/Dassl.pytorch and
         github.com/MaxZanella/CLIP-LoRA; datasets/imagenet.py of both CoOp and CLIP-LoRA.
@@ -124,10 +124,10 @@ def draw_few_shot(
 
 
 def _check_request(splits: Splits, shots: int, seed: int, split_protocol: str) -> None:
-    # True and 2.0 would pass for shots in a comparison.
+    # True and 2.0 compare equal to 1 and 2.
     if type(shots) is not int or shots < 1:
         raise InputError(f"shots={shots}: must be a whole number, 1 or more.")
-    # random.Random(-1) is random.Random(1): two seeds must never give one draw.
+    # random.Random(-1) is random.Random(1), but two seeds must give two draws.
     if type(seed) is not int or seed < 0:
         raise InputError(f"seed={seed}: must be a whole number, 0 or more.")
     if split_protocol not in PROTOCOLS:
@@ -140,7 +140,7 @@ def _check_request(splits: Splits, shots: int, seed: int, split_protocol: str) -
         if label not in present:
             raise InputError(
                 f"{splits.file or splits.dataset}: class {label} ({name!r}) has no train image, so "
-                f"shots={shots} cannot be drawn. Give it one, or leave the class out."
+                f"shots={shots} cannot be drawn. Add an image, or leave the class out."
             )
 
 
@@ -151,18 +151,16 @@ def _counts(
     classes = len(splits.class_names)
     if imbalance is None:
         return [shots] * classes
-    there = Counter(label for _, label in splits.train)
-    available = [max(1, there[label] - held_back) for label in range(classes)]
+    counts = Counter(label for _, label in splits.train)
+    available = [max(1, counts[label] - held_back) for label in range(classes)]
     return class_counts(available, shots * classes, imbalance, stream)
 
 
 def _draw(examples: Iterable[Example], shots: int, stream: random.Random) -> list[Example]:
     drawn: list[Example] = []
     for group in _by_class(examples):
-        if len(group) >= shots:
-            drawn += stream.sample(group, shots)
-        else:
-            drawn += stream.choices(group, k=shots)
+        few = len(group) < shots
+        drawn += stream.choices(group, k=shots) if few else stream.sample(group, shots)
     return drawn
 
 
@@ -185,7 +183,7 @@ def _draw_shared(
     for group in _by_class(splits.train):
         shots = counts[group[0].label]
         if len(group) < shots + val_shots:
-            # Drawing with replacement would put one image in both lists.
+            # A draw with replacement could put one image into both lists.
             raise InputError(
                 f"shots={shots}: class {splits.class_names[group[0].label]!r} has {len(group)} "
                 f"train images, but split_protocol=clip_lora needs {shots} to train and "

@@ -1,4 +1,4 @@
-"""From what a run calls its dataset to card and lists, published or one's own."""
+"""Find a dataset's card and lists by its name: a published dataset or a user's own images."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,14 +7,14 @@ from so_clip.checks import path
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, check_trainable, load_card
 from so_clip.data.examples import Splits
 from so_clip.data.lists.splits import load_splits
-from so_clip.data.user.dataset import UserData, read_own, user_name
+from so_clip.data.user.dataset import UserData, read_user_data, user_name
 from so_clip.data.user.prompt_file import is_prompt_file, read_prompt_file
 from so_clip.errors import InputError
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as it was found: its card, its lists, where its images lie, and what is to note."""
+    """A dataset: its card, its lists, the root folder of its images, and notes for the user."""
 
     card: DatasetCard
     splits: Splits
@@ -26,59 +26,57 @@ def find_dataset(
     name: str,
     data_root: Path | None,
     split_file: Path | None = None,
-    own: UserData | None = None,
+    user: UserData | None = None,
     template: str = "plain",
     trains: bool = False,
 ) -> Dataset:
-    """Find a dataset's card and lists, and the prompts of a file if `template` names one.
+    """Find a dataset's card and lists, and read the prompts if `template` names a file.
 
     Args:
-        name: of a card; where there is `own`, the name that it shall have. See also `user_dataset`.
+        name: the name of a card; with `user`, the name to give. See also `user_dataset`.
         data_root, split_file: see load_splits.
-        own: one's own images.
+        user: a user's own images.
         template: the run's setting.
-        trains: refuse a dataset that has test images alone before its lists are looked for.
+        trains: refuse a dataset that has only test images, before its lists are read.
 
     Raises:
         InputError: no such dataset, or files that are missing or malformed.
     """
-    if own is None:
-        target = user_dataset(name, data_root)
-        if target is not None:
-            name, own = target
-    if own is None:
+    if user is None and (found_user := user_dataset(name, data_root)) is not None:
+        name, user = found_user
+    if user is None:
         card = load_card(name)
         if trains:
             check_trainable(card)
         found = Dataset(card, load_splits(card, data_root, split_file), data_root)
     else:
-        card, splits, listing = read_own(own, name)
-        found = Dataset(card, splits, own.folder, tuple(listing.notes))
+        card, splits, listing = read_user_data(user, name)
+        found = Dataset(card, splits, user.folder, tuple(listing.notes))
     return _with_prompts(found, template)
 
 
 def find_card(
-    name: str, data_root: Path | None, own: UserData | None = None, template: str = "plain"
+    name: str, data_root: Path | None, user: UserData | None = None, template: str = "plain"
 ) -> DatasetCard:
-    """Return a card for what needs no lists: class names, templates, sizes.
+    """Return a dataset's card, for class names, templates and sizes, without its lists.
 
-    That of one's own images is made from the listing, and so are sizes.
+    The card of a user's own images is made from the listing.
 
     Raises:
         InputError: as find_dataset.
     """
-    if own is not None or user_dataset(name, data_root) is not None:
-        return find_dataset(name, data_root, own=own, template=template).card
+    if user is not None or user_dataset(name, data_root) is not None:
+        return find_dataset(name, data_root, user=user, template=template).card
     card = load_card(name)
     lists = Splits([], [], [], list(card.class_names))
     return _with_prompts(Dataset(card, lists, data_root), template).card
 
 
 def user_dataset(name: str, data_root: Path | None) -> tuple[str, UserData] | None:
-    """Return name and options of one's own images among datasets to test on; None for a card's.
+    """Return name and options of a user's own images to test on; None for the name of a card.
 
-    They are called LAYOUT:FOLDER, such as folder:/home/me/flowers, or LAYOUT where `data_root` is
-    the folder.
+    Their name is LAYOUT:FOLDER, such as folder:/home/me/flowers, or LAYOUT if `data_root` is the
+    folder.
 
     Raises:
         InputError: there is no folder.

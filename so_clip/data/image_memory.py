@@ -1,4 +1,4 @@
-"""Training images that are too large to be kept: decoded for every batch, ahead of its use."""
+"""Training images in memory, or streamed: decoded for every batch, ahead of its use."""
 
 import os
 from collections import deque
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIB = 2**20
-# Of an automatic budget: so much at most, and no more than such a part of the machine's memory, for
-# all runs that are done at the same time.
+# The automatic budget: at most this many MiB, and at most this share of the machine's memory for
+# all parallel runs together.
 MOST_MIB, SHARE = 4096.0, 0.25
-# What a container may use, in both versions of Linux's control groups.
+# The memory limit of a container, in both versions of Linux's control groups.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def auto_budget_mib(at_once: int = 1) -> float:
-    """Return what training images may take by default: 4096 MiB, or a quarter of the memory.
+def auto_budget_mib(parallel_runs: int = 1) -> float:
+    """Return the default budget of training images: 4096 MiB, or a quarter of the memory.
 
     Args:
-        at_once: how many runs share that quarter.
+        parallel_runs: the number of runs that share that quarter.
     """
     sizes = []
-    with suppress(OSError, ValueError, AttributeError):  # not every system tells
+    with suppress(OSError, ValueError, AttributeError):  # not every system has these
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for file in _LIMITS:
-        with suppress(OSError, ValueError):  # "max" is no number
+        with suppress(OSError, ValueError):  # "max" is not a number
             sizes.append(int(Path(file).read_text(encoding="ascii")))
-    return min([MOST_MIB, *(SHARE * size / MIB / at_once for size in sizes)])
+    return min([MOST_MIB, *(SHARE * size / MIB / parallel_runs for size in sizes)])
 
 
 class StreamedImages:
-    """Gives the very tensors that `load_uint8` would, when they are asked for, and keeps none.
+    """Decodes the tensors of `load_uint8` on demand, and keeps none of them.
 
     Args:
-        images: where to read them; `read` must allow calls from several threads.
-        examples: what to read.
-        workers: decoding threads, at least one is used.
+        images: the source of the images; `read` must allow calls from several threads.
+        examples: the images.
+        workers: decoding threads; at least one is used.
     """
 
     def __init__(self, images: ImageSource, examples: Sequence[Example], workers: int) -> None:
@@ -55,9 +55,9 @@ class StreamedImages:
         return len(self._paths)
 
     def groups(self, chosen: Iterable[Sequence[int]]) -> Iterator[list["Tensor"]]:
-        """Yield the images of each group of places, [3, height, width] uint8 each, on the CPU.
+        """Yield the images of each group of indices, [3, height, width] uint8 each, on the CPU.
 
-        While a group is in use, the next is decoded; memory holds these two, and the one after.
+        The next group is decoded while a group is in use. Memory holds at most three groups.
 
         Raises:
             InputError: the first image, in order, that cannot be read.
@@ -72,11 +72,11 @@ class StreamedImages:
             while pending:
                 yield list(pending.popleft())
         finally:
-            # Who asked may stop early, or an image may be unreadable: drop what is queued.
+            # The caller may stop early, or an image may be unreadable: cancel the queue.
             pool.shutdown(cancel_futures=True)
 
-    def _decode(self, place: int) -> "Tensor":
-        return to_tensor(self._images.read(self._paths[place]))
+    def _decode(self, index: int) -> "Tensor":
+        return to_tensor(self._images.read(self._paths[index]))
 
 
 def training_images(
@@ -84,19 +84,19 @@ def training_images(
     examples: Sequence[Example],
     budget_mib: float | None,
     workers: int,
-    at_once: int = 1,
+    parallel_runs: int = 1,
 ) -> "list[Tensor] | StreamedImages":
-    """Return the images of a few-shot draw: in memory, or what streams them if they are too large.
+    """Return the images of a few-shot draw in memory, or a stream if they are too large.
 
     Args:
         images, examples: see `load_uint8`.
-        budget_mib: what all of them may take, decoded, MiB; None: see auto_budget_mib.
+        budget_mib: limit of all decoded images together, MiB; None: see auto_budget_mib.
         workers: decoding threads of the stream.
-        at_once: how many runs share this machine's memory.
+        parallel_runs: the number of runs that share this machine's memory.
 
     Raises:
         InputError: the first image, in order, that cannot be read.
     """
-    budget_mib = auto_budget_mib(at_once) if budget_mib is None else budget_mib
+    budget_mib = auto_budget_mib(parallel_runs) if budget_mib is None else budget_mib
     kept = load_uint8(images, examples, budget_bytes=budget_mib * MIB)
     return StreamedImages(images, examples, workers) if kept is None else kept

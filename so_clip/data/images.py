@@ -1,4 +1,4 @@
-"""Reading images: from a dataset's folder or from the package, always RGB, or refused by name."""
+"""Read images from a dataset's folder or from the package, as RGB; bad images are named."""
 
 import os
 import stat
@@ -21,37 +21,37 @@ from so_clip.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Formats that datasets come in, whatever the file's suffix says (Oxford Pets has GIFs named .jpg).
-# Pillow would try them all, and some (PostScript) run other programs.
+# Image formats of datasets, for any suffix (Oxford Pets has GIFs with the suffix .jpg). Without
+# this list Pillow tries all its formats, and some (PostScript) run other programs.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
-# Pillow's own limit against decompression bombs; decoded, such an image takes half a GiB.
+# Pillow's limit against decompression bombs. Such an image takes half a GiB in memory.
 MAX_PIXELS = 2 * (1 << 30) // 12
-# Modes whose values 8 bits may not hold; Pillow itself halves colours of 16 bits.
+# Modes with values that 8 bits may not hold. Pillow itself reduces 16-bit colours.
 _DEEP = ("I", "F")
 
-_Taken = TypeVar("_Taken")
+_Result = TypeVar("_Result")
 
 
 class CorruptImage(InputError):
-    """What is in an image's file cannot become an image. Its `reason` names no file.
+    """The content of an image's file cannot be decoded. Its `reason` does not name the file.
 
-    Files that are missing, or that the system does not let one read, are not corrupt.
+    A missing file, or a file that the system cannot read, is not corrupt.
     """
 
     reason = ""
 
 
 class ImageSource(Protocol):
-    """Where the images of a dataset are read from, by the paths of its examples."""
+    """The source of a dataset's images, by the paths of its examples."""
 
     def read(self, path: str) -> Image.Image:
-        """Return the decoded RGB image; InputError names what cannot be read."""
+        """Return the decoded RGB image; InputError names an image that cannot be read."""
 
     def content(self, path: str) -> bytes:
-        """Return what the image is decoded from; InputError names what cannot be read."""
+        """Return the undecoded content; InputError names an image that cannot be read."""
 
     def missing(self, paths: Iterable[str]) -> list[str]:
-        """Return those of `paths` that are not there, in order."""
+        """Return the paths of missing images, in order."""
 
 
 class ImageFolder:
@@ -67,29 +67,29 @@ class ImageFolder:
     def read(self, path: str) -> Image.Image:
         """Decode one image as CLIP's reference pipeline does: PIL, converted to RGB.
 
-        The orientation that a camera notes in EXIF and colour profiles are not applied, opacity is
-        dropped, and of an animation the first frame is taken, since the reference pipeline does so.
-        Grey values that 8 bits do not hold would be clipped by it, to white as a rule: refused.
+        As in the reference pipeline, EXIF orientation and colour profiles are not applied, the
+        alpha channel is dropped, and an animation gives its first frame. The reference pipeline
+        clips grey values above 8 bits, usually to white; they are refused here.
 
         Args:
             path: relative to `root`, with forward slashes.
 
         Raises:
-            CorruptImage: naming the file, when it is truncated, empty, no image, of grey values
-                that 8 bits do not hold, or larger than `MAX_PIXELS`.
-            InputError: naming the file, when it is missing, no plain file, outside `root`, or not
-                to be read.
+            CorruptImage: the named file is truncated, empty, not an image, has grey values above
+                8 bits, or is larger than `MAX_PIXELS`.
+            InputError: the named file is missing, not a plain file, outside `root`, or cannot be
+                read.
 
         Source: `read_image` in dassl/utils/tools.py of github.com/KaiyangZhou/Dassl.pytorch.
         """
         return self._read(path, _decode)
 
     def content(self, path: str) -> bytes:
-        """Return one image's file as it is, undecoded; InputError as in `read`."""
+        """Return the bytes of one image's file; InputError as in `read`."""
         return self._read(path, lambda stream: stream.read())
 
     def missing(self, paths: Iterable[str]) -> list[str]:
-        """Return those of `paths` that are not files, in order. Nothing is opened."""
+        """Return the paths that are not files, in order. No file is opened."""
         # os.path.isfile, unlike Path.is_file, never raises.
         return [path for path in paths if not os.path.isfile(self.root / self._inside(path))]  # noqa: PTH113
 
@@ -98,7 +98,7 @@ class ImageFolder:
             raise InputError(f"{self.root}: the path {path!r} is refused: {reason}.")
         return path
 
-    def _read(self, path: str, take: Callable[[BinaryIO], _Taken]) -> _Taken:
+    def _read(self, path: str, take: Callable[[BinaryIO], _Result]) -> _Result:
         file = self.root / self._inside(path)
         try:
             with _open_plain(file) as stream:
@@ -106,15 +106,15 @@ class ImageFolder:
         except FileNotFoundError as error:
             raise InputError(
                 f"{file}: the image is missing. The split file lists it: complete the dataset, or "
-                "use a split file that is cut down to the images at hand."
+                "use a split file with the available images only."
             ) from error
-        except _OutOfPlace as error:
+        except _NotAFile as error:
             raise InputError(f"{file}: {error}") from error
         except _Unusable as error:
             raise _corrupt(file, str(error)) from error
-        # Decoders meet broken data with nearly every exception there is.
+        # Decoders raise nearly every kind of exception for broken data.
         except Exception as error:
-            # What the system refuses, which it may grant another time, says nothing of the image.
+            # An error of the system may pass, and does not mean that the image is corrupt.
             if isinstance(error, MemoryError) or getattr(error, "errno", None):
                 raise InputError(f"{file}: the image cannot be read ({_reason(error)}).") from error
             reason = f"the image cannot be decoded ({_reason(error)}). It is damaged or cut short."
@@ -129,15 +129,15 @@ class DigitArray:
         self._index = {digit_path(index): index for index in range(len(self._images_NHW))}
 
     def read(self, path: str) -> Image.Image:
-        """Return one digit as an RGB image; InputError for a path that is no digit."""
+        """Return one digit as an RGB image; InputError for another path."""
         return Image.fromarray(self._image_HW(path)).convert("RGB")
 
     def content(self, path: str) -> bytes:
-        """Return one digit's grey values; InputError for a path that is no digit."""
+        """Return one digit's grey values; InputError for another path."""
         return self._image_HW(path).tobytes()
 
     def missing(self, paths: Iterable[str]) -> list[str]:
-        """Return those of `paths` that are no digits, in order."""
+        """Return the paths that are not digits, in order."""
         return [path for path in paths if path not in self._index]
 
     def _image_HW(self, path: str) -> npt.NDArray[np.uint8]:
@@ -148,11 +148,11 @@ class DigitArray:
 
 
 def open_images(card: DatasetCard, data_root: Path | None) -> ImageSource:
-    """Return where the images of a dataset are read from.
+    """Return the source of a dataset's images.
 
     Args:
         card: the dataset.
-        data_root: the folder of all datasets; not needed for those that come in a package.
+        data_root: the folder of all datasets; datasets in a package do not need it.
 
     Raises:
         InputError: no data root, or no image folder of this dataset in it.
@@ -168,19 +168,19 @@ def open_images(card: DatasetCard, data_root: Path | None) -> ImageSource:
 
 
 def require_images(images: ImageSource, examples: Sequence[Example], card: DatasetCard) -> None:
-    """Check that every image is there, before a run spends time on the first of them.
+    """Check that every image exists, before a run spends time.
 
     Raises:
-        InputError: saying how many are missing, the first of them, and what to do.
+        InputError: with the number of missing images, the first of them, and the way out.
     """
     paths = list(dict.fromkeys(example.path for example in examples))
     if missing := images.missing(paths):
         root = getattr(images, "root", card.title)
         way_out = (
-            "Add them, or drop their lines from the list."
+            "Add them, or delete their lines from the list."
             if card.layout in USER_LAYOUTS
-            else "Complete the dataset, or give a split file that is cut down to the images at "
-            f"hand (dataset.split_file=FILE). {how_to_get(card)}"
+            else "Complete the dataset, or give a split file with the available images only "
+            f"(dataset.split_file=FILE). {how_to_get(card)}"
         )
         raise InputError(
             f"{root}: {len(missing)} of {len(paths)} images of {card.title} are missing, first "
@@ -197,14 +197,14 @@ def load_uint8(
     """Decode the images of a few-shot draw into memory, in parallel.
 
     Args:
-        images: where to read them.
-        examples: what to read. An image that repeats is decoded once and shares its tensor.
+        images: the source of the images.
+        examples: the images. A repeated image is decoded once and shares its tensor.
         progress: show a bar on stderr.
-        budget_bytes: what the decoded images may take together.
+        budget_bytes: limit of all decoded images together.
 
     Returns:
-        One uint8 tensor [3, height, width] an example, in order, at the images' own sizes. None if
-        that is more than the budget; then no more than it, and what is under way, was decoded.
+        One uint8 tensor [3, height, width] per example, in order, at the image's own size. None if
+        the images need more than the budget; decoding then stops early.
 
     Raises:
         InputError: the first image, in order, that cannot be read.
@@ -225,7 +225,7 @@ def load_uint8(
                     return None
                 tensors[path] = tensor
         finally:
-            # After an error nobody wants the rest.
+            # After an error, the rest is not needed.
             pool.shutdown(cancel_futures=True)
     return [tensors[example.path] for example in examples]
 
@@ -234,48 +234,45 @@ def to_tensor(image: Image.Image) -> "Tensor":
     """Return the pixels of an RGB image as a uint8 tensor [3, height, width]."""
     import torch
 
-    # By numpy: torch would start a team of its own threads in every decoding thread.
+    # NumPy copies: torch would start its own threads in every decoding thread.
     return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
-class _OutOfPlace(Exception):
-    """What lies where an image should be is none at first sight."""
+class _NotAFile(Exception):
+    """The path of an image is not a plain file."""
 
 
 class _Unusable(Exception):
-    """What is wrong with a file that Pillow must not, or cannot, be asked about."""
+    """A file that Pillow cannot or must not decode; the message says why."""
 
 
 class _TooLarge(_Unusable):
-    """Of more pixels than are decoded."""
+    """The image has more than `MAX_PIXELS` pixels."""
 
 
 def _corrupt(file: Path, reason: str) -> CorruptImage:
-    error = CorruptImage(f"{file}: {reason} A run with on_corrupt=skip does without it.")
+    error = CorruptImage(f"{file}: {reason} on_corrupt=skip runs without it.")
     error.reason = reason
     return error
 
 
 def _open_plain(file: Path) -> BinaryIO:
     status = file.stat()
-    # Opening a pipe waits for a writer, for ever.
+    # Opening a pipe would wait for a writer forever.
     if not stat.S_ISREG(status.st_mode):
-        what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
-        raise _OutOfPlace(f"{what} lies where an image should be. Put the image in its place.")
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
+        raise _NotAFile(f"this is {kind}, not an image. Put the image in its place.")
     if status.st_size == 0:
         raise _Unusable("the image is empty (0 bytes). Fetch it again.")
     return file.open("rb")
 
 
 def why_too_large(stream: BinaryIO) -> str:
-    """Say that an image has more than `MAX_PIXELS`, from its header alone; "" if it has not.
-
-    What is no image at all is not large: whoever reads it will be told.
-    """
+    """Return a message if the header says more than `MAX_PIXELS`; "" otherwise, or if no image."""
     try:
         _opened(stream).close()
     except _TooLarge as error:
-        return str(error).removesuffix(".")  # a part of others' sentences
+        return str(error).removesuffix(".")  # callers put it into a sentence
     except Exception:
         return ""
     return ""
@@ -289,14 +286,14 @@ def _decode(stream: BinaryIO) -> Image.Image:
 
 
 def _check_fits_8_bits(image: Image.Image) -> None:
-    """Refuse grey values that `convert` would clip or round, an image of 16 bits to white."""
+    """Refuse grey values that `convert` would clip or round."""
     values_HW = np.asarray(image)
     low, high = values_HW.min(), values_HW.max()
     whole = image.mode != "F" or bool((values_HW == np.floor(values_HW)).all())
     if not (low >= 0 and high <= 255 and whole):  # nan is neither
         raise _Unusable(
-            f"its grey values, from {low:g} to {high:g}, are not those of 8 bits: CLIP's reference "
-            "pipeline would clip them. Save it with 8 bits a channel, scaled as its maker meant."
+            f"its grey values, from {low:g} to {high:g}, are not 8-bit values: CLIP's reference "
+            "pipeline would clip them. Scale it, and save it with 8 bits per channel."
         )
 
 
@@ -307,10 +304,10 @@ def _opened(stream: BinaryIO) -> Image.Image:
         raise _TooLarge(f"the image is too large ({error}). Scale it down.") from error
     except UnidentifiedImageError as error:
         raise _Unusable(
-            f"not an image, or of none of the formats {', '.join(FORMATS)}. Fetch it again."
+            f"not an image, or not in one of the formats {', '.join(FORMATS)}. Fetch it again."
         ) from error
     width, height = image.size
-    # Pillow's check is a global that any library may have switched off.
+    # Any library may have switched off Pillow's own check, a global setting.
     if width * height > MAX_PIXELS:
         image.close()
         raise _TooLarge(

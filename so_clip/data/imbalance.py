@@ -1,4 +1,4 @@
-"""Imbalanced few shots: how many training images each class gets, and which."""
+"""Imbalanced few-shot draws: the number of training images of each class, and the images."""
 
 import heapq
 import math
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 
 from so_clip.data.examples import Example
 
-# Below the first a single class takes all; above the second all are alike.
+# Below the first value one class takes all images; above the second all classes are equal.
 LEAST_ALPHA, MOST_ALPHA = 1e-3, 1e6
 
 
 def class_counts(
     available: Sequence[int], total: int, alpha: float, stream: random.Random
 ) -> list[int]:
-    """Share `total` images out among the classes by a draw from a symmetric Dirichlet(alpha).
+    """Divide `total` images among the classes by a draw from a symmetric Dirichlet(alpha).
 
-    Each class gets one, then the rest go one by one to the class with the highest quotient of its
-    share and the images that it has, plus a half (Sainte-Laguë's rule). A class that has all of its
-    images gets more only when all others have theirs, too.
+    Each class gets one image. Then each further image goes to the class with the highest quotient
+    share / (count + 1/2) (Sainte-Laguë's rule). A class whose images are used up gets more only
+    when all other classes are used up, too.
 
     Args:
-        available: images that each class has, at least one.
-        total: images to share out, at least one a class.
-        alpha: small ones are uneven; from LEAST_ALPHA to MOST_ALPHA.
-        stream: one number for each gamma draw, and more, are taken from it.
+        available: the number of images of each class, at least one.
+        total: the number of images to divide, at least one per class.
+        alpha: small values give uneven counts; from LEAST_ALPHA to MOST_ALPHA.
+        stream: the random numbers of the gamma draws.
 
     Returns:
-        Images of each class: they add up to `total`, and none is below one.
+        The number of images of each class, at least one; they add up to `total`.
     """
     log_shares = [_log_gamma_draw(alpha, stream) for _ in available]
     counts = [1] * len(available)
@@ -37,7 +37,7 @@ def class_counts(
 
 
 def _log_gamma_draw(alpha: float, stream: random.Random) -> float:
-    """Return the logarithm of a draw from Gamma(alpha), which for small alpha is 0 in a float."""
+    """Return the logarithm of a draw from Gamma(alpha); a small alpha gives 0 as a float."""
     # Gamma(alpha) is Gamma(alpha + 1) U^(1 / alpha) for a uniform U.
     larger = math.log(stream.gammavariate(alpha + 1, 1))
     return larger + math.log(1 - stream.random()) / alpha
@@ -46,25 +46,25 @@ def _log_gamma_draw(alpha: float, stream: random.Random) -> float:
 def _hand_out(
     counts: list[int], log_shares: Sequence[float], extra: int, most: Sequence[int]
 ) -> int:
-    """Raise `counts` by `extra` in all, none above its `most`; return what could not be given."""
+    """Add `extra` to `counts`, at most up to `most` each; return the rest that did not fit."""
 
-    def place(label: int) -> tuple[float, int]:
+    def priority(label: int) -> tuple[float, int]:
         return math.log(counts[label] + 0.5) - log_shares[label], label
 
-    waiting = [place(label) for label, count in enumerate(counts) if count < most[label]]
+    waiting = [priority(label) for label, count in enumerate(counts) if count < most[label]]
     heapq.heapify(waiting)
     while extra and waiting:
         label = waiting[0][1]
         counts[label] += 1
         extra -= 1
         if counts[label] < most[label]:
-            heapq.heapreplace(waiting, place(label))
+            heapq.heapreplace(waiting, priority(label))
         else:
             heapq.heappop(waiting)
     return extra
 
 
 def draw_count(group: Sequence[Example], count: int, stream: random.Random) -> list[Example]:
-    """Draw so many of a class's images; none comes a second time before all have come once."""
+    """Draw `count` images of a class; no image repeats before all are drawn once."""
     drawn = stream.sample(group, min(count, len(group)))
     return drawn + stream.choices(group, k=count - len(drawn))

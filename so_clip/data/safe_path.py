@@ -1,15 +1,15 @@
-"""Whether a path that a file names stays below the folder it is meant for."""
+"""Check that a path from a file stays inside its folder."""
 
 
 def why_outside(path: str) -> str:
-    """Say why `path` cannot be trusted to stay inside a folder; "" when it can.
+    """Return why `path` may lead out of its folder; "" if it stays inside.
 
-    Only the text is judged, by the rules of every operating system at once, so that a file which
-    is refused on one machine is refused on all. Links that the user laid below the data root are
-    the user's own business and are followed: large datasets are often linked into place.
+    The text alone decides, by the rules of all operating systems together, so that every machine
+    refuses the same files. Links below the data root are followed: users often link large
+    datasets into place.
 
     Args:
-        path: a relative path with forward slashes, as a card or a split file gives it.
+        path: a relative path with forward slashes, from a card or a split file.
     """
     if not path:
         return "it is empty"

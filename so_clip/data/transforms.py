@@ -12,15 +12,15 @@ from torchvision.transforms.v2 import functional as pixels
 
 from so_clip.errors import InputError
 
-# As in torchvision: how often a box is drawn before the whole image is taken instead.
+# As in torchvision: the number of boxes that are drawn before a central crop is taken.
 TRIES = 10
-# How many times longer than wide a test image may be and still be resized whole, as CLIP does.
+# A test image with at most this ratio of long to short side is resized whole, as CLIP does.
 LONGEST = 64
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 
 
 class Crop(NamedTuple):
-    """One training crop, in pixels of the original image, and whether it is mirrored."""
+    """One training crop, in pixels of the original image, and whether to mirror it."""
 
     top: int
     left: int
@@ -33,15 +33,15 @@ class RandomResizedCrop:
     """Random area and aspect ratio, resized to a square, mirrored half of the time.
 
     The area is uniform in `scale` of the image's area and the aspect ratio log-uniform in
-    [3/4, 4/3]; boxes that do not fit are drawn again, at most 10 times, and then the central part
-    of allowed ratio is taken. Pixels are resampled bicubically with antialiasing.
+    [3/4, 4/3]. A box that does not fit is drawn again, at most 10 times; then the central box of
+    an allowed ratio is taken. Pixels are resampled bicubically with antialiasing.
 
     Args:
         image_size: side of the square, pixels.
         scale: lowest and highest share of the image's area.
         flip: mirror half of the images.
 
-    Source: torchvision.transforms.RandomResizedCrop, whose numbers come from the global generator.
+    Source: torchvision.transforms.RandomResizedCrop, but it uses the global generator.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RandomResizedCrop:
 
         Args:
             images: uint8 tensors [3, height, width] of any sizes, all on one device.
-            generator: on the CPU. It advances by the number of images alone, not by their sizes.
+            generator: on the CPU. Its advance depends on the number of images, not on their sizes.
 
         Returns:
             images_BCHW uint8 on the images' device, H = W = `image_size`.
@@ -69,13 +69,13 @@ class RandomResizedCrop:
             [self.apply(image, crop) for image, crop in zip(images, crops, strict=True)]
         )
 
-    def pass_over(self, images: Sequence[Tensor], generator: torch.Generator) -> None:
-        """Advance the generator as a call does, and crop nothing."""
+    def skip(self, images: Sequence[Tensor], generator: torch.Generator) -> None:
+        """Advance the generator as a call does, without cropping."""
         self.draw(_sizes(images), generator)
 
     def draw(self, sizes: Sequence[tuple[int, int]], generator: torch.Generator) -> list[Crop]:
         """Draw one crop for each (height, width) in `sizes`."""
-        # One call for the whole batch; the boxes are needed on the host, so no device is involved.
+        # One call for the whole batch, on the CPU, because the host needs the boxes.
         uniforms_BTU = torch.rand(len(sizes), TRIES, 4, generator=generator, dtype=torch.float64)
         flips_B = torch.rand(len(sizes), generator=generator, dtype=torch.float64) < 0.5
         return [
@@ -120,9 +120,9 @@ def _sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
 def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
     """Apply CLIP's test transform: the shorter side to `image_size`, bicubic; the central square.
 
-    An image longer than `LONGEST` times its width is resampled only where the crop keeps it:
-    1 x 10000 pixels would otherwise grow to half a gigapixel before they are cut. Pillow may then
-    take its two passes in the other order, so pixels can differ from the reference by rounding.
+    An image longer than `LONGEST` times its width is resampled only inside the crop: 1 x 10000
+    pixels would otherwise grow to half a gigapixel before the crop. Pillow may then swap its two
+    passes, so pixels can differ from the reference by rounding.
 
     Args:
         image: RGB, of any size.
@@ -151,7 +151,7 @@ def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
 
 
 def check_image_size(image_size: int) -> None:
-    """Raise InputError for a side that images cannot be resized to."""
-    # torch's uint8 resampler fails an assertion of its own at a side of 1.
+    """Raise InputError for an image size that is too small."""
+    # torch's uint8 resampler fails an assertion at a side of 1.
     if image_size < 2:
         raise InputError(f"image_size={image_size}: must be 2 pixels or more.")

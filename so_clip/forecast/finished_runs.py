@@ -94,7 +94,7 @@ def _card(settings: Settings, run: Mapping[Any, Any]) -> DatasetCard:
     where, template = settings.data_root, settings.template
     if settings.own is None:
         return find_card(settings.dataset, where, template=template)
-    found = find_dataset(settings.dataset, where, own=settings.own, template=template)
+    found = find_dataset(settings.dataset, where, user=settings.own, template=template)
     if found.splits.sha256 != run.get("split_sha256"):
         raise InputError(f"the images in {settings.own.folder} are not those of the run any more")
     return found.card

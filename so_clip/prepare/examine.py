@@ -10,7 +10,7 @@ from so_clip.data.cards.card import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Splits
 from so_clip.data.lists.split_file import MAX_PROBLEMS, read_sound_part
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
-from so_clip.data.user.dataset import UserData, read_own
+from so_clip.data.user.dataset import UserData, read_user_data
 from so_clip.errors import InputError
 from so_clip.prepare.dataset import LAYOUTS
 from so_clip.prepare.image_health import spread, suspicious, undecodable
@@ -121,7 +121,7 @@ def examine_own(name: str, own: UserData, decode: int | None) -> Diagnosis:
     """Examine one's own images: as `examine` does; what cannot be listed at all is one fault."""
     found = Diagnosis(name, WHOLE, own.folder)
     try:
-        card, splits, listing = read_own(own, name)
+        card, splits, listing = read_user_data(own, name)
     except InputError as error:
         found.faults.append(str(error))
     else:
@@ -319,7 +319,7 @@ def _split_file(card: DatasetCard, root: Path) -> Path | None:
 
 
 def _without_advice(message: str, card: DatasetCard) -> str:
-    without = message.replace(how_to_get(card), "").replace("Mend it, or fetch it again.", "")
+    without = message.replace(how_to_get(card), "").replace("Repair it, or fetch it again.", "")
     return " ".join(without.split())
 
 

@@ -14,6 +14,7 @@ def digits() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_images_and_labels_are_scikit_learns(digits: dict[str, np.ndarray]) -> None:
     original = pytest.importorskip("sklearn.datasets").load_digits()
     assert digits["images_NHW"].dtype == np.uint8
@@ -48,6 +49,7 @@ def test_asset_is_small() -> None:
     assert (ASSETS_DIR / "digits.npz").stat().st_size < 100_000
 
 
+@pytest.mark.slow
 def test_script_writes_the_asset_again(digits: dict[str, np.ndarray]) -> None:
     pytest.importorskip("sklearn")
     from scripts.make_digits import digits_arrays

@@ -1,4 +1,4 @@
-"""Uneven few shots: how many of each class, and which."""
+"""Imbalanced few-shot draws: the number of images of each class, and the images."""
 
 import random
 from collections import Counter
@@ -22,7 +22,7 @@ ALPHAS = st.sampled_from([LEAST_ALPHA, 0.01, 0.3, 1.0, 10.0, MOST_ALPHA])
     ALPHAS,
     st.integers(0, 10**6),
 )
-def test_counts_keep_their_promises(available, shots, alpha, seed):
+def test_counts_add_up_and_no_class_is_empty(available, shots, alpha, seed):
     total = shots * len(available)
     counts = class_counts(available, total, alpha, random.Random(seed))
     assert sum(counts) == total
@@ -41,9 +41,9 @@ def test_a_large_alpha_is_even_and_a_small_one_is_not():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
-def test_shares_are_a_dirichlets(alpha):
-    """Of its shares, the mean is 1/K and the variance (K - 1) / (K^2 (K alpha + 1))."""
-    classes, total, draws = 5, 20_000, 400
+def test_shares_have_the_moments_of_a_dirichlet(alpha):
+    """The mean is 1/K and the variance (K - 1) / (K^2 (K alpha + 1))."""
+    classes, total, draws = 5, 2_000, 400
     stream = random.Random(0)
     shares = [
         count / total
@@ -56,7 +56,7 @@ def test_shares_are_a_dirichlets(alpha):
     assert variance == pytest.approx((classes - 1) / (classes**2 * (classes * alpha + 1)), rel=0.15)
 
 
-def test_what_a_class_cannot_give_goes_to_the_others_by_their_shares():
+def test_a_class_with_too_few_images_leaves_the_rest_to_the_others():
     free = class_counts([10**6] * 3, 30_000, 1.0, random.Random(2))
     largest = free.index(max(free))
     room = [10**6] * 3
@@ -64,11 +64,11 @@ def test_what_a_class_cannot_give_goes_to_the_others_by_their_shares():
     counts = class_counts(room, 30_000, 1.0, random.Random(2))
     assert counts[largest] == 100
     others = [index for index in range(3) if index != largest]
-    before, after = ([each[index] for index in others] for each in (free, counts))
+    before, after = ([given[index] for index in others] for given in (free, counts))
     assert after[0] / after[1] == pytest.approx(before[0] / before[1], rel=0.01)
 
 
-def test_no_image_comes_twice_before_all_have_come():
+def test_no_image_repeats_before_all_are_drawn():
     group = [Example(f"{index}.jpg", 0) for index in range(5)]
     stream = random.Random(0)
     assert len(set(draw_count(group, 5, stream))) == 5
@@ -85,7 +85,7 @@ def _splits(sizes: list[int], val_from_train: bool = False) -> Splits:
 
 
 @pytest.mark.parametrize("protocol", ["coop", "clip_lora"])
-def test_a_draw_has_as_many_images_as_an_even_one(protocol):
+def test_an_imbalanced_draw_has_the_size_of_an_even_one(protocol):
     splits = _splits([40, 3, 40, 40, 12])
     even = draw_few_shot(splits, 8, 1, protocol)
     drawn = draw_few_shot(splits, 8, 1, protocol, 0.5)
@@ -102,7 +102,7 @@ def test_a_draw_has_as_many_images_as_an_even_one(protocol):
     assert not {"imbalance", "counts"} & set(even.as_json())
 
 
-def test_imagenet_keeps_its_validation_images_apart():
+def test_imagenet_never_trains_on_validation_images():
     splits = _splits([9, 30, 30], val_from_train=True)
     drawn = draw_few_shot(splits, 8, 3, "clip_lora", 0.3)
     assert len(drawn.train) == len(set(drawn.train)) == 24
@@ -112,7 +112,7 @@ def test_imagenet_keeps_its_validation_images_apart():
         draw_few_shot(_splits([9, 9, 9], val_from_train=True), 8, 3, "clip_lora", 0.3)
 
 
-def test_the_global_generator_has_no_part():
+def test_the_global_generator_is_not_used():
     splits, state = _splits([9, 9]), random.getstate()
     draw_few_shot(splits, 4, 1, "coop", 1.0)
     assert random.getstate() == state

@@ -19,11 +19,14 @@ from tests.helpers.battery_parts import (
 )
 from tests.helpers.battery_rows import ROWS
 
-# As many images as an even support has.
+# Methods of three kinds are checked all the time; the other methods are slow in sum.
+FAST = ("so", "lora", "tip_adapter_f")
+METHODS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ROWS]
+# The number of images of an even draw.
 LABELS = [0, 0, 0, 0, 0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("method", ROWS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_classes_of_different_sizes(method, tmp_path):
     assert len(LABELS) == SHOTS * len(NAMES)
     settings = settings_of(method, 2)

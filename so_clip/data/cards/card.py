@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from so_clip.data.cards.card_file import LAYOUTS, PACKAGE_LAYOUT, TEST_LAYOUTS, CardFile, card_error
-from so_clip.data.cards.plain_yaml import load_plain_yaml
+from so_clip.data.plain_files import load_plain_yaml
 from so_clip.errors import InputError, nearest
 from so_clip.system.paths import CARDS_DIR
 

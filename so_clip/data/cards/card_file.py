@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from so_clip.checks import problem_text
+from so_clip.data.plain_files import shortened
 from so_clip.data.safe_path import why_outside
 from so_clip.errors import InputError, nearest
 
@@ -38,17 +39,12 @@ _PROBLEMS = {
 MAX_COUNT = 10**9
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}…"
-
-
 def _rule(is_good: Callable[[Any], bool], problem: str) -> PlainValidator:
     """Return a validator that refuses all other values with "must be PROBLEM, not VALUE"."""
 
     def validate(value: Any) -> Any:
         if not is_good(value):
-            raise ValueError(f"must be {problem}, not {_short(value)}")
+            raise ValueError(f"must be {problem}, not {shortened(value)}")
         return value
 
     return PlainValidator(validate)
@@ -215,13 +211,13 @@ def problem_of_class_names(names: Sequence[str], have_folders: bool) -> tuple[st
             return (
                 f"class_names[{index}]",
                 f"must be one line, with single blanks and no blanks at its ends, not "
-                f"{_short(name)}",
+                f"{shortened(name)}",
             )
         first = seen.setdefault(" ".join(name.lower().replace("_", " ").split()), index)
         if first != index and not have_folders:
             return (
                 f"class_names[{index}]",
-                f"{_short(name)} makes the same prompt as class_names[{first}]. Give them "
+                f"{shortened(name)} makes the same prompt as class_names[{first}]. Give them "
                 "different names, or merge the classes",
             )
     return None
@@ -246,7 +242,9 @@ def card_error(error: ValidationError, file: Path) -> InputError:
         return InputError(f"{file}: {key}: is not a known key.{near} Known: {', '.join(known)}.")
     problem = _PROBLEMS.get(kind) or problem_text(first).removesuffix(".")
     if (kind in _PROBLEMS and kind != "missing") or kind.endswith("_type"):
-        problem += ", not nothing" if first["input"] is None else f", not {_short(first['input'])}"
+        problem += (
+            ", not nothing" if first["input"] is None else f", not {shortened(first['input'])}"
+        )
     if kind == "string_type" and isinstance(first["input"], (bool, int, float)):
         problem += ". Put it in quotes"
     return InputError(f"{file}: {key}: {problem}.")

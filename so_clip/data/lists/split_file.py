@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from so_clip.data.cards.card import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Example, Splits
+from so_clip.data.plain_files import load_plain_json, shortened
 from so_clip.data.safe_path import why_outside
 from so_clip.errors import InputError
 
@@ -19,15 +19,15 @@ MAX_PROBLEMS = 100
 
 
 def read_split_file(file: Path, card: DatasetCard) -> Splits:
-    """Read one CoOp split file: {"train" | "val" | "test": [[path, label, class name], ...]}.
+    """Read a CoOp split file: {"train" | "val" | "test": [[path, label, class name], ...]}.
 
     Args:
         file: the JSON file.
         card: the dataset, for its name and for advice.
 
     Raises:
-        InputError: not JSON, not of that shape, an image outside the dataset's folder, one image
-            listed twice, or labels with gaps or with two names.
+        InputError: not JSON, another structure, an image outside the dataset's folder, a repeated
+            image, or labels with gaps or with two names.
     """
     splits, problems = read_sound_part(file, card)
     if problems:
@@ -36,7 +36,7 @@ def read_split_file(file: Path, card: DatasetCard) -> Splits:
 
 
 def read_sound_part(file: Path, card: DatasetCard) -> tuple[Splits, list[InputError]]:
-    """Read what can be used of a split file, and say what is wrong with it, up to `MAX_PROBLEMS`.
+    """Read the sound entries of a split file, and return up to `MAX_PROBLEMS` problems.
 
     Raises:
         InputError: the file cannot be read, or is not JSON.
@@ -61,7 +61,7 @@ def read_sound_part(file: Path, card: DatasetCard) -> tuple[Splits, list[InputEr
 
 def _read_json(file: Path, card: DatasetCard) -> tuple[Any, str]:
     try:
-        # A pipe would be waited for, and a device read, for ever.
+        # Reading a pipe or a device could take forever.
         if file.exists() and not file.is_file() and not file.is_dir():
             raise OSError(errno.EINVAL, "it is not a plain file")
         data = file.read_bytes()
@@ -71,30 +71,23 @@ def _read_json(file: Path, card: DatasetCard) -> tuple[Any, str]:
             f"{file}: the split file cannot be read: {reason}. {how_to_get(card)}"
         ) from error
     try:
-        return json.loads(data, object_pairs_hook=_mapping), hashlib.sha256(data).hexdigest()
-    # A hostile file may nest deeper than Python's stack or write a number of a million digits.
+        return load_plain_json(data), hashlib.sha256(data).hexdigest()
+    # A hostile file may nest deeper than Python's stack, or have a number of a million digits.
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: the split file is not JSON ({error}). {_fetch_again(card)}"
         ) from error
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a key is given twice")
-    return content
-
-
 def _fetch_again(card: DatasetCard) -> str:
-    return f"Mend it, or fetch it again. {how_to_get(card)}"
+    return f"Repair it, or fetch it again. {how_to_get(card)}"
 
 
 @dataclass
 class _SplitFileReader:
-    """Checks the entries of one split file, remembering images and names across its lists.
+    """Checks the entries of one split file, and remembers images and names across its lists.
 
-    What cannot be used is left out, and told in `problems`.
+    Bad entries are left out and described in `problems`.
     """
 
     file: Path
@@ -132,39 +125,33 @@ class _SplitFileReader:
         for index, entry in enumerate(entries):
             place = f"{split}[{index}]"
             if not isinstance(entry, list) or len(entry) != 3:
-                self.refuse(f"{place} is {_short(entry)}, not [path, label, class name]")
+                self.refuse(f"{place} is {shortened(entry)}, not [path, label, class name]")
                 continue
             path, label, name = entry
-            problem = self._of_path(place, path) or self._of_label(place, label, name)
+            problem = self._path_problem(place, path) or self._label_problem(place, label, name)
             if problem:
                 self.refuse(f"{place} {problem}")
             else:
                 yield Example(path, label)
 
-    def _of_path(self, place: str, path: Any) -> str:
-        """Return what is wrong with the path of an entry, "" if nothing is."""
+    def _path_problem(self, place: str, path: Any) -> str:
+        """Return the problem of the path of an entry; "" if there is none."""
         if not isinstance(path, str):
-            return f"has the path {_short(path)}, which is not text"
+            return f"has the path {shortened(path)}, which is not text"
         if reason := why_outside(path):
-            return f"names {_short(path)}, outside the dataset's image folder: {reason}"
+            return f"names {shortened(path)}, outside the dataset's image folder: {reason}"
         # "a//b.jpg" and "a/./b.jpg" open the same file as "a/b.jpg".
         first = self.seen.setdefault(normpath(path), place)
-        return "" if first == place else f"repeats the image {_short(path)} of {first}"
+        return "" if first == place else f"repeats the image {shortened(path)} of {first}"
 
-    def _of_label(self, place: str, label: Any, name: Any) -> str:
-        """Return what is wrong with the label and the name of an entry, "" if nothing is."""
-        # True is an int to Python, but no label.
+    def _label_problem(self, place: str, label: Any, name: Any) -> str:
+        """Return the problem of the label and the name of an entry; "" if there is none."""
+        # True is an int in Python, but not a label.
         if type(label) is not int or label < 0:
-            return f"has the label {_short(label)}, which is not a whole number from 0"
+            return f"has the label {shortened(label)}, which is not a whole number from 0"
         if not isinstance(name, str) or not name.strip():
-            return f"has the class name {_short(name)}, which is not a name"
+            return f"has the class name {shortened(name)}, which is not a name"
         known, first = self.names.setdefault(label, (name, place))
         if known == name:
             return ""
-        return f"has {_short(name)} for label {label}, but {first} has {_short(known)}"
-
-
-def _short(value: Any) -> str:
-    # Never the whole of it: the file may be hostile, and a message is one line.
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
+        return f"has {shortened(name)} for label {label}, but {first} has {shortened(known)}"

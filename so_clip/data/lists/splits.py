@@ -1,4 +1,4 @@
-"""From a card and a folder to a dataset's lists, whichever layout they come in."""
+"""Read a dataset's lists, from a card and a folder, for every layout."""
 
 import importlib.util
 import os
@@ -17,27 +17,27 @@ _COUNTED = {"classes": "classes"} | {split: f"{split} images" for split in SPLIT
 def load_splits(
     card: DatasetCard, data_root: Path | None, split_file: Path | None = None
 ) -> Splits:
-    """Read the train, val and test lists of a dataset. Images are not looked at.
+    """Read the train, val and test lists of a dataset. Images are not opened.
 
-    Class names and their order come from the split file where there is one, as in CoOp. The card
-    of a dataset that was not published, your own, must agree with its file.
+    If there is a split file, class names and their order come from it, as in CoOp. A card that a
+    user wrote must agree with its split file.
 
     Args:
         card: the dataset.
-        data_root: the folder of all datasets. A split file is looked for in the dataset's folder,
-            then in `data_root` itself and in `data_root`/splits (flat collections of split files).
-            The digits ship with this package, some datasets with another, and need none.
+        data_root: the folder of all datasets. A split file may be in the dataset's folder, in
+            `data_root` itself or in `data_root`/splits (flat collections of split files). Datasets
+            in a package, such as the digits, need no data root.
         split_file: read this file instead.
 
     Raises:
-        InputError: no data root, no split file, or one that cannot be used; the message names the
-            file, the entry and its value, and the way out.
+        InputError: no data root, no split file, or a bad one; the message names the file, the
+            entry, its value, and the way out.
 
     Source: the layouts of github.com/KaiyangZhou/CoOp, DATASETS.md and datasets/*.py.
     """
     if card.layout == "split_file":
         splits = read_split_file(split_file or _find_split_file(card, data_root), card)
-        # Another file, or a published one that was cut down, may hold less.
+        # Another file, or a part of a published one, may hold less.
         if split_file is None and not card.published:
             _compare(splits, card)
         return splits
@@ -55,28 +55,28 @@ def load_splits(
 
 
 def _compare(splits: Splits, card: DatasetCard) -> None:
-    """Raise InputError where a card says other than the split file that was written with it."""
+    """Raise InputError if a card disagrees with its split file."""
     place = f"{splits.file}, which datasets/{card.name}.yaml describes"
     names = zip(splits.class_names, card.class_names, strict=False)
-    for label, (found, said) in enumerate(names):
-        if found != said:
+    for label, (found, expected) in enumerate(names):
+        if found != expected:
             raise InputError(
-                f"{place}: label {label} is {found!r} there, but class_names[{label}] is {said!r} "
-                "in the card. Let them be the same."
+                f"{place}: label {label} is {found!r} there, but class_names[{label}] is "
+                f"{expected!r} in the card. Make them equal."
             )
     sizes = {split: len(getattr(splits, split)) for split in SPLITS}
     for key, count in ({"classes": len(splits.class_names)} | sizes).items():
         if count != card.sizes[key]:
             raise InputError(
                 f"{place}: holds {count} {_COUNTED[key]}, but sizes.{key} is {card.sizes[key]} in "
-                f"the card. Write sizes.{key}: {count} there, or mend the file."
+                f"the card. Write sizes.{key}: {count} there, or repair the file."
             )
 
 
 def dataset_folder(card: DatasetCard, data_root: Path | None) -> Path:
-    """Return the folder of a dataset, in `data_root` or in the package that has it.
+    """Return the folder of a dataset, in `data_root` or in its package.
 
-    Where its images are not in CoOp's place but in that of another code base, it is that one.
+    It is the first existing folder among CoOp's and the other folders on the card.
 
     Raises:
         InputError: there is no data root, or the package is not installed.
@@ -85,9 +85,13 @@ def dataset_folder(card: DatasetCard, data_root: Path | None) -> Path:
         root = require_data_root(card, data_root)
         folders = [root / folder for folder in (card.folder, *card.other_folders)]
         # os.path.isdir, unlike Path.is_dir, never raises.
-        there = (each for each in folders if os.path.isdir(each / card.image_dir))  # noqa: PTH112
-        return next(there, folders[0])
-    # Found, not imported: a package of images has no code that a run needs.
+        existing = (
+            folder
+            for folder in folders
+            if os.path.isdir(folder / card.image_dir)  # noqa: PTH112
+        )
+        return next(existing, folders[0])
+    # The package is not imported, because its code is not needed.
     found = importlib.util.find_spec(card.package["module"])
     homes = list(found.submodule_search_locations or ()) if found else []
     if not homes:
@@ -102,7 +106,7 @@ def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:
     """Return `data_root` if it is a folder.
 
     Raises:
-        InputError: it is not given, does not exist or is no folder.
+        InputError: it is not given, does not exist or is not a folder.
     """
     if data_root is None:
         problem = "data_root is not given"
@@ -120,8 +124,8 @@ def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:
 
 
 def split_file_places(card: DatasetCard, root: Path) -> list[Path]:
-    """Return where the split file of a dataset is looked for below `root`, in order."""
-    assert card.split_file is not None, "load_card sees to it"
+    """Return the possible paths of the split file of a dataset below `root`, in order."""
+    assert card.split_file is not None, "load_card checks it"
     places = (root / card.folder, dataset_folder(card, root), root, root / "splits")
     return [place / card.split_file for place in dict.fromkeys(places)]
 

@@ -1,4 +1,4 @@
-"""From what a folder or a label is called to a class's name in prompts."""
+"""Class names for prompts, from the names of folders, the labels of a CSV file, or a file."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from so_clip.data.cards.card_file import problem_of_class_names
-from so_clip.data.lists.listing import composed
-from so_clip.data.user.text_files import lines_of, read_values
+from so_clip.data.plain_files import lines_of, read_values
+from so_clip.data.user.listing import composed
 from so_clip.errors import InputError, nearest
 
 _OPTION = "dataset.class_names=FILE"
 
 
 def readable(key: str) -> str:
-    """Return a key as words: composed Unicode, blanks in place of _ and -, and none twice."""
+    """Return a key as words: composed Unicode, with single blanks in place of _ and -."""
     return " ".join(re.sub("[_-]", " ", composed(key)).split())
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
     """Return the keys of all classes in the order of their labels.
 
-    That is by number where all are whole numbers, and by the characters' numbers otherwise.
+    Keys are sorted by number if all are whole numbers, and by code points otherwise.
     """
     found = list(keys)
     if all(re.fullmatch("[0-9]{1,18}", key) for key in found):
@@ -33,14 +33,14 @@ def class_names(keys: Sequence[str], file: Path | None, place: Path) -> list[str
     """Return the names of the classes, by label.
 
     Args:
-        keys: by label: names of folders, or labels of a CSV file.
-        file: a mapping from keys to names, in which keys may be left out; or a list of all names in
-            the order of labels. JSON, YAML, or text: a name a line, or a key, a tab and a name.
-        place: of the dataset, for messages.
+        keys: names of folders, or labels of a CSV file, in label order.
+        file: a mapping from keys to names, which may leave keys out; or a list of all names in
+            label order. JSON, YAML, or text with one name per line, or key, tab and name.
+        place: the place of the dataset, for messages.
 
     Raises:
-        InputError: a file that is neither or says of classes that are not there, a name that no
-            prompt can hold, or one name for two classes; the message says what to do.
+        InputError: the file is neither or names unknown classes, a name is impossible in a prompt,
+            or two classes have the same name; the message says what to do.
     """
     names = [readable(key) for key in keys]
     if file is not None:
@@ -48,19 +48,22 @@ def class_names(keys: Sequence[str], file: Path | None, place: Path) -> list[str
     for key, name in zip(keys, names, strict=True):
         if not name or not name.isprintable():
             raise InputError(
-                f"{place}: the class {key!a} has no name that a prompt could hold. Rename it, or "
-                f"give it one by {_OPTION}."
+                f"{place}: the class {key!a} has no name that can be part of a prompt. Rename it, "
+                f"or give it a name with {_OPTION}."
             )
-    _refuse_alike(keys, names, place)
+    _refuse_equal_names(keys, names, place)
     return names
 
 
 def read_as_number(number: str, known: Set[str]) -> str:
-    """Say which class YAML has read as this number, such as 001 (as 1) or 010 (as 8); "" if none.
+    """Return a message if YAML read a class as this number, such as 001 (as 1) or 010 (as 8).
 
     Args:
-        number: what YAML has made of a key without quotes.
+        number: the number that YAML read from a key without quotes.
         known: names or keys of all classes.
+
+    Returns:
+        The message; "" if no class was read as this number.
     """
     if number in known:
         return ""
@@ -68,14 +71,14 @@ def read_as_number(number: str, known: Set[str]) -> str:
         key
         for key in known
         if re.fullmatch("0[0-9]{1,17}", key)
-        # YAML 1.1 reads what begins with 0 as octal where its digits allow it.
+        # YAML 1.1 reads a number that begins with 0 as octal if its digits allow it.
         and int(number) in {int(key), int(key, 8) if re.fullmatch("[0-7]+", key) else -1}
     )
     if not padded:
         return ""
     return (
-        f"YAML has read a key as the number {number}, which is no class. Put the name in quotes, "
-        f'such as "{padded[0]}".'
+        f"YAML has read a key as the number {number}, and no class has that name. Put the name in "
+        f'quotes, such as "{padded[0]}".'
     )
 
 
@@ -96,7 +99,7 @@ def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
         for key in given:
             if key not in known:
                 raise InputError(
-                    f"{file}: {key!r} is no class.{nearest(key, keys)} The classes are "
+                    f"{file}: {key!r} is not a class.{nearest(key, keys)} The classes are "
                     f"{', '.join(map(repr, keys[:5]))}{', ...' if len(keys) > 5 else ''}."
                 )
         return [given.get(key, name) for key, name in zip(keys, names, strict=True)]
@@ -105,7 +108,7 @@ def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
     if len(values) != len(keys):
         raise InputError(
             f"{file}: lists {len(values)} names, but there are {len(keys)} classes, from "
-            f"{keys[0]!r} to {keys[-1]!r}. List one for each, or write a mapping."
+            f"{keys[0]!r} to {keys[-1]!r}. List one name for each, or write a mapping."
         )
     return [_name(file, key, name) for key, name in zip(keys, values, strict=True)]
 
@@ -129,7 +132,7 @@ def _name(file: Path, key: str, name: Any) -> str:
     return " ".join(composed(name).split())
 
 
-def _refuse_alike(keys: Sequence[str], names: Sequence[str], place: Path) -> None:
+def _refuse_equal_names(keys: Sequence[str], names: Sequence[str], place: Path) -> None:
     problem = problem_of_class_names(names, have_folders=False)
     if problem is None:
         return
@@ -138,7 +141,7 @@ def _refuse_alike(keys: Sequence[str], names: Sequence[str], place: Path) -> Non
         first = seen.setdefault(readable(name).lower(), key)
         if first != key:
             raise InputError(
-                f"{place}: the classes {first!r} and {key!r} are both {name!r} in a prompt. Name "
-                f"them apart by {_OPTION}, or make them one class."
+                f"{place}: the classes {first!r} and {key!r} are both {name!r} in a prompt. Give "
+                f"them different names with {_OPTION}, or merge them."
             )
     raise InputError(f"{place}: {': '.join(problem)}.")

@@ -1,4 +1,4 @@
-"""One's own images as a dataset: a card and lists, made from what lies in a folder."""
+"""A user's own images as a dataset: a card and lists, made from the files in a folder."""
 
 import hashlib
 import json
@@ -12,31 +12,30 @@ from typing import Any
 
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, card_names
 from so_clip.data.examples import SPLITS, Example, Splits
-from so_clip.data.lists.drawn_split import drawn
-from so_clip.data.lists.listing import Listed, Listing, composed
 from so_clip.data.user.class_names import class_names, in_order
 from so_clip.data.user.csv_list import find_csv, list_csv
 from so_clip.data.user.folder import list_folder
+from so_clip.data.user.listing import Listed, Listing, composed, draw_split
 from so_clip.errors import InputError
 
 SHARES = (0.5, 0.2, 0.3)
 _TEMPLATE = "a photo of a {}."
-# A part of a run folder's name, which most file systems end at 255 bytes.
+# It is part of the name of a run folder, and most file systems allow 255 bytes.
 _MAX_NAME_BYTES = 64
 
 
 @dataclass(frozen=True)
 class UserData:
-    """How one's own images are found and divided: the options of dataset=folder and dataset=csv.
+    """The options of dataset=folder and dataset=csv.
 
     Attributes:
         layout: "folder" or "csv".
-        folder: where the images lie.
-        csv_file: the list, where it is not the only CSV file in `folder`.
+        folder: the folder of the images.
+        csv_file: the list, if it is not the only CSV file in `folder`.
         split: "auto", "folders" or "drawn"; see list_folder.
-        split_shares, split_seed: see drawn.
+        split_shares, split_seed: see draw_split.
         class_names: a file of readable names; see class_names.
-        follow_links: follow links that lead out of `folder`.
+        follow_links: follow links to places outside `folder`.
     """
 
     layout: str
@@ -50,20 +49,22 @@ class UserData:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any] | None) -> "UserData | None":
-        """Return what a run's recorded settings say under `own`."""
+        """Return the options in a run's recorded settings."""
         if values is None:
             return None
         paths = ("folder", "csv_file", "class_names")
-        given = {key: Path(each) if key in paths and each else each for key, each in values.items()}
+        given = {
+            key: Path(value) if key in paths and value else value for key, value in values.items()
+        }
         return cls(**given | {"split_shares": tuple(values["split_shares"])})
 
 
 def user_name(layout: str, folder: Path) -> str:
-    """Return what tables and run folders call one's own images: their folder's name.
+    """Return the name of a user's dataset in tables and run folders: the name of its folder.
 
-    Letters, digits, - and _ are kept. What is a published dataset's name gets the layout added.
+    Letters, digits, - and _ are kept. The layout is added to the name of a published dataset.
     """
-    # Path.absolute keeps the dots of "..", whose name is none.
+    # Path.absolute keeps "..", and that has no name.
     last = composed(os.path.basename(os.path.abspath(folder)))  # noqa: PTH100, PTH119
     name = re.sub(r"[^\w-]+", "-", last).strip("-_")
     while len(name.encode()) > _MAX_NAME_BYTES:
@@ -73,52 +74,55 @@ def user_name(layout: str, folder: Path) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return a name for one's own images if it can be one.
+    """Return the name if a user's dataset may have it.
 
     Raises:
-        InputError: it is a published dataset's, or no part of a folder's name.
+        InputError: it is the name of a published dataset, or cannot be part of a folder's name.
     """
     if not re.fullmatch(r"[\w-]+", name) or len(name.encode()) > _MAX_NAME_BYTES:
         raise InputError(
-            f"dataset.name={name}: must be made of letters, digits, _ and -, at most "
-            f"{_MAX_NAME_BYTES} bytes of them."
+            f"dataset.name={name}: must consist of letters, digits, _ and -, at most "
+            f"{_MAX_NAME_BYTES} bytes."
         )
     if name in card_names():
-        raise InputError(f"dataset.name={name}: is a published dataset's. Choose another.")
+        raise InputError(
+            f"dataset.name={name}: is the name of a published dataset. Choose another."
+        )
     return name
 
 
-def read_own(own: UserData, name: str) -> tuple[DatasetCard, Splits, Listing]:
-    """List one's own images, and divide them if they are not.
+def read_user_data(user: UserData, name: str) -> tuple[DatasetCard, Splits, Listing]:
+    """List a user's own images, and draw a split if they have none.
 
-    Labels go by the classes' folders or labels, in order; lists are sorted by class and path.
+    Labels follow the order of the class keys; see in_order. Lists are sorted by class and path.
 
     Args:
-        own: the options.
-        name: of the dataset.
+        user: the options.
+        name: the name of the dataset.
 
     Raises:
-        InputError: no such folder, nothing in it, fewer than two classes, a class without images,
-            or no images to train on or to test; the message names it, and the way out.
+        InputError: no such folder, an empty folder, fewer than two classes, a class without
+            images, or no images for training or testing. The message names it and the way out.
     """
-    listing = _listed(own)
+    listing = _listed(user)
     keys = in_order(listing.keys)
-    _check_classes(listing, keys, own)
-    names = class_names(keys, own.class_names, listing.file)
-    if own.class_names is not None:
-        listing.read_from.append(own.class_names)
-    _note_names(keys, names, own, listing)
+    _check_classes(listing, keys, user)
+    names = class_names(keys, user.class_names, listing.file)
+    if user.class_names is not None:
+        listing.read_from.append(user.class_names)
+    _note_names(keys, names, user, listing)
     images = listing.images
     if images[0].split is None:
-        images = drawn(images, own.split_shares, own.split_seed)
+        images = draw_split(images, user.split_shares, user.split_seed)
     labels = {key: label for label, key in enumerate(keys)}
     images = sorted(images, key=lambda image: (labels[image.key], composed(image.path)))
     splits = _splits(images, labels, names, listing, name)
-    sizes = {"classes": len(names)} | {each: len(getattr(splits, each)) for each in SPLITS}
+    sizes = {split: len(getattr(splits, split)) for split in SPLITS}
+    sizes["classes"] = len(names)
     card = DatasetCard(
         name=name,
         title=name,
-        layout=own.layout,
+        layout=user.layout,
         folder="",
         image_dir="",
         sizes=sizes,
@@ -132,44 +136,43 @@ def read_own(own: UserData, name: str) -> tuple[DatasetCard, Splits, Listing]:
     return card, splits, listing
 
 
-def _listed(own: UserData) -> Listing:
-    assert own.layout in USER_LAYOUTS
-    if not os.path.isdir(own.folder):  # noqa: PTH112 - Path.is_dir raises below a locked folder
+def _listed(user: UserData) -> Listing:
+    assert user.layout in USER_LAYOUTS
+    if not os.path.isdir(user.folder):  # noqa: PTH112 - Path.is_dir raises below a locked folder
         raise InputError(
-            f"{own.folder}: there is no such folder. Give that of your images with "
+            f"{user.folder}: there is no such folder. Give the folder of your images with "
             "data_root=FOLDER."
         )
-    if own.layout == "csv":
-        return list_csv(find_csv(own.folder, own.csv_file), own.folder)
-    return list_folder(own.folder, own.split, own.follow_links)
+    if user.layout == "csv":
+        return list_csv(find_csv(user.folder, user.csv_file), user.folder)
+    return list_folder(user.folder, user.split, user.follow_links)
 
 
-def _check_classes(listing: Listing, keys: Sequence[str], own: UserData) -> None:
-    there = Counter(image.key for image in listing.images)
-    if own.layout == "folder" and len(keys) == 1 and there[keys[0]]:
-        _check_one_folder(listing, keys[0], own)
+def _check_classes(listing: Listing, keys: Sequence[str], user: UserData) -> None:
+    counts = Counter(image.key for image in listing.images)
+    if user.layout == "folder" and len(keys) == 1 and counts[keys[0]]:
+        _check_one_folder(listing, keys[0], user)
     for key in keys:
-        if not there[key]:
+        if not counts[key]:
             raise InputError(
-                f"{own.folder}: the class {key!r} holds no image. Give it some, or remove its "
-                "folder."
+                f"{user.folder}: the class {key!r} has no image. Add images, or remove its folder."
             )
     if len(keys) < 2:
         found = f"one class, {keys[0]!r}" if keys else "no images"
         raise InputError(
-            f"{listing.file}: holds {found}. A classifier needs two or more: add images of "
-            "something else."
+            f"{listing.file}: holds {found}. A classifier needs two or more classes: add images "
+            "of another class."
         )
 
 
-def _check_one_folder(listing: Listing, key: str, own: UserData) -> None:
-    """Say it where the folder of the classes' folders was meant."""
+def _check_one_folder(listing: Listing, key: str, user: UserData) -> None:
+    """Refuse a folder if the user probably meant the folder inside it."""
     inner = {image.path.split("/")[1] for image in listing.images if image.path.count("/") > 1}
     if len(inner) > 1:
         raise InputError(
-            f"{own.folder}: holds one class, {key!r}, with the folders "
+            f"{user.folder}: holds one class, {key!r}, with the folders "
             f"{', '.join(sorted(inner)[:3])} in it. If these are the classes, give "
-            f"data_root={own.folder / key}."
+            f"data_root={user.folder / key}."
         )
 
 
@@ -183,17 +186,18 @@ def _splits(
     lists: dict[str, list[Example]] = {split: [] for split in SPLITS}
     total = hashlib.sha256()
     for path, key, split in images:
-        assert split is not None, "drawn above, if it was not there"
+        assert split is not None, "read_user_data draws missing splits"
         lists[split].append(Example(path, labels[key]))
-        # In one form of Unicode, so that a copy on another system is the same split.
+        # One form of Unicode, so that a copy on another system has the same hash.
         total.update(json.dumps([composed(path), key, split]).encode())
     for split in ("train", "test"):
         if not lists[split]:
             raise InputError(
-                f"{listing.file}: no image is in {split}. Add some; or leave the split to be drawn."
+                f"{listing.file}: no image is in {split}. Add images, or give no splits: then a "
+                "split is drawn."
             )
     if not lists["val"]:
-        listing.notes.append("there is no val split; no run chooses anything by it")
+        listing.notes.append("there is no val split; no run uses it to choose anything")
     untested = len(names) - len({example.label for example in lists["test"]})
     if untested:
         listing.notes.append(f"{untested} of {len(names)} classes have no test image")
@@ -209,17 +213,19 @@ def _splits(
     )
 
 
-def _note_names(keys: Sequence[str], names: Sequence[str], own: UserData, listing: Listing) -> None:
-    """Say it of names that prompts do not have as they are, and of numbers."""
+def _note_names(
+    keys: Sequence[str], names: Sequence[str], user: UserData, listing: Listing
+) -> None:
+    """Note names that differ in prompts, and names that are numbers."""
     if all(name.isdigit() for name in names):
         listing.notes.append(
             f"the classes are numbers, and prompts say {_TEMPLATE.format(names[0])!r}; give them "
-            "names by dataset.class_names=FILE"
+            "names with dataset.class_names=FILE"
         )
     changed = [pair for pair in zip(keys, names, strict=True) if pair[0] != pair[1]]
-    if changed and own.class_names is None:
+    if changed and user.class_names is None:
         key, name = changed[0]
         listing.notes.append(
-            f"{len(changed)} of {len(keys)} classes have _ or - in their names, which prompts have "
-            f"as blanks: {key!r} is {name!r}"
+            f"{len(changed)} of {len(keys)} classes have other names in prompts, with blanks in "
+            f"place of _ and -: {key!r} is {name!r}"
         )

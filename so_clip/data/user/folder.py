@@ -1,4 +1,4 @@
-"""One's own images in folders: a folder for each class, in train/, val/ and test/ or not."""
+"""A user's own images in folders: one folder per class, optionally in train/, val/ and test/."""
 
 import os
 from collections import Counter
@@ -7,40 +7,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from so_clip.data.lists.layouts import IMAGE_SUFFIXES
-from so_clip.data.lists.listing import SPLIT_NAMES, Listed, Listing, composed, told
 from so_clip.data.safe_path import why_outside
+from so_clip.data.user.listing import SPLIT_NAMES, Listed, Listing, composed, counts_text
 from so_clip.errors import InputError
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".jpe")
-# Folders that systems and archives leave behind, beside all whose names begin with a dot.
-_LEFT_BEHIND = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
-_LINKS = "dataset.follow_links=true follows it"
+# Folders and files that systems and archives create, beside all names that begin with a dot.
+_SYSTEM_NAMES = {
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "thumbs.db",
+}
 SPLIT_CHOICES = ("auto", "folders", "drawn")
 
 
 def list_folder(root: Path, split: str = "auto", follow_links: bool = False) -> Listing:
     """List the images below `root`.
 
-    With `train` and `test` (and perhaps `val`, `valid` or `validation`) in it, and no other folder,
-    these are the splits, and the folders in them the classes; otherwise its folders are the
-    classes. Folders in a class's folder are a part of it. Names that begin with a dot, and files
-    that are no images by their names, are passed over and counted.
+    If `root` holds `train` and `test` (and optionally `val`, `valid` or `validation`) and no other
+    folder, these are the splits, and the folders in them are the classes. Otherwise the folders in
+    `root` are the classes. Folders inside the folder of a class belong to the class. Names that
+    begin with a dot and files without the suffix of an image are skipped and counted.
 
     Args:
         root: the folder.
-        split: "folders" or "drawn" says which of the two it is; "auto" looks.
-        follow_links: also to what lies outside `root`.
+        split: "folders" if the folders in `root` are splits, "drawn" if they are classes, "auto"
+            to find out.
+        follow_links: also follow links to places outside `root`.
 
     Raises:
-        InputError: no folders, folders of both kinds, one class in two folders, a link that leads
-            outside or in a circle, or links by which one image is in two classes or splits; the
-            message names it, and the way out.
+        InputError: no folders, folders of both kinds, a class in two folders, a link to a place
+            outside or to a folder around it, or an image in two classes or splits through links.
+            The message names it and the way out.
     """
     walk = _Walk(root, os.path.realpath(root), follow_links)
     folders = walk.folders_in(root)
     if not folders:
-        lying = f"{walk.stray} images lie in it, but in no" if walk.stray else "it holds no"
-        raise InputError(f"{root}: {lying} folder of a class. Give each class a folder in there.")
+        found = f"holds {walk.stray} images, but no" if walk.stray else "holds no"
+        raise InputError(f"{root}: {found} folder of a class. Make one folder per class in it.")
     if _is_split(root, list(folders), split):
         for name, path in folders.items():
             for key, place in walk.classes_in(path).items():
@@ -52,37 +59,37 @@ def list_folder(root: Path, split: str = "auto", follow_links: bool = False) -> 
 
 
 def _is_split(root: Path, names: list[str], choice: str) -> bool:
-    """Tell whether the folders in `root` are splits, and not classes."""
+    """Return whether the folders in `root` are splits, not classes."""
     known = [name for name in names if name.lower() in SPLIT_NAMES]
     splits = [SPLIT_NAMES[name.lower()] for name in known]
     others = sorted(set(names) - set(known))
     if choice == "drawn" or (choice == "auto" and "train" not in splits):
         return False
-    way_out = "If all are classes, say dataset.split=drawn."
+    way_out = "If all are classes, add dataset.split=drawn."
     if choice == "auto" and others and "test" not in splits:
-        return False  # a class may be called train
+        return False  # train may be the name of a class
     if others:
         raise InputError(
-            f"{root}: {', '.join(sorted(known))} are splits, but {others[0]} is none. Move it "
+            f"{root}: {', '.join(sorted(known))} are splits, but {others[0]} is not. Move it "
             f"away. {way_out}"
         )
     for split in sorted(set(splits)):
         if splits.count(split) > 1:
             same = sorted(name for name in known if SPLIT_NAMES[name.lower()] == split)
-            raise InputError(f"{root}: {' and '.join(same)} are both {split}. Make them one.")
+            raise InputError(f"{root}: {' and '.join(same)} are both {split}. Merge them.")
     for split in ("train", "test"):
         if split not in splits:
             raise InputError(
                 f"{root}: there is {' and '.join(sorted(known)) or 'no split'}, but no {split}/. "
-                "No run chooses anything by val/, so that you may rename it to test/; or put all "
-                f"classes side by side, and the split is drawn. {way_out}"
+                "No run uses val/ to choose anything, so you may rename it to test/. Or put the "
+                f"folders of all classes directly into it, and the split is drawn. {way_out}"
             )
     return True
 
 
 @dataclass
 class _Walk:
-    """Goes through the folders, and counts what it passes over."""
+    """Walks through the folders and counts skipped files."""
 
     root: Path
     real_root: str
@@ -98,7 +105,7 @@ class _Walk:
         self.found = Listing(self.root)
 
     def folders_in(self, folder: Path) -> dict[str, str]:
-        """Return name and path of the folders that are classes or splits; count what is not."""
+        """Return name and path of the folders of classes or splits, and count other files."""
         folders = {}
         for entry in self._visible(str(folder)):
             if _holds(entry, os.DirEntry.is_dir):
@@ -119,23 +126,23 @@ class _Walk:
             key = composed(name)
             if key in classes:
                 raise InputError(
-                    f"{folder}: two folders are called {key!r}, written with other Unicode "
-                    "characters (NFC and NFD). Move the images of one into the other."
+                    f"{folder}: two folders have the name {key!r}, in different Unicode forms "
+                    "(NFC and NFD). Move the images of one into the other."
                 )
             classes[key] = path
         return classes
 
     def add(self, key: str, folder: str, split: str | None) -> None:
-        """Add all images of a class's folder and of those in it."""
+        """Add all images in the folder of a class, at any depth."""
         self.found.keys.add(key)
         below = len(str(self.root)) + 1
-        # A folder, and the real paths of those that lead to it, through links or not.
+        # A folder, and the real paths of all folders on the way to it.
         waiting: list[tuple[str, frozenset[str]]] = [(folder, frozenset())]
         while waiting:
             place, around = waiting.pop()
             real = os.path.realpath(place)
             if real in around:
-                raise InputError(f"{place}: is a folder around itself, by links. Remove one.")
+                raise InputError(f"{place}: contains itself through links. Remove one link.")
             for entry in self._visible(place):
                 if _holds(entry, os.DirEntry.is_dir):
                     waiting.append((entry.path, around | {real}))
@@ -153,27 +160,29 @@ class _Walk:
         notes, found = self.found.notes, self.found
         if self.linked:
             self._refuse_shared()
-        passed_over = f"so many are passed over in {self.root}"
+        skipped = f"skipped in {self.root}"
         if self.others:
-            notes.append(f"no images by their names, {passed_over}: {told(self.others)}")
+            notes.append(
+                f"files without the suffix of an image, {skipped}: {counts_text(self.others)}"
+            )
         if self.hidden:
-            notes.append(f"hidden or left behind by a system, {passed_over}: {self.hidden}")
+            notes.append(f"hidden files and files of the system, {skipped}: {self.hidden}")
         if self.stray:
-            notes.append(f"images in no class's folder, {passed_over}: {self.stray}")
+            notes.append(f"images outside the folders of classes, {skipped}: {self.stray}")
         if self.broken:
-            notes.append(f"links to nothing, {passed_over}: {self.broken}")
+            notes.append(f"broken links, {skipped}: {self.broken}")
         return found
 
     def _refuse_shared(self) -> None:
-        """Refuse links by which a test image is trained on, too, or is of two classes."""
+        """Refuse links that put an image into two splits or two classes."""
         seen: dict[str, Listed] = {}
         for image in self.found.images:
             first = seen.setdefault(os.path.realpath(self.root / image.path), image)
-            # What is drawn could come into both splits, even within one class.
-            apart = (first.key, first.split) != (image.key, image.split) or image.split is None
-            if first is not image and apart:
+            # A draw could put the image into two splits, even within one class.
+            differs = (first.key, first.split) != (image.key, image.split) or image.split is None
+            if first is not image and differs:
                 both = " and ".join(sorted((first.path, image.path)))
-                raise InputError(f"{self.root}: {both} are one file, by links. Remove one of them.")
+                raise InputError(f"{self.root}: {both} are links to one file. Remove one of them.")
 
     def _visible(self, folder: str) -> list[os.DirEntry[str]]:
         self.found.read_from.append(Path(folder))
@@ -184,22 +193,22 @@ class _Walk:
             raise InputError(f"{folder}: cannot be listed: {error.strerror or error}.") from error
         visible = []
         for entry in listed:
-            if entry.name.startswith(".") or entry.name.lower() in _LEFT_BEHIND | {"thumbs.db"}:
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
                 self.hidden += 1
-            elif not entry.is_symlink() or self._is_fair(entry, folder):
+            elif not entry.is_symlink() or self._can_follow(entry, folder):
                 visible.append(entry)
         return visible
 
-    def _is_fair(self, link: os.DirEntry[str], folder: str) -> bool:
-        """Tell whether a link leads anywhere; InputError if it leads out, or in a circle."""
+    def _can_follow(self, link: os.DirEntry[str], folder: str) -> bool:
+        """Return False for a broken link; InputError for a link to outside or to a parent."""
         target = os.path.realpath(link.path)
         if not os.path.exists(target):  # noqa: PTH110 - Path.exists raises below a locked folder
             self.broken += 1
             return False
         if not self.follow_links and not _is_below(target, self.real_root):
             raise InputError(
-                f"{link.path}: is a link to {target}, outside the dataset. Put the images "
-                f"themselves there; {_LINKS}."
+                f"{link.path}: is a link to {target}, outside the dataset. Copy the images "
+                "there, or add dataset.follow_links=true to follow it."
             )
         if _is_below(os.path.realpath(folder), target):
             raise InputError(f"{link.path}: is a link to a folder around it. Remove it.")
@@ -212,7 +221,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _holds(entry: os.DirEntry[str], test: Callable[[os.DirEntry[str]], bool]) -> bool:
-    """Return what a test of an entry says; InputError if the system does not tell."""
+    """Return the result of a test of an entry; InputError if the system refuses it."""
     try:
         return test(entry)
     except OSError as error:

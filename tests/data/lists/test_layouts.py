@@ -133,7 +133,7 @@ def test_classes_without_a_folder_are_none(relative):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("strange", r"kin/test: n99 is no class of Small set.*DATASETS\.md"),
+        ("strange", r"kin/test: n99 is not a class of Small set.*DATASETS\.md"),
         ("empty", r"kin/test/\w+: holds no images"),
         ("none", r"kin/test: holds no class folders"),
         ("nowhere", r"kin/test: .*cannot be listed: No such"),

@@ -67,14 +67,17 @@ def test_a_mapping_may_leave_classes_out(tmp_path: Path):
 
 
 BAD = {
-    "no class": ('{"cta": "Cat"}', r"'cta' is no class\. Did you mean 'cat'\? .*are 'ant', 'cat'"),
+    "no class": (
+        '{"cta": "Cat"}',
+        r"'cta' is not a class\. Did you mean 'cat'\? .*are 'ant', 'cat'",
+    ),
     "short": ('["ant"]', r"lists 1 names, but there are 2 classes, from 'ant' to 'cat'"),
     "number": ('{"ant": 3}', r"the name of 'ant' must be text, not 3"),
     "text": ('"ant"', r"must hold a mapping from classes to names|lists 1 names"),
     "twice": ('{"ant": "a", "ant": "b"}', r"is not JSON: the key 'ant' is given twice"),
     "broken": ("{", r"is not JSON: "),
-    "alike": ('["Big cat", "big_cat"]', r"'ant' and 'cat' are both 'big_cat' in a prompt\. Name"),
-    "bell": ('["a\\u0007", "b"]', r"the class 'ant' has no name that a prompt could hold"),
+    "alike": ('["Big cat", "big_cat"]', r"'ant' and 'cat' are both 'big_cat' in a prompt\. Give"),
+    "bell": ('["a\\u0007", "b"]', r"the class 'ant' has no name that can be part of a prompt"),
 }
 
 
@@ -114,7 +117,10 @@ def test_a_key_that_a_text_gives_twice_is_refused(tmp_path: Path):
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path):
-    for file, reason in ((tmp_path / "no.txt", "cannot be read: No such"), (tmp_path, "is no fil")):
+    for file, reason in (
+        (tmp_path / "no.txt", "cannot be read: No such"),
+        (tmp_path, "is not a fil"),
+    ):
         with pytest.raises(InputError, match=re.escape(f"dataset.class_names: {file} {reason}")):
             class_names(["ant", "cat"], file, PLACE)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
@@ -127,8 +133,8 @@ def test_a_file_that_is_none_is_named(tmp_path: Path):
     [
         (["Cat", "big_cat", "cat"], r"the classes 'Cat' and 'cat' are both 'cat' in a prompt"),
         (["big-cat", "big_cat"], r"'big-cat' and 'big_cat' are both 'big cat'.*class_names=FILE"),
-        (["---", "cat"], r"the class '---' has no name that a prompt could hold\. Rename it"),
-        (["a\x07b", "cat"], r"has no name that a prompt could hold"),
+        (["---", "cat"], r"the class '---' has no name that can be part of a prompt\. Rename it"),
+        (["a\x07b", "cat"], r"has no name that can be part of a prompt"),
     ],
 )
 def test_names_that_cannot_be_told_apart_or_read(keys: list[str], message: str):

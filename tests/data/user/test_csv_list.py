@@ -57,14 +57,14 @@ def test_names_may_begin_and_end_with_blanks(tmp_path: Path):
 
 HEAD = "path,label,split\na.jpg,ant,train\n"
 BAD = {
-    "no label": ("path,split\n", "line 1: names no column label. The first line names the colu"),
-    "empty": ("", "line 1: names no column path"),
-    "two labels": ("path,label,class\n", "line 1: label and class are both a label"),
+    "no label": ("path,split\n", "line 1: there is no column label. The first line names the colu"),
+    "empty": ("", "line 1: there is no column path"),
+    "two labels": ("path,label,class\n", "line 1: label and class are both the column label"),
     "short": (f"{HEAD}b.jpg,bee\n", "line 3: holds 2 values, but line 1 names 3 columns"),
     "long": (f"{HEAD}b.jpg,bee, buzzing,test\n", "line 3: holds 4 values"),
     "no path": (f"{HEAD},bee,test\n", "line 3: the path '' is refused: it is empty"),
     "blank label": (f"{HEAD}b.jpg, ,test\n", "line 3: the label is empty"),
-    "split": (f"{HEAD}b.jpg,bee,tset\n", "line 3: the split 'tset' is none of train, val"),
+    "split": (f"{HEAD}b.jpg,bee,tset\n", "line 3: the split 'tset' is not one of train, val"),
     "half a split": (f"{HEAD}b.jpg,bee,\n", "line 3: has no split, but line 2 has one"),
     "half none": ("path,label,split\na.jpg,a,\nb.jpg,b,test\n", "line 3: has a split, but line 2"),
     "climbs": (f"{HEAD}../b.jpg,bee,test\n", "line 3: the path '../b.jpg' is refused: it climbs"),
@@ -72,7 +72,7 @@ BAD = {
     "windows": (f"{HEAD}x\\b.jpg,bee,test\n", "it holds a backslash"),
     "drive": (f"{HEAD}C:/b.jpg,bee,test\n", "it begins with a drive letter"),
     "twice": (f"{HEAD}./a.jpg,bee,test\n", "line 3: repeats the image './a.jpg' of line 2"),
-    "quote": (f'{HEAD}"b.jpg,bee,test\n', "is no CSV (unexpected end of data)"),
+    "quote": (f'{HEAD}"b.jpg,bee,test\n', "is not CSV (unexpected end of data)"),
     "latin": (b"path,label\na.jpg,\xe9t\xe9\n", "line 2: is not UTF-8 text. Save it as UTF-8"),
     "utf-16 without a mark": (HEAD.encode("utf-16-le"), "line 1: holds a NUL character. Save it"),
     "nul": ("path,label\na.jpg,b\0\n", "line 2: holds a NUL character"),
@@ -94,7 +94,7 @@ def test_the_only_csv_file_is_the_list(tmp_path: Path):
     file = write(tmp_path, PLAIN, "Images.CSV")
     assert find_csv(tmp_path, None) == file
     other = write(tmp_path, PLAIN, "more.tsv")
-    with pytest.raises(InputError, match=r"2 CSV files, Images\.CSV the first"):
+    with pytest.raises(InputError, match=r"2 CSV files, the first is Images\.CSV"):
         find_csv(tmp_path, None)
     assert find_csv(tmp_path, Path("more.tsv")) == other
     with pytest.raises(InputError, match=r"csv_file=none\.csv: there is no such file\. Looked for"):

@@ -10,7 +10,7 @@ from so_clip.config.compose import compose
 from so_clip.config.settings import Settings, from_config
 from so_clip.data.find import find_card, find_dataset
 from so_clip.data.run_data import gather
-from so_clip.data.user.dataset import UserData, check_name, read_own, user_name
+from so_clip.data.user.dataset import UserData, check_name, read_user_data, user_name
 from so_clip.errors import InputError
 from tests.helpers.made_datasets import ANIMALS, write_class_folders
 
@@ -31,11 +31,11 @@ def settings(*overrides: object) -> Settings:
 
 
 def sha256(root: Path, **options: object) -> str | None:
-    return read_own(UserData("folder", root, **options), "mine")[1].sha256  # type: ignore[arg-type]
+    return read_user_data(UserData("folder", root, **options), "mine")[1].sha256  # type: ignore[arg-type]
 
 
 def test_a_folder_becomes_a_card_and_lists(tmp_path: Path):
-    card, splits, _ = read_own(UserData("folder", pets(tmp_path)), "mine")
+    card, splits, _ = read_user_data(UserData("folder", pets(tmp_path)), "mine")
     assert (card.name, card.title, card.class_names) == ("mine", "mine", ANIMALS)
     assert card.sizes == {"classes": 5, "train": 25, "val": 10, "test": 15}
     assert splits.class_names == list(ANIMALS)
@@ -66,25 +66,25 @@ def test_a_copy_in_other_unicode_is_the_same_split(tmp_path: Path):
 
 
 def test_folders_and_a_csv_file_of_the_same_split_are_one(tmp_path: Path):
-    _, splits, _ = read_own(UserData("folder", pets(tmp_path)), "mine")
+    _, splits, _ = read_user_data(UserData("folder", pets(tmp_path)), "mine")
     rows = [
         f"{example.path},{ANIMALS[example.label]},{split}"
         for split in ("test", "train", "val")
         for example in getattr(splits, split)
     ]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
-    assert read_own(UserData("csv", tmp_path), "mine")[1].sha256 == splits.sha256
+    assert read_user_data(UserData("csv", tmp_path), "mine")[1].sha256 == splits.sha256
 
 
 def test_a_csv_file_of_numbers_takes_names_from_a_file(tmp_path: Path):
     rows = [f"{label}/{n}.jpg,{label}" for label in (10, 9, 2) for n in range(4)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
-    card, splits, listing = read_own(UserData("csv", tmp_path), "mine")
+    card, splits, listing = read_user_data(UserData("csv", tmp_path), "mine")
     assert card.class_names == ("2", "9", "10")
     assert "the classes are numbers, and prompts say 'a photo of a 2.'" in listing.notes[0]
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"2": "ant", "9": "bee", "10": "cat"}))
-    named = read_own(UserData("csv", tmp_path, class_names=names), "mine")
+    named = read_user_data(UserData("csv", tmp_path, class_names=names), "mine")
     assert named[0].class_names == ("ant", "bee", "cat")
     assert named[1].sha256 == splits.sha256  # names are hashed with the prompts
     assert names in named[1].read_from
@@ -93,8 +93,8 @@ def test_a_csv_file_of_numbers_takes_names_from_a_file(tmp_path: Path):
 REFUSED = {
     "one class": (("ant/a.jpg",), "holds one class, 'ant'. A classifier needs two or more"),
     "too deep": (("in/ant/a.jpg", "in/bee/b.jpg"), "holds one class, 'in', with the folders ant,"),
-    "empty": (("ant/a.jpg", "bee/b.txt"), "the class 'bee' holds no image. Give it some, or rem"),
-    "no test": (("ant/a.jpg", "bee/b.jpg"), "no image is in test. Add some"),
+    "empty": (("ant/a.jpg", "bee/b.txt"), "the class 'bee' has no image. Add images, or rem"),
+    "no test": (("ant/a.jpg", "bee/b.jpg"), "no image is in test. Add images"),
     "no train": (("train/a/x.txt", "test/a/a.jpg", "test/b/b.jpg"), "no image is in train"),
 }
 
@@ -102,16 +102,18 @@ REFUSED = {
 @pytest.mark.parametrize(("paths", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_a_dataset_is_refused(paths: tuple[str, ...], message: str, tmp_path: Path):
     with pytest.raises(InputError) as caught:
-        read_own(UserData("folder", touch(tmp_path, *paths)), "mine")
+        read_user_data(UserData("folder", touch(tmp_path, *paths)), "mine")
     assert message in str(caught.value)
 
 
 def test_no_folder_and_no_rows_are_named(tmp_path: Path):
-    with pytest.raises(InputError, match=r"none: there is no such folder\. Give that of your"):
-        read_own(UserData("folder", tmp_path / "none"), "mine")
+    with pytest.raises(
+        InputError, match=r"none: there is no such folder\. Give the folder of your"
+    ):
+        read_user_data(UserData("folder", tmp_path / "none"), "mine")
     (tmp_path / "list.csv").write_text("path,label\n")
     with pytest.raises(InputError, match=r"list\.csv: holds no images"):
-        read_own(UserData("csv", tmp_path), "mine")
+        read_user_data(UserData("csv", tmp_path), "mine")
 
 
 def test_a_class_to_train_on_without_images_is_named_by_the_draw(tmp_path: Path):
@@ -161,8 +163,8 @@ BAD_OPTIONS = {
     "dataset.split_seed=-1": "must be 0 or more",
     "dataset.split=none": "must be auto or folders or drawn",
     "dataset.follow_links=3": "must be true or false",
-    "dataset.name=eurosat": "is a published dataset's",
-    "dataset.name=[a]": "must be made of letters",
+    "dataset.name=eurosat": "is the name of a published dataset",
+    "dataset.name=[a]": "must consist of letters",
     "dataset.layout=csv": "dataset.csv_file is missing",
     "dataset.csv_file=a.csv": "the chosen dataset has no such option|there is no such option",
     "~dataset.split": "dataset.split is missing",
@@ -219,4 +221,4 @@ def test_what_is_passed_over_in_a_target_is_told(tmp_path: Path, capsys):
     write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
     (tmp_path / "zoo" / "ant" / "why.txt").touch()
     gather(**settings(f"transfer=[folder:{tmp_path}/zoo]").data)
-    assert "so_clip: zoo: no images by their names, so many" in capsys.readouterr().err
+    assert "so_clip: zoo: files without the suffix of an image" in capsys.readouterr().err

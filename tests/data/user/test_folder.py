@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from so_clip.data.user.dataset import UserData, read_own
+from so_clip.data.user.dataset import UserData, read_user_data
 from so_clip.data.user.folder import list_folder
 from so_clip.errors import InputError
 
@@ -60,7 +60,7 @@ def test_a_class_may_be_called_train(tmp_path: Path):
     touch(tmp_path, "train/a.jpg", "tram/b.jpg")
     assert {image.key for image in list_folder(tmp_path).images} == {"train", "tram"}
     touch(tmp_path, "test/c.jpg")
-    with pytest.raises(InputError, match=r"test, train are splits, but tram is none.*split=drawn"):
+    with pytest.raises(InputError, match=r"test, train are splits, but tram is not.*split=drawn"):
         list_folder(tmp_path)
     assert {image.key for image in list_folder(tmp_path, "drawn").images} >= {"train", "test"}
 
@@ -70,7 +70,7 @@ def test_a_class_may_be_called_train(tmp_path: Path):
     [
         (("train", "val"), r"there is train and val, but no test/\. .*rename it to test/"),
         (("train",), r"there is train, but no test/"),
-        (("train", "test", "val", "valid"), r"val and valid are both val\. Make them one"),
+        (("train", "test", "val", "valid"), r"val and valid are both val\. Merge them"),
     ],
 )
 def test_half_a_split_is_refused(folders: tuple[str, ...], message: str, tmp_path: Path):
@@ -95,20 +95,20 @@ def test_what_is_no_image_is_counted(tmp_path: Path):
     found = list_folder(tmp_path)
     assert {image.path for image in found.images} == {"ant/a.jpg", "bee/b.jpg"}
     assert found.keys == {"ant", "bee"}
-    place = f"so many are passed over in {tmp_path}"
+    place = f"skipped in {tmp_path}"
     assert found.notes == [
-        f"no images by their names, {place}: .txt (2), .heic (1), .md (1), no suffix (1)",
-        f"hidden or left behind by a system, {place}: 5",
-        f"images in no class's folder, {place}: 1",
+        f"files without the suffix of an image, {place}: .txt (2), .heic (1), .md (1), no suffix (1)",
+        f"hidden files and files of the system, {place}: 5",
+        f"images outside the folders of classes, {place}: 1",
     ]
 
 
 def test_a_folder_of_images_alone_says_what_to_do(tmp_path: Path):
     touch(tmp_path, "a.jpg", "b.jpg")
-    with pytest.raises(InputError, match=r"2 images lie in it, but in no folder of a class"):
+    with pytest.raises(InputError, match=r"holds 2 images, but no folder of a class"):
         list_folder(tmp_path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match=r"holds no folder of a class\. Give each class a folder"):
+    with pytest.raises(InputError, match=r"holds no folder of a class\. Make one folder per class"):
         list_folder(tmp_path / "none")
 
 
@@ -119,7 +119,7 @@ def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path: Path):
     paths = {image.path for image in found.images}
     assert f"test/{CAFE['NFD']}/c.jpg" in paths  # as it is on the disk
     touch(tmp_path, f"train/{CAFE['NFD']}/d.jpg")
-    with pytest.raises(InputError, match="two folders are called 'café', written with other"):
+    with pytest.raises(InputError, match="two folders have the name 'café', in different"):
         list_folder(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_links_inside_are_followed_and_links_outside_refused(tmp_path: Path):
     assert {image.path for image in found.images if image.key == "ant"} == {
         *("ant/a.jpg", "ant/more/b.jpg", "ant/more/c.jpg")
     }
-    assert f"links to nothing, so many are passed over in {root}: 1" in found.notes
+    assert f"broken links, skipped in {root}: 1" in found.notes
     for name, target in (("cat", "elsewhere"), ("bee/e.jpg", "elsewhere/d.jpg")):
         (root / name).symlink_to(tmp_path / target)
         with pytest.raises(InputError, match=r"outside the dataset.*dataset\.follow_links=true"):
@@ -170,14 +170,14 @@ def test_one_image_in_two_splits_or_classes_by_links_is_refused(
     assert len(list_folder(tmp_path).images) == 5  # twice in one class and split is no leak
     (tmp_path / link).symlink_to(tmp_path / target)
     both = sorted((f"{link}/d.jpg", f"{target}/d.jpg") if link == "train/cat" else (link, target))
-    with pytest.raises(InputError, match=f"{' and '.join(both)} are one file, by links"):
+    with pytest.raises(InputError, match=f"{' and '.join(both)} are links to one file"):
         list_folder(tmp_path)
 
 
 def test_one_image_twice_in_a_class_that_is_drawn_from_is_refused(tmp_path: Path):
     touch(tmp_path, "ant/a.jpg", "bee/b.jpg")
     (tmp_path / "ant" / "x.jpg").symlink_to(tmp_path / "ant" / "a.jpg")
-    with pytest.raises(InputError, match=r"ant/a\.jpg and ant/x\.jpg are one file, by links"):
+    with pytest.raises(InputError, match=r"ant/a\.jpg and ant/x\.jpg are links to one file"):
         list_folder(tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_links_in_a_circle_through_two_folders_are_refused(tmp_path: Path):
     touch(tmp_path, "ant/a.jpg", "bee/b.jpg")
     (tmp_path / "ant" / "x").symlink_to(tmp_path / "bee")
     (tmp_path / "bee" / "y").symlink_to(tmp_path / "ant")
-    with pytest.raises(InputError, match=r"is a folder around itself, by links\. Remove one"):
+    with pytest.raises(InputError, match=r"contains itself through links\. Remove one"):
         list_folder(tmp_path)
 
 
@@ -202,12 +202,12 @@ def test_a_pipe_is_no_image(tmp_path: Path):
     assert "not plain files (1)" in list_folder(tmp_path).notes[0]
 
 
-def test_ten_thousand_classes_are_listed_and_divided(tmp_path: Path):
-    for number in range(10_000):
+def test_thousands_of_classes_are_listed_and_divided(tmp_path: Path):
+    for number in range(2_000):
         folder = tmp_path / f"c{number:05}"
         folder.mkdir()
         for name in ("a.jpg", "b.jpg"):
             (folder / name).touch()
-    card, splits, _ = read_own(UserData("folder", tmp_path), "many")
-    assert card.sizes == {"classes": 10_000, "train": 10_000, "val": 0, "test": 10_000}
+    card, splits, _ = read_user_data(UserData("folder", tmp_path), "many")
+    assert card.sizes == {"classes": 2_000, "train": 2_000, "val": 0, "test": 2_000}
     assert set(Counter(label for _, label in splits.train).values()) == {1}

@@ -7,8 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from so_clip.data.lists.drawn_split import drawn
-from so_clip.data.lists.listing import Listed
+from so_clip.data.user.listing import Listed, draw_split
 
 SHARES = (0.5, 0.2, 0.3)
 names = st.text("abcdeé", min_size=1, max_size=6)
@@ -29,19 +28,19 @@ def test_neither_order_nor_other_classes_count(
     pairs: set[tuple[str, str]], shares: tuple[float, ...], seed: int, stream: random.Random
 ):
     listed = images(pairs)
-    whole = drawn(listed, shares, seed)
+    whole = draw_split(listed, shares, seed)
     shuffled = list(listed)
     stream.shuffle(shuffled)
-    assert drawn(shuffled, shares, seed) == whole
+    assert draw_split(shuffled, shares, seed) == whole
     ants = [image for image in listed if image.key == "ant"]
-    assert splits(drawn(ants, shares, seed)).items() <= splits(whole).items()
+    assert splits(draw_split(ants, shares, seed)).items() <= splits(whole).items()
 
 
 @given(files, thirds, st.integers(0, 9))
 def test_each_image_once_and_each_class_in_its_shares(
     pairs: set[tuple[str, str]], shares: tuple[float, ...], seed: int
 ):
-    found = drawn(images(pairs), shares, seed)
+    found = draw_split(images(pairs), shares, seed)
     assert {image.path for image in found} == {image.path for image in images(pairs)}
     sizes = Counter(image.key for image in found)
     for key, size in sizes.items():
@@ -57,17 +56,17 @@ def test_an_image_more_moves_one_over_each_border(
     pairs: set[tuple[str, str]], name: str, seed: int
 ):
     more = pairs | {("ant", name)}
-    before, after = (splits(drawn(images(each), SHARES, seed)) for each in (pairs, more))
+    before, after = (splits(draw_split(images(each), SHARES, seed)) for each in (pairs, more))
     assert sum(before[path] != after[path] for path in before) <= 2
 
 
 @given(files, st.integers(0, 9))
 def test_a_copy_on_another_system_is_divided_alike(pairs: set[tuple[str, str]], seed: int):
-    here = drawn(images(pairs), SHARES, seed)
+    here = draw_split(images(pairs), SHARES, seed)
     written = [
         image._replace(path=unicodedata.normalize("NFD", image.path)) for image in images(pairs)
     ]
-    there = splits(drawn(written, SHARES, seed))
+    there = splits(draw_split(written, SHARES, seed))
     assert {unicodedata.normalize("NFC", path): split for path, split in there.items()} == splits(
         here
     )
@@ -75,8 +74,8 @@ def test_a_copy_on_another_system_is_divided_alike(pairs: set[tuple[str, str]], 
 
 def test_seeds_differ_and_the_split_is_pinned():
     listed = images({("ant", f"{index}") for index in range(10)})
-    found = splits(drawn(listed, SHARES, 1))
-    assert found != splits(drawn(listed, SHARES, 2))
+    found = splits(draw_split(listed, SHARES, 1))
+    assert found != splits(draw_split(listed, SHARES, 2))
     trained = sorted(path for path, split in found.items() if split == "train")
     # Another one would be another split for everybody.
     assert trained == [f"ant/{index}.jpg" for index in (1, 2, 4, 6, 7)]

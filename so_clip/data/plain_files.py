@@ -1,0 +1,140 @@
+"""Small files that people write: YAML and JSON as plain data, and text."""
+
+import json
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from so_clip.errors import InputError
+
+# libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML has it.
+_LOADER: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+_DEEPEST = 20
+_TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
+# Several prompts for each of 20,000 classes take a tenth of it.
+MAX_BYTES = 64 * 2**20
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """Return a value for a message: a file may hold anything, and a message is one line."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 20]}…{text[-15:]}"
+
+
+def load_plain_yaml(data: bytes) -> Any:
+    """Return the content of YAML text: mappings, lists, text, numbers, dates, and nothing else.
+
+    Raises:
+        ValueError: it holds aliases, is nested too deep, or gives a key twice in one mapping.
+        yaml.YAMLError: it is not YAML, or asks for other objects.
+    """
+    try:
+        _check_events(data)
+        return yaml.load(data, _LOADER)
+    except yaml.MarkedYAMLError as error:
+        # PyYAML 6.0.4 and later have their own limit of nesting, with another message.
+        read = data[: error.problem_mark.index] if error.problem_mark else b""
+        if sum(map(read.count, (b"[", b"{"))) - sum(map(read.count, (b"]", b"}"))) > _DEEPEST:
+            raise ValueError(_TOO_DEEP) from error
+        raise
+
+
+def load_plain_json(text: str | bytes) -> Any:
+    """Return the content of JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or gives a key twice in one mapping.
+        RecursionError: it is nested too deep.
+    """
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"the key {repeated!r} is given twice")
+        return content
+
+    return json.loads(text, object_pairs_hook=mapping)
+
+
+def read_values(file: Path, option: str) -> Any:
+    """Return the content of a JSON or YAML file, or the text of any other file.
+
+    Args:
+        file: its suffix decides its format.
+        option: the option that names it, for messages.
+
+    Raises:
+        InputError: it is missing, not a plain file, too large, not UTF-8, or not of the format of
+            its suffix.
+    """
+    data = _content(file, option)
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".json":
+            return load_plain_json(data.decode("utf-8-sig"))
+        if suffix in (".yaml", ".yml"):
+            return load_plain_yaml(data)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{file}: line {line}: is not UTF-8 text. Save it as UTF-8.") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        kind = "JSON" if suffix == ".json" else "YAML"
+        raise InputError(f"{file}: is not {kind}: {' '.join(str(error).split())}.") from error
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text that are not blank, without blanks at their ends."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _content(file: Path, option: str) -> bytes:
+    try:
+        status = file.stat()
+        # Reading a pipe would wait forever.
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{option}: {file} is not a file.")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"{option}: {file} is larger than {MAX_BYTES // 2**20} MiB.")
+        return file.read_bytes()
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option}: {file} cannot be read: {reason}.") from error
+
+
+def _check_events(data: bytes) -> None:
+    depth = 0
+    for event in yaml.parse(data, _LOADER):
+        # A few lines of aliases can expand to more text than the memory holds.
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it holds an alias (*NAME); write the value out instead")
+        # libyaml loads by recursion. Deep nesting would overflow the stack and kill the process.
+        opens = isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent))
+        depth += opens - isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent))
+        if depth > _DEEPEST:
+            raise ValueError(_TOO_DEEP)
+
+
+def _mapping(loader: Any, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
+    """Build a mapping in two steps, as PyYAML does, but refuse a repeated key."""
+    content: dict[Any, Any] = {}
+    yield content
+    content.update(loader.construct_mapping(node))
+    if len(content) == len(node.value):
+        return
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise ValueError(f"the key {key!r} is given twice")
+        seen.add(key)
+
+
+_LOADER.add_constructor("tag:yaml.org,2002:map", _mapping)
