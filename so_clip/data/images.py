@@ -261,7 +261,7 @@ def _open_plain(file: Path) -> BinaryIO:
     # Opening a pipe would wait for a writer forever.
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
-        raise _NotAFile(f"this is {kind}, not an image. Put the image in its place.")
+        raise _NotAFile(f"this is {kind}. Put the image in its place.")
     if status.st_size == 0:
         raise _Unusable("the image is empty (0 bytes). Fetch it again.")
     return file.open("rb")

@@ -62,6 +62,7 @@ def test_images_are_as_large_as_the_card_says() -> None:
     assert (image.mode, image.width * image.height) == ("RGB", CARD.image_pixels)
 
 
+@pytest.mark.slow
 @installed
 def test_a_run_needs_no_data_root(tmp_path: Path) -> None:
     arguments = ("dataset=textile", "shots=1", "schedule.max_steps=2", "evaluation.workers=0")

@@ -107,9 +107,7 @@ def test_what_cannot_be_a_dataset_is_refused(paths: tuple[str, ...], message: st
 
 
 def test_no_folder_and_no_rows_are_named(tmp_path: Path):
-    with pytest.raises(
-        InputError, match=r"none: there is no such folder\. Give the folder of your"
-    ):
+    with pytest.raises(InputError, match=r"none: there is no such folder\. Give the folder of"):
         read_user_data(UserData("folder", tmp_path / "none"), "mine")
     (tmp_path / "list.csv").write_text("path,label\n")
     with pytest.raises(InputError, match=r"list\.csv: holds no images"):

@@ -97,7 +97,8 @@ def test_what_is_no_image_is_counted(tmp_path: Path):
     assert found.keys == {"ant", "bee"}
     place = f"skipped in {tmp_path}"
     assert found.notes == [
-        f"files without the suffix of an image, {place}: .txt (2), .heic (1), .md (1), no suffix (1)",
+        f"files without the suffix of an image, {place}: "
+        ".txt (2), .heic (1), .md (1), no suffix (1)",
         f"hidden files and files of the system, {place}: 5",
         f"images outside the folders of classes, {place}: 1",
     ]
