@@ -1,4 +1,4 @@
-"""One dataset, from nothing or from half of it to CoOp's layout below the data root."""
+"""Completes one dataset in CoOp's layout below the data root."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,47 +10,40 @@ from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_pl
 from so_clip.errors import InputError, RunFailed
 from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
-from so_clip.prepare.missing import all_examples, lacking
+from so_clip.prepare.missing import all_examples, missing_images
 from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.place import remove
-from so_clip.prepare.repair import Aside, take_bad_images, take_bad_split_file
-from so_clip.prepare.sources import (
-    IMAGES,
-    NO_SOURCE,
-    SPLIT,
-    RemoteFile,
-    SourceFailed,
-    read_sources,
-)
+from so_clip.prepare.repair import SetAside
+from so_clip.prepare.sources import IMAGES, NO_SOURCE, SPLIT, SourceFailed, read_sources
 from so_clip.system import atomic
 from so_clip.system.locks import lock_folder, unlock
 
-# Below the data root: archives and what comes out of them; nothing once all is done.
+# Below the data root: archives and unpacked files. It is removed at the end.
 WORK_DIR = ".prepare"
-# The others' images come with this package or with another.
+# The images of other layouts come with a Python package.
 LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", *TEST_LAYOUTS)
-# Where the split files are told of.
+# Links to the split files.
 COOP_DATASETS = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 
 
 def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], None]) -> str:
-    """Complete one dataset below the data root; what is there already is kept.
+    """Complete one dataset below the data root; existing files are kept.
 
-    Nothing half-made ever lies in its final place, and the process may be killed at any moment:
-    the next call goes on. Of several calls on one data root one works and the others wait.
+    A file appears in its final place only when it is complete. If the process is killed, the next
+    call resumes. Two calls on one data root run one after the other.
 
     Args:
         card: the dataset.
-        options: where, and from where.
-        say: is told, a line each, of waits and of every source that failed.
+        options: target and sources.
+        say: gets one line for a wait and for each source that failed.
 
     Returns:
-        One line that says what there is now.
+        One line about the dataset's state.
 
     Raises:
-        InputError: the data root, the split file there or the card cannot be used, or something
-            that only the user can provide is missing.
-        RunFailed: no source worked; `say` was told why, and the message names the ways out.
+        InputError: the data root, its split file or the card cannot be used, or something is
+            missing that only the user can provide.
+        RunFailed: no source worked. `say` got the reasons, and the message names the ways out.
     """
     if card.layout not in LAYOUTS:
         return "comes with a Python package, nothing is to be fetched"
@@ -62,7 +55,7 @@ def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], Non
         place = error.filename or options.data_root
         raise InputError(
             f"data_root={options.data_root}: {place} cannot be written: {error.strerror or error}. "
-            "Mend that, or choose another folder with data_root=FOLDER."
+            "Correct that, or choose another folder with data_root=FOLDER."
         ) from error
 
 
@@ -91,90 +84,84 @@ def locked(data_root: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], None]) -> str:
     supply = Supply(card, options, options.data_root / WORK_DIR / card.name)
-    aside = Aside(supply.work / "damaged")
+    set_aside = SetAside(supply.work / "damaged")
     try:
-        if options.repair and card.layout == "split_file":
-            take_bad_split_file(card, options.data_root, aside)
         if card.layout == "split_file":
+            if options.repair:
+                set_aside.add_bad_split_file(card, options.data_root)
             _ensure_split_file(card, options.data_root, supply, say)
         if options.repair and card.layout != "imagenet":
-            take_bad_images(card, options.data_root, aside)
+            set_aside.add_bad_images(card, options.data_root)
         return _complete(card, options, supply, say)
     finally:
-        aside.give_back()
+        set_aside.give_back()
 
 
 def _complete(
     card: DatasetCard, options: PrepareOptions, supply: Supply, say: Callable[[str], None]
 ) -> str:
-    """Place the images that are lacking and clear up; return what there is now."""
+    """Place the missing images and remove the rest; return the dataset's state."""
     root = options.data_root
     sources = ImageSources(card, options, supply, say)
-    incomplete = bool(lacking(card, root))
+    incomplete = bool(missing_images(card, root))
     if incomplete and card.layout == "imagenet":
         copy = options.imagenet_dir or options.offline_from
         link_imagenet(card, root, copy, sources.staged)
     elif incomplete and not sources.complete():
         sources.clear()
-        raise _nothing_worked(card, IMAGES)
-    if incomplete and (still := lacking(card, root)):
-        raise RunFailed(
-            f"dataset={card.name}: something else is where {len(still)} images should be, first "
-            f"{still[0]} below {dataset_folder(card, root)}. Repeat with repair=true."
-        )
-    _clear_up(sources, supply, options)
-    count = len(all_examples(load_splits(card, root)))
+        raise _no_source_worked(card, IMAGES)
     folder = dataset_folder(card, root)
-    return f"{'completed' if incomplete else 'is complete'}: {count} images in {folder}"
-
-
-def _clear_up(sources: ImageSources, supply: Supply, options: PrepareOptions) -> None:
+    if incomplete and (missing := missing_images(card, root)):
+        raise RunFailed(
+            f"dataset={card.name}: something else is where {len(missing)} images should be, first "
+            f"{missing[0]} below {folder}. Repeat with repair=true."
+        )
     sources.clear()
     if not options.keep_archives:
         remove(supply.work)
-    for folder in (supply.work, supply.work.parent):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    for work in (supply.work, supply.work.parent):
+        if work.is_dir() and not any(work.iterdir()):
+            work.rmdir()
+    count = len(all_examples(load_splits(card, root)))
+    return f"{'completed' if incomplete else 'is complete'}: {count} images in {folder}"
 
 
 def _ensure_split_file(
     card: DatasetCard, root: Path, supply: Supply, say: Callable[[str], None]
 ) -> None:
-    """Fetch the split file unless there is one. The user's own, cut down as it may be, is kept."""
+    """Download the split file unless there is one. A user's shortened split file is kept."""
     places = split_file_places(card, root)
     if any(place.is_file() for place in places):
         return
-    known = read_sources(card, SPLIT)
-    for source in known:
-        for remote in source.files:
-            named = RemoteFile(remote.url, places[0].name, remote.md5, remote.sha256)
-            try:
-                file = supply.obtain(named)
-                _check_split_file(file, card, named)
-                atomic.write_bytes(places[0], file.read_bytes())
-                supply.forget(named)
-                return
-            except SourceFailed as error:
-                say(str(error))
-                if error.spoiled:
-                    supply.forget(named)
-    if not known:
+    sources = read_sources(card, SPLIT)
+    for remote in (file for source in sources for file in source.files):
+        remote.name = places[0].name
+        try:
+            file = supply.obtain(remote)
+            _check_split_file(file, card, remote.url)
+            atomic.write_bytes(places[0], file.read_bytes())
+            supply.forget(remote)
+            return
+        except SourceFailed as error:
+            say(str(error))
+            if error.spoiled:
+                supply.forget(remote)
+    if not sources:
         say(NO_SOURCE)
-    raise _nothing_worked(card, SPLIT)
+    raise _no_source_worked(card, SPLIT)
 
 
-def _check_split_file(file: Path, card: DatasetCard, remote: RemoteFile) -> None:
-    """Raise SourceFailed unless the file lists what was published, by number at least."""
+def _check_split_file(file: Path, card: DatasetCard, url: str) -> None:
+    """Raise SourceFailed unless the file lists the published numbers of classes and images."""
     try:
         splits = read_split_file(file, card)
     except InputError as error:
-        raise SourceFailed(f"{remote.url}: {error}", spoiled=True) from error
+        raise SourceFailed(f"{url}: {error}", spoiled=True) from error
     sizes = {"classes": len(splits.class_names)}
     sizes |= {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
     if sizes != card.sizes:
         raise SourceFailed(
-            f"{remote.url}: {file.name} lists {_counts(sizes)}, but {_counts(card.sizes)} were "
-            "published.",
+            f"{url}: {file.name} lists {_counts(sizes)}, but {_counts(card.sizes)} were published.",
             spoiled=True,
         )
 
@@ -183,13 +170,14 @@ def _counts(sizes: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(sizes.items()))
 
 
-def _nothing_worked(card: DatasetCard, holds: str) -> RunFailed:
-    names = [remote.name for each in read_sources(card, holds) for remote in each.files]
-    wanted = card.split_file if holds == SPLIT else (names[0] if names else "an archive of it")
-    what = "split file" if holds == SPLIT else "images"
+def _no_source_worked(card: DatasetCard, holds: str) -> RunFailed:
+    names = [file.name for source in read_sources(card, holds) for file in source.files]
+    if holds == SPLIT:
+        what, file, page = "split file", card.split_file, COOP_DATASETS
+    else:
+        what, file, page = "images", names[0] if names else "an archive", card.homepage
     return RunFailed(
-        f"dataset={card.name}: the {what} could not be had from any source. "
-        f"Repeat the command when the network is there; or fetch {wanted} elsewhere "
-        f"({COOP_DATASETS if holds == SPLIT else card.homepage}) into a FOLDER and repeat with "
+        f"dataset={card.name}: no source of the {what} worked. Repeat the command when the network "
+        f"is available; or download {file} elsewhere ({page}) into a FOLDER and repeat with "
         "--offline-from FOLDER."
     )

@@ -1,6 +1,5 @@
-"""What a dataset lacks, image by image."""
+"""The images that a dataset still needs."""
 
-import os
 from pathlib import Path
 
 from so_clip.data.cards.card import DatasetCard
@@ -10,31 +9,30 @@ from so_clip.data.lists.splits import dataset_folder, load_splits
 from so_clip.errors import InputError
 
 
-def lacking(card: DatasetCard, root: Path) -> list[str]:
-    """Return what a dataset below `root` lacks: paths of images, or one sentence; [] if nothing.
+def missing_images(card: DatasetCard, root: Path) -> list[str]:
+    """Return the paths of missing images of a dataset below `root`, or one sentence; [] if none.
 
-    Images that are empty files are lacking. Where a split file lists the images, those count;
-    otherwise their published number.
+    Empty files count as missing. The split file lists the images; without one, their number must be
+    the published number.
 
     Raises:
         InputError: the split file is missing or cannot be used.
     """
-    by_split_file = card.layout == "split_file"
+    has_split_file = card.layout == "split_file"
     try:
         splits = load_splits(card, root)
     except InputError as error:
-        if by_split_file:
+        if has_split_file:
             raise
         return [str(error)]
-    examples = all_examples(splits)
+    paths = [example.path for example in all_examples(splits)]
     folder = dataset_folder(card, root) / card.image_dir
-    paths = [example.path for example in examples]
     missing = ImageFolder(folder).missing(paths)
-    gone = set(missing)
-    missing += [path for path in paths if path not in gone and is_empty_file(folder / path)]
+    absent = set(missing)
+    missing += [path for path in paths if path not in absent and is_empty_file(folder / path)]
     published = sum(card.sizes[split] for split in ("train", "val", "test"))
-    if not missing and not by_split_file and len(examples) != published:
-        return [f"{folder} holds {len(examples)} images where {published} were published"]
+    if not missing and not has_split_file and len(paths) != published:
+        return [f"{folder} holds {len(paths)} images where {published} were published"]
     return missing
 
 
@@ -44,8 +42,8 @@ def all_examples(splits: Splits) -> list[Example]:
 
 
 def is_empty_file(path: Path) -> bool:
-    """Tell whether `path` is a file of no bytes."""
+    """Return whether `path` is a file without bytes."""
     try:
-        return path.is_file() and not os.path.getsize(path)  # noqa: PTH202
+        return path.is_file() and not path.stat().st_size
     except OSError:
         return False

@@ -73,7 +73,7 @@ def listed_files(listing: Path, source: str) -> list[RemoteFile]:
     urls = [url for url in _texts(content) if re.fullmatch(r"https?://\S+\.parquet", url)]
     if not urls:
         raise SourceFailed(f"{source}: lists no parquet files.", spoiled=True)
-    return [RemoteFile(url, PurePosixPath(url).name) for url in dict.fromkeys(urls)]
+    return [RemoteFile(url=url, name=PurePosixPath(url).name) for url in dict.fromkeys(urls)]
 
 
 def _texts(content: Any) -> Iterator[str]:

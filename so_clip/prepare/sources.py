@@ -1,4 +1,4 @@
-"""Where a card says that its images and split file can be had, checked key by key.
+"""The sources on a card: where to get the images and the split file of a dataset.
 
 `sources` in a card is a list, in the order of trial. A source is a mapping:
 
@@ -6,44 +6,49 @@
     holds: images | split file
     files:                        # all are needed
       - url: https://…            # http or https
-        name: EuroSAT.zip         # the file's name on disk; by default the last part of the URL
-        md5: …  or  sha256: …     # only where published; otherwise counts are checked
-        below: cars_train         # parquet: images of this file lie below this folder
-    name_column: image_id         # parquet: where file names are, if not in the image itself
+        name: EuroSAT.zip         # the file's name on disk; default: the last part of the URL
+        md5: …  or  sha256: …     # only if published; otherwise counts are checked
+        below: cars_train         # parquet: images of this file are below this folder
+    name_column: image_id         # parquet: the column of file names, if not in the image itself
     listing: https://…            # parquet: JSON that names the files, in place of `files`
+    url: https://…                # registration: the page for people
 
-`archive` is a zip or tar, whatever its folders are called; `parquet` a set in Hugging Face's
-layout; of `videos` the middle frames are the images: without files, of videos that the user has
-already, with files, of those in archives; `registration` is never fetched, it tells people where
-to go (`url`).
+`archive` is a zip or tar with any folders; `parquet` is a set in Hugging Face's layout. The images
+of `videos` are the middle frames: of videos that the user has (no files), or of archives (files).
+`registration` is never downloaded.
 
-torchvision's loaders fetch the very archives that are listed here as their authors' own; the
-checksums are those that torchvision publishes, and Hugging Face's pinned revisions need none.
+torchvision's loaders download the same archives of the authors, and the checksums are those that
+torchvision publishes. Pinned revisions of Hugging Face need no checksum.
 """
 
-import re
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from so_clip.checks import problem_text
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.safe_path import why_outside
-from so_clip.errors import InputError
+from so_clip.errors import InputError, nearest
 
 IMAGES, SPLIT = "images", "split file"
 NO_SOURCE = "the card names no source."
-KINDS = ("archive", "parquet", "videos", "file", "registration")
-_DIGITS = {"md5": 32, "sha256": 64}
-_SOURCE_KEYS = ("kind", "holds", "files", "name_column", "listing", "url")
-_FILE_KEYS = ("url", "name", "below", *_DIGITS)
 
 
 class SourceFailed(Exception):
-    """One source cannot be used, and the next one is tried. The message names URL, file, way out.
+    """A source cannot be used, so the next one is tried. The message names URL, file and way out.
 
     Attributes:
-        spoiled: the source's files themselves are bad and are not to be tried again.
+        spoiled: the source's files are bad and must not be used again.
     """
 
     def __init__(self, message: str, spoiled: bool = False) -> None:
@@ -51,91 +56,105 @@ class SourceFailed(Exception):
         self.spoiled = spoiled
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """One file of a source: its URL, its name on disk, and its checksum where one is known."""
-
-    url: str
-    name: str
-    md5: str | None = None
-    sha256: str | None = None
-    below: str = ""
+def _web_address(url: str) -> str:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"must begin with http:// or https://, not {url!r}.")
+    return url
 
 
-@dataclass(frozen=True)
-class Source:
+def _path_below(path: str) -> str:
+    if path and why_outside(path):
+        raise ValueError(f"must name something below a folder, not {path!r}.")
+    return path
+
+
+def _file_name(name: str) -> str:
+    if not name or "/" in name:
+        raise ValueError(f"must name something below a folder, not {name!r}.")
+    return _path_below(name)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RemoteFile(_Entry):
+    """A file of a source: its URL, its name on disk, and its checksum if it is known."""
+
+    url: Annotated[str, AfterValidator(_web_address)]
+    name: Annotated[str, AfterValidator(_file_name)]
+    md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    below: Annotated[str, AfterValidator(_path_below)] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_url(cls, entry: Any) -> Any:
+        if not isinstance(entry, dict) or not isinstance(entry.get("url"), str):
+            return entry
+        return {"name": unquote(PurePosixPath(urlsplit(entry["url"]).path).name)} | entry
+
+
+def _listing(url: Any) -> Any:
+    return None if url is None else {"url": url, "name": "listing.json"}
+
+
+class Source(_Entry):
     """One way to get a dataset's images or its split file; see the module's text."""
 
-    kind: str
-    holds: str
-    files: tuple[RemoteFile, ...] = ()
+    kind: Literal["archive", "parquet", "videos", "file", "registration"]
+    holds: Literal["images", "split file"]
+    files: list[RemoteFile] = Field(default_factory=list)
     name_column: str | None = None
-    listing: RemoteFile | None = None
+    listing: Annotated[RemoteFile | None, BeforeValidator(_listing)] = None
     url: str | None = None
+
+    @model_validator(mode="after")
+    def _check_files(self) -> "Source":
+        needs_files = self.kind not in ("videos", "registration") and self.listing is None
+        if needs_files and not self.files:
+            raise ValueError(f"kind: {self.kind} needs a list of files.")
+        if self.kind == "registration" and self.files:
+            raise ValueError("kind: registration has no files. Leave them out.")
+        return self
 
 
 def read_sources(card: DatasetCard, holds: str) -> list[Source]:
     """Return the sources of a card that hold `holds`, in order.
 
     Args:
-        card: the dataset. The checksum of its split file goes with every source of it.
+        card: the dataset. Sources of its split file get the split file's checksum.
         holds: `IMAGES` or `SPLIT`.
 
     Raises:
-        InputError: a malformed source, by card, place and key.
+        InputError: a malformed source; the message names card, place and key.
     """
-    read = [_source(card, index, entry) for index, entry in enumerate(card.sources)]
-    return [source for source in read if source.holds == holds]
+    sources = []
+    for index, entry in enumerate(card.sources):
+        try:
+            source = Source.model_validate(entry)
+        except ValidationError as error:
+            raise _source_error(error, f"{card.name}.yaml: sources[{index}]") from error
+        if source.holds == SPLIT:
+            for file in source.files:
+                file.sha256 = file.sha256 or card.split_sha256
+        sources.append(source)
+    return [source for source in sources if source.holds == holds]
 
 
-def _source(card: DatasetCard, index: int, entry: dict[str, Any]) -> Source:
-    place = f"{card.name}.yaml: sources[{index}]"
-    _refuse_unknown(place, entry, _SOURCE_KEYS)
-    kind, holds = entry.get("kind"), entry.get("holds")
-    if kind not in KINDS:
-        raise InputError(f"{place}.kind: must be one of {', '.join(KINDS)}, not {kind!r}.")
-    if holds not in (IMAGES, SPLIT):
-        raise InputError(f"{place}.holds: must be {IMAGES!r} or {SPLIT!r}, not {holds!r}.")
-    files, listing = entry.get("files", []), entry.get("listing")
-    wanted = kind not in ("videos", "registration") and (listing is None or kind != "parquet")
-    if not isinstance(files, list) or (not files if wanted else files and kind == "registration"):
-        raise InputError(f"{place}.files: must be a list of files for kind: {kind}, not {files!r}.")
-    for key in ("name_column", "url"):
-        if not isinstance(entry.get(key, ""), str):
-            raise InputError(f"{place}.{key}: must be text, not {entry[key]!r}.")
-    sha256 = card.split_sha256 if holds == SPLIT else None
-    read = [_file(f"{place}.files[{at}]", each, sha256) for at, each in enumerate(files)]
-    listed = {"url": listing, "name": "listing.json"}
-    return Source(
-        kind,
-        holds,
-        tuple(read),
-        entry.get("name_column"),
-        None if listing is None else _file(f"{place}.listing", listed, None),
-        entry.get("url"),
-    )
-
-
-def _file(place: str, entry: Any, sha256: str | None) -> RemoteFile:
-    if not isinstance(entry, dict):
-        raise InputError(f"{place}: must be a mapping with a url, not {entry!r}.")
-    _refuse_unknown(place, entry, _FILE_KEYS)
-    url = entry.get("url")
-    if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https"):
-        raise InputError(f"{place}.url: must begin with http:// or https://, not {url!r}.")
-    name = entry.get("name", unquote(PurePosixPath(urlsplit(url).path).name))
-    below = entry.get("below", "")
-    for key, value in (("name", name), ("below", below or "none")):
-        if not isinstance(value, str) or why_outside(value) or (key == "name" and "/" in value):
-            raise InputError(f"{place}.{key}: must name something below a folder, not {value!r}.")
-    for key, digits in _DIGITS.items():
-        value = entry.get(key)
-        if value is not None and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", str(value)):
-            raise InputError(f"{place}.{key}: must be {digits} hexadecimal digits, not {value!r}.")
-    return RemoteFile(url, name, entry.get("md5"), entry.get("sha256", sha256), below)
-
-
-def _refuse_unknown(place: str, entry: dict[str, Any], known: tuple[str, ...]) -> None:
-    for key in entry:
-        if key not in known:
-            raise InputError(f"{place}.{key}: is unknown; known: {', '.join(known)}.")
+def _source_error(error: ValidationError, place: str) -> InputError:
+    details = error.errors(include_url=False)[0]
+    for part in details["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}"
+    kind, value = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        model = RemoteFile if len(details["loc"]) > 1 else Source
+        known = list(model.model_fields)
+        near = nearest(str(details["loc"][-1]), known)
+        return InputError(f"{place}: is unknown.{near} Known: {', '.join(known)}.")
+    problems = {
+        "missing": "is missing.",
+        "model_type": f"must be a mapping with a url, not {value!r}.",
+        "string_pattern_mismatch": "must be 32 (md5) or 64 (sha256) hexadecimal digits.",
+    }
+    return InputError(f"{place}: {problems.get(kind) or problem_text(details)}")

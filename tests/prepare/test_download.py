@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 def _fetch(url, folder, patience=QUICK, **known):
-    return fetch(RemoteFile(url, "a.zip", **known), folder, patience)
+    return fetch(RemoteFile(url=url, name="a.zip", **known), folder, patience)
 
 
 def _part(folder, url, data, version='"1"'):
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_is_named(server, tmp_path):
         from so_clip.prepare.sources import RemoteFile, SourceFailed
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         try:
-            fetch(RemoteFile(sys.argv[1], "a.zip"), Path(sys.argv[2]), Patience(0))
+            fetch(RemoteFile(url=sys.argv[1], name="a.zip"), Path(sys.argv[2]), Patience(0))
         except SourceFailed as error:
             print(error)
     """

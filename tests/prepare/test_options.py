@@ -76,13 +76,22 @@ def test_every_dataset_of_the_project_has_sources_that_can_be_read():
 
 FILE = {"url": "https://example.org/a.zip"}
 BAD_SOURCES = [
-    ({"kind": "zip", "holds": "images"}, r"sources\[0\]\.kind: must be one of archive"),
-    ({"kind": "archive", "holds": "it all", "files": [FILE]}, r"\.holds: must be 'images'"),
-    ({"kind": "archive", "holds": "images"}, r"\.files: must be a list"),
+    ({"kind": "zip", "holds": "images"}, r"sources\[0\]\.kind: must be archive or parquet"),
+    (
+        {"kind": "archive", "holds": "it all", "files": [FILE]},
+        r"\.holds: must be images or",
+    ),
+    ({"kind": "archive", "holds": "images"}, r"kind: archive needs a list of files"),
     ({"kind": "archive", "holds": "images", "files": FILE}, r"\.files: must be a list"),
     ({"kind": "archive", "holds": "images", "files": ["x"]}, r"\.files\[0\]: must be a mapping"),
-    ({"kind": "archive", "holds": "images", "file": [FILE]}, r"\.file: is unknown; known: kind"),
-    ({"kind": "registration", "holds": "images", "files": [FILE]}, r"\.files: must be a list"),
+    (
+        {"kind": "archive", "holds": "images", "file": [FILE]},
+        r"\.file: is .* 'files'",
+    ),
+    (
+        {"kind": "registration", "holds": "images", "files": [FILE]},
+        r"registration has no files",
+    ),
     ({"kind": "parquet", "holds": "images", "files": [FILE], "name_column": 1}, r"\.name_column"),
     (archive("file:///etc/passwd"), r"\.url: must begin with http:// or https://"),
     (archive("ftp://x/a.zip"), r"\.url: must begin with http"),
@@ -91,8 +100,8 @@ BAD_SOURCES = [
     (archive("https://example.org/a", name="b/a"), r"\.name: must name something below"),
     (archive("https://example.org/%2e%2e%2fa"), r"\.name: must name something below"),
     (archive("https://example.org/a", below="../b"), r"\.below: must name something below"),
-    (archive("https://example.org/a", md5="abc"), r"\.md5: must be 32 hexadecimal digits"),
-    (archive("https://example.org/a", sha256=7), r"\.sha256: must be 64 hexadecimal digits"),
+    (archive("https://example.org/a", md5="abc"), r"\.md5: must be 32 .*hexadecimal digits"),
+    (archive("https://example.org/a", sha256=7), r"\.sha256: must be a text"),
     (archive("https://example.org/a", size=7), r"\.size: is unknown"),
 ]
 

@@ -149,7 +149,7 @@ def _large():
 BAD = {
     "names are lost": (
         lambda: parquet(_rows(name=lambda _: None)),
-        "no row of a.parquet bears the name of an image.*cannot be told",
+        "no row of a.parquet has the file name of an image.*cannot be identified",
     ),
     "an image is not in it": (lambda: parquet(_rows()[1:]), "1 of 12 images are not in it, first"),
     "no image column": (lambda: _table({"text": ["x"]}), "one column of images was expected"),

@@ -138,7 +138,7 @@ def test_where_none_works_all_are_named_with_the_ways_out(server, root):
     done = prepare(root)
     assert done.code == 1
     message = done.err[done.err.index("so_clip: ") :]
-    assert "dataset=small: the images could not be had from any source" in message
+    assert "dataset=small: no source of the images worked" in message
     assert done.err.count(gone) == 1  # said once, when it failed
     assert "gone.zip elsewhere (https://example.org/small)" in message
     assert "--offline-from FOLDER" in message
@@ -205,7 +205,7 @@ def test_all_goes_on_after_a_failure_and_says_what_is_not_there(server, root):
     done = prepare(root, dataset="all")
     assert done.code == 1
     assert "small: completed" in done.out
-    assert "so_clip: lost: dataset=lost: the split file could not be had" in done.err
+    assert "so_clip: lost: dataset=lost: no source of the split file worked" in done.err
     assert done.messages[-1] == "so_clip: 1 of 2 not there: lost."
     assert prepare(root, dataset="shipped").out.startswith("shipped: comes with a Python package")
 
