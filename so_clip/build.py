@@ -250,7 +250,7 @@ def _other_classes(settings: Settings, test_set: TestSet, model: Model) -> tuple
     classifier, adapter = model.classifier, model.adapter
     tokens_PL = classifier.backbone.tokenize(prompts.texts)
     how = tokens_PL, prompts.templates
-    plain = partial(classifier.of_other_classes, *how, prompts_per_class=prompts.per_class)
+    plain = partial(classifier.using_classes, *how, prompts_per_class=prompts.per_class)
     if adapter is None:
         return plain, plain
     with plain():

@@ -78,7 +78,7 @@ class ClipLoRA(Adapter):
             attention.in_proj = self._with_updates(attention.in_proj, draws)
         if self.dropout:
             if "text" in towers:
-                classifier.keep_prompts_apart()
+                classifier.separate_prompts()
             self.draws = DropoutDraws(self.seed, classifier.backbone.mean.device)
             self.draws.attach(classifier)
         added = {

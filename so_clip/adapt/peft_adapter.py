@@ -89,7 +89,7 @@ class Peft(Adapter):
         has_dropout = [self._prepare(layer) for layer in adapted_layers(classifier)]
         if any(has_dropout):
             if any(tower_of(name) == "text" for name in names):
-                classifier.keep_prompts_apart()
+                classifier.separate_prompts()
             self.draws = DropoutDraws(self.seed, classifier.backbone.mean.device)
             self.draws.attach(classifier)
         named = classifier.backbone.model.named_parameters()

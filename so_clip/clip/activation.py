@@ -1,7 +1,7 @@
-"""QuickGELU, OpenAI's activation, in the time and memory that GELU takes.
+"""QuickGELU, OpenAI's activation, in the time and memory of GELU.
 
-Left to autograd, x * sigmoid(1.702 x) keeps two tensors for the backward pass. But it is also
-silu(1.702 x) / 1.702, and its derivative that of silu at 1.702 x.
+Autograd keeps two tensors for the backward pass of x * sigmoid(1.702 x). But this function equals
+silu(1.702 x) / 1.702, so its derivative is the derivative of silu at 1.702 x, and x is enough.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ _STEEPNESS = 1.702
 
 
 class QuickGELU(OpenClipQuickGELU):
-    """open_clip's QuickGELU, but for rounding; it keeps its input alone."""
+    """open_clip's QuickGELU up to rounding; it keeps only its input for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x * sigmoid(1.702 x)."""
@@ -37,7 +37,7 @@ class _QuickGELU(torch.autograd.Function):
 
 
 def lean_quick_gelu(model: nn.Module) -> None:
-    """Replace open_clip's QuickGELU by the one here, wherever it is in a model."""
+    """Replace every QuickGELU of open_clip in a model by the one of this module."""
     for module in model.modules():
         if type(module) is OpenClipQuickGELU:
             module.__class__ = QuickGELU

@@ -1,4 +1,4 @@
-"""From an architecture's name to an open_clip model with random weights, and its tokenizer."""
+"""Build an open_clip model with random weights, and its tokenizer, from an architecture name."""
 
 import json
 from collections.abc import Callable
@@ -17,17 +17,17 @@ Tokenizer = Callable[..., Tensor]
 
 
 def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:
-    """Return what tiny.json says of the embedded CLIP, or of `folder`'s: sizes, seeds, mean, std.
+    """Return tiny.json of the embedded CLIP, or of `folder`: sizes, seeds, mean and std.
 
     Raises:
-        InputError: there is no such file in `folder`, or it is not what the pre-training writes.
+        InputError: the file is missing, or differs from what the pre-training writes.
     """
     path = folder / TINY_CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"backbone.checkpoint={folder}: no {TINY_CARD} in this folder can be read ({error}). "
+            f"backbone.checkpoint={folder}: {TINY_CARD} in this folder cannot be read ({error}). "
             "Give a file, or a folder that scripts/pretrain_tiny.py --out wrote."
         ) from error
     if folder != ASSETS_DIR:
@@ -36,14 +36,14 @@ def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:
             found = card.get(key) if isinstance(card, dict) else None
             if not _alike(found, shipped[key]):
                 raise InputError(
-                    f"{path}: {key} is {found!r}, where {shipped[key]!r} or another of its kind is "
-                    "needed. Let scripts/pretrain_tiny.py --out write the folder anew."
+                    f"{path}: {key} is {found!r}, but must be of the same form as {shipped[key]!r}. "
+                    "Write the folder again with scripts/pretrain_tiny.py --out."
                 )
     return card
 
 
 def _alike(value: Any, model: Any) -> bool:
-    """Whether two JSON values have the same keys, lengths and types, and sizes are above 0."""
+    """Return whether two JSON values have the same keys, lengths and types, and sizes > 0."""
     if type(value) is not type(model):
         return False
     if isinstance(value, dict):
@@ -54,10 +54,10 @@ def _alike(value: Any, model: Any) -> bool:
 
 
 def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, Any]:
-    """Return the sizes of an architecture: open_clip's, or those in `tiny_folder` for "tiny".
+    """Return the sizes of an architecture, from open_clip, or from `tiny_folder` for "tiny".
 
     Raises:
-        InputError: there is no such architecture; with the nearest names.
+        InputError: there is no such architecture; the message has the nearest names.
     """
     import open_clip
 
@@ -75,13 +75,13 @@ def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, 
 def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Module:
     """Build an open_clip model with random float32 weights on the CPU.
 
-    The class is called directly: open_clip's factory would look for published weights of single
-    towers, and cannot run on fake tensors.
+    It calls open_clip's class directly, because open_clip's factory looks for published weights of
+    single towers and cannot run on fake tensors.
 
     Args:
         config: open_clip's model configuration (embed_dim, vision_cfg, text_cfg, ...).
-        quick_gelu: OpenAI's approximation of GELU, whatever `config` says.
-        seed: chooses the weights; the global random state is left as it was.
+        quick_gelu: whether to use OpenAI's approximation of GELU; overrides `config`.
+        seed: of the weights; the global random state does not change.
 
     Raises:
         InputError: the model needs a package that is not installed, or files from the hub.
@@ -100,21 +100,21 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
     if "hf_model_name" in values["text_cfg"]:
         values["text_cfg"]["hf_model_pretrained"] = False
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also seed the CUDA generators.
+        # torch.manual_seed would also seed the CUDA generators.
         torch.default_generator.manual_seed(seed)
         try:
             return model_class(**values | {"quick_gelu": quick_gelu})
         except (ImportError, OSError, RuntimeError) as error:
             raise InputError(
-                f"the backbone cannot be built: {error} Another one needs less: backbone=vit_b16."
+                f"the backbone cannot be built: {error} backbone=vit_b16 has no such requirement."
             ) from error
 
 
 def build_tokenizer(name: str, config: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer an architecture was trained with: texts -> token ids [texts, context].
+    """Return an architecture's tokenizer, which maps texts to token ids [texts, context].
 
     Raises:
-        InputError: it needs a package that is not installed, or files from the hub.
+        InputError: the tokenizer needs a package that is not installed, or files from the hub.
     """
     import open_clip
 

@@ -1,4 +1,4 @@
-"""The backbone: an open_clip model that takes uint8 images and token ids, and where it came from.
+"""The backbone: an open_clip model with its tokenizer, for uint8 images and token ids.
 
 Tensor names end in their shape: B images of a batch, K classes, D embedding, C H W pixels, L
 tokens.
@@ -42,15 +42,16 @@ class Backbone(nn.Module):
 
     Args:
         model: an open_clip CLIP, CustomTextCLIP or CoCa.
-        tokenizer: texts -> token ids [texts, context length].
-        mean, std: of the pixels, per channel, in [0, 1].
-        logit_scale: what cosines are multiplied with to become logits; fixed, never trained.
-        description: architecture and origin of the weights, for the record.
-        architecture: what the weights alone do not tell, such as heads and activation.
-        memory: what is kept for the backward pass; see `so_clip.clip.blocks`.
+        tokenizer: maps texts to token ids [texts, context length].
+        mean, std: of the pixels, per channel, for pixels in [0, 1].
+        logit_scale: the factor from cosines to logits; fixed, never trained.
+        description: architecture and origin of the weights, for records.
+        architecture: settings that the weights do not show, such as heads and activation.
+        memory: fast | balanced | small, what is kept for the backward pass; see
+            `so_clip.clip.blocks`.
 
     Raises:
-        InputError: the model wants images that are not square.
+        InputError: the model takes images that are not square.
     """
 
     model: Any
@@ -83,12 +84,12 @@ class Backbone(nn.Module):
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Return the prompts' token ids, tokens_KL int64, padded to the context length.
 
-        open_clip would cut a prompt that is too long, and with it, as a rule, the class's name.
+        open_clip cuts a prompt that is too long, and this usually cuts the class name.
 
         Raises:
             InputError: a prompt is longer than the context.
         """
-        encode = getattr(self._tokenizer, "encode", None)  # open_clip's own tokenizer has it
+        encode = getattr(self._tokenizer, "encode", None)  # only open_clip's own tokenizer has it
         for prompt in prompts:
             count = len(encode(prompt)) + 2 if encode else 0  # with the start and the end token
             if count > self.context_length:
@@ -99,14 +100,14 @@ class Backbone(nn.Module):
         return self._tokenizer(prompts)
 
     def text_of(self, tokens: Sequence[int]) -> str:
-        """Return what tokens stand for, or their numbers where the tokenizer tells no more."""
+        """Return the text of tokens, or their ids if the tokenizer cannot decode."""
         decode = getattr(self._tokenizer, "decode", str)
         return str(decode(list(tokens))).strip()
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return unit-length image_BD for uint8 pixels of `image_size` x `image_size`.
 
-        Under autocast the last step, the division by the length, is still done in float32.
+        The normalisation to unit length is in float32, even under autocast.
         """
         if images_BCHW.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 pixels, not {images_BCHW.dtype}")
@@ -119,34 +120,34 @@ class Backbone(nn.Module):
         return _unit(encode_image(self.model, pixels_BCHW, self.memory))
 
     def encode_text(self, prompts: Tensor | ClassPrompts) -> Tensor:
-        """Return unit-length class_KD for token ids as `tokenize` returns them, or packed ones."""
+        """Return unit-length class_KD for token ids from `tokenize`, or for packed prompts."""
         if isinstance(prompts, ClassPrompts):
             return _unit(prompts(self.model, self.memory))
         return _unit(self.model.encode_text(prompts))
 
     def blocks(self, tower: Tower) -> nn.ModuleList:
-        """Return a tower's residual attention blocks, the input's first.
+        """Return a tower's residual attention blocks, from input to output.
 
         Raises:
-            InputError: the tower is no transformer of open_clip's own, such as a ResNet.
+            InputError: the tower is not a transformer of open_clip, for example a ResNet.
         """
         root = self.model.visual if tower == "vision" else getattr(self.model, "text", self.model)
         blocks = getattr(getattr(root, "transformer", None), "resblocks", None)
         if not isinstance(blocks, nn.ModuleList):
             raise InputError(
                 f"the {tower} tower of {self.description} is a {type(root).__name__}, without "
-                "residual attention blocks to choose from. Take a ViT such as backbone=vit_b16, or "
-                "train the other tower alone with adapter.encoder=."
+                "residual attention blocks to choose from. Use a ViT such as backbone=vit_b16, or "
+                "train only the other tower with adapter.encoder=."
             )
         return blocks
 
     def block_count(self, tower: Tower) -> int:
-        """Return the number of `blocks` in a tower; the same InputError where it has none."""
+        """Return the number of `blocks` in a tower; InputError as for `blocks`."""
         return len(self.blocks(tower))
 
     @property
     def dimensions(self) -> int:
-        """D, of the embeddings that both towers end in."""
+        """D, the size of the embeddings of both towers."""
         text = getattr(self.model, "text", self.model)
         projection = getattr(text, "text_projection", None)
         if isinstance(projection, nn.Linear):
@@ -158,10 +159,10 @@ class Backbone(nn.Module):
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 over names, shapes and values of the weights as they are at this moment.
+        """SHA-256 over names, shapes and values of the current weights.
 
-        The device and the file they came from make no difference. A second or two per GB; to
-        record the origin, ask before training.
+        It does not depend on the device or the source file. It takes 1 to 2 seconds per GB. To
+        record the origin of the weights, read it before training.
         """
         digest = hashlib.sha256()
         for name, value in sorted(self.model.state_dict().items()):
@@ -182,29 +183,39 @@ def load_backbone(
     memory: Memory = "fast",
     weightless: bool = False,
 ) -> Backbone:
-    """Load a backbone in float32 on the CPU, in evaluation mode and with every tensor frozen.
+    """Load a backbone in float32 on the CPU, in evaluation mode, with every tensor frozen.
 
-    QuickGELU, OpenAI's activation, is on where the architecture's name says so ("-quickgelu"),
-    where the published weights were trained with it, and where the file is one of OpenAI's own.
+    QuickGELU, OpenAI's activation, is on if the architecture's name ends in "-quickgelu", if the
+    published weights were trained with it, or if the file is one of OpenAI's own.
 
     Args:
         architecture: "tiny" or an open_clip model name.
-        pretrained: open_clip's tag of published weights, "embedded" for tiny's, or None for random
-            weights.
-        checkpoint: a local file with the weights, in place of those that `pretrained` names. For
-            "tiny" also a folder that scripts/pretrain_tiny.py wrote, of any width.
+        pretrained: open_clip's tag of published weights, "embedded" for tiny's weights, or None
+            for random weights.
+        checkpoint: a local file with the weights; replaces the weights of `pretrained`. For "tiny"
+            also a folder from scripts/pretrain_tiny.py, of any width.
         logit_scale: see Backbone.
-        seed: chooses random weights; the global random state is never touched.
-        explicit: make the projections of attention linear layers of their own, see
-            `so_clip.clip.attention`. Parameters named attn.in_proj_weight and attn.in_proj_bias
-            are then attn.in_proj.weight and attn.in_proj.bias; numbers and state dicts stay. Also
-            compute QuickGELU in less memory. Without it, both towers run as open_clip has them.
+        seed: of random weights; the global random state does not change.
+        explicit: make attention's projections nn.Linear modules, see `so_clip.clip.attention`, and
+            compute QuickGELU in less memory. Parameters named attn.in_proj_weight and
+            attn.in_proj_bias become attn.in_proj.weight and attn.in_proj.bias; outputs and state
+            dicts stay the same. False runs both towers as open_clip builds them.
         memory: see Backbone.
-        weightless: leave the weights random, and read and fetch none, for a model of the same sizes
+        weightless: keep random weights, and read or download none, for a model of the same sizes
             and operations. Works on fake tensors.
 
+    Returns:
+        The backbone.
+
     Raises:
-        InputError: unknown architecture or weights; weights that cannot be had or do not fit.
+        InputError: the architecture or the weights are unknown, cannot be read or downloaded, or do
+            not fit each other.
+
+    Example:
+        >>> backbone = load_backbone("ViT-B-16", pretrained="openai")
+        >>> class_KD = backbone.encode_text(backbone.tokenize(["a photo of a cat."]))
+        >>> image_BD = backbone.encode_image(images_BCHW)  # uint8 pixels, 224 x 224
+        >>> logits_BK = backbone.logit_scale * image_BD @ class_KD.T
     """
     path = None if checkpoint is None else Path(checkpoint).expanduser()
     tiny_folder = ASSETS_DIR if path is None or not path.is_dir() else path
@@ -262,15 +273,15 @@ def _check_gelu(
     pretrained: str | None,
     published: dict[str, Any],
 ) -> None:
-    """Refuse a file whose activation is said in two ways: the wrong one costs accuracy silently."""
+    """Raise InputError if two options contradict: a wrong activation lowers accuracy silently."""
     if from_openai or not published or bool(published.get("quick_gelu")) == quick_gelu:
         return
     base = architecture.removesuffix("-quickgelu")
     raise InputError(
         f"the checkpoint's activation is unclear: backbone.architecture={architecture} is "
         f"{'with' if quick_gelu else 'without'} QuickGELU, pretrained={pretrained} the opposite. "
-        f"Say backbone.pretrained=null and backbone.architecture={base}-quickgelu (weights "
-        f"descended from OpenAI's) or {base} (LAION's and most others)."
+        f"Set backbone.pretrained=null and backbone.architecture={base}-quickgelu (weights derived "
+        f"from OpenAI's) or {base} (LAION's and most others)."
     )
 
 
@@ -282,11 +293,11 @@ def _pixels(
     if architecture == TINY:
         card = tiny_card(tiny_folder)
         return tuple(card["mean"]), tuple(card["std"])
-    way = (published.get("resize_mode", "shortest"), published.get("interpolation", "bicubic"))
-    if way != ("shortest", "bicubic"):
+    resizing = (published.get("resize_mode", "shortest"), published.get("interpolation", "bicubic"))
+    if resizing != ("shortest", "bicubic"):
         warnings.warn(
-            f"{architecture} was trained on images resized by {' and '.join(way)}; here they are "
-            "resized as CLIP's: shortest side, bicubic. Expect slightly other accuracies.",
+            f"{architecture} was trained on images resized by {' and '.join(resizing)}; here images "
+            "are resized as in CLIP: shortest side, bicubic. Accuracies may differ slightly.",
             stacklevel=3,
         )
     mean = published.get("mean", OPENAI_DATASET_MEAN)
@@ -303,7 +314,7 @@ def _square(size: int | tuple[int, int]) -> int:
 
 
 def _unit(features: Tensor) -> Tensor:
-    # Half precision has three digits, and the logits are these products times 100.
+    # Half precision has three digits, and logits are products of these features times 100.
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
     return F.normalize(features, dim=-1)

@@ -1,15 +1,15 @@
-"""What both towers do in a residual attention block, and what is kept of it for the backward pass.
+"""A residual attention block of both towers, and the activations it keeps for the backward pass.
 
-In units of the residual stream [tokens, D], a block of open_clip's keeps 16: the inputs of both
-norms 1 + 1, of the linear layers 1 + 1 + 4 (out_proj's is attention's output), query, key and value
-3, attention's output 1 and GELU's input 4. `memory` says how much of that is kept:
+In units of the residual stream [tokens, D], a block of open_clip keeps 16: the inputs of both norms
+1 + 1, of the linear layers 1 + 1 + 4 (out_proj's input is attention's output), query, key and value
+3, attention's output 1 and GELU's input 4. The option `memory` selects what is kept:
 
-fast      all, but for what the text tower's attention reads (see `packed_text`).
-balanced  10: no output of a norm or of an activation. No matrix product is computed twice, but in
-          the vision tower's last block, of which little is computed at all (`image_tower`).
-small     1: the block's input. All of the block is computed twice.
+fast      all, except the inputs of the text tower's attention (see `packed_text`).
+balanced  10: no output of a norm or of an activation. No matrix product is computed twice, except
+          in the vision tower's last block, which computes little (see `image_tower`).
+small     1: the block's input. The whole block is computed twice.
 
-The result is the same but for rounding.
+The results are equal up to rounding.
 """
 
 from collections.abc import Callable
@@ -27,28 +27,28 @@ MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
 
 
 def run_block(block: Any, memory: Memory, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return run(block, memory, *inputs), keeping for the backward pass what `memory` says."""
+    """Return run(block, memory, *inputs), and keep for the backward pass what `memory` selects."""
     if not torch.is_grad_enabled():
-        return run(block, "fast", *inputs)  # in the last bit the same, then, whatever is chosen
+        return run(block, "fast", *inputs)  # so all modes agree to the last bit
     if memory != "small":
         return run(block, memory, *inputs)
-    # Only a module in training mode draws random numbers.
+    # Only modules in training mode draw random numbers.
     random = any(module.training for module in block.modules())
     return checkpoint(run, block, "fast", *inputs, use_reentrant=False, preserve_rng_state=random)
 
 
 def before_attention(block: Any, memory: Memory, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return query, key and value of the rows x [..., D] of the residual stream."""
+    """Return query, key and value for rows x [..., D] of the residual stream."""
     if memory == "fast":
         return block.attn.project(block.ln_1(x))
     return recomputed(partial(_norm, block.ln_1), block.attn.project, x)
 
 
 def after_attention(block: Any, memory: Memory, x: Tensor, mixed: Tensor) -> Tensor:
-    """Return the rows x [..., D] of the residual stream after the block.
+    """Return rows x [..., D] of the residual stream after the block.
 
     Args:
-        mixed: attention's output for them, before its projection.
+        mixed: attention's output for these rows, before its projection [..., D].
     """
     x = x + block.ls_1(block.attn.out_proj(mixed))
     if memory == "fast":
@@ -60,7 +60,7 @@ def after_attention(block: Any, memory: Memory, x: Tensor, mixed: Tensor) -> Ten
 
 
 def _norm(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Normalise rows, under autocast with float32 statistics but without keeping float32 rows."""
+    """Normalise rows. Under autocast, statistics are float32, but no float32 rows are kept."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16):
         return in_matmul_precision(recomputed(Tensor.float, norm, x))
     return in_matmul_precision(norm(x))

@@ -1,5 +1,6 @@
-"""Weights from a file into a model: OpenAI's archives, PyTorch and open_clip state dicts,
-safetensors. Only tensors are ever read; code in a file, pickled or TorchScript, never runs.
+"""Load weights from a file into a model: OpenAI's archives, state dicts and safetensors.
+
+Only tensors are read. Code in a file, pickled or TorchScript, never runs.
 """
 
 import math
@@ -18,29 +19,29 @@ from torch import Tensor, nn
 from so_clip.clip.torchscript import is_torchscript, read_torchscript
 from so_clip.errors import InputError
 
-# Buffers that OpenAI's released models carry, and that nothing else does.
+# Buffers that only OpenAI's released models have.
 _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 _WAY_OUT = (
     "Give a file with backbone.checkpoint=FILE that is an OpenAI archive, a PyTorch or open_clip "
     "state dict, or safetensors."
 )
-_MAX_RATIO = 20  # unpacked size by size of the file; only small parts of it are compressed
-_SHOWN = 3  # keys named in an error message, of each kind
+_MAX_RATIO = 20  # of the unpacked size to the file size; checkpoints compress only small parts
+_SHOWN = 3  # keys of each kind in an error message
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict as its file gave it, and whether the file is one of OpenAI's own."""
+    """A state dict from a file, and whether OpenAI released the file."""
 
     state_dict: dict[str, Tensor]
     from_openai: bool
 
 
 def read_weights(path: Path) -> Weights:
-    """Read the state dict in `path`, whatever the format; it is told by content, not by suffix.
+    """Read the state dict in `path`. The content decides the format, not the suffix.
 
-    A training checkpoint's "state_dict" entry is unwrapped, and the "module." that data-parallel
-    training puts in front of every key is taken off.
+    A training checkpoint's "state_dict" entry is unwrapped, and the prefix "module." of
+    data-parallel training is removed from every key.
 
     Raises:
         InputError: the file is missing, no file, empty, damaged, of no known format, or holds
@@ -54,12 +55,12 @@ def read_weights(path: Path) -> Weights:
         raise
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: refused, as it is damaged or holds more than weights: {_reason(error)}. Save "
-            "the model's state_dict() alone, or as safetensors."
+            f"{path}: refused, because it is damaged or holds more than weights: {_reason(error)}. "
+            "Save the model's state_dict() alone, or as safetensors."
         ) from error
-    except Exception as error:  # A damaged file can make any of four parsers fail in any way.
+    except Exception as error:  # On a damaged file, each of the four parsers can raise any error.
         raise InputError(
-            f"{path}: damaged or cut short, its weights cannot be read "
+            f"{path}: is damaged or cut short; its weights cannot be read "
             f"({type(error).__name__}: {_reason(error)}). Copy or download it again."
         ) from error
     state_dict = _unwrap(content, path)
@@ -70,24 +71,24 @@ def read_weights(path: Path) -> Weights:
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state_dict` into an open_clip model, in the model's own precision.
+    """Copy `state_dict` into an open_clip model, in the model's precision.
 
-    Position embeddings of another image size or context length are resized as open_clip does, and
-    keys of open_clip's older layouts are renamed.
+    Position embeddings of another image size or context length are resized as in open_clip. Keys of
+    open_clip's older layouts are renamed.
 
     Args:
         model: an open_clip CLIP, CustomTextCLIP or CoCa.
-        state_dict: what a file held; left unchanged.
+        state_dict: the content of a file; it does not change.
         source: the file or tag, for messages.
 
     Raises:
-        InputError: keys are missing, unexpected or of another shape (which, and how many), or
-            values are not finite.
+        InputError: keys are missing, unexpected or of another shape (the message says which, and
+            how many), or values are not finite.
     """
     expected = model.state_dict()
-    # Buffers that a model makes by itself, such as the causal mask, are in TorchScript archives.
-    own = {name for name, _ in model.named_buffers()} - set(expected)
-    state = {name: value for name, value in state_dict.items() if name not in own}
+    # TorchScript archives also hold buffers that a model computes itself, such as the causal mask.
+    computed = {name for name, _ in model.named_buffers()} - set(expected)
+    state = {name: value for name, value in state_dict.items() if name not in computed}
     state = _in_model_layout(model, state, source)
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
@@ -127,7 +128,7 @@ def _check_file(path: Path) -> None:
 def _read(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(9)
-    # A safetensors file opens with the length of its JSON header, eight bytes, and the header.
+    # A safetensors file begins with eight bytes, the length of its JSON header; then the header.
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         from safetensors.torch import load_file
 
@@ -137,22 +138,25 @@ def _read(path: Path) -> Any:
             _refuse_bomb(archive, path)
             if is_torchscript(archive):
                 return read_torchscript(path)
-    elif head[:1] != b"\x80":  # where a pickle starts, PyTorch's format before version 1.6
-        raise InputError(f"{path} is no checkpoint in any known format. {_WAY_OUT}")
+    elif head[:1] != b"\x80":  # first byte of a pickle, PyTorch's format before version 1.6
+        raise InputError(f"{path} is not a checkpoint in any known format. {_WAY_OUT}")
     with path.open("rb") as file, warnings.catch_warnings():
-        # torch remarks on pickles that it refuses in the end, too.
+        # torch also warns about pickles that it then refuses.
         warnings.simplefilter("ignore")
-        # Given a name, torch would judge the format by the suffix.
+        # With a path, torch would choose the format by the suffix; so pass the open file.
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _refuse_bomb(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise InputError for an archive of far more than its size: tensors are stored as they are."""
+    """Raise InputError for an archive that unpacks to much more than its size (a zip bomb).
+
+    Checkpoints store tensors uncompressed.
+    """
     size = sum(member.file_size for member in archive.infolist())
     if size > _MAX_RATIO * path.stat().st_size:
         raise InputError(
-            f"{path}: refused, as it would unpack to {size / 2**20:.0f} MiB, more than "
-            f"{_MAX_RATIO} times its size, which no checkpoint does. {_WAY_OUT}"
+            f"{path}: refused, because it would unpack to {size / 2**20:.0f} MiB, more than "
+            f"{_MAX_RATIO} times its size. No checkpoint does that. {_WAY_OUT}"
         )
 
 
@@ -174,7 +178,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _in_model_layout(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Rename and reshape what open_clip itself would, so that old checkpoints keep loading."""
+    """Rename and reshape entries as open_clip does, so that old checkpoints load."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
@@ -208,8 +212,8 @@ def _resize_positions(model: nn.Module, state: dict[str, Tensor], source: str) -
         widths_agree = old.ndim == new.ndim == 2 and old.shape[1] == new.shape[1]
         is_grid = math.isqrt(max(len(old) - 1, 0)) ** 2 == len(old) - 1
         if not widths_agree or (resize is resize_pos_embed and not is_grid):
-            continue  # Not another size of the same model: left to be reported as misshapen.
-        state[name] = old.float()  # Half precision has no bicubic kernel on the CPU.
+            continue  # another model, not another size: load_weights reports the shape
+        state[name] = old.float()  # the CPU has no bicubic kernel for half precision
         resize(state, model)
         warnings.warn(
             f"{source}: {name} resized from {len(old)} to {len(state[name])} positions",
@@ -230,7 +234,7 @@ def _kind(value: Tensor) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    # PyTorch wraps its reason in advice to load such files without protection.
+    # PyTorch's text also advises to load the file without protection; keep only the reason.
     text = str(error)
     asked = re.search(r"GLOBAL ([\w.]+)", text)
     if asked:

@@ -22,24 +22,31 @@ def tower_of(parameter_name: str) -> Tower:
 
 
 class Classifier(nn.Module):
-    """logits_BK = head(image_BD, class_KD), by default scaled cosines of what the towers return.
+    """logits_BK = head(image_BD, class_KD); by default scaled cosines of the towers' embeddings.
 
-    A tower that nothing in it trains is run without a graph, and a text tower that is not trained
-    encodes the prompts once. A class with several prompts is their mean, made unit-length; not all
-    need have as many.
+        class_k = normalize(mean of the text embeddings of class k's prompts)
+        logits_bk = logit_scale · image_b · class_k
+
+    A tower without trainable parameters runs without a graph. A text tower without trainable
+    parameters encodes the prompts only once. Classes may have different numbers of prompts.
 
     Args:
-        backbone: the CLIP model; all of its parameters are frozen here, for an adapter to open.
-        tokens_PL: tokenised prompts, those of a class one after the other.
-        text_budget_mib, share_prefixes: how much memory the prompts may take while they are
-            trained, and whether they share what they have in common; see ClassPrompts. None: as
-            much as goes with the backbone's `memory`.
-        prompts_per_class: P / K, or where classes differ, how many each has.
-        templates: what a class's prompts were made from, for adapters that rewrite them; none where
-            each class has prompts of its own.
+        backbone: the CLIP model. All its parameters are frozen here; an adapter opens some.
+        tokens_PL: token ids of P prompts, class by class.
+        text_budget_mib: MiB of activations that prompts may keep in training; see ClassPrompts.
+            None: the default for the backbone's `memory`.
+        share_prefixes: whether prompts share the rows of common prefixes; see ClassPrompts.
+        prompts_per_class: P / K, or the number of prompts of each class.
+        templates: the templates of the prompts, for adapters that rewrite them; empty if each class
+            has its own descriptions.
 
     Attributes:
-        head: an adapter may put another in its place.
+        head: the Head; an adapter may replace it.
+
+    Example:
+        >>> backbone = load_backbone("ViT-B-16", pretrained="openai")
+        >>> classifier = Classifier(backbone, backbone.tokenize(["a photo of a cat.", "a dog."]))
+        >>> logits_BK = classifier(images_BCHW)  # uint8 pixels, 224 x 224
     """
 
     def __init__(
@@ -66,8 +73,8 @@ class Classifier(nn.Module):
             share_prefixes=share_prefixes,
         )
         self.prompts: ClassPrompts = self._pack(backbone.model, tokens_PL)
-        self._kept: tuple[Any, Tensor] | None = None  # what class_KD was made of, and class_KD
-        self._holds = False
+        self._cached: tuple[Any, Tensor] | None = None  # versions of the text weights, and class_KD
+        self._holds_classes = False
         backbone.requires_grad_(False)
 
     @property
@@ -82,78 +89,79 @@ class Classifier(nn.Module):
         return self.logits(image_BD)
 
     def logits(self, image_BD: Tensor) -> Tensor:
-        """Return logits_BK for unit-length embeddings of images, in float32, autocast or not."""
+        """Return logits_BK for unit-length image embeddings, in float32 even under autocast."""
         logits_BK: Tensor = self.head(image_BD, self.classes)
         return logits_BK
 
     def classes(self) -> Tensor:
-        """Return class_KD; while the text tower is open, made anew, and with its graph in training.
+        """Return class_KD. If the text tower is trained, each call encodes the prompts again.
 
-        Those of a frozen tower are made once, and again when its parameters have been loaded anew
-        or moved. Outside of training they are float32 whatever autocast says. See `held_classes`.
+        A frozen tower encodes them once, and again after its parameters were loaded or moved.
+        Without a graph, class_KD is float32 even under autocast. See `held_classes`.
         """
         trained = self.trains("text")
         if trained and torch.is_grad_enabled():
             return self._encode_classes()
-        device, made_of = self.backbone.mean.device, self._text_versions()
-        # Not every optimizer tells a parameter that it has written to it.
-        keeps = self._holds or not trained
-        if not keeps or self._kept is None or self._kept[0] != made_of:
-            # Kept beyond the mode and the precision that this call runs in: training must find
-            # neither a tensor of inference mode nor what an evaluation in bf16 has rounded.
+        device, versions = self.backbone.mean.device, self._text_versions()
+        # Some optimizers change a parameter without a new version, so a trained tower is not cached.
+        may_cache = self._holds_classes or not trained
+        if not may_cache or self._cached is None or self._cached[0] != versions:
+            # The cache outlives the mode and precision of this call: training must get neither a
+            # tensor of inference mode nor values that an evaluation in bf16 rounded.
             with torch.inference_mode(False), torch.no_grad(), exact(device):
-                self._kept = made_of, self._encode_classes()
-        return self._kept[1]
+                self._cached = versions, self._encode_classes()
+        return self._cached[1]
 
     @contextmanager
     def held_classes(self) -> Iterator[None]:
-        """Let an evaluation encode the prompts once, also those of an open text tower."""
+        """Encode the prompts only once in this context, even if the text tower is trained."""
         if self.trains("text"):
             self.forget_classes()
-        self._holds = True
+        self._holds_classes = True
         try:
             yield
         finally:
-            self._holds = False
+            self._holds_classes = False
 
     def forget_classes(self) -> None:
-        """Let the prompts be encoded anew, after something but a parameter has been changed."""
-        self._kept = None
+        """Drop the cached class_KD; call it after a change to anything but a parameter."""
+        self._cached = None
 
     def _text_versions(self) -> Any:
         named = self.backbone.model.named_parameters()
         text = [value for name, value in named if tower_of(name) == "text"]
         return self.backbone.mean.device, [(id(value), value._version) for value in text]
 
-    def use_prompts(self, tokens_PL: Tensor, apart: bool = False) -> None:
-        """Put other prompts in the place of those it was made with, as many for each class.
+    def use_prompts(self, tokens_PL: Tensor, separate: bool = False) -> None:
+        """Replace the prompts by others, with the same number for each class.
 
         Args:
-            apart: give each prompt rows of its own, for a text tower that draws random numbers.
+            tokens_PL: token ids of the prompts, class by class.
+            separate: share no prefixes between prompts, for a text tower that draws random numbers.
         """
         self.tokens_PL = tokens_PL
         device = self.prompts.place_K.device
-        self.prompts = self._pack(self.backbone.model, tokens_PL, apart=apart).to(device)
+        self.prompts = self._pack(self.backbone.model, tokens_PL, separate=separate).to(device)
         self.forget_classes()
 
     @contextmanager
-    def of_other_classes(
+    def using_classes(
         self,
         tokens_PL: Tensor,
         templates: Sequence[str],
         rewrite: Callable[["Classifier", Tensor], Tensor] | None = None,
         prompts_per_class: Sequence[int] | None = None,
     ) -> Iterator[None]:
-        """Tell other classes apart for a while, with the towers and the head as they have become.
+        """Classify other classes in this context, with the current towers and head.
 
         Args:
-            tokens_PL: their prompts, tokenised, those of a class one after the other.
-            templates: what the prompts were made from.
-            rewrite: what an adapter makes of prompts; see Adapter.prompts_for.
-            prompts_per_class: how many each class has; None: as many as there are templates.
+            tokens_PL: token ids of their prompts, class by class.
+            templates: the templates of the prompts.
+            rewrite: an adapter's function that rewrites prompts; see Adapter.prompts_for.
+            prompts_per_class: the number of prompts of each class; None: one for each template.
         """
-        held = ("tokens_PL", "templates", "prompt_counts", "prompts", "head", "_kept")
-        before = {name: getattr(self, name) for name in held}
+        replaced = ("tokens_PL", "templates", "prompt_counts", "prompts", "head", "_cached")
+        before = {name: getattr(self, name) for name in replaced}
         self.templates = tuple(templates)
         self.prompt_counts = _counts(prompts_per_class or len(templates), len(tokens_PL))
         self.head = self.head.for_other_classes()
@@ -164,21 +172,21 @@ class Classifier(nn.Module):
             for name, value in before.items():
                 setattr(self, name, value)
 
-    def keep_prompts_apart(self) -> None:
-        """Give each class's prompt rows of its own, for a text tower that draws random numbers."""
-        self.use_prompts(self.tokens_PL, apart=True)
+    def separate_prompts(self) -> None:
+        """Share no prefixes between prompts, for a text tower that draws random numbers."""
+        self.use_prompts(self.tokens_PL, separate=True)
 
     def trains(self, tower: str) -> bool:
-        """Whether any parameter of the tower is open."""
+        """Return whether any parameter of the tower is trainable."""
         return any(
             parameter.requires_grad and tower_of(name) == tower
             for name, parameter in self.backbone.model.named_parameters()
         )
 
     def named(self) -> dict[str, nn.Parameter]:
-        """Return all parameters: the model's by their own names, the head's after "head."."""
-        of_head = {f"head.{name}": value for name, value in self.head.named_parameters()}
-        return dict(self.backbone.model.named_parameters()) | of_head
+        """Return all parameters by name: the model's names, and "head." + the head's names."""
+        head = {f"head.{name}": value for name, value in self.head.named_parameters()}
+        return dict(self.backbone.model.named_parameters()) | head
 
     def _encode_classes(self) -> Tensor:
         text_PD = self.backbone.encode_text(self.prompts)
@@ -186,12 +194,12 @@ class Classifier(nn.Module):
             return text_PD
         return F.normalize(self.class_means(text_PD), dim=-1)
 
-    def class_means(self, of_prompts_PX: Tensor) -> Tensor:
+    def class_means(self, values_PX: Tensor) -> Tensor:
         """Return means_KX over each class's prompts."""
         counts = self.prompt_counts
         if min(counts) == max(counts):
-            return of_prompts_PX.unflatten(0, (len(counts), -1)).mean(dim=1)
-        sums_KX = _padded(of_prompts_PX, counts).sum(dim=1)
+            return values_PX.unflatten(0, (len(counts), -1)).mean(dim=1)
+        sums_KX = _padded(values_PX, counts).sum(dim=1)
         return sums_KX / torch.tensor(counts, device=sums_KX.device).unsqueeze(1)
 
 
@@ -203,8 +211,8 @@ def _counts(prompts_per_class: int | Sequence[int], prompts: int) -> tuple[int, 
 
 
 def _padded(rows_PX: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return rows_KPX with zeros where a class has fewer prompts than the one with most."""
+    """Return rows_KPX, with zero rows for classes that have fewer prompts than the maximum."""
     index_KP = torch.full((len(counts), max(counts)), len(rows_PX))
-    there_KP = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
-    index_KP[there_KP] = torch.arange(len(rows_PX))
+    exists_KP = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
+    index_KP[exists_KP] = torch.arange(len(rows_PX))
     return F.pad(rows_PX, (0, 0, 0, 1))[index_KP.to(rows_PX.device)]

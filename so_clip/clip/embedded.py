@@ -1,4 +1,4 @@
-"""The weights of the embedded CLIP, which ship with the package, or of others made like it."""
+"""The weights of the embedded CLIP in the package, or of another one from pretrain_tiny.py."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ _ROWS, _TOKEN_IDS = "token_embedding.rows", "token_ids"
 
 
 def embedded_weights(folder: Path = ASSETS_DIR) -> dict[str, Tensor]:
-    """Return the embedded CLIP's state dict in float32, its token embedding filled up.
+    """Return the embedded CLIP's state dict in float32, with its full token embedding.
 
-    Only the rows of tokens that its training captions used are stored. The others, never trained,
-    are drawn again from the seed in tiny.json, so that every token has the same embedding on every
-    machine.
+    The file stores the embedding of only those tokens that the training captions use. The other
+    rows were never trained: they are drawn from the seed in tiny.json, so every token has the same
+    embedding on every machine.
 
     Args:
-        folder: one that scripts/pretrain_tiny.py --out wrote, with tiny.json and tiny.safetensors.
+        folder: a folder from scripts/pretrain_tiny.py --out, with tiny.json and tiny.safetensors.
 
     Raises:
-        InputError: one of the two is missing, damaged, or not as the pre-training writes it.
+        InputError: one of the two files is missing, damaged, or not of the pre-training's form.
     """
     card = tiny_card(folder)
     stored = read_weights(folder / TINY_WEIGHTS).state_dict
@@ -32,8 +32,8 @@ def embedded_weights(folder: Path = ASSETS_DIR) -> dict[str, Tensor]:
     rows, token_ids = stored.pop(_ROWS, None), stored.pop(_TOKEN_IDS, None)
     if rows is None or token_ids is None or not _rows_fit(rows, token_ids, vocabulary):
         raise InputError(
-            f"{folder / TINY_WEIGHTS}: {_ROWS} and {_TOKEN_IDS} must be there, a row for each of "
-            f"the ids below {vocabulary}. Let scripts/pretrain_tiny.py --out write the folder anew."
+            f"{folder / TINY_WEIGHTS}: must hold {_ROWS} and {_TOKEN_IDS}, one row for each id, and "
+            f"ids below {vocabulary}. Write the folder again with scripts/pretrain_tiny.py --out."
         )
     state = {name: value.float() for name, value in stored.items()}
     generator = torch.Generator().manual_seed(card["embedding_seed"])

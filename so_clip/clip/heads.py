@@ -1,4 +1,4 @@
-"""From embeddings to logits.
+"""Heads: logits from embeddings.
 
 Tensor names end in their shape: B images, K classes, D embedding.
 """
@@ -12,15 +12,15 @@ Classes = Callable[[], Tensor]
 
 
 def exact(device: torch.device) -> torch.autocast:
-    """Return a context without autocast, which would round cosines, times 100, to three digits."""
+    """Return a context without autocast, which would round cosines times 100 to three digits."""
     return torch.autocast(device.type, enabled=False)
 
 
 class Head(nn.Module):
-    """Logits from unit-length embeddings of images and classes, in float32, autocast or not.
+    """Logits from unit-length embeddings of images and classes, in float32 even under autocast.
 
     Args:
-        scale: what cosines are multiplied with.
+        scale: the factor on cosines.
     """
 
     def __init__(self, scale: float) -> None:
@@ -31,25 +31,25 @@ class Head(nn.Module):
         """Return logits_BK.
 
         Args:
-            classes: returns class_KD, made by the text tower under the caller's autocast. A head
-                that does not call it needs no prompts.
+            classes: returns class_KD from the text tower, under the caller's autocast. A head that
+                does not call it needs no prompts.
         """
         class_KD = classes()
         with exact(image_BD.device):
             return self.logits(image_BD, class_KD)
 
     def logits(self, image_BD: Tensor, class_KD: Tensor) -> Tensor:
-        """Return logits_BK of both, without autocast."""
+        """Return logits_BK; called without autocast."""
         raise NotImplementedError
 
     def for_other_classes(self) -> "Head":
-        """Return the head for other classes than those of the training: this one, as a rule."""
+        """Return the head to use for classes that were not trained; by default this one."""
         return self
 
 
 class CosineHead(Head):
-    """CLIP's own: scale * image_BD @ class_KD.T."""
+    """CLIP's head: scale * image_BD @ class_KD.T."""
 
     def logits(self, image_BD: Tensor, class_KD: Tensor) -> Tensor:
-        """Return logits_BK: cosines, scaled."""
+        """Return logits_BK: scaled cosines."""
         return self.scale * image_BD @ class_KD.T

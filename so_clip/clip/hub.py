@@ -1,4 +1,4 @@
-"""Published weights by open_clip's name for them: from the local cache, or else downloaded."""
+"""Published weights by open_clip's tag: from the local cache, or downloaded."""
 
 import contextlib
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 from so_clip.errors import InputError, nearest
 
-# Without a network the hub's client retries for most of a minute; one request with this limit says
-# early whether a download can start at all.
+# Without a network the hub's client retries for most of a minute. One request with this time limit
+# shows early whether a download can start.
 PROBE_SECONDS = 5
 
 
 def pretrained_config(architecture: str, tag: str) -> dict[str, Any]:
-    """Return open_clip's entry for published weights: where they lie and how images are prepared.
+    """Return open_clip's entry for published weights: their location and image preprocessing.
 
     Raises:
         InputError: open_clip knows no such weights for this architecture.
@@ -22,7 +22,7 @@ def pretrained_config(architecture: str, tag: str) -> dict[str, Any]:
     config = get_pretrained_cfg(architecture, tag)
     if not config:
         tags = list_pretrained_tags_by_model(architecture)
-        known = f"It knows {', '.join(sorted(tags))}." if tags else "It knows none at all."
+        known = f"It knows {', '.join(sorted(tags))}." if tags else "It knows none for it."
         raise InputError(
             f"backbone.pretrained={tag}: open_clip has no such weights for {architecture}."
             f"{nearest(tag, tags)} {known}"
@@ -31,14 +31,14 @@ def pretrained_config(architecture: str, tag: str) -> dict[str, Any]:
 
 
 def fetch_pretrained(architecture: str, tag: str) -> Path:
-    """Return the file with published weights, downloading it with a progress bar where needed.
+    """Return the file with published weights; download it, with a progress bar, if necessary.
 
-    A file that is already in the hub's cache is used as it is, without asking the network. Where
-    the hub lies and where its cache is, HF_ENDPOINT and HF_HOME say, as for all its clients.
+    A file in the hub's cache is used without a network request. HF_ENDPOINT and HF_HOME set the
+    addresses of the hub and the cache, as for all clients of the hub.
 
     Raises:
-        InputError: unknown weights, no network within `PROBE_SECONDS`, or a failed download; with
-            what was wanted and how to give a local file instead.
+        InputError: unknown weights, no network within `PROBE_SECONDS`, or a failed download. The
+            message names the weights and says how to give a local file instead.
     """
     from open_clip.pretrained import download_pretrained
 
@@ -52,18 +52,18 @@ def fetch_pretrained(architecture: str, tag: str) -> Path:
             repository, names = _hub_files(hub_id)
             _probe(repository, names[0])
         path = Path(download_pretrained(config))
-    except Exception as error:  # Its client raises its transport's own errors, which vary.
+    except Exception as error:  # the client raises the errors of its transport, which vary
         wanted = f"{hub_id.rstrip('/')} on the Hugging Face hub" if hub_id else url
         raise InputError(
             f"the weights of {architecture} (pretrained={tag}), {wanted}, cannot be downloaded: "
-            f"{_reason(error)}. Without a network, copy them here and give the file with "
+            f"{_reason(error)}. Without a network, copy the file to this machine and set "
             "backbone.checkpoint=FILE; backbone=tiny needs no download."
         ) from error
     return path
 
 
 def cached_pretrained(architecture: str, tag: str) -> Path | None:
-    """Return the file with published weights if it is in the hub's cache already.
+    """Return the file with published weights from the hub's cache, or None.
 
     Raises:
         InputError: unknown weights.
@@ -94,11 +94,11 @@ def _hub_files(hub_id: str) -> tuple[str, list[str]]:
 
 
 def _probe(repository: str, name: str) -> None:
-    """Ask the hub once for a file; silence, or no connection, raises."""
+    """Request a file's metadata once; raise an error if the hub does not answer in time."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    # A hub that lacks this file answers, at least: open_clip goes on to the next name.
+    # Without this file the hub still answers, and open_clip tries the next name.
     with contextlib.suppress(EntryNotFoundError):
         get_hf_file_metadata(hf_hub_url(repository, name), timeout=PROBE_SECONDS)
 

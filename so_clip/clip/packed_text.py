@@ -1,10 +1,11 @@
-"""Class prompts through the text tower for what they must cost, with the same result.
+"""Packed prompts: the text tower computes each distinct prefix of all prompts only once.
 
-CLIP's text tower is causal and read at the end token. So what it computes at a position depends on
-the tokens up to there alone, and prompts that begin alike share it: "a photo of a" is worth one
-pass, not one a class. Nothing after the end token is ever read. Here the prompts form a tree of
-tokens, and the tower runs on one row per distinct prefix: 4,008 rows for ImageNet's 1000 prompts in
-place of 77,000. Only attention looks at prompts again, and only for as long as they are.
+CLIP's text tower is causal, and its output is read at the end token. So the activations at a
+position depend only on the tokens up to this position: prompts that begin alike can share them, and
+"a photo of a" needs one pass, not one for each class. No output depends on tokens after the end
+token. Packed prompts form a tree of tokens, and the tower runs on one row per distinct prefix:
+4,008 rows for ImageNet's 1000 prompts in place of 77,000. Only attention works on whole prompts,
+padded to similar lengths. The result is the same.
 
 Tensor names end in their shape: K classes, L tokens, N rows, D width or embedding, P places (the
 positions of all prompts, padded to the longest of similar length), M some of the rows.
@@ -22,50 +23,54 @@ from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.blocks import Memory, after_attention, before_attention, run_block
 
 MIB = 2**20
-# What a mode that keeps little elsewhere should not spend on prompts.
+# A mode that keeps few activations elsewhere also gets a small budget for prompts.
 TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 128, "small": 64}
 # A GPU waits for the host to launch each chunk's kernels: with 128 MiB, ImageNet's steps took six
-# times as long with balanced as with fast (results/tables/engine_steps_cuda.csv). In bf16 few large
-# chunks need no more memory than many small ones, says so_clip.forecast.
+# times as long with balanced as with fast (results/tables/engine_steps_cuda.csv). In bf16, few large
+# chunks need no more memory than many small ones, according to so_clip.forecast.
 CUDA_TEXT_BUDGETS_MIB: dict[Memory, float] = {**TEXT_BUDGETS_MIB, "balanced": 1024}
 
 
 def default_text_budget_mib(memory: Memory, on_cuda: bool) -> float:
-    """Return the MiB that text_budget_mib=auto stands for."""
+    """Return the budget of text_budget_mib=auto, in MiB."""
     return (CUDA_TEXT_BUDGETS_MIB if on_cuda else TEXT_BUDGETS_MIB)[memory]
 
 
-_MOST_PADDING = 2  # positions; prompts that differ by more in length attend apart
-# A linear layer keeps its input, and what follows it keeps its output; norms, residuals and
-# QuickGELU add a quarter to that.
+_MOST_PADDING = 2  # positions; prompts whose lengths differ by more are not padded together
+# A linear layer keeps its input, and the next operation keeps its output. Norms, residuals and
+# QuickGELU add a quarter.
 _KEPT_PER_LINEAR = 1.25
 
 Prompt = Sequence[int]  # token ids up to and including the end token
 
 
 class ClassPrompts(nn.Module):
-    """The prompts of all classes, packed once, ready to be encoded again at every step.
+    """The prompts of all classes, packed once and encoded again at every step.
 
-    Prefixes are shared where that is exact: in open_clip's own causal text transformers with
-    explicit attention, read at the end token. Other models (nn.MultiheadAttention, no causal mask
-    as in SigLIP, a class token as in CoCa, Hugging Face encoders) run their own `encode_text`.
+    Prompts share prefixes if this is exact: in open_clip's causal text transformers with explicit
+    attention, pooled at the end token. Other models (nn.MultiheadAttention, no causal mask as in
+    SigLIP, a class token as in CoCa, Hugging Face encoders) run their own `encode_text`.
 
-    Where the prompts' activations would exceed the budget, they are encoded in chunks whose
-    activations are computed anew in the backward pass. The last chunk keeps its own: the backward
-    pass begins with it.
+    If the activations of all prompts exceed the budget, prompts are encoded in chunks, and the
+    backward pass computes a chunk's activations again. The last chunk keeps its activations,
+    because the backward pass begins with it.
 
     Args:
-        model: an open_clip model; it is asked what it is, and not kept.
-        tokens_KL: one tokenised prompt per class, or each one's tokens up to its end, for a model
-            where prefixes can be shared.
-        budget_mib: MiB that the activations kept for the backward pass may take, were all text
-            weights trained in float32; fewer are taken otherwise. At least one class at a time.
-        share_prefixes: False runs `encode_text` on whole prompts whatever the model is.
-        apart: each prompt has rows of its own, still without those after its end: for a tower that
-            draws random numbers, which prompts are not to have in common.
+        model: an open_clip model. Only its structure is read; no reference is kept.
+        tokens_KL: token ids, one prompt a class; or, if the model can share prefixes, the token ids
+            of each prompt up to its end token.
+        budget_mib: MiB of activations kept for the backward pass if all text weights are trained in
+            float32; otherwise fewer are kept. A chunk has at least one class.
+        share_prefixes: False runs `encode_text` on whole prompts for any model.
+        separate: prompts share no rows; rows after the end token are still left out. Use it for a
+            tower that draws random numbers, which must differ between prompts.
+
+    Example:
+        >>> prompts = ClassPrompts(model, tokens_KL)
+        >>> class_KD = prompts(model)  # equals model.encode_text(tokens_KL) up to rounding
     """
 
-    place_K: Tensor  # of each class among the chunks' outputs
+    place_K: Tensor  # each class's place in the chunks' outputs
 
     def __init__(
         self,
@@ -73,7 +78,7 @@ class ClassPrompts(nn.Module):
         tokens_KL: Tensor | Sequence[Prompt],
         budget_mib: float = TEXT_BUDGETS_MIB["balanced"],
         share_prefixes: bool = True,
-        apart: bool = False,
+        separate: bool = False,
     ) -> None:
         super().__init__()
         prompts: Sequence[Prompt] | None
@@ -88,23 +93,23 @@ class ClassPrompts(nn.Module):
             self.chunks = nn.ModuleList(map(_PlainPrompts, tokens_KL.split(size)))
             order = list(range(len(tokens_KL)))
         else:
-            chunks = split_by_rows(prompts, most_rows, apart)
+            chunks = split_by_rows(prompts, most_rows, separate)
             self.chunks = nn.ModuleList(
-                PackedPrompts([prompts[k] for k in chunk], apart) for chunk in chunks
+                PackedPrompts([prompts[k] for k in chunk], separate) for chunk in chunks
             )
             order = [k for chunk in chunks for k in chunk]
         self.register_buffer("place_K", torch.tensor(order).argsort(), persistent=False)
 
     def forward(self, model: Any, memory: Memory = "fast") -> Tensor:
-        """Return class_KD as the model's `encode_text` would, not of unit length.
+        """Return class_KD like the model's own `encode_text`, not of unit length.
 
         Args:
-            model: the one it was made for.
-            memory: what is kept of the last chunk for the backward pass; see `so_clip.clip.blocks`.
+            model: the model that these prompts were packed for.
+            memory: fast | balanced | small, for the last chunk; see `so_clip.clip.blocks`.
         """
         *recomputed, last = self.chunks
-        # Nothing in them is to be recomputed by itself: what that needs would be kept meanwhile.
-        # place_K tells the checkpoint on which device random numbers are drawn.
+        # "fast" inside a checkpoint: other modes would keep their inputs for a second recomputation.
+        # place_K shows the checkpoint the device of random numbers.
         class_KD = [
             checkpoint(chunk, model, "fast", self.place_K, use_reentrant=False)
             for chunk in recomputed
@@ -113,26 +118,26 @@ class ClassPrompts(nn.Module):
 
 
 class PackedPrompts(nn.Module):
-    """Some prompts as rows, one per distinct prefix, and the way between rows and prompts.
+    """Prompts as rows, one per distinct prefix, and the maps between rows and prompts.
 
     Args:
-        prompts: ideally in the order of their lengths.
-        apart: one row per prefix of each prompt instead, distinct or not.
+        prompts: token ids of each prompt; sorted by length they need the least padding.
+        separate: one row per prefix of each prompt instead, distinct or not.
     """
 
     tokens_N: Tensor  # the last token of each prefix
     positions_N: Tensor
-    row_of_P: Tensor  # padded with a prompt's last row, which causal masking keeps to itself
+    row_of_P: Tensor  # padded with a prompt's last row; causal masking hides the padding
     place_of_N: Tensor  # one of each row's places
-    end_row_K: Tensor
+    end_row_K: Tensor  # the row and the place of each end token
     end_place_K: Tensor
 
-    def __init__(self, prompts: Sequence[Prompt], apart: bool = False) -> None:
+    def __init__(self, prompts: Sequence[Prompt], separate: bool = False) -> None:
         super().__init__()
         rows: dict[tuple[int, int], int] = {}  # (row of the prefix before, token) -> row
         paths = []
         for number, prompt in enumerate(prompts):
-            path = [-1 - number if apart else -1]
+            path = [-1 - number if separate else -1]
             for token in prompt:
                 path.append(rows.setdefault((path[-1], token), len(rows)))
             paths.append(path[1:])
@@ -161,7 +166,7 @@ class PackedPrompts(nn.Module):
         index("end_place_K", [place_of[path[-1]] for path in paths])
 
     def forward(self, model: Any, memory: Memory = "fast", near: Tensor | None = None) -> Tensor:
-        """Return text_KD, as the model's `encode_text` would; `near` is for checkpoints only."""
+        """Return text_KD like the model's own `encode_text`; `near` shows checkpoints the device."""
         text = _text_tower(model)
         dtype = text.transformer.get_cast_dtype()
         x_ND = F.embedding(self.positions_N, text.positional_embedding).to(dtype)
@@ -169,7 +174,7 @@ class PackedPrompts(nn.Module):
         *blocks, last = text.transformer.resblocks
         for block in blocks:
             x_ND = run_block(block, memory, self._rows, x_ND, x_ND, self.place_of_N)
-        # What the last block does to other rows than the prompts' ends, nothing reads.
+        # No output depends on the last block's other rows than the end tokens.
         x_KD = x_ND.index_select(0, self.end_row_K)
         x_KD = run_block(last, memory, self._rows, x_ND, x_KD, self.end_place_K)
         x_KD = text.ln_final(x_KD)
@@ -180,9 +185,9 @@ class PackedPrompts(nn.Module):
     def _rows(
         self, block: Any, memory: Memory, x_ND: Tensor, x_MD: Tensor, place_of_M: Tensor
     ) -> Tensor:
-        """Return some rows after a residual block, of `x_ND` before it, of which they are x_MD."""
+        """Return M rows after a residual block, for its input x_ND; x_MD are these rows of x_ND."""
         query_ND, key_ND, value_ND = before_attention(block, memory, x_ND)
-        # Padded and repeated, its inputs are the largest thing here and the cheapest to redo.
+        # Padded and repeated, attention's inputs are the largest tensors and cheap to recompute.
         mixed_MD = checkpoint(
             self._attend,
             query_ND,
@@ -214,14 +219,14 @@ class PackedPrompts(nn.Module):
         return torch.cat(mixed).index_select(0, place_of_M)
 
     def _at_places(self, x_ND: Tensor) -> Tensor:
-        # A row shared by 1000 prompts sums 1000 gradients: in half precision most would be lost.
-        # Unlike index_select's, F.embedding's sums are the same in every run on CUDA.
+        # A row shared by 1000 prompts sums 1000 gradients, so the sum must be in float32.
+        # F.embedding's sums on CUDA are the same in every run; index_select's are not.
         exact_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
         return F.embedding(self.row_of_P, exact_ND).to(x_ND.dtype)
 
 
 class _PlainPrompts(nn.Module):
-    """Whole prompts through the model's own `encode_text`."""
+    """Whole prompts, encoded by the model's own `encode_text`."""
 
     tokens_KL: Tensor
 
@@ -234,7 +239,7 @@ class _PlainPrompts(nn.Module):
 
 
 def prompts_to_end(model: Any, tokens_KL: Tensor) -> list[list[int]] | None:
-    """Return each prompt's tokens up to the end token, or None where the model reads more."""
+    """Return each prompt's tokens up to the end token, or None if the output depends on more."""
     from open_clip.model import CLIP, CustomTextCLIP
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
@@ -265,25 +270,25 @@ def prompts_to_end(model: Any, tokens_KL: Tensor) -> list[list[int]] | None:
 
 
 def split_by_rows(
-    prompts: Sequence[Prompt], most_rows: int, apart: bool = False
+    prompts: Sequence[Prompt], most_rows: int, separate: bool = False
 ) -> list[list[int]]:
     """Return prompts' indices in chunks of at most `most_rows` rows, or of one prompt.
 
-    Rows are distinct prefixes, or, with `apart`, distinct prefixes of each prompt. Prompts of one
-    length, and among them those that begin alike, stay together. All chunks but the first are as
-    full as can be.
+    Rows are distinct prefixes; with `separate`, the prefixes of each prompt. Prompts of one length
+    are neighbours, and so are those among them that begin alike. Only the first chunk may have room
+    for another prompt.
     """
     order = sorted(range(len(prompts)), key=lambda k: (len(prompts[k]), *prompts[k]))
     chunks: list[list[int]] = []
     prefixes: set[tuple[int, ...]] = set()
     for k in reversed(order):
         prompt = tuple(prompts[k])
-        owner = k if apart else -1
-        own = {(owner, *prompt[:length]) for length in range(1, len(prompt) + 1)}
-        if not chunks or len(prefixes | own) > most_rows:
+        owner = k if separate else -1
+        new = {(owner, *prompt[:length]) for length in range(1, len(prompt) + 1)}
+        if not chunks or len(prefixes | new) > most_rows:
             chunks.append([])
             prefixes = set()
-        prefixes |= own
+        prefixes |= new
         chunks[-1].append(k)
     return [chunk[::-1] for chunk in reversed(chunks)]
 
@@ -303,7 +308,7 @@ def _text_tower(model: Any) -> Any:
 
 
 def _bytes_per_row(model: nn.Module) -> float:
-    """Estimate what the text tower keeps for the backward pass of a row, at most, in float32."""
+    """Estimate the bytes that the text tower keeps for a row's backward pass in float32, at most."""
     values = sum(
         module.in_features + module.out_features
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""From class names to prompts."""
+"""Prompts from class names."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,32 +7,29 @@ from so_clip.errors import InputError
 
 
 class Prompts(NamedTuple):
-    """The prompts of classes: a class's one after the other, how many each has, and from what.
+    """The prompts of all classes."""
 
-    `templates` are those that all were made from; none where each class has its own descriptions.
-    """
-
-    texts: list[str]
-    per_class: tuple[int, ...]
-    templates: tuple[str, ...]
+    texts: list[str]  # the prompts of one class after those of another
+    per_class: tuple[int, ...]  # the number of prompts of each class
+    templates: tuple[str, ...]  # of all prompts; empty if each class has its own descriptions
 
 
 def templated(class_names: Sequence[str], templates: Sequence[str]) -> Prompts:
-    """Return the prompts that templates make of each name; see class_prompts."""
+    """Return the prompts of each class name from templates; see class_prompts."""
     texts = class_prompts(class_names, templates)
     return Prompts(texts, (len(templates),) * len(class_names), tuple(templates))
 
 
 def described(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> Prompts:
-    """Return each class's own prompts, of which there may be other numbers."""
-    own = [descriptions[name] for name in class_names]
-    return Prompts([text for texts in own for text in texts], tuple(map(len, own)), ())
+    """Return the descriptions of each class as prompts; their numbers may differ."""
+    by_class = [descriptions[name] for name in class_names]
+    return Prompts([text for texts in by_class for text in texts], tuple(map(len, by_class)), ())
 
 
 def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Return prompts, a class after the other: templates with its name in place of {}.
+    """Return the prompts class by class: each template with the class name in place of {}.
 
-    In names, "_" is read as a space.
+    In names, "_" becomes a space.
 
     Raises:
         InputError: a template does not have exactly one {}.
@@ -40,7 +37,7 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
     for template in templates:
         if template.count("{}") != 1:
             raise InputError(
-                f"template={template!r}: needs exactly one {{}}, where the class name goes, as in "
+                f"template={template!r}: needs exactly one {{}} in the place of the class name, as in "
                 "'a photo of a {}.'."
             )
     parts = [template.split("{}") for template in templates]

@@ -1,9 +1,9 @@
-"""Read the weights out of a TorchScript archive without running any of it.
+"""Read the weights of a TorchScript archive without running its code.
 
-OpenAI publishes CLIP as TorchScript. `torch.jit.load` would run code from the file and is on its
-way out of PyTorch; `torch.load(weights_only=True)` refuses such files. But the archive is a zip
-whose `data.pkl` describes modules as plain nested attributes and whose `data/*` are raw tensors,
-so an unpickler that knows three harmless constructors and refuses every other name is enough.
+OpenAI publishes CLIP as TorchScript. `torch.jit.load` runs code from the file and is deprecated in
+PyTorch; `torch.load(weights_only=True)` refuses such files. But the archive is a zip: `data.pkl`
+describes modules as plain nested attributes, and `data/*` are raw tensors. So an unpickler is
+enough that knows three harmless constructors and refuses every other name.
 """
 
 import io
@@ -31,7 +31,7 @@ _DTYPES = {
 
 
 def is_torchscript(archive: zipfile.ZipFile) -> bool:
-    """Tell a TorchScript archive from what torch.save writes: only the former has constants."""
+    """Return whether an archive is TorchScript: files of torch.save have no constants.pkl."""
     return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in _names(archive))
 
 
@@ -39,8 +39,8 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """Return the state dict of the module in a TorchScript archive, on the CPU.
 
     Raises:
-        pickle.UnpicklingError: the archive asks for anything but modules and tensors.
-        Exception: of many kinds, where the file is corrupt.
+        pickle.UnpicklingError: the archive holds anything but modules and tensors.
+        Exception: any other, for a corrupt file.
     """
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in _names(archive) if name.endswith("/data.pkl")).split("/")[0]
@@ -55,7 +55,7 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
 
 
 class _Module:
-    """A module as the archive describes it: nothing but named attributes."""
+    """A module in the archive: named attributes only."""
 
     attributes: dict[str, Any]
 

@@ -38,7 +38,7 @@ def test_logits_are_those_of_a_classifier_made_with_the_other_prompts(classifier
     before_BK = _logits(classifier)
     other_PL = classifier.backbone.tokenize(_prompts("ant", "bee", templates=("{}!",)))
     expected_BK = _logits(Classifier(small_backbone(), other_PL))
-    with classifier.of_other_classes(other_PL, ("{}!",)):
+    with classifier.using_classes(other_PL, ("{}!",)):
         assert classifier.class_count == 2
         assert (classifier.templates, set(classifier.prompt_counts)) == (("{}!",), {1})
         torch.testing.assert_close(_logits(classifier), expected_BK)
@@ -50,7 +50,7 @@ def test_logits_are_those_of_a_classifier_made_with_the_other_prompts(classifier
 def test_all_is_as_before_after_an_error(classifier):
     before = classifier.prompts, classifier.head, classifier.tokens_PL
     other_PL = classifier.backbone.tokenize(["an ant"])
-    with pytest.raises(RuntimeError), classifier.of_other_classes(other_PL, ("{}",)):
+    with pytest.raises(RuntimeError), classifier.using_classes(other_PL, ("{}",)):
         raise RuntimeError
     assert all(
         a is b
@@ -69,7 +69,7 @@ def test_an_adapter_may_rewrite_the_prompts_knowing_their_templates(classifier):
     seen: list[tuple[str, ...]] = []
     tokenize = classifier.backbone.tokenize
     quiet_PL, loud_PL = tokenize(["ant", "bee"]), tokenize(["an ant!", "a bee!"])
-    with classifier.of_other_classes(quiet_PL, ("{}",), Shouting().prompts_for):
+    with classifier.using_classes(quiet_PL, ("{}",), Shouting().prompts_for):
         assert classifier.tokens_PL is loud_PL
     assert seen == [("{}",)]
     assert torch.equal(Adapter().prompts_for(classifier, quiet_PL), quiet_PL)
@@ -81,7 +81,7 @@ def test_a_head_may_have_another_for_other_classes(classifier):
             return CosineHead(self.scale)
 
     classifier.head = OwnClasses(100.0)
-    with classifier.of_other_classes(classifier.backbone.tokenize(["ant"]), ("{}",)):
+    with classifier.using_classes(classifier.backbone.tokenize(["ant"]), ("{}",)):
         assert isinstance(classifier.head, CosineHead)
         assert _logits(classifier).shape == (2, 1)
     assert isinstance(classifier.head, OwnClasses)

@@ -87,7 +87,7 @@ def test_embeddings_and_gradients_are_those_of_whole_prompts(name: str) -> None:
 @pytest.mark.parametrize("budget_mib", [0.1, NO_CHUNKS])
 def test_apart_each_prompt_has_rows_of_its_own(budget_mib: float) -> None:
     model, tokens_KL = small(), tokenize(PROMPTS)
-    prompts = ClassPrompts(model, tokens_KL, budget_mib, apart=True)
+    prompts = ClassPrompts(model, tokens_KL, budget_mib, separate=True)
     assert len(prompts.chunks) == (1 if budget_mib == NO_CHUNKS else 2)
     rows = sum(len(chunk.tokens_N) for chunk in prompts.chunks)
     assert rows == (tokens_KL != 0).sum()

@@ -60,7 +60,7 @@ def test_other_classes_have_other_numbers(backbone):
     classifier = made(backbone)
     own_KD = classifier.classes()
     other = described(("bee", "ant"), DESCRIPTIONS)
-    with classifier.of_other_classes(
+    with classifier.using_classes(
         backbone.tokenize(other.texts), other.templates, prompts_per_class=other.per_class
     ):
         assert classifier.class_count == 2
