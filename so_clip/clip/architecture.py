@@ -36,7 +36,7 @@ def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:
             found = card.get(key) if isinstance(card, dict) else None
             if not _alike(found, shipped[key]):
                 raise InputError(
-                    f"{path}: {key} is {found!r}, but must be of the same form as {shipped[key]!r}. "
+                    f"{path}: {key} is {found!r}; it must have the form of {shipped[key]!r}. "
                     "Write the folder again with scripts/pretrain_tiny.py --out."
                 )
     return card

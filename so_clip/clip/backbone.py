@@ -296,7 +296,7 @@ def _pixels(
     resizing = (published.get("resize_mode", "shortest"), published.get("interpolation", "bicubic"))
     if resizing != ("shortest", "bicubic"):
         warnings.warn(
-            f"{architecture} was trained on images resized by {' and '.join(resizing)}; here images "
+            f"{architecture} was trained on images resized by {' and '.join(resizing)}; here they "
             "are resized as in CLIP: shortest side, bicubic. Accuracies may differ slightly.",
             stacklevel=3,
         )

@@ -103,7 +103,7 @@ class Classifier(nn.Module):
         if trained and torch.is_grad_enabled():
             return self._encode_classes()
         device, versions = self.backbone.mean.device, self._text_versions()
-        # Some optimizers change a parameter without a new version, so a trained tower is not cached.
+        # Some optimizers do not raise a parameter's version, so a trained tower is not cached.
         may_cache = self._holds_classes or not trained
         if not may_cache or self._cached is None or self._cached[0] != versions:
             # The cache outlives the mode and precision of this call: training must get neither a

@@ -32,7 +32,7 @@ def embedded_weights(folder: Path = ASSETS_DIR) -> dict[str, Tensor]:
     rows, token_ids = stored.pop(_ROWS, None), stored.pop(_TOKEN_IDS, None)
     if rows is None or token_ids is None or not _rows_fit(rows, token_ids, vocabulary):
         raise InputError(
-            f"{folder / TINY_WEIGHTS}: must hold {_ROWS} and {_TOKEN_IDS}, one row for each id, and "
+            f"{folder / TINY_WEIGHTS}: must hold {_ROWS} and {_TOKEN_IDS}, one row for each id, "
             f"ids below {vocabulary}. Write the folder again with scripts/pretrain_tiny.py --out."
         )
     state = {name: value.float() for name, value in stored.items()}

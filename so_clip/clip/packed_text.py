@@ -26,8 +26,8 @@ MIB = 2**20
 # A mode that keeps few activations elsewhere also gets a small budget for prompts.
 TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 128, "small": 64}
 # A GPU waits for the host to launch each chunk's kernels: with 128 MiB, ImageNet's steps took six
-# times as long with balanced as with fast (results/tables/engine_steps_cuda.csv). In bf16, few large
-# chunks need no more memory than many small ones, according to so_clip.forecast.
+# times as long with balanced as with fast (results/tables/engine_steps_cuda.csv). In bf16, a few
+# large chunks need no more memory than many small ones, according to so_clip.forecast.
 CUDA_TEXT_BUDGETS_MIB: dict[Memory, float] = {**TEXT_BUDGETS_MIB, "balanced": 1024}
 
 
@@ -108,7 +108,7 @@ class ClassPrompts(nn.Module):
             memory: fast | balanced | small, for the last chunk; see `so_clip.clip.blocks`.
         """
         *recomputed, last = self.chunks
-        # "fast" inside a checkpoint: other modes would keep their inputs for a second recomputation.
+        # "fast" inside a checkpoint: other modes would keep inputs for a second recomputation.
         # place_K shows the checkpoint the device of random numbers.
         class_KD = [
             checkpoint(chunk, model, "fast", self.place_K, use_reentrant=False)
@@ -166,7 +166,7 @@ class PackedPrompts(nn.Module):
         index("end_place_K", [place_of[path[-1]] for path in paths])
 
     def forward(self, model: Any, memory: Memory = "fast", near: Tensor | None = None) -> Tensor:
-        """Return text_KD like the model's own `encode_text`; `near` shows checkpoints the device."""
+        """Return text_KD like `encode_text` of the model; `near` shows checkpoints the device."""
         text = _text_tower(model)
         dtype = text.transformer.get_cast_dtype()
         x_ND = F.embedding(self.positions_N, text.positional_embedding).to(dtype)
@@ -308,7 +308,7 @@ def _text_tower(model: Any) -> Any:
 
 
 def _bytes_per_row(model: nn.Module) -> float:
-    """Estimate the bytes that the text tower keeps for a row's backward pass in float32, at most."""
+    """Estimate the most bytes that the text tower keeps for a row's backward pass in float32."""
     values = sum(
         module.in_features + module.out_features
         for name, module in model.named_modules()

@@ -37,7 +37,7 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
     for template in templates:
         if template.count("{}") != 1:
             raise InputError(
-                f"template={template!r}: needs exactly one {{}} in the place of the class name, as in "
+                f"template={template!r}: needs exactly one {{}} for the class name, as in "
                 "'a photo of a {}.'."
             )
     parts = [template.split("{}") for template in templates]

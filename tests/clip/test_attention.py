@@ -260,7 +260,7 @@ def test_it_equals_multihead_attention(
     ],
 )
 def test_what_it_does_not_do_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="CLIP's kind only"):
+    with pytest.raises(InputError, match="only attention as in CLIP"):
         ExplicitAttention(nn.MultiheadAttention(8, 2, **{"batch_first": True} | options))
 
 

@@ -192,8 +192,11 @@ BAD_FILES: list[tuple[Any, str]] = [
     (lambda path: path.write_bytes(b""), "is empty"),
     (lambda path: path.write_bytes(b"PK"), "damaged"),
     (lambda path: path.write_bytes(b"\x80"), "damaged"),
-    (lambda path: path.write_text("version https://git-lfs"), "no checkpoint in any known format"),
-    (lambda path: path.write_text("<html>404</html>"), "no checkpoint in any known format"),
+    (
+        lambda path: path.write_text("version https://git-lfs"),
+        "not a checkpoint",
+    ),
+    (lambda path: path.write_text("<html>404</html>"), "not a checkpoint"),
     (lambda path: torch.save([1, 2], path), "holds no state dict"),
     (lambda path: torch.save({}, path), "holds no state dict"),
     (lambda path: torch.save({"lr": 0.1}, path), "its entry 'lr' is a float"),
@@ -216,7 +219,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(torchscript: bool, tmp_path: Pa
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("weights/data.pkl", bytes(64 * 2**20))
         archive.writestr("weights/constants.pkl" if torchscript else "weights/version", b"3")
-    with pytest.raises(InputError, match="refused, as it would unpack to 64 MiB"):
+    with pytest.raises(InputError, match="refused, because it would unpack to 64 MiB"):
         read_weights(path)
 
 
@@ -226,7 +229,7 @@ def test_cut_short(layout: str, kept: float, state: dict[str, Tensor], tmp_path:
     path = tmp_path / "weights"
     save(state, path, layout)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(InputError, match=r"damaged|no checkpoint in any known format"):
+    with pytest.raises(InputError, match=r"damaged|not a checkpoint in any known format"):
         read_weights(path)
 
 

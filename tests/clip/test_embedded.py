@@ -86,8 +86,11 @@ def _weights(folder: Path, **changed: torch.Tensor) -> None:
 
 
 WRONG: list[tuple[Callable[[Path], Any], str]] = [
-    (lambda folder: (folder / "tiny.json").unlink(), "no tiny.json in this folder"),
-    (lambda folder: (folder / "tiny.json").write_text("{"), "no tiny.json in this folder"),
+    (lambda folder: (folder / "tiny.json").unlink(), "tiny.json in this folder cannot be read"),
+    (
+        lambda folder: (folder / "tiny.json").write_text("{"),
+        "tiny.json in this folder cannot be read",
+    ),
     (lambda folder: (folder / "tiny.json").write_text("[]"), "architecture is None"),
     (lambda folder: _card(folder, lambda card: card.pop("mean")), "mean is None"),
     (lambda folder: _card(folder, lambda card: card["std"].pop()), "std is [0.5, 0.5]"),
@@ -103,11 +106,11 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: (folder / "tiny.safetensors").write_bytes(b""), "is empty"),
     (
         lambda folder: _weights(folder, token_ids=torch.tensor([0, 7, 49408])),
-        "a row for each of the ids below 49408",
+        "one row for each id, ids below 49408",
     ),
     (
         lambda folder: _weights(folder, token_ids=torch.tensor([0, 7])),
-        "a row for each of the ids below 49408",
+        "one row for each id, ids below 49408",
     ),
 ]
 

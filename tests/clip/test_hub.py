@@ -77,7 +77,7 @@ def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("ViT-B-16", "opena", "Did you mean 'openai'"),
         ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", "It knows dfn2b, metaclip_400m"),
-        ("ViT-M-16", "openai", "It knows none at all"),
+        ("ViT-M-16", "openai", "It knows none for it"),
     ],
 )
 def test_unknown_weights(architecture: str, tag: str, message: str) -> None:

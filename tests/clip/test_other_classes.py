@@ -37,7 +37,9 @@ def _logits(classifier: Classifier) -> Tensor:
 def test_logits_are_those_of_a_classifier_made_with_the_other_prompts(classifier):
     before_BK = _logits(classifier)
     other_PL = classifier.backbone.tokenize(_prompts("ant", "bee", templates=("{}!",)))
-    expected_BK = _logits(Classifier(small_backbone(), other_PL))
+    other = small_backbone()
+    explicit_attention(other.model)
+    expected_BK = _logits(Classifier(other, other_PL))
     with classifier.using_classes(other_PL, ("{}!",)):
         assert classifier.class_count == 2
         assert (classifier.templates, set(classifier.prompt_counts)) == (("{}!",), {1})
