@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself, with the versions in constraints.txt.
+# Every target creates .venv if needed, with the versions in constraints.txt.
 # PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two workers on two cores, each with one thread, so that they do not compete for the cores.
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-# An environment variable, since pip also applies it where it builds packages.
+# An environment variable, because pip then also uses it when it builds packages.
 CONSTRAINED := PIP_CONSTRAINT=constraints.txt
 
 .PHONY: demo test test-slow test-latest lint types bench wheel lock clean
@@ -19,11 +19,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint types
 	$(PYTEST) -m "not slow"
 
-# Killed processes, wheels, browsers, launchers, benchmarks and the long batteries.
+# The slow tests: killed processes, wheels, browsers, launchers, benchmarks, long batteries.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
 
-# All tests with the newest version of every dependency, in an environment made from nothing.
+# All tests with the newest version of every dependency, in a new environment.
 test-latest:
 	rm -rf .venv-latest
 	$(PYTHON) -m venv .venv-latest
@@ -37,7 +37,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# Needs the whole machine for most of an hour.
+# Takes 40 minutes on an otherwise idle machine.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_engine.py
 	$(BIN)/python scripts/bench_report.py
@@ -46,8 +46,8 @@ bench: $(VENV)/.installed-dev
 wheel: $(VENV)/.installed-dev
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-# Write constraints.txt: the newest version of every dependency, as pip resolves them today.
-# The ending after a + names one build (such as CUDA), so it is left out.
+# Write constraints.txt with the newest version of every dependency.
+# A suffix after + names one build (such as CUDA), so it is removed.
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock

