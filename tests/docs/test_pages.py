@@ -90,7 +90,7 @@ def test_every_option_exists(name: str):
         for word in code.split():
             option = re.match(r"([a-z_]+(?:[./][a-zT_]+)*)=(?!True$|False$)", word)
             if option and not code.startswith(("python", "'", '"')):
-                known = option[1] in known_options() or f" {option[1]} " in commands_help
+                known = option[1] in known_options() or f" {option[1]}=" in commands_help
                 assert known, code
             if word.startswith("--") and not code.startswith(("python scripts", "scripts")):
                 helps = [call("--help").out, *map(help_of, COMMANDS)]
