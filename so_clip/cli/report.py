@@ -41,8 +41,8 @@ def main(
         typer.Option(
             metavar="RUN",
             help="A run folder whose confusion matrix, reliability, classes, curve and mistakes "
-            "must be on the page. May be repeated. Without it, the page has the best and newest "
-            "runs that fit.",
+            "must be on the page. May be repeated. The other "
+            "runs with these details are the best and the newest.",
         ),
     ] = None,
     flops: Annotated[
@@ -54,6 +54,7 @@ def main(
     ] = False,
 ) -> None:
     """Write the report; see HELP."""
+    from so_clip.report.extras import require_report_extra
     from so_clip.report.formats import latex
     from so_clip.report.formats.files import write_tables
     from so_clip.report.missing import add_missing
@@ -62,6 +63,7 @@ def main(
     from so_clip.report.tables import make_tables
     from so_clip.system import atomic
 
+    require_report_extra()
     out = out or results_dir / "report"
     runs = read_runs(results_dir)
     remarks = [f"left out: {reason}" for reason in runs.skipped]
@@ -70,13 +72,14 @@ def main(
 
         runs, unknown = forecast_flops(runs)
         remarks += unknown
-    tables = add_published(add_missing(make_tables(runs), runs), runs)
+    tables, missing = add_missing(make_tables(runs), runs)
+    tables = add_published(tables, runs)
     with atomic.placed_by(OUT), _reported_if_cut_short(out / PAGE):
         names = write_tables(tables, out / FOLDER)
         atomic.write_text(out / FOLDER / ALL, latex.document(names))
         if not tables_only:
             remarks += _write_page(runs, tables, names, out, details or [])
-    _print_summary(runs, tables, out, tables_only, remarks)
+    _print_summary(runs, missing, out, tables_only, remarks)
 
 
 def _write_page(
@@ -117,15 +120,11 @@ def _reported_if_cut_short(page: Path) -> Iterator[None]:
 
 
 def _print_summary(
-    runs: "Runs", tables: Sequence["Table"], out: Path, tables_only: bool, remarks: Sequence[str]
+    runs: "Runs", missing: Sequence[str], out: Path, tables_only: bool, remarks: Sequence[str]
 ) -> None:
     """Print the missing runs with their commands, and the place; problems go to stderr."""
-    for table in tables:
-        if table.commands:
-            print(f"{table.caption}:")
-            for note in table.notes:
-                print(f"  {note}")
-            print("To fill it:", *table.commands, sep="\n  ", end="\n\n")
+    for line in missing:
+        print(line)
     page = out / PAGE
     print(f"{runs.counted}; {'tables' if tables_only else page} in {out}")
     if tables_only and page.is_file():

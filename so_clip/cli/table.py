@@ -28,7 +28,7 @@ def main(
 
     runs = read_runs(results_dir)
     out = out or results_dir / "tables"
-    tables = [table for table in make_tables(runs) if table.figure.name in SHOWN]
+    tables = [table for table in make_tables(runs) if table.measure.name in SHOWN]
     with atomic.placed_by(OUT):
         write_tables(tables, out, endings=("md",))
     print("\n".join(map(to_markdown, tables)))

@@ -8,32 +8,32 @@ import pandas as pd
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.report.read import ROW, RUN
 
-# Zero-shot figures of two runs that differ by less are the same.
+# Zero-shot values of two runs count as equal below this difference, in percentage points.
 _SAME_POINTS = 0.005
 
 
 def few_shot_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs on all classes with even shots, each once: what is compared."""
-    once = on_all_classes(runs.drop_duplicates(RUN))
-    return once[even_shots(once)]
+    """Return the runs that are compared: on all classes, with even shots, without repeats."""
+    distinct = on_all_classes(runs.drop_duplicates(RUN))
+    return distinct[even_shots(distinct)]
 
 
 def on_all_classes(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs but those of the base-to-new protocol."""
+    """Return the runs without those of the base-to-new protocol."""
     return runs[runs["protocol"] != BASE_TO_NEW] if "protocol" in runs else runs
 
 
 def even_shots(runs: pd.DataFrame) -> pd.Series:
-    """Say of each run whether all classes had the same number of training images."""
+    """Return for each run whether all its classes had the same number of training images."""
     if "imbalance" not in runs:
         return pd.Series(True, index=runs.index)
     return runs["imbalance"].isna()
 
 
 def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the tidy table: a row for each dataset and table row, with `mean`, `std` and `runs`.
+    """Return a tidy table: one line per dataset and table row, with `mean`, `std` and `runs`.
 
-    `std` is the sample standard deviation over seeds, empty for a single run.
+    `std` is the sample standard deviation over seeds, NaN for a single run.
     """
     cells = runs.groupby(["dataset", *ROW], dropna=False)[column].agg(["mean", "std", "count"])
     return cells.rename(columns={"count": "runs"}).reset_index()
@@ -42,28 +42,29 @@ def statistics(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 def averages(
     runs: pd.DataFrame, column: str, datasets: int
 ) -> dict[tuple[Any, ...], tuple[float, float, int]]:
-    """Return mean, deviation and seeds of each table row's average, where it has all datasets.
+    """Return mean, standard deviation and number of seeds of each row's average over datasets.
 
-    Its deviation is that of the seeds' averages, where every seed has all datasets.
+    Rows without runs on all `datasets` datasets are left out. The deviation is the deviation of the
+    seeds' averages, and NaN unless every seed has all datasets.
     """
     means = runs.groupby([*ROW, "dataset"])[column].mean().dropna()
     averages = means.groupby(ROW).agg(["mean", "size"])
     averages = averages[averages["size"] == datasets]["mean"]
-    of_seeds = runs.groupby([*ROW, "seed"])[column].agg(["mean", "count"])
-    of_seeds["whole"] = of_seeds["count"] == datasets
-    spread = of_seeds.groupby(ROW).agg(
+    seeds = runs.groupby([*ROW, "seed"])[column].agg(["mean", "count"])
+    seeds["whole"] = seeds["count"] == datasets
+    spread = seeds.groupby(ROW).agg(
         std=("mean", "std"), runs=("mean", "size"), whole=("whole", "all")
     )
     spreads = dict(zip(spread.index, spread.to_dict("records"), strict=True))
     return {
-        key: (mean, each["std"] if each["whole"] else math.nan, int(each["runs"]))
+        key: (mean, row["std"] if row["whole"] else math.nan, int(row["runs"]))
         for key, mean in averages.to_dict().items()
-        for each in [spreads[key]]
+        for row in [spreads[key]]
     }
 
 
 def same_zero_shot(runs: pd.DataFrame, column: str) -> dict[str, float]:
-    """Return by dataset what all runs measured before they adapted, where they agree."""
+    """Return the value before adaptation by dataset, for datasets where all runs agree."""
     if column not in runs:
         return {}
     values = runs.groupby("dataset")[column].agg(["min", "max"]).dropna()

@@ -1,132 +1,106 @@
-"""What a table lacks, and the command that fills it.
+"""The runs that the tables' cells lack, and the command that runs them.
 
-Where there are sweeps, their jobs say what was meant to be done; where there are none, the grid of
-what is there does: every method on every dataset with every seed of its block.
+If there are sweeps, their jobs say which runs were planned, so only empty cells are missing.
+Without sweeps, the grid of finished runs says it: every method on every dataset with every seed.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from so_clip.report.commands import Overrides, compact, once, overrides_of, own_of, placed, shell
 from so_clip.report.read import Runs
 from so_clip.report.tables import Table, table_runs
 from so_clip.status.runs import DONE, Run
-from so_clip.status.sweeps import Key, Sweep, SweepFolders, key_of, match_jobs
+from so_clip.status.sweeps import Sweep, SweepFolders, key_of, match_jobs
 
-# Tables whose cells are runs; the others lack what these lack.
-_OF_RUNS = ("accuracy", "base_accuracy")
-# More rows than that are only counted, more commands too.
-_SHOWN = 20
+# Only the cells of these tables stand for runs; the other tables show the same runs.
+_TABLES_OF_RUNS = ("accuracy", "base_accuracy")
+# Further rows are only counted.
+_MAX_ROWS = 20
+_HINT = "The sweep's own command runs what is missing and skips finished runs"
 
 
-def add_missing(tables: Sequence[Table], runs: Runs) -> list[Table]:
-    """Return the tables; those of accuracy say what is missing and hold the commands that fill it.
+def add_missing(tables: Sequence[Table], runs: Runs) -> tuple[list[Table], list[str]]:
+    """Add the missing runs to the notes of the accuracy tables.
 
-    Jobs of sweeps that fill no cell of any table, since none of their kind is done yet, are told by
-    the first.
+    Returns:
+        The tables; and the lines to print: missing runs by table, unfinished jobs of sweeps, and
+        the commands of those sweeps. No lines if nothing is missing.
     """
     sweeps = SweepFolders(runs.results_dir).read()
-    undone = _undone(runs, sweeps)
-    done = []
+    extended, printed = [], []
     for table in tables:
-        if table.figure.name in _OF_RUNS:
-            lines, wanted = _of_table(table, runs, whole_cells=bool(sweeps))
-            for overrides in wanted:
-                undone.pop(key_of(overrides), None)
-            table = _told(table, lines, wanted, runs.results_dir)
-        done.append(table)
-    if undone and done:
-        jobs = "job of a sweep has" if len(undone) == 1 else "jobs of sweeps have"
-        lines = [f"{len(undone)} {jobs} no finished run."]
-        done[0] = _told(done[0], lines, list(undone.values()), runs.results_dir)
-    return done
+        lines = []
+        if table.measure.name in _TABLES_OF_RUNS:
+            lines = _missing_runs(table, runs, only_empty_cells=bool(sweeps))
+        if lines:
+            printed += [f"{table.caption}:", *(f"  {line}" for line in lines)]
+        extended.append(replace(table, notes=(*table.notes, *lines)))
+    hints, commands = _unfinished_sweeps(runs, sweeps)
+    if printed or hints:
+        hints.append(f"{_HINT}: {'; '.join(commands)}" if commands else f"{_HINT}.")
+    if hints and extended:
+        extended[0] = replace(extended[0], notes=(*extended[0].notes, *hints))
+    return extended, [*printed, *hints]
 
 
-def _told(
-    table: Table, lines: Sequence[str], wanted: Sequence[Overrides], results_dir: Path
-) -> Table:
-    jobs = [placed(once(each), results_dir) for each in wanted]
-    commands = [shell(*command) for command in compact(jobs)]
-    if len(commands) > _SHOWN:
-        lines = [*lines, f"{len(commands) - _SHOWN} more commands are left out here."]
-    return replace(
-        table,
-        notes=(*table.notes, *lines),
-        commands=(*table.commands, *commands[:_SHOWN]),
-    )
-
-
-def _undone(runs: Runs, sweeps: list[Sweep]) -> dict[Key, Overrides]:
-    """Return the overrides of every job of the sweeps without a finished run, once each."""
+def _unfinished_sweeps(runs: Runs, sweeps: list[Sweep]) -> tuple[list[str], list[str]]:
+    """Return a line that counts jobs without a finished run, and the commands of their sweeps."""
     if not sweeps:
-        return {}
-    folders = {
-        folder: Run(Path(folder).name, DONE, overrides=tuple(overrides or ()))
+        return [], []
+    finished = {
+        folder: Run(Path(folder).name, DONE, overrides=overrides)
         for folder, overrides in zip(runs.frame["folder"], runs.frame["overrides"], strict=True)
     }
-    _, per_sweep = match_jobs(folders, sweeps)
-    return {
-        key_of(sweep.jobs[number]): sweep.jobs[number]
-        for sweep, of_jobs in per_sweep
-        for number, run in zip(sorted(sweep.jobs), of_jobs, strict=True)
-        if run.state != DONE
-    }
+    _, matched = match_jobs(finished, sweeps)
+    commands: dict[str, None] = {}
+    unfinished = set()
+    for sweep, job_runs in matched:
+        jobs = zip(sweep.jobs.values(), job_runs, strict=True)
+        open_jobs = {key_of(overrides) for overrides, run in jobs if run.state != DONE}
+        unfinished |= open_jobs
+        if open_jobs and sweep.command:
+            arguments = [text for text in sweep.command if not text.startswith("force=")]
+            commands[shlex.join(["python", "-m", "so_clip", *arguments])] = None
+    if not unfinished:
+        return [], []
+    jobs_have = "job of a sweep has" if len(unfinished) == 1 else "jobs of sweeps have"
+    return [f"{len(unfinished)} {jobs_have} no finished run."], list(commands)
 
 
-def _of_table(table: Table, runs: Runs, whole_cells: bool) -> tuple[list[str], list[Overrides]]:
-    """Return what a table lacks in words, a line a row, and as overrides, one of each run.
-
-    Args:
-        table: of runs of one backbone.
-        runs: all of them.
-        whole_cells: leave cells alone that have a run.
-    """
-    frame = table_runs(table.figure, runs.frame)
+def _missing_runs(table: Table, runs: Runs, only_empty_cells: bool) -> list[str]:
+    """Return a line for each row that lacks runs: its dataset columns and their seeds."""
+    frame = table_runs(table.measure, runs.frame)
     frame = frame[frame["backbone"] == table.backbone]
-    seeds: dict[int, set[int]] = {}
-    have: dict[Any, dict[str, set[int]]] = {}
-    like: dict[Any, int] = {}
-    own = {
-        dataset: own_of(settings)
-        for dataset, settings in zip(frame["dataset"], frame["settings"], strict=True)
-    }
-    columns = ("shots", "method_title", "variant", "dataset", "seed")
-    for at, (*row, dataset, seed) in enumerate(zip(*map(frame.get, columns), strict=True)):
-        seeds.setdefault(row[0], set()).add(seed)
-        have.setdefault(tuple(row), {}).setdefault(dataset, set()).add(seed)
-        like.setdefault(tuple(row), at)
-    lines, wanted = [], []
-    for (shots, title, variant), of_row in sorted(have.items()):
-        lacks = {
-            name: seeds[shots] - of_row.get(name, set())
-            for name in table.datasets
-            if not (whole_cells and name in of_row)
+    block_seeds: dict[int, set[int]] = {}
+    finished: dict[Any, dict[str, set[int]]] = {}
+    columns = ["shots", "method_title", "variant", "dataset", "seed"]
+    for *row, dataset, seed in frame[columns].itertuples(index=False, name=None):
+        block_seeds.setdefault(row[0], set()).add(seed)
+        finished.setdefault(tuple(row), {}).setdefault(dataset, set()).add(seed)
+    lines = []
+    for (shots, title, variant), row_seeds in sorted(finished.items()):
+        missing = {
+            dataset: seeds
+            for dataset in table.datasets
+            if not (only_empty_cells and dataset in row_seeds)
+            if (seeds := block_seeds[shots] - row_seeds.get(dataset, set()))
         }
-        lacks = {name: each for name, each in lacks.items() if each}
-        if not lacks:
-            continue
-        name = f"{title} ({variant})" if variant else title
-        where = f"at {shots} shots" if shots else "without shots"
-        lines.append(f"Missing {where}: {name}: {_in_words(table, lacks)}.")
-        if "processes=" in variant:  # by torchrun, which these commands do not start
-            continue
-        run = frame.iloc[like[shots, title, variant]].to_dict()
-        wanted += [
-            overrides_of(run, dataset, seed, own[dataset])
-            for dataset, each in lacks.items()
-            for seed in sorted(each)
-        ]
-    more = [f"{len(lines) - _SHOWN} more rows lack runs."] if len(lines) > _SHOWN else []
-    return [*lines[:_SHOWN], *more], wanted
+        if missing:
+            name = f"{title} ({variant})" if variant else title
+            where = f"at {shots} shots" if shots else "without shots"
+            lines.append(f"Missing {where}: {name}: {_in_words(table, missing)}.")
+    more = [f"{len(lines) - _MAX_ROWS} more rows lack runs."] if len(lines) > _MAX_ROWS else []
+    return [*lines[:_MAX_ROWS], *more]
 
 
-def _in_words(table: Table, lacks: Mapping[str, set[int]]) -> str:
+def _in_words(table: Table, missing: Mapping[str, set[int]]) -> str:
     titles = {column.key: column.title for column in table.columns}
     by_seeds: dict[tuple[int, ...], list[str]] = {}
-    for name, seeds in lacks.items():
-        by_seeds.setdefault(tuple(sorted(seeds)), []).append(titles[name])
+    for dataset, seeds in missing.items():
+        by_seeds.setdefault(tuple(sorted(seeds)), []).append(titles[dataset])
     return "; ".join(
         f"{', '.join(names)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
         for seeds, names in by_seeds.items()

@@ -1,4 +1,4 @@
-"""How far the report is, for who waits for it."""
+"""Progress bars of the report's stages."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -8,12 +8,12 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def watched(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """Return the items, with a bar on stderr as they are gone through; on a terminal only.
+def watched(items: Iterable[T], stage: str, total: int | None = None) -> Iterable[T]:
+    """Return the items, with a progress bar on stderr if stderr is a terminal.
 
     Args:
-        items: of a stage that may take long.
-        what: the stage.
-        total: how many items there are, where they cannot be counted.
+        items: the items of a stage that may take long.
+        stage: the name of the stage.
+        total: the number of items, if they have no length.
     """
-    return tqdm(items, what, total, disable=None, dynamic_ncols=True, leave=False)
+    return tqdm(items, stage, total, disable=None, dynamic_ncols=True, leave=False)

@@ -1,8 +1,9 @@
-"""Published figures beside this project's own, marked as what they are.
+"""Published scores beside the project's own, marked as published.
 
-published.csv holds them: a row a figure, with its source, and its uncertainty in points where that
-is known (of figures read off a plot). "SO" and "CLIP-LoRA" of different sources are different rows,
-and what the SO paper calls LoRA is nobody else's: it is two points below CLIP-LoRA's own figures.
+published.csv has one line per score, with its source, and its uncertainty in percentage points if
+that is known (for scores read off a plot). Rows named "SO" or "CLIP-LoRA" of different sources stay
+apart. The method that the SO paper calls LoRA is a separate row too: it scores two points below
+CLIP-LoRA.
 """
 
 import math
@@ -18,77 +19,72 @@ from so_clip.report.tables import AVERAGE, DATASETS, Block, Cell, Row, Table
 
 FILE = Path(__file__).parent / "published.csv"
 NOTE = (
-    "Published rows are other people's figures, of their own runs: images drawn, prompts, "
-    "precision and steps may differ."
+    "Published rows are scores from other people's runs: drawn images, prompts, precision and "
+    "steps may differ."
 )
-
-
-FILE_NOTE = (
-    "Published figures are of OpenAI's weights, and a local file's need not be these: they stand "
-    "beside runs of backbone.pretrained=openai without backbone.checkpoint."
+LOCAL_WEIGHTS_NOTE = (
+    "Published scores use OpenAI's weights, and a local file may hold other weights: they are "
+    "shown beside runs with backbone.pretrained=openai and without backbone.checkpoint."
 )
 
 
 def add_published(tables: Sequence[Table], runs: Runs) -> list[Table]:
-    """Return the tables; those of accuracy with published rows where backbone and shots match.
+    """Add published rows to accuracy tables whose backbone and shots match.
 
-    Published figures are of OpenAI's weights; a backbone that only ran with others gets none. Of
-    those of a local file nobody knows; a note says how to have the rows.
+    Published scores use OpenAI's weights, so a backbone gets them only if it ran with these. For
+    weights from a local file a note says how to get the rows.
     """
-    with_openai, of_a_file = set(), set()
+    with_openai, from_a_file = set(), set()
     for backbone, settings in zip(runs.frame["backbone"], runs.frame["settings"], strict=True):
         given = settings.get("backbone")
         if isinstance(given, dict) and given.get("checkpoint"):
-            of_a_file.add(backbone)
+            from_a_file.add(backbone)
         elif isinstance(given, dict) and given.get("pretrained") == "openai":
             with_openai.add(backbone)
-    done = []
+    extended = []
     for table in tables:
-        if table.figure.name == "accuracy":
+        if table.measure.name == "accuracy":
             fuller = _with_published(table)
             if table.backbone in with_openai:
                 table = fuller
-            elif table.backbone in of_a_file and fuller is not table:
-                table = replace(table, notes=(*table.notes, FILE_NOTE))
-        done.append(table)
-    return done
+            elif table.backbone in from_a_file and fuller is not table:
+                table = replace(table, notes=(*table.notes, LOCAL_WEIGHTS_NOTE))
+        extended.append(table)
+    return extended
 
 
 @cache
-def figures() -> pd.DataFrame:
+def published_scores() -> pd.DataFrame:
     """Return published.csv."""
     return pd.read_csv(FILE)
 
 
 def _with_published(table: Table) -> Table:
-    known = figures()
-    known = known[known["backbone"].map(_plain_name) == _plain_name(table.backbone)]
-    blocks = []
+    """Return the table with all published rows that match, or the same object if there are none."""
+    scores = published_scores()
+    scores = scores[scores["backbone"].map(_plain_name) == _plain_name(table.backbone)]
+    blocks, added = [], 0
     for block in table.blocks:
-        rows = [
-            row
-            for (source, method), group in known[known["shots"] == block.shots].groupby(
-                ["source", "method"], sort=False
-            )
-            if (row := _row(table, str(method), str(source), group)).cells
-        ]
-        rows.sort(key=lambda row: (row.title.lower(), row.source))
-        blocks.append(Block(block.shots, [*block.rows, *rows]))
-    if all(len(new.rows) == len(old.rows) for new, old in zip(blocks, table.blocks, strict=True)):
-        return table
-    return replace(table, blocks=blocks, notes=(*table.notes, NOTE))
-
-
-def _row(table: Table, method: str, source: str, figures: pd.DataFrame) -> Row:
-    """Return a row of what is published for the table's datasets.
-
-    The published average is that of eleven datasets. A table of others averages what it shows.
-    """
-    cells = {
-        each["dataset"]: Cell(
-            each["accuracy_percent"], runs=0, uncertainty=each["uncertainty_points"]
+        by_row = scores[scores["shots"] == block.shots].groupby(["source", "method"], sort=False)
+        rows = [_row(table, str(method), str(source), group) for (source, method), group in by_row]
+        rows = sorted(
+            (row for row in rows if row.cells), key=lambda row: (row.title.lower(), row.source)
         )
-        for each in figures.to_dict("records")
+        added += len(rows)
+        blocks.append(Block(block.shots, [*block.rows, *rows]))
+    return replace(table, blocks=blocks, notes=(*table.notes, NOTE)) if added else table
+
+
+def _row(table: Table, method: str, source: str, scores: pd.DataFrame) -> Row:
+    """Return the published row for the table's datasets.
+
+    A published average covers the papers' eleven datasets. A table with other datasets shows the
+    average of its own columns instead.
+    """
+    columns = scores[["dataset", "accuracy_percent", "uncertainty_points"]]
+    cells = {
+        str(dataset): Cell(accuracy, runs=0, uncertainty=uncertainty)
+        for dataset, accuracy, uncertainty in columns.itertuples(index=False, name=None)
     }
     average = cells.pop(AVERAGE, None)
     shown = {name: cells[name] for name in table.datasets if name in cells}
@@ -103,5 +99,5 @@ def _row(table: Table, method: str, source: str, figures: pd.DataFrame) -> Row:
 
 
 def _plain_name(backbone: str) -> str:
-    """Return what ViT-B/16, ViT-B-16 and ViT-B-16-quickgelu have in common."""
+    """Map ViT-B/16, ViT-B-16 and ViT-B-16-quickgelu to one name."""
     return backbone.lower().replace("/", "-").removesuffix("-quickgelu")

@@ -1,4 +1,4 @@
-"""Every run below a folder, read once, without torch and without weights."""
+"""Read every run below a folder once, without torch and without weights."""
 
 import gc
 import itertools
@@ -25,13 +25,13 @@ from so_clip.results.run_files import (
     run_folders,
 )
 
-# Files are small, and on a network's disk each takes a round trip.
+# Threads that read: the files are small, and on a network disk each costs a round trip.
 _READERS = 8
-# A row of a table; runs that differ in their seed alone are averaged in it. And a run, but for
-# what it was tested on afterwards.
+# The columns that make a table row; runs that differ only in the seed are averaged in it.
 ROW = ["backbone", "shots", "method_title", "variant"]
+# The columns that make a run, apart from the datasets it was transferred to.
 RUN = ["dataset", *ROW, "seed"]
-# What metrics.json says that a run was `tested_on`, if it says so.
+# The value of `tested_on` in metrics.json for test images; older runs do not have it.
 TEST = "test"
 
 
@@ -41,12 +41,12 @@ class Runs:
 
     Attributes:
         results_dir: the folder.
-        frame: a row a finished run: the columns of metrics.json (`settings` as a dict), its
-            `folder` (str), its `state` ("finished"), `variant` (what sets it apart from other runs
-            of its method, "" for nothing), `transferred` (to which datasets, as text), and of
-            provenance.json `torch`, `commit`, `hardware`, `torch_threads`, `weights_sha256`,
-            `finished_at` and `overrides`, None where it is not there.
-        skipped: one line for each folder that is no usable run, and why.
+        frame: one line per finished run: the columns of metrics.json (`settings` as a dict), its
+            `folder` (str), `state` ("finished"), `variant` (how it differs from other runs of its
+            method; may be empty), `transferred` (the datasets it was transferred to, as text), and
+            from provenance.json `torch`, `commit`, `hardware`, `torch_threads`, `weights_sha256`,
+            `results_version` and `finished_at`, None if unknown.
+        skipped: one line for each folder that is not a usable run, with the reason.
     """
 
     results_dir: Path
@@ -55,7 +55,7 @@ class Runs:
 
     @property
     def counted(self) -> str:
-        """How many runs there are, in words."""
+        """The number of runs, in words."""
         return f"{len(self.frame)} run{'' if len(self.frame) == 1 else 's'}"
 
 
@@ -63,11 +63,11 @@ def read_runs(results_dir: Path) -> Runs:
     """Read every finished run below `results_dir`.
 
     Raises:
-        InputError: there is no such folder, or no finished run in it.
+        InputError: the folder does not exist, or has no finished run.
     """
     if not results_dir.is_dir():
-        raise InputError(f"{results_dir}: there is no such folder. Give the one that holds runs.")
-    with _no_garbage():
+        raise InputError(f"{results_dir}: no such folder. Give the folder that holds the runs.")
+    with _garbage_collector_off():
         rows, skipped = _read_all(results_dir)
     rows, other = _tested_on_test_images(rows)
     skipped += other
@@ -79,16 +79,32 @@ def read_runs(results_dir: Path) -> Runs:
     frame = pd.DataFrame(rows)
     frame["variant"] = variants(frame)
     frame["transferred"] = [str(settings.get("transfer")) for settings in frame["settings"]]
-    again = _repeats(frame)
-    skipped += [f"{folder}: repeats another run." for folder in frame["folder"][again]]
+    repeats = _repeats(frame)
+    skipped += [f"{folder}: repeats another run." for folder in frame["folder"][repeats]]
     skipped = [line.encode(errors="backslashreplace").decode() for line in skipped]
-    return Runs(results_dir, frame[~again].reset_index(drop=True), skipped)
+    return Runs(results_dir, frame[~repeats].reset_index(drop=True), skipped)
+
+
+def transfers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one line for each run and each dataset it was transferred to.
+
+    `dataset` is the dataset it was tested on; `variant` begins with the one it was trained on.
+    """
+    rows = []
+    for run in frame.to_dict("records") if "transfer" in frame else ():
+        transfer = run.get("transfer")
+        for name, scores in transfer.items() if isinstance(transfer, dict) else ():
+            variant = ", ".join(filter(None, (f"from {run['dataset']}", run["variant"])))
+            keys = ("accuracy_percent", "zero_shot_accuracy_percent")
+            accuracies = {key: scores.get(key) for key in keys}
+            rows.append(run | {"dataset": name, "variant": variant} | accuracies)
+    return pd.DataFrame(rows, columns=None if rows else frame.columns).drop_duplicates(RUN)
 
 
 def _tested_on_test_images(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the runs whose figures are of test images, and a line on the others, if any.
+    """Return the runs that were tested on test images, and a line about the others, if any.
 
-    Those that rates were chosen by are tested on training images, and no results.
+    Runs that choose a learning rate are tested on training images, so they are no results.
     """
     kept = [row for row in rows if row.get("tested_on") in (None, TEST)]
     others = [row for row in rows if row.get("tested_on") not in (None, TEST)]
@@ -101,53 +117,33 @@ def _tested_on_test_images(rows: list[dict[str, Any]]) -> tuple[list[dict[str, A
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Do not look for garbage where there is none: of thousands of runs that takes a fifth."""
-    on = gc.isenabled()
+def _garbage_collector_off() -> Iterator[None]:
+    """Disable the garbage collector, which takes a fifth of the time of reading many runs."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if on:
+        if enabled:
             gc.enable()
 
 
 def _read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a row of each usable run, in the order of their folders, and why others are none."""
+    """Return a row for each usable run, sorted by folder, and a reason for each other folder."""
     skipped: list[str] = []
     rows: list[dict[str, Any]] = []
     folders = sorted(run_folders(results_dir, skipped))
-    known: dict[Any, Any] = {}
+    batches = [folders[start : start + 100] for start in range(0, len(folders), 100)]
+    groups: dict[Any, Any] = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        read = itertools.chain.from_iterable(pool.map(_rows_or_reasons, _batches(folders)))
+        read = itertools.chain.from_iterable(pool.map(_rows_or_reasons, batches))
         for row in watched(read, "runs", len(folders)):
             if isinstance(row, str):
                 skipped.append(row)
             else:
-                _share(row["settings"], known)
+                _share_groups(row["settings"], groups)
                 rows.append(row)
     return rows, skipped
-
-
-def transfers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each run and dataset that it was transferred to; empty if there is none.
-
-    `dataset` is where it was tested, `variant` begins with where it was trained.
-    """
-    rows = []
-    for run in frame.to_dict("records") if "transfer" in frame else ():
-        figures = run.get("transfer")
-        for name, each in figures.items() if isinstance(figures, dict) else ():
-            variant = ", ".join(filter(None, (f"from {run['dataset']}", run["variant"])))
-            keys = ("accuracy_percent", "zero_shot_accuracy_percent")
-            accuracies = {key: each.get(key) for key in keys}
-            rows.append(run | {"dataset": name, "variant": variant} | accuracies)
-    return pd.DataFrame(rows, columns=None if rows else frame.columns).drop_duplicates(RUN)
-
-
-def _batches(folders: list[str]) -> list[list[str]]:
-    """Split what threads share out into pieces that are worth a hand-over."""
-    return [folders[at : at + 100] for at in range(0, len(folders), 100)]
 
 
 def _rows_or_reasons(folders: list[str]) -> list[dict[str, Any] | str]:
@@ -158,62 +154,57 @@ def _row_or_reason(folder: str) -> dict[str, Any] | str:
     """Return a run's row, or the reason why it cannot be used."""
     path = Path(folder)
     try:
-        row = _usable(path) | {"folder": folder, "state": "finished"} | _made_by(path)
+        row = _usable(path) | {"folder": folder, "state": "finished"} | _provenance(path)
         json.dumps(row, ensure_ascii=False).encode()
     except InputError as error:
         return str(error)
-    except (UnicodeEncodeError, RecursionError):  # such texts cannot be shown or written
+    except UnicodeEncodeError:  # such texts can neither be shown nor written
         return f"{folder}: a text or its name is no valid Unicode. Rename or repeat it."
     return row
 
 
-def _share(settings: dict[str, Any], known: dict[Any, Any]) -> None:
-    """Let groups of settings be the same objects as those of runs that have the same.
+def _share_groups(settings: dict[str, Any], groups: dict[Any, Any]) -> None:
+    """Replace groups of settings by equal groups of earlier runs; nothing may modify them.
 
-    Thousands of runs take three quarters of the memory then. Nothing may change what it gets.
+    This saves a quarter of the memory for thousands of runs.
     """
     for key, value in settings.items():
         if isinstance(value, dict):
-            settings[key] = known.setdefault((key, repr(value)), value)
+            settings[key] = groups.setdefault((key, repr(value)), value)
 
 
 def _usable(folder: Path) -> dict[str, Any]:
     """Return a folder's metrics if it is a finished run that a table can show."""
-    if not os.path.lexists(folder / METRICS_FILE):
-        raise InputError(_why_unfinished(folder))
-    return finished_metrics(folder)
-
-
-def _why_unfinished(folder: Path) -> str:
+    if os.path.lexists(folder / METRICS_FILE):
+        return finished_metrics(folder)
     error = read_object(folder / ERROR_FILE)
     if not error:
-        return f"{folder}: unfinished, it has no {METRICS_FILE}. Repeat the run."
+        raise InputError(f"{folder}: unfinished, it has no {METRICS_FILE}. Repeat the run.")
     message = str(error.get("message")).strip().splitlines()
-    return f"{folder}: failed with {error.get('kind')}: {message[0] if message else ''}"
+    raise InputError(f"{folder}: failed with {error.get('kind')}: {message[0] if message else ''}")
 
 
-def _made_by(folder: Path) -> dict[str, Any]:
-    """Return what provenance.json says of versions, code and hardware."""
+def _provenance(folder: Path) -> dict[str, Any]:
+    """Return the versions, code and hardware in provenance.json."""
     provenance = read_object(folder / PROVENANCE_FILE)
     versions, hardware = provenance.get("versions"), provenance.get("hardware")
-    overrides = provenance.get("overrides")
-    told = isinstance(overrides, list) and all(isinstance(each, str) for each in overrides)
     threads = hardware.get("torch_threads") if isinstance(hardware, dict) else None
     if isinstance(hardware, dict):
         hardware = ", ".join(str(hardware.get(key)) for key in ("device", "processor"))
+    version = provenance.get("results_version")
     return {
         "torch": versions.get("torch") if isinstance(versions, dict) else None,
         "commit": provenance.get("commit"),
         "hardware": hardware,
         "torch_threads": threads if isinstance(threads, int) else None,
         "weights_sha256": provenance.get("backbone_weights_sha256"),
+        "results_version": version if type(version) is int else None,
         "finished_at": provenance.get("finished_at"),
-        "overrides": overrides if told else None,
     }
 
 
 def _repeats(frame: pd.DataFrame) -> pd.Series:
-    """Say of each run whether another is the same, and newer or, where neither is, first."""
+    """Return for each run whether another run is the same and newer (or earlier in the order)."""
     finished = frame["finished_at"].map(lambda value: value if isinstance(value, str) else "")
     newest_first = finished.sort_values(ascending=False, kind="stable").index
     return frame.loc[newest_first].duplicated([*RUN, "transferred"]).reindex(frame.index)

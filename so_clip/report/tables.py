@@ -1,6 +1,6 @@
-"""Runs -> the paper's tables: datasets across, methods down, shots as blocks.
+"""Tables as in the papers: one column per dataset, one row per method, one block per shots.
 
-A table is made of cells that know their figures; `formats` writes it as text.
+A cell holds numbers; `formats` turns them into text.
 """
 
 import math
@@ -22,7 +22,7 @@ from so_clip.report.averages import (
 from so_clip.report.read import ROW, RUN, Runs, transfers
 from so_clip.report.versions import seconds_notes, skipped_notes, version_notes
 
-# As the papers order and shorten them; others follow by name.
+# The papers' order and short names; other datasets follow in alphabetical order.
 DATASETS = {
     "imagenet": "ImageNet",
     "sun397": "SUN397",
@@ -39,23 +39,23 @@ DATASETS = {
 AVERAGE = "average"
 SECONDS = "train_seconds"
 FLOPS_NOTE = (
-    "FLOPs are forecast, not measured: matrix products, convolutions and attention of the training "
-    "steps that were taken, for the classes and images of the dataset's card."
+    "FLOPs are forecast, not measured: they count the matrix products, convolutions and attention "
+    "of the training steps, for the classes and images of the dataset's card."
 )
-UNEVEN_NOTE = "Rows of uneven shots (imbalance) are beside the others and compete with none."
+UNEVEN_NOTE = "Rows with uneven shots (imbalance) are shown, but never marked as best."
 ZERO_SHOT, ZERO_SHOT_TITLE = "zero_shot", "Zero-shot CLIP"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures: a dataset, the average of all, or what it cost."""
+    """One column: a dataset, the average over datasets, or a cost."""
 
     key: str
     title: str
     decimals: int = 2
 
 
-# What stands beside accuracies, where runs have recorded it.
+# Cost columns beside accuracies, shown if runs recorded them.
 COSTS = (
     Column("peak_memory_mib", "memory (MiB)", 1),
     Column(SECONDS, "training (s)", 1),
@@ -64,8 +64,8 @@ COSTS = (
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What a table is of: a column of the runs, its name for people, and which way is better."""
+class Measure:
+    """The number that a table shows: its column in the runs, its caption, and which way is best."""
 
     name: str
     column: str
@@ -75,33 +75,34 @@ class Figure:
     costs: bool = False
 
 
-FIGURES = (
-    Figure("accuracy", "accuracy_percent", "Test accuracy in percent", costs=True),
-    Figure(
+MEASURES = (
+    Measure("accuracy", "accuracy_percent", "Test accuracy in percent", costs=True),
+    Measure(
         "base_accuracy", "base_accuracy_percent", "Accuracy on base classes in percent", costs=True
     ),
-    Figure("new_accuracy", "new_accuracy_percent", "Accuracy on new classes in percent"),
-    Figure(
+    Measure("new_accuracy", "new_accuracy_percent", "Accuracy on new classes in percent"),
+    Measure(
         "harmonic_mean", "harmonic_mean_percent", "Harmonic mean of base and new accuracy, percent"
     ),
-    Figure("transfer", "accuracy_percent", "Test accuracy on other datasets in percent"),
-    Figure(
+    Measure("transfer", "accuracy_percent", "Test accuracy on other datasets in percent"),
+    Measure(
         "calibration",
         "expected_calibration_error_percent",
         "Expected calibration error in percent (15 bins)",
         best="min",
     ),
-    Figure("memory", "peak_memory_mib", "Peak memory in MiB", best="min", decimals=1),
-    Figure("seconds", SECONDS, "Training time in seconds", best="min", decimals=1),
-    Figure("flops", "train_tflops", "Training in TFLOP", best="min"),
+    Measure("memory", "peak_memory_mib", "Peak memory in MiB", best="min", decimals=1),
+    Measure("seconds", SECONDS, "Training time in seconds", best="min", decimals=1),
+    Measure("flops", "train_tflops", "Training in TFLOP", best="min"),
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and sample standard deviation (NaN for one) over `runs`; `best` of its block.
+    """Mean and sample standard deviation over `runs` runs; `best` in its block.
 
-    A published figure has no `runs`; `uncertainty` is what is known of its error (NaN: nothing).
+    `std` is NaN for a single run. A published value has 0 `runs`; `uncertainty` is its known error
+    (NaN: unknown).
     """
 
     mean: float
@@ -113,9 +114,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method, as it was set, at one number of shots; of a published one `source` says whose.
+    """One method with one variant of its settings, at one number of shots.
 
-    `even`: each class had that many training images, so that it competes with the others.
+    `source` names the publication of a published row and is empty otherwise. `even` is False if
+    classes had different numbers of training images; such rows are never marked as best.
     """
 
     title: str
@@ -127,7 +129,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The row's name for people."""
+        """The row's name, with its source if it is published."""
         return f"{self.name} [{self.reference}]" if self.source else self.name
 
     @property
@@ -137,197 +139,199 @@ class Row:
 
     @property
     def reference(self) -> str:
-        """Of a published row: whose figures these are, and how sure."""
-        known = [each.uncertainty for each in self.cells.values()]
-        known = sorted({each for each in known if not math.isnan(each)})
-        ends = (
-            " to ".join(f"{each:g}" for each in dict.fromkeys((known[0], known[-1])))
-            if known
-            else ""
-        )
-        return f"published: {self.source}, {f'±{ends}' if known else 'uncertainty not given'}"
+        """The source of a published row and its uncertainty."""
+        errors = [cell.uncertainty for cell in self.cells.values()]
+        errors = sorted({error for error in errors if not math.isnan(error)})
+        if not errors:
+            return f"published: {self.source}, uncertainty not given"
+        ends = dict.fromkeys((errors[0], errors[-1]))
+        return f"published: {self.source}, ±{' to '.join(f'{error:g}' for error in ends)}"
 
 
 @dataclass(frozen=True)
 class Block:
-    """The rows at one number of shots; 0 for those that saw none."""
+    """The rows with one number of shots; 0 for zero-shot rows."""
 
     shots: int
     rows: Sequence[Row]
 
     @property
     def title(self) -> str:
-        """The block's name for people."""
+        """The block's heading."""
         return {0: "zero-shot", 1: "1 shot"}.get(self.shots, f"{self.shots} shots")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One figure for one backbone.
+    """One measure for one backbone.
 
     Attributes:
-        figure: what it is of.
-        backbone: of all its runs.
-        columns: datasets in the paper's order, their average where there are several, costs.
-        blocks: by shots.
-        usual_runs: how many seeds most cells have; where another number is, the cell says so.
-        notes: what a reader should know, a sentence each.
-        commands: for a shell; they do the runs that the table lacks.
+        measure: the number in the cells.
+        backbone: the backbone of all runs.
+        columns: datasets in the papers' order, their average if there are several, costs.
+        blocks: rows by number of shots.
+        usual_runs: the most common number of seeds; a cell with another number shows it.
+        notes: sentences for the reader.
     """
 
-    figure: Figure
+    measure: Measure
     backbone: str
     columns: Sequence[Column]
     blocks: Sequence[Block]
     usual_runs: int
     notes: Sequence[str] = field(default_factory=tuple)
-    commands: Sequence[str] = field(default_factory=tuple)
 
     @property
     def name(self) -> str:
         """A name for files and anchors, unique in a report."""
-        return f"{self.figure.name}_{slug(self.backbone)}"
+        return f"{self.measure.name}_{slug(self.backbone)}"
 
     @property
     def caption(self) -> str:
-        """One line that says what the figures are."""
+        """One line that says what the cells hold."""
         spread = "mean" if self.usual_runs < 2 else "mean ± standard deviation"
         seeds = "1 seed" if self.usual_runs == 1 else f"{self.usual_runs} seeds"
-        return f"{self.figure.caption}, {self.backbone}: {spread} over {seeds}"
+        return f"{self.measure.caption}, {self.backbone}: {spread} over {seeds}"
 
     @property
     def datasets(self) -> list[str]:
-        """The datasets across, by their names on the command line."""
-        costs = {column.key for column in COSTS}
-        return [each.key for each in self.columns if each.key not in costs | {AVERAGE}]
+        """The datasets of the columns, by their names on the command line."""
+        others = {AVERAGE, *(column.key for column in COSTS)}
+        return [column.key for column in self.columns if column.key not in others]
 
 
 def slug(text: str) -> str:
-    """Return text as a part of a file's name."""
+    """Return the text in a form that is safe in file names."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "none"
 
 
 def make_tables(runs: Runs) -> list[Table]:
-    """Return all tables that the runs have figures for, by figure and backbone."""
+    """Return a table for each measure and backbone that has values."""
     return [
-        _table(figure, str(backbone), group)
-        for figure in FIGURES
-        for backbone, group in table_runs(figure, runs.frame).groupby("backbone", sort=True)
+        _table(measure, str(backbone), group)
+        for measure in MEASURES
+        for backbone, group in table_runs(measure, runs.frame).groupby("backbone", sort=True)
     ]
 
 
-def table_runs(figure: Figure, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs that a figure's tables show, each once."""
-    runs = transfers(frame) if figure.name == "transfer" else frame.drop_duplicates(RUN)
-    if figure.name == "accuracy":
+def table_runs(measure: Measure, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs in a measure's tables, without repeats."""
+    runs = transfers(frame) if measure.name == "transfer" else frame.drop_duplicates(RUN)
+    if measure.name == "accuracy":
         runs = on_all_classes(runs)
     if "train_flops" in runs:
         runs = runs.assign(train_tflops=pd.to_numeric(runs["train_flops"]) / 1e12)
-    if figure.column not in runs:
+    if measure.column not in runs:
         return runs.iloc[:0]
-    runs = runs[runs[figure.column].notna()]
-    if figure.name in _OF_BASE_TO_NEW:  # all are, so it need not be said
+    runs = runs[runs[measure.column].notna()]
+    if measure.name in _BASE_TO_NEW_MEASURES:  # all rows have this protocol, so no row names it
         runs = runs.assign(variant=runs["variant"].map(_without_protocol))
     return runs
 
 
-def _table(figure: Figure, backbone: str, runs: pd.DataFrame) -> Table:
-    unlike = seconds_notes(runs) if figure.costs or figure.column == SECONDS else []
-    notes = [*version_notes(runs), *skipped_notes(runs), *unlike]
-    if "train_tflops" in runs and (figure.costs or figure.column == "train_tflops"):
+def _table(measure: Measure, backbone: str, runs: pd.DataFrame) -> Table:
+    different_timing = seconds_notes(runs) if measure.costs or measure.column == SECONDS else []
+    notes = [*version_notes(runs), *skipped_notes(runs), *different_timing]
+    if "train_tflops" in runs and (measure.costs or measure.column == "train_tflops"):
         notes.append(FLOPS_NOTE)
-    runs, note = _with_zero_shot(figure, runs)
-    notes = [*note, *notes]
+    runs, zero_shot_note = _with_zero_shot(measure, runs)
+    notes = [*zero_shot_note, *notes]
     uneven = set(runs.loc[~even_shots(runs), ROW].itertuples(index=False, name=None))
     if uneven:
         notes.append(UNEVEN_NOTE)
-    datasets = sorted(runs["dataset"].unique(), key=_place)
-    columns = [Column(name, DATASETS.get(name, name), figure.decimals) for name in datasets]
+    tidy = statistics(runs, measure.column)
+    columns, cells = _columns_and_cells(measure, runs, tidy)
+    methods = runs.groupby(ROW)["method"].first()
+    blocks: dict[int, list[Row]] = {}
+    for key, row_cells in cells.items():
+        _, shots, title, variant = key
+        row = Row(title, variant, row_cells, str(methods[key]), even=key not in uneven)
+        blocks.setdefault(shots, []).append(row)
+    counts = tidy.loc[tidy["shots"] > 0, "runs"]
+    usual_runs = int((counts if len(counts) else tidy["runs"]).mode().max())
+    ranked = [
+        column
+        for column in columns
+        if not different_timing or SECONDS not in (measure.column, column.key)
+    ]
+    marked = [
+        Block(shots, mark_best(sorted(rows, key=_row_order), ranked, measure))
+        for shots, rows in sorted(blocks.items())
+    ]
+    return Table(measure, backbone, columns, marked, usual_runs, tuple(notes))
+
+
+def _columns_and_cells(
+    measure: Measure, runs: pd.DataFrame, tidy: pd.DataFrame
+) -> tuple[list[Column], dict[tuple[Any, ...], dict[str, Cell]]]:
+    """Return a table's columns, and the cells of each row by the key of their column."""
+    datasets = sorted(runs["dataset"].unique(), key=_dataset_order)
+    columns = [Column(name, DATASETS.get(name, name), measure.decimals) for name in datasets]
+    cells: dict[tuple[Any, ...], dict[str, Cell]] = {}
+    for values in tidy.to_dict("records"):
+        key = tuple(values[name] for name in ROW)
+        cell = Cell(values["mean"], values["std"], values["runs"])
+        cells.setdefault(key, {})[values["dataset"]] = cell
     if len(datasets) > 1:
-        columns.append(Column(AVERAGE, AVERAGE, figure.decimals))
-    tidy = statistics(runs, figure.column)
-    cells = _cells(tidy)
-    if len(datasets) > 1:
-        for key, figures in averages(runs, figure.column, len(datasets)).items():
-            cells[key][AVERAGE] = Cell(*figures)
-    for cost in COSTS if figure.costs else ():
+        columns.append(Column(AVERAGE, AVERAGE, measure.decimals))
+        for key, (mean, std, seeds) in averages(runs, measure.column, len(datasets)).items():
+            cells[key][AVERAGE] = Cell(mean, std, seeds)
+    for cost in COSTS if measure.costs else ():
         if cost.key in runs and runs[cost.key].notna().any():
             columns.append(cost)
             for key, (mean, _, seeds) in averages(runs, cost.key, len(datasets)).items():
                 cells[key][cost.key] = Cell(mean, runs=seeds)
-    methods = runs.groupby(ROW)["method"].first()
-    blocks: dict[int, list[Row]] = {}
-    for key, of_row in cells.items():
-        _, shots, title, variant = key
-        row = Row(title, variant, of_row, str(methods[key]), even=key not in uneven)
-        blocks.setdefault(shots, []).append(row)
-    counts = tidy.loc[tidy["shots"] > 0, "runs"]
-    usual = int((counts if len(counts) else tidy["runs"]).mode().max())
-    ranked = [each for each in columns if not unlike or SECONDS not in (figure.column, each.key)]
-    done = [
-        Block(shots, mark_best(sorted(rows, key=_row_place), ranked, figure))
-        for shots, rows in sorted(blocks.items())
-    ]
-    return Table(figure, backbone, columns, done, usual, tuple(notes))
+    return columns, cells
 
 
-_OF_BASE_TO_NEW = ("base_accuracy", "new_accuracy", "harmonic_mean")
+_BASE_TO_NEW_MEASURES = ("base_accuracy", "new_accuracy", "harmonic_mean")
 
 
 def _without_protocol(variant: str) -> str:
-    parts = [each for each in variant.split(", ") if each != f"protocol={BASE_TO_NEW}"]
+    parts = [part for part in variant.split(", ") if part != f"protocol={BASE_TO_NEW}"]
     return ", ".join(parts)
 
 
-def _with_zero_shot(figure: Figure, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Add a row of zero-shot CLIP, as the runs measured it before they adapted, if there is none.
+def _with_zero_shot(measure: Measure, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Add a row for zero-shot CLIP, from what runs measured before they adapted, and a note.
 
-    Only of datasets where all runs measured the same, and say so in a note.
+    Adds nothing if zero-shot CLIP has runs of its own, and nothing on datasets where runs disagree.
     """
-    column = f"zero_shot_{figure.column}"
+    column = f"zero_shot_{measure.column}"
     if column not in runs or (runs["method"] == ZERO_SHOT).any():
         return runs, []
-    of_all = {"backbone": runs["backbone"].iloc[0], "shots": 0, "seed": 0, "method": ZERO_SHOT}
-    of_all |= {"method_title": ZERO_SHOT_TITLE, "variant": ""}
+    row = {"backbone": runs["backbone"].iloc[0], "shots": 0, "seed": 0, "method": ZERO_SHOT}
+    row |= {"method_title": ZERO_SHOT_TITLE, "variant": ""}
     added = [
-        of_all | {"dataset": dataset, figure.column: value}
+        row | {"dataset": dataset, measure.column: value}
         for dataset, value in same_zero_shot(runs, column).items()
     ]
     if not added:
         return runs, []
     extended = pd.concat([runs, pd.DataFrame(added)], ignore_index=True)
-    return extended, ["Zero-shot figures are those that the runs took before they adapted."]
+    return extended, ["Zero-shot values were measured by the runs before they adapted."]
 
 
-def _place(dataset: str) -> tuple[int, str]:
+def _dataset_order(dataset: str) -> tuple[int, str]:
     names = list(DATASETS)
     return (names.index(dataset) if dataset in names else len(names)), dataset
 
 
-def _row_place(row: Row) -> tuple[Any, ...]:
-    """Sort by title, then by variant with its numbers as numbers."""
+def _row_order(row: Row) -> tuple[Any, ...]:
+    """Sort by title, then by variant, with the numbers in a variant compared as numbers."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", row.variant)
     numbers = [(0, float(part), "") if at % 2 else (1, 0.0, part) for at, part in enumerate(parts)]
     return row.title.lower(), row.title, numbers
 
 
-def _cells(tidy: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, Cell]]:
-    """Return the cells of each table row, by dataset."""
-    cells: dict[tuple[Any, ...], dict[str, Cell]] = {}
-    for each in tidy.to_dict("records"):
-        key = tuple(each[name] for name in ROW)
-        cells.setdefault(key, {})[each["dataset"]] = Cell(each["mean"], each["std"], each["runs"])
-    return cells
+def mark_best(rows: Sequence[Row], columns: Sequence[Column], measure: Measure) -> list[Row]:
+    """Mark the best cell of each column, or all of them if several show the same number.
 
-
-def mark_best(rows: Sequence[Row], columns: Sequence[Column], figure: Figure) -> list[Row]:
-    """Mark the best cell of each column, all of them where several read the same.
-
-    Published rows and those of uneven shots do not compete, and nothing is best where there is
-    nothing to beat.
+    Published rows and rows with uneven shots are never marked. A column in which all cells show the
+    same number has no mark.
     """
     for column in columns:
-        high = figure.best == "max" and column not in COSTS
+        high = measure.best == "max" and column not in COSTS
         shown = {
             index: round(row.cells[column.key].mean, column.decimals)
             for index, row in enumerate(rows)

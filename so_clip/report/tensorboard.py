@@ -1,7 +1,9 @@
-"""Runs as event files for TensorBoard.
+"""Export runs as event files for TensorBoard.
 
-CSV and JSON files stay where the figures are; event files are copies of them and may be deleted at
-any time. Needs the extra `tensorboard`.
+The CSV and JSON files hold the values; event files are copies, which may be deleted at any time.
+Needs the extra `tensorboard`. torch's SummaryWriter is not used: it chooses its own file name,
+stamps the present time, writes hyperparameters to a second file, and needs torch. The file name
+here holds the time of the newest source file, so an unchanged run is recognised and written once.
 """
 
 from collections.abc import Iterator
@@ -20,13 +22,13 @@ from so_clip.results.run_files import (
 from so_clip.status.runs import RunFolders, number
 from so_clip.system import atomic
 
-# What a run's events are made of, and the names of the columns there.
+# The columns of a run's CSV files, and their tags in the events.
 CURVES = {
     HISTORY_FILE: {"loss": "train/loss", "lr": "train/lr"},
     CURVE_FILE: {"accuracy_percent": "test/accuracy_percent"},
 }
-# Of metrics.json, one point each, after the last step.
-FIGURES = (
+# Values of metrics.json: one point each, at the last step.
+VALUES = (
     "zero_shot_accuracy_percent",
     "accuracy_percent",
     "new_accuracy_percent",
@@ -41,6 +43,11 @@ Point = tuple[str, int, float]  # tag, step, value
 
 
 def require_tensorboard() -> None:
+    """Check that tensorboard is installed.
+
+    Raises:
+        InputError: it is not.
+    """
     try:
         import tensorboard  # noqa: F401
     except ImportError as error:
@@ -50,16 +57,16 @@ def require_tensorboard() -> None:
 
 
 def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
-    """Write an event file for each run that has none yet, or has changed since.
+    """Write an event file for each run that has none yet or has changed.
 
-    A run's events are below `logdir` where the run is below `results_dir`: the columns of
-    history.csv and curve.csv, the figures of a finished run, and its settings as hyperparameters.
+    A run has the same path below `logdir` as below `results_dir`. Its events are the columns of
+    history.csv and curve.csv, the values of a finished run, and its settings as hyperparameters.
 
     Returns:
-        How many files were written, and a line for each run that cannot be read and why.
+        The number of written files, and a line for each run that cannot be read, with the reason.
 
     Raises:
-        InputError: there is no such folder, or `logdir` cannot be written.
+        InputError: the folder does not exist, or `logdir` cannot be written.
     """
     folders = RunFolders(results_dir)
     written, skipped = 0, []
@@ -87,7 +94,7 @@ def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
 
 
 def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:
-    """Return a run's points and its flat settings; these are empty where it is not finished.
+    """Return a run's points and its flat settings (empty for an unfinished run).
 
     Raises:
         InputError: a file is torn.
@@ -100,7 +107,7 @@ def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:
         return points, {}
     metrics = read_metrics(folder / METRICS_FILE)
     last = int(number(metrics.get("steps")) or 0)
-    for key in FIGURES:
+    for key in VALUES:
         value = number(metrics.get(key))
         if value is not None:
             points.append((f"final/{key}", last, value))
@@ -116,7 +123,7 @@ def _columns(path: Path, tags: dict[str, str]) -> Iterator[Point]:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings as hyperparameters: truth values, numbers and texts by their dotted names."""
+    """Yield settings as hyperparameters: booleans, numbers and texts by their dotted names."""
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if name in NO_DIFFERENCE:
@@ -124,15 +131,16 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, dict):
             yield from _flat(value, f"{name}.")
         else:
-            known = isinstance(value, bool) or number(value) is not None
-            yield name, value if known else str(value)
+            is_plain = isinstance(value, bool) or number(value) is not None
+            yield name, value if is_plain else str(value)
 
 
 def _write(path: Path, points: list[Point], settings: dict[str, Any], ended_at: float) -> None:
-    """Write an event file, whole or not at all.
+    """Write an event file atomically.
 
     Args:
-        points: scalars, of which nothing tells when they were: all have the end's time.
+        path: the file.
+        points: scalars; their own times are unknown, so all get `ended_at`.
         settings: hyperparameters, if any.
         ended_at: seconds since 1970.
     """

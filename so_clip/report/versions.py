@@ -1,57 +1,58 @@
-"""What runs of one table were made with, where that is not the same for all of them."""
+"""Notes below a table about runs that were made in different ways."""
 
 import pandas as pd
 
+from so_clip.fingerprint import RESULTS_VERSION
 from so_clip.results.run_files import SKIPPED
 
-# Columns of the runs, and what they are called.
-_OF_INTEREST = {
+# Columns of the runs, and their names in a note.
+_NOTED = {
     "torch": "versions of torch",
     "commit": "commits of the code",
     "hardware": "kinds of hardware",
 }
-# What seconds depend on, besides the work.
-_OF_SECONDS = {
-    "torch_threads": "threads",
-    "processes": "processes",
-    "hardware": "hardware",
-}
-# More are only counted.
-_SHOWN = 5
+# Columns that training seconds depend on.
+_TIMING = ("torch_threads", "processes", "hardware")
+# Further values are only counted.
+_MAX_VALUES = 5
 
 
 def version_notes(runs: pd.DataFrame) -> list[str]:
-    """Return a sentence for each of version, commit and hardware that differs between runs.
+    """Return a sentence for each of torch, commit and hardware that differs between runs.
 
-    One more says that the code had changes that no commit holds.
+    Further sentences count runs of an older results version and runs of uncommitted code.
     """
     notes = []
-    for column, title in _OF_INTEREST.items():
+    for column, title in _NOTED.items():
         if column not in runs:
             continue
         counts = runs[column].fillna("unknown").value_counts()
         if len(counts) > 1:
-            named = [f"{_short(name)} ({count})" for name, count in counts.head(_SHOWN).items()]
-            more = f" and {len(counts) - _SHOWN} others" if len(counts) > _SHOWN else ""
+            named = [f"{_short(name)} ({count})" for name, count in counts[:_MAX_VALUES].items()]
+            more = len(counts) - _MAX_VALUES
+            rest = f" and {more} others" if more > 0 else ""
+            notes.append(f"The runs used {len(counts)} {title}: {', '.join(named)}{rest}.")
+    if "results_version" in runs:
+        older = int((pd.to_numeric(runs["results_version"]) < RESULTS_VERSION).sum())
+        if older:
             notes.append(
-                f"The runs were made with {len(counts)} {title}: {', '.join(named)}{more}."
+                f"{older} of {len(runs)} runs are of an older results version than "
+                f"{RESULTS_VERSION}: the present code may give other values."
             )
     if "commit" in runs:
         dirty = sum(str(commit).endswith("-dirty") for commit in runs["commit"])
         if dirty:
-            notes.append(
-                f"{dirty} of {len(runs)} runs were made by code with changes that no commit holds."
-            )
+            notes.append(f"{dirty} of {len(runs)} runs used code with uncommitted changes.")
     return notes
 
 
 def skipped_notes(runs: pd.DataFrame) -> list[str]:
-    """Return a sentence if runs passed over corrupt images (on_corrupt=skip), else none."""
+    """Return a sentence if runs skipped corrupt images (on_corrupt=skip), else nothing."""
     counts = {
         split: pd.to_numeric(runs[key]).fillna(0) for split, key in SKIPPED.items() if key in runs
     }
-    some = sum((count > 0 for count in counts.values()), pd.Series(False, index=runs.index)) > 0
-    if not some.any():
+    affected = sum((count > 0 for count in counts.values()), pd.Series(False, index=runs.index)) > 0
+    if not affected.any():
         return []
     most = " and ".join(
         f"{count.max():.0f} {'training' if split == 'train' else split} images"
@@ -59,27 +60,31 @@ def skipped_notes(runs: pd.DataFrame) -> list[str]:
         if count.any()
     )
     return [
-        f"{some.sum()} of {len(runs)} runs passed over corrupt images, up to {most}: skipped.csv "
-        "in their folders names them."
+        f"{affected.sum()} of {len(runs)} runs skipped corrupt images, up to {most}: see "
+        "skipped.csv in their folders."
     ]
 
 
 def seconds_notes(runs: pd.DataFrame) -> list[str]:
-    """Return a sentence if runs took their training seconds with what is not alike, else none."""
+    """Return a sentence if training seconds were measured under different conditions."""
     timed = runs[runs["train_seconds"] > 0] if "train_seconds" in runs else runs.iloc[:0]
-    differ = []
-    for column, title in _OF_SECONDS.items():
+    different = []
+    for column in _TIMING:
         if column not in timed:
             continue
         values = timed[column]
-        if column == "processes":  # that older runs did not count
+        if column == "processes":  # older runs did not record it
             values = values.fillna(1)
         names = sorted({_plain(value) for value in values})
         if len(names) > 1:
-            differ.append(title if column == "hardware" else f"{title} ({', '.join(names)})")
-    if not differ:
+            title = column.removeprefix("torch_")
+            different.append(title if column == "hardware" else f"{title} ({', '.join(names)})")
+    if not different:
         return []
-    return [f"Training seconds were taken with different {', '.join(differ)}: none is the best."]
+    return [
+        f"Training seconds were measured with different {', '.join(different)}: none is marked as "
+        "best."
+    ]
 
 
 def _plain(value: object) -> str:
@@ -90,7 +95,6 @@ def _plain(value: object) -> str:
 
 def _short(value: object) -> str:
     """Cut a commit's forty digits to twelve."""
-    text = str(value)
-    digits, dash, dirty = text.partition("-")
+    digits, dash, dirty = str(value).partition("-")
     is_commit = len(digits) == 40 and all(digit in "0123456789abcdef" for digit in digits)
-    return digits[:12] + dash + dirty if is_commit else text
+    return digits[:12] + dash + dirty if is_commit else str(value)

@@ -9,9 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from so_clip.report.commands import compact, overrides_of, placed, shell
 
 from so_clip.config.compose import compose
-from so_clip.report.commands import compact, overrides_of, placed, shell
 from so_clip.report.missing import add_missing
 from so_clip.report.read import read_runs
 from so_clip.report.tables import Table, make_tables

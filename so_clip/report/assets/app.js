@@ -15,13 +15,13 @@ function decoded(text) {
   try {
     return decodeURIComponent(text);
   } catch {
-    return text; // a % that begins nothing
+    return text; // a % without a code
   }
 }
 
 function show(moved) {
   const [view, name] = route();
-  for (const each of views) $(each).hidden = each !== view;
+  for (const other of views) $(other).hidden = other !== view;
   $("filters").hidden = !filtered.includes(view);
   if (view === "tables") redraw.tables ??= tablesView();
   if (view === "runs") redraw.runs ??= runsView();
@@ -34,7 +34,7 @@ function show(moved) {
   }
   if (moved) {
     scrollTo(0, 0);
-    // So that who reads by ear hears where they are.
+    // A screen reader then announces the new view.
     (view === "run" ? $("run-title") : $("main")).focus({ preventScroll: true });
   }
 }
@@ -68,20 +68,20 @@ function filters() {
   });
 }
 
-/** Titles of methods, of runs and of published rows. */
+/** The titles of all methods, including published ones. */
 function methods() {
   const titles = new Set(distinct("method_title"));
   for (const table of data.tables) for (const block of table.blocks) for (const row of block.rows) titles.add(row[1]);
   return [...titles].sort((a, b) => compare(a, b));
 }
 
-/** Of plots that differ in their shots or backbone alone, one is shown, and the reader chooses. */
+/** Show one of several plots that differ in shots or backbone; the reader chooses. */
 function plotChoices() {
   for (const article of document.querySelectorAll("article.plot")) {
     const figures = [...article.querySelectorAll("figure")];
     if (figures.length < 2) continue;
-    const choice = el("select", { onchange: () => pick(Number(choice.value)) }, ...figures.map((each, at) => el("option", { value: at }, each.dataset.choice)));
-    const pick = (chosen) => figures.forEach((each, at) => each.classList.toggle("unchosen", at !== chosen));
+    const choice = el("select", { onchange: () => pick(Number(choice.value)) }, ...figures.map((plot, at) => el("option", { value: at }, plot.dataset.choice)));
+    const pick = (chosen) => figures.forEach((plot, at) => plot.classList.toggle("unchosen", at !== chosen));
     article.querySelector("h3").after(el("p", { class: "choice" }, el("label", {}, "Show ", choice)));
     pick(0);
   }
@@ -92,12 +92,12 @@ function theme() {
   const key = "so_clip-theme";
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
-  const tell = () => button.setAttribute("aria-pressed", String(isDark()));
+  const showState = () => button.setAttribute("aria-pressed", String(isDark()));
   try {
     const kept = localStorage.getItem(key);
     if (kept === "dark" || kept === "light") document.documentElement.dataset.theme = kept;
   } catch {
-    // Some browsers keep nothing for files.
+    // Some browsers have no storage for local files.
   }
   button.addEventListener("click", () => {
     const next = isDark() ? "light" : "dark";
@@ -105,12 +105,12 @@ function theme() {
     try {
       localStorage.setItem(key, next);
     } catch {
-      // As above: then it lasts as long as the page.
+      // Without storage the choice lasts until the page closes.
     }
-    tell();
+    showState();
   });
-  dark.addEventListener("change", tell);
-  tell();
+  dark.addEventListener("change", showState);
+  showState();
 }
 
 theme();

@@ -1,7 +1,7 @@
-// Charts of a run's page, drawn as SVG in the page's own colours.
+// The charts of a run's page, drawn as SVG in the page's colours.
 
 const HEIGHT = 300;
-// Drawn as wide as it is shown, so that its texts are as large as others.
+// A chart is drawn at its shown width, so its text has the size of other text.
 const chartWidth = () => Math.min(620, Math.max(300, $("main").clientWidth - 30));
 const FRAME = { left: 52, right: 14, top: 14, bottom: 40 };
 
@@ -9,7 +9,7 @@ const FRAME = { left: 52, right: 14, top: 14, bottom: 40 };
 function ticks(low, high, count = 5) {
   const raw = (high - low) / count || 1;
   const size = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((each) => each * size).find((each) => each >= raw * 0.999);
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * size).find((candidate) => candidate >= raw * 0.999);
   const found = [];
   for (let at = Math.ceil(low / step); at * step <= high + step * 1e-6; at++) found.push(Number((at * step).toPrecision(12)));
   return found;
@@ -17,7 +17,7 @@ function ticks(low, high, count = 5) {
 
 const tickText = (value) => (Math.abs(value) >= 1000 ? number(value) : String(Number(value.toPrecision(6))));
 
-/** Axes with a grid; x and y turn values into places. */
+/** Axes with a grid; x and y map values to coordinates. */
 function axes({ x, y, xTicks, yTicks, xLabel, yLabel, width, height }) {
   const bottom = height - FRAME.bottom;
   const right = width - FRAME.right;
@@ -35,7 +35,7 @@ function axes({ x, y, xTicks, yTicks, xLabel, yLabel, width, height }) {
   );
 }
 
-/** One curve over steps, with a dashed line at `reference` if there is one. */
+/** One curve over steps, with a dashed line at `reference` unless it is null. */
 function lineChart({ label, xs, ys, yLabel, reference = null }) {
   const width = chartWidth();
   const points = xs.map((value, at) => [value, ys[at]]).filter(([, value]) => value !== null);
@@ -62,8 +62,8 @@ const SIDE = 340;
 const COUNTS = 54;
 
 /**
- * How often a prediction of some confidence is right, in bins; below it, how many there are.
- * Bars: the adapted model. Steps: zero-shot CLIP. Dashed: perfect calibration.
+ * The accuracy of predictions by their confidence, in bins; below it, the number of images.
+ * Bars: the adapted model. Lines: zero-shot CLIP. Dashed: perfect calibration.
  */
 function reliabilityDiagram({ label, adapted, zeroShot }) {
   const inner = SIDE - FRAME.left - FRAME.right;
@@ -74,18 +74,18 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
   const edge = (bin) => place((100 * bin) / bins);
   const most = Math.max(...adapted.images);
   const base = top + inner + 30 + COUNTS;
-  const all = adapted.images.reduce((sum, each) => sum + each, 0);
-  const told = (bin) =>
+  const all = adapted.images.reduce((sum, images) => sum + images, 0);
+  const description = (bin) =>
     `confidence ${Math.round((100 * bin) / bins)} to ${Math.round((100 * (bin + 1)) / bins)} %: ` +
-    `${counted(adapted.images[bin], "image")}, ${percent(adapted.accuracy_percent[bin], 1)} right`;
+    `${counted(adapted.images[bin], "image")}, ${percent(adapted.accuracy_percent[bin], 1)} correct`;
   const bars = adapted.images.flatMap((images, bin) => {
     if (!images) return [];
     const share = adapted.accuracy_percent[bin];
     const width = edge(1) - edge(0) - 1;
     const tall = (COUNTS * images) / most;
     return [
-      svg("rect", { class: "bar", x: edge(bin) + 0.5, y: height(share), width, height: Math.max(0.8, height(0) - height(share)) }, svg("title", {}, told(bin))),
-      svg("rect", { class: "count", x: edge(bin) + 0.5, y: base - tall, width, height: tall }, svg("title", {}, told(bin))),
+      svg("rect", { class: "bar", x: edge(bin) + 0.5, y: height(share), width, height: Math.max(0.8, height(0) - height(share)) }, svg("title", {}, description(bin))),
+      svg("rect", { class: "count", x: edge(bin) + 0.5, y: base - tall, width, height: tall }, svg("title", {}, description(bin))),
     ];
   });
   const steps = zeroShot.accuracy_percent
@@ -101,7 +101,7 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
       xTicks: [0, 20, 40, 60, 80, 100],
       yTicks: [0, 20, 40, 60, 80, 100],
       xLabel: "",
-      yLabel: "right (%)",
+      yLabel: "accuracy (%)",
       width: SIDE,
       height: top + inner + FRAME.bottom,
     }),
@@ -111,14 +111,14 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
     svg("line", { class: "axis", x1: place(0), x2: place(100), y1: base, y2: base }),
     svg("text", { class: "tick", x: FRAME.left - 7, y: base - COUNTS + 8, "text-anchor": "end" }, percent((100 * most) / all, 0)),
     svg("text", { class: "tick", x: FRAME.left - 7, y: base, "text-anchor": "end" }, "0"),
-    svg("text", { class: "axis-label", x: FRAME.left + inner / 2, y: base + 22, "text-anchor": "middle" }, "confidence (%), and how many images have it"),
+    svg("text", { class: "axis-label", x: FRAME.left + inner / 2, y: base + 22, "text-anchor": "middle" }, "confidence (%), and its share of images"),
   );
 }
 
-// Classes that a confusion matrix names one by one; with more it is a picture.
+// A confusion matrix with more classes is drawn as a picture without names.
 const NAMED = 24;
 
-/** The confusion matrix of flat [label, prediction, images] triples. */
+/** The confusion matrix from a flat list of [label, prediction, images] triples. */
 function confusionMatrix({ triples, nameOf }) {
   const cells = new Map();
   const sums = new Map();
@@ -145,9 +145,9 @@ function namedMatrix({ classes, nameOf, share, images }) {
   const table = el(
     "table",
     { class: "confusion" },
-    el("caption", {}, "Images by their class (rows) and the class that was predicted (columns)"),
-    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "class \\ predicted"), ...classes.map((each) => el("th", { scope: "col" }, el("span", {}, nameOf(each)))))),
-    el("tbody", {}, ...classes.map((label) => el("tr", {}, el("th", { scope: "row" }, nameOf(label)), ...classes.map((each) => cell(label, each))))),
+    el("caption", {}, "Images by class (rows) and predicted class (columns)"),
+    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "class \\ predicted"), ...classes.map((prediction) => el("th", { scope: "col" }, el("span", {}, nameOf(prediction)))))),
+    el("tbody", {}, ...classes.map((label) => el("tr", {}, el("th", { scope: "row" }, nameOf(label)), ...classes.map((prediction) => cell(label, prediction))))),
   );
   return scrollBox("Confusion matrix", table);
 }
@@ -165,28 +165,28 @@ function pictureMatrix({ classes, nameOf, share, images }) {
   const context = canvas.getContext("2d");
   classes.forEach((label, row) =>
     classes.forEach((prediction, column) => {
-      const part = share(label, prediction);
-      if (!part) return;
-      context.fillStyle = label === prediction ? `rgba(40, 140, 210, ${0.15 + 0.85 * part})` : `rgba(230, 95, 20, ${0.25 + 0.75 * part})`;
+      const fraction = share(label, prediction);
+      if (!fraction) return;
+      context.fillStyle = label === prediction ? `rgba(40, 140, 210, ${0.15 + 0.85 * fraction})` : `rgba(230, 95, 20, ${0.25 + 0.75 * fraction})`;
       context.fillRect(column * pixels, row * pixels, pixels, pixels);
     }),
   );
-  const told = el("p", { class: "hint", "aria-hidden": "true" }, "Rows: class. Columns: predicted class. Point at a cell to read it.");
+  const hint = el("p", { class: "hint", "aria-hidden": "true" }, "Rows: class. Columns: predicted class. Point at a cell to read it.");
   canvas.addEventListener("mousemove", (event) => {
     const at = (place, size) => classes[Math.min(classes.length - 1, Math.max(0, Math.floor((place / size) * classes.length)))];
     const [label, prediction] = [at(event.offsetY, canvas.clientHeight), at(event.offsetX, canvas.clientWidth)];
-    told.textContent = `${nameOf(label)} predicted as ${nameOf(prediction)}: ${counted(images(label, prediction), "image")}`;
+    hint.textContent = `${nameOf(label)} predicted as ${nameOf(prediction)}: ${counted(images(label, prediction), "image")}`;
   });
   const wrong = classes.flatMap((label) =>
-    classes.filter((each) => each !== label && images(label, each)).map((each) => [label, each]),
+    classes.filter((prediction) => prediction !== label && images(label, prediction)).map((prediction) => [label, prediction]),
   );
   const list = grid({
     caption: "Most frequent confusions",
     columns: [
       { key: "class", title: "class", value: ([label]) => nameOf(label) },
-      { key: "predicted", title: "predicted", value: ([, each]) => nameOf(each) },
-      { key: "images", title: "images", numeric: true, value: ([label, each]) => images(label, each) },
-      { key: "share", title: "of the class (%)", numeric: true, value: ([label, each]) => 100 * share(label, each), cell: ([label, each]) => number(100 * share(label, each), 1) },
+      { key: "predicted", title: "predicted", value: ([, prediction]) => nameOf(prediction) },
+      { key: "images", title: "images", numeric: true, value: (pair) => images(...pair) },
+      { key: "share", title: "of the class (%)", numeric: true, value: (pair) => 100 * share(...pair), cell: (pair) => number(100 * share(...pair), 1) },
     ],
     rows: wrong,
     sort: { key: "images", down: true },
@@ -194,5 +194,5 @@ function pictureMatrix({ classes, nameOf, share, images }) {
     name: "pair",
     wraps: true,
   });
-  return el("div", {}, canvas, told, list.element);
+  return el("div", {}, canvas, hint, list.element);
 }

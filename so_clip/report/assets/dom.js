@@ -1,4 +1,4 @@
-// Elements from values. Texts are only ever set as text, never parsed as HTML.
+// Elements from values. A text is never parsed as HTML.
 
 const $ = (id) => document.getElementById(id);
 
@@ -24,16 +24,23 @@ function fill(element, properties, children) {
 
 const MISSING = "–";
 
-/** A number with so many digits after the point; thousands are set apart. */
+/** Round as Python's format does (ties to even), so the page shows the digits of the tables' files. */
+function round(value, digits) {
+  const scaled = value * 10 ** digits;
+  const isTie = Number.isInteger(value * 2 ** (digits + 1)) && Math.abs(scaled % 1) === 0.5;
+  return isTie ? (2 * Math.round(scaled / 2)) / 10 ** digits : Number(value.toFixed(digits));
+}
+
+/** A number with a fixed number of decimals and a separator between thousands. */
 function number(value, digits = 0) {
   if (value === null || value === undefined) return MISSING;
-  return value.toLocaleString("en-US", {
+  return round(value, digits).toLocaleString("en-US", {
     minimumFractionDigits: digits,
     maximumFractionDigits: digits,
   });
 }
 
-// With a space that does not break.
+// With a no-break space.
 const percent = (value, digits = 2) => (value === null || value === undefined ? MISSING : `${number(value, digits)}\u00a0%`);
 
 /** "1 shot", "4 shots". */
@@ -41,7 +48,7 @@ const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "
 
 const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
-/** Order of two values, of numbers or texts; what is missing comes last whichever way is up. */
+/** The order of two numbers or texts; missing values come last in both directions. */
 function compare(a, b, down) {
   const without = (value) => value === null || value === undefined || value === "";
   if (without(a) || without(b)) return without(a) - without(b);
@@ -49,7 +56,7 @@ function compare(a, b, down) {
   return down ? -order : order;
 }
 
-/** A box in which something wide scrolls by itself, by keyboard too. */
+/** A box that scrolls wide content, also by keyboard. */
 function scrollBox(label, ...children) {
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, ...children);
 }

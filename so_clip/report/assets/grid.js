@@ -1,8 +1,8 @@
-// Tables that sort by their headings and come in pages.
+// Tables with sortable headings and pages.
 
 const PAGE = 100;
 
-/** A heading that sorts: a button, so that it works by keyboard, and aria-sort for all to know. */
+/** A heading that sorts: a button, for use by keyboard, with aria-sort for screen readers. */
 function sortHeading(column, state, changed) {
   const sorted = state.key === column.key;
   const arrow = sorted ? (state.down ? "▼" : "▲") : "";
@@ -11,7 +11,7 @@ function sortHeading(column, state, changed) {
     {
       type: "button",
       onclick: () => {
-        // Figures are first wanted from the top, names from A.
+        // The first click sorts numbers from the largest and texts from A.
         state.down = sorted ? !state.down : Boolean(column.numeric);
         state.key = column.key;
         changed(column.key);
@@ -32,7 +32,7 @@ function sortHeading(column, state, changed) {
   );
 }
 
-/** Put the focus back on a heading's button after its table was made anew. */
+/** Focus a heading's button again after its table was redrawn. */
 function focusHeading(table, key) {
   for (const button of table.querySelectorAll("th button")) if (button.dataset.key === key) button.focus();
 }
@@ -40,8 +40,8 @@ function focusHeading(table, key) {
 /**
  * A table of rows.
  *
- * columns: {key, title, numeric, value(row) to sort by, cell(row) as node or text}; the first one
- * names the row. sort: {key, down} to begin with. name: what a row is, for the line that counts.
+ * columns: {key, title, numeric, value(row) to sort by, cell(row) as node or text}; the first
+ * column names the row. sort: the initial {key, down}. name: the noun for a row in the count.
  * wraps: whether long values break into lines.
  */
 function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row", wraps = false }) {
@@ -52,9 +52,9 @@ function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row
   const box = scrollBox(caption, table);
 
   function sortRows() {
-    const column = all.find((each) => each.key === state.key);
+    const column = all.find(({ key }) => key === state.key);
     if (!column) return state.rows;
-    // The values first: a sort asks for each many times.
+    // Values are computed once: a sort compares each row many times.
     const valued = state.rows.map((row) => [column.value(row), row]);
     valued.sort((a, b) => compare(a[0], b[0], state.down));
     return valued.map(([, row]) => row);
@@ -115,7 +115,7 @@ function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row
           "button",
           {
             type: "button",
-            // Not disabled, which would take the focus from the one who pages by keyboard.
+            // The attribute `disabled` would drop the keyboard focus.
             "aria-disabled": possible ? null : "true",
             onclick: () => {
               if (!possible) return;

@@ -25,13 +25,13 @@ function showRun(name) {
     );
     return "No such run";
   }
-  const shots = figure(run, "shots");
-  const title = [figure(run, "method_title"), figure(run, "dataset"), ...(shots ? [shotsName(shots), `seed ${figure(run, "seed")}`] : [])].join(" · ");
+  const shots = valueAt(run, "shots");
+  const title = [valueAt(run, "method_title"), valueAt(run, "dataset"), ...(shots ? [shotsName(shots), `seed ${valueAt(run, "seed")}`] : [])].join(" · ");
   const details = detailsOf(run);
   section.replaceChildren(
     el("p", { class: "crumbs" }, el("a", { href: "#/runs" }, "← All runs")),
     el("h2", { id: "run-title", tabindex: "-1" }, title),
-    el("p", { class: "sub" }, [figure(run, "backbone"), figure(run, "variant")].filter(Boolean).join(" · "), " ", el("code", {}, name)),
+    el("p", { class: "sub" }, [valueAt(run, "backbone"), valueAt(run, "variant")].filter(Boolean).join(" · "), " ", el("code", {}, name)),
     cards(run),
     siblings(run),
     ...(details ? detailSections(run, details) : [noDetails(name)]),
@@ -41,36 +41,36 @@ function showRun(name) {
 }
 
 function cards(run) {
-  const shown = CARDS.filter(([key]) => figure(run, key) !== null);
+  const shown = CARDS.filter(([key]) => valueAt(run, key) !== null);
   return el(
     "dl",
     { class: "cards" },
     ...shown.map(([key, title, digits, unit]) =>
-      el("div", {}, el("dt", {}, title), el("dd", {}, number(figure(run, key), digits), el("small", {}, unit), gain(run, key))),
+      el("div", {}, el("dt", {}, title), el("dd", {}, number(valueAt(run, key), digits), el("small", {}, unit), gain(run, key))),
     ),
   );
 }
 
-/** How much adaptation gained, beside the accuracy. */
+/** The gain of adaptation, beside the accuracy. */
 function gain(run, key) {
-  const before = figure(run, "zero_shot_accuracy_percent");
-  if (key !== "accuracy_percent" || before === null || !figure(run, "shots")) return null;
-  const points = figure(run, key) - before;
+  const before = valueAt(run, "zero_shot_accuracy_percent");
+  if (key !== "accuracy_percent" || before === null || !valueAt(run, "shots")) return null;
+  const points = valueAt(run, key) - before;
   return el("small", { class: points < 0 ? "worse" : "better" }, ` ${points < 0 ? "−" : "+"}${number(Math.abs(points), 2)} points`);
 }
 
-/** The runs that differ in their seed or shots alone. */
+/** The runs that differ only in seed or shots. */
 function siblings(run) {
   const keys = ["dataset", "backbone", "method_title", "variant"].filter((key) => columns.has(key));
   const alike = [];
-  for (let each = 0; each < data.count; each++)
-    if (keys.every((key) => figure(each, key) === figure(run, key))) alike.push(each);
+  for (let other = 0; other < data.count; other++)
+    if (keys.every((key) => valueAt(other, key) === valueAt(run, key))) alike.push(other);
   if (alike.length < 2) return "";
-  const order = (each) => figure(each, "shots") * 1e9 + figure(each, "seed");
+  const order = (other) => valueAt(other, "shots") * 1e9 + valueAt(other, "seed");
   alike.sort((a, b) => order(a) - order(b));
-  const link = (each) => {
-    const text = `${shotsName(figure(each, "shots"))}, seed ${figure(each, "seed")}: ${percent(figure(each, "accuracy_percent"))}`;
-    return el("li", {}, each === run ? el("b", { "aria-current": "true" }, text) : runLink(each, text));
+  const link = (other) => {
+    const text = `${shotsName(valueAt(other, "shots"))}, seed ${valueAt(other, "seed")}: ${percent(valueAt(other, "accuracy_percent"))}`;
+    return el("li", {}, other === run ? el("b", { "aria-current": "true" }, text) : runLink(other, text));
   };
   return el("details", { class: "siblings" }, el("summary", {}, `Same method, other seeds and shots (${alike.length - 1})`), el("ul", {}, ...alike.map(link)));
 }
@@ -85,7 +85,7 @@ function noDetails(name) {
     el(
       "p",
       {},
-      `To stay small, this page has confusion matrix, reliability, classes, curves and mistakes of ${number(detailScripts.size)} of its ${number(data.count)} runs, and this is not one of them. To have them here:`,
+      `This page has confusion matrix, reliability, classes, curves and mistakes of ${number(detailScripts.size)} of its ${number(data.count)} runs, but not of this one. To add them:`,
     ),
     el("pre", { tabindex: "0" }, command.map(quoted).join(" ")),
   );
@@ -126,10 +126,10 @@ function training(run, { history, curve }) {
     ));
   }
   if (curve) {
-    const zeroShot = figure(run, "zero_shot_accuracy_percent");
+    const zeroShot = valueAt(run, "zero_shot_accuracy_percent");
     charts.push(figureOf(
       lineChart({ label: `Test accuracy by step, ${ends(curve.accuracy_percent, " %")}`, xs: curve.step, ys: curve.accuracy_percent, yLabel: "test accuracy (%)", reference: zeroShot }),
-      "Test accuracy along the training; dashed: zero-shot CLIP. It chose nothing.",
+      "Test accuracy during training; dashed: zero-shot CLIP. It is never used for model selection.",
     ));
   }
   return [el("div", { class: "side" }, ...charts)];
@@ -138,24 +138,24 @@ function training(run, { history, curve }) {
 const figureOf = (chart, caption) => el("figure", {}, chart, el("figcaption", {}, caption));
 
 function mistakes({ mistakes: worst, nameOf, pictureOf, no_pictures: reason }) {
-  if (!worst.length) return part("Most confident mistakes", el("p", {}, "None: every test image is classified rightly."));
-  const item = (each) => {
-    const picture = pictureOf(each.path);
-    const alt = `${nameOf(each.label)}, predicted as ${nameOf(each.prediction)}`;
+  if (!worst.length) return part("Most confident mistakes", el("p", {}, "None: every test image is classified correctly."));
+  const item = (mistake) => {
+    const picture = pictureOf(mistake.path);
+    const alt = `${nameOf(mistake.label)}, predicted as ${nameOf(mistake.prediction)}`;
     return el(
       "li",
       {},
       picture ? el("img", { src: picture, alt, class: picture.startsWith("data:image/jpeg") ? "photo" : null, width: 96, height: 96 }) : reason ? null : el("span", { class: "no-picture" }, "no picture"),
-      el("p", { class: "truth" }, el("b", {}, nameOf(each.label))),
-      el("p", { class: "guess" }, `taken for ${nameOf(each.prediction)}, ${percent(100 * each.confidence, 1)}`),
-      el("p", { class: "before" }, `zero-shot: ${nameOf(each.zero_shot_prediction)}`),
-      el("p", { class: "path" }, each.path),
+      el("p", { class: "truth" }, el("b", {}, nameOf(mistake.label))),
+      el("p", { class: "guess" }, `predicted: ${nameOf(mistake.prediction)}, ${percent(100 * mistake.confidence, 1)}`),
+      el("p", { class: "before" }, `zero-shot: ${nameOf(mistake.zero_shot_prediction)}`),
+      el("p", { class: "path" }, mistake.path),
     );
   };
   return part(
     "Most confident mistakes",
-    el("p", { class: "hint" }, "Test images that the adapted model classifies wrongly, the surest first."),
-    reason ? el("p", { class: "note" }, `The images are not at hand: ${reason}`) : "",
+    el("p", { class: "hint" }, "Test images with a wrong prediction of the adapted model, the most confident first."),
+    reason ? el("p", { class: "note" }, `The images are not on this machine: ${reason}`) : "",
     el("ul", { class: "gallery" }, ...worst.map(item)),
   );
 }
@@ -165,25 +165,25 @@ function reliability(run, { adapted, zero_shot: zeroShot }) {
   const edge = (bin) => `${Math.round((100 * bin) / bins.length)}–${Math.round((100 * (bin + 1)) / bins.length)} %`;
   const column = (key, title, source, field, digits) => ({ key, title, numeric: true, value: (bin) => source[field][bin], cell: (bin) => number(source[field][bin], digits) });
   const table = grid({
-    caption: "Reliability by bin of confidence",
+    caption: "Reliability by confidence",
     columns: [
       { key: "bin", title: "confidence", value: (bin) => bin, cell: edge },
       column("images", "images", adapted, "images", 0),
-      column("accuracy", "right (%)", adapted, "accuracy_percent", 1),
+      column("accuracy", "accuracy (%)", adapted, "accuracy_percent", 1),
       column("confidence", "mean confidence (%)", adapted, "confidence_percent", 1),
       column("z-images", "zero-shot: images", zeroShot, "images", 0),
-      column("z-accuracy", "zero-shot: right (%)", zeroShot, "accuracy_percent", 1),
+      column("z-accuracy", "zero-shot: accuracy (%)", zeroShot, "accuracy_percent", 1),
       column("z-confidence", "zero-shot: mean confidence (%)", zeroShot, "confidence_percent", 1),
     ],
     rows: bins,
     name: "bin",
   });
-  const error = percent(figure(run, "expected_calibration_error_percent"));
+  const error = percent(valueAt(run, "expected_calibration_error_percent"));
   return part(
     "Reliability",
     figureOf(
       reliabilityDiagram({ label: `Reliability diagram in ${bins.length} bins; expected calibration error ${error}. The numbers are in the table below.`, adapted, zeroShot }),
-      "Bars: how often the adapted model is right at some confidence. Lines: zero-shot CLIP. Dashed: perfect calibration. Below: the share of images in each bin.",
+      "Bars: the adapted model's accuracy by confidence. Lines: zero-shot CLIP. Dashed: perfect calibration. Below: the share of images in each bin.",
     ),
     el("details", {}, el("summary", {}, "Numbers of the diagram"), table.element),
   );
@@ -240,14 +240,14 @@ function configuration(run, details) {
 
 function provenance(values) {
   if (!values || !Object.keys(values).length) return "";
-  const command = Array.isArray(values.command) ? values.command.map((each) => quoted(String(each))).join(" ") : null;
+  const command = Array.isArray(values.command) ? values.command.map((argument) => quoted(String(argument))).join(" ") : null;
   const flat = Object.entries(values).flatMap(([key, value]) =>
-    key === "command" ? [] : value && typeof value === "object" ? Object.entries(value).map(([inner, each]) => [`${key}.${inner}`, each]) : [[key, value]],
+    key === "command" ? [] : value && typeof value === "object" ? Object.entries(value).map(([inner, innerValue]) => [`${key}.${inner}`, innerValue]) : [[key, value]],
   );
   return el(
     "details",
     {},
-    el("summary", {}, "Where it comes from"),
+    el("summary", {}, "Provenance"),
     command ? el("pre", { tabindex: "0", "aria-label": "Command" }, command) : "",
     el("dl", { class: "pairs" }, ...flat.flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, value === null ? MISSING : String(value))])),
   );

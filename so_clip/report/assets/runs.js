@@ -1,15 +1,15 @@
-// All runs as one table that filters and sorts.
+// All runs as one table with filters and sorting.
 
 const runLink = (run, text) => el("a", { href: `#/run/${encodeURIComponent(data.folder[run])}` }, text);
 
 function runsView() {
-  const every = Array.from({ length: data.count }, (_, run) => run);
+  const allRuns = Array.from({ length: data.count }, (_, run) => run);
   const named = (key) => key === "method_title" || key === "variant";
   const name = {
     key: "method_title",
     title: "method",
-    value: (run) => `${figure(run, "method_title")} ${figure(run, "variant") ?? ""}`,
-    cell: (run) => [runLink(run, figure(run, "method_title")), el("small", {}, ` ${figure(run, "variant") ?? ""}`)],
+    value: (run) => `${valueAt(run, "method_title")} ${valueAt(run, "variant") ?? ""}`,
+    cell: (run) => [runLink(run, valueAt(run, "method_title")), el("small", {}, ` ${valueAt(run, "variant") ?? ""}`)],
   };
   const same = data.columns.filter((column) => "all" in column && !named(column.key) && column.key !== "finished_at");
   const others = data.columns
@@ -33,13 +33,13 @@ function runsView() {
   const list = grid({
     caption: "All finished runs",
     columns: [name, ...others, ...(some ? [details] : [])],
-    rows: every,
+    rows: allRuns,
     sort: { key: "accuracy_percent", down: true },
     name: "run",
   });
 
   function draw() {
-    list.setRows(every.filter((run) => runPasses(run) && (!only.checked || detailScripts.has(run))));
+    list.setRows(allRuns.filter((run) => runPasses(run) && (!only.checked || detailScripts.has(run))));
   }
 
   $("runs").append(
@@ -47,7 +47,7 @@ function runsView() {
       ? el(
           "p",
           {},
-          `${number(detailScripts.size)} of ${number(data.count)} runs have their confusion matrix, reliability, curves and mistakes in this page. `,
+          `${number(detailScripts.size)} of ${number(data.count)} runs have their confusion matrix, reliability, curves and mistakes on this page. `,
           el("label", {}, only, " Only these"),
         )
       : "",

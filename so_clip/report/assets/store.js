@@ -1,20 +1,19 @@
-// What the page was given: all runs by column, and the details of some.
+// The page's data: all runs by column, and the details of some runs.
 
 const data = JSON.parse($("data").textContent);
 
-/** The value of a column at a run; a column is `all`, or `values`, or `values` by `index`. */
+/** A run's value in a column. A column holds one value of `all` runs, or `values` by run. */
 function valueOf(column, run) {
   if (!column) return null;
-  if ("all" in column) return column.all;
-  return column.index ? column.values[column.index[run]] : column.values[run];
+  return "all" in column ? column.all : column.values[run];
 }
 
 const columns = new Map(data.columns.map((column) => [column.key, column]));
 
-/** A figure of a run, by the name it has in metrics.json. */
-const figure = (run, key) => valueOf(columns.get(key), run);
+/** A run's value by its name in metrics.json. */
+const valueAt = (run, key) => valueOf(columns.get(key), run);
 
-/** The values that a column has, in order, each once. */
+/** The distinct values of a column, sorted. */
 function distinct(key) {
   const column = columns.get(key);
   if (!column) return [];
@@ -29,7 +28,7 @@ const detailScripts = new Map(
 );
 let common = null;
 
-/** A run's details, with the class names and pictures they refer to; null if it has none. */
+/** A run's details, with functions for class names and thumbnails; null if it has no details. */
 function detailsOf(run) {
   const script = detailScripts.get(run);
   if (!script) return null;
@@ -43,34 +42,34 @@ function detailsOf(run) {
   };
 }
 
-/** The settings of a run, [key, value] in order, without those it does not have. */
+/** The settings of a run as sorted [key, value] pairs; missing ones are left out. */
 function settingsOf(run) {
   return Object.entries(data.settings)
     .map(([key, column]) => [key, valueOf(column, run)])
     .filter(([, value]) => value !== null);
 }
 
-/** Text that a run is searched in. Made when it is first needed. */
+/** The text that the search looks in, made on first use. */
 let searched = null;
 function haystack(run) {
-  searched ??= data.folder.map((folder, each) =>
-    [folder, ...["method_title", "variant", "dataset", "backbone"].map((key) => figure(each, key))]
+  searched ??= data.folder.map((folder, at) =>
+    [folder, ...["method_title", "variant", "dataset", "backbone"].map((key) => valueAt(at, key))]
       .join(" ")
       .toLowerCase(),
   );
   return searched[run];
 }
 
-/** What the reader filters by, in the tables and among the runs alike. */
+/** The reader's filters, for the tables and the runs. */
 const filter = { words: [], dataset: "", method: "", shots: "" };
 
 const hasWords = (text) => filter.words.every((word) => text.includes(word));
 
 function runPasses(run) {
   return (
-    (!filter.dataset || figure(run, "dataset") === filter.dataset) &&
-    (!filter.method || figure(run, "method_title") === filter.method) &&
-    (filter.shots === "" || figure(run, "shots") === Number(filter.shots)) &&
+    (!filter.dataset || valueAt(run, "dataset") === filter.dataset) &&
+    (!filter.method || valueAt(run, "method_title") === filter.method) &&
+    (filter.shots === "" || valueAt(run, "shots") === Number(filter.shots)) &&
     (!filter.words.length || hasWords(haystack(run)))
   );
 }

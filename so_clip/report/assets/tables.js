@@ -1,6 +1,6 @@
-// The report's tables: methods down in blocks of shots, datasets across.
+// The report's tables: one row per method in blocks of shots, one column per dataset.
 
-// Rows that are drawn before the reader asks for all.
+// Rows that are drawn before the reader clicks "Show all".
 const ROWS = 300;
 
 function tablesView() {
@@ -10,7 +10,7 @@ function tablesView() {
 
   function draw(focused = null) {
     if (!state.table) {
-      place.replaceChildren(el("p", {}, "There is no table: no run has a figure."));
+      place.replaceChildren(el("p", {}, "There is no table: no run has a value."));
       return;
     }
     const { element, count, shown } = drawTable(state, draw);
@@ -22,7 +22,6 @@ function tablesView() {
       scrollBox(state.table.caption, element),
       ...[more].filter(Boolean),
       notes(state.table.notes),
-      missing(state.table.commands),
       files(state.table),
     );
     if (focused) focusHeading(element, focused);
@@ -32,7 +31,7 @@ function tablesView() {
   section.append(place);
   for (const frame of data.frames) section.append(plainTable(frame));
   if (data.notes.length)
-    section.append(el("details", { open: data.notes.length < 20 }, el("summary", {}, `Left out and missing (${number(data.notes.length)})`), notes(data.notes)));
+    section.append(el("details", { open: data.notes.length < 20 }, el("summary", {}, `Left out (${number(data.notes.length)})`), notes(data.notes)));
   draw();
   return draw;
 }
@@ -48,17 +47,11 @@ function tableChoice(state, draw) {
 
 const notes = (lines) => (lines.length ? el("ul", { class: "notes" }, ...lines.map((line) => el("li", {}, line))) : "");
 
-/** The commands that do the runs a table lacks. */
-function missing(commands) {
-  if (!commands.length) return "";
-  return el("details", { open: commands.length <= 3 }, el("summary", {}, "To fill what is missing"), el("pre", { tabindex: "0" }, commands.join("\n")));
-}
-
 function files(table) {
-  return el("p", { class: "files" }, "Files: ", ...["csv", "md", "tex", "html"].flatMap((suffix, at) => [at ? ", " : "", el("code", {}, at ? `.${suffix}` : `tables/${table.figure}.${suffix}`)]));
+  return el("p", { class: "files" }, "Files: ", ...["csv", "md", "tex", "html"].flatMap((suffix, at) => [at ? ", " : "", el("code", {}, at ? `.${suffix}` : `tables/${table.measure}.${suffix}`)]));
 }
 
-/** The rows of a block that pass the filters, in the order that the reader chose. */
+/** The rows of a block that pass the filters, in the reader's order. */
 function rowsOf(block, table, sort) {
   if (filter.shots !== "" && block.shots !== Number(filter.shots)) return [];
   const rows = block.rows.filter(
@@ -100,10 +93,10 @@ function drawTable(state, changed) {
 function tableRow(row, shownColumns, usualRuns) {
   const [, title, variant, source] = row;
   const name = el("th", { scope: "row" }, title, variant ? el("small", {}, ` ${variant}`) : null, source ? el("small", { class: "badge" }, `published: ${source}`) : null);
-  return el("tr", { class: source ? "published" : null }, name, ...shownColumns.map((column) => figureCell(row[4 + column.at], column, usualRuns, source)));
+  return el("tr", { class: source ? "published" : null }, name, ...shownColumns.map((column) => scoreCell(row[4 + column.at], column, usualRuns, source)));
 }
 
-function figureCell(cell, column, usualRuns, source) {
+function scoreCell(cell, column, usualRuns, source) {
   if (!cell) return el("td", { class: "number missing" }, el("span", { title: "no run" }, MISSING));
   const [mean, std, runs, best, uncertainty] = cell;
   const spread = std ?? uncertainty ?? null;
@@ -113,9 +106,9 @@ function figureCell(cell, column, usualRuns, source) {
   return el("td", { class: "number" }, ...parts);
 }
 
-const rounded = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(3)));
+const significant = (value) => String(Number.isInteger(value) ? value : Number(value.toPrecision(3)));
 
-/** A further table, of texts and numbers. */
+/** A further table of texts and numbers. */
 function plainTable(frame) {
   const all = frame.columns.map((title, at) => {
     const numeric = frame.rows.every((row) => row[at] === null || typeof row[at] === "number");
@@ -124,7 +117,7 @@ function plainTable(frame) {
       title,
       numeric,
       value: (row) => row[at],
-      cell: (row) => (typeof row[at] === "number" ? rounded(row[at]) : String(row[at] ?? MISSING)),
+      cell: (row) => (typeof row[at] === "number" ? significant(row[at]) : String(row[at] ?? MISSING)),
     };
   });
   const rows = frame.rows;

@@ -1,4 +1,4 @@
-"""Tables as files, in every format that is asked for."""
+"""Write tables to files, in each requested format."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -13,16 +13,17 @@ from so_clip.report.tables import Table
 from so_clip.system import atomic
 
 SIGNIFICANCE = (
-    "Two methods a row; the difference is the first's accuracy less the second's. A p below 0.05 "
-    "says that chance hardly makes such a difference, one above it that these runs cannot tell. "
-    "Over seeds: Student's paired t of the average over datasets; with three seeds it finds large "
-    "and steady differences only. Over test images: the exact sign test on each dataset (of one "
-    "seed that is McNemar's), p < 0.05 after Holm over all pairs and datasets of the block. "
-    "p (Holm) over seeds is over all pairs of the block. Of a block with more than "
-    f"{MAX_ROWS} rows the best is compared with each, and adjusted for all pairs of the block. "
-    "Rows of uneven shots are not compared."
+    "Each row compares two methods; the difference is the first accuracy minus the second. A p "
+    "below 0.05 means that chance is an unlikely reason for the difference; a larger p means "
+    "that these runs cannot tell. Over seeds: Student's paired t test of the average over "
+    "datasets; with three seeds it finds only large and steady differences. Over test images: "
+    "the exact sign test on each dataset (McNemar's test if there is one seed), p < 0.05 after "
+    "Holm over all pairs and datasets of the block. p (Holm) over seeds is adjusted over all "
+    f"pairs of the block. In a block with more than {MAX_ROWS} rows the best row is compared with "
+    "every other row, and p is adjusted for all pairs of the block. Rows with uneven shots are "
+    "not compared."
 )
-# One of a figure's tables in each format, beside the tidy CSV of them all.
+# The formats beside CSV.
 _WRITERS: dict[str, Callable[[Table], str]] = {
     "md": formats.to_markdown,
     "tex": latex.to_latex,
@@ -33,13 +34,17 @@ _WRITERS: dict[str, Callable[[Table], str]] = {
 def write_tables(
     tables: Sequence[Table], folder: Path, endings: Sequence[str] = tuple(_WRITERS)
 ) -> list[str]:
-    """Write the tables as CSV and in these formats, a file a figure; return the figures' names."""
+    """Write the tables of each measure to one CSV and one file per format.
+
+    Returns:
+        The measures' names, which are the files' names.
+    """
     names = []
-    for name, of_figure in groupby(tables, key=lambda table: table.figure.name):
-        each = list(of_figure)
-        atomic.write_text(folder / f"{name}.csv", formats.tidy(each).to_csv(index=False))
+    for name, group in groupby(tables, key=lambda table: table.measure.name):
+        measured = list(group)
+        atomic.write_text(folder / f"{name}.csv", formats.tidy(measured).to_csv(index=False))
         for ending in endings:
-            text = "\n".join(map(_WRITERS[ending], each))
+            text = "\n".join(map(_WRITERS[ending], measured))
             head = latex.HEADER if ending == "tex" else ""
             atomic.write_text(folder / f"{name}.{ending}", head + text)
         names.append(name)
@@ -47,7 +52,7 @@ def write_tables(
 
 
 def write_significance(comparisons: pd.DataFrame, pairs: pd.DataFrame, folder: Path) -> str:
-    """Write every comparison as CSV and the pairs for people; return the files' name."""
+    """Write all comparisons as CSV and the pairs in the other formats; return the files' name."""
     name = "significance"
     texts = formats.readable(pairs)
     columns = 4  # backbone, shots and two methods

@@ -1,18 +1,18 @@
-"""Tables in LaTeX, for booktabs."""
+"""Tables in LaTeX; pandas lays out the `tabular` with booktabs."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
 
 import pandas as pd
 
-from so_clip.report.formats.text import MISSING, row_texts
+from so_clip.report.formats.text import MISSING, text_frame
 from so_clip.report.tables import Block, Row, Table
 
 HEADER = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
-# With more columns a table is made as wide as the page and no wider.
+# A table with more columns is scaled to the width of the page.
 _NARROW = 6
-# So many fit on a page.
+# The number of rows that fit on a page.
 _ROWS = 45
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -22,7 +22,7 @@ _ESCAPES = {
     ">": r"\ensuremath{>}",
     "|": r"\ensuremath{|}",
     '"': "''",
-    # Neither may follow a line's end.
+    # At the start of a line, these two would be read as an option of the line break before it.
     "[": "{[}",
     "*": "{*}",
     "±": r"\ensuremath{\pm}",
@@ -30,18 +30,17 @@ _ESCAPES = {
     MISSING: "--",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-# Those Greek letters that look like no Latin one; of the others there are no commands.
+# LaTeX has no command for omicron, which looks like a Latin letter.
 _GREEK = (
-    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
-    *("lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi"),
-    "omega",
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon phi chi psi omega"
 )
 
 
 def escape(text: str) -> str:
-    """Return text that LaTeX prints as it is, as far as pdflatex's fonts reach.
+    """Return text that pdflatex prints unchanged.
 
-    Accents are left out where there is no other way, other letters are named by their code point.
+    Accents that pdflatex's fonts lack are dropped; other characters become their code points.
     """
     return "".join(map(_escaped, " ".join(text.split())))
 
@@ -53,16 +52,16 @@ def _escaped(character: str) -> str:
         return character if character.isprintable() else ""
     name = unicodedata.name(character, "").rpartition("GREEK SMALL LETTER ")[2].lower()
     name = name.replace("lamda", "lambda")
-    if name in _GREEK:
+    if name in _GREEK.split():
         return f"\\ensuremath{{\\{name}}}"
     plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     return "".join(map(_escaped, plain)) or f"[U+{ord(character):04X}]"
 
 
 def to_latex(table: Table) -> str:
-    """Return the table as floats that fit on a page each, with captions, labels and notes.
+    """Return the table as floats with captions, labels and notes, each of which fits on a page.
 
-    The first has the label `tab:NAME`; where there are more, those are `tab:NAME-2` and so on.
+    The first has the label `tab:NAME`, further ones `tab:NAME-2` and so on.
     """
     rows = [row for block in table.blocks for row in block.rows]
     references = dict.fromkeys(row.reference for row in rows if row.source)
@@ -83,18 +82,17 @@ def to_latex(table: Table) -> str:
             notes += map(escape, table.notes)
         else:
             name, caption = f"{name}-{number}", f"{table.caption} (continued)."
-        columns = len(table.columns)
-        floats.append(_float(_grid(table, blocks, marks), columns, caption, name, notes))
+        floats.append(_float(_with_headings(table, blocks, marks), 1, caption, name, notes))
     return "\n".join(floats)
 
 
 def _pages(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Share blocks out over pages; one that is too long for a page goes on on the next."""
+    """Distribute blocks over pages; a block that is longer than a page is split."""
     pages: list[list[Block]] = []
     room = 0
     for block in blocks:
         rows = list(block.rows)
-        if len(rows) > room and len(rows) <= _ROWS:
+        if room < len(rows) <= _ROWS:
             room = 0
         while rows:
             if room == 0:
@@ -105,34 +103,34 @@ def _pages(blocks: Sequence[Block]) -> list[list[Block]]:
     return pages
 
 
-def _grid(table: Table, blocks: Sequence[Block], marks: Mapping[str, str]) -> str:
-    columns = len(table.columns)
-    head = ["Method", *(column.title for column in table.columns)]
-    lines = [f"\\begin{{tabular}}{{l{'r' * columns}}}", "\\toprule", _line(map(escape, head))]
-    for block in blocks:
-        title = f"\\multicolumn{{{columns + 1}}}{{l}}{{\\emph{{{block.title}}}}} \\\\"
-        lines += ["\\midrule", title]
-        lines += [_row(table, block, row, marks) for row in block.rows]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+def _with_headings(table: Table, blocks: Sequence[Block], marks: Mapping[str, str]) -> pd.DataFrame:
+    """Return the blocks as LaTeX, each block with a heading before its first cell."""
+
+    def name(row: Row) -> str:
+        label = escape(row.name)
+        if row.source:
+            mark = marks[row.reference]
+            label = f"\\emph{{{label}}} (published)\\textsuperscript{{{mark}}}"
+        return label
+
+    frame = text_frame(table, blocks, escape, "\\textbf{{{}}}", name).drop(columns="shots")
+    frame = frame.rename(columns={"method": "Method"})
+    at = 0
+    for number, block in enumerate(blocks):
+        rule = "\\midrule\n" if number else ""  # the header's own rule precedes the first block
+        heading = f"\\multicolumn{{{len(frame.columns)}}}{{l}}{{\\emph{{{block.title}}}}} \\\\\n"
+        frame.iloc[at, 0] = f"{rule}{heading}{frame.iloc[at, 0]}"
+        at += len(block.rows)
+    return frame
 
 
 def frame_to_latex(frame: pd.DataFrame, caption: str, name: str, texts: int) -> str:
     """Return a frame of texts as a float; its first `texts` columns are no numbers."""
-    columns = len(frame.columns)
-    lines = [
-        f"\\begin{{tabular}}{{{'l' * texts}{'r' * (columns - texts)}}}",
-        "\\toprule",
-        _line(map(escape, frame.columns)),
-        "\\midrule",
-        *(_line(map(escape, row)) for row in frame.itertuples(index=False)),
-        "\\bottomrule",
-        "\\end{tabular}",
-    ]
-    return _float("\n".join(lines), columns, caption, name, [])
+    return _float(frame.map(escape).rename(columns=escape), texts, caption, name, [])
 
 
 def document(names: Sequence[str]) -> str:
-    """Return a document that shows the tables of these files, NAME.tex each."""
+    """Return a document that shows the tables in the files NAME.tex."""
     inputs = "\n".join(f"\\input{{{name}.tex}}\\clearpage" for name in names)
     return (
         "\\documentclass{article}\n\\usepackage[a4paper,landscape,margin=1.5cm]{geometry}\n"
@@ -141,8 +139,12 @@ def document(names: Sequence[str]) -> str:
     )
 
 
-def _float(grid: str, columns: int, caption: str, name: str, notes: Sequence[str]) -> str:
-    if columns > _NARROW:
+def _float(frame: pd.DataFrame, texts: int, caption: str, name: str, notes: Sequence[str]) -> str:
+    """Return a frame of LaTeX as a float; its first `texts` columns are left-aligned."""
+    numbers = len(frame.columns) - texts
+    styler = frame.style.hide(axis="index")
+    grid = styler.to_latex(hrules=True, column_format="l" * texts + "r" * numbers).rstrip("\n")
+    if len(frame.columns) > _NARROW:
         grid = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{grid}}}"
     below = f"\n\\par\\smallskip\n{{\\footnotesize {' '.join(notes)}\\par}}" if notes else ""
     return (
@@ -150,18 +152,3 @@ def _float(grid: str, columns: int, caption: str, name: str, notes: Sequence[str
         f"\\caption{{{escape(caption)}}}\n\\label{{tab:{name}}}\n"
         f"{grid}{below}\n\\end{{table*}}\n"
     )
-
-
-def _row(table: Table, block: Block, row: Row, marks: Mapping[str, str]) -> str:
-    name = escape(row.name)
-    if row.source:
-        name = f"\\emph{{{name}}} (published)\\textsuperscript{{{marks[row.reference]}}}"
-    cells = []
-    for column, text in zip(table.columns, row_texts(table, block, row), strict=True):
-        best = column.key in row.cells and row.cells[column.key].best
-        cells.append(f"\\textbf{{{escape(text)}}}" if best else escape(text))
-    return _line([name, *cells])
-
-
-def _line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"

@@ -1,7 +1,4 @@
-"""Runs and tables as compact JSON for the page: 20,000 runs in a few megabytes.
-
-Columns, not rows; a column of few values is those values and an index into them a run.
-"""
+"""Runs and tables as JSON for the page: runs by column, so 20,000 runs take a few megabytes."""
 
 import json
 import math
@@ -17,7 +14,7 @@ from so_clip.report.read import Runs
 from so_clip.report.tables import Cell, Table
 from so_clip.results.run_files import SKIPPED
 
-# What the page's table of runs shows, in order: the column of metrics.json, its heading, digits.
+# The page's table of runs, in order: column of metrics.json, heading, digits (None: a text).
 COLUMNS = (
     ("method_title", "method", None),
     ("variant", "settings", None),
@@ -41,13 +38,11 @@ COLUMNS = (
     ("backbone", "backbone", None),
     ("finished_at", "finished", None),
 )
-# A column whose values are so few is written as those and an index.
-_FEW = 0.5
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A plain table for the page; `caption` says how it is to be read."""
+    """A plain table for the page; `caption` explains how to read it."""
 
     title: str
     caption: str
@@ -58,34 +53,36 @@ def run_data(runs: Runs) -> dict[str, Any]:
     """Return all runs for the page.
 
     Returns:
-        `count`; `folder`, each run's name on the page; `columns` as of COLUMNS, those that the runs
-        have; `settings`, each run's, by dotted key; `results_dir`.
+        `count`; `folder`, each run's name on the page; `columns`, those of COLUMNS that have
+        values; `settings`, a column for each dotted option; `results_dir`.
     """
     frame = runs.frame
     if "train_flops" in frame:
         flops = pd.to_numeric(frame["train_flops"], errors="coerce")
         frame = frame.assign(train_tflops=flops / 1e12)
     columns = [
-        {"key": key, "title": title, "digits": digits, **_column(frame[key].tolist(), digits)}
+        {"key": key, "title": title, "digits": digits, **_column(frame[key].tolist())}
         for key, title, digits in COLUMNS
         if key in frame
         and frame[key].notna().any()
-        # Of what hardly any run has done, nothing is said where none has.
+        # The columns of skipped images are shown only if a run skipped some.
         and not (key in SKIPPED.values() and not frame[key].any())
     ]
     flat = [_flat(settings) for settings in frame["settings"]]
-    keys = dict.fromkeys(key for each in flat for key in each)
+    options = sorted({option for settings in flat for option in settings})
     return {
         "count": len(frame),
         "results_dir": str(runs.results_dir),
         "folder": folder_names(runs),
         "columns": columns,
-        "settings": {key: _column([each.get(key) for each in flat], None) for key in sorted(keys)},
+        "settings": {
+            option: _column([settings.get(option) for settings in flat]) for option in options
+        },
     }
 
 
 def folder_names(runs: Runs) -> list[str]:
-    """Return each run's folder relative to the folder of all, which names it on the page."""
+    """Return each run's folder relative to the results folder: the run's name on the page."""
     root = str(runs.results_dir)
     return [Path(os.path.relpath(folder, root)).as_posix() for folder in runs.frame["folder"]]
 
@@ -93,16 +90,15 @@ def folder_names(runs: Runs) -> list[str]:
 def table_data(table: Table) -> dict[str, Any]:
     """Return one table for the page: a row is method, title, settings, source and its cells.
 
-    A cell is [mean, std, runs, best, uncertainty]; None where there is none.
+    A cell is [mean, std, runs, best, uncertainty], or None if it is empty.
     """
     return {
         "name": table.name,
-        "figure": table.figure.name,
+        "measure": table.measure.name,
         "backbone": table.backbone,
         "caption": table.caption,
         "usual_runs": table.usual_runs,
         "notes": list(table.notes),
-        "commands": list(table.commands),
         "datasets": table.datasets,
         "columns": [
             {"key": column.key, "title": column.title, "digits": column.decimals}
@@ -130,10 +126,7 @@ def frame_data(frames: Sequence[Frame]) -> list[dict[str, Any]]:
             "title": frame.title,
             "caption": frame.caption,
             "columns": [str(column) for column in frame.table.columns],
-            "rows": [
-                [_significant(value) for value in row]
-                for row in frame.table.itertuples(index=False)
-            ],
+            "rows": [list(map(_scalar, row)) for row in frame.table.itertuples(index=False)],
         }
         for frame in frames
     ]
@@ -152,31 +145,29 @@ def script_json(value: Any) -> str:
 def _cell(cell: Cell | None) -> list[Any] | None:
     if cell is None or not math.isfinite(cell.mean):
         return None
-    values = [_scalar(cell.mean, 4), _scalar(cell.std, 4), cell.runs]
-    if cell.best or math.isfinite(cell.uncertainty):
-        values += [int(cell.best), _scalar(cell.uncertainty, 4)]
-    return values
+    return [
+        _scalar(cell.mean),
+        _scalar(cell.std),
+        cell.runs,
+        int(cell.best),
+        _scalar(cell.uncertainty),
+    ]
 
 
-def _column(values: Sequence[Any], digits: int | None) -> dict[str, Any]:
-    """Return `all` for one value, `values` and `index` for few, or else the `values` alone."""
-    plain = [_scalar(value, digits) for value in values]
-    # 1 and 1.0 are one value, True and 1 are not.
-    places: dict[tuple[type, Any], int] = {}
-    index = [places.setdefault((type(value), value), len(places)) for value in plain]
-    distinct = [value for _, value in places]
-    if len(distinct) == 1:
-        return {"all": distinct[0]}
-    if len(distinct) > _FEW * len(plain):
-        return {"values": plain}
-    return {"values": distinct, "index": index}
+def _column(values: Sequence[Any]) -> dict[str, Any]:
+    """Return the one value of `all` runs, or else their `values`."""
+    scalars = list(map(_scalar, values))
+    # 1 and 1.0 are one value; True and 1 are two.
+    if len({(isinstance(value, bool), value) for value in scalars}) == 1:
+        return {"all": scalars[0]}
+    return {"values": scalars}
 
 
-def _scalar(value: Any, digits: int | None) -> Any:
-    """Return a value for JSON: a rounded number, text, or None for what is missing."""
-    if value is None or value is pd.NA or isinstance(value, (bool, str)):
-        return value if value is not pd.NA else None
-    if isinstance(value, int):
+def _scalar(value: Any) -> Any:
+    """Return a value for JSON: a number, a text, or None if it is missing or not finite."""
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, (bool, str, int)):
         return value
     try:
         number = float(value)
@@ -184,19 +175,11 @@ def _scalar(value: Any, digits: int | None) -> Any:
         return str(value)
     if not math.isfinite(number):
         return None
-    if digits is not None:
-        number = round(number, digits)
     return int(number) if number == int(number) else number
 
 
-def _significant(value: Any) -> Any:
-    """Return a value for JSON, a number to six significant digits: a p-value may be tiny."""
-    plain = _scalar(value, None)
-    return float(f"{plain:.6g}") if isinstance(plain, float) else plain
-
-
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted key; lists as JSON."""
+    """Return settings by dotted key; lists become JSON."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):

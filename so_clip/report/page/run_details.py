@@ -1,4 +1,4 @@
-"""What a run's page shows beyond its figures: read from the run's files, kept small.
+"""The contents of a run's own page, read from the run's files.
 
 Array names end in their shape: N test images, K classes, B bins.
 """
@@ -26,12 +26,11 @@ from so_clip.results.run_files import (
 )
 from so_clip.results.scores import ADAPTED, ZERO_SHOT, reliability
 
-# The most confident mistakes, pairs of classes in a confusion matrix (the most frequent ones), and
-# points of a curve that a page shows.
+# How many mistakes, pairs of classes in a confusion matrix, and points of a curve are shown.
 MISTAKES, CONFUSIONS, POINTS = 12, 3000, 120
 _LABELS = ("label", "prediction", f"{ZERO_SHOT}prediction")
 _CONFIDENCES = ("confidence", f"{ZERO_SHOT}confidence")
-_CLASS_FIGURES = ("images", f"{ZERO_SHOT}accuracy_percent", "accuracy_percent")
+_CLASS_COLUMNS = ("images", f"{ZERO_SHOT}accuracy_percent", "accuracy_percent")
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class Details:
     """One run's details.
 
     Attributes:
-        values: for the page, as JSON values.
-        names: of the classes that its labels mean, [label, name] each.
-        pictures: data URIs of its mistakes, by path.
+        values: JSON values for the page.
+        names: (label, class name) pairs.
+        pictures: thumbnails of its mistakes as data URIs, by path.
     """
 
     values: dict[str, Any]
@@ -50,21 +49,21 @@ class Details:
 
 
 def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails) -> Details:
-    """Read what is there of a run's files. A file that is not there, or is damaged, shows nothing.
+    """Read a run's files; a missing or damaged file leaves its part out.
 
     Args:
-        folder: the run's.
-        settings: the run's, for where its images are.
-        thumbnails: makes the pictures.
+        folder: the run's folder.
+        settings: the run's settings, which say where its images are.
+        thumbnails: makes the thumbnails.
     """
     values: dict[str, Any] = {}
     names: tuple[tuple[int, str], ...] = ()
     classes = columns_if_whole(
-        folder / PER_CLASS_FILE, whole=("label",), numbers=_CLASS_FIGURES, texts=("name",)
+        folder / PER_CLASS_FILE, whole=("label",), numbers=_CLASS_COLUMNS, texts=("name",)
     )
     if classes is not None:
         names = tuple(zip(classes["label"].tolist(), classes["name"], strict=True))
-        values["per_class"] = {key: _plain(classes[key]) for key in ("label", *_CLASS_FIGURES)}
+        values["per_class"] = {key: _json(classes[key]) for key in ("label", *_CLASS_COLUMNS)}
     pictures: dict[str, str] = {}
     predictions = columns_if_whole(
         folder / PREDICTIONS_FILE, whole=_LABELS, numbers=_CONFIDENCES, texts=("path",)
@@ -78,7 +77,7 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
         worst = mistakes(predictions)
         values["mistakes"] = worst
         values["no_pictures"] = thumbnails.reason(settings)
-        found = {each["path"]: thumbnails.uri(settings, each["path"]) for each in worst}
+        found = {image["path"]: thumbnails.uri(settings, image["path"]) for image in worst}
         pictures = {path: uri for path, uri in found.items() if uri is not None}
     for key, file, column in (
         ("history", HISTORY_FILE, "loss"),
@@ -94,7 +93,7 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
 def confusion(predictions: Columns) -> dict[str, Any]:
     """Return the confusion matrix as [label, prediction, images] triples in one flat list.
 
-    Of a matrix with many classes the most frequent pairs alone, and `left_out` images elsewhere.
+    Only the most frequent pairs of classes are listed; `left_out` counts the images of the others.
     """
     pairs_N2 = np.stack([predictions["label"], predictions["prediction"]], axis=1)
     pairs, images = np.unique(pairs_N2, axis=0, return_counts=True)
@@ -106,52 +105,46 @@ def confusion(predictions: Columns) -> dict[str, Any]:
 
 
 def mistakes(predictions: Columns) -> list[dict[str, Any]]:
-    """Return the wrong predictions that the adapted model was surest of."""
+    """Return the wrong predictions with the highest confidence of the adapted model."""
     wrong = np.flatnonzero(predictions["label"] != predictions["prediction"]).tolist()
     paths, confidence_N = predictions["path"], predictions["confidence"]
-    # By path where confidences are equal, so that the same run is the same page.
+    # Equal confidences are sorted by path, so the same run gives the same page.
     wrong.sort(key=lambda image: (-confidence_N[image], paths[image]))
     return [
         {
             "path": paths[image],
             **{key: int(predictions[key][image]) for key in _LABELS},
-            "confidence": round(float(confidence_N[image]), 4),
+            "confidence": float(confidence_N[image]),
         }
         for image in wrong[:MISTAKES]
     ]
 
 
 def _bins(predictions: Columns, prefix: str) -> dict[str, list[Any]]:
-    """Return images, and in percent accuracy and mean confidence, of the reliability diagram."""
-    right_N = predictions["label"] == predictions[f"{prefix}prediction"]
-    images_B, right_B, confidence_B = reliability(right_N, predictions[f"{prefix}confidence"])
-    return {
-        "images": images_B.tolist(),
-        "accuracy_percent": _shares(right_B, images_B),
-        "confidence_percent": _shares(confidence_B, images_B),
-    }
-
-
-def _shares(
-    values_B: npt.NDArray[np.float64], images_B: npt.NDArray[np.int64]
-) -> list[float | None]:
-    pairs = zip(values_B.tolist(), images_B.tolist(), strict=True)
-    return [round(100 * value / images, 2) if images else None for value, images in pairs]
+    """Return images, accuracy and mean confidence (percent) of the reliability diagram's bins."""
+    correct_N = predictions["label"] == predictions[f"{prefix}prediction"]
+    images_B, correct_B, confidence_B = reliability(correct_N, predictions[f"{prefix}confidence"])
+    with np.errstate(invalid="ignore"):  # an empty bin has no accuracy
+        return {
+            "images": images_B.tolist(),
+            "accuracy_percent": _json(100 * correct_B / images_B),
+            "confidence_percent": _json(100 * confidence_B / images_B),
+        }
 
 
 def _curve(
     steps: npt.NDArray[Any], values: npt.NDArray[Any], name: str, smooth: bool
 ) -> dict[str, list[Any]]:
-    """Return a curve at no more than about `POINTS` steps, the last one among them."""
+    """Return a curve at about `POINTS` steps at most, including the last step."""
     if smooth:
         values = smoothed(pd.Series(values)).to_numpy()
     kept = np.unique(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).round().astype(int))
-    return {"step": _plain(steps[kept]), name: _plain(values[kept], digits=4)}
+    return {"step": _json(steps[kept]), name: _json(values[kept])}
 
 
-def _plain(values: npt.NDArray[Any], digits: int = 2) -> list[Any]:
-    """Return numbers for JSON: rounded, None for what is no number."""
+def _json(values: npt.NDArray[Any]) -> list[Any]:
+    """Return numbers for JSON, None for NaN and infinity."""
     return [
         None if not math.isfinite(value) else int(value) if value == int(value) else value
-        for value in values.astype(np.float64).round(digits).tolist()
+        for value in values.astype(np.float64).tolist()
     ]

@@ -1,4 +1,4 @@
-"""Small pictures of test images as data URIs, from the datasets that are still there."""
+"""Thumbnails of test images as data URIs, if the run's dataset is still on this machine."""
 
 import base64
 import io
@@ -12,46 +12,42 @@ from so_clip.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Pixels of the longer side. Images that are hardly larger than icons are kept as they are.
+# Pixels of the longer side; images up to `ICON` are not scaled, so their pixels stay visible.
 SIDE, ICON, QUALITY = 96, 64, 72
-# In place of a dataset's name, for one's own images: their folder says which they are.
-OWN = ""
+# The dataset name of user data; the folder tells which data it is.
+USER_DATA = ""
 
 
 class Thumbnails:
-    """Makes each picture once, and remembers why a dataset has none.
-
-    Attributes:
-        made: data URIs by dataset, data root and path.
-    """
+    """Makes each thumbnail once, and knows why a dataset has none."""
 
     def __init__(self) -> None:
-        self.made: dict[tuple[str, str, str], str] = {}
+        self._made: dict[tuple[str, str, str], str | None] = {}
         self._sources: dict[tuple[str, str], ImageSource | str] = {}
 
     def uri(self, settings: dict[str, Any], path: str) -> str | None:
-        """Return one test image of a run's dataset; None if it cannot be had."""
+        """Return the thumbnail of one test image of a run; None if the image cannot be read."""
         dataset, root = self._place(settings)
         source = self._source(dataset, root)
-        key = (dataset, root, path)
         if isinstance(source, str):
             return None
-        if key not in self.made:
+        key = (dataset, root, path)
+        if key not in self._made:
             try:
-                self.made[key] = thumbnail(source.read(path))
+                self._made[key] = thumbnail(source.read(path))
             except InputError:
-                return None
-        return self.made[key]
+                self._made[key] = None
+        return self._made[key]
 
     def reason(self, settings: dict[str, Any]) -> str:
-        """Return why a run's dataset has no images at hand; nothing if it has."""
+        """Return why a run's dataset has no images on this machine; empty if it has."""
         source = self._source(*self._place(settings))
         return source if isinstance(source, str) else ""
 
     def _place(self, settings: dict[str, Any]) -> tuple[str, str]:
-        own = settings.get("own")
-        if isinstance(own, dict):
-            return OWN, str(own.get("folder") or "")
+        user = settings.get("user", settings.get("own"))  # older runs call it `own`
+        if isinstance(user, dict):
+            return USER_DATA, str(user.get("folder") or "")
         return str(settings.get("dataset")), str(settings.get("data_root") or "")
 
     def _source(self, dataset: str, root: str) -> ImageSource | str:
@@ -66,15 +62,15 @@ class Thumbnails:
 
 
 def _opened(dataset: str, root: Path | None) -> ImageSource:
-    if dataset != OWN:
+    if dataset != USER_DATA:
         return open_images(load_card(dataset), root)
     if root is None or not root.is_dir():
-        raise InputError(f"{root}: the folder of one's own images is not there any more.")
+        raise InputError(f"{root}: the folder of the user's images no longer exists.")
     return ImageFolder(root)
 
 
 def thumbnail(image: "Image") -> str:
-    """Return an RGB image, made small, as a data URI: PNG if it is an icon, JPEG if not."""
+    """Return an RGB image as a data URI: a scaled JPEG, or an icon as PNG."""
     stream = io.BytesIO()
     if max(image.size) <= ICON:
         image.save(stream, "PNG", optimize=True)

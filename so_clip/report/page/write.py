@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that needs no network, with tables, plots and a page a run."""
+"""Write the report's page: one HTML file that needs no network, with tables, plots and runs."""
 
 import base64
 import hashlib
@@ -29,10 +29,10 @@ from so_clip.report.tables import Table
 from so_clip.system import atomic
 
 ASSETS = Path(__file__).parents[1] / "assets"
-# In the order in which they build on each other.
+# In order: later scripts use earlier ones.
 SCRIPTS = ("dom.js", "store.js", "grid.js", "charts.js", "tables.js", "runs.js", "run.js", "app.js")
-# Of the whole file, of its plots, and runs with details: reading a run's files takes time too.
-MAX_BYTES, MAX_PLOT_BYTES, MAX_DETAILS = 9_500_000, 3_000_000, 250
+# Runs with details: reading the files of all runs would take long.
+MAX_DETAILS = 250
 
 
 def write(
@@ -47,30 +47,24 @@ def write(
 ) -> Path:
     """Write the page and return its path.
 
-    The page holds every run's figures and settings. Confusion matrix, reliability, classes,
-    training curve and mistakes are there for as many runs as its size allows: first those in
-    `details`, then by turns the most accurate (of each dataset and number of shots) and the newest.
+    The page has scores and settings of every run. `MAX_DETAILS` runs also have confusion matrix,
+    reliability, classes, training curve and mistakes: first the runs in `details`, then in turns
+    the most accurate ones (of each dataset and number of shots) and the newest ones.
 
     Args:
         runs: all runs.
-        tables: what is shown first.
+        tables: shown first.
         out: the report's folder.
-        plots: shown after the tables, as many as the size allows.
-        details: names of run folders whose details are wanted.
-        notes: sentences for the reader, such as what was left out and why.
+        plots: shown after the tables.
+        details: names of run folders whose details the page must have.
+        notes: sentences for the reader, such as reasons for left-out runs.
         frames: further tables.
 
     Raises:
-        InputError: a name in `details` is no run, jinja2 is not there, or the file cannot be
-            written.
+        InputError: a name in `details` is not a run, or the file cannot be written.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise InputError(
-            f"the page needs {error.name}, which is not installed. "
-            "Get it with: pip install 'so-clip[report]'"
-        ) from error
+    import jinja2
+
     names = folder_names(runs)
     order = detail_order(runs.frame, [_find(name, runs, names) for name in details])
     data = run_data(runs) | {
@@ -81,31 +75,29 @@ def write(
     }
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'(() => {{\n"use strict";\n{script}\n}})();'
+    common, run_details = _details(runs, order[:MAX_DETAILS])
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((ASSETS / "page.html").read_text(encoding="utf-8"))
-    shown, left_out = _plots(plots)
-    fixed: dict[str, Any] = {
-        "css": colours() + (ASSETS / "page.css").read_text(encoding="utf-8"),
-        "script": script,
-        "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "counts": _counts(runs.frame),
-        "plots": shown,
-        "plots_left_out": left_out,
-        "data": script_json(data),
-    }
-    room = MAX_BYTES - len(template.render(fixed | {"details": "{}", "runs": []}).encode())
-    common, of_runs = _details(runs, order, room)
-    page = template.render(fixed | {"details": common, "runs": of_runs})
+    page = template.render(
+        css=colours() + (ASSETS / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        counts=_counts(runs.frame),
+        plots=_plots(plots),
+        data=script_json(data),
+        details=script_json(common),
+        runs=run_details,
+    )
     file = out / "index.html"
     atomic.write_text(file, page)
     return file
 
 
 def detail_order(runs: pd.DataFrame, wanted: Sequence[int] = ()) -> list[int]:
-    """Return the places of all runs, those first whose details matter most.
+    """Return the places of all runs, the most interesting first.
 
-    `wanted`, then in turns the best ones, the first of each dataset and shots before any second,
-    and the newest ones.
+    First `wanted`, then in turns the best runs and the newest runs. The best runs are ordered by
+    their rank within dataset, backbone and shots, then by accuracy.
     """
     by = ["dataset", "backbone", "shots"]
     rank = runs.groupby(by)["accuracy_percent"].rank(ascending=False, method="first")
@@ -117,18 +109,18 @@ def detail_order(runs: pd.DataFrame, wanted: Sequence[int] = ()) -> list[int]:
     else:
         newest = best
     turns = chain.from_iterable(zip_longest(best, newest))
-    every: Iterable[Any] = chain(wanted, (place for place in turns if place is not None))
-    return [int(place) for place in dict.fromkeys(every)]
+    ordered: Iterable[Any] = chain(wanted, (place for place in turns if place is not None))
+    return [int(place) for place in dict.fromkeys(ordered)]
 
 
 def colours() -> str:
-    """Return the CSS variables that page and plots are coloured by, light and, on screens, dark."""
+    """Return the CSS variables for page and plots, light and, on screens, dark."""
     plots = {name: (colour, dark) for colour, (name, dark) in style.THEMED.items()}
-    every = style.PAGE | {f"plot-{name}": pair for name, pair in plots.items()}
-    every |= {"plot-paper": style.PAPER}
+    variables = style.PAGE | {f"plot-{name}": pair for name, pair in plots.items()}
+    variables |= {"plot-paper": style.PAPER}
     light, dark = (
         f"color-scheme: {scheme};"
-        + "".join(f"--{name}:{pair[at]};" for name, pair in every.items())
+        + "".join(f"--{name}:{pair[at]};" for name, pair in variables.items())
         for at, scheme in enumerate(("light", "dark"))
     )
     return (
@@ -140,11 +132,11 @@ def colours() -> str:
 
 
 def _find(name: str, runs: Runs, names: Sequence[str]) -> int:
-    """Return the place of the run that a user means by its folder's name or path."""
+    """Return the place of the run whose folder has this name or path."""
     wanted = name.rstrip("/")
     paths = [str(folder) for folder in runs.frame["folder"]]
-    found = [at for at, each in enumerate(names) if wanted in (each, paths[at])]
-    found = found or [at for at, each in enumerate(names) if Path(each).name == wanted]
+    found = [at for at, known in enumerate(names) if wanted in (known, paths[at])]
+    found = found or [at for at, known in enumerate(names) if Path(known).name == wanted]
     if len(found) == 1:
         return found[0]
     if found:
@@ -156,7 +148,7 @@ def _find(name: str, runs: Runs, names: Sequence[str]) -> int:
 
 
 def _counts(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return what the page's head counts: number and noun each."""
+    """Return the counts in the page's header: pairs of number and noun."""
     counted = (
         (len(runs), "run", "runs"),
         (runs["dataset"].nunique(), "dataset", "datasets"),
@@ -166,57 +158,32 @@ def _counts(runs: pd.DataFrame) -> list[tuple[str, str]]:
     return [(f"{count:,}", one if count == 1 else more) for count, one, more in counted]
 
 
-def _plots(plots: Sequence[Plot]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the plots by title, each with its choices, and the names of those without room."""
-    room = MAX_PLOT_BYTES
+def _plots(plots: Sequence[Plot]) -> list[dict[str, Any]]:
+    """Return the plots grouped by title."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    left_out = []
     for plot in plots:
         label = ", ".join(filter(None, (plot.title, plot.choice))) + ". " + plot.caption
-        svg = inline(plot.svg, plot.name, label)
-        size = len(svg.encode())
-        if size > room:
-            left_out.append(plot.name)
-            continue
-        room -= size
-        each = {"name": plot.name, "choice": plot.choice, "caption": plot.caption, "svg": svg}
-        groups.setdefault(plot.title, []).append(each)
-    return [{"title": title, "choices": choices} for title, choices in groups.items()], left_out
+        choice = {"name": plot.name, "choice": plot.choice, "caption": plot.caption}
+        choice["svg"] = inline(plot.svg, plot.name, label)
+        groups.setdefault(plot.title, []).append(choice)
+    return [{"title": title, "choices": choices} for title, choices in groups.items()]
 
 
-def _details(runs: Runs, order: Sequence[int], room: float) -> tuple[str, list[tuple[int, str]]]:
-    """Return what runs share (class names, pictures), and each run's details, as JSON.
-
-    Runs are taken in `order` as long as there is `room` (bytes); one that does not fit is passed
-    over for smaller ones, a few times.
-    """
+def _details(runs: Runs, places: Sequence[int]) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+    """Return the class names and thumbnails that runs share, and each run's details as JSON."""
     thumbnails = Thumbnails()
     names: dict[tuple[tuple[int, str], ...], int] = {}
     pictures: dict[str, int] = {}
-    of_runs: list[tuple[int, str]] = []
-    patience = 20
-    for place in watched(order[: MAX_DETAILS + patience], "page"):
+    run_details = []
+    for place in watched(places, "page"):
         run = runs.frame.iloc[place]
         found = read_details(Path(run["folder"]), run["settings"], thumbnails)
-        fresh = {uri: len(pictures) for uri in found.pictures.values() if uri not in pictures}
-        numbers = pictures | {uri: len(pictures) + at for at, uri in enumerate(fresh)}
         values = found.values | {
-            "names": names.get(found.names, len(names)),
-            "pictures": {path: numbers[uri] for path, uri in found.pictures.items()},
+            "names": names.setdefault(found.names, len(names)),
+            "pictures": {
+                path: pictures.setdefault(uri, len(pictures))
+                for path, uri in found.pictures.items()
+            },
         }
-        text = script_json(values)
-        size = len(text.encode()) + sum(map(len, fresh)) + 4 * len(fresh) + 80
-        if found.names not in names:
-            size += len(script_json(found.names).encode())
-        if size > room:
-            patience -= 1
-            if not patience:
-                break
-            continue
-        room -= size
-        names.setdefault(found.names, len(names))
-        pictures = numbers
-        of_runs.append((place, text))
-        if len(of_runs) == MAX_DETAILS:
-            break
-    return script_json({"names": list(names), "pictures": list(pictures)}), sorted(of_runs)
+        run_details.append((place, script_json(values)))
+    return {"names": list(names), "pictures": list(pictures)}, sorted(run_details)

@@ -17,24 +17,24 @@ _ACCURACY = "accuracy_percent"
 
 
 def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
-    """Draw, for each backbone, a panel a dataset and their average, where shots differ."""
+    """Draw, for each backbone with several numbers of shots, a panel per dataset and an average."""
     few_shot = few_shot_runs(runs)
     backbones = few_shot["backbone"].unique()
-    for backbone, some in few_shot.groupby("backbone", sort=True):
-        trained = some[some["method"] != style.ZERO_SHOT]
+    for backbone, backbone_runs in few_shot.groupby("backbone", sort=True):
+        trained = backbone_runs[backbone_runs["method"] != style.ZERO_SHOT]
         numbers = pd.concat(
             [_against_shots(line, trained) for line in lines] or [pd.DataFrame()],
             ignore_index=True,
         )
         if numbers.empty or numbers["shots"].nunique() < 2:
             continue
-        zero_shot = zero_shot_accuracy(some)
+        zero_shot = zero_shot_accuracy(backbone_runs)
         figure = _draw_shots(numbers, lines, zero_shot)
         average = ""
         if AVERAGE in set(numbers["dataset"]):
             average = (
-                " The average is that of the tables: of the datasets' means; it has no band where "
-                "the datasets have not the same seeds."
+                " The average is the tables' average of the datasets' means; it has no band if "
+                "datasets have different seeds."
             )
         several = len(backbones) > 1
         yield Drawing(
@@ -49,18 +49,20 @@ def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dra
 
 
 def _against_shots(line: Line, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and deviation over seeds of each dataset and shots, and of the average.
+    """Return mean and deviation over seeds by dataset and shots, and for the average.
 
-    The average is that of the tables: over all datasets of the report, and missing if one is.
+    The average is the tables' average: over all datasets of the report, or missing.
     """
-    mine = line.of(runs)
-    cells = mine.groupby(["dataset", "shots"])[_ACCURACY].agg(["mean", "std", "count"])
+    line_runs = line.of(runs)
+    cells = line_runs.groupby(["dataset", "shots"])[_ACCURACY].agg(["mean", "std", "count"])
     parts = [cells.reset_index()]
     datasets = runs["dataset"].nunique()
     if datasets > 1:
         average = [
             {"dataset": AVERAGE, "shots": shots, "mean": mean, "std": std, "count": seeds}
-            for (_, shots, *_), (mean, std, seeds) in averages(mine, _ACCURACY, datasets).items()
+            for (_, shots, *_), (mean, std, seeds) in averages(
+                line_runs, _ACCURACY, datasets
+            ).items()
         ]
         parts += [pd.DataFrame(average)] if average else []
     return (
@@ -71,14 +73,14 @@ def _against_shots(line: Line, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def zero_shot_accuracy(runs: pd.DataFrame) -> dict[str, float]:
-    """Return zero-shot CLIP's accuracy in percent by dataset, and their average.
+    """Return zero-shot CLIP's accuracy in percent by dataset, and the average.
 
-    That of its own runs, or else what the other runs have measured before they trained.
+    It comes from zero-shot CLIP's own runs, or from what the other runs measured before training.
     """
-    own = runs[runs["method"] == style.ZERO_SHOT].groupby("dataset")[_ACCURACY].mean()
+    zero_shot = runs[runs["method"] == style.ZERO_SHOT].groupby("dataset")[_ACCURACY].mean()
     column = "zero_shot_accuracy_percent"
-    measured = runs.groupby("dataset")[column].median() if column in runs else own
-    found = {str(name): float(value) for name, value in own.combine_first(measured).items()}
+    measured = runs.groupby("dataset")[column].median() if column in runs else zero_shot
+    found = {str(name): float(value) for name, value in zero_shot.combine_first(measured).items()}
     if found and len(found) == runs["dataset"].nunique():
         found[AVERAGE] = sum(found.values()) / len(found)
     return {name: value for name, value in found.items() if value == value}
@@ -92,20 +94,10 @@ def _draw_shots(numbers: pd.DataFrame, lines: Sequence[Line], zero_shot: dict[st
     for axis, name in zip(axes, names, strict=True):
         axis.set_title(name)
         if name in zero_shot:
-            axis.axhline(
-                zero_shot[name],
-                color=style.INK,
-                linestyle="--",
-                linewidth=1,
-                label="Zero-shot CLIP",
-            )
+            style.zero_shot_line(axis, zero_shot[name])
         for line in lines:
-            mine = numbers[
-                (numbers["method"] == line.title)
-                & (numbers["variant"] == line.variant)
-                & (numbers["dataset"] == name)
-            ].sort_values("shots")
-            style.plot_band(axis, mine["shots"], mine["mean"], mine["std"], line)
+            points = line.of(numbers[numbers["dataset"] == name], "method").sort_values("shots")
+            style.plot_band(axis, points["shots"], points["mean"], points["std"], line)
         axis.set_xscale("log", base=2)
         axis.set_xticks(shots, [str(shot) for shot in shots])
         axis.minorticks_off()
@@ -116,35 +108,35 @@ def _draw_shots(numbers: pd.DataFrame, lines: Sequence[Line], zero_shot: dict[st
 
 
 def accuracy_vs_memory(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
-    """Draw, for each backbone and number of shots, every method as a point."""
+    """Draw, for each backbone and number of shots, one point per method."""
     few_shot = few_shot_runs(runs)
     few_shot = few_shot[few_shot["peak_memory_mib"] > 0]
     drawn = style.one_variant_each(few_shot)
     several = few_shot["backbone"].nunique() > 1
-    for backbone, some in few_shot.groupby("backbone", sort=True):
-        zero_shot = some[some["method"] == style.ZERO_SHOT]
-        trained = some[some["method"] != style.ZERO_SHOT].merge(drawn)
+    for backbone, backbone_runs in few_shot.groupby("backbone", sort=True):
+        is_zero_shot = backbone_runs["method"] == style.ZERO_SHOT
+        zero_shot, trained = backbone_runs[is_zero_shot], backbone_runs[~is_zero_shot].merge(drawn)
         for shots, at_shots in trained.groupby("shots", sort=True):
             shared = _shared_datasets(at_shots)
             both = pd.concat([zero_shot, at_shots])
             numbers = _against_memory(both[both["dataset"].isin(shared)])
             if len(numbers) < 2:
                 continue
-            place = [style.in_shots(int(shots)), *([str(backbone)] if several else [])]
+            choice = [style.in_shots(int(shots)), *([str(backbone)] if several else [])]
             yield Drawing(
-                "_".join(["accuracy_vs_memory", *map(style.in_file, place)]),
+                "_".join(["accuracy_vs_memory", *map(style.in_file, choice)]),
                 "Accuracy against peak memory",
                 _memory_caption(len(shared), int(shots)),
                 _draw_memory(numbers, lines),
                 numbers,
-                choice=", ".join(place),
+                choice=", ".join(choice),
             )
 
 
 def _shared_datasets(runs: pd.DataFrame) -> list[str]:
-    """Return the datasets that at least half of the methods have runs on.
+    """Return the datasets on which at least half of the methods have runs.
 
-    One that a single method was tried on would leave all others without an average.
+    A dataset with runs of one method only would leave all other methods without an average.
     """
     methods = runs.groupby("dataset")["method_title"].nunique()
     return methods.index[2 * methods >= runs["method_title"].nunique()].tolist()
@@ -155,12 +147,12 @@ def _memory_caption(datasets: int, shots: int) -> str:
     return (
         f"Test accuracy and peak memory at {style.in_shots(shots)}, mean over seeds{over}; bars: "
         "± one standard deviation of the accuracy. Up and to the left is better; the grey line "
-        "joins the methods that no other one beats in both."
+        "joins the methods that no other method beats in both."
     )
 
 
 def _against_memory(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a method and variant with runs on all datasets: its two means, the deviation."""
+    """Return both means and the deviation of each method and variant with runs on all datasets."""
     datasets = runs["dataset"].nunique()
     memory = averages(runs, "peak_memory_mib", datasets)
     methods = runs.groupby(ROW)["method"].first()
@@ -195,9 +187,9 @@ def _draw_memory(numbers: pd.DataFrame, lines: Sequence[Line]) -> Any:
         zorder=1,
         solid_capstyle="round",
     )
-    # The names of those in colour are placed first.
-    drawn_last = [title not in looks for title in numbers["method_title"]]
-    numbers = numbers.assign(last=drawn_last).sort_values("last", kind="stable")
+    # Coloured methods are first, so their names get the best places.
+    is_grey = [title not in looks for title in numbers["method_title"]]
+    numbers = numbers.assign(is_grey=is_grey).sort_values("is_grey", kind="stable")
     rows: list[Any] = list(numbers.itertuples())
     texts = [_draw_method(axis, row, looks.get(row.method_title)) for row in rows]
     axis.set_xlim(axis.get_xlim())
@@ -207,7 +199,7 @@ def _draw_memory(numbers: pd.DataFrame, lines: Sequence[Line]) -> Any:
 
 
 def _draw_method(axis: Any, row: Any, line: Line | None) -> Any:
-    """Draw one point with its deviation, and return its label."""
+    """Draw one point with its deviation; return its label."""
     zero_shot = row.method == style.ZERO_SHOT
     colour = line.colour if line else (style.INK if zero_shot else style.MUTED)
     axis.errorbar(
@@ -233,7 +225,7 @@ def _draw_method(axis: Any, row: Any, line: Line | None) -> Any:
 
 
 def _front(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that no other row beats in both accuracy and memory, in order."""
+    """Return the rows that no other row beats in both accuracy and memory, by memory."""
     by_memory = numbers.sort_values(["peak_memory_mib", _ACCURACY], ascending=[True, False])
     best = by_memory[_ACCURACY].cummax()
     return by_memory[(by_memory[_ACCURACY] == best) & ~best.duplicated()]

@@ -1,4 +1,4 @@
-"""One plot, from the figure to its files."""
+"""One plot, from matplotlib's figure to its files."""
 
 import io
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from so_clip.system import atomic
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of matplotlib's and what is said of it.
+    """A figure and its description.
 
     Attributes:
-        name: of its files, without suffix.
-        title: for people.
-        caption: what is seen, and what was left out.
-        figure: the figure.
-        numbers: what it shows, as a tidy table.
-        choice: what sets it apart from other plots of the same title, such as its shots.
+        name: the name of its files, without suffix.
+        title: the heading.
+        caption: what it shows, and what is left out.
+        figure: matplotlib's figure.
+        numbers: the values it shows, as a tidy table.
+        choice: how it differs from other plots with the same title, for example its shots.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot as the page takes it: a Drawing whose figure is SVG with text as text."""
+    """A Drawing for the page: its figure as SVG with text as text."""
 
     name: str
     title: str
@@ -44,12 +44,12 @@ class Plot:
 
 
 def write(drawing: Drawing, folder: Path) -> Plot:
-    """Write NAME.svg and NAME.png for print and NAME.csv with the numbers, and return the plot.
+    """Write NAME.svg and NAME.png for print and NAME.csv with the numbers; return the plot.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    # Laid out once for all three; later on nothing moves any more.
+    # One layout for all files: without an engine nothing moves any more.
     drawing.figure.draw_without_rendering()
     drawing.figure.set_layout_engine("none")
     for suffix in ("svg", "png"):
@@ -60,10 +60,10 @@ def write(drawing: Drawing, folder: Path) -> Plot:
 
 
 def _rendered(drawing: Drawing, suffix: str, text: str) -> bytes:
-    """Return the file's content; an SVG has its text as paths, as printers like it, or as text."""
+    """Return the file's content; `text` is "path" (for print) or "none" (text stays text)."""
     import matplotlib
 
-    # Without a date, so that the same runs are the same file.
+    # Without a date, the same runs give the same file.
     metadata = {"Date": None} if suffix == "svg" else None
     stream = io.BytesIO()
     with matplotlib.rc_context(style.RC | {"svg.fonttype": text}):

@@ -1,4 +1,4 @@
-"""SO's accuracy over its density κ and the interval T between two draws of its support."""
+"""SO's accuracy by its density κ and the interval T between two draws of its support."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from so_clip.report.plots import style
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
 
-# The settings that make the two axes, and what may be chosen anew for each of their values.
+# The settings of the two axes, and the setting that may differ from cell to cell.
 _AXES = ("optimizer.density_ratio", "optimizer.T")
 _RATE = "optimizer.lr"
 MAX_PANELS = 12
@@ -20,9 +20,9 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw a heat map for each method and number of shots whose runs differ in both κ and T."""
     cells = _cells(few_shot_runs(runs))
     groups: Any = cells.groupby(["method_title", "backbone", "shots", "rest"], sort=True)
-    for (title, backbone, shots, rest), some in groups:
-        wide = some.groupby("dataset").filter(
-            lambda one: one["density_ratio"].nunique() > 1 and one["T"].nunique() > 1
+    for (title, backbone, shots, rest), group in groups:
+        wide = group.groupby("dataset").filter(
+            lambda cells: cells["density_ratio"].nunique() > 1 and cells["T"].nunique() > 1
         )
         if wide.empty:
             continue
@@ -35,7 +35,7 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             "Test accuracy in percent, mean over seeds, and below it one standard deviation. κ is "
             "the fraction of entries that SO keeps, T the number of steps between two draws of its "
             "support (0: it is drawn once). "
-            f"{_of_rates(wide, rest)} Hatched: no run."
+            f"{_about_rates(wide, rest)} Hatched: no run."
             + (f" {more} more datasets are in the CSV file." if more > 0 else ""),
             _draw(wide, datasets[:MAX_PANELS]),
             wide,
@@ -44,9 +44,10 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
 
 
 def _cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and deviation over seeds for each κ and T, all other settings equal.
+    """Return mean and deviation over seeds for each κ and T, with all other settings equal.
 
-    The rate may be another in each cell. Where one cell has several, each has a map of its own.
+    The learning rate may differ between cells. If one cell has several rates, each rate gets its
+    own map.
     """
     rows = []
     run: Any
@@ -59,22 +60,22 @@ def _cells(runs: pd.DataFrame) -> pd.DataFrame:
             rows.append((run.Index, kappa, interval, ", ".join(kept), str(optimizer.get("lr"))))
     columns = ["index", "density_ratio", "T", "rest", "lr"]
     table = runs.join(pd.DataFrame(rows, columns=columns).set_index("index"), how="inner")
-    of_map = ["method_title", "backbone", "shots", "rest"]
-    by = ["dataset", *of_map, "density_ratio", "T"]
-    several = table.assign(several=table.groupby(by)["lr"].transform("nunique") > 1)
-    apart = several.groupby(of_map)["several"].transform("any")
+    map_columns = ["method_title", "backbone", "shots", "rest"]
+    cell = ["dataset", *map_columns, "density_ratio", "T"]
+    several = table.assign(several=table.groupby(cell)["lr"].transform("nunique") > 1)
+    map_per_rate = several.groupby(map_columns)["several"].transform("any")
     named = table["rest"].where(table["rest"] == "", table["rest"] + ", ") + f"{_RATE}="
-    table["rest"] = table["rest"].where(~apart, named + table["lr"])
-    grouped = table.groupby([*by, "lr"])["accuracy_percent"].agg(["mean", "std", "count"])
+    table["rest"] = table["rest"].where(~map_per_rate, named + table["lr"])
+    grouped = table.groupby([*cell, "lr"])["accuracy_percent"].agg(["mean", "std", "count"])
     return grouped.rename(columns={"count": "runs"}).reset_index()
 
 
-def _of_rates(cells: pd.DataFrame, rest: str) -> str:
-    """Say of which learning rates a map is."""
+def _about_rates(cells: pd.DataFrame, rest: str) -> str:
+    """Return a sentence about the learning rates of a map."""
     if f"{_RATE}=" in rest:
-        return "All cells have one learning rate; other rates have maps of their own."
+        return "All cells have one learning rate; other rates have their own maps."
     if cells["lr"].nunique() > 1:
-        return "Each cell has one learning rate, not all the same; the CSV file tells them."
+        return "Learning rates differ between cells; the CSV file has them."
     return f"All cells have the learning rate {cells['lr'].iloc[0]}."
 
 
@@ -85,9 +86,9 @@ def _draw(cells: pd.DataFrame, datasets: Sequence[str]) -> Any:
     )
     low, high = cells["mean"].min(), cells["mean"].max()
     for axis, dataset in zip(axes, datasets, strict=True):
-        mine = cells[cells["dataset"] == dataset]
+        dataset_cells = cells[cells["dataset"] == dataset]
         mean, std = (
-            mine.pivot(index="density_ratio", columns="T", values=key)
+            dataset_cells.pivot(index="density_ratio", columns="T", values=key)
             .reindex(index=kappas, columns=intervals)
             .to_numpy()
             for key in ("mean", "std")
@@ -111,7 +112,7 @@ def _draw(cells: pd.DataFrame, datasets: Sequence[str]) -> Any:
 
 
 def _annotate(axis: Any, mean: Any, std: Any, image: Any) -> None:
-    """Write each cell's number in it, light on dark and dark on light."""
+    """Write its numbers into each cell, light on dark and dark on light."""
     best = mean[mean == mean].max() if (mean == mean).any() else None
     for row, column in zip(*(mean == mean).nonzero(), strict=True):
         value, spread = mean[row, column], std[row, column]

@@ -1,5 +1,7 @@
-"""How plots look: one colour and marker for each method throughout a report, safe for the
-colour-blind, readable in print, and told apart by shape where colour is lost."""
+"""The look of plots: each method has one colour and one marker throughout a report.
+
+Colours are safe for colour-blind readers; markers tell lines apart in black and white.
+"""
 
 import math
 import re
@@ -9,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-# Okabe and Ito's colours (jfly.uni-koeln.de/color) without yellow and black, and two that stay
-# apart from them in the common colour deficiencies. The second is for dark paper, on the page.
+# Okabe and Ito's colours (jfly.uni-koeln.de/color) without yellow and black, and two more that stay
+# distinct under the common colour deficiencies. The second of each pair is for a dark background.
 PALETTE = {
     "blue": ("#0072b2", "#4ba6e8"),
     "vermillion": ("#d55e00", "#ff8b45"),
@@ -23,14 +25,14 @@ PALETTE = {
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 INK, MUTED, GRID = "#1b1b1f", "#5c5c66", "#d9d9e0"
-# What the page replaces by its own colours, light or dark: colour in a figure -> (CSS name, dark).
+# Colours in a figure that the page replaces: colour -> (name in CSS, dark colour).
 THEMED = {value[0]: (name, value[1]) for name, value in PALETTE.items()} | {
     INK: ("ink", "#ececf1"),
     MUTED: ("muted", "#a9a9b6"),
     GRID: ("grid", "#3a3a46"),
 }
 PAPER = ("#ffffff", "#17171c")
-# The page's own colours, light and dark; the last two are mixed with what is below them.
+# The page's own colours, light and dark; the last two are drawn half-transparent.
 PAGE = {
     "paper": PAPER,
     "card": ("#f6f6f9", "#212128"),
@@ -46,7 +48,6 @@ PAGE = {
     "wrong": ("213 94 0", "196 84 22"),
 }
 ZERO_SHOT = "zero_shot"
-# As many lines as one can follow.
 MAX_LINES = len(PALETTE)
 
 RC: Any = {
@@ -79,37 +80,35 @@ RC: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "savefig.facecolor": "white",
-    "svg.hashsalt": "so_clip",  # the same runs are the same file
+    "svg.hashsalt": "so_clip",  # the same runs give the same file
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is drawn as one line or point: a method with one choice of its settings.
+    """One line or point: a method with one variant of its settings.
 
     Attributes:
-        method, title, variant: of its runs.
-        label: for the legend.
-        colour, marker: of this method in all plots of the report.
+        method, title, variant: the columns of its runs; the title is in the legend.
+        colour, marker: the same in all plots of the report.
     """
 
     method: str
     title: str
     variant: str
-    label: str
     colour: str
     marker: str
 
-    def of(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Return its runs among `runs`."""
-        return runs[(runs["method_title"] == self.title) & (runs["variant"] == self.variant)]
+    def of(self, rows: pd.DataFrame, title: str = "method_title") -> pd.DataFrame:
+        """Return the rows of this line; `title` is the column with the method's title."""
+        return rows[(rows[title] == self.title) & (rows["variant"] == self.variant)]
 
 
 def one_variant_each(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a method with the variant of its settings that has the most runs.
+    """Return for each method the variant of its settings with the most runs.
 
-    Not the most accurate one: a variant that was chosen on test images would be no fair picture.
-    SO comes first, then those with runs on the most datasets and shots, the more accurate first.
+    The most accurate variant would be chosen on test images, which is unfair. SO comes first, then
+    methods by their number of datasets and shots, then by accuracy.
 
     Returns:
         The columns `method`, `method_title`, `variant`; without zero-shot CLIP.
@@ -118,10 +117,10 @@ def one_variant_each(runs: pd.DataFrame) -> pd.DataFrame:
     trained = runs[runs["method"] != ZERO_SHOT]
     places = trained["dataset"].astype(str) + "\0" + trained["shots"].astype(str)
     grouped = trained.assign(place=places).groupby(by, sort=True)
-    each = grouped.agg(
+    counted = grouped.agg(
         runs=("seed", "size"), places=("place", "nunique"), accuracy=("accuracy_percent", "mean")
     ).reset_index()
-    most = each.sort_values(["runs", "variant"], ascending=[False, True], kind="stable")
+    most = counted.sort_values(["runs", "variant"], ascending=[False, True], kind="stable")
     most = most.drop_duplicates("method_title")
     most = most.assign(first=most["method"] == "so")
     order = ["first", "places", "accuracy", "method_title"]
@@ -130,22 +129,22 @@ def one_variant_each(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose_lines(runs: pd.DataFrame) -> list[Line]:
-    """Choose what is drawn as lines, the same in all plots of a report: as many as are colours."""
+    """Choose the lines of all plots of a report, one per colour at most."""
     chosen: Iterable[Any] = one_variant_each(runs).itertuples()
     return [
-        Line(row.method, row.method_title, row.variant, row.method_title, colour, marker)
+        Line(row.method, row.method_title, row.variant, colour, marker)
         for row, colour, marker in zip(chosen, colours(), MARKERS, strict=False)
     ]
 
 
 def grid_shape(panels: int) -> tuple[int, int]:
-    """Return rows and columns for so many panels: at most four beside each other."""
+    """Return rows and columns of a grid of panels, with at most four columns."""
     columns = panels if panels <= 3 else (2 if panels == 4 else (3 if panels <= 9 else 4))
     return -(-panels // columns), columns
 
 
 def panels(count: int, width: float = 2.5, height: float = 2.1) -> tuple[Any, list[Any]]:
-    """Return a figure and so many axes in a grid; a single one is larger. Sizes are in inches."""
+    """Return a figure and `count` axes in a grid; a single panel is larger. Sizes are in inches."""
     from matplotlib.figure import Figure
 
     rows, columns = grid_shape(count)
@@ -159,7 +158,7 @@ def panels(count: int, width: float = 2.5, height: float = 2.1) -> tuple[Any, li
 
 
 def legend_below(figure: Any, axes: Sequence[Any]) -> None:
-    """Put one legend for all panels below them."""
+    """Add one legend for all panels below them."""
     found: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
@@ -173,16 +172,16 @@ def legend_below(figure: Any, axes: Sequence[Any]) -> None:
 def plot_band(
     axis: Any, x: pd.Series, mean: pd.Series, std: pd.Series, line: Line, markers: int | None = None
 ) -> None:
-    """Draw a line through the means, and a band of one deviation to both sides where there is.
+    """Draw a line through the means, with a band of ± one deviation.
 
     Args:
-        axis: where.
-        x, mean, std: the points; a missing deviation is none.
-        line: whose.
-        markers: at most about so many; None for one a point.
+        axis: the panel.
+        x, mean, std: the points; a NaN deviation gives no band.
+        line: the line's look and label.
+        markers: about the largest number of markers; None for one per point.
     """
     every = None if markers is None else max(1, len(x) // markers)
-    axis.plot(x, mean, color=line.colour, marker=line.marker, markevery=every, label=line.label)
+    axis.plot(x, mean, color=line.colour, marker=line.marker, markevery=every, label=line.title)
     spread = std.fillna(0.0)
     if spread.any():
         axis.fill_between(
@@ -198,14 +197,14 @@ def zero_shot_line(axis: Any, accuracy_percent: float) -> None:
 
 
 def colours() -> list[str]:
-    """Return the colours for white paper, in order."""
+    """Return the colours for a white background, in order."""
     return [light for light, _ in PALETTE.values()]
 
 
 def plain_log(axis: Any, values: pd.Series) -> None:
-    """Make an axis (figure's x or y) logarithmic, with plain numbers at a few ticks.
+    """Make an axis (x or y) logarithmic, with plain numbers at a few ticks.
 
-    matplotlib alone labels powers of ten, and nothing where there is less than a decade.
+    By default matplotlib labels powers of ten only, so a range below a decade has no labels.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -218,7 +217,7 @@ def plain_log(axis: Any, values: pd.Series) -> None:
 
 
 def label_axes(axes: Sequence[Any], x: str, y: str) -> None:
-    """Name x below the lowest panel of each column, and y to the left of each row."""
+    """Label x below the lowest panel of each column, and y to the left of each row."""
     shape = axes[0].get_subplotspec().get_gridspec()
     for place, axis in enumerate(axes):
         if place + shape.ncols >= len(axes):
@@ -228,8 +227,10 @@ def label_axes(axes: Sequence[Any], x: str, y: str) -> None:
 
 
 def luminance(colour: Sequence[float]) -> float:
-    """Return the relative luminance of an sRGB colour in [0, 1]; black and white text stand out
-    from 0.179 equally well (www.w3.org/TR/WCAG21, relative luminance)."""
+    """Return the relative luminance of an sRGB colour in [0, 1].
+
+    Black and white text have the same contrast at 0.179 (www.w3.org/TR/WCAG21).
+    """
     linear = [
         value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
         for value in colour[:3]
@@ -238,7 +239,7 @@ def luminance(colour: Sequence[float]) -> float:
 
 
 def in_words(variant: str) -> str:
-    """Shorten a variant for a legend: an option without its group, the density as κ."""
+    """Shorten a variant for a heading: options without their group, the density as κ."""
     parts = [part.rpartition("=") for part in variant.split(", ")]
     names = (
         (key.rpartition(".")[2].replace("density_ratio", "κ"), value) for key, _, value in parts
@@ -247,18 +248,18 @@ def in_words(variant: str) -> str:
 
 
 def in_file(text: str) -> str:
-    """Return text as a part of a file's name."""
+    """Return the text in a form that is safe in file names."""
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower()
 
 
 def in_shots(shots: int) -> str:
-    """Return the number of shots for people."""
+    """Return the number of shots in words."""
     return f"{shots} shot" + ("" if shots == 1 else "s")
 
 
 def others(runs: pd.DataFrame, lines: Sequence[Line]) -> str:
-    """Say how many methods and variants of `runs` have no line; nothing if all have one."""
+    """Return a sentence that counts the methods and variants without a line; empty if none."""
     trained = runs[runs["method"] != ZERO_SHOT]
-    all_of_them = set(zip(trained["method_title"], trained["variant"], strict=True))
-    more = len(all_of_them - {(line.title, line.variant) for line in lines})
-    return f" {more} more methods or settings are in the tables alone." if more else ""
+    variants = set(zip(trained["method_title"], trained["variant"], strict=True))
+    more = len(variants - {(line.title, line.variant) for line in lines})
+    return f" {more} more methods or settings are only in the tables." if more else ""

@@ -12,25 +12,25 @@ from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
 from so_clip.results.run_files import CHANGED_FILE, columns_if_whole
 
-# Of 20,000 runs only so many have their files read.
+# At most this many rows, and runs per row, have their files read.
 MAX_ROWS, MAX_RUNS = 3, 12
 TOWERS = {"vision": "image tower", "text": "text tower"}
 _LAYER = re.compile(r"^(?P<head>.*?)\.(?P<layer>\d+)\.(?P<kind>.+?)(\.weight)?$")
 
 
 def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
-    """Draw, for SO and its variants, the share of each tensor that was ever changed."""
+    """Draw, for SO and its variants, the fraction of each tensor that ever changed."""
     so = runs[[_is_sparse(settings) for settings in runs["settings"]]]
-    for (backbone, shots), some in so.groupby(["backbone", "shots"], sort=True):
-        numbers = _read(some)
+    for (backbone, shots), group in so.groupby(["backbone", "shots"], sort=True):
+        numbers = _read(group)
         if numbers.empty:
             continue
         yield Drawing(
             f"support_{shots}shot_{style.in_file(str(backbone))}",
             "Weights ever changed by SO",
-            "Share of each matrix's weights that are not what they were before the training, in "
-            "percent, by layer; mean over runs. The dotted line is the share of all opened weights."
-            + (" Other settings and runs are left out." if _more(some) else ""),
+            "Percentage of each matrix's weights that differ from their values before training, by "
+            "layer; mean over runs. The dotted line is the percentage of all trainable weights."
+            + (" Other settings and runs are left out." if _more(group) else ""),
             _draw(numbers),
             numbers,
             choice=f"{backbone}, {style.in_shots(int(shots))}",
@@ -53,7 +53,7 @@ def _more(runs: pd.DataFrame) -> bool:
 
 
 def _read(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return changed and all parameters by method, tower, layer and kind of tensor."""
+    """Return the changed and the total parameters by method, tower, layer and kind of tensor."""
     parts: list[pd.DataFrame] = []
     for (title, variant), group in _groups(runs):
         tables = [_table(Path(folder) / CHANGED_FILE) for folder in group["folder"].head(MAX_RUNS)]
@@ -70,7 +70,7 @@ def _read(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _table(path: Path) -> pd.DataFrame | None:
-    """Read one changed.csv; None if there is none, or no tensor in it has a layer."""
+    """Read one changed.csv; None if it does not exist, or no tensor in it has a layer."""
     table = columns_if_whole(path, whole=("parameters", "changed"), texts=("tensor",))
     if table is None:
         return None
@@ -107,16 +107,17 @@ def _draw(numbers: pd.DataFrame) -> Any:
     axes = figure.subplots(len(groups), len(towers), squeeze=False, sharex="col", sharey="row")
     kinds = sorted(numbers["kind"].unique())[: style.MAX_LINES]
     for row, (method, variant) in enumerate(groups):
-        mine = numbers[(numbers["method"] == method) & (numbers["variant"] == variant)]
-        share = 100 * mine["changed"].sum() / mine["parameters"].sum()
+        cells = numbers[(numbers["method"] == method) & (numbers["variant"] == variant)]
+        share = 100 * cells["changed"].sum() / cells["parameters"].sum()
         for axis, tower in zip(axes[row], towers, strict=True):
             axis.axhline(share, color=style.INK, linestyle=":", linewidth=1)
             for kind, colour, marker in zip(kinds, style.colours(), style.MARKERS, strict=False):
-                one = mine[(mine["tower"] == tower) & (mine["kind"] == kind)].sort_values("layer")
+                line = cells[(cells["tower"] == tower) & (cells["kind"] == kind)]
+                line = line.sort_values("layer")
                 axis.plot(
-                    one["layer"], one["changed_percent"], color=colour, marker=marker, label=kind
+                    line["layer"], line["changed_percent"], color=colour, marker=marker, label=kind
                 )
-            axis.set_ylim(0, 1.1 * mine["changed_percent"].max() or 1)
+            axis.set_ylim(0, 1.1 * cells["changed_percent"].max() or 1)
             axis.xaxis.get_major_locator().set_params(integer=True)
             name = method + (f" ({style.in_words(variant)})" if variant else "")
             axis.set_title(f"{name}, {TOWERS[tower]}" if len(groups) > 1 else TOWERS[tower])

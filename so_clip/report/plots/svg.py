@@ -1,11 +1,12 @@
-"""matplotlib's SVG made fit for a page: smaller, without clashes, in the page's colours."""
+"""Make matplotlib's SVG fit for a page: smaller, with unique ids, in the page's colours."""
 
 import re
 
 from so_clip.report.plots import style
 
-# Coordinates to a hundredth of a point.
-_NUMBER = re.compile(r"(\d+\.\d{2})\d+")
+# Coordinates keep two decimals (points). Only tags are shortened: a number between tags is text.
+_TAG = re.compile(r"<[^>]*>")
+_COORDINATE = re.compile(r"(\d+\.\d{2})\d+")
 _COLOUR = re.compile("|".join(map(re.escape, style.THEMED)))
 
 
@@ -13,9 +14,9 @@ def inline(svg: str, name: str, label: str) -> str:
     """Return an SVG document as an element for an HTML page.
 
     Args:
-        svg: as matplotlib wrote it, with text as text.
-        name: a prefix for its ids, unique on the page: letters, digits, _ and -.
-        label: what a reader who cannot see it is told.
+        svg: matplotlib's SVG with text as text.
+        name: a prefix for ids, unique on the page: letters, digits, _ and -.
+        label: the description for screen readers.
     """
     from markupsafe import escape
 
@@ -25,20 +26,21 @@ def inline(svg: str, name: str, label: str) -> str:
     head, _, rest = body.partition(">")
     box = re.search(r'viewBox="([^"]*)"', head)
     width = float(box[1].split()[2]) if box else 400.0
-    referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', rest))
-    rest = re.sub(r' id="([^"]*)"', lambda found: _id(found[1], referred, name), rest)
-    rest = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", rest)
-    rest = rest.replace("xlink:href", "href")
-    rest = _NUMBER.sub(r"\1", rest)
-    rest = _COLOUR.sub(lambda found: f"var(--plot-{style.THEMED[found[0]][0]})", rest)
-    rest = re.sub(rf"fill: {style.PAPER[0]}\b", "fill: var(--plot-paper)", rest)
-    rest = re.sub(r"\s*\n\s*", "\n", rest)
+    referenced = set(re.findall(r'(?:href="#|url\(#)([^")]+)', rest))
+
+    def tag(found: re.Match[str]) -> str:
+        text = re.sub(
+            r' id="([^"]*)"',
+            lambda match: f' id="{name}-{match[1]}"' if match[1] in referenced else "",
+            found[0],
+        )
+        text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+        text = _COORDINATE.sub(r"\1", text.replace("xlink:href", "href"))
+        text = _COLOUR.sub(lambda match: f"var(--plot-{style.THEMED[match[0]][0]})", text)
+        return re.sub(rf"fill: {style.PAPER[0]}\b", "fill: var(--plot-paper)", text)
+
+    rest = re.sub(r"\s*\n\s*", "\n", _TAG.sub(tag, rest))
     return (
         f'<svg role="img" aria-label="{escape(label)}" viewBox="{box[1] if box else ""}" '
         f'style="--width: {width:.0f}pt" xmlns="http://www.w3.org/2000/svg">{rest}'
     )
-
-
-def _id(name: str, referred: set[str], prefix: str) -> str:
-    """Keep an id, with its prefix, if something refers to it."""
-    return f' id="{prefix}-{name}"' if name in referred else ""

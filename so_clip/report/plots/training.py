@@ -1,4 +1,4 @@
-"""Loss and test accuracy while training."""
+"""Loss and test accuracy during training."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,16 +13,16 @@ from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
 from so_clip.results.run_files import CURVE_FILE, HISTORY_FILE, columns_if_whole
 
-# Of 20,000 runs only these have their files read.
+# At most this many datasets, and seeds per line, have their files read.
 MAX_PANELS, MAX_SEEDS = 12, 3
-# A loss is averaged over so much of the training, and drawn at so many steps.
+# The window of the loss's moving average as a fraction of all steps; the number of drawn points.
 SMOOTHED, POINTS = 0.05, 100
 
 
 def loss_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
-    """Draw the training loss by step: a panel a dataset, a line a method."""
-    for backbone, shots, some in _chosen(runs, lines):
-        numbers = _read(some, lines, HISTORY_FILE, "loss", smoothed)
+    """Draw the training loss by step: one panel per dataset, one line per method."""
+    for backbone, shots, chosen in _chosen(runs, lines):
+        numbers = _read(chosen, lines, HISTORY_FILE, "loss", smoothed)
         if numbers.empty:
             continue
         figure = _draw(numbers, lines, "training loss (log scale)")
@@ -34,7 +34,7 @@ def loss_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             "Training loss",
             f"Training loss, a moving average over {100 * SMOOTHED:.0f} % of the steps; mean over "
             f"at most {MAX_SEEDS} seeds, band ± one standard deviation between them."
-            + style.others(some, lines),
+            + style.others(chosen, lines),
             figure,
             numbers,
             choice=f"{backbone}, {style.in_shots(shots)}",
@@ -42,18 +42,18 @@ def loss_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
 
 
 def accuracy_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
-    """Draw the test accuracy along the way, of those runs that measured it."""
-    for backbone, shots, some in _chosen(runs, lines):
-        numbers = _read(some, lines, CURVE_FILE, "accuracy_percent", lambda values: values)
+    """Draw the test accuracy during training, for runs that measured it."""
+    for backbone, shots, chosen in _chosen(runs, lines):
+        numbers = _read(chosen, lines, CURVE_FILE, "accuracy_percent", lambda values: values)
         if numbers.empty:
             continue
-        figure = _draw(numbers, lines, "test accuracy (%)", zero_shot_accuracy(some))
+        figure = _draw(numbers, lines, "test accuracy (%)", zero_shot_accuracy(chosen))
         yield Drawing(
             f"training_accuracy_{shots}shot_{style.in_file(backbone)}",
-            "Test accuracy while training",
-            "Test accuracy in percent along the training (evaluation.every_steps); mean over at "
-            f"most {MAX_SEEDS} seeds, band ± one standard deviation between them. It was looked "
-            "at and chose nothing.",
+            "Test accuracy during training",
+            "Test accuracy in percent during training (evaluation.every_steps); mean over at most "
+            f"{MAX_SEEDS} seeds, band ± one standard deviation between them. It is never used for "
+            "model selection.",
             figure,
             numbers,
             choice=f"{backbone}, {style.in_shots(shots)}",
@@ -61,22 +61,22 @@ def accuracy_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawi
 
 
 def smoothed(values: pd.Series) -> pd.Series:
-    """Return a centred moving average over `SMOOTHED` of all steps."""
+    """Return a centred moving average over the fraction `SMOOTHED` of all steps."""
     window = max(1, round(SMOOTHED * len(values)))
     return values.rolling(window, center=True, min_periods=1).mean()
 
 
 def _chosen(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[tuple[str, int, pd.DataFrame]]:
-    """Yield for each backbone the number of shots with the most runs, the most shots of several."""
+    """Yield each backbone, its shots with the most runs (the larger if tied), and these runs."""
     few_shot = few_shot_runs(runs)
     names = {(line.title, line.variant) for line in lines}
     drawn = [
         pair in names for pair in zip(few_shot["method_title"], few_shot["variant"], strict=True)
     ]
-    for backbone, some in few_shot[drawn].groupby("backbone", sort=True):
-        counts = some.groupby("shots").size()
+    for backbone, group in few_shot[drawn].groupby("backbone", sort=True):
+        counts = group.groupby("shots").size()
         shots = max(counts.index, key=lambda shots: (counts[shots], shots))
-        yield str(backbone), int(shots), some[some["shots"] == shots]
+        yield str(backbone), int(shots), group[group["shots"] == shots]
 
 
 def _read(
@@ -86,19 +86,21 @@ def _read(
     parts = []
     for dataset in sorted(runs["dataset"].unique())[:MAX_PANELS]:
         for line in lines:
-            mine = line.of(runs[runs["dataset"] == dataset]).sort_values("seed")
+            line_runs = line.of(runs[runs["dataset"] == dataset]).sort_values("seed")
             seeds = []
-            for folder in mine["folder"].head(MAX_SEEDS):
+            for folder in line_runs["folder"].head(MAX_SEEDS):
                 table = columns_if_whole(Path(folder) / file, numbers=("step", column))
                 if table is not None:
                     values = smooth(pd.Series(table[column]))
                     seeds.append(pd.Series(values.to_numpy(), index=table["step"]))
             if seeds:
-                both = pd.concat(seeds, axis=1)
-                both = both.iloc[:: max(1, len(both) // POINTS)]
-                cells = pd.DataFrame({"mean": both.mean(axis=1), "std": both.std(axis=1)})
-                cells = cells.reset_index(names="step")
-                parts.append(cells.assign(dataset=dataset, method=line.title, variant=line.variant))
+                by_seed = pd.concat(seeds, axis=1)
+                by_seed = by_seed.iloc[:: max(1, len(by_seed) // POINTS)]
+                points = pd.DataFrame({"mean": by_seed.mean(axis=1), "std": by_seed.std(axis=1)})
+                points = points.reset_index(names="step")
+                parts.append(
+                    points.assign(dataset=dataset, method=line.title, variant=line.variant)
+                )
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -115,13 +117,9 @@ def _draw(
         if zero_shot and name in zero_shot:
             style.zero_shot_line(axis, zero_shot[name])
         for line in lines:
-            mine = numbers[
-                (numbers["dataset"] == name)
-                & (numbers["method"] == line.title)
-                & (numbers["variant"] == line.variant)
-            ]
-            # A marker a tenth of the way, so that lines are told apart without colour.
-            style.plot_band(axis, mine["step"], mine["mean"], mine["std"], line, markers=10)
+            points = line.of(numbers[numbers["dataset"] == name], "method")
+            # Ten markers tell lines apart without colour.
+            style.plot_band(axis, points["step"], points["mean"], points["std"], line, markers=10)
     style.label_axes(axes, "step", ylabel)
     style.legend_below(figure, axes)
     return figure

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from so_clip.report.commands import overrides_of
 
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.data.user.dataset import UserData
-from so_clip.report.commands import overrides_of
 from tests.helpers.command import Outcome, call
 from tests.helpers.made_datasets import ANIMALS, write_class_folders
 
