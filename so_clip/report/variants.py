@@ -68,7 +68,8 @@ def variants(frame: pd.DataFrame) -> pd.Series:
     flat = [dict(_flatten(settings, known)) for settings in frame["settings"]]
     for column in _COLUMNS:
         for options, value in zip(flat, frame.get(column, ()), strict=False):
-            if isinstance(value, (int, float)) and value == value and value:
+            is_known = isinstance(value, (int, float)) and value == value
+            if is_known and (value or column != SKIPPED["test"]):
                 options[column] = f"{value:g}"
     for options in flat:
         for option, usual in _USUAL.items():

@@ -1,6 +1,7 @@
 """Finished runs written by hand, with the files that tables and significance read."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,8 @@ def write_predictions(
     ]
     header = "path,label,zero_shot_prediction,zero_shot_confidence,prediction,confidence"
     (folder / "predictions.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+def squeezed(text: str) -> str:
+    """Return a Markdown table with single spaces, without the padding of its columns."""
+    return re.sub(" +", " ", text)

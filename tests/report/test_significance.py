@@ -1,4 +1,4 @@
-"""Who is better, by seeds and by images, where the answer can be worked out by hand."""
+"""Comparisons over seeds and over images whose results are known."""
 
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ def _first(count: int) -> list[bool]:
     return [at < count for at in range(N)]
 
 
-def test_one_seed_is_mcnemars_test(tmp_path):
-    """A is right where B is not on 9 images, the other way round on 2."""
+def test_one_seed_gives_mcnemars_test(tmp_path):
+    """Only A is correct on 9 images, only B on 2."""
     _write(tmp_path, "a", 1, [at < 20 or at >= 38 for at in range(N)])
     _write(tmp_path, "b", 1, [9 <= at < 22 or at >= 38 for at in range(N)])
     comparisons, remarks = compare(read_runs(tmp_path))
@@ -53,10 +53,10 @@ def test_one_seed_is_mcnemars_test(tmp_path):
     assert row["difference_points"] == pytest.approx(100 * 7 / N)
     assert remarks == []
     (over_seeds,) = _rows(comparisons, "seeds")
-    assert pd.isna(over_seeds["p"])  # one seed tells nothing of others
+    assert pd.isna(over_seeds["p"])  # one seed has no spread
 
 
-def test_an_image_counts_once_however_many_seeds(tmp_path):
+def test_an_image_counts_once_for_all_seeds(tmp_path):
     for seed in (1, 2, 3):
         _write(tmp_path, "a", seed, _first(20))
         _write(tmp_path, "b", seed, _first(14))
@@ -65,7 +65,7 @@ def test_an_image_counts_once_however_many_seeds(tmp_path):
     assert row["p"] == pytest.approx(2 / 2**6)
 
 
-def test_an_image_is_won_by_more_seeds(tmp_path):
+def test_the_method_with_more_correct_seeds_wins_an_image(tmp_path):
     """Image 0: 2 to 1. Image 1: 1 to 1. Image 2: 0 to 2."""
     a = ([True, True, False], [True, False, False], [False, False, False])
     b = ([False, False, True], [True, True, True], [False, False, False])
@@ -102,13 +102,13 @@ def test_seeds_are_paired_and_averaged_over_datasets(tmp_path):
     assert pair["difference (points)"] == pytest.approx(scale * 8 / 3)
 
 
-def test_runs_of_uneven_shots_are_not_compared(tmp_path):
+def test_runs_with_uneven_shots_are_not_compared(tmp_path):
     _write(tmp_path, "a", 1, _first(20))
     _write(tmp_path, "b", 1, _first(30), imbalance=0.5)
     assert compare(read_runs(tmp_path))[0].empty
 
 
-def test_only_seeds_that_both_have_are_compared(tmp_path):
+def test_only_shared_seeds_are_compared(tmp_path):
     for seed in (1, 2, 3):
         _write(tmp_path, "a", seed, _first(20 + seed))
     for seed in (2, 3, 4):
@@ -117,7 +117,7 @@ def test_only_seeds_that_both_have_are_compared(tmp_path):
     assert [row["seeds"] for row in comparisons.to_dict("records")] == [2, 2]
 
 
-def test_other_images_or_another_order_are_not_compared(tmp_path):
+def test_different_images_or_another_order_are_not_compared(tmp_path):
     _write(tmp_path, "a", 1, _first(20))
     other = _write(tmp_path, "b", 1, _first(10))
     write_predictions(other, _first(10), paths=[f"{N - at}.png" for at in range(N)])
@@ -129,7 +129,7 @@ def test_other_images_or_another_order_are_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", "path,label\n1.png,0\n", "path,label,predic"])
-def test_predictions_that_cannot_be_read_are_named(tmp_path, content):
+def test_unreadable_predictions_are_named(tmp_path, content):
     _write(tmp_path, "a", 1, _first(20))
     bad = _write(tmp_path, "b", 1, _first(10))
     (bad / "predictions.csv").unlink()
@@ -141,7 +141,7 @@ def test_predictions_that_cannot_be_read_are_named(tmp_path, content):
     assert len(_rows(comparisons, "seeds")) == 1
 
 
-def test_zero_shot_is_compared_by_what_the_runs_answered_before(tmp_path):
+def test_zero_shot_is_compared_by_predictions_before_adaptation(tmp_path):
     for seed in (1, 2):
         folder = _write(tmp_path, "a", seed, _first(30), zero_shot_accuracy_percent=50.0)
         write_predictions(folder, _first(30), before=_first(20))
@@ -162,7 +162,7 @@ def test_p_values_are_adjusted_over_the_pairs_of_a_dataset(tmp_path):
     assert adjusted == pytest.approx([3 * p[0], 2 * p[1], max(2 * p[1], p[2])])
 
 
-def test_of_many_rows_the_best_is_compared_with_each_and_adjusted_for_all_pairs(tmp_path):
+def test_a_long_block_compares_its_best_row_and_adjusts_for_all_pairs(tmp_path):
     for at in range(MAX_ROWS + 1):
         _write(tmp_path, f"m{at:02d}", 1, _first(10 + at))
     rows = _rows(compare(read_runs(tmp_path))[0], "images")
@@ -175,8 +175,8 @@ def test_of_many_rows_the_best_is_compared_with_each_and_adjusted_for_all_pairs(
     assert rows[1]["p_holm"] == pytest.approx((pairs - 1) * rows[1]["p"])
 
 
-def test_datasets_are_counted_by_one_family_of_pairs_and_datasets(tmp_path):
-    """Six wins of six are p = 1/32: below 0.05 on one dataset, not on the best of three."""
+def test_datasets_are_counted_after_adjusting_over_all_datasets(tmp_path):
+    """Six wins of six give p = 1/32, which is below 0.05 on one dataset but not on three."""
     for dataset, better in (("dtd", 6), ("eurosat", 0), ("fgvc", 0)):
         _write(tmp_path, "a", 1, _first(20 + better), dataset)
         _write(tmp_path, "b", 1, _first(20), dataset)
@@ -190,7 +190,7 @@ def test_datasets_are_counted_by_one_family_of_pairs_and_datasets(tmp_path):
     assert whole["p_holm_block"].isna().all()
 
 
-def test_blocks_of_other_shots_are_apart_and_one_method_has_no_rival(tmp_path):
+def test_runs_with_different_shots_are_not_compared(tmp_path):
     _write(tmp_path, "a", 1, _first(20))
     _write(tmp_path, "b", 1, _first(20), shots=8)
     comparisons, remarks = compare(read_runs(tmp_path))
@@ -208,7 +208,7 @@ def test_the_summary_counts_datasets(tmp_path):
     assert counts == [1, 1, 1]
 
 
-def test_many_runs_without_predictions_are_counted(tmp_path):
+def test_further_runs_without_predictions_are_only_counted(tmp_path):
     for method in "ab":
         for seed in range(8):
             folder = _write(tmp_path, method, seed, _first(20 + seed % 3))
@@ -218,7 +218,7 @@ def test_many_runs_without_predictions_are_counted(tmp_path):
     assert remarks[-1] == "not compared over images: 11 more runs."
 
 
-def test_seeds_that_were_tested_on_other_images_are_not_added_up(tmp_path):
+def test_seeds_tested_on_different_images_are_not_combined(tmp_path):
     for seed, count in ((1, N), (2, N // 2)):
         for method in "ab":
             folder = _write(tmp_path, method, seed, _first(20))

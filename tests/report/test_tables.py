@@ -1,4 +1,4 @@
-"""The paper's tables out of hand-made runs: what stands where, and what it is the mean of."""
+"""Tables from made runs: the order of rows and columns, means, marks and notes."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ def _tables(root: Path) -> dict[str, Table]:
 
 
 def _accuracy(root: Path) -> Table:
-    (table,) = (each for each in make_tables(read_runs(root)) if each.figure.name == "accuracy")
+    (table,) = (table for table in make_tables(read_runs(root)) if table.measure.name == "accuracy")
     return table
 
 
@@ -29,7 +29,7 @@ def _row(table: Table, label: str, shots: int = 4) -> Row:
     return row
 
 
-def test_datasets_stand_in_the_papers_order_and_others_after_them(tmp_path):
+def test_datasets_have_the_papers_order_and_others_follow(tmp_path):
     for dataset in ("digits", *reversed(PAPER), "aaa"):
         write_run(tmp_path, dataset, dataset=dataset)
     table = _accuracy(tmp_path)
@@ -81,7 +81,7 @@ def test_an_average_of_uneven_seeds_has_no_deviation(tmp_path):
     assert math.isnan(cell.std)
 
 
-def test_one_dataset_needs_no_average(tmp_path):
+def test_one_dataset_has_no_average(tmp_path):
     write_run(tmp_path, "a")
     table = _accuracy(tmp_path)
     assert [column.key for column in table.columns] == ["digits", "peak_memory_mib"]
@@ -95,7 +95,7 @@ def test_the_best_of_each_block_and_column_is_marked(tmp_path):
     assert not any(cell.best for cell in _row(table, "SO").cells.values())
 
 
-def test_what_reads_the_same_is_equally_good_and_what_costs_less_is_better(tmp_path):
+def test_cells_that_show_the_same_number_are_all_best_and_low_costs_are_best(tmp_path):
     for name, accuracy, memory in (("so", 50.001, 9), ("adamw", 50.004, 12), ("sgd", 40, 15)):
         write_run(
             tmp_path,
@@ -118,7 +118,7 @@ def test_what_reads_the_same_is_equally_good_and_what_costs_less_is_better(tmp_p
     assert best("calibration_tiny", "digits") == ["so"]
 
 
-def test_rows_of_uneven_shots_are_named_and_compete_with_none(tmp_path):
+def test_rows_with_uneven_shots_are_named_and_never_best(tmp_path):
     for name, accuracy, alpha in (("so", 50.0, None), ("adamw", 40.0, None), ("so", 60.0, 0.5)):
         write_run(
             tmp_path,
@@ -140,7 +140,7 @@ def test_each_backbone_has_a_table(tmp_path):
     assert {"accuracy_tiny", "accuracy_vit-b-16-quickgelu"} <= set(_tables(tmp_path))
 
 
-def test_zero_shot_is_a_row_even_if_nobody_ran_it_alone(tmp_path):
+def test_zero_shot_is_a_row_even_without_a_run_of_its_own(tmp_path):
     write_grid(tmp_path, zero_shot_accuracy_percent=33.0)
     table = _accuracy(tmp_path)
     cells = _row(table, "Zero-shot CLIP", shots=0).cells
@@ -150,13 +150,13 @@ def test_zero_shot_is_a_row_even_if_nobody_ran_it_alone(tmp_path):
     assert any("before they adapted" in note for note in table.notes)
 
 
-def test_zero_shot_figures_that_differ_are_not_told(tmp_path):
+def test_zero_shot_values_that_differ_are_not_shown(tmp_path):
     for seed, before in ((1, 33.0), (2, 34.0)):
         write_run(tmp_path, f"s{seed}", seed=seed, zero_shot_accuracy_percent=before)
     assert [block.shots for block in _accuracy(tmp_path).blocks] == [4]
 
 
-def test_zero_shot_runs_of_its_own_count(tmp_path):
+def test_runs_of_zero_shot_clip_are_preferred(tmp_path):
     write_run(tmp_path, "a", zero_shot_accuracy_percent=33.0)
     write_run(
         tmp_path,
@@ -172,7 +172,7 @@ def test_zero_shot_runs_of_its_own_count(tmp_path):
     assert table.notes == ()
 
 
-def test_flops_are_a_column_only_where_runs_recorded_them(tmp_path):
+def test_flops_are_a_column_only_if_runs_recorded_them(tmp_path):
     write_run(tmp_path, "a", train_flops=3.5e12, train_seconds=2.0)
     write_run(tmp_path, "b", method="sgd", method_title="SGD")
     table = _accuracy(tmp_path)
@@ -184,13 +184,13 @@ def test_flops_are_a_column_only_where_runs_recorded_them(tmp_path):
     assert "flops_tiny" in _tables(tmp_path)
 
 
-def test_base_to_new_has_three_tables_and_is_not_in_the_first(tmp_path):
-    figures = {
+def test_base_to_new_has_three_tables_of_its_own(tmp_path):
+    scores = {
         "base_accuracy_percent": 70.0,
         "new_accuracy_percent": 60.0,
         "harmonic_mean_percent": 64.6,
     }
-    write_run(tmp_path, "a", protocol="base_to_new", accuracy_percent=70.0, **figures)
+    write_run(tmp_path, "a", protocol="base_to_new", accuracy_percent=70.0, **scores)
     tables = _tables(tmp_path)
     assert {"base_accuracy_tiny", "new_accuracy_tiny", "harmonic_mean_tiny"} <= set(tables)
     assert "accuracy_tiny" not in tables
@@ -201,7 +201,7 @@ def test_base_to_new_has_three_tables_and_is_not_in_the_first(tmp_path):
     assert [row.cells["digits"].mean for row in block.rows] == [55.0]
 
 
-def test_transfer_is_told_by_target(tmp_path):
+def test_transfers_have_a_table_by_dataset(tmp_path):
     given = {name: {"accuracy_percent": at} for name, at in (("dtd", 40.0), ("imagenet", 30.0))}
     write_run(tmp_path, "a", transfer=given)
     table = _tables(tmp_path)["transfer_tiny"]
@@ -221,7 +221,7 @@ def test_variants_are_sorted_by_their_numbers(tmp_path):
     ]
 
 
-def test_runs_of_one_table_made_differently_say_so(tmp_path):
+def test_differences_in_versions_and_hardware_are_noted(tmp_path):
     write_provenance(write_run(tmp_path, "a"))
     versions = {"torch": "2.13.0"}
     hardware = {"device": "NVIDIA H100", "processor": "some processor"}
@@ -234,14 +234,14 @@ def test_runs_of_one_table_made_differently_say_so(tmp_path):
     write_run(tmp_path, "c", seed=3)
     notes = " ".join(_accuracy(tmp_path).notes)
     assert "3 versions of torch" in notes
-    assert all(each in notes for each in ("2.14.1 (1)", "2.13.0 (1)", "unknown (1)"))
+    assert all(text in notes for text in ("2.14.1 (1)", "2.13.0 (1)", "unknown (1)"))
     assert "3 kinds of hardware" in notes
     assert "NVIDIA H100, some processor (1)" in notes
     assert "cccccccccccc-dirty (1)" in notes
-    assert "1 of 3 runs were made by code with changes that no commit holds" in notes
+    assert "1 of 3 runs used code with uncommitted changes" in notes
 
 
-def test_seconds_of_other_threads_or_processes_are_told_and_none_is_best(tmp_path):
+def test_seconds_under_different_conditions_are_noted_and_never_best(tmp_path):
     for name, threads, seconds in (("so", 1, 8.0), ("adamw", 4, 3.0)):
         folder = write_run(
             tmp_path,
@@ -258,13 +258,12 @@ def test_seconds_of_other_threads_or_processes_are_told_and_none_is_best(tmp_pat
         table = tables[name]
         assert not any(row.cells[key].best for row in table.blocks[0].rows)
         (note,) = table.notes
-        assert note.startswith("Training seconds were taken with different threads (1, 4)")
+        assert note.startswith("Training seconds were measured with different threads (1, 4)")
     assert _row(tables["accuracy_tiny"], "so").cells["digits"].best
     assert tables["memory_tiny"].notes == ()
 
 
-def test_corrupt_images_that_were_passed_over_are_told_and_set_runs_apart(tmp_path):
-    """Seeds that were tested on fewer images are no others' equals; fewer to draw from are told."""
+def test_skipped_images_are_noted_and_skipped_test_images_make_a_row(tmp_path):
     for seed, train, test in ((1, 0, 0), (2, 3, 0), (3, 3, 2)):
         counts = {"skipped_train_images": train, "skipped_test_images": test}
         write_run(tmp_path, f"s{seed}", seed=seed, **counts)
@@ -275,18 +274,18 @@ def test_corrupt_images_that_were_passed_over_are_told_and_set_runs_apart(tmp_pa
         "skipped_test_images=2": 1,
     }
     assert table.notes == (
-        "2 of 3 runs passed over corrupt images, up to 3 training images and 2 test images: "
-        "skipped.csv in their folders names them.",
+        "2 of 3 runs skipped corrupt images, up to 3 training images and 2 test images: see "
+        "skipped.csv in their folders.",
     )
 
 
-def test_runs_made_alike_need_no_note(tmp_path):
+def test_equal_versions_and_hardware_have_no_note(tmp_path):
     for seed in (1, 2):
         write_provenance(write_run(tmp_path, str(seed), seed=seed))
     assert _accuracy(tmp_path).notes == ()
 
 
-def test_slugs_are_file_names():
-    assert [slug(each) for each in ("ViT-B/16", "../x", "", "日本")] == [
+def test_slugs_are_safe_file_names():
+    assert [slug(text) for text in ("ViT-B/16", "../x", "", "日本")] == [
         *("vit-b-16", "x", "none", "none")
     ]

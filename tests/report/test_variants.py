@@ -1,4 +1,4 @@
-"""What tells the rows of one method apart."""
+"""The settings that name the rows of one method."""
 
 from typing import Any
 
@@ -24,15 +24,15 @@ def names(*optimizers: dict[str, Any] | None) -> list[str]:
     return list(variants(pd.DataFrame(runs)))
 
 
-def test_runs_that_are_alike_have_no_name():
+def test_equal_runs_have_no_name():
     assert names(SO, SO) == ["", ""]
 
 
-def test_optimizers_are_told_apart_by_their_names_alone():
+def test_optimizers_are_named_by_their_class():
     assert names(SO, ADAMW) == ["optimizer=SO", "optimizer=AdamW"]
 
 
-def test_options_are_compared_between_runs_of_one_optimizer():
+def test_options_are_compared_between_runs_with_one_optimizer():
     slower = {**SO, "lr": 1e-4}
     assert names(SO, slower, ADAMW) == [
         "optimizer=SO, optimizer.lr=0.0002",
@@ -41,7 +41,7 @@ def test_options_are_compared_between_runs_of_one_optimizer():
     ]
 
 
-def test_prompts_from_a_file_that_changed_are_told_apart():
+def test_prompts_from_a_changed_file_are_different_rows():
     settings = {"template": "/home/me/templates.txt", "protocol": "all"}
     common = {"method": "so", "method_title": "SO", "dataset": "dtd", "shots": 4}
     runs = [
@@ -51,5 +51,14 @@ def test_prompts_from_a_file_that_changed_are_told_apart():
     assert list(variants(pd.DataFrame([runs[0], runs[0]]))) == ["", ""]
 
 
-def test_an_option_that_one_run_does_not_have_is_named_for_the_other():
-    assert names(SO, {**SO, "seed_of_mine": 1})[1] == "optimizer.seed_of_mine=1"
+def test_an_option_that_only_one_run_has_is_named():
+    assert names(SO, {**SO, "other_option": 1})[1] == "optimizer.other_option=1"
+
+
+def test_a_recorded_name_is_compared_like_a_target():
+    so, adamw = ({"name": name, "lr": 2e-4} for name in ("so", "adamw"))
+    assert names(so, so | {"T": 10}, adamw) == [
+        "optimizer=so",
+        "optimizer=so, optimizer.T=10",
+        "optimizer=adamw",
+    ]

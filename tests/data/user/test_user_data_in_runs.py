@@ -5,11 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from so_clip.report.commands import overrides_of
 
-from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
-from so_clip.data.user.dataset import UserData
 from tests.helpers.command import Outcome, call
 from tests.helpers.made_datasets import ANIMALS, write_class_folders
 
@@ -201,18 +197,3 @@ def test_two_datasets_of_ones_own_are_two_columns(zoo: Path, tmp_path: Path):
         assert run(folder, tmp_path / "r", "method=zero_shot").code == 0
     shown = call("table", tmp_path / "r").out
     assert "\n| shots | method | farm | zoo | average |" in shown
-
-
-def test_commands_for_missing_runs_find_the_images_again(zoo: Path, tmp_path: Path):
-    names = tmp_path / "names.txt"
-    names.write_text("\n".join(f"{name} of mine" for name in ANIMALS))
-    how = ("dataset.name=park", f"dataset.class_names={names}", "dataset.split_shares=[0.4,0,0.6]")
-    assert run(zoo, tmp_path / "r", "method=adamw", *how).code == 0
-    found = metrics(tmp_path / "r", "park-")
-    like = {**found, "overrides": list(SHORT), "variant": "", "folder": "x"}
-    own = found["settings"]["own"]
-    again = from_config(compose(overrides_of(like, "park", 7, own)))
-    assert (again.dataset, again.seed) == ("park", 7)
-    assert again.own == UserData.from_json(own)
-    elsewhere = from_config(compose(overrides_of(like, "digits", 1, None)))
-    assert (elsewhere.dataset, elsewhere.own) == ("digits", None)

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: it loads, sorts, filters, opens runs, and works by keyboard."""
+"""The page in headless Chromium: it loads, sorts, filters, opens runs and works by keyboard."""
 
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from so_clip.report.read import read_runs
 from so_clip.report.tables import make_tables
 from tests.helpers.page_runs import DIGITS, write_run
 
+pytestmark = pytest.mark.slow
 NASTY = '</script><b id="nasty">x</b>'
 VIEWS = ("tables", "plots", "runs", "run/digits-tiny-so-4shot-seed1")
 METHODS = (("so", "SO", 80.0), ("adamw", "AdamW (dense)", 70.0), ("clip_lora", "CLIP-LoRA", 85.0))
@@ -67,29 +68,29 @@ def test_every_view_loads_and_only_boxes_scroll_sideways(file, open_page, width,
         section = view.partition("/")[0]
         tab.wait_for_selector(f"#{section} h2:visible")
         assert not _overflows(tab), view
-        tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        tab.evaluate("document.querySelectorAll('details').forEach((box) => (box.open = true))")
         assert not _overflows(tab), view
         assert tab.locator("main > section:visible").count() == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_rule_of_accessibility_is_broken(file, open_page, scheme):
+def test_the_page_is_accessible(file, open_page, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
     tab = open_page(file, scheme=scheme)
     for view in (*VIEWS, "run/oxford_pets-tiny-so-4shot-seed1"):
         tab.evaluate(f"location.hash = '#/{view}'")
         tab.wait_for_timeout(100)
-        tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        tab.evaluate("document.querySelectorAll('details').forEach((box) => (box.open = true))")
         results = axe.Axe().run(tab).response
         assert len(results["passes"]) > 10
-        told = [
-            (each["id"], each["nodes"][0]["target"], each["nodes"][0]["failureSummary"])
-            for each in results["violations"]
+        violations = [
+            (rule["id"], rule["nodes"][0]["target"], rule["nodes"][0]["failureSummary"])
+            for rule in results["violations"]
         ]
-        assert told == [], view
+        assert violations == [], view
 
 
-def test_runs_sort_by_click_and_say_so(file, open_page):
+def test_a_click_on_a_heading_sorts_the_runs(file, open_page):
     tab = open_page(file, "runs")
     heading = tab.locator("#runs th:has(button[data-key=accuracy_percent])")
     assert heading.get_attribute("aria-sort") == "descending"
@@ -105,7 +106,7 @@ def test_runs_sort_by_click_and_say_so(file, open_page):
     assert datasets == sorted(datasets)
 
 
-def test_tables_sort_within_their_blocks_and_filter(file, open_page):
+def test_tables_sort_within_blocks_and_filter(file, open_page):
     tab = open_page(file, "tables")
     tab.click("#tables table.results button[data-key=digits]")
     block = tab.locator("#tables tbody", has_text="16 shots")
@@ -133,7 +134,7 @@ def test_tables_sort_within_their_blocks_and_filter(file, open_page):
     assert "A p below 0.05 says much." in further.locator("p.hint:visible").inner_text()
 
 
-def test_runs_filter_by_words_and_choices_and_the_count_is_told(file, open_page):
+def test_runs_filter_by_words_and_choices(file, open_page):
     tab = open_page(file, "runs")
     status = tab.locator("#runs [role=status]")
     assert status.inner_text() == "34 runs"
@@ -148,7 +149,7 @@ def test_runs_filter_by_words_and_choices_and_the_count_is_told(file, open_page)
     assert tab.input_value("#words") == ""
 
 
-def test_it_works_by_keyboard_alone(file, open_page):
+def test_the_page_works_by_keyboard(file, open_page):
     tab = open_page(file, "tables")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
@@ -163,7 +164,7 @@ def test_it_works_by_keyboard_alone(file, open_page):
     tab.focus("#runs button[data-key=seed]")
     tab.keyboard.press("Enter")
     assert _column(tab, "#runs", 5) == ["3", "2", "1"]
-    # The focus stays on the heading, although the table was made anew.
+    # The focus stays on the heading of the redrawn table.
     assert tab.evaluate("document.activeElement.dataset.key") == "seed"
     tab.keyboard.press("Space")
     assert _column(tab, "#runs", 5) == ["1", "2", "3"]
@@ -180,7 +181,7 @@ def test_it_works_by_keyboard_alone(file, open_page):
         assert box.get_attribute("aria-label")
 
 
-def test_a_run_has_all_its_parts(file, open_page):
+def test_a_runs_page_has_all_parts(file, open_page):
     tab = open_page(file, "run/digits-tiny-clip_lora-4shot-seed2")
     run = tab.locator("#run")
     assert "88.00 %" in run.locator(".cards").inner_text().replace("\n", "")
@@ -208,34 +209,34 @@ def test_a_run_has_all_its_parts(file, open_page):
     settings = run.locator("table", has_text="Settings of the run")
     assert "optimizer.lr\t0.002" in settings.inner_text()
     assert run.locator(".siblings li").count() == 9
-    run.locator("summary", has_text="Where it comes from").click()
+    run.locator("summary", has_text="Provenance").click()
     assert "so_clip method=clip_lora shots=4 seed=2" in run.locator("pre").inner_text()
 
 
-def test_many_classes_make_a_picture_and_a_list(file, open_page):
+def test_many_classes_have_a_picture_and_a_list(file, open_page):
     tab = open_page(file, "run/oxford_pets-tiny-so-4shot-seed1")
     assert tab.locator("canvas.confusion").is_visible()
     rows = tab.locator("#run table", has_text="Most frequent confusions").locator("tbody tr")
     assert rows.count() == 15
-    assert "The images are not at hand" in tab.locator("#run").inner_text()
+    assert "The images are not on this machine" in tab.locator("#run").inner_text()
     assert tab.locator(".gallery img").count() == 0
 
 
-def test_nothing_of_a_runs_texts_is_markup(file, open_page):
+def test_a_runs_texts_are_never_markup(file, open_page):
     tab = open_page(file, f"run/{quote('o %d#d', safe='')}")
     assert tab.locator("#run h2").inner_text().startswith(NASTY)
     assert tab.locator("#nasty").count() == 0
     assert NASTY in tab.locator("#run table.confusion").inner_text()
 
 
-def test_an_unknown_run_and_a_broken_address_are_answered(file, open_page):
+def test_an_unknown_run_and_a_broken_address_show_a_view(file, open_page):
     tab = open_page(file, "run/nobody%")
     assert "This report has no run named nobody%" in tab.locator("#run").inner_text()
     tab.evaluate("location.hash = '#/what'")
     tab.wait_for_selector("#tables table")
 
 
-def test_of_plots_that_differ_in_shots_one_is_shown(file, open_page):
+def test_one_of_several_plots_is_shown_and_all_are_printed(file, open_page):
     tab = open_page(file, "plots")
     article = tab.locator("article.plot", has_text="Accuracy against peak memory")
     assert article.locator("figure:visible").count() == 1
@@ -243,10 +244,10 @@ def test_of_plots_that_differ_in_shots_one_is_shown(file, open_page):
     article.locator("select").select_option(label="16 shots")
     assert article.locator("figcaption:visible b").inner_text() == "16 shots."
     tab.emulate_media(media="print")
-    assert article.locator("figure:visible").count() == 3  # printed are all of them
+    assert article.locator("figure:visible").count() == 3
 
 
-def test_the_readers_choice_of_theme_wins_over_the_systems(file, open_page):
+def test_the_readers_theme_overrides_the_systems(file, open_page):
     tab = open_page(file, "plots", scheme="dark")
     paper = "getComputedStyle(document.body).backgroundColor"
     ink = "getComputedStyle(document.querySelector('.plot svg text')).fill"
@@ -258,11 +259,11 @@ def test_the_readers_choice_of_theme_wins_over_the_systems(file, open_page):
     assert tab.evaluate(paper) == "rgb(255, 255, 255)" != dark
     assert tab.evaluate(ink) != dark_ink
     tab.click("#theme")
-    tab.emulate_media(media="print")  # on paper it is light again
+    tab.emulate_media(media="print")  # print is always light
     assert tab.evaluate(paper) == "rgb(255, 255, 255)"
 
 
-def test_without_scripts_the_plots_and_a_word_are_there(file, open_page):
+def test_without_javascript_the_plots_and_a_notice_are_shown(file, open_page):
     tab = open_page(file, java_script_enabled=False)
     assert tab.locator("#plots").is_visible()
     assert "need JavaScript" in tab.locator("main").inner_text()

@@ -1,4 +1,4 @@
-"""A run's details, from its files: held against slow counts, and against damaged files."""
+"""A run's details against slow counts of its files, and with damaged files."""
 
 import base64
 import csv
@@ -38,7 +38,7 @@ def test_the_confusion_matrix_counts_every_image_once(tmp_path):
     assert _details(folder).values["confusion"]["left_out"] == 0
 
 
-def test_of_many_classes_the_rarest_confusions_are_counted_only(tmp_path):
+def test_rare_confusions_of_many_classes_are_only_counted(tmp_path):
     names = [f"c{n}" for n in range(900)]
     folder = write_run(tmp_path, class_names=names, test_images=6000, accuracy_percent=20.0)
     confusion = _details(folder).values["confusion"]
@@ -48,7 +48,7 @@ def test_of_many_classes_the_rarest_confusions_are_counted_only(tmp_path):
     assert min(kept) == 1
 
 
-def test_the_reliability_diagram_is_what_the_calibration_error_sums(tmp_path):
+def test_the_reliability_diagram_sums_to_the_calibration_error(tmp_path):
     folder = write_run(tmp_path)
     rows = _rows(folder)
     expected = scores({key: [row[key] for row in rows] for key in rows[0]})
@@ -66,13 +66,13 @@ def test_the_reliability_diagram_is_what_the_calibration_error_sums(tmp_path):
         assert sum(gaps) == pytest.approx(error, abs=0.01)
 
 
-def test_mistakes_are_the_surest_wrong_ones_with_their_images(tmp_path):
+def test_mistakes_are_the_most_confident_wrong_predictions_with_their_images(tmp_path):
     folder = write_run(tmp_path)
     details = _details(folder)
     wrong = [row for row in _rows(folder) if row["label"] != row["prediction"]]
     wrong.sort(key=lambda row: (-float(row["confidence"]), row["path"]))
     shown = details.values["mistakes"]
-    assert [each["path"] for each in shown] == [row["path"] for row in wrong[:MISTAKES]]
+    assert [mistake["path"] for mistake in shown] == [row["path"] for row in wrong[:MISTAKES]]
     assert details.values["no_pictures"] == ""
     uri = details.pictures[shown[0]["path"]]
     content = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
@@ -81,7 +81,7 @@ def test_mistakes_are_the_surest_wrong_ones_with_their_images(tmp_path):
     assert pixels == load_digits().images_NHW[index].ravel().tolist()
 
 
-def test_names_are_the_files_even_odd_ones_and_a_class_without_images_stays(tmp_path):
+def test_class_names_are_unchanged_and_a_class_without_images_stays(tmp_path):
     names = ["nan", "", "</script>", "ÅΩ 数", *DIGITS[4:], "never seen"]
     folder = write_run(tmp_path, class_names=names, test_images=30)
     details = _details(folder)
@@ -89,7 +89,7 @@ def test_names_are_the_files_even_odd_ones_and_a_class_without_images_stays(tmp_
     json.dumps(details.values, allow_nan=False)
 
 
-def test_curves_keep_their_ends(tmp_path):
+def test_curves_keep_their_first_and_last_step(tmp_path):
     values = _details(write_run(tmp_path, steps=1000)).values
     assert len(values["history"]["step"]) == len(values["history"]["loss"]) == 120
     assert (values["history"]["step"][0], values["history"]["step"][-1]) == (1, 1000)
@@ -108,7 +108,7 @@ def test_curves_keep_their_ends(tmp_path):
         ("provenance.json", "{", set()),
     ],
 )
-def test_a_damaged_file_shows_nothing_and_harms_no_other(tmp_path, file, content, lost):
+def test_a_damaged_file_loses_only_its_own_part(tmp_path, file, content, lost):
     folder = write_run(tmp_path)
     whole = set(_details(folder).values)
     if content is None:
@@ -120,7 +120,7 @@ def test_a_damaged_file_shows_nothing_and_harms_no_other(tmp_path, file, content
     assert {"confusion", "per_class", "history", "curve"} - lost <= left
 
 
-def test_confidences_that_are_no_numbers_are_a_damaged_file(tmp_path):
+def test_a_file_with_nan_confidences_is_damaged(tmp_path):
     folder = write_run(tmp_path)
     rows = _rows(folder)
     rows[0]["confidence"] = "nan"
@@ -128,7 +128,7 @@ def test_confidences_that_are_no_numbers_are_a_damaged_file(tmp_path):
     assert "reliability" not in _details(folder).values
 
 
-def test_images_come_from_the_datasets_folder_as_small_jpegs(tmp_path):
+def test_images_from_the_datasets_folder_become_small_jpegs(tmp_path):
     images = tmp_path / "data" / "eurosat" / "2750"
     (images / "Forest").mkdir(parents=True)
     paths = [f"Forest/Forest_{n}.jpg" for n in range(20)]
@@ -139,8 +139,8 @@ def test_images_come_from_the_datasets_folder_as_small_jpegs(tmp_path):
     )
     settings = {"dataset": "eurosat", "data_root": str(tmp_path / "data")}
     details = _details(folder, settings)
-    shown = [each["path"] for each in details.values["mistakes"]]
-    assert set(details.pictures) == set(shown) - {paths[0]}  # which is missing there
+    shown = [mistake["path"] for mistake in details.values["mistakes"]]
+    assert set(details.pictures) == set(shown) - {paths[0]}  # its file is missing
     uri = details.pictures[next(iter(details.pictures))]
     content = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
     assert Image.open(io.BytesIO(content)).size == (SIDE, SIDE * 3 // 4)
@@ -154,19 +154,19 @@ def test_images_come_from_the_datasets_folder_as_small_jpegs(tmp_path):
         ({"dataset": "gone"}, "there is no dataset of that name"),
     ],
 )
-def test_why_there_are_no_images_is_said(tmp_path, settings, reason):
+def test_the_reason_for_missing_images_is_given(tmp_path, settings, reason):
     details = _details(write_run(tmp_path), settings)
     assert details.pictures == {}
     assert reason in details.values["no_pictures"]
 
 
-def test_a_path_out_of_the_datasets_folder_is_no_image(tmp_path):
+def test_a_path_outside_the_datasets_folder_is_refused(tmp_path):
     (tmp_path / "data" / "eurosat" / "2750").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     settings = {"dataset": "eurosat", "data_root": str(tmp_path / "data")}
     assert Thumbnails().uri(settings, "../../../secret.png") is None
 
 
-def test_an_icon_is_kept_as_it_is():
+def test_an_icon_is_not_scaled():
     assert thumbnail(Image.new("RGB", (28, 28))).startswith("data:image/png;")
     assert thumbnail(Image.new("RGB", (280, 28))).startswith("data:image/jpeg;")

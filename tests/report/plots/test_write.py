@@ -1,4 +1,4 @@
-"""Plots of hand-made runs: what is drawn and what not, which numbers, and what covers what."""
+"""Plots of made runs: which are drawn, with which numbers, and where labels are."""
 
 import math
 from pathlib import Path
@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib", reason="needs the extra `report`")
 from so_clip.report.plots import labels, style
 from so_clip.report.plots import write as plots
 from so_clip.report.plots.accuracy import accuracy_vs_memory, accuracy_vs_shots
+from so_clip.report.plots.drawing import write as write_drawing
 from so_clip.report.plots.kappa_t import kappa_t
 from so_clip.report.plots.support import place_of, support
 from so_clip.report.plots.svg import inline
@@ -25,12 +26,12 @@ def _frame(root: Path) -> pd.DataFrame:
     return read_runs(root).frame
 
 
-def _drawn(figures, root: Path):
+def _drawn(draw, root: Path):
     runs = _frame(root)
-    return list(figures(runs, style.choose_lines(runs)))
+    return list(draw(runs, style.choose_lines(runs)))
 
 
-def test_accuracy_against_shots_has_each_dataset_and_the_tables_average(tmp_path):
+def test_accuracy_against_shots_has_every_dataset_and_the_tables_average(tmp_path):
     for dataset, base in (("dtd", 50.0), ("eurosat", 70.0)):
         for shots in (1, 4):
             for seed in (1, 2):
@@ -38,7 +39,7 @@ def test_accuracy_against_shots_has_each_dataset_and_the_tables_average(tmp_path
                 write_run(
                     tmp_path, dataset=dataset, shots=shots, seed=seed, accuracy_percent=accuracy
                 )
-    # A third seed on one dataset alone counts there, and leaves no deviation to the average.
+    # A third seed on one dataset counts there; the average then has no deviation.
     write_run(tmp_path, dataset="dtd", shots=4, seed=3, accuracy_percent=99.0)
     (drawing,) = _drawn(accuracy_vs_shots, tmp_path)
     cells = drawing.numbers.set_index(["dataset", "shots"])
@@ -46,7 +47,7 @@ def test_accuracy_against_shots_has_each_dataset_and_the_tables_average(tmp_path
     assert cells.loc[("eurosat", 4), "std"] == pytest.approx(0.5**0.5)
     assert cells.loc[("dtd", 4), "runs"] == 3
     runs = read_runs(tmp_path)
-    (table,) = (each for each in make_tables(runs) if each.figure.name == "accuracy")
+    (table,) = (table for table in make_tables(runs) if table.measure.name == "accuracy")
     in_tables = {block.shots: block.rows[0].cells[AVERAGE] for block in table.blocks}
     for shots in (1, 4):
         assert cells.loc[("Average", shots), "mean"] == pytest.approx(in_tables[shots].mean)
@@ -57,7 +58,7 @@ def test_accuracy_against_shots_has_each_dataset_and_the_tables_average(tmp_path
     assert "1 more" not in drawing.caption
 
 
-def test_the_average_is_empty_where_a_dataset_has_no_run(tmp_path):
+def test_the_average_is_missing_if_a_dataset_has_no_run(tmp_path):
     for shots in (1, 4):
         write_run(tmp_path, dataset="dtd", shots=shots)
     write_run(tmp_path, dataset="eurosat", shots=1)
@@ -66,7 +67,7 @@ def test_the_average_is_empty_where_a_dataset_has_no_run(tmp_path):
     assert average["shots"].tolist() == [1]
 
 
-def test_zero_shot_is_its_own_run_or_else_what_the_others_measured(tmp_path):
+def test_zero_shot_comes_from_its_own_run_or_from_other_runs(tmp_path):
     for shots in (1, 4):
         write_run(tmp_path / "a", shots=shots)
     (drawing,) = _drawn(accuracy_vs_shots, tmp_path / "a")
@@ -81,7 +82,7 @@ def _dashed(drawing) -> list[float]:
     return [line.get_ydata()[0] for line in axis.get_lines() if line.get_linestyle() == "--"]
 
 
-def test_base_to_new_runs_are_no_points_of_plain_accuracy(tmp_path):
+def test_base_to_new_runs_are_not_in_accuracy_plots(tmp_path):
     for shots in (1, 4):
         write_run(tmp_path, shots=shots)
     runs = _frame(tmp_path)
@@ -89,7 +90,7 @@ def test_base_to_new_runs_are_no_points_of_plain_accuracy(tmp_path):
     assert list(accuracy_vs_shots(runs, style.choose_lines(runs))) == []
 
 
-def test_nothing_to_see_makes_no_plot_and_no_file(tmp_path):
+def test_runs_with_nothing_to_plot_make_no_file(tmp_path):
     folder = write_run(tmp_path / "runs")
     for file in ("history.csv", "curve.csv", "changed.csv"):
         (folder / file).unlink()
@@ -97,7 +98,7 @@ def test_nothing_to_see_makes_no_plot_and_no_file(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_methods_colour_is_the_same_in_all_plots_and_so_comes_first(tmp_path):
+def test_every_line_has_its_own_colour_and_so_comes_first(tmp_path):
     for index in range(style.MAX_LINES + 3):
         for shots in (1, 4):
             name = f"method{index}"
@@ -109,10 +110,10 @@ def test_a_methods_colour_is_the_same_in_all_plots_and_so_comes_first(tmp_path):
     assert len({line.colour for line in lines}) == len(lines) == style.MAX_LINES
     assert len({line.marker for line in lines}) == len(lines)
     (drawing,) = _drawn(accuracy_vs_shots, tmp_path)
-    assert "4 more methods or settings are in the tables alone." in drawing.caption
+    assert "4 more methods or settings are only in the tables." in drawing.caption
 
 
-def test_of_a_methods_settings_the_most_run_are_drawn_not_the_most_accurate(tmp_path):
+def test_the_variant_with_the_most_runs_is_drawn(tmp_path):
     for seed in (1, 2):
         write_run(tmp_path, seed=seed, accuracy_percent=70.0, density_ratio=0.1)
     write_run(tmp_path, accuracy_percent=95.0, density_ratio=0.2)
@@ -120,7 +121,7 @@ def test_of_a_methods_settings_the_most_run_are_drawn_not_the_most_accurate(tmp_
     assert line.variant == "optimizer.density_ratio=0.1"
 
 
-def test_kappa_and_t_make_a_map_whatever_the_rate_of_each(tmp_path):
+def test_a_map_of_kappa_and_t_allows_different_rates_by_cell(tmp_path):
     for kappa in (5e-4, 5e-2):
         for interval in (0, 10):
             for seed in (1, 2):
@@ -140,12 +141,12 @@ def test_kappa_and_t_make_a_map_whatever_the_rate_of_each(tmp_path):
         [5e-4, 10, 81.5, 2],
         [5e-2, 10, 81.5, 2],
     ]
-    assert "Each cell has one learning rate, not all the same" in drawing.caption
+    assert "Learning rates differ between cells" in drawing.caption
     texts = [text.get_text() for text in drawing.figure.axes[0].texts]
     assert texts == ["71.5\n±0.7", "81.5\n±0.7", "81.5\n±0.7"]
 
 
-def test_rates_of_one_cell_are_maps_of_their_own_and_never_averaged(tmp_path):
+def test_several_rates_in_one_cell_make_several_maps(tmp_path):
     for lr, gain in ((1e-3, 0.0), (2e-3, 5.0)):
         for kappa in (5e-4, 5e-2):
             for interval in (0, 10):
@@ -158,16 +159,16 @@ def test_rates_of_one_cell_are_maps_of_their_own_and_never_averaged(tmp_path):
     assert high.numbers["mean"].tolist() == [75.0, 85.0] * 2
     assert set(low.numbers["runs"]) == {1}
     assert "optimizer.lr=0.001" in low.choice
-    assert "other rates have maps of their own" in low.caption
+    assert "other rates have their own maps" in low.caption
 
 
-def test_one_kappa_is_no_map(tmp_path):
+def test_a_single_kappa_makes_no_map(tmp_path):
     for interval in (0, 10):
         write_run(tmp_path, density_ratio=5e-4, T=interval)
     assert _drawn(kappa_t, tmp_path) == []
 
 
-def test_accuracy_against_memory_has_a_point_a_method_and_the_front(tmp_path):
+def test_accuracy_against_memory_has_one_point_per_method_and_the_front(tmp_path):
     for name, accuracy, memory in (("a", 80.0, 40.0), ("b", 70.0, 50.0), ("c", 90.0, 60.0)):
         for seed in (1, 2):
             write_run(
@@ -187,7 +188,7 @@ def test_accuracy_against_memory_has_a_point_a_method_and_the_front(tmp_path):
     assert front.get_ydata().tolist() == [81.5, 91.5]
 
 
-def test_a_dataset_of_one_method_alone_takes_no_other_out_of_the_plot(tmp_path):
+def test_a_dataset_with_one_method_is_left_out_of_the_memory_plot(tmp_path):
     for name in ("a", "b", "c"):
         write_run(tmp_path, method=name, title=name)
     write_run(tmp_path, method="a", title="a", dataset="dtd")
@@ -196,7 +197,7 @@ def test_a_dataset_of_one_method_alone_takes_no_other_out_of_the_plot(tmp_path):
     assert "datasets" not in drawing.caption
 
 
-def test_no_name_covers_another_or_a_point():
+def test_no_label_covers_another_label_or_a_point():
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5))
@@ -214,7 +215,7 @@ def test_no_name_covers_another_or_a_point():
         assert axis.bbox.containsx(box.x1)
 
 
-def test_loss_curves_are_moving_averages_and_damaged_files_show_nothing(tmp_path):
+def test_loss_curves_are_moving_averages_and_skip_damaged_files(tmp_path):
     folder = write_run(tmp_path, steps=100)
     damaged = write_run(tmp_path, method="lora", title="LoRA", steps=100)
     (damaged / "history.csv").write_text('step,loss\n1,"half a fi')
@@ -227,12 +228,12 @@ def test_loss_curves_are_moving_averages_and_damaged_files_show_nothing(tmp_path
     assert set(drawing.numbers["method"]) == {"SO", "LoRA"}
 
 
-def test_a_short_history_is_not_smoothed_away():
+def test_a_short_history_is_not_smoothed():
     values = pd.Series([3.0, 2.0, 1.0])
     assert smoothed(values).tolist() == [3.0, 2.0, 1.0]
 
 
-def test_support_is_the_share_of_weights_ever_changed_over_all_runs(tmp_path):
+def test_support_is_the_fraction_of_changed_weights_over_all_runs(tmp_path):
     for seed, changed in ((1, 10), (2, 30)):
         folder = write_run(tmp_path, seed=seed, density_ratio=0.01, T=10)
         rows = [
@@ -256,11 +257,11 @@ def test_support_is_the_share_of_weights_ever_changed_over_all_runs(tmp_path):
         ("logit_scale", None),
     ],
 )
-def test_a_tensors_place_is_in_its_name(tensor, place):
+def test_a_tensors_name_gives_its_place(tensor, place):
     assert place_of(tensor) == place
 
 
-def test_files_are_whole_the_same_again_and_ready_for_a_page(tmp_path):
+def test_the_same_runs_give_the_same_files_and_svg_fit_for_a_page(tmp_path):
     for shots in (1, 4):
         for name in ("so", "a<b>&$x$"):
             write_run(
@@ -276,11 +277,35 @@ def test_files_are_whole_the_same_again_and_ready_for_a_page(tmp_path):
         assert content == (tmp_path / "two" / "plots" / name).read_bytes()
         if name.endswith(".svg"):
             ElementTree.fromstring(content)
-    plot = next(each for each in first if each.name == "accuracy_vs_shots")
+    plot = next(plot for plot in first if plot.name == "accuracy_vs_shots")
     root = ElementTree.fromstring(inline(plot.svg, plot.name, 'so "and" <others>'))
     assert root.get("aria-label") == 'so "and" <others>'
     assert "a<b>&$x$" in "".join(root.itertext())
-    ids = [each.get("id") for each in root.iter() if each.get("id")]
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
-    assert all(each.startswith("accuracy_vs_shots-") for each in ids)
+    assert all(name.startswith("accuracy_vs_shots-") for name in ids)
     assert "var(--plot-blue)" in inline(plot.svg, plot.name, "")
+
+
+def test_only_coordinates_are_shortened_and_recoloured_in_an_svg():
+    svg = (
+        '<svg viewBox="0 0 400 300"><path d="M 1.23456 7.891" style="fill: #0072b2"/>'
+        "<text>kappa=0.005, #0072b2, 12.3456 %</text></svg>"
+    )
+    shortened = inline(svg, "p", "")
+    assert "<text>kappa=0.005, #0072b2, 12.3456 %</text>" in shortened
+    assert '<path d="M 1.23 7.89" style="fill: var(--plot-blue)"/>' in shortened
+
+
+def test_the_numbers_in_an_svg_are_those_of_the_csv(tmp_path):
+    for kappa in (5e-3, 5e-2):
+        for interval in (0, 10):
+            write_run(tmp_path, density_ratio=kappa, T=interval, accuracy_percent=70.125)
+    (drawing,) = _drawn(kappa_t, tmp_path)
+    plot = write_drawing(drawing, tmp_path / "out")
+    kappas = pd.read_csv(tmp_path / "out" / f"{plot.name}.csv")["density_ratio"]
+    root = ElementTree.fromstring(inline(plot.svg, plot.name, ""))
+    texts = {
+        (element.text or "").strip() for element in root.iter() if element.tag.endswith("text")
+    }
+    assert {f"{kappa:g}" for kappa in kappas} == {"0.005", "0.05"} <= texts
