@@ -21,6 +21,7 @@ from so_clip.results.run_files import (
     METRICS_FILE,
     PROVENANCE_FILE,
     finished_metrics,
+    is_texts,
     read_object,
     run_folders,
 )
@@ -45,7 +46,7 @@ class Runs:
             `folder` (str), `state` ("finished"), `variant` (how it differs from other runs of its
             method; may be empty), `transferred` (the datasets it was transferred to, as text), and
             from provenance.json `torch`, `commit`, `hardware`, `torch_threads`, `weights_sha256`,
-            `results_version` and `finished_at`, None if unknown.
+            `results_version`, `finished_at` and `overrides` (a tuple), None if unknown.
         skipped: one line for each folder that is not a usable run, with the reason.
     """
 
@@ -191,7 +192,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
     threads = hardware.get("torch_threads") if isinstance(hardware, dict) else None
     if isinstance(hardware, dict):
         hardware = ", ".join(str(hardware.get(key)) for key in ("device", "processor"))
-    version = provenance.get("results_version")
+    version, overrides = provenance.get("results_version"), provenance.get("overrides")
     return {
         "torch": versions.get("torch") if isinstance(versions, dict) else None,
         "commit": provenance.get("commit"),
@@ -200,6 +201,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
         "weights_sha256": provenance.get("backbone_weights_sha256"),
         "results_version": version if type(version) is int else None,
         "finished_at": provenance.get("finished_at"),
+        "overrides": tuple(overrides) if overrides and is_texts(overrides) else None,
     }
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from so_clip.config.settings import NO_DIFFERENCE
 from so_clip.data.user.dataset import UserData
-from so_clip.fingerprint import RESULTS_VERSION
 from so_clip.results.run_files import SKIPPED
+from so_clip.version import RESULTS_VERSION
 
 # Settings that never name a variant: they have a column of their own, follow from one, or do not
 # change results. The checksum of a split file names it, not its path. `own` is the older name of

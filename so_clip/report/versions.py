@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from so_clip.fingerprint import RESULTS_VERSION
 from so_clip.results.run_files import SKIPPED
+from so_clip.version import RESULTS_VERSION
 
 # Columns of the runs, and their names in a note.
 _NOTED = {

@@ -1,4 +1,4 @@
-"""Finished runs written by hand for the page and its plots, with all files that a run leaves."""
+"""Made run folders with all files of a run, for the page and its plots."""
 
 import csv
 import json
@@ -31,13 +31,13 @@ def write_run(
     data_root: str = "data",
     **optimizer: Any,
 ) -> Path:
-    """Write one run's folder: about `accuracy_percent` of its images are right.
+    """Write one run's folder; about `accuracy_percent` of its predictions are correct.
 
     Args:
         root: the folder of all runs.
-        paths: of the test images; digits' by default.
-        folder: the run's; named by its settings by default.
-        optimizer: settings of the optimizer.
+        paths: the paths of the test images; by default those of digits.
+        folder: the name of the run's folder; by default made from its settings.
+        optimizer: the optimizer's settings.
     """
     trained = method != "zero_shot"
     generator = np.random.default_rng([seed, shots, *map(ord, dataset + method)])
@@ -113,14 +113,14 @@ def _write_predictions(
     write_csv(place / "predictions.csv", columns, zip(*columns.values(), strict=True))
     rows = []
     for number, text in enumerate(class_names):
-        mine = label == number
-        shares: list[Any] = ["", ""]  # as a class without images has them
-        if mine.any():
+        is_class = label == number
+        shares: list[Any] = ["", ""]  # a class without images
+        if is_class.any():
             shares = [
-                100.0 * float((columns[key][mine] == number).mean())
+                100.0 * float((columns[key][is_class] == number).mean())
                 for key in ("zero_shot_prediction", "prediction")
             ]
-        rows.append((number, text, int(mine.sum()), *shares))
+        rows.append((number, text, int(is_class.sum()), *shares))
     header = ("label", "name", "images", "zero_shot_accuracy_percent", "accuracy_percent")
     write_csv(place / "per_class.csv", header, rows)
 

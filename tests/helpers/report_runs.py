@@ -1,4 +1,4 @@
-"""Finished runs written by hand, with the files that tables and significance read."""
+"""Made run folders with the files that tables and significance read."""
 
 import json
 import re
@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 PAPER = (
-    *("imagenet", "sun397", "fgvc", "eurosat", "stanford_cars", "food101", "oxford_pets"),
-    *("oxford_flowers", "caltech101", "dtd", "ucf101"),
+    "imagenet",
+    "sun397",
+    "fgvc",
+    "eurosat",
+    "stanford_cars",
+    "food101",
+    "oxford_pets",
+    "oxford_flowers",
+    "caltech101",
+    "dtd",
+    "ucf101",
 )
 VIT = {"architecture": "ViT-B-16-quickgelu", "pretrained": "openai", "checkpoint": None}
 
 
 def write_run(root: Path, name: str, /, **changes: Any) -> Path:
-    """Write one finished run; keyword arguments replace its values, `a__b` those inside `a`."""
+    """Write one finished run; keyword arguments replace values, `a__b` the option `a.b`."""
     settings: dict[str, Any] = {
         "dataset": "digits",
         "split_file": None,
@@ -67,7 +76,7 @@ def write_grid(
     seeds: Sequence[int] = (1, 2, 3),
     **changes: Any,
 ) -> dict[tuple[str, str, int], Path]:
-    """Write a run of each combination, whose accuracies all differ."""
+    """Write one run per combination, with different accuracies."""
     titles = {"so": "SO", "clip_lora": "CLIP-LoRA", "adamw": "AdamW"}
     folders = {}
     for m, method in enumerate(methods):
@@ -105,12 +114,12 @@ def write_predictions(
     before: Sequence[bool] | None = None,
     paths: Sequence[str] | None = None,
 ) -> None:
-    """Write a run's predictions.csv, of images of class 0 of which some are taken for class 1."""
+    """Write predictions.csv for images of class 0; wrong predictions are class 1."""
     before = [True] * len(right) if before is None else before
     paths = [f"{at}.png" for at in range(len(right))] if paths is None else paths
     lines = [
-        f"{path},0,{int(not was)},0.9,{int(not is_now)},0.8"
-        for path, was, is_now in zip(paths, before, right, strict=True)
+        f"{path},0,{int(not zero_shot)},0.9,{int(not adapted)},0.8"
+        for path, zero_shot, adapted in zip(paths, before, right, strict=True)
     ]
     header = "path,label,zero_shot_prediction,zero_shot_confidence,prediction,confidence"
     (folder / "predictions.csv").write_text("\n".join([header, *lines]) + "\n")

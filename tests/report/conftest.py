@@ -1,4 +1,4 @@
-"""A browser without a window, for tests of the page."""
+"""A headless browser for tests of the page."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip(f"needs a Chromium on the PATH: one of {', '.join(_NAMES)}")
     with sync_api.sync_playwright() as playwright:
-        # Its sandbox is not to be had by root, as in a container.
+        # Chromium's sandbox does not work for root, as in a container.
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
         chromium.close()
@@ -26,9 +26,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Any]:
-    """Return a function that opens an HTML file; whatever the console complains of fails the test.
+    """Return a function that opens an HTML file in a new tab without a network.
 
-    The page has no network: a request for anything but the file itself fails the test too.
+    A message on the console and a request for anything but the file fail the test.
     """
     contexts, complaints = [], []
 

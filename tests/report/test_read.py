@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from so_clip.errors import InputError
-from so_clip.fingerprint import RESULTS_VERSION
 from so_clip.report.read import read_runs, transfers
 from so_clip.report.tables import make_tables
+from so_clip.version import RESULTS_VERSION
 from tests.helpers.command import python
 from tests.helpers.report_runs import write_provenance, write_run
 

@@ -1,4 +1,4 @@
-"""Event files hold what the CSV and JSON files hold, as TensorBoard itself reads them."""
+"""TensorBoard reads the values of the CSV and JSON files from the event files."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def _points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
 
 
-def test_curves_figures_and_settings_are_read_back(tmp_path: Path) -> None:
+def test_curves_values_and_settings_are_read_back(tmp_path: Path) -> None:
     _run(tmp_path / "runs", "deeper/a")
     logdir = tmp_path / "logs"
     assert _export(tmp_path / "runs", logdir).startswith("1 new or changed run; ")
@@ -109,7 +109,7 @@ def test_only_new_and_changed_runs_are_written(tmp_path: Path) -> None:
     assert _export(runs, logdir).startswith("3 new or changed runs; ")
 
 
-def test_a_run_that_diverged_has_its_losses(tmp_path: Path) -> None:
+def test_a_diverged_run_has_its_losses(tmp_path: Path) -> None:
     folder = _run(tmp_path / "runs", metrics=None)
     (folder / "history.csv").write_text("step,loss,lr\n1,2.5,0.5\n2,nan,0.5\n")
     (folder / "curve.csv").unlink()
@@ -129,7 +129,7 @@ def test_a_run_that_diverged_has_its_losses(tmp_path: Path) -> None:
         ("metrics.json", "{"),
     ],
 )
-def test_torn_runs_are_left_out_and_said_so(name: str, text: str, tmp_path: Path) -> None:
+def test_torn_runs_are_left_out_and_named(name: str, text: str, tmp_path: Path) -> None:
     runs, logdir = tmp_path / "runs", tmp_path / "logs"
     (_run(runs, "torn") / name).write_text(text)
     _run(runs, "whole")
@@ -140,7 +140,7 @@ def test_torn_runs_are_left_out_and_said_so(name: str, text: str, tmp_path: Path
     assert [path.name for path in logdir.iterdir()] == ["whole"]
 
 
-def test_a_logdir_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_logdir_is_bad_input(tmp_path: Path) -> None:
     _run(tmp_path / "runs")
     (tmp_path / "file").touch()
     outcome = spawn("tensorboard", tmp_path / "runs", "-o", tmp_path / "file")
@@ -148,7 +148,7 @@ def test_a_logdir_that_cannot_be_written(tmp_path: Path) -> None:
     assert f"cannot write {tmp_path / 'file'}" in outcome.err
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_bad_input(tmp_path: Path) -> None:
     outcome = call("tensorboard", tmp_path / "no", "-o", tmp_path / "logs")
     assert outcome.code == 2
     assert not (tmp_path / "logs").exists()
