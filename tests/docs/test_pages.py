@@ -93,7 +93,7 @@ def test_every_option_exists(name: str):
                 known = option[1] in known_options() or f" {option[1]}=" in commands_help
                 assert known, code
             if word.startswith("--") and not code.startswith(("python scripts", "scripts")):
-                helps = [call("--help").out, *map(help_of, COMMANDS)]
+                helps = [call("--help", "commands").out, *map(help_of, COMMANDS)]
                 assert any(word in text for text in helps), code
 
 
