@@ -90,10 +90,10 @@ def _user_diagnosis(options: DoctorOptions, words: list[str], decode: int | None
 
     from so_clip.config.compose import compose
     from so_clip.config.user_data import user_data
-    from so_clip.prepare.examine import examine_own
+    from so_clip.prepare.examine import examine_user_images
 
     values: Any = OmegaConf.to_container(compose(words)["dataset"], resolve=True)
     name, own = user_data({str(key): value for key, value in values.items()}, options.data_root)
     if own is None:
         raise InputError(f"{words[1]}: is an option of runs. Leave it out.")
-    return examine_own(name, own, decode)
+    return examine_user_images(name, own, decode)

@@ -1,4 +1,4 @@
-"""One dataset, examined: its split file, whether every image is there, and can be decoded."""
+"""Examines one dataset: its split file, missing images, and images that cannot be decoded."""
 
 import os
 import shlex
@@ -19,24 +19,24 @@ from so_clip.prepare.missing import all_examples, is_empty_file
 STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
 # Parts of the commands that repair a dataset.
 REPAIR, IMAGENET, CHMOD = "repair=true", "imagenet_dir=", "chmod -R u+rX"
-SHOWN = 3  # of faults of one kind
+SHOWN = 3  # examples of one kind of fault
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-# Of ImageNet's million, a look at the ends of all would take an hour.
-MOST_LOOKED_AT = 200_000
+# The last bytes of this many images are read. All of ImageNet's would take an hour.
+MAX_ENDS_READ = 200_000
 
 
 @dataclass
 class Diagnosis:
-    """What is known of one dataset.
+    """The state of one dataset.
 
     Attributes:
-        name: the dataset's.
+        name: the dataset's name.
         state: `WHOLE`, `FAULTY` or `ABSENT`.
-        folder: where it was looked for, or is.
-        images: how many its lists name.
-        decoded: how many of them were decoded.
-        faults: what is wrong, a sentence each.
-        notes: what is worth knowing and not wrong.
+        folder: its folder, existing or expected; None for images in a package.
+        images: the number of images in its lists.
+        decoded: the number of decoded images.
+        faults: one sentence per fault.
+        notes: one sentence per fact that is not a fault.
         remedy: the one command that repairs it; "" if nothing is wrong, or no command repairs it.
     """
 
@@ -50,34 +50,34 @@ class Diagnosis:
     remedy: str = ""
 
     def as_json(self) -> dict[str, object]:
-        """Return everything as plain values."""
+        """Return all attributes as JSON values."""
         values = vars(self).copy()
         return values | {"folder": None if self.folder is None else str(self.folder)}
 
 
 def examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
-    """Examine one dataset. Nothing is written, and no fault ends the examination of the rest.
+    """Examine one dataset and report all its faults. Nothing is written.
 
     Args:
         card: the dataset.
-        root: the folder of all datasets, which need not be there.
-        decode: how many images are decoded, beside all that look suspicious; None for all of them.
+        root: the folder of all datasets, which need not exist.
+        decode: the number of images to decode in addition to suspicious ones; None for all images.
     """
     if card.layout not in LAYOUTS:
-        return _of_a_package(card, root)
+        return _examine_package(card, root)
     try:
         return _examine(card, root, decode)
     except OSError as error:
         place = error.filename or root
         fault = f"{place} cannot be read: {error.strerror or error}"
-        remedy = _open_up([place]) if isinstance(error, PermissionError) else ""
+        remedy = _chmod([place]) if isinstance(error, PermissionError) else ""
         return Diagnosis(card.name, FAULTY, root / card.folder, faults=[fault], remedy=remedy)
 
 
 def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
     folder = dataset_folder(card, root) if root.is_dir() else root / card.folder
     found = Diagnosis(card.name, WHOLE, folder)
-    if not _is_there(card, root, folder):
+    if not _exists(card, root, folder):
         found.state = ABSENT
         found.faults.append(f"{root / card.folder} holds none of it")
         found.remedy = _prepare(card, root)
@@ -89,24 +89,24 @@ def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
         splits, problems = read_sound_part(file, card) if file else (load_splits(card, root), [])
     except InputError as error:
         found.faults.append(_without_advice(str(error), card))
-        # A split file that is there is the user's own until told otherwise.
+        # An existing split file may be the user's own, so only repair=true replaces it.
         found.remedy = _prepare(card, root, repair=file is not None)
     else:
-        found.faults += [_without_advice(str(each), card) for each in problems[:SHOWN]]
+        found.faults += [_without_advice(str(problem), card) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
             more = f"{len(problems) - SHOWN}{' or' if len(problems) == MAX_PROBLEMS else ''} more"
             found.faults.append(f"{file}: {more} such faults of the split file")
         if not problems:
             _compare_with_published(card, splits, found)
-        of_split_file = bool(found.faults) and file is not None
+        bad_split_file = bool(found.faults) and file is not None
         _examine_images(card, splits, found, decode)
         if found.faults and not found.remedy.startswith(CHMOD):
-            found.remedy = _prepare(card, root, repair=of_split_file or found.remedy != "")
+            found.remedy = _prepare(card, root, repair=bad_split_file or found.remedy != "")
     found.state = FAULTY if found.faults else WHOLE
     return found
 
 
-def _of_a_package(card: DatasetCard, root: Path) -> Diagnosis:
+def _examine_package(card: DatasetCard, root: Path) -> Diagnosis:
     try:
         splits = load_splits(card, root)
     except InputError as error:
@@ -117,11 +117,11 @@ def _of_a_package(card: DatasetCard, root: Path) -> Diagnosis:
     )
 
 
-def examine_own(name: str, own: UserData, decode: int | None) -> Diagnosis:
-    """Examine one's own images: as `examine` does; what cannot be listed at all is one fault."""
-    found = Diagnosis(name, WHOLE, own.folder)
+def examine_user_images(name: str, data: UserData, decode: int | None) -> Diagnosis:
+    """Examine a user's own images as `examine` does. Images that cannot be listed are one fault."""
+    found = Diagnosis(name, WHOLE, data.folder)
     try:
-        card, splits, listing = read_user_data(own, name)
+        card, splits, listing = read_user_data(data, name)
     except InputError as error:
         found.faults.append(str(error))
     else:
@@ -130,7 +130,7 @@ def examine_own(name: str, own: UserData, decode: int | None) -> Diagnosis:
         found.notes.append(f"{len(splits.class_names)} classes; images: {counts}")
         _examine_images(card, splits, found, decode)
         if not found.remedy.startswith(CHMOD):
-            found.remedy = ""  # nobody else has them
+            found.remedy = ""  # these images have no other source
     found.state = FAULTY if found.faults else WHOLE
     return found
 
@@ -147,77 +147,76 @@ def _examine_images(
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises below a locked folder
         found.faults.append(f"the image folder {folder} is missing")
         return
-    present, gone, odd, empty = _sorted_out(folder, paths)
-    locked = _locked(folder, gone)
+    present, missing, no_files, empty = _classify(folder, paths)
+    locked = _locked(folder, missing)
     for place in locked[:SHOWN]:
         found.faults.append(f"{place} cannot be read: its permissions forbid it")
     if locked:
-        found.remedy = _open_up([folder] if folder in locked else locked[:SHOWN])
-        gone = [
-            path for path in gone if not any(each in (folder / path).parents for each in locked)
-        ]
-    _tell(found.faults, gone, len(paths), "missing")
-    _tell(found.faults, odd, len(paths), "not plain files")
-    _tell(found.faults, empty, len(paths), "empty files")
+        found.remedy = _chmod([folder] if folder in locked else locked[:SHOWN])
+        missing = [path for path in missing if not set(locked) & set((folder / path).parents)]
+    _add(found.faults, missing, len(paths), "missing")
+    _add(found.faults, no_files, len(paths), "not plain files")
+    _add(found.faults, empty, len(paths), "empty files")
     if folder in locked:
         return
-    if gone:
-        found.notes += _whereabouts(folder, gone)
+    if missing:
+        found.notes += _misplaced(folder, missing)
     _note_links(folder, present, found)
     if card.layout == "split_file":
-        _note_further_classes(folder, paths, found)
+        _note_other_classes(folder, paths, found)
     chosen = present
     if decode is not None:
-        odd_ends = suspicious(folder, spread(present, MOST_LOOKED_AT))
-        chosen = list(dict.fromkeys(odd_ends + spread(present, decode)))
+        bad_ends = suspicious(folder, spread(present, MAX_ENDS_READ))
+        chosen = list(dict.fromkeys(bad_ends + spread(present, decode)))
     bad = undecodable(folder, chosen, f"decode {card.name}")
     found.decoded = len(chosen)
     unreadable = [path for path in bad if not os.access(folder / path, os.R_OK)]
-    _tell(found.faults, unreadable, len(paths), "not to be read: their permissions forbid it")
+    _add(found.faults, unreadable, len(paths), "not readable: their permissions forbid it")
     damaged = [path for path in bad if path not in unreadable]
-    _tell(found.faults, damaged, len(paths), "damaged")
+    _add(found.faults, damaged, len(paths), "damaged")
     found.notes += [bad[path] for path in damaged[:SHOWN]]
     if unreadable and not locked:
-        found.remedy = _open_up([folder])
-    found.remedy = found.remedy or ("repair" if damaged or odd else "")
+        found.remedy = _chmod([folder])
+    found.remedy = found.remedy or ("repair" if damaged or no_files else "")
 
 
-def _sorted_out(
-    folder: Path, paths: list[str]
-) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Return the paths that are images to all appearance, missing, no files, and empty files."""
+def _classify(folder: Path, paths: list[str]) -> tuple[list[str], ...]:
+    """Return the paths of files with content, of missing files, of no plain files, of empty files.
+
+    All of them appear in the order of `paths`.
+    """
     present: list[str] = []
-    gone: list[str] = []
-    odd: list[str] = []
+    missing: list[str] = []
+    no_files: list[str] = []
     empty: list[str] = []
     for path in paths:
         file = folder / path
         if os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises on a locked folder
             (empty if is_empty_file(file) else present).append(path)
         else:
-            (odd if os.path.exists(file) else gone).append(path)  # noqa: PTH110
-    return present, gone, odd, empty
+            (no_files if os.path.exists(file) else missing).append(path)  # noqa: PTH110
+    return present, missing, no_files, empty
 
 
-def _locked(folder: Path, gone: list[str]) -> list[Path]:
-    """Return the folders that may not be entered or read, of those where images are not found."""
-    parents = {folder, *(folder / Path(path).parent for path in gone)}
+def _locked(folder: Path, missing: list[str]) -> list[Path]:
+    """Return the folders of missing images whose permissions forbid to enter or read them."""
+    parents = {folder, *(folder / Path(path).parent for path in missing)}
     return [
-        each
-        for each in sorted(parents)
-        if os.path.isdir(each) and not os.access(each, os.R_OK | os.X_OK)  # noqa: PTH112
+        parent
+        for parent in sorted(parents)
+        if os.path.isdir(parent) and not os.access(parent, os.R_OK | os.X_OK)  # noqa: PTH112
     ]
 
 
-def _open_up(places: Sequence[Path | str]) -> str:
+def _chmod(places: Sequence[Path | str]) -> str:
     return shlex.join([*CHMOD.split(), *map(str, places)])
 
 
 def _compare_with_published(card: DatasetCard, splits: Splits, found: Diagnosis) -> None:
-    """Note a split of the user's own, such as one that was cut down to the images at hand.
+    """Note a user's own split, such as one that was shortened to the available images.
 
-    Other classes are a fault, since figures of them are of another task; and so are fewer images
-    where there is no split file to say which are meant.
+    Other classes are a fault, since accuracies on them belong to another task. Fewer images are a
+    fault if there is no split file that lists them.
     """
     counts = {split: len(getattr(splits, split)) for split in SPLITS}
     counts["classes"] = len(splits.class_names)
@@ -227,41 +226,41 @@ def _compare_with_published(card: DatasetCard, splits: Splits, found: Diagnosis)
                 "the split file is your own: as long as the published one, with other entries"
             )
         return
-    told = ", ".join(
+    differences = ", ".join(
         f"{counts[key]} of {size} {'classes' if key == 'classes' else f'{key} images'}"
         for key, size in card.sizes.items()
         if counts[key] != size
     )
     if card.layout == "split_file":
-        said = f"the split file is your own, not the published one: {told}"
+        text = f"the split file is your own, not the published one: {differences}"
         other_classes = counts["classes"] != card.sizes["classes"]
-        (found.faults if other_classes else found.notes).append(said)
+        (found.faults if other_classes else found.notes).append(text)
     else:
-        found.faults.append(f"{found.folder}: {told} are there")
+        found.faults.append(f"{found.folder}: {differences} are there")
 
 
-def _whereabouts(folder: Path, gone: list[str]) -> list[str]:
-    """Say if missing images are there under another case, or nested once too often."""
+def _misplaced(folder: Path, missing: list[str]) -> list[str]:
+    """Return notes about missing images that have other capitals or are one folder too deep."""
     notes: list[str] = []
     listed: dict[str, dict[str, str]] = {}
-    for path in gone:
+    for path in missing:
         inside = ""
         for name in path.split("/"):
             if inside not in listed:
                 names = _names_in(folder / inside)
-                listed[inside] = {each.lower(): each for each in names}
-            there = listed[inside].get(name.lower())
-            if there is None:
+                listed[inside] = {other.lower(): other for other in names}
+            found = listed[inside].get(name.lower())
+            if found is None:
                 break
-            if there != name:
-                place = folder / inside / there
+            if found != name:
+                place = folder / inside / found
                 notes.append(f"{place} is there, but the lists name {name}: capitals matter")
                 break
             inside = f"{inside}/{name}" if inside else name
     notes = list(dict.fromkeys(notes))
     nested = folder / folder.name
-    if os.path.exists(nested / gone[0]):  # noqa: PTH110
-        notes.append(f"missing images lie one folder too deep, in {nested}")
+    if os.path.exists(nested / missing[0]):  # noqa: PTH110
+        notes.append(f"missing images are one folder too deep, in {nested}")
     return notes[:SHOWN]
 
 
@@ -273,40 +272,41 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _note_links(folder: Path, paths: list[str], found: Diagnosis) -> None:
-    """Note images that are links to elsewhere. They are followed: large sets are often linked."""
+    """Note links out of the folder. Runs follow them, since large sets are often linked."""
     root = os.path.realpath(folder)
     outside = [
         path
         for path in paths
-        if os.path.islink(folder / path)  # noqa: PTH114 - a million times
+        if os.path.islink(folder / path)  # noqa: PTH114 - faster, for a million images
         and not os.path.realpath(folder / path).startswith(f"{root}{os.sep}")
     ]
-    _tell(found.notes, outside, found.images, f"links that lead out of {folder}, and are followed")
+    _add(found.notes, outside, found.images, f"links that lead out of {folder}, and are followed")
 
 
-def _note_further_classes(folder: Path, paths: list[str], found: Diagnosis) -> None:
-    """Note folders of images that no list names, where each class has a folder."""
-    wanted = {path.split("/")[0] for path in paths if "/" in path}
-    further = [
+def _note_other_classes(folder: Path, paths: list[str], found: Diagnosis) -> None:
+    """Note folders of images that are not in the lists, if each class has a folder."""
+    listed = {path.split("/")[0] for path in paths if "/" in path}
+    others = [
         name
-        for name in sorted(set(_names_in(folder)) - wanted if wanted else ())
+        for name in sorted(set(_names_in(folder)) - listed if listed else ())
         if os.path.isdir(folder / name)  # noqa: PTH112
-        and any(Path(each).suffix.lower() in _IMAGES for each in _names_in(folder / name)[:100])
+        and any(Path(file).suffix.lower() in _IMAGES for file in _names_in(folder / name)[:100])
     ]
-    if further:
-        more = f" and {len(further) - SHOWN} more" if len(further) > SHOWN else ""
-        shown = ", ".join(further[:SHOWN])
+    if others:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        shown = ", ".join(others[:SHOWN])
         found.notes.append(f"folders of images that no list names, and no run reads: {shown}{more}")
 
 
-def _tell(faults: list[str], paths: list[str], count: int, what: str) -> None:
+def _add(lines: list[str], paths: list[str], count: int, what: str) -> None:
+    """Add a line about images with one fault, with the first of them, unless there are none."""
     if paths:
         more = ", ..." if len(paths) > SHOWN else ""
-        faults.append(f"{len(paths)} of {count} images {what}: {', '.join(paths[:SHOWN])}{more}")
+        lines.append(f"{len(paths)} of {count} images {what}: {', '.join(paths[:SHOWN])}{more}")
 
 
-def _is_there(card: DatasetCard, root: Path, folder: Path) -> bool:
-    """Tell whether anything of a dataset is there. A split file in a flat collection is not."""
+def _exists(card: DatasetCard, root: Path, folder: Path) -> bool:
+    """Return whether a dataset has a folder with content; a split file elsewhere does not count."""
     if folder != root / card.folder:
         return True
     return os.path.lexists(folder) and not (folder.is_dir() and not any(os.scandir(folder)))

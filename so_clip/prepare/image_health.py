@@ -1,4 +1,4 @@
-"""Whether images can be decoded: all of them, or those that look as if they could not, and some."""
+"""Finds images that cannot be decoded; a quick look at their ends finds the suspicious ones."""
 
 import os
 from collections.abc import Iterable
@@ -7,47 +7,46 @@ from pathlib import Path
 from so_clip.data.cache.corrupt import errors_of
 from so_clip.data.images import ImageFolder, why_too_large
 
-# How files end that were written to their end. A whole one may end otherwise, and is decoded then.
+# The last bytes of complete files. A file with another end is suspicious, and is decoded.
 _ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 _END_BYTES = 8
 
 
 def undecodable(folder: Path, paths: Iterable[str], what: str) -> dict[str, str]:
-    """Decode images, in parallel; return those that cannot be, with what is wrong with each.
+    """Decode images in parallel; return the paths that cannot be decoded, each with its problem.
 
     Args:
-        folder: where they are.
+        folder: the folder of the images.
         paths: relative to it.
-        what: for the progress bar.
+        what: the text of the progress bar.
     """
     errors = errors_of(ImageFolder(folder), paths, what)
     return {path: str(error) for path, error in errors.items()}
 
 
 def suspicious(folder: Path, paths: Iterable[str]) -> list[str]:
-    """Return the images that may be cut short, or are too large by their headers.
+    """Return the images that may be cut short, or are too large according to their headers.
 
-    JPEG and PNG files that were written to their end have a known one. Of other kinds nothing is
-    known, so they are returned, too.
+    Complete JPEG and PNG files have known last bytes. Files of other kinds are all suspicious.
     """
-    return [path for path in paths if not _looks_well(folder / path)]
+    return [path for path in paths if not _looks_complete(folder / path)]
 
 
 def spread(paths: list[str], count: int) -> list[str]:
-    """Return `count` of the paths, evenly from first to last, so that every class is among them."""
+    """Return `count` of the paths, evenly spaced, so that every class is represented."""
     if count >= len(paths):
         return paths
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
-def _looks_well(file: Path) -> bool:
-    wanted = _ENDS.get(file.suffix.lower())
-    if wanted is None:
+def _looks_complete(file: Path) -> bool:
+    end = _ENDS.get(file.suffix.lower())
+    if end is None:
         return False
     try:
         with file.open("rb") as stream:
             stream.seek(-min(_END_BYTES, os.fstat(stream.fileno()).st_size), os.SEEK_END)
-            if not stream.read().endswith(wanted):
+            if not stream.read().endswith(end):
                 return False
             stream.seek(0)
             return not why_too_large(stream)

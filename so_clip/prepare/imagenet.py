@@ -1,4 +1,4 @@
-"""ImageNet, whose terms forbid fetching it for others: linked from a copy that the user has."""
+"""ImageNet, whose terms forbid a download for others: the user's copy is linked."""
 
 from pathlib import Path
 
@@ -7,9 +7,10 @@ from so_clip.data.lists.splits import load_splits
 from so_clip.errors import InputError
 from so_clip.prepare.place import merge, remove
 
-# Below the folder that is given: itself, Kaggle's, the original kit's, CoOp's.
+# Folders of train/ and val/ below the user's folder: the folder itself, Kaggle's, the original
+# development kit's and CoOp's.
 _PLACES = ("", "images", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "imagenet/images")
-_HALVES = ("train", "val")
+_PARTS = ("train", "val")
 
 
 def link_imagenet(card: DatasetCard, root: Path, copy: Path | None, work: Path) -> int:
@@ -18,13 +19,14 @@ def link_imagenet(card: DatasetCard, root: Path, copy: Path | None, work: Path) 
     Args:
         card: ImageNet's.
         root: the folder of all datasets.
-        copy: a folder that holds train/ and val/, or that has them where Kaggle or CoOp put them.
-        work: a folder for links until they are known to be good.
+        copy: a folder with train/ and val/, or with Kaggle's or CoOp's folders around them.
+        work: a folder for the links until they are checked.
 
     Raises:
-        InputError: no copy is given, it has no such folders, or they are not the thousand classes.
+        InputError: there is no copy, or its folders are not those of the thousand classes.
     """
-    found = _find(copy) if copy else None
+    places = [copy / place for place in _PLACES] if copy else []
+    found = next((p for p in places if all((p / part).is_dir() for part in _PARTS)), None)
     if found is None:
         looked = f" {copy} has no folders train/ and val/ in it." if copy else ""
         raise InputError(
@@ -35,24 +37,19 @@ def link_imagenet(card: DatasetCard, root: Path, copy: Path | None, work: Path) 
     remove(work)
     staged = work / card.folder / card.image_dir
     staged.mkdir(parents=True)
-    for half in _HALVES:
-        (staged / half).symlink_to((found / half).resolve(), target_is_directory=True)
+    for part in _PARTS:
+        (staged / part).symlink_to((found / part).resolve(), target_is_directory=True)
     try:
         splits = load_splits(card, work)
     except InputError as error:
         raise InputError(
-            f"imagenet_dir={copy}: cannot be linked: {error} The validation images, too, must lie "
-            "in one folder a class, as torchvision.datasets.ImageNet sorts them."
+            f"imagenet_dir={copy}: cannot be linked: {error} The validation images, too, must be "
+            "in one folder per class, as torchvision.datasets.ImageNet sorts them."
         ) from error
     target = root / card.folder / card.image_dir
-    for half in _HALVES:
-        # The folder that it pointed to has gone.
-        if (target / half).is_symlink() and not (target / half).exists():
-            (target / half).unlink()
+    for part in _PARTS:
+        # A link to a folder that was removed.
+        if (target / part).is_symlink() and not (target / part).exists():
+            (target / part).unlink()
     merge(staged, target)
     return len(splits.train) + len(splits.test)
-
-
-def _find(copy: Path) -> Path | None:
-    places = (copy / place for place in _PLACES)
-    return next((p for p in places if all((p / half).is_dir() for half in _HALVES)), None)

@@ -1,9 +1,8 @@
-"""Images out of parquet sets in Hugging Face's layout, under the names that CoOp's splits know.
+"""Images of parquet sets in Hugging Face's layout, written to the paths in CoOp's split files.
 
-A row holds an encoded image ({"bytes", "path"}) and mostly a label. Its place is found by its file
-name, from the image's own path or from a column of names; where several images bear that name, by
-the folder that its label stands for. A set that has lost its file names cannot be used: which image
-is which, only names tell.
+A row holds an encoded image ({"bytes", "path"}) and usually a label. The image's file name, from
+its path or from a column, gives its place. If several images have that name, the label's folder
+decides. A set without file names cannot be used: nothing else identifies an image.
 """
 
 import io
@@ -26,50 +25,52 @@ from so_clip.prepare.unpack import (
     source_errors,
 )
 
-_ROWS_AT_ONCE = 32
+_ROWS_PER_BATCH = 32
 
 
 class Names:
-    """Where the images of a split lie, by file name, folder and class.
+    """The paths in a split file by file name, folder and class.
 
     Args:
-        paths: as the split lists them.
+        paths: in the split file's order.
         classes: the class name of each path.
     """
 
     def __init__(self, paths: Sequence[str], classes: Sequence[str]) -> None:
-        self.of: dict[str, list[tuple[str, str, str]]] = {}
+        self._by_name: dict[str, list[tuple[str, str, str]]] = {}
         for path, name in zip(paths, classes, strict=True):
             pure = PurePosixPath(path)
-            known = (path, _plain(pure.parent.name), _plain(name))
-            self.of.setdefault(pure.name, []).append(known)
-            self.of.setdefault(pure.stem, []).append(known)
+            entry = (path, _plain(pure.parent.name), _plain(name))
+            self._by_name.setdefault(pure.name, []).append(entry)
+            self._by_name.setdefault(pure.stem, []).append(entry)
 
     def find(self, name: str, label: str, below: str) -> str | None:
-        """Return the one path that fits a file name, its label and a leading folder, or None."""
-        known = self.of.get(PurePosixPath(name).name, [])
-        fitting = [each for each in known if not below or each[0].startswith(f"{below}/")]
-        if len(fitting) > 1:
-            fitting = [each for each in fitting if _plain(label) in each[1:]]
-        return fitting[0][0] if len(fitting) == 1 else None
+        """Return the only path with a file name, label and leading folder; None without one."""
+        entries = self._by_name.get(PurePosixPath(name).name, [])
+        found = [entry for entry in entries if not below or entry[0].startswith(f"{below}/")]
+        if len(found) > 1:
+            found = [entry for entry in found if _plain(label) in entry[1:]]
+        return found[0][0] if len(found) == 1 else None
 
 
 def listed_files(listing: Path, source: str) -> list[RemoteFile]:
-    """Return the parquet files that a listing names: every URL in its JSON that ends so, in order.
+    """Return the parquet files in a listing: every URL in its JSON that ends in .parquet, in order.
 
-    Hugging Face's datasets-server answers in this way for every public set.
+    Hugging Face's datasets-server answers with such a listing for every public set.
 
     Args:
         listing: the JSON, on disk.
         source: its URL, for messages.
 
     Raises:
-        SourceFailed: it is no JSON, or names no parquet file.
+        SourceFailed: it is not JSON, or names no parquet file.
     """
     try:
         content = json.loads(listing.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceFailed(f"{source}: is no listing of files ({error}).", spoiled=True) from error
+        raise SourceFailed(
+            f"{source}: is not a listing of files ({error}).", spoiled=True
+        ) from error
     urls = [url for url in _texts(content) if re.fullmatch(r"https?://\S+\.parquet", url)]
     if not urls:
         raise SourceFailed(f"{source}: lists no parquet files.", spoiled=True)
@@ -80,12 +81,12 @@ def _texts(content: Any) -> Iterator[str]:
     if isinstance(content, str):
         yield content
     elif isinstance(content, (list, dict)):
-        for each in content.values() if isinstance(content, dict) else content:
-            yield from _texts(each)
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _texts(value)
 
 
 def require_pyarrow(what: str) -> None:
-    """Raise SourceFailed, with the command that installs it, where there is no pyarrow."""
+    """Raise SourceFailed, with the pip command, if pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
@@ -97,21 +98,21 @@ def require_pyarrow(what: str) -> None:
 def extract(
     file: Path, target: Path, names: Names, name_column: str | None, below: str, budget: Budget
 ) -> int:
-    """Write the images of one parquet file below `target`, each at its split's path.
+    """Write the images of one parquet file below `target`, each to its path in the split file.
 
     Args:
         file: the parquet file.
         target: an existing folder.
-        names: which images are wanted, and where; rows of others are passed over.
-        name_column: the column with file names, or None for those within the images.
-        below: all rows are of images below this folder; "" if not.
+        names: the paths in the split file; rows of other images are skipped.
+        name_column: the column of file names; None for the names in the images.
+        below: the folder of all images in this file; "" for any folder.
         budget: is spent.
 
     Returns:
-        How many images were written.
+        The number of images written.
 
     Raises:
-        SourceFailed: the file is damaged, of another shape, has lost its names, or hides a bomb.
+        SourceFailed: the file is damaged, has other columns or no images, or is a bomb.
     """
     import pyarrow.parquet as pq
 
@@ -126,14 +127,16 @@ def _write_rows(
     table: Any, target: Path, names: Names, name_column: str | None, below: str, budget: Budget
 ) -> int:
     image_column, label_column, labels = _columns(table.schema_arrow, name_column)
-    columns = [each for each in (image_column, label_column, name_column) if each]
+    columns = [name for name in (image_column, label_column, name_column) if name]
     written = 0
-    bar = tqdm(
-        desc=f"read {table.metadata.num_rows} rows", total=table.metadata.num_rows, disable=None
+    rows = (
+        row
+        for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns)
+        for row in batch.to_pylist()
     )
-    with bar:
-        for row in _rows(table, columns):
-            bar.update()
+    count = table.metadata.num_rows
+    with tqdm(rows, f"read {count} rows", count, disable=None) as bar:
+        for row in bar:
             image = row[image_column] or {}
             label = row[label_column] if label_column else ""
             label = labels[label] if isinstance(label, int) and 0 <= label < len(labels) else label
@@ -154,22 +157,17 @@ def _write_rows(
     return written
 
 
-def _rows(table: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
-        yield from batch.to_pylist()
-
-
 def _columns(schema: Any, name_column: str | None) -> tuple[str, str | None, list[str]]:
-    """Return the image column, the label column if there is one, and the labels' names."""
+    """Return the image column, the label column if there is one, and the names of the labels."""
     import pyarrow as pa
 
-    shaped = [
+    image_columns = [
         field.name
         for field in schema
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
     ]
-    if len(shaped) != 1:
-        raise Refused(f"one column of images was expected, found {shaped or 'none'}")
+    if len(image_columns) != 1:
+        raise Refused(f"one column of images was expected, found {image_columns or 'none'}")
     if name_column and name_column not in schema.names:
         raise Refused(f"it has no column {name_column}, but {', '.join(schema.names)}")
     label = next((name for name in ("label", "labels", "class") if name in schema.names), None)
@@ -178,9 +176,9 @@ def _columns(schema: Any, name_column: str | None) -> tuple[str, str | None, lis
         names = described["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError):
         names = []
-    return shaped[0], label, [str(name) for name in names]
+    return image_columns[0], label, [str(name) for name in names]
 
 
 def _plain(text: str) -> str:
-    """Return a name as it compares: letters and digits alone, in lower case."""
+    """Return the letters and digits of a name in lower case, to compare it."""
     return "".join(char for char in text.lower() if char.isalnum())

@@ -1,29 +1,33 @@
-"""From whatever folders an archive has to CoOp's layout, and into place without a half-way state.
+"""Finds images in the folders of an archive, and moves files into place atomically.
 
-Archives of one dataset differ in the folders around the images: the authors', Kaggle's, a friend's.
-So nothing is assumed of them: the images are looked for by the paths that the split file lists, or
-by the folders that a class has.
+Archives of one dataset (the authors', Kaggle's, a friend's) differ in the folders around the
+images. So images are found by the paths in the split file, or by the names of class folders.
 """
 
 import errno
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from so_clip.data.cards.card import TEST_LAYOUTS, DatasetCard
+from so_clip.prepare.missing import is_empty_file
 
 _AIRCRAFT_LISTS = ("variants.txt", "images_variant_train.txt")
 
 
 def find_images(tree: Path, paths: Sequence[str]) -> dict[str, Path]:
-    """Return the file for each of `paths` that is found below `tree`, wherever it lies in there.
+    """Return the file for each of `paths` that is found anywhere below `tree`.
 
-    A folder that holds them all, or the most of them, is preferred; what it lacks is taken from
-    elsewhere, so that two folders of one name within each other do no harm.
+    The folder that holds the most of them comes first, and other folders supply the rest. So a
+    folder within a folder of the same name does no harm.
     """
-    files = {Path(root, name).relative_to(tree).as_posix() for root, name in _files(tree)}
+    files = {
+        Path(root, name).relative_to(tree).as_posix()
+        for root, _, names in os.walk(tree)
+        for name in names
+    }
     endings: dict[str, list[str]] = {}
     wanted = set(paths)
     depths = {path.count("/") for path in wanted}
@@ -44,10 +48,9 @@ def find_images(tree: Path, paths: Sequence[str]) -> dict[str, Path]:
 
 
 def find_folder(tree: Path, card: DatasetCard) -> Path | None:
-    """Return the folder below `tree` that is this dataset's, for layouts without a split file.
+    """Return the dataset's folder below `tree`, for layouts without a split file; None without one.
 
-    For Aircraft it is the one with the lists, for test sets the one with the most class folders;
-    None if there is none.
+    Aircraft's folder holds the lists, a test set's folder the most class folders.
     """
     if card.layout == "fgvc_aircraft":
         for root, _, names in os.walk(tree):
@@ -62,20 +65,14 @@ def find_folder(tree: Path, card: DatasetCard) -> Path | None:
     return Path(best) if best is not None and counts[best] else None
 
 
-def _files(tree: Path) -> Iterator[tuple[str, str]]:
-    for root, _, names in os.walk(tree):
-        for name in names:
-            yield root, name
-
-
 def merge(source: Path, target: Path) -> None:
-    """Move what is below `source` to `target`, folders whole where `target` lacks them.
+    """Move the content of `source` into `target`; a folder that `target` lacks moves as one.
 
-    Nothing that is at `target` is replaced but empty files and links to nowhere. A folder or file
-    appears there whole or not at all, whenever the process ends.
+    Only empty files and links to nowhere are replaced. A folder or file appears in `target`
+    complete or not at all, even if the process is killed.
 
     Args:
-        source: a folder; it is empty or gone afterwards, but for what `target` had already.
+        source: a folder; files that `target` already has stay in it.
         target: a folder, which need not exist; on another file system if it is a link.
     """
     if not os.path.lexists(target):
@@ -86,7 +83,7 @@ def merge(source: Path, target: Path) -> None:
         place = target / entry.name
         if entry.is_dir(follow_symlinks=False) and place.is_dir():
             merge(Path(entry.path), place)
-        elif not place.exists() or _is_empty_file(place):
+        elif not place.exists() or is_empty_file(place):
             move(Path(entry.path), place)
 
 
@@ -109,12 +106,8 @@ def move(source: Path, place: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or whole folder, if it is there."""
+    """Remove a file, link or folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _is_empty_file(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size == 0

@@ -1,7 +1,7 @@
-"""UCF101's images out of its videos: the middle frame of each, as JPEG.
+"""UCF101's images: the middle frame of each video, as JPEG.
 
-CoOp's own archive of middle frames does not say which decoder and JPEG quality made it, so frames
-taken here look the same but differ from it in their bits.
+CoOp's archive of middle frames does not name its decoder and JPEG quality. So frames from here look
+the same as CoOp's but are not equal bit for bit.
 """
 
 import os
@@ -33,7 +33,7 @@ def find_videos(folder: Path, paths: Iterable[str]) -> dict[str, Path]:
 
 
 def require_decoder() -> None:
-    """Raise InputError, with the command that installs it, where there is no PyAV."""
+    """Raise InputError, with the pip command, if PyAV is not installed."""
     try:
         import av  # noqa: F401
     except ImportError as error:
@@ -47,7 +47,7 @@ def extract_frames(videos: dict[str, Path], target: Path) -> None:
     """Write the middle frame of each video to its path below `target`.
 
     Raises:
-        SourceFailed: a video cannot be decoded; it is named.
+        SourceFailed: a video cannot be decoded; the message names it.
     """
     with ThreadPoolExecutor(thread_name_prefix="video") as pool:
         try:
@@ -76,12 +76,12 @@ def _extract(video: Path, place: Path) -> None:
 
 
 def _middle_frame(video: Path) -> Any:
-    """Return frame n // 2 of n, as the header has it; where it does not say, they are counted."""
+    """Return frame n // 2 of n. If the header does not give n, the frames are counted."""
     import av
 
     with av.open(str(video)) as container:
         if not container.streams.video:
-            raise ValueError("it holds no pictures")
+            raise ValueError("it holds no video stream")
         count = container.streams.video[0].frames
     if not count:
         with av.open(str(video)) as container:

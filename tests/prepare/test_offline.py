@@ -165,7 +165,7 @@ def test_imagenet_is_never_fetched(root):
     assert f"{root.parent / 'copy'} has no folders train/ and val/" in done.err
     done = prepare(root, dataset="all")
     assert done.code == 0
-    assert "left out, as it is never fetched" in done.err
+    assert "left out; it is never downloaded" in done.err
 
 
 def test_validation_images_in_one_heap_are_refused(root):
@@ -178,5 +178,5 @@ def test_validation_images_in_one_heap_are_refused(root):
     (copy / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(picture(1))
     done = prepare(root, f"imagenet_dir={copy}", dataset="parent")
     assert done.code == 2
-    assert "one folder a class" in done.err
+    assert "one folder per class" in done.err
     assert not (root / "parent").exists()
