@@ -1,4 +1,4 @@
-"""All that a run takes from its datasets, found and checked before torch is imported."""
+"""The data of a run: lists, few-shot draw and images, checked before torch is imported."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from so_clip.data.base_to_new import BASE_TO_NEW, base_and_new
-from so_clip.data.cache.corrupt import Skipped, corrupt_images, pass_over_in_draw, pass_over_in_test
+from so_clip.data.cache.corrupt import Skipped, corrupt_images, remove_from_test, replace_in_draw
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.examples import SKIP, Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
@@ -22,14 +22,14 @@ NEW_CLASSES = "new_classes"
 
 @dataclass(frozen=True)
 class TestSet:
-    """Test images, and the classes among which each image's is looked for.
+    """Test images and their candidate classes.
 
     Attributes:
-        name: of its files in the run's folder; "" for the run's own dataset.
+        name: the name of its files in the run's folder; "" for the run's own dataset.
         card, splits, images: of its dataset; labels count from 0.
-        columns: where its classes are among those of the run, their labels there; None where they
-            have to be named anew.
-        first_label: the label in the dataset that is 0 here.
+        columns: the labels of its classes in the run's dataset; None if the text tower must embed
+            its class names.
+        first_label: the label in the dataset that has label 0 here.
     """
 
     name: str
@@ -42,11 +42,11 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset as one run sees it: its card and lists, its images, and the few shots drawn.
+    """The data of one run: a card and its lists, the images, and the few-shot draw.
 
-    `others` are tested after it: the new classes of a base-to-new run, and other datasets.
-    `tested_on` says what the images in `splits.test` are: "test", or "training" where a script has
-    put those there. `skipped` are the corrupt images that lists and draw would have, too.
+    `others` are further test sets: the new classes of a base-to-new run, and other datasets.
+    `tested_on` is "test", or "training" if a script has put training images into `splits.test`.
+    `skipped` are the corrupt images that were removed from the lists.
     """
 
     card: DatasetCard
@@ -59,7 +59,7 @@ class Data:
 
     @property
     def test_sets(self) -> tuple[TestSet, ...]:
-        """All that is tested, the run's own test split first."""
+        """All test sets, the run's own test split first."""
         return (TestSet("", self.card, self.splits, self.images), *self.others)
 
 
@@ -111,102 +111,102 @@ def gather(
         splits, new = base_and_new(splits)
         first = len(splits.class_names)
         halves.append(TestSet(NEW_CLASSES, card, new, images, first_label=first))
-    elsewhere = [_elsewhere(name, data_root, dataset, protocol, template) for name in transfer]
-    others = (*halves, *elsewhere)
-    _check_names([dataset, *(test_set.name for test_set in elsewhere)])
+    transferred = [
+        _transfer_test_set(name, data_root, dataset, protocol, template) for name in transfer
+    ]
+    others = (*halves, *transferred)
+    _check_names([dataset, *(test_set.name for test_set in transferred)])
     _check_names([test_set.name for test_set in others])
     require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
     for test_set in others:
         require_images(test_set.images, test_set.splits.test, test_set.card)
     if few_shot:
         _note_repeats(few_shot, splits)
-    _tell_notes(found)
-    for each, lists in [
-        (card, whole),
-        *((test_set.card, test_set.splits) for test_set in elsewhere),
-    ]:
-        _note_incomplete(each, lists)
+    _print_notes(found)
+    _note_incomplete(card, whole)
+    for test_set in transferred:
+        _note_incomplete(test_set.card, test_set.splits)
     data = Data(card, splits, images, few_shot, others)
     return _without_corrupt(data, kept_in, workers) if on_corrupt == SKIP else data
 
 
 def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> Data:
-    """Take the corrupt images out of the draw and all test lists, and say how many there are."""
+    """Remove the corrupt images from the draw and all test lists, and print their number."""
     few_shot, splits = data.few_shot, data.splits
     skipped: list[Skipped] = []
     find = partial(corrupt_images, data.images, kept_in=kept_in, workers=workers)
     if few_shot:
-        few_shot, skipped = pass_over_in_draw(few_shot, splits, find)
-    splits, of_test = pass_over_in_test(splits, find)
+        few_shot, skipped = replace_in_draw(few_shot, splits, find)
+    splits, of_test = remove_from_test(splits, find)
     skipped += of_test
     others = []
     for test_set in data.others:
         find = partial(corrupt_images, test_set.images, kept_in=kept_in, workers=workers)
-        left, of_test = pass_over_in_test(test_set.splits, find)
+        left, of_test = remove_from_test(test_set.splits, find)
         skipped += of_test
         others.append(replace(test_set, splits=left))
     if skipped:
-        counts = Counter(each.split for each in skipped)
+        counts = Counter(image.split for image in skipped)
         say(
             f"on_corrupt=skip: {counts['train']} training and {counts['test']} test "
-            "images cannot be decoded, and the run does without them. Its skipped.csv names them."
+            "images cannot be decoded. The run skips them; its skipped.csv lists them."
         )
     return replace(
         data, splits=splits, few_shot=few_shot, others=tuple(others), skipped=tuple(skipped)
     )
 
 
-def _elsewhere(
+def _transfer_test_set(
     name: str, data_root: Path | None, dataset: str, protocol: str, template: str
 ) -> TestSet:
-    """Find a dataset to test on."""
+    """Find another dataset to test on."""
     try:
         found = find_dataset(name, data_root, template=template)
         images = open_images(found.card, found.root)
     except InputError as error:
         raise InputError(f"transfer={name}: {error}") from error
-    _tell_notes(found)
+    _print_notes(found)
     card, splits = found.card, found.splits
     shared = card.classes_of == dataset and protocol != BASE_TO_NEW
     return TestSet(card.name, card, splits, images, splits.parent_labels if shared else None)
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Refuse two test sets of one name, as one's own images in folders of one name are."""
+    """Refuse two test sets with the same name, such as two folders with the same name."""
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(
-                f"transfer: {count} test sets are called {name}. Rename a folder, or give the "
-                "run's own images another name by dataset.name=NAME."
+                f"transfer: {count} test sets have the name {name}. Rename a folder, or give the "
+                "run's own images another name with dataset.name=NAME."
             )
 
 
-def _tell_notes(found: Dataset) -> None:
-    """Say what is worth knowing of one's own images: what was passed over, what names became."""
+def _print_notes(found: Dataset) -> None:
+    """Print the notes about a user's own images, such as skipped files."""
     for note in found.notes:
         say(f"{found.card.title}: {note}.")
 
 
 def _note_repeats(few_shot: FewShot, splits: Splits) -> None:
-    """Say how many classes have fewer images than are drawn of them, so that some are repeated."""
-    there = Counter(example.label for example in splits.train)
+    """Print the number of classes with fewer images than shots."""
+    available = Counter(example.label for example in splits.train)
     drawn = Counter(example.label for example in few_shot.train)
-    small = [label for label, count in sorted(drawn.items()) if count > there[label]]
+    small = [label for label, count in sorted(drawn.items()) if count > available[label]]
     if small:
         first = small[0]
         say(
             f"shots={few_shot.shots}: {len(small)} of {len(drawn)} classes have fewer "
             f"training images than that, such as {splits.class_names[first]!r} with "
-            f"{there[first]}. Some of theirs are drawn more than once."
+            f"{available[first]}. Some of their images are drawn more than once."
         )
 
 
 def _note_incomplete(card: DatasetCard, splits: Splits) -> None:
-    """Say it of a dataset that has fewer than its classes where those are what has a folder."""
-    there = len(splits.class_names), len(splits.test)
-    wanted = card.sizes["classes"], card.sizes["test"]
-    if card.test_only and there != wanted:
+    """Print the size of a dataset of class folders if some of its folders or images are missing."""
+    found = len(splits.class_names), len(splits.test)
+    full = card.sizes["classes"], card.sizes["test"]
+    if card.test_only and found != full:
         say(
-            f"{card.title}: {there[0]} of {wanted[0]} classes and {there[1]} of "
-            f"{wanted[1]} images are there. Its accuracy is among those."
+            f"{card.title}: only {found[0]} of {full[0]} classes and {found[1]} of {full[1]} "
+            "images exist. The accuracy is about these."
         )

@@ -203,7 +203,7 @@ def test_imagenets_relatives_are_tested_alone_among_the_classes_that_have_a_fold
     assert classes["images"] == ["3", "3", "3"]
     assert set(done.columns("predictions")["prediction"]) <= {"0", "1", "2"}
     (message,) = done.messages
-    assert "ImageNet-A: 3 of 200 classes and 9 of 7500 images" in message
+    assert "ImageNet-A: only 3 of 200 classes and 9 of 7500 images" in message
     done = _run(root, tmp_path, "method=zero_shot", dataset="imagenet_v2")
     names = done.columns("per_class")["name"]
     assert names == ["tench", "goldfish", "toilet paper"]
@@ -233,14 +233,14 @@ def kin(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_classes_of_the_training_are_a_part_of_the_logits(root, tmp_path, kin, monkeypatch):
     done = _run(root, tmp_path / "columns", "transfer=[imagenet_a]")
-    elsewhere = gather_module._elsewhere
+    elsewhere = gather_module._transfer_test_set
 
     def renamed(*arguments: Any) -> Any:
         target = elsewhere(*arguments)
         assert target.columns == (1, 2, 3)
         return replace(target, columns=None)
 
-    monkeypatch.setattr(gather_module, "_elsewhere", renamed)
+    monkeypatch.setattr(gather_module, "_transfer_test_set", renamed)
     by_prompts = _run(root, tmp_path / "prompts", "transfer=[imagenet_a]")
     ours, theirs = (each.columns("predictions_imagenet_a") for each in (done, by_prompts))
     for column in ("path", "label", "zero_shot_prediction", "prediction"):

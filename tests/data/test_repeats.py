@@ -37,7 +37,7 @@ def test_too_many_shots_are_told(
     example = "'bee' with 2" if count == 1 else "'ant' with 6"
     assert capsys.readouterr().err == (
         f"so_clip: shots={shots}: {count} of 3 classes have fewer training images than that, such "
-        f"as {example}. Some of theirs are drawn more than once.\n"
+        f"as {example}. Some of their images are drawn more than once.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: found before a run begins, and passed over if that is wished."""
+"""Images that cannot be decoded: found before a run starts, and removed with on_corrupt=skip."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ Find = Callable[[Sequence[str]], Reasons]
 
 
 class Skipped(NamedTuple):
-    """A corrupt image that a run does without: a row of skipped.csv."""
+    """A corrupt image that a run skips: a row of skipped.csv."""
 
     dataset: str
     split: str
@@ -35,15 +35,15 @@ class Skipped(NamedTuple):
 
 
 def errors_of(
-    images: ImageSource, paths: Iterable[str], what: str, workers: int | None = None
+    images: ImageSource, paths: Iterable[str], title: str, workers: int | None = None
 ) -> dict[str, InputError]:
-    """Decode images, in parallel; return those that cannot be, in order, with what they raised.
+    """Decode images in parallel; return the errors of the images that fail, in order.
 
     Args:
-        images: where to read them.
-        paths: which; one that repeats is read once.
-        what: for the progress bar, which a terminal alone shows.
-        workers: threads, one at least; None takes as many as the machine's cores suggest.
+        images: the source of the images.
+        paths: the images; a repeated path is read once.
+        title: of the progress bar, which only a terminal shows.
+        workers: threads, at least one is used; None: Python's default for the machine.
     """
 
     def check(path: str) -> InputError | None:
@@ -56,27 +56,26 @@ def errors_of(
     listed = list(dict.fromkeys(paths))
     threads = None if workers is None else max(1, workers)
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        found = tqdm(pool.map(check, listed), what, len(listed), unit="image", disable=None)
+        found = tqdm(pool.map(check, listed), title, len(listed), unit="image", disable=None)
         return {path: error for path, error in zip(listed, found, strict=True) if error}
 
 
 def corrupt_images(
     images: ImageSource, paths: Sequence[str], kept_in: Path | None, workers: int | None = None
 ) -> Reasons:
-    """Return those of the images that are corrupt, in order, and why.
+    """Return the corrupt images, in order, with reasons.
 
-    That takes a decoding of them all, so what it came to is kept in a file: until the size or the
-    date of one of the images is another, nothing is decoded again. Of a single image, such as one
-    that may replace another in a draw, nothing is kept.
+    This decodes all images, so a file keeps the result until the size or the date of an image
+    changes. The result for a single image, such as a replacement in a draw, is not kept.
 
     Args:
-        images: where they are.
-        paths: which.
-        kept_in: the folder of that file; None keeps nothing.
+        images: the source of the images.
+        paths: the images.
+        kept_in: the folder of the file; None keeps nothing.
         workers: see errors_of.
 
     Raises:
-        InputError: an image cannot be read for another reason, one that may pass.
+        InputError: an image cannot be read for a reason that may pass.
     """
     paths = list(dict.fromkeys(paths))
     key = _key(images, paths) if kept_in and len(paths) > 1 else ""
@@ -92,12 +91,12 @@ def corrupt_images(
         try:
             atomic.write_json(file, {"key": key, "corrupt": reasons})
         except InputError as error:
-            say(f"which images are corrupt is not kept: {error}")
+            say(f"the list of corrupt images is not kept: {error}")
     return reasons
 
 
 def _key(images: ImageSource, paths: Sequence[str]) -> str:
-    """Return the SHA-256 of what tells changed files at a glance; "" where one is not there."""
+    """Return the SHA-256 of all paths, sizes and dates; "" if a file is missing."""
     root = getattr(images, "root", None)
     if root is None:
         return ""
@@ -106,7 +105,7 @@ def _key(images: ImageSource, paths: Sequence[str]) -> str:
     for path in paths:
         try:
             status = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118 - for a million
-        except OSError:  # reading it will tell
+        except OSError:  # reading it will raise the error
             return ""
         total.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode())
     return total.hexdigest()
@@ -122,19 +121,17 @@ def _remembered(file: Path, key: str, paths: Sequence[str]) -> Reasons | None:
     return corrupt if whole and set(paths).issuperset(corrupt) else None
 
 
-def pass_over_in_draw(
-    few_shot: FewShot, splits: Splits, find: Find
-) -> tuple[FewShot, list[Skipped]]:
-    """Put other images of its class in the places of the corrupt ones among the few shots.
+def replace_in_draw(few_shot: FewShot, splits: Splits, find: Find) -> tuple[FewShot, list[Skipped]]:
+    """Replace the corrupt images of a few-shot draw by other images of their classes.
 
-    They come from those that were not drawn, in an order that the seed and the class decide, and
-    when there are none left, as in a class of fewer images than shots, from the readable ones that
-    were. So each class keeps its number of images, and what was drawn well its place.
+    The seed and the class decide the order of the images that were not drawn; these come first. If
+    they are used up, as in a class with fewer images than shots, readable images of the draw
+    repeat. So each class keeps its number of images, and readable images keep their places.
 
     Args:
-        few_shot: as drawn, or cut down to the base classes.
-        splits: whose train list has the same labels.
-        find: returns the corrupt ones of some paths, and why.
+        few_shot: the draw, or its base classes.
+        splits: the lists; the train list has the same labels as the draw.
+        find: returns the corrupt images among some paths, with reasons.
 
     Raises:
         InputError: a class has no image that can be decoded.
@@ -144,50 +141,38 @@ def pass_over_in_draw(
         return few_shot, []
     drawn = {example.path for example in (*few_shot.train, *few_shot.val)}
     train = list(few_shot.train)
-    for label in sorted({each.label for each in few_shot.train if each.path in corrupt}):
-        places = [place for place, each in enumerate(few_shot.train) if each.label == label]
-        well = [train[place] for place in places if train[place].path not in corrupt]
-        others = {each.path: each for each in splits.train if each.label == label}
-        others = {path: each for path, each in others.items() if path not in drawn}
-        order = random.Random(f"{few_shot.seed} {label}").sample([*others], len(others))
-        wanted = [place for place in places if train[place].path in corrupt]
+    for label in sorted({example.label for example in train if example.path in corrupt}):
+        of_class = [index for index, example in enumerate(train) if example.label == label]
+        bad = [index for index in of_class if train[index].path in corrupt]
+        readable = [train[index] for index in of_class if train[index].path not in corrupt]
+        others = {example.path: example for example in splits.train if example.label == label}
+        others = {path: example for path, example in others.items() if path not in drawn}
         fresh: list[Example] = []
-        for path in order:
-            if len(fresh) == len(wanted):
+        for path in random.Random(f"{few_shot.seed} {label}").sample([*others], len(others)):
+            if len(fresh) == len(bad):
                 break
             reasons = find([path])
             corrupt |= reasons
             if path not in reasons:
                 fresh.append(others[path])
-        _fill(train, wanted, fresh, well)
-        if not fresh and not well:
-            raise _none_left(few_shot, splits, label, corrupt)
+        repeated = list(dict.fromkeys([*readable, *fresh]))
+        if not repeated:
+            first = train[of_class[0]].path
+            raise InputError(
+                f"on_corrupt=skip: class {label} ({splits.class_names[label]!r}) of "
+                f"{splits.dataset} has no train image that can be decoded, so "
+                f"shots={few_shot.shots} cannot be drawn. The first of them is {first}: "
+                f"{corrupt[first]} Repair them, or leave the class out."
+            )
+        for turn, index in enumerate(bad):
+            late = turn - len(fresh)
+            train[index] = fresh[turn] if late < 0 else repeated[late % len(repeated)]
     skipped = [Skipped(splits.dataset, "train", *item) for item in corrupt.items()]
     return replace(few_shot, train=train), skipped
 
 
-def _fill(
-    train: list[Example], places: list[int], fresh: list[Example], well: list[Example]
-) -> None:
-    again = list(dict.fromkeys([*well, *fresh]))
-    for turn, place in enumerate(places):
-        if turn < len(fresh):
-            train[place] = fresh[turn]
-        elif again:
-            train[place] = again[(turn - len(fresh)) % len(again)]
-
-
-def _none_left(few_shot: FewShot, splits: Splits, label: int, corrupt: Reasons) -> InputError:
-    first = next(each.path for each in few_shot.train if each.label == label)
-    return InputError(
-        f"on_corrupt=skip: class {label} ({splits.class_names[label]!r}) of {splits.dataset} has "
-        f"no train image that can be decoded, so shots={few_shot.shots} cannot be drawn. The first "
-        f"of them is {first}: {corrupt[first]} Mend them, or leave the class out."
-    )
-
-
-def pass_over_in_test(splits: Splits, find: Find) -> tuple[Splits, list[Skipped]]:
-    """Leave corrupt images out of the test list; stderr names a class of which none is left.
+def remove_from_test(splits: Splits, find: Find) -> tuple[Splits, list[Skipped]]:
+    """Remove corrupt images from the test list; stderr names a class without any image left.
 
     Raises:
         InputError: no image can be decoded.

@@ -14,8 +14,8 @@ from PIL import Image
 from so_clip.data.cache.corrupt import (
     corrupt_images,
     errors_of,
-    pass_over_in_draw,
-    pass_over_in_test,
+    remove_from_test,
+    replace_in_draw,
 )
 from so_clip.data.digits import digit_path
 from so_clip.data.examples import Example, Splits
@@ -64,13 +64,13 @@ def test_corrupt_images_are_found_in_order(folder):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_what_cannot_be_read_for_another_reason_ends_the_search(kept, folder, tmp_path):
+def test_an_image_that_cannot_be_read_for_another_reason_is_an_error(kept, folder, tmp_path):
     with pytest.raises(InputError, match=r"none\.png: the image is missing") as caught:
         corrupt_images(folder, ["cut.png", "none.png"], tmp_path / "kept" if kept else None)
     assert not isinstance(caught.value, CorruptImage)
 
 
-def test_what_was_found_is_kept_until_a_file_changes(folder, tmp_path_factory):
+def test_the_result_is_kept_until_a_file_changes(folder, tmp_path_factory):
     kept_in = tmp_path_factory.mktemp("kept") / "new"
 
     def found() -> tuple[list[str], int]:
@@ -97,7 +97,7 @@ def test_what_was_found_is_kept_until_a_file_changes(folder, tmp_path_factory):
         assert found()[1] == 4
 
 
-def test_no_more_threads_decode_than_are_wanted(folder):
+def test_the_number_of_decoding_threads_is_limited(folder):
     threads: set[int] = set()
 
     class Watched(ImageFolder):
@@ -112,19 +112,19 @@ def test_no_more_threads_decode_than_are_wanted(folder):
         assert len(threads) <= wanted
 
 
-def test_of_a_single_image_nothing_is_kept(folder, tmp_path_factory):
+def test_the_result_for_a_single_image_is_not_kept(folder, tmp_path_factory):
     kept_in = tmp_path_factory.mktemp("kept")
     assert [*corrupt_images(folder, ["cut.png", "cut.png"], kept_in)] == ["cut.png"]
     assert [*kept_in.iterdir()] == []
 
 
-def test_a_folder_that_cannot_be_written_costs_a_line(folder, tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_gives_a_message_and_no_error(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert [*corrupt_images(folder, PATHS, tmp_path / "file")] == ["cut.png", "empty.png"]
-    assert "which images are corrupt is not kept" in capsys.readouterr().err
+    assert "the list of corrupt images is not kept" in capsys.readouterr().err
 
 
-def test_images_of_a_package_are_looked_at_and_not_kept(tmp_path):
+def test_the_result_for_images_of_a_package_is_not_kept(tmp_path):
     assert corrupt_images(DigitArray(), [digit_path(0)], tmp_path) == {}
     assert [*tmp_path.iterdir()] == []
 
@@ -148,39 +148,43 @@ def test_a_draw_without_corrupt_images_keeps_the_rest(
         return
     held_back = {example.path for example in drawn.val}
     spared = [f"train/{name}_{per_class - 1}.png" for name in NAMES]
-    paths = [each.path for each in splits.train if each.path not in spared]
+    paths = [example.path for example in splits.train if example.path not in spared]
     corrupt = data.draw(st.sets(st.sampled_from(paths)))
-    readable = {each.path for each in splits.train} - corrupt
+    readable = {example.path for example in splits.train} - corrupt
     try:
-        again, skipped = pass_over_in_draw(drawn, splits, _finder(*corrupt))
+        again, skipped = replace_in_draw(drawn, splits, _finder(*corrupt))
     except InputError:
         assert held_back & set(spared)  # an image for validation is none for training
         return
-    assert [each.label for each in again.train] == [each.label for each in drawn.train]
-    assert {each.path for each in again.train} <= readable - (held_back if from_train else set())
+    assert [example.label for example in again.train] == [example.label for example in drawn.train]
+    assert {example.path for example in again.train} <= readable - (
+        held_back if from_train else set()
+    )
     for before, after in zip(drawn.train, again.train, strict=True):
         assert before == after or before.path in corrupt
-    times = Counter(each.path for each in again.train)
+    times = Counter(example.path for example in again.train)
     for path, count in times.items():
         others = {p for p in readable - held_back if p[:9] == path[:9]} - set(times)
-        was = Counter(each.path for each in drawn.train)[path]
+        was = Counter(example.path for example in drawn.train)[path]
         assert count <= max(was, 1) or not others, "repeated before all have come once"
     assert again.val == drawn.val
-    assert {each.path for each in drawn.train} & corrupt <= {each.path for each in skipped}
-    assert {each.path for each in skipped} <= corrupt
-    assert pass_over_in_draw(drawn, splits, _finder(*corrupt)) == (again, skipped)
+    assert {example.path for example in drawn.train} & corrupt <= {
+        example.path for example in skipped
+    }
+    assert {example.path for example in skipped} <= corrupt
+    assert replace_in_draw(drawn, splits, _finder(*corrupt)) == (again, skipped)
 
 
 def test_a_draw_of_readable_images_is_left_as_it_is():
     drawn = draw_few_shot(_splits(5), 2, 1, "clip_lora")
-    assert pass_over_in_draw(drawn, _splits(5), _finder("train/ant_9.png")) == (drawn, [])
+    assert replace_in_draw(drawn, _splits(5), _finder("train/ant_9.png")) == (drawn, [])
 
 
 def test_other_seeds_find_other_images_in_their_place():
     splits = _splits(40)
     one = FewShot([splits.train[0]], [], "small", 1, 1, "coop")
     found = [
-        pass_over_in_draw(replace(one, seed=seed), splits, _finder("train/ant_0.png"))[0].train[0]
+        replace_in_draw(replace(one, seed=seed), splits, _finder("train/ant_0.png"))[0].train[0]
         for seed in range(12)
     ]
     assert len(set(found)) > 5
@@ -193,19 +197,19 @@ def test_a_class_without_a_readable_training_image_is_named():
     with pytest.raises(
         InputError, match=r"class 1 \('bee'\) of small has no train .*bee_\d\.png: "
     ):
-        pass_over_in_draw(drawn, splits, _finder(*corrupt))
+        replace_in_draw(drawn, splits, _finder(*corrupt))
 
 
 def test_corrupt_test_images_are_left_out_and_an_emptied_class_is_named(capsys):
     splits = _splits(1)
-    left, skipped = pass_over_in_test(splits, _finder("test/ant_0.png", "train/ant_0.png"))
+    left, skipped = remove_from_test(splits, _finder("test/ant_0.png", "train/ant_0.png"))
     assert left == replace(splits, test=splits.test[1:])
     assert skipped == [("small", "test", "test/ant_0.png", REASON)]
     assert capsys.readouterr().err == ""
-    left, skipped = pass_over_in_test(splits, _finder("test/cat_0.png", "test/cat_1.png"))
-    assert [each.path for each in skipped] == ["test/cat_0.png", "test/cat_1.png"]
+    left, skipped = remove_from_test(splits, _finder("test/cat_0.png", "test/cat_1.png"))
+    assert [example.path for example in skipped] == ["test/cat_0.png", "test/cat_1.png"]
     assert "class 2 ('cat') of small has no test image" in capsys.readouterr().err
-    assert pass_over_in_test(splits, _finder()) == (splits, [])
+    assert remove_from_test(splits, _finder()) == (splits, [])
     everything = [example.path for example in splits.test]
     with pytest.raises(InputError, match=r"none of the 6 test images of small .*ant_0\.png: the"):
-        pass_over_in_test(splits, _finder(*everything))
+        remove_from_test(splits, _finder(*everything))

@@ -204,14 +204,14 @@ def test_own_images_are_targets_by_layout_and_folder(tmp_path: Path):
         find_dataset("folder", None)
     clash = ["dataset=folder", f"data_root={tmp_path / 'zoo'}", f"transfer=[folder:{tmp_path}/zoo]"]
     write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
-    with pytest.raises(InputError, match="transfer: 2 test sets are called zoo"):
+    with pytest.raises(InputError, match="transfer: 2 test sets have the name zoo"):
         gather(**settings(*clash).data)
 
 
 def test_a_folder_called_as_the_new_classes_are_is_refused_as_a_target(tmp_path: Path):
     write_class_folders(tmp_path / "new_classes", ANIMALS, images=10)
     clash = ["protocol=base_to_new", f"transfer=[folder:{tmp_path}/new_classes]"]
-    with pytest.raises(InputError, match="transfer: 2 test sets are called new_classes"):
+    with pytest.raises(InputError, match="transfer: 2 test sets have the name new_classes"):
         gather(**settings(*clash).data)
 
 
