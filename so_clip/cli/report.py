@@ -74,7 +74,7 @@ def main(
         remarks += unknown
     tables, missing = add_missing(make_tables(runs), runs)
     tables = add_published(tables, runs)
-    with atomic.placed_by(OUT), _reported_if_cut_short(out / PAGE):
+    with atomic.output_option(OUT), _reported_if_cut_short(out / PAGE):
         names = write_tables(tables, out / FOLDER)
         atomic.write_text(out / FOLDER / ALL, latex.document(names))
         if not tables_only:

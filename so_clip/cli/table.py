@@ -29,7 +29,7 @@ def main(
     runs = read_runs(results_dir)
     out = out or results_dir / "tables"
     tables = [table for table in make_tables(runs) if table.measure.name in SHOWN]
-    with atomic.placed_by(OUT):
+    with atomic.output_option(OUT):
         write_tables(tables, out, endings=("md",))
     print("\n".join(map(to_markdown, tables)))
     print(f"{runs.counted}; tables in {out}")

@@ -22,7 +22,7 @@ def main(
 
     require_tensorboard()
     out = out or results_dir / "events"
-    with atomic.placed_by(OUT):
+    with atomic.output_option(OUT):
         written, skipped = export(results_dir, out)
     for reason in skipped:
         print(f"so_clip: left out: {reason}", file=sys.stderr)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from so_clip.errors import InputError
-from so_clip.system.machine import one_of_gpus
+from so_clip.system.machine import lease_gpu
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,5 +55,5 @@ def one_gpu(job_number: int | None) -> Iterator[None]:
     if job_number is None or not count:
         yield
         return
-    with one_of_gpus(job_number, count) as index, torch.cuda.device(index):
+    with lease_gpu(job_number, count) as index, torch.cuda.device(index):
         yield

@@ -15,7 +15,7 @@ from so_clip.fingerprint import remembered_run
 from so_clip.results.job_files import BUSY, DONE, FAILED, SKIPPED, Job, read_plan
 from so_clip.results.run_folder import RunFolder, check_writable
 from so_clip.sweep.callback import flags_of, job_files
-from so_clip.system.machine import runs_at_once, takes_gpus
+from so_clip.system.machine import concurrent_runs, shares_gpus
 
 if TYPE_CHECKING:
     from so_clip.run import Result
@@ -48,7 +48,7 @@ def _task(composed: DictConfig) -> float:
         sweep_dir = Path(hydra.runtime.output_dir).parent
         plan = read_plan(sweep_dir)
         jobs = len(plan.jobs) if plan else 0
-        at_once = runs_at_once(hydra.launcher, jobs)
+        at_once = concurrent_runs(hydra.launcher, jobs)
         accuracy_percent, told = _job(composed, overrides, sweep_dir, hydra.job.num, at_once)
         if told:
             of = f" of {jobs}" if jobs else ""
@@ -73,7 +73,7 @@ def _job(
         result = _finished(settings)
         if result is None:
             files.write(number, job)
-            gpu_job = number if takes_gpus(settings.device, at_once) else None
+            gpu_job = number if shares_gpus(settings.device, at_once) else None
             result = _do(settings, overrides, True, gpu_job)
         assert result is not None, "a job of a sweep has a process of its own"
         accuracy_percent = float(result.metrics["accuracy_percent"])

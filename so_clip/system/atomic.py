@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their name, synced, then renamed."""
+"""Atomic files: written under a temporary name, synced, then renamed."""
 
 import json
 import os
@@ -12,15 +12,15 @@ from typing import IO, Any
 
 from so_clip.errors import InputError
 
-_LONE = re.compile("[\ud800-\udfff]")
-# Of a file's name while it is written; nobody reads one.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# The suffix of a file while it is written. No other code reads such a file.
 _UNFINISHED = "partial"
-# No process takes so long between two bytes that it writes.
+# A writer that adds nothing for this time has been killed.
 DEAD_AFTER_SECONDS = 3600.0
 
 
 class CannotWrite(InputError):
-    """A file cannot be written; `problem` names it and says why, without the way out."""
+    """A file cannot be written; `problem` names the file and the reason."""
 
     def __init__(self, problem: str, option: str = "results_dir=FOLDER") -> None:
         super().__init__(f"{problem} Free the disk, or choose another folder with {option}.")
@@ -28,11 +28,11 @@ class CannotWrite(InputError):
 
 
 @contextmanager
-def placed_by(option: str) -> Iterator[None]:
-    """Let what cannot be written inside name the option that decides on the folder.
+def output_option(option: str) -> Iterator[None]:
+    """Name another option in the messages of `CannotWrite`.
 
     Args:
-        option: as it is typed, such as "-o FOLDER"; runs and sweeps have results_dir.
+        option: the command's option for the output folder, such as "-o FOLDER".
     """
     try:
         yield
@@ -42,12 +42,12 @@ def placed_by(option: str) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to, which becomes `path` at the end, unless something is raised.
+    """Open a file for writing, which becomes `path` at the end unless an exception is raised.
 
-    No reader, crash or full disk ever leaves a torn file.
+    Readers, crashes and full disks never see a partial file.
 
     Raises:
-        InputError: the folder cannot be written or the disk is full; nothing is left behind.
+        CannotWrite: the folder cannot be written or the disk is full; no file is left.
     """
     temporary: Path | None = None
     try:
@@ -59,7 +59,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; results are meant to be read by others.
+        # mkstemp makes files private, but other users may read results.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         temporary = None
@@ -78,9 +78,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Write `text` as UTF-8, what is no Unicode as \udc.., with the guarantees of `writing`.
+    r"""Write `text` as UTF-8 with the guarantees of `writing`.
 
-    Names of files may be any bytes, and so be texts that UTF-8 has nothing for.
+    File names may hold bytes that are not UTF-8. Python reads them as surrogates, which are written
+    as \udc...
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
@@ -88,17 +89,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     r"""Write `value` as indented JSON with the guarantees of `writing`; NaN is refused.
 
-    What is no Unicode is read back as the text \udc.., which can be printed everywhere.
+    Surrogates are read back as the text \udc.., which can be printed everywhere.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, _LONE.sub(r"\\\g<0>", text))
+    write_text(path, _SURROGATE.sub(r"\\\g<0>", text))
 
 
 def remove_dead(folder: Path, after_seconds: float = DEAD_AFTER_SECONDS) -> None:
-    """Remove what processes were writing in a folder when they were killed, as far as one can.
+    """Remove the unfinished files of killed processes from a folder; errors are ignored.
 
     Args:
-        after_seconds: how long such a file has to have lain; 0 where nobody else can be writing.
+        folder: the folder; folders in it are not searched.
+        after_seconds: the age of files to remove; 0 if no other process can be writing.
     """
     since = time.time() - after_seconds
     with suppress(OSError):
@@ -109,7 +111,7 @@ def remove_dead(folder: Path, after_seconds: float = DEAD_AFTER_SECONDS) -> None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the new name outlive a loss of power, on systems that can say so of folders."""
+    """Write the new name to disk, on systems that can sync folders."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Where the package's own files lie: in a checkout at its root, in a wheel inside the package."""
+"""Folders of the package's own files: at a checkout's root, or inside the package in a wheel."""
 
 from pathlib import Path
 

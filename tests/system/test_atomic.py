@@ -169,7 +169,7 @@ def test_a_reader_never_sees_a_part(tmp_path):
 def test_a_command_names_the_option_that_decides_on_its_folder():
     with (
         pytest.raises(atomic.CannotWrite, match=r"another folder with -o FOLDER\.") as caught,
-        atomic.placed_by("-o FOLDER"),
+        atomic.output_option("-o FOLDER"),
     ):
         atomic.write_text(Path("/proc/a.txt"), "")
     assert "results_dir" not in str(caught.value)

@@ -9,7 +9,7 @@ import torch
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.runtime.device import one_gpu
-from so_clip.system.machine import core_share, one_of_gpus, runs_at_once, takes_gpus, usable_cores
+from so_clip.system.machine import concurrent_runs, core_share, lease_gpu, shares_gpus, usable_cores
 
 CORES = len(os.sched_getaffinity(0))
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
@@ -32,8 +32,8 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
         ({"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"}, 999, CORES),
     ],
 )
-def test_a_launcher_does_so_many_runs_at_once(launcher, jobs, expected):
-    assert runs_at_once(launcher, jobs) == expected
+def test_a_launcher_does_so_many_concurrent_runs(launcher, jobs, expected):
+    assert concurrent_runs(launcher, jobs) == expected
 
 
 def test_every_run_has_a_core_and_none_has_anothers():
@@ -62,32 +62,32 @@ def test_auto_shares_the_cores_out_and_what_is_given_counts():
     ],
 )
 def test_cuda_without_a_number_is_any_of_the_gpus(device, at_once, expected):
-    assert takes_gpus(device, at_once) == expected
+    assert shares_gpus(device, at_once) == expected
 
 
 def test_each_job_takes_the_next_gpu(tmp_path):
     taken = []
     for number in range(7):
-        with one_of_gpus(number, 3, tmp_path) as index:
+        with lease_gpu(number, 3, tmp_path) as index:
             taken.append(index)
     assert taken == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_a_gpu_that_is_at_work_is_passed_over_until_all_are(tmp_path):
     with ExitStack() as stack:
-        taken = [stack.enter_context(one_of_gpus(0, 3, tmp_path)) for _ in range(5)]
+        taken = [stack.enter_context(lease_gpu(0, 3, tmp_path)) for _ in range(5)]
         assert taken == [0, 1, 2, 0, 0]
-        assert stack.enter_context(one_of_gpus(7, 3, tmp_path)) == 1
-    with one_of_gpus(2, 3, tmp_path) as index:
+        assert stack.enter_context(lease_gpu(7, 3, tmp_path)) == 1
+    with lease_gpu(2, 3, tmp_path) as index:
         assert index == 2
 
 
 def test_a_gpu_is_known_by_its_own_number_wherever_it_is_visible(tmp_path, monkeypatch):
     with ExitStack() as stack:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-        assert stack.enter_context(one_of_gpus(0, 2, tmp_path)) == 0
+        assert stack.enter_context(lease_gpu(0, 2, tmp_path)) == 0
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,2")
-        assert stack.enter_context(one_of_gpus(1, 2, tmp_path)) == 0
+        assert stack.enter_context(lease_gpu(1, 2, tmp_path)) == 0
 
 
 def test_a_job_computes_on_its_gpu_where_there_are_any():
