@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import DictConfig
 
 from so_clip.config.compose import compose
 from so_clip.data.cards.card import USER_LAYOUTS, card_names
@@ -39,7 +40,7 @@ TABLES = (ROOT / "results" / "tables", ROOT / "results" / "figures")
 
 @cache
 def known_options() -> frozenset[str]:
-    """Return the names of all options of runs: groups, and the keys of every YAML file in conf/."""
+    """Return the names of all options of runs: groups, and the keys of every choice in conf/."""
     found = {"hydra/launcher", "hydra.launcher.n_jobs", "hydra.launcher.partition"}
     for folder in (ROOT / "conf").iterdir():
         if folder.is_dir():
@@ -47,9 +48,8 @@ def known_options() -> frozenset[str]:
             for file in folder.glob("*.yaml"):
                 keys = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
                 found |= {f"{folder.name}.{key}" for key in keys}
-    main = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text(encoding="utf-8"))
-    for key, value in main.items():
-        found |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else {key}
+    for key, value in compose([]).items():
+        found |= {f"{key}.{name}" for name in value} if isinstance(value, DictConfig) else {key}
     return frozenset(found | {"dataset.split_file"})
 
 
