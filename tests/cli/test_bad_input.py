@@ -1,7 +1,8 @@
 """Bad input of every kind: exit code 2, one message that names it and a way out, and no leftovers.
 
-A row is (arguments, what the message says). In both, {bad} is a folder of broken files and {good} a
-small dataset that is whole.
+A row holds arguments and parts of the message. In both, {bad} is a folder of broken files and
+{good} a small whole dataset. tests/config and tests/data/lists have more bad values and split
+files; the rows here check that they reach the user.
 """
 
 import json
@@ -28,61 +29,23 @@ SPLIT: dict[str, Any] = {
 EUROSAT = "dataset=eurosat shots=1 split_protocol=coop data_root={good}"
 
 CHOICES = [
-    ("dataset=eurosta", ["dataset=eurosta", "'eurosat'", "Known:"]),
     ("dataset=cifar10", ["dataset=cifar10", "Known: caltech101"]),
     ("dataset.name=mnist", ["mnist", "digits"]),
     ("dataset.name=../../etc/passwd", ["../../etc/passwd", "digits"]),
-    ("backbone=vit_b_32", ["backbone=vit_b_32", "'vit_b32'"]),
-    ("backbone=resnet", ["backbone=resnet", "Known: tiny"]),
-    ("method=zeroshot", ["method=zeroshot", "'zero_shot'"]),
     ("method=lorra", ["method=lorra", "'lora'"]),
-    ("adapter=weight", ["adapter=weight", "'weights'"]),
-    ("optimizer=adamx", ["optimizer=adamx", "'adam'"]),
-    ("schedule=fewshot", ["schedule=fewshot", "'few_shot'"]),
-    ("experiment=domo", ["experiment=domo", "'demo'"]),
     ("dataset=null", ["GROUP=CHOICE", "--help"]),
-    ("shot=4", ["shot: there is no such option", "'shots'"]),
     ("+shot=4", ["shot: there is no such option", "'shots'"]),
     ("optimizer.kappa=1e-3", ["optimizer.kappa", "--help"]),
     ("~schedule.max_steps", ["schedule.max_steps is missing"]),
     ("shots", ["shots: there is no such command", "OPTION=VALUE"]),
     ("tabel", ["tabel: there is no such command", "'table'"]),
-    ("shots=(", ["cannot be read", "OPTION=VALUE"]),
-    ("shots=1,2", ["shots=1,2", "-m"]),
     ("-m method=lorra,so", ["method=lorra", "'lora'"]),
     ("--sweep", ["--sweep: there is no such flag", "--help"]),
 ]
 VALUES = [
     ("shots=0", ["shots=0", "1 or more"]),
-    ("shots=-4", ["shots=-4", "1 or more"]),
-    ("shots=four", ["shots=four", "whole number"]),
-    ("seed=-1", ["seed=-1", "0 or more"]),
-    ("seed=99999999999999999999", ["seed=99999999999999999999", "or less"]),
-    ("optimizer.density_ratio=0", ["density_ratio=0", "(0, 1]", "kappa"]),
-    ("optimizer.density_ratio=1.01", ["density_ratio=1.01", "(0, 1]"]),
-    ("optimizer.density_ratio=-5e-4", ["density_ratio=-0.0005", "(0, 1]"]),
-    ("optimizer.T=-1", ["optimizer.T=-1", "0 or more"]),
-    ("optimizer.lr=0", ["optimizer.lr=0", "above 0"]),
-    ("optimizer.order=prune", ["optimizer.order=prune", "prune_first"]),
-    ("optimizer.sampled_gradients=1", ["sampled_gradients=1", "auto, true or false"]),
-    ("optimizer.betas=[2,3]", ["betas", "[0, 1)"]),
     ("schedule.max_steps=0", ["schedule.max_steps=0", "method=zero_shot"]),
-    ("schedule.batch_size=0", ["schedule.batch_size=0", "1 or more"]),
-    ("evaluation.workers=-1", ["evaluation.workers=-1", "0 or more"]),
-    ("augment.scale=[1,0.5]", ["augment.scale=[1, 0.5]", "0.08"]),
-    ("precision=fp8", ["precision=fp8", "fp32"]),
-    ("device=gpu", ["device=gpu", "cuda:N"]),
-    ("device=cpu:", ["device=cpu:", "cuda:N"]),
-    ("split_protocol=copo", ["split_protocol=copo", "'coop'"]),
-    ("protocol=base", ["protocol=base", "all or base_to_new"]),
-    ("transfer=dtd", ["transfer=dtd", "[dtd,imagenet_v2]"]),
-    ("transfer=[imagenet_v]", ["transfer=imagenet_v", "'imagenet_v2'"]),
-    ("transfer=[digits]", ["the run's own dataset"]),
-    ("imbalance=0", ["imbalance=0", "0.001"]),
-    ("imbalance=some", ["imbalance=some", "finite number"]),
     ("dataset=imagenet_r", ["dataset=imagenet_r", "testing only", "method=zero_shot"]),
-    ("template=photo", ["template=photo", "{}"]),
-    ("method.name=../up", ["method.name=../up", "letters"]),
 ]
 MODELS = [
     ("method=adamw +optimizer.capturable=true", ["optimizer.capturable=true", "device=cpu"]),
@@ -93,7 +56,6 @@ MODELS = [
     ("adapter.position=half_up", ["adapter.position=half_up", "'half-up'"]),
     ("adapter.patterns=[mlp.c_fc.wieght]", ["'mlp.c_fc.wieght' matches no parameter"]),
     ("+adapter.depth=3", ["adapter", "depth"]),
-    ("backbone.logit_scale=0", ["backbone.logit_scale=0", "above 0"]),
     ("backbone.architecture=ViT-B-33", ["ViT-B-33", "'ViT-B-32'"]),
     ("backbone.pretrained=openai", ["backbone.pretrained=openai", "embedded"]),
     ("backbone=vit_b32 backbone.pretrained=opanai", ["opanai", "'openai'"]),
@@ -122,22 +84,9 @@ DATA = [
 ]
 SPLIT_FILES: dict[str, tuple[Any, list[str]]] = {
     "nowhere": (None, ["No such file"]),
-    "binary": (b"\xff\xd8\xff\xe0", ["not JSON"]),
     "cut": (b'{"train": [["ant/0.jpg", 0,', ["not JSON"]),
-    "empty": (b"", ["not JSON"]),
-    "twice": (b'{"train": [], "train": []}', ["not JSON"]),
-    "list": ([], ["no list train"]),
-    "no_test": ({"train": SPLIT["train"], "val": []}, ["no list test"]),
-    "nothing": (SPLIT | {"train": []}, ["train list is empty"]),
-    "pairs": (SPLIT | {"val": [["ant/1.jpg", 0]]}, ["val[0]", "class name"]),
-    "absolute": (SPLIT | {"val": [["/etc/passwd", 0, "ant"]]}, ["'/etc/passwd'", "absolute"]),
     "climbs": (SPLIT | {"val": [["../ant/1.jpg", 0, "ant"]]}, ["'../ant/1.jpg'", "climbs out"]),
-    "climbs_late": (SPLIT | {"test": [["ant/../../x", 0, "ant"]]}, ["climbs out"]),
-    "windows": (SPLIT | {"val": [["..\\1.jpg", 0, "ant"]]}, ["backslash"]),
     "repeated": (SPLIT | {"test": SPLIT["train"]}, ["test[0] repeats", "ant/0.jpg", "train[0]"]),
-    "gap": (SPLIT | {"test": [["ant/2.jpg", 3, "cat"]]}, ["label 2", "without gaps"]),
-    "two_names": (SPLIT | {"test": [["ant/2.jpg", 0, "cat"]]}, ["label 0", "'cat'", "'ant'"]),
-    "no_label": (SPLIT | {"test": [["ant/2.jpg", "0", "ant"]]}, ["test[0]", "whole number"]),
     "missing_train": (SPLIT | {"train": [["ant/9.jpg", 0, "ant"], *SPLIT["train"][1:]]},
                       ["missing", "ant/9.jpg", "split_file=FILE"]),
     "missing_test": (SPLIT | {"test": [*SPLIT["test"], ["bee/9.jpg", 1, "bee"]]},
@@ -161,7 +110,7 @@ PLACES = [
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A small EuroSAT that is whole but for the folder bad/, and a folder of broken files."""
+    """A small EuroSAT, whole except for its folder bad/, and a folder of broken files."""
     good, bad = tmp_path_factory.mktemp("good"), tmp_path_factory.mktemp("bad")
     images = good / "eurosat" / "2750"
     for index, name in enumerate(IMAGES):
@@ -262,25 +211,15 @@ def test_cuda_where_there_is_none(device, folders, tmp_path, monkeypatch):
     _refused([f"device={device}", "results_dir=r"], parts, folders, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("line", "part"),
-    [
-        ("dataset=eurosta", "'eurosat'"),
-        ("optimizer.density_ratio=2", "(0, 1]"),
-        (f"{EUROSAT} dataset.split_file={{bad}}/repeated.json", "repeats"),
-        (f"{EUROSAT} dataset.split_file={{bad}}/cut_test.json", "bad/cut.jpg"),
-    ],
-)
-def test_in_a_process_of_its_own(line, part, folders, tmp_path):
-    done = spawn(*_filled(line, folders).split(" "), "results_dir=results", cwd=tmp_path)
+def test_bad_input_in_a_new_process(tmp_path):
+    done = spawn("dataset=eurosta", "results_dir=results", cwd=tmp_path)
     assert (done.code, done.out) == (2, "")
-    assert len(done.messages) == 1
-    assert part in done.err
-    assert "Traceback" not in done.err
-    assert "Warning" not in done.err
+    assert len(done.messages) == len(done.err.splitlines()) == 1
+    assert "'eurosat'" in done.err
     assert _tree(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_downloaded(tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
@@ -296,6 +235,7 @@ def test_weights_that_cannot_be_downloaded(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
 def test_a_disk_that_fills_up_leaves_whole_files_and_no_finished_run(tmp_path):
     mount = f"mount -t tmpfs -o size=32k tmpfs {tmp_path}"
