@@ -56,6 +56,7 @@ class DecodeCache:
     def __init__(self, folder: Path, budget_bytes: int, reserve_bytes: int = RESERVE_BYTES) -> None:
         self.folder, self.budget_bytes, self.reserve_bytes = folder, budget_bytes, reserve_bytes
         self._said: set[str] = set()
+        self._new_folders: list[Path] = []
 
     def path(self, layout: Layout) -> Path:
         """Return the path of the file of a layout."""
@@ -84,12 +85,18 @@ class DecodeCache:
         if needed > self.budget_bytes:
             self._not_kept(f"they take {_gib(needed)} GiB")
             return None
+        folders = (self.folder, *self.folder.parents)
+        self._new_folders += [folder for folder in folders if not folder.exists()]
+        records = None
         try:
             folder_lock = lock_folder(self.folder)
             try:
-                return self._create(layout)
+                records = self._create(layout)
+                return records
             finally:
                 unlock(folder_lock)
+                if records is None:
+                    self._remove_new_folders()
         except BlockingIOError:  # another process makes room at this moment
             return None
         except OSError as error:
@@ -108,6 +115,14 @@ class DecodeCache:
             self._not_kept(f"{self.folder} cannot be written: {_reason(error)}")
         # After the renaming, there is no file of the temporary name.
         delete(records.path, records.descriptor)
+        if not complete:
+            self._remove_new_folders()
+
+    def _remove_new_folders(self) -> None:
+        """Remove folders that this cache made and that are empty: a refused run leaves nothing."""
+        with contextlib.suppress(OSError):
+            for folder in self._new_folders:
+                folder.rmdir()
 
     def discard(self, path: Path, reason: str) -> None:
         """Delete a damaged file."""
