@@ -90,7 +90,7 @@ def write_runs(root: Path, count: int) -> None:
     """Write the folders of so many finished runs, no two of them alike."""
     kinds = root.parent / "kinds"
     _write_kinds(kinds)
-    template = from_config(compose(["dataset=dtd", "backbone=vit_b16"])).as_dict()
+    template = from_config(compose(["dataset=dtd", "backbone=vit_b16"])).record()
     cells = product(range(count), SHOTS, SEEDS, DATASETS)
     for number, (method, shots, seed, dataset) in enumerate(islice(cells, count)):
         folder = root / f"{dataset}-vit_b16-method{method}-{shots}shot-seed{seed}-{number:012x}"

@@ -1,26 +1,25 @@
-"""From settings and data to the parts of a run: model, optimizer, batches, evaluator."""
+"""From settings and data to the objects of a run: model, optimizer, batches, evaluators."""
 
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object
 
 from so_clip.adapt.model import Model
 from so_clip.clip.backbone import Backbone, load_backbone
-from so_clip.clip.blocks import Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import Prompts, described, templated
-from so_clip.config.resolve import with_text_budget
-from so_clip.config.settings import TEMPLATES, Evaluation, Settings
+from so_clip.config.resolve import resolved_text_budget
+from so_clip.config.settings import BackboneChoice, Component, Evaluation, MethodChoice, Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.cache.decode_cache import GIB, DecodeCache
-from so_clip.data.cards.card import load_card
+from so_clip.data.cards.card import DatasetCard, load_card
+from so_clip.data.choice import TEMPLATES, DataChoice
 from so_clip.data.find import user_dataset
 from so_clip.data.image_memory import training_images
 from so_clip.data.images import DigitArray
@@ -32,35 +31,50 @@ from so_clip.optim.sampled import sampled_gradients
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 
-# An evaluator's contexts for the classes that the classifier has anyway.
-_ITS_OWN: tuple[Classes, Classes] = (nullcontext, nullcontext)
+CPU = torch.device("cpu")
+# Contexts of an evaluator for the classes that the classifier has anyway.
+_SAME_CLASSES: tuple[Classes, Classes] = (nullcontext, nullcontext)
 
 
 def build_model(settings: Settings, data: Data) -> Model:
-    """Load the backbone, and make it the model that the settings describe."""
-    check_classes(settings)
-    device = pick_device(settings.device)
-    backbone = load_backbone(**settings.backbone, seed=settings.seed)
-    weights_sha256 = backbone.weights_sha256
-    names, card = data.splits.class_names, data.card
-    made_of = names, card.template_sets, device, weights_sha256, card.descriptions
-    return assemble_model(settings, backbone, *made_of)
+    """Load the backbone and turn it into the model that the settings describe."""
+    check_classes(settings.method, settings.data)
+    backbone = load(settings.backbone, settings.data.seed)
+    prompts = class_prompts(settings.data.template, data.splits.class_names, data.card)
+    device = pick_device(settings.placement.device)
+    return assemble_model(settings, backbone, prompts, device, backbone.weights_sha256)
 
 
-def check_classes(settings: Settings) -> None:
-    """Refuse, before any work, to test on classes that what is trained says nothing of."""
-    adapter = _instantiate("adapter", settings.adapter) if settings.adapter else None
+def load(choice: BackboneChoice, seed: int, weightless: bool = False) -> Backbone:
+    """Return the backbone of a choice; see load_backbone."""
+    return load_backbone(
+        architecture=choice.architecture,
+        pretrained=choice.pretrained,
+        checkpoint=choice.checkpoint,
+        logit_scale=choice.logit_scale,
+        seed=seed,
+        weightless=weightless,
+    )
+
+
+def check_classes(method: MethodChoice, choice: DataChoice) -> None:
+    """Refuse, before any work, to test a method on classes that it cannot predict.
+
+    Raises:
+        InputError: the trained weights belong to the training classes, and others are to be tested.
+    """
+    adapter = make("adapter", method.adapter) if method.adapter else None
     if adapter is None or not adapter.class_bound:
         return
-    bound = f"what method={settings.method} trains belongs to the classes of its training images"
-    if settings.protocol == BASE_TO_NEW:
+    bound = f"what method={method.name} trains belongs to the classes of its training images"
+    if choice.base_to_new:
         raise InputError(
-            f"protocol=base_to_new: {bound}, and says nothing of new ones. Leave protocol out, or "
+            f"protocol=base_to_new: {bound}, and cannot predict new ones. Leave protocol out, or "
             "take another method."
         )
-    for name in settings.transfer:
-        other = user_dataset(name, settings.data_root) is not None
-        if other or load_card(name).classes_of != settings.dataset:
+    for name in choice.transfer:
+        is_users = user_dataset(name, choice.data_root) is not None
+        if is_users or load_card(name).classes_of != choice.dataset:
             raise InputError(
                 f"transfer={name}: {bound}, and {name} has others. Leave it out, or take another "
                 "method."
@@ -70,82 +84,84 @@ def check_classes(settings: Settings) -> None:
 def assemble_model(
     settings: Settings,
     backbone: Backbone,
-    class_names: Sequence[str],
-    templates: Mapping[str, Sequence[str]],
-    device: torch.device,
-    weights_sha256: str,
-    descriptions: Mapping[str, Sequence[str]] | None = None,
+    prompts: Prompts,
+    device: torch.device = CPU,
+    weights_sha256: str = "",
 ) -> Model:
-    """Tokenise the class prompts, move to the device, and let the adapter open its parameters."""
-    prompts = _prompts(settings.template, class_names, templates, descriptions)
-    tokens_PL = backbone.tokenize(prompts.texts)
-    backbone.memory = cast(Memory, settings.memory)
+    """Tokenise the class prompts, move to the device, and let the adapter open its parameters.
+
+    Args:
+        settings: of the run.
+        backbone: as loaded.
+        prompts: of the classes to train on.
+        device: of the model.
+        weights_sha256: of the backbone.
+
+    Raises:
+        InputError: the adapter opens parameters and there is no optimizer.
+    """
+    placement, adapter_choice = settings.placement, settings.method.adapter
+    backbone.memory = placement.memory
     classifier = Classifier(
         backbone,
-        tokens_PL,
-        with_text_budget(settings, on_cuda=device.type == "cuda").text_budget_mib,
+        backbone.tokenize(prompts.texts),
+        resolved_text_budget(placement.text_budget_mib, placement.memory, device.type == "cuda"),
         prompts_per_class=prompts.per_class,
         templates=prompts.templates,
     )
-    if device.type != "cpu":  # where it is already, and where fake tensors are, which cannot move
+    if device.type != "cpu":  # a forecast's fake tensors are on the CPU and cannot move
         classifier = classifier.to(device)
-    adapter = _instantiate("adapter", settings.adapter) if settings.adapter else None
+    adapter = make("adapter", adapter_choice) if adapter_choice else None
     parameters = adapter(classifier) if adapter else {}
     if parameters and not settings.trains:
         raise InputError(
             f"optimizer=none, but the adapter opens {len(parameters)} tensors to train. Choose an "
             "optimizer, or method=zero_shot to train nothing."
         )
-    precision = Precision(settings.precision, device)
+    precision = Precision(placement.precision, device)
     return Model(classifier, adapter, parameters, device, precision, weights_sha256)
 
 
-def _prompts(
-    template: str,
-    class_names: Sequence[str],
-    templates: Mapping[str, Sequence[str]],
-    descriptions: Mapping[str, Sequence[str]] | None,
-) -> Prompts:
-    """Return the prompts of classes, from a user's descriptions of them if there are any."""
-    if descriptions is not None:
-        return described(class_names, descriptions)
-    return templated(class_names, _templates(template, templates))
+def class_prompts(template: str, class_names: Sequence[str], card: DatasetCard) -> Prompts:
+    """Return the prompts of classes: the user's descriptions of them, or filled templates.
 
-
-def _templates(name: str, templates: Mapping[str, Sequence[str]]) -> Sequence[str]:
-    """Return the templates that `name` means: the card's of that name, or itself."""
-    if name not in TEMPLATES and name not in templates:
-        return [name]
-    if name not in templates:
+    Raises:
+        InputError: the card has no templates of that name.
+    """
+    if card.descriptions is not None:
+        return described(class_names, card.descriptions)
+    templates = card.template_sets
+    if template in templates:
+        return templated(class_names, templates[template])
+    if template in TEMPLATES:
         raise InputError(
-            f"template={name}: the dataset's card has none under templates. It has "
+            f"template={template}: the dataset's card has none under templates. It has "
             f"{', '.join(templates)}; any text with one {{}} for the class name will do too."
         )
-    return templates[name]
+    return templated(class_names, [template])
 
 
-def build_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
-    """Make the optimizer over the adapter's parameters; its own refusals become InputError.
+def build_optimizer(choice: Component | None, model: Model) -> torch.optim.Optimizer:
+    """Make the optimizer over the adapter's parameters. Its own refusals become InputError.
 
-    Its option `sampled_gradients` is the model's to obey: it never reaches the constructor.
+    The option `sampled_gradients` changes the model's layers and never reaches the constructor.
     """
-    assert settings.optimizer is not None
+    assert choice is not None
     if not model.parameters:
         raise InputError(
             "the adapter opens no parameters, so the optimizer has nothing to train. "
             "Choose adapter=weights, or method=zero_shot to train nothing."
         )
-    options = dict(settings.optimizer)
+    options = dict(choice.options)
     if options.get("capturable") and model.device.type == "cpu":
         raise InputError(
-            f"optimizer.capturable=true: is for GPUs, and device={settings.device} is none. "
-            "Leave it out."
+            "optimizer.capturable=true: works on GPUs only, and the device is cpu. Leave it out."
         )
     sampled = options.pop("sampled_gradients", False)
-    make = _instantiate("optimizer", options)
-    _refuse_foreign_options(make)
+    constructor = get_object(choice.target)
+    _refuse_foreign_options("optimizer", constructor, options)
     try:
-        optimizer = make(list(model.parameters.values()))
+        optimizer: torch.optim.Optimizer = constructor([*model.parameters.values()], **options)
         if sampled:
             sampled_gradients(model.classifier, optimizer, always=sampled is True)
     except (TypeError, ValueError) as error:
@@ -153,34 +169,23 @@ def build_optimizer(settings: Settings, model: Model) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _refuse_foreign_options(make: partial[torch.optim.Optimizer]) -> None:
-    """Name options that belong to another optimizer, as an experiment may have set them."""
-    takes = inspect.signature(make.func).parameters
-    for key, value in make.keywords.items():
-        if key not in takes:
-            raise InputError(
-                f"optimizer.{key}={value}: {make.func.__name__} has no such option. Leave it out, "
-                f"or drop it with '~optimizer.{key}' where an experiment sets it."
-                f"{nearest(key, takes)}"
-            )
-
-
 def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatches:
-    """Decode the few shots into memory, if they fit, and set up their crops and order."""
+    """Decode the few-shot images into memory if they fit, and set up their crops and order."""
     assert data.few_shot is not None
     examples = data.few_shot.train
+    images = training_images(
+        data.images,
+        examples,
+        budget_mib=settings.placement.image_budget_mib,
+        workers=settings.evaluation.workers,
+        parallel_runs=settings.parallel_runs,
+    )
     return TrainBatches(
-        training_images(
-            data.images,
-            examples,
-            settings.image_budget_mib,
-            settings.evaluation.workers,
-            settings.at_once,
-        ),
+        images,
         [example.label for example in examples],
         settings.schedule.batch_size,
         model.classifier.backbone.image_size,
-        torch.Generator().manual_seed(settings.seed),
+        torch.Generator().manual_seed(settings.data.seed),
         model.device,
         scale=settings.augment.scale,
         flip=settings.augment.flip,
@@ -188,23 +193,23 @@ def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatch
 
 
 def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, Evaluator]:
-    """Set up what classifies each of the run's test sets, by its name.
+    """Return an evaluator for each of the run's test sets, by its name.
 
     Raises:
-        InputError: the prompts of other classes are not what the adapter can take.
+        InputError: the adapter cannot take the prompts of other classes.
     """
     return {test_set.name: _evaluator(settings, test_set, model) for test_set in data.test_sets}
 
 
 def _evaluator(settings: Settings, test_set: TestSet, model: Model) -> Evaluator:
     options = settings.evaluation
-    classes, adapted_classes = _ITS_OWN
+    classes, adapted_classes = _SAME_CLASSES
     if test_set.name and test_set.columns is None:
         try:
-            classes, adapted_classes = _other_classes(settings, test_set, model)
+            classes, adapted_classes = _other_classes(settings.data.template, test_set, model)
         except InputError as error:
-            new = test_set.name == NEW_CLASSES
-            option = f"protocol={BASE_TO_NEW}" if new else f"transfer={test_set.name}"
+            is_new = test_set.name == NEW_CLASSES
+            option = f"protocol={BASE_TO_NEW}" if is_new else f"transfer={test_set.name}"
             raise InputError(f"{option}: {error}") from error
     return Evaluator(
         model.classifier,
@@ -228,9 +233,9 @@ def _evaluator(settings: Settings, test_set: TestSet, model: Model) -> Evaluator
 
 
 def _decode_cache(options: Evaluation, test_set: TestSet, model: Model) -> DecodeCache | None:
-    """Return where test images are kept decoded: files that an image tower will see again.
+    """Return the cache of decoded test images, if the image tower trains and images are files.
 
-    Of a tower that nothing trains, the features are kept instead.
+    A frozen image tower encodes each image once, so its features are kept instead.
     """
     budget_bytes = int(options.decode_cache_gib * GIB)
     if (
@@ -243,14 +248,17 @@ def _decode_cache(options: Evaluation, test_set: TestSet, model: Model) -> Decod
     return DecodeCache(options.cache_dir / "decoded", budget_bytes)
 
 
-def _other_classes(settings: Settings, test_set: TestSet, model: Model) -> tuple[Classes, Classes]:
+def _other_classes(template: str, test_set: TestSet, model: Model) -> tuple[Classes, Classes]:
     """Return contexts in which the classifier has a test set's classes: before and after."""
-    names, card = test_set.splits.class_names, test_set.card
-    prompts = _prompts(settings.template, names, card.template_sets, card.descriptions)
+    prompts = class_prompts(template, test_set.splits.class_names, test_set.card)
     classifier, adapter = model.classifier, model.adapter
     tokens_PL = classifier.backbone.tokenize(prompts.texts)
-    how = tokens_PL, prompts.templates
-    plain = partial(classifier.using_classes, *how, prompts_per_class=prompts.per_class)
+    plain = partial(
+        classifier.using_classes,
+        tokens_PL,
+        prompts.templates,
+        prompts_per_class=prompts.per_class,
+    )
     if adapter is None:
         return plain, plain
     with plain():
@@ -258,11 +266,31 @@ def _other_classes(settings: Settings, test_set: TestSet, model: Model) -> tuple
     return plain, partial(plain, rewrite=adapter.prompts_for)
 
 
-def _instantiate(group: str, spec: Mapping[str, Any]) -> Any:
+def make(group: str, choice: Component) -> Any:
+    """Return the object that a choice describes. Refusals of its class become InputError."""
     try:
-        return instantiate(spec, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, InputError):
-            raise cause from None
-        raise InputError(f"{group}: {cause or error}") from error
+        constructor = get_object(choice.target)
+        _refuse_foreign_options(group, constructor, choice.options)
+        return constructor(**choice.options)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{group}: {error}") from error
+
+
+def _refuse_foreign_options(group: str, constructor: Any, options: Mapping[str, Any]) -> None:
+    """Name an option that the constructor does not have; an experiment may have set it.
+
+    Raises:
+        InputError: with the nearest option that it has.
+    """
+    parameters = inspect.signature(constructor).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key, value in options.items():
+        if key not in parameters:
+            raise InputError(
+                f"{group}.{key}={value}: {constructor.__name__} has no such option. Leave it out, "
+                f"or drop it with '~{group}.{key}' where an experiment sets it."
+                f"{nearest(key, parameters)}"
+            )

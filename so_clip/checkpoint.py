@@ -1,9 +1,8 @@
-"""Checkpoints: what a run that was cut off needs to go on as if nothing had happened.
+"""Checkpoints: an interrupted run continues as if nothing had happened.
 
-Nothing in a checkpoint is worked out anew in another way: it holds the very tensors, generators'
-states and numbers that training goes on from, so that losses and predictions come out the same to
-the last bit on the same hardware. What follows from the configuration alone (frozen weights, the
-few shots, zero-shot predictions, an adapter's start) is made again as at first.
+A checkpoint stores the exact tensors, RNG states and counters, so a resumed run reproduces losses
+and predictions bit for bit on the same hardware. Everything that follows from the configuration
+(frozen weights, few-shot images, zero-shot predictions, an adapter's start) is computed again.
 """
 
 import math
@@ -25,33 +24,30 @@ from so_clip.system.code_hash import code_sha256, parts_but
 if TYPE_CHECKING:
     from so_clip.adapt.model import Model
 
-# Training is over: what only another step would need is left out of the last checkpoint.
+# Left out of the last checkpoint, because only another step needs them.
 _FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches")
 
-# Beside torch, what computes in a step.
+# Packages that compute in a step, beside torch.
 _PACKAGES = ("torchvision", "open_clip_torch", "peft", "pytorch-optimizer")
 
-# What looks at runs or makes ready for them, and has no part in them.
-READERS = (
-    *("doctor", "forecast", "prepare", "report", "status"),
-    *("arguments.py", "manual.py", "table.py", "tensorboard.py"),
-)
+# Rooms that cannot change a training. A checkpoint stays valid when their code changes.
+NO_TRAINING = ("cli", "forecast", "prepare", "report", "status", "sweep")
 
 
 class Stateful(Protocol):
-    """Whose state can be taken and given back, as that of torch's optimizers can."""
+    """An object whose state can be saved and restored, as torch's optimizers have it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors, numbers and text, in dicts and lists."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Go on from a state, on whatever device this is on."""
+        """Restore a state, on the device of this object."""
         ...
 
 
 class Stopwatch:
-    """Seconds of work, those of earlier processes included. It runs from the beginning."""
+    """Counts seconds of work, including those of earlier processes. It starts at once."""
 
     def __init__(self) -> None:
         self._before = 0.0
@@ -65,7 +61,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what is done inside."""
+        """Stop the count inside the context."""
         self._before, self._since = self.seconds, None
         try:
             yield
@@ -77,18 +73,18 @@ class Stopwatch:
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from those seconds: what this process has done so far was done before, too."""
+        """Continue from those seconds. The work of this process so far repeats earlier work."""
         self._before, self._since = state_dict["seconds"], time.perf_counter()
 
 
 class ModelState:
-    """What training has made of a model: opened tensors, buffers, and its adapter's own state."""
+    """The trained part of a model: opened tensors, buffers, and the adapter's own state."""
 
     def __init__(self, model: "Model") -> None:
         self._model = model
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tensors by name, and what the adapter has beside them."""
+        """Return the tensors by name, and the adapter's own state."""
         assert self._model.adapter is not None
         return {
             "tensors": {name: value.detach() for name, value in self._tensors().items()},
@@ -97,7 +93,7 @@ class ModelState:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put them back where they were."""
+        """Copy the saved tensors into the model."""
         assert self._model.adapter is not None
         tensors, saved = self._tensors(), state_dict["tensors"]
         for name, value in tensors.items():
@@ -111,10 +107,10 @@ class ModelState:
 
 
 class NoCheckpoint:
-    """Keeps nothing and gives nothing back."""
+    """Saves nothing and restores nothing."""
 
     def restore(self, **parts: Stateful) -> None:
-        """Leave these parts as they are."""
+        """Do nothing."""
 
     def after_step(self) -> None:
         """Do nothing."""
@@ -124,20 +120,20 @@ class NoCheckpoint:
 
 
 class Checkpoint(NoCheckpoint):
-    """One file with the state of all that training changes, written from time to time.
+    """One file with the state of everything that training changes, written at intervals.
 
-    It is whole or not there. A file that is damaged, of another run, or written by other code or
-    with another number of threads is left aside with a word on stderr. So what is read fits; should
-    a state not fit all the same, the run fails, since the parts before it have been given theirs.
+    The file is complete or absent. A file that is damaged, belongs to another run, or was written
+    by other code or with another number of threads is ignored, with a message on stderr. If a state
+    still does not fit, the run fails, because other parts have their new state already.
 
     Args:
         path: of the file.
         fingerprint: of the run.
-        every_seconds: of training between two writings; 0: the file is neither written nor read.
-        stopwatch: of the training, stopped while a checkpoint is written.
-        writes: False where another process writes the file for all.
-        threads: that a CPU computes with, since sums are rounded by their order; None on a GPU.
-        parts: what it keeps the state of, and gives it back to in this order.
+        every_seconds: seconds of training between two writes. 0: the file is not used.
+        stopwatch: of the training. It stops while a checkpoint is written.
+        writes: False if another process writes the file for all.
+        threads: CPU threads of torch, which decide how sums are rounded. None on a GPU.
+        parts: the objects whose state it saves, and restores in this order.
     """
 
     def __init__(
@@ -153,7 +149,7 @@ class Checkpoint(NoCheckpoint):
         self._path, self._every_seconds, self._stopwatch = path, every_seconds, stopwatch
         self._made_by = {
             "run": fingerprint,
-            "code": code_sha256(*parts_but(READERS)),
+            "code": code_sha256(*parts_but(NO_TRAINING)),
             "torch": str(torch.__version__),
             **{name: version_of(name) for name in _PACKAGES},
             "threads": threads,
@@ -163,11 +159,11 @@ class Checkpoint(NoCheckpoint):
         self._writes, self._failed = writes and every_seconds > 0, False
 
     def restore(self, **parts: Stateful) -> None:
-        """Take in the last parts, and give all of them the state in the file, if there is one.
+        """Add the last parts, and restore all parts from the file if there is one.
 
         Raises:
-            InputError: the file is this run's, but its state is not for these parts, of which some
-                may have theirs already. The file is put out of the next attempt's way.
+            InputError: the file is this run's, but a state does not fit its part. The file is
+                renamed, so that the next attempt does not read it.
         """
         self._parts |= parts
         states = self._read()
@@ -181,28 +177,28 @@ class Checkpoint(NoCheckpoint):
                     self._path.replace(self._path.with_name(f"{self._path.name}.unusable"))
             raise InputError(
                 f"{self._path} does not fit this run ({type(error).__name__}: {error}), and was "
-                "renamed. Repeat: training then begins anew."
+                "renamed. Repeat the run: training then starts from the beginning."
             ) from error
         self._written = time.monotonic()
 
     def after_step(self) -> None:
-        """Write the file if it is time to. Until then, this waits for no device."""
+        """Write the file if it is time. Otherwise this does not wait for the device."""
         if self._writes and time.monotonic() - self._written >= self._every_seconds:
             self._write([*self._parts])
 
     def after_training(self) -> None:
-        """Write the file once more, so that nothing but the evaluation has to be repeated."""
+        """Write the file once more, so that only the evaluation is repeated."""
         if self._writes:
             self._write([name for name in self._parts if name not in _FOR_STEPS])
 
     def remove(self) -> None:
-        """Remove the file: going on from it would end as this process did."""
+        """Remove the file: a run that continues from it would fail again."""
         if self._writes:
             self._path.unlink(missing_ok=True)
 
     def _write(self, names: list[str]) -> None:
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # what the device has yet to do is training
+            torch.cuda.synchronize()  # the device is still training
         with self._stopwatch.paused():
             states = {name: self._parts[name].state_dict() for name in names}
             try:
@@ -210,46 +206,46 @@ class Checkpoint(NoCheckpoint):
                     torch.save({"made_by": self._made_by, "states": states}, file)
             except (InputError, RuntimeError) as error:  # torch's own, if the disk is full
                 if not self._failed:
-                    say(f"no checkpoint is kept, and the run goes on without: {error}")
+                    say(f"no checkpoint is written, and the run continues without one: {error}")
                 self._failed = True
         self._written = time.monotonic()
 
     def _read(self) -> dict[str, Any]:
-        """Return the states in the file, or none if there is no file that will do."""
+        """Return the states in the file; nothing if there is no usable file."""
         if not self._every_seconds or not self._path.exists():
             return {}
         try:
-            with zipfile.ZipFile(self._path) as archive:  # torch's own reader checks no sums
+            with zipfile.ZipFile(self._path) as archive:  # torch's reader does not check checksums
                 if archive.testzip() is not None:
                     raise zipfile.BadZipFile
             kept = torch.load(self._path, map_location="cpu", weights_only=True)
             made_by, states = kept["made_by"], kept["states"]
             self._check(made_by, states)
-        except Exception as error:  # torn or foreign files end in nearly every one there is
-            self._leave_aside(f"it cannot be read ({type(error).__name__})")
+        except Exception as error:  # damaged files raise almost any exception
+            self._ignore(f"it cannot be read ({type(error).__name__})")
             return {}
         for what, mine in self._made_by.items():
             if made_by.get(what) != mine:
-                self._leave_aside(self._difference(what, made_by.get(what)))
+                self._ignore(self._difference(what, made_by.get(what)))
                 return {}
         missing = self._parts.keys() - states.keys()
         if missing and missing != self._parts.keys() & {*_FOR_STEPS}:
-            self._leave_aside(f"it lacks the state of {', '.join(sorted(missing))}")
+            self._ignore(f"it lacks the state of {', '.join(sorted(missing))}")
             return {}
         return dict(states)
 
     @staticmethod
     def _check(made_by: Any, states: Any) -> None:
-        """Refuse what no checkpoint of any run looks like.
+        """Refuse a file that is not a checkpoint.
 
         Raises:
-            TypeError: something is no dict, or the seconds are no number.
-            KeyError: there are no seconds.
-            ValueError: the seconds are none.
+            TypeError: a state is not a dict, or the seconds are not a number.
+            KeyError: the seconds are missing.
+            ValueError: the seconds are negative or not finite.
         """
-        if not all(isinstance(each, dict) for each in (made_by, states)):
+        if not all(isinstance(value, dict) for value in (made_by, states)):
             raise TypeError
-        if not all(isinstance(each, dict) for each in states.values()):
+        if not all(isinstance(state, dict) for state in states.values()):
             raise TypeError
         seconds = states["stopwatch"]["seconds"]
         if type(seconds) not in (int, float):
@@ -257,14 +253,14 @@ class Checkpoint(NoCheckpoint):
         if not 0 <= seconds < math.inf:
             raise ValueError
 
-    def _difference(self, what: str, its: Any) -> str:
+    def _difference(self, what: str, value: Any) -> str:
         if what == "run":
-            return "it is another run's"
+            return "it belongs to another run"
         if what == "code":
             return "it was written by another version of so_clip"
         if what == "threads":
-            return f"it was written with threads={its}, and there are {self._made_by[what]}"
+            return f"it was written with threads={value}, and this run has {self._made_by[what]}"
         return f"it was written under another version of {what}"
 
-    def _leave_aside(self, reason: str) -> None:
-        say(f"{self._path} is left aside: {reason}. Training begins anew.")
+    def _ignore(self, reason: str) -> None:
+        say(f"{self._path} is ignored: {reason}. Training starts from the beginning.")

@@ -30,7 +30,7 @@ _OPTION_TEXTS = {
     "list_type": "must be a list",
     "tuple_type": "must be a list",
     "greater_than_equal": "must be {ge} or more",
-    "greater_than": "must be above {gt:g}",
+    "greater_than": "must be above {gt}",
     "less_than_equal": "must be {le} or less",
     "less_than": "must be below {lt}",
 }
@@ -39,7 +39,9 @@ _OPTION_TEXTS = {
 class Options(BaseModel):
     """Base of all groups of options: immutable, strictly typed, without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 OptionsType = TypeVar("OptionsType", bound=Options)
@@ -57,12 +59,16 @@ def option(
             of the run's fingerprint.
         limits: `ge`, `gt`, `le` or `lt`, as pydantic's Field has them.
     """
-    extra = {"changes_results": changes_results}
+    extra: dict[str, Any] = {"changes_results": changes_results}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
 def validated(
-    options: type[OptionsType], values: Any, prefix: str = "", known: Iterable[str] | None = None
+    options: type[OptionsType],
+    values: Any,
+    prefix: str = "",
+    known: Iterable[str] | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> OptionsType:
     """Return the values as an object of the class `options`.
 
@@ -71,6 +77,7 @@ def validated(
         values: a mapping of option names to plain values.
         prefix: what stands before the names on the command line, such as "schedule.".
         known: all names that the user may write there. Default: the fields of the class.
+        context: what validators may look at, beside the prefix.
 
     Raises:
         InputError: about the first value that cannot be used.
@@ -85,7 +92,7 @@ def validated(
         if name not in names:
             raise InputError(f"{prefix}{name}: there is no such option.{nearest(str(name), names)}")
     try:
-        return options.model_validate(dict(values), context={"prefix": prefix})
+        return options.model_validate(dict(values), context={"prefix": prefix, **(context or {})})
     except ValidationError as error:
         raise input_error(error, prefix) from error
 
@@ -108,7 +115,12 @@ def problem_text(details: Mapping[str, Any]) -> str:
         return f"must be {' or '.join(allowed)}.{nearest(str(details['input']), allowed)}"
     if kind == "value_error":
         return str(context["error"])
-    return _OPTION_TEXTS.get(kind, details["msg"]).format(**context) + "."
+    # pydantic turns limits of floats into floats: 0 must not be shown as 0.0.
+    limits = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in context.items()
+    }
+    return _OPTION_TEXTS.get(kind, details["msg"]).format(**limits) + "."
 
 
 def option_key(info: ValidationInfo) -> str:

@@ -1,7 +1,7 @@
-"""Which run is which: one fingerprint over all that can change a run's result.
+"""A run's identity: one SHA-256 over everything that can change its result.
 
-Options, lists, prompts and weights are known by their contents, the code by a number. Both hashes
-that take time are remembered within the process, so that a sweep recognises a finished run at once.
+Options, lists, prompts and weights count by their content, the code by a version number. Choices
+count by their names (`adapter: coop`), never by module paths, so code can move.
 """
 
 import hashlib
@@ -10,178 +10,204 @@ import os
 from pathlib import Path
 from typing import Any
 
-from so_clip.config.protocols import ALL
-from so_clip.config.settings import Settings
+from so_clip.config.settings import NO_DIFFERENCE, BackboneChoice, Settings
 from so_clip.data.cards.card import PACKAGE_LAYOUT, load_card
+from so_clip.data.choice import DataChoice
 from so_clip.data.examples import SKIP
 from so_clip.data.find import user_dataset
 from so_clip.data.run_data import Data, TestSet
 from so_clip.version import RESULTS_VERSION
 
-# Of the fingerprint's 64 digits, so many end a folder's name.
+# A run folder's name ends in this many of the fingerprint's 64 digits.
 DIGITS = 12
 
 Key = tuple[Any, ...]
-_weights: dict[Key, str] = {}
-# Beside the hash, what the files it was made from looked like.
-_contents: dict[Key, tuple[str, dict[Path, Key]]] = {}
+
+
+def settings_sha256(settings: Settings) -> str:
+    """Return the SHA-256 of all choices that can change the result."""
+    values = settings.record()
+    for option in NO_DIFFERENCE:
+        group, _, key = option.rpartition(".")
+        del (values[group] if group else values)[key]
+    del values["user_data"]  # its lists, names and place count by their content
+    values["device"] = values["device"].partition(":")[0]  # any GPU of a machine
+    return _sha256(values)
 
 
 def run_fingerprint(
     settings: Settings, contents_sha256: str, weights_sha256: str, processes: int = 1
 ) -> str:
-    """Return the SHA-256 of all that can change a run's result.
+    """Return the SHA-256 of everything that can change a run's result.
 
     Args:
-        settings: resolved, so that what `auto` stands for counts.
+        settings: with `auto` resolved, because its meaning depends on the machine.
         contents_sha256: see `contents_sha256`.
-        weights_sha256: of the backbone before anything is trained.
-        processes: that train together; each has a part of the memory and of the time.
+        weights_sha256: of the backbone before training.
+        processes: that train together. Each has a share of the memory and the time.
     """
     values: dict[str, Any] = {
-        "settings": settings.fingerprint,
-        "data_root": _images_root(settings),
+        "settings": settings_sha256(settings),
+        "data_root": _images_root(settings.data),
         "contents_sha256": contents_sha256,
         "weights_sha256": weights_sha256,
         "results_version": RESULTS_VERSION,
     }
     if processes > 1:
         values["processes"] = processes
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return _sha256(values)
 
 
 def run_dir(settings: Settings, fingerprint: str) -> Path:
-    """Return a run's folder: readable in front, unique behind."""
-    backbone = str(settings.backbone["architecture"]).lower().replace("/", "_")
-    parts = [settings.dataset, backbone, settings.method]
-    if settings.protocol != ALL:
-        parts.append(settings.protocol)
+    """Return a run's folder. The start of its name is readable, the end is unique."""
+    data = settings.data
+    backbone = settings.backbone.architecture.lower().replace("/", "_")
+    parts = [data.dataset, backbone, settings.method.name]
+    if data.base_to_new:
+        parts.append(data.protocol)
     if settings.adapts:
-        uneven = [] if settings.imbalance is None else [f"imbalance{settings.imbalance:g}"]
-        parts += [f"{settings.shots}shot", *uneven, f"seed{settings.seed}"]
-    return settings.results_dir / "-".join([*parts, fingerprint[:DIGITS]])
+        parts.append(f"{data.shots}shot")
+        if data.imbalance is not None:
+            parts.append(f"imbalance{data.imbalance:g}")
+        parts.append(f"seed{data.seed}")
+    return settings.placement.results_dir / "-".join([*parts, fingerprint[:DIGITS]])
 
 
 def prompts_sha256(data: Data, template: str) -> str:
-    """Return the SHA-256 of what a run's prompts are made of, wherever it was read."""
-    own = next(test_set for test_set in data.test_sets if not test_set.name)
+    """Return the SHA-256 of class names, templates and descriptions of the run's own dataset."""
+    (own,) = (test_set for test_set in data.test_sets if not test_set.name)
     return hashlib.sha256(json.dumps(_prompts(own, template)).encode()).hexdigest()
 
 
 def _prompts(test_set: TestSet, template: str) -> tuple[Any, Any, Any]:
-    """Return class names, templates and, if there are any, descriptions."""
+    """Return class names, templates, and descriptions or None."""
     names, described = test_set.splits.class_names, test_set.card.descriptions
     templates = test_set.card.template_sets.get(template, (template,))
     return names, templates, None if described is None else [described[name] for name in names]
 
 
 def contents_sha256(data: Data, template: str) -> str:
-    """Return the SHA-256 of a run's lists, class names and templates, for each of its test sets.
+    """Return the SHA-256 of the lists, class names and templates of all test sets of a run.
 
-    The lists are those that the run has, which a script may have cut down; what they were read from
-    counts, too, since draws go by the order of a whole list. Draws follow from lists and settings.
+    The lists are the run's, and a script may have shortened them. The files that they came from
+    count too, because a draw depends on the order of the whole list. The draw itself follows from
+    the lists and the settings.
 
     Args:
         data: of the run.
-        template: the run's setting: the name of a card's templates, or a template.
+        template: the run's option: the name of a card's templates, or a template.
     """
     total = hashlib.sha256()
     for test_set in data.test_sets:
         splits = test_set.splits
-        prompts = _prompts(test_set, template)
-        values = test_set.name, test_set.columns, splits.sha256, *prompts[:2]
+        names, templates, descriptions = _prompts(test_set, template)
+        values = [test_set.name, test_set.columns, splits.sha256, names, templates]
         total.update(json.dumps(values).encode())
-        if prompts[2] is not None:
-            total.update(json.dumps(prompts[2]).encode())
+        if descriptions is not None:
+            total.update(json.dumps(descriptions).encode())
         for examples in (splits.train, splits.val, splits.test):
-            # A list of a million takes a second so, and several as JSON.
+            # Text is several times faster than JSON: a second for a million images.
             lines = "".join([f"{path}\0{label}\0" for path, label in examples])
             total.update(f"{len(examples)}\0{lines}".encode(errors="surrogatepass"))
-    if data.skipped:  # what takes the place of training images follows from them
-        total.update(json.dumps([(each.split, each.path) for each in data.skipped]).encode())
+    if data.skipped:  # they decide which images replace them in the draw
+        total.update(json.dumps([(image.split, image.path) for image in data.skipped]).encode())
     return total.hexdigest()
 
 
-def remember(settings: Settings, data: Data, weights_sha256: str) -> None:
-    """Keep both hashes of a run for later runs of this process.
+class KnownRuns:
+    """Hashes that earlier runs of this process have computed.
 
-    Corrupt images that were passed over may be mended any time: such lists are not kept.
+    They let a sweep recognise a finished run without reading its lists and weights again.
     """
-    _weights[_weights_key(settings)] = weights_sha256
-    if data.skipped:
-        return
-    files = {test_set.splits.file for test_set in data.test_sets} - {None}
-    files |= {file for test_set in data.test_sets for file in test_set.splits.read_from}
-    looks = {file: _look(file) for file in files if file is not None}
-    _contents[_contents_key(settings)] = contents_sha256(data, settings.template), looks
+
+    def __init__(self) -> None:
+        self._weights: dict[Key, str] = {}
+        # Each hash, with the size and date of the files that it was computed from.
+        self._contents: dict[Key, tuple[str, dict[Path, Key]]] = {}
+
+    def remember(self, settings: Settings, data: Data, weights_sha256: str) -> str:
+        """Keep the hashes of a run's weights and lists; return that of the lists.
+
+        Lists without corrupt images are not kept, because those images may be repaired any time.
+        """
+        self._weights[_weights_key(settings.backbone, settings.data.seed)] = weights_sha256
+        contents = contents_sha256(data, settings.data.template)
+        if data.skipped:
+            return contents
+        files = {test_set.splits.file for test_set in data.test_sets} - {None}
+        files |= {file for test_set in data.test_sets for file in test_set.splits.read_from}
+        states = {file: _file_state(file) for file in files if file is not None}
+        self._contents[_contents_key(settings.data)] = contents, states
+        return contents
+
+    def weights_sha256(self, settings: Settings) -> str | None:
+        """Return the SHA-256 of a run's weights; None if this process has not loaded them."""
+        return self._weights.get(_weights_key(settings.backbone, settings.data.seed))
+
+    def find(self, settings: Settings) -> tuple[Path, str] | None:
+        """Return a run's folder and fingerprint if its lists and weights are known.
+
+        A list file, class folder or checkpoint that has another size or date is not known. Which
+        images are corrupt is checked each time.
+        """
+        weights = self.weights_sha256(settings)
+        contents = self._contents.get(_contents_key(settings.data))
+        if settings.data.on_corrupt == SKIP or weights is None or contents is None:
+            return None
+        if any(_file_state(file) != state for file, state in contents[1].items()):
+            return None
+        # Known weights mean that torch is imported already.
+        from so_clip.config.resolve import resolved
+
+        settings = resolved(settings)
+        fingerprint = run_fingerprint(settings, contents[0], weights)
+        return run_dir(settings, fingerprint), fingerprint
 
 
-def remembered_weights(settings: Settings) -> str | None:
-    """Return the SHA-256 of a run's weights if this process has seen them, and None otherwise."""
-    return _weights.get(_weights_key(settings))
-
-
-def remembered_run(settings: Settings) -> tuple[Path, str] | None:
-    """Return a run's folder and fingerprint if this process has seen its lists and its weights.
-
-    A list file, a folder of classes or a checkpoint whose size or date is another was not seen.
-    Which images are corrupt is looked up each time.
-    """
-    if settings.on_corrupt == SKIP:
-        return None
-    weights, contents = remembered_weights(settings), _contents.get(_contents_key(settings))
-    if (
-        weights is None
-        or contents is None
-        or any(_look(file) != seen for file, seen in contents[1].items())
-    ):
-        return None
-    # Whoever remembers has imported torch, which this needs.
-    from so_clip.config.resolve import resolved
-
-    settings = resolved(settings)
-    fingerprint = run_fingerprint(settings, contents[0], weights)
-    return run_dir(settings, fingerprint), fingerprint
-
-
-def _images_root(settings: Settings) -> str | None:
-    """Return where the images lie, however that was written; None if they come in packages."""
+def _images_root(choice: DataChoice) -> str | None:
+    """Return the real paths of the images' folders; None for images that come in packages."""
     roots, layouts = set(), set()
-    for name in (settings.dataset, *settings.transfer):
-        own = settings.own
-        if name != settings.dataset or own is None:
-            test_set = user_dataset(name, settings.data_root)
-            own = test_set and test_set[1]
-        if own is not None:
-            roots.add(os.path.realpath(own.folder))
+    for name in (choice.dataset, *choice.transfer):
+        user = choice.user_data
+        if name != choice.dataset or user is None:
+            found = user_dataset(name, choice.data_root)
+            user = found and found[1]
+        if user is not None:
+            roots.add(os.path.realpath(user.folder))
         else:
             layouts.add(load_card(name).layout)
     if layouts - {"digits", PACKAGE_LAYOUT}:
-        roots.add(os.path.realpath(settings.data_root))
+        roots.add(os.path.realpath(choice.data_root))
     return "\0".join(sorted(roots)) or None
 
 
-def _weights_key(settings: Settings) -> Key:
-    backbone = settings.backbone
-    checkpoint = backbone["checkpoint"]
-    file = None if checkpoint is None else Path(checkpoint).expanduser()
-    drawn = file is None and backbone["pretrained"] is None
+def _weights_key(backbone: BackboneChoice, seed: int) -> Key:
+    file = Path(backbone.checkpoint).expanduser() if backbone.checkpoint is not None else None
+    random = file is None and backbone.pretrained is None
+    state = file and _file_state(file)
+    return backbone.architecture, backbone.pretrained, file, state, seed if random else None
+
+
+def _contents_key(choice: DataChoice) -> Key:
     return (
-        backbone["architecture"],
-        backbone["pretrained"],
-        *(file, file and _look(file), settings.seed if drawn else None),
+        choice.dataset,
+        choice.data_root,
+        choice.split_file,
+        choice.user_data,
+        choice.protocol,
+        choice.transfer,
+        choice.template,
     )
 
 
-def _contents_key(settings: Settings) -> Key:
-    place = settings.dataset, settings.data_root, settings.split_file
-    return *place, settings.own, settings.protocol, settings.transfer, settings.template
-
-
-def _look(file: Path) -> Key:
-    """Return what tells a changed file at a glance; nothing where there is none."""
+def _file_state(file: Path) -> Key:
+    """Return a file's size and date, which change with its content; nothing for a missing file."""
     try:
         status = os.stat(file)  # noqa: PTH116
     except OSError:
         return ()
     return status.st_size, status.st_mtime_ns
+
+
+def _sha256(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is recorded of a run: predictions and figures of each test set, and metrics.json."""
+"""The records of a run: predictions and scores of each test set, and metrics.json."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,24 @@ from so_clip.config.settings import Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator, Predictions
-from so_clip.fingerprint import prompts_sha256
+from so_clip.fingerprint import prompts_sha256, settings_sha256
 from so_clip.results.run_files import SKIPPED
 from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
 from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class, scores
 from so_clip.runtime.device import describe
 from so_clip.train import History
+from so_clip.version import RESULTS_VERSION
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What it took: training's history, seconds, and how many trained entries were changed.
+    """The course of an adaptation.
 
-    `streamed` says that the training images were too large to be kept decoded.
+    Attributes:
+        history: losses and learning rates of training.
+        train_seconds: of the adaptation, without evaluation.
+        changed_parameters: entries of the opened tensors that differ from their start.
+        streamed: whether the training images were too large to keep decoded in memory.
     """
 
     history: History
@@ -33,14 +38,14 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one test set was classified, before and after adaptation."""
+    """The predictions on one test set, before and after adaptation."""
 
     test_set: TestSet
     zero_shot: Predictions
     adapted: Predictions
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the columns of predictions.csv, with labels as the dataset has them."""
+        """Return the columns of predictions.csv. Labels are those of the dataset."""
         first = self.test_set.first_label
         return {
             "path": [example.path for example in self.test_set.splits.test],
@@ -53,7 +58,7 @@ class Outcome:
 
 
 def write_outcomes(outcomes: Sequence[Outcome], folder: RunFolder) -> dict[str, dict[str, float]]:
-    """Write predictions and per-class figures; return the figures of each test set, by its name."""
+    """Write predictions and per-class scores; return the scores of each test set, by its name."""
     values = {}
     for outcome in outcomes:
         test_set, columns = outcome.test_set, outcome.columns()
@@ -68,7 +73,8 @@ def run_metrics(
     settings: Settings,
     data: Data,
     model: Model,
-    values: Mapping[str, Mapping[str, float]],
+    *,
+    scores: Mapping[str, Mapping[str, float]],
     adaptation: Adaptation,
     evaluators: Mapping[str, Evaluator],
     memory: Mapping[str, float],
@@ -79,40 +85,40 @@ def run_metrics(
 
     Args:
         settings, data, model: of the run.
-        values: what write_outcomes returned.
+        scores: of each test set, as write_outcomes returns them.
         adaptation: what training took.
-        evaluators: by the same names.
-        memory: what PeakMemory returned.
+        evaluators: of each test set, by the same names.
+        memory: as PeakMemory returns it.
         fingerprint: of the run.
         processes: that trained together.
     """
-    history = adaptation.history
+    choice, history = settings.data, adaptation.history
     return {
-        "dataset": settings.dataset,
-        "backbone": settings.backbone["architecture"],
-        "method": settings.method,
-        "method_title": settings.method_title,
-        "shots": settings.shots,
-        "seed": settings.seed,
-        "split_protocol": settings.split_protocol,
-        "protocol": settings.protocol,
-        "imbalance": settings.imbalance,
+        "dataset": choice.dataset,
+        "backbone": settings.backbone.architecture,
+        "method": settings.method.name,
+        "method_title": settings.method.title,
+        "shots": choice.shots,
+        "seed": choice.seed,
+        "split_protocol": choice.split_protocol,
+        "protocol": choice.protocol,
+        "imbalance": choice.imbalance,
         "fewshot_sha256": data.few_shot.sha256 if data.few_shot else None,
         "split_sha256": data.splits.sha256,
-        "prompts_sha256": prompts_sha256(data, settings.template),
-        "fingerprint": settings.fingerprint,
+        "prompts_sha256": prompts_sha256(data, choice.template),
+        "fingerprint": settings_sha256(settings),
         "run_fingerprint": fingerprint,
-        **values[""],
-        **(_base_to_new(values) if settings.protocol == BASE_TO_NEW else {}),
-        **(_transfer(data, values) if settings.transfer else {}),
+        **scores[""],
+        **(_base_to_new(scores) if choice.base_to_new else {}),
+        **(_transfer(data, scores) if choice.transfer else {}),
         "tested_on": data.tested_on,
         "test_images": len(data.splits.test),
         **_skipped(data, data.splits.dataset),
         "evaluate_seconds": sum(evaluator.seconds for evaluator in evaluators.values()),
         "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),
-        "images_from_cache": sum(each.stream.from_cache for each in evaluators.values()),
+        "images_from_cache": sum(evaluator.stream.from_cache for evaluator in evaluators.values()),
         **memory,
-        "peak_memory_measures": _measures(settings, model, processes),
+        "peak_memory_measures": _measures(settings.trains, model, processes),
         "processes": processes,
         "train_seconds": adaptation.train_seconds,
         "steps": history.steps,
@@ -124,12 +130,13 @@ def run_metrics(
         "device": describe(model.device),
         "precision": model.precision.name,
         "evaluation_precision": evaluators[""].precision.name,
-        "settings": settings.as_dict(),
+        "results_version": RESULTS_VERSION,
+        "settings": settings.record(),
     }
 
 
 def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the run's accuracies for people, by what they are of."""
+    """Return the run's accuracies for people, by their labels."""
     rows = {
         "zero-shot accuracy": f"{metrics['zero_shot_accuracy_percent']:.2f} %",
         "adapted accuracy": f"{metrics['accuracy_percent']:.2f} %",
@@ -141,9 +148,9 @@ def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
             "harmonic mean": _both(metrics, "harmonic_mean_percent"),
         }
     transfer = metrics.get("transfer", {})
-    rows |= {f"on {name}": _both(each, "accuracy_percent") for name, each in transfer.items()}
+    rows |= {f"on {name}": _both(scores, "accuracy_percent") for name, scores in transfer.items()}
     if len(transfer) > 1:
-        rows["on these, average"] = _both(metrics, "transfer_accuracy_percent")
+        rows["average of these"] = _both(metrics, "transfer_accuracy_percent")
     if skipped := [
         f"{count} {split}" for split in SKIPPED if (count := _all_skipped(metrics, split))
     ]:
@@ -153,13 +160,13 @@ def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 def _all_skipped(metrics: Mapping[str, Any], split: str) -> int:
     return sum(
-        each.get(SKIPPED[split], 0) for each in (metrics, *metrics.get("transfer", {}).values())
+        scores.get(SKIPPED[split], 0) for scores in (metrics, *metrics.get("transfer", {}).values())
     )
 
 
 def _skipped(data: Data, dataset: str) -> dict[str, int]:
-    """Return how many corrupt images of one dataset were passed over, in training and in test."""
-    counts = Counter(each.split for each in data.skipped if each.dataset == dataset)
+    """Return how many corrupt images of one dataset the run left out, in training and in test."""
+    counts = Counter(image.split for image in data.skipped if image.dataset == dataset)
     return {key: counts[split] for split, key in SKIPPED.items()}
 
 
@@ -167,30 +174,30 @@ def _both(values: Mapping[str, Any], key: str) -> str:
     return f"{values[f'{ZERO_SHOT}{key}']:.2f} % zero-shot, {values[key]:.2f} % adapted"
 
 
-def _base_to_new(values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return base and new accuracy and their harmonic mean, and all figures of the new classes."""
+def _base_to_new(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return base and new accuracy, their harmonic mean, and all scores of the new classes."""
     flat: dict[str, Any] = {}
     for prefix in (ZERO_SHOT, ADAPTED):
-        base, new = (values[name][f"{prefix}accuracy_percent"] for name in ("", NEW_CLASSES))
+        base, new = (scores[name][f"{prefix}accuracy_percent"] for name in ("", NEW_CLASSES))
         flat[f"{prefix}base_accuracy_percent"] = base
         flat[f"{prefix}new_accuracy_percent"] = new
         flat[f"{prefix}harmonic_mean_percent"] = harmonic_mean(base, new)
-    return flat | {NEW_CLASSES: dict(values[NEW_CLASSES])}
+    return flat | {NEW_CLASSES: dict(scores[NEW_CLASSES])}
 
 
-def _transfer(data: Data, values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return the figures of each other dataset, and their average accuracy."""
+def _transfer(data: Data, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return the scores of each other dataset, and their average accuracy."""
     test_sets = [test_set for test_set in data.others if test_set.name != NEW_CLASSES]
     average = {
         f"{prefix}transfer_accuracy_percent": sum(
-            values[test_set.name][f"{prefix}accuracy_percent"] for test_set in test_sets
+            scores[test_set.name][f"{prefix}accuracy_percent"] for test_set in test_sets
         )
         / len(test_sets)
         for prefix in (ZERO_SHOT, ADAPTED)
     }
-    each = {
+    by_dataset = {
         test_set.name: {
-            **values[test_set.name],
+            **scores[test_set.name],
             "test_images": len(test_set.splits.test),
             SKIPPED["test"]: _skipped(data, test_set.splits.dataset)[SKIPPED["test"]],
             "classes": len(test_set.splits.class_names),
@@ -198,13 +205,13 @@ def _transfer(data: Data, values: Mapping[str, Mapping[str, float]]) -> dict[str
         }
         for test_set in test_sets
     }
-    return average | {"transfer": each}
+    return average | {"transfer": by_dataset}
 
 
-def _measures(settings: Settings, model: Model, processes: int) -> str:
-    phase = "the first training steps" if settings.trains else "the first batch of the test split"
+def _measures(trains: bool, model: Model, processes: int) -> str:
+    phase = "the first training steps" if trains else "the first batch of the test split"
     if processes > 1:
         phase += f", in the first of {processes} processes"
     if model.device.type == "cuda":
         return f"peak of the CUDA allocator over {phase}"
-    return f"peak of live tensor memory (weights and all that is made) over {phase}"
+    return f"peak of live tensor memory (weights and all tensors made) over {phase}"

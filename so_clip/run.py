@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from so_clip import fingerprint as identity
 from so_clip.adapt.model import Model
 from so_clip.build import (
     build_evaluators,
@@ -26,6 +25,11 @@ from so_clip.errors import InputError
 from so_clip.evaluate.accuracy_curve import Curve
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
+from so_clip.fingerprint import (
+    KnownRuns,
+    run_dir,
+    run_fingerprint,
+)
 from so_clip.metrics import Adaptation, Outcome, run_metrics, summary_rows, write_outcomes
 from so_clip.results.progress import Progress
 from so_clip.results.provenance import provenance
@@ -36,12 +40,10 @@ from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.train import History, Loop, TrainingDiverged, train
 from so_clip.version import RESULTS_VERSION
 
-NOBODY_WATCHES = Progress(None, 0)
-
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: its folder, metrics.json, and whether it was finished before."""
+    """A finished run: its folder, the content of metrics.json, and whether it was skipped."""
 
     folder: Path
     metrics: dict[str, Any]
@@ -49,12 +51,12 @@ class Result:
 
     @property
     def table(self) -> str:
-        """The run's figures as a small table for people."""
+        """The run's scores as a small table for people."""
         return summary(self.metrics, self.folder)
 
     @property
     def line(self) -> str:
-        """The most important ones in a line."""
+        """The most important scores in one line."""
         metrics = self.metrics
         return (
             f"{self.folder}: {metrics['accuracy_percent']:.2f} %, "
@@ -62,111 +64,73 @@ class Result:
         )
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What an adaptation works with.
-
-    Attributes:
-        settings: of the run.
-        model: as it was loaded, its parameters opened.
-        batches: of the few shots.
-        optimizer: over the opened parameters; None where nothing is trained.
-        peak_memory: watches the first steps.
-        folder: of the run, where checkpoints and training's files go.
-        fingerprint: of the run, by which its checkpoint is known.
-        ranks: the processes that train together.
-        progress: where to say how far it is.
-        evaluator: of the run's own test split, for the curve; None draws none.
-    """
-
-    settings: Settings
-    model: Model
-    batches: TrainBatches
-    optimizer: torch.optim.Optimizer | None
-    peak_memory: PeakMemory
-    folder: RunFolder
-    fingerprint: str = ""
-    ranks: Ranks = ALONE
-    progress: Progress = NOBODY_WATCHES
-    evaluator: Evaluator | None = None
-
-
 def run(
     settings: Settings,
     data: Data,
+    *,
     overrides: Sequence[str] = (),
     keep_refusals: bool = False,
     ranks: Ranks = ALONE,
+    known: KnownRuns | None = None,
 ) -> Result:
     """Do one run, unless it is finished, and leave its folder behind.
 
-    Whatever is wrong with the input is found before the folder is created.
+    Bad input is found before the folder is created.
 
     Args:
         settings, data: of the run.
         overrides, keep_refusals: see RunFolder.claimed.
         ranks: the processes that do this run together. This is the first; the others `follow`.
+        known: hashes from earlier runs of this process. This run adds its own.
 
     Raises:
-        InputError: something the user gave cannot be used.
-        RunBusy: another process is doing this run.
-        TrainingDiverged: a loss is not finite; what was recorded stays in the folder.
+        InputError: a value or file of the user cannot be used.
+        RunBusy: another process is running this configuration.
+        TrainingDiverged: a loss is not finite. The folder keeps what was recorded.
     """
     settings = resolved(settings)
-    weights_sha256 = identity.remembered_weights(settings)
+    known = known or KnownRuns()
     model = None
+    weights_sha256 = known.weights_sha256(settings)
     if weights_sha256 is None:
         model = build_model(settings, data)
         weights_sha256 = model.weights_sha256
-        identity.remember(settings, data, weights_sha256)
-    known = identity.contents_sha256(data, settings.template), weights_sha256
-    fingerprint = identity.run_fingerprint(settings, *known, ranks.size)
-    folder = RunFolder(identity.run_dir(settings, fingerprint))
+    contents = known.remember(settings, data, weights_sha256)
+    fingerprint = run_fingerprint(settings, contents, weights_sha256, ranks.size)
+    folder = RunFolder(run_dir(settings, fingerprint))
     with folder.claimed(overrides, keep_refusals):
-        metrics = None if settings.force else folder.finished(fingerprint)
+        metrics = None if settings.placement.force else folder.finished(fingerprint)
         if metrics is not None:
             return Result(folder.path, metrics, skipped=True)
-        if model is None:
-            model = build_model(settings, data)
-            identity.remember(settings, data, weights_sha256)
-        return Result(folder.path, _do(settings, data, model, folder, fingerprint, ranks))
+        model = model or build_model(settings, data)
+        work = Run(settings, model, folder, _batches(settings, data, model), fingerprint, ranks)
+        return Result(folder.path, work.do(data))
 
 
 def follow(settings: Settings, data: Data, ranks: Ranks) -> None:
-    """Take part in the training of the first of several processes, unless it has no need of any.
+    """Take part in the training that the first process leads. Return if there is none.
 
     Raises:
         InputError, TrainingDiverged: as `run` does, in all processes.
     """
     settings = resolved(settings)
     model = build_model(settings, data)
-    _check_draws(model, ranks)
-    told = ranks.receive()
-    if told is None:
+    check_dropout(model, ranks)
+    received = ranks.receive()
+    if received is None:
         return
-    folder, fingerprint = told
-    adapt(_parts(settings, data, model, RunFolder(folder), fingerprint, ranks))
+    folder, fingerprint = received
+    batches = _batches(settings, data, model)
+    work = Run(settings, model, RunFolder(folder), batches, fingerprint, ranks)
+    work.adapt(Progress(None, 0))
 
 
-def _parts(
-    settings: Settings,
-    data: Data,
-    model: Model,
-    folder: RunFolder,
-    fingerprint: str,
-    ranks: Ranks,
-    progress: Progress = NOBODY_WATCHES,
-    evaluator: Evaluator | None = None,
-) -> Parts:
-    optimizer = build_optimizer(settings, model) if settings.trains else None
-    peak_memory = PeakMemory(model.classifier, optimizer, model.device)
-    batches = few_shot_batches(settings, data, model)
-    work = model, batches, optimizer, peak_memory
-    return Parts(settings, *work, folder, fingerprint, ranks, progress, evaluator)
+def _batches(settings: Settings, data: Data, model: Model) -> TrainBatches | None:
+    return few_shot_batches(settings, data, model) if settings.adapts else None
 
 
-def _check_draws(model: Model, ranks: Ranks) -> None:
-    """Refuse dropout where parts of a batch would have other values dropped than the whole."""
+def check_dropout(model: Model, ranks: Ranks) -> None:
+    """Refuse dropout with several processes: they would not drop what one process drops."""
     if ranks.size > 1 and model.adapter is not None and model.adapter.draws is not None:
         raise InputError(
             f"adapter.dropout: {ranks.size} processes would drop other values of a batch than one "
@@ -174,168 +138,205 @@ def _check_draws(model: Model, ranks: Ranks) -> None:
         )
 
 
-def _do(
-    settings: Settings,
-    data: Data,
-    model: Model,
-    folder: RunFolder,
-    fingerprint: str,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """Do what has to be done, and return what metrics.json holds then."""
-    _check_draws(model, ranks)
-    progress = folder.watched(settings.schedule.max_steps if settings.trains else 0)
-    evaluators = build_evaluators(settings, data, model)
-    for evaluator in evaluators.values():
-        evaluator.tick = progress.tick
-    parts = None
-    if settings.adapts:
-        known = folder, fingerprint, ranks, progress
-        parts = _parts(settings, data, model, *known, evaluators[""])
-    zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
-    few_shot = data.few_shot.as_json() if parts and data.few_shot else None
-    folder.start(settings.as_dict(), few_shot)
-    if parts is None:
-        adapted, adaptation = zero_shot, Adaptation(History(stop_reason="zero_shot"), 0.0, 0)
-    else:
-        if parts.optimizer is not None:
-            ranks.broadcast((folder.path, fingerprint))
-        try:
-            adaptation = adapt(parts)
-        except TrainingDiverged:
-            _write_provenance(folder, data, model, fingerprint)
-            raise
-        adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
-    memory = _memory(parts, model, evaluators[""])
-    outcomes = [Outcome(each, zero_shot[each.name], adapted[each.name]) for each in data.test_sets]
-    values = write_outcomes(outcomes, folder)
-    _write_provenance(folder, data, model, fingerprint)
-    metrics = run_metrics(
-        settings, data, model, values, adaptation, evaluators, memory, fingerprint, ranks.size
-    )
-    folder.finish(metrics, summary(metrics, folder.path))
-    return metrics
+class Run:
+    """A run at work: what evaluation, adaptation and records share.
 
-
-def _memory(parts: Parts | None, model: Model, evaluator: Evaluator) -> dict[str, float]:
-    """Return the peak of training; where nothing is trained, that of evaluation."""
-    if parts is not None and parts.optimizer is not None:
-        return parts.peak_memory.result()
-    peak_memory = PeakMemory(model.classifier, None, model.device)
-    evaluator.watch(peak_memory)
-    return peak_memory.result()
-
-
-def _write_provenance(folder: RunFolder, data: Data, model: Model, fingerprint: str) -> None:
-    folder.write_skipped(data.skipped)
-    folder.write_provenance(
-        provenance(
-            describe(model.device),
-            backbone=model.classifier.backbone.description,
-            backbone_weights_sha256=model.weights_sha256,
-            split_file=str(data.splits.file) if data.splits.file else None,
-            split_file_sha256=data.splits.sha256,
-            skipped_images=len(data.skipped),
-            results_version=RESULTS_VERSION,
-            run_fingerprint=fingerprint,
-            overrides=folder.overrides,  # in a sweep the command may be a worker's
-        )
-    )
-
-
-def adapt(parts: Parts) -> Adaptation:
-    """Change the model with the few shots, from where an earlier process was cut off if one was.
-
-    The first process writes history.csv, also if training fails, curve.csv and changed.csv.
+    Args:
+        settings: with `auto` resolved.
+        model: as loaded, with its parameters opened.
+        folder: of the run, where all files go.
+        batches: of the few-shot images. None for a run that adapts nothing.
+        fingerprint: of the run; its checkpoint carries it.
+        ranks: the processes that train together.
     """
-    model, settings, folder = parts.model, parts.settings, parts.folder
-    adapter, classifier = model.adapter, model.classifier
-    assert adapter is not None
-    stopwatch = Stopwatch()
-    parts.progress.train()
-    support = FewShotEmbeddings(classifier, parts.batches, model.precision, settings.seed)
-    adapter.start(classifier, support)
-    if parts.optimizer is not None:
-        parts.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
-    # On the host, so that the copy is no part of the device's peak.
-    before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
-    curve = Curve(parts.evaluator, settings.evaluation.every_steps, parts.peak_memory)
-    history = History(stop_reason="training_free")
-    if parts.optimizer is not None:
-        history = _train(parts, parts.optimizer, curve, stopwatch)
-    adapter.finish(classifier)
-    classifier.forget_classes()
-    train_seconds = stopwatch.seconds - curve.seconds
-    parts.progress.evaluate()
-    changed = [
-        (name, value.numel(), int((value.detach().cpu() != before[name]).sum()))
-        for name, value in model.parameters.items()
-    ]
-    if parts.ranks.first:
-        _write_training(folder, history, curve)
-        folder.write_changed(changed)
-    changed_count = sum(count for *_, count in changed)
-    return Adaptation(history, train_seconds, changed_count, parts.batches.streamed)
 
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        folder: RunFolder,
+        batches: TrainBatches | None,
+        fingerprint: str = "",
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.settings, self.model, self.folder = settings, model, folder
+        self.batches, self.fingerprint, self.ranks = batches, fingerprint, ranks
+        self.optimizer: torch.optim.Optimizer | None = None
+        if settings.trains:
+            self.optimizer = build_optimizer(settings.method.optimizer, model)
+        self.peak_memory = PeakMemory(model.classifier, self.optimizer, model.device)
 
-def _train(
-    parts: Parts,
-    optimizer: torch.optim.Optimizer,
-    curve: Curve,
-    stopwatch: Stopwatch,
-) -> History:
-    model, settings, ranks = parts.model, parts.settings, parts.ranks
-    adapter, classifier = model.adapter, model.classifier
-    assert adapter is not None
-    checkpoint = Checkpoint(
-        parts.folder.path / CHECKPOINT_FILE,
-        parts.fingerprint,
-        settings.checkpoint_seconds,
-        stopwatch,
-        writes=ranks.first,
-        threads=torch.get_num_threads() if model.device.type == "cpu" else None,
-        model=ModelState(model),
-        optimizer=optimizer,
-        scaler=model.precision.scaler,
-        batches=parts.batches,
-        curve=curve,
-        peak_memory=parts.peak_memory,
-    )
+    def do(self, data: Data) -> dict[str, Any]:
+        """Evaluate, adapt, evaluate again, and return the content of metrics.json."""
+        settings, model, folder = self.settings, self.model, self.folder
+        check_dropout(model, self.ranks)
+        progress = folder.watched(settings.schedule.max_steps if settings.trains else 0)
+        evaluators = build_evaluators(settings, data, model)
+        for evaluator in evaluators.values():
+            evaluator.tick = progress.tick
+        zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
+        few_shot = data.few_shot.as_json() if settings.adapts and data.few_shot else None
+        folder.start(settings.record(), few_shot)
+        if settings.adapts:
+            if settings.trains:
+                self.ranks.broadcast((folder.path, self.fingerprint))
+            try:
+                adaptation = self.adapt(progress, evaluators[""])
+            except TrainingDiverged:
+                self._write_provenance(data)
+                raise
+            adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
+        else:
+            adapted, adaptation = zero_shot, Adaptation(History(stop_reason="zero_shot"), 0.0, 0)
+        memory = self._memory(evaluators[""])
+        outcomes = [
+            Outcome(test_set, zero_shot[test_set.name], adapted[test_set.name])
+            for test_set in data.test_sets
+        ]
+        scores = write_outcomes(outcomes, folder)
+        self._write_provenance(data)
+        metrics = run_metrics(
+            settings,
+            data,
+            model,
+            scores=scores,
+            adaptation=adaptation,
+            evaluators=evaluators,
+            memory=memory,
+            fingerprint=self.fingerprint,
+            processes=self.ranks.size,
+        )
+        folder.finish(metrics, summary(metrics, folder.path))
+        return metrics
 
-    def after_step(step: int) -> Iterable[nn.Parameter]:
-        begun_anew = adapter.after_step(classifier, step)
-        curve.after_step(step)
-        return begun_anew
+    def adapt(self, progress: Progress, evaluator: Evaluator | None = None) -> Adaptation:
+        """Change the model with the few-shot images. Continue from a checkpoint if there is one.
 
-    loop = Loop(
-        classifier,
-        parts.batches,
-        optimizer,
-        model.precision,
-        parts.peak_memory,
-        penalty=partial(adapter.penalty, classifier),
-        after_step=after_step,
-        tell=parts.progress.after_step,
-        checkpoint=checkpoint,
-        ranks=ranks,
-    )
-    try:
-        end = settings.schedule
-        return train(loop, max_steps=end.max_steps, stop_loss=end.stop_loss, lr_min=end.lr_min)
-    except TrainingDiverged as error:
-        if ranks.first:
-            _write_training(parts.folder, error.history, curve)
-            checkpoint.remove()
-        raise
+        The first process writes history.csv (also if training fails), curve.csv and changed.csv.
 
+        Args:
+            progress: records how far the run is.
+            evaluator: of the run's own test split, for curve.csv. None measures no curve.
+        """
+        model, settings = self.model, self.settings
+        adapter, classifier, batches = model.adapter, model.classifier, self.batches
+        assert adapter is not None
+        assert batches is not None
+        stopwatch = Stopwatch()
+        progress.train()
+        few_shot = FewShotEmbeddings(classifier, batches, model.precision, settings.data.seed)
+        adapter.start(classifier, few_shot)
+        if self.optimizer is not None:
+            self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
+        # In host memory, so that the copy does not count in the device's peak.
+        before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
+        curve = Curve(evaluator, settings.evaluation.every_steps, self.peak_memory)
+        history = History(stop_reason="training_free")
+        if self.optimizer is not None:
+            history = self._train(self.optimizer, curve, stopwatch, progress)
+        adapter.finish(classifier)
+        classifier.forget_classes()
+        train_seconds = stopwatch.seconds - curve.seconds
+        progress.evaluate()
+        changed = [
+            (name, value.numel(), int((value.detach().cpu() != before[name]).sum()))
+            for name, value in model.parameters.items()
+        ]
+        if self.ranks.first:
+            self._write_training(history, curve)
+            self.folder.write_changed(changed)
+        changed_count = sum(count for *_, count in changed)
+        return Adaptation(history, train_seconds, changed_count, batches.streamed)
 
-def _write_training(folder: RunFolder, history: History, curve: Curve) -> None:
-    folder.write_history(history.losses, history.lrs)
-    folder.write_curve(curve.rows)
+    def _train(
+        self,
+        optimizer: torch.optim.Optimizer,
+        curve: Curve,
+        stopwatch: Stopwatch,
+        progress: Progress,
+    ) -> History:
+        model, settings, ranks = self.model, self.settings, self.ranks
+        adapter, classifier, batches = model.adapter, model.classifier, self.batches
+        assert adapter is not None
+        assert batches is not None
+        checkpoint = Checkpoint(
+            self.folder.path / CHECKPOINT_FILE,
+            self.fingerprint,
+            settings.placement.checkpoint_seconds,
+            stopwatch,
+            writes=ranks.first,
+            threads=torch.get_num_threads() if model.device.type == "cpu" else None,
+            model=ModelState(model),
+            optimizer=optimizer,
+            scaler=model.precision.scaler,
+            batches=batches,
+            curve=curve,
+            peak_memory=self.peak_memory,
+        )
+
+        def after_step(step: int) -> Iterable[nn.Parameter]:
+            restarted = adapter.after_step(classifier, step)
+            curve.after_step(step)
+            return restarted
+
+        loop = Loop(
+            classifier,
+            batches,
+            optimizer,
+            model.precision,
+            self.peak_memory,
+            penalty=partial(adapter.penalty, classifier),
+            after_step=after_step,
+            report=progress.after_step,
+            checkpoint=checkpoint,
+            ranks=ranks,
+        )
+        schedule = settings.schedule
+        try:
+            return train(
+                loop,
+                max_steps=schedule.max_steps,
+                stop_loss=schedule.stop_loss,
+                lr_min=schedule.lr_min,
+            )
+        except TrainingDiverged as error:
+            if ranks.first:
+                self._write_training(error.history, curve)
+                checkpoint.remove()
+            raise
+
+    def _memory(self, evaluator: Evaluator) -> dict[str, float]:
+        """Return the peak memory of training. A run that trains nothing has that of evaluation."""
+        if self.optimizer is not None:
+            return self.peak_memory.result()
+        peak_memory = PeakMemory(self.model.classifier, None, self.model.device)
+        evaluator.watch(peak_memory)
+        return peak_memory.result()
+
+    def _write_training(self, history: History, curve: Curve) -> None:
+        self.folder.write_history(history.losses, history.lrs)
+        self.folder.write_curve(curve.rows)
+
+    def _write_provenance(self, data: Data) -> None:
+        model, folder = self.model, self.folder
+        folder.write_skipped(data.skipped)
+        folder.write_provenance(
+            provenance(
+                describe(model.device),
+                backbone=model.classifier.backbone.description,
+                backbone_weights_sha256=model.weights_sha256,
+                split_file=str(data.splits.file) if data.splits.file else None,
+                split_file_sha256=data.splits.sha256,
+                skipped_images=len(data.skipped),
+                results_version=RESULTS_VERSION,
+                run_fingerprint=self.fingerprint,
+                overrides=folder.overrides,  # in a sweep the command line may be a worker's
+            )
+        )
 
 
 def summary(metrics: Mapping[str, Any], folder: Path) -> str:
-    """Return the run's figures as a small table for people."""
+    """Return the run's scores as a small table for people."""
     return summary_table(
         {
             **summary_rows(metrics),

@@ -17,17 +17,16 @@ from so_clip.errors import RunFailed
 from so_clip.runtime.distributed import ALONE, Ranks
 from so_clip.runtime.precision import Precision
 
-# Losses stay on the device and are read this often, so that a step does not wait for the host and a
-# loss that is no longer finite is noticed soon. So are they at the end of an epoch that may be the
-# last: no step can begin before that is known.
+# Losses stay on the device, so that a step does not wait for the host. They are read this often, so
+# that a loss that is not finite is found soon, and at the end of an epoch that may be the last.
 READ_EVERY_STEPS = 50
-# The peak is watched over the first steps, enough to see a support redrawn at the default T of 10.
+# Peak memory is measured over the first steps. At the default T of 10 they include a new support.
 WATCHED_STEPS = 12
 NO_CHECKPOINT = NoCheckpoint()
 
 Penalty = Callable[[], Tensor | None]
 AfterStep = Callable[[int], Iterable[Tensor]]
-Tell = Callable[[int, float | None], None]
+Report = Callable[[int, float | None], None]
 
 
 class Batches(Protocol):
@@ -40,7 +39,7 @@ class Batches(Protocol):
 
 @dataclass
 class History:
-    """What each step saw, and why training ended: max_steps or stop_loss."""
+    """Loss and learning rate of each step, and why training ended: max_steps or stop_loss."""
 
     losses: list[float] = field(default_factory=list)
     lrs: list[float] = field(default_factory=list)
@@ -53,7 +52,7 @@ class History:
 
 
 class TrainingDiverged(RunFailed):
-    """The loss is no longer finite. `history` holds the steps up to and including that one."""
+    """A loss is not finite. `history` holds the steps up to and including that one."""
 
     def __init__(self, message: str, history: History) -> None:
         super().__init__(message)
@@ -62,20 +61,20 @@ class TrainingDiverged(RunFailed):
 
 @dataclass(frozen=True)
 class Loop:
-    """What training works with, and whom it calls on its way.
+    """The objects and callbacks of a training.
 
     Attributes:
         classifier: images_BCHW uint8 -> logits_BK.
         batches: see Batches.
-        optimizer: holds the parameters that change; its lr is where the cosine starts.
+        optimizer: of the parameters that change. The cosine starts at its lr.
         precision: autocast and gradient scaling.
         peak_memory: entered around the first WATCHED_STEPS steps.
         penalty: added to the cross-entropy, but not to the losses in the history; None: nothing.
-        after_step: called with the number of steps taken; of the tensors that it returns, the
-            optimizer forgets what it remembers.
-        tell: called with the number of steps taken and the last loss that was read, if any was.
-        checkpoint: where training goes on from, and what it leaves for a process to come.
-        ranks: the processes that take each step together; all must be given the same.
+        after_step: called with the number of steps taken. The optimizer drops its state of the
+            tensors that it returns.
+        report: called with the number of steps taken and the last loss that was read, or None.
+        checkpoint: restores an earlier training and saves this one.
+        ranks: the processes that take each step together. All must have the same objects.
     """
 
     classifier: nn.Module
@@ -85,44 +84,51 @@ class Loop:
     peak_memory: AbstractContextManager[Any]
     penalty: Penalty = lambda: None
     after_step: AfterStep = lambda step: ()
-    tell: Tell = lambda step, loss: None
+    report: Report = lambda step, loss: None
     checkpoint: NoCheckpoint = NO_CHECKPOINT
     ranks: Ranks = ALONE
 
     def take_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Take one step; return its cross-entropy, still on the device."""
-        how = self.optimizer, self.precision, self.penalty, self.ranks
-        return train_step(self.classifier, images_BCHW, labels_B, *how)
+        return train_step(
+            self.classifier,
+            images_BCHW,
+            labels_B,
+            optimizer=self.optimizer,
+            precision=self.precision,
+            penalty=self.penalty,
+            ranks=self.ranks,
+        )
 
     def finish_step(self, step: int) -> None:
-        """Do what is to be done after this many steps."""
+        """Call `after_step`; the optimizer drops its state of the tensors that it returns."""
         for parameter in self.after_step(step):
-            _forget(self.optimizer, parameter)
+            _drop_state(self.optimizer, parameter)
 
 
 def train(loop: Loop, *, max_steps: int, stop_loss: float, lr_min: float) -> History:
-    """Minimise the classifier's cross-entropy for `max_steps` or until an epoch's loss is small.
+    """Minimise the cross-entropy for `max_steps` steps or until the loss of an epoch is small.
 
     Args:
         loop: see Loop.
-        max_steps: the last step and the cosine's horizon; the cosine is stepped every iteration.
-        stop_loss: an epoch whose mean loss over its images is below this is the last; 0: none is.
+        max_steps: the last step, and the length of the cosine in steps.
+        stop_loss: an epoch with a mean loss over its images below this is the last. 0: never.
         lr_min: where the cosine ends.
 
     Raises:
-        TrainingDiverged: a loss is not finite; the message names step, lr and precision.
+        TrainingDiverged: a loss is not finite. The message names step, lr and precision.
 
-    Source: the loop of CLIP-LoRA (arXiv 2405.18541), which SO (arXiv 2504.12436) shares.
+    Source: the loop of CLIP-LoRA (arXiv 2405.18541). SO (arXiv 2504.12436) uses the same.
     """
     scheduler = CosineAnnealingLR(loop.optimizer, T_max=max_steps, eta_min=lr_min)
     history = History()
-    hidden = None if loop.ranks.first else True  # None: where nobody would see it move
+    hidden = None if loop.ranks.first else True  # None: hidden if stderr is not a terminal
     with (
         warnings.catch_warnings(),
         tqdm(None, "train", max_steps, unit="step", dynamic_ncols=True, disable=hidden) as progress,
         ExitStack() as watched,
     ):
-        # In fp16 the scaler skips steps until it has found its scale; that is no mistake in order.
+        # In fp16 the scaler skips steps until it has found its scale. torch warns about that.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         recorder = _Recorder(history, progress, loop.precision.name)
         loop.checkpoint.restore(scheduler=scheduler, recorder=recorder)
@@ -136,7 +142,7 @@ def train(loop: Loop, *, max_steps: int, stop_loss: float, lr_min: float) -> His
                 scheduler.step()
                 loop.finish_step(recorder.steps + 1)
                 recorder.add(loss, lr, len(labels_B))
-                loop.tell(recorder.steps, recorder.last_loss)
+                loop.report(recorder.steps, recorder.last_loss)
                 if recorder.steps == max_steps:
                     break
                 if recorder.steps >= WATCHED_STEPS:
@@ -153,12 +159,13 @@ def train_step(
     classifier: nn.Module,
     images_BCHW: Tensor,
     labels_B: Tensor,
+    *,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     penalty: Penalty = lambda: None,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Take one step along the gradient; return the cross-entropy, still on the device."""
+    """Take one optimizer step; return the cross-entropy, still on the device."""
     shard_BCHW, shard_B = ranks.shard(images_BCHW, labels_B)
     with precision.autocast():
         loss = nn.functional.cross_entropy(classifier(shard_BCHW).float(), shard_B)
@@ -172,8 +179,8 @@ def train_step(
     return ranks.average(loss.detach())
 
 
-def _forget(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
-    """Drop what an optimizer remembers of a parameter; one that draws supports is told to."""
+def _drop_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Drop an optimizer's state of a parameter. SO has a method for it, because of its supports."""
     forget = getattr(optimizer, "forget", None)
     if forget is not None:
         forget(parameter)
@@ -188,16 +195,16 @@ class _Recorder:
         self._history, self._progress, self._precision = history, progress, precision
         self._unread: list[Tensor] = []
         self._lrs: list[float] = []
-        self._images: list[int] = []  # of each step since the last epoch that was asked for
+        self._images: list[int] = []  # images of each step since the last call of epoch_mean_loss
 
     @property
     def steps(self) -> int:
-        """Steps taken since training began, read or not."""
+        """Steps taken since training began, with their losses read or not."""
         return self._history.steps + len(self._unread)
 
     @property
     def last_loss(self) -> float | None:
-        """The last loss that was read, None before."""
+        """The last loss that was read; None before the first."""
         return self._history.losses[-1] if self._history.losses else None
 
     def add(self, loss: Tensor, lr: float, images: int) -> None:
@@ -208,14 +215,14 @@ class _Recorder:
             self.read()
 
     def epoch_mean_loss(self) -> float:
-        """Return the mean loss over the images since this was last asked for."""
+        """Return the mean loss over the images since the last call."""
         self.read()
         images, self._images = self._images, []
         losses = self._history.losses[-len(images) :]
         return math.fsum(map(math.prod, zip(losses, images, strict=True))) / sum(images)
 
     def read(self) -> None:
-        """Wait for the losses that are still on the device."""
+        """Copy the losses from the device to the history."""
         if not self._unread:
             return
         losses = torch.stack(self._unread).tolist()
@@ -234,12 +241,12 @@ class _Recorder:
         self._unread, self._lrs = [], []
 
     def state_dict(self) -> dict[str, Any]:
-        """Read what is unread; return the history, and the images of this epoch's steps."""
+        """Read all losses; return the history and the images of this epoch's steps."""
         self.read()
         return {**asdict(self._history), "images": self._images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with that history."""
+        """Continue with that history."""
         self._history.losses[:], self._history.lrs[:] = state_dict["losses"], state_dict["lrs"]
         self._history.stop_reason = state_dict["stop_reason"]
         self._images = [*state_dict["images"]]

@@ -7,7 +7,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from so_clip.build import assemble_model
+from so_clip.build import assemble_model, class_prompts
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
@@ -25,8 +25,8 @@ def zero_shot(template: str, card: str) -> Classifier:
     settings = from_config(compose(["method=zero_shot", f"template='{template}'"]))
     backbone = small_backbone()
     explicit_attention(backbone.model)
-    templates = load_card(card).template_sets
-    return assemble_model(settings, backbone, NAMES, templates, CPU, "").classifier
+    prompts = class_prompts(template, NAMES, load_card(card))
+    return assemble_model(settings, backbone, prompts).classifier
 
 
 own = cache(small_clip)

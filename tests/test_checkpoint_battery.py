@@ -7,7 +7,6 @@ file that it left.
 import random
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from so_clip.build import build_optimizer
 from so_clip.data.batches import TrainBatches
+from so_clip.results.progress import Progress
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder
-from so_clip.run import Parts, adapt
-from so_clip.runtime.peak_memory import PeakMemory
+from so_clip.run import Run
 from so_clip.train import WATCHED_STEPS
-from tests.helpers.battery_parts import CPU, TRAINED, batches_of, logits_of, model_of, settings_of
+from tests.helpers.battery_parts import TRAINED, batches_of, logits_of, model_of, settings_of
 
 STEPS = 24
 # A step that comes soon after a restart or a change of stage, which is where most can be forgotten.
@@ -50,20 +48,20 @@ class Cut(TrainBatches):
 def _adapted(method: str, folder: Path, batches: int, seconds: float, *more: str) -> dict[str, Any]:
     """Do what is left of a run in so many batches; return all that can be told of its end."""
     settings = settings_of(method, STEPS, *OVERRIDES.get(method, ()), *more)
-    settings = replace(settings, checkpoint_seconds=seconds)
+    placement = settings.placement.model_copy(update={"checkpoint_seconds": seconds})
+    settings = settings.model_copy(update={"placement": placement})
     model = model_of(settings)
-    optimizer = build_optimizer(settings, model)
-    peak_memory = PeakMemory(model.classifier, optimizer, CPU)
     few = batches_of(settings, model, 3, Cut)
     assert isinstance(few, Cut)
     few.left = batches
     folder.mkdir(exist_ok=True)
-    done = adapt(Parts(settings, model, few, optimizer, peak_memory, RunFolder(folder), "run"))
+    run = Run(settings, model, RunFolder(folder), few, "run")
+    done = run.adapt(Progress(None, 0))
     files = {path.name: path.read_text() for path in folder.glob("*.csv")}
     return {
         "history": done.history,
         "changed": done.changed_parameters,
-        "memory": peak_memory.result(),
+        "memory": run.peak_memory.result(),
         "logits": logits_of(model),
         "files": files,
         "left": few.left,

@@ -31,7 +31,7 @@ def demo(device: str, results_dir: Path, *overrides: str) -> Settings:
 def run_on(device: str, results_dir: Path, *overrides: str, steps: int = 6) -> Result:
     """Do a short demo."""
     settings = demo(device, results_dir, *overrides, f"schedule.max_steps={steps}")
-    return run(settings, gather(**settings.data))
+    return run(settings, gather(settings.data))
 
 
 def losses(result: Result) -> list[float]:
@@ -57,8 +57,8 @@ def test_in_fp32_it_computes_what_the_cpu_does():
             device, Path("unused"), "precision=fp32", "optimizer.sampled_gradients=true"
         )
         settings = resolved(settings)
-        model = build_model(settings, gather(**settings.data))
-        optimizer = build_optimizer(settings, model)
+        model = build_model(settings, gather(settings.data))
+        optimizer = build_optimizer(settings.method.optimizer, model)
         logits_BK = model.classifier(images_BCHW.to(device))
         nn.functional.cross_entropy(logits_BK, labels_B.to(device)).backward()
         gradients = [sampled_gradient(each) for each in model.parameters.values()]

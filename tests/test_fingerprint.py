@@ -6,17 +6,19 @@ import os
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import save_file
 
-from so_clip import fingerprint as identity
+from so_clip import fingerprint as fingerprint_module
 from so_clip.build import build_model
+from so_clip.clip.backbone import load_backbone
 from so_clip.config.compose import compose
 from so_clip.config.resolve import resolved
 from so_clip.config.settings import Settings, from_config
 from so_clip.data.run_data import gather
 from so_clip.fingerprint import (
+    RESULTS_VERSION,
+    KnownRuns,
     contents_sha256,
-    remembered_run,
-    remembered_weights,
     run_dir,
     run_fingerprint,
 )
@@ -26,7 +28,7 @@ from tests.helpers.made_datasets import write_dtd, write_eurosat
 # By RESULTS_VERSION, of each run: its overrides, the adapted accuracy in percent, and the first and
 # the last loss. Another processor rounds differently; a change of what is computed is larger.
 PINNED = {
-    1: [
+    2: [
         ("experiment=demo schedule.max_steps=6", 64.074, 1.567166, 2.600357),
         (
             "method=clip_lora schedule.max_steps=4 shots=2 augment.flip=false",
@@ -59,7 +61,7 @@ def test_each_part_makes_another_run():
 
 def test_another_version_of_the_code_is_another_run(monkeypatch):
     before = run_fingerprint(_settings(), "lists", "weights")
-    monkeypatch.setattr(identity, "RESULTS_VERSION", identity.RESULTS_VERSION + 1)
+    monkeypatch.setattr(fingerprint_module, "RESULTS_VERSION", RESULTS_VERSION + 1)
     assert run_fingerprint(_settings(), "lists", "weights") != before
 
 
@@ -74,7 +76,7 @@ def test_a_gpu_is_a_gpu():
 
 def _contents(*overrides: object) -> str:
     settings = _settings(*overrides)
-    return contents_sha256(gather(**settings.data), settings.template)
+    return contents_sha256(gather(settings.data), settings.data.template)
 
 
 def test_the_lists_of_every_test_set_count(tmp_path):
@@ -92,7 +94,7 @@ def test_the_lists_of_every_test_set_count(tmp_path):
 
 def test_the_lists_are_those_that_the_run_has():
     """Not those of the file that they were read from, of which a script may use a part."""
-    data = gather(**_settings().data)
+    data = gather(_settings().data)
     lists = data.splits
     first, *others = (
         contents_sha256(replace(data, splits=each), "plain")
@@ -106,14 +108,14 @@ def test_the_lists_are_those_that_the_run_has():
         )
     )
     assert len({first, *others}) == 6
-    assert first == contents_sha256(gather(**_settings("seed=2").data), "plain")
+    assert first == contents_sha256(gather(_settings("seed=2").data), "plain")
 
 
 def test_the_prompts_count_by_what_they_say(tmp_path):
     write_eurosat(tmp_path)
     write_dtd(tmp_path)
     place = ("dataset=eurosat", f"data_root={tmp_path}", "transfer=[dtd]")
-    data = gather(**_settings(*place).data)
+    data = gather(_settings(*place).data)
     (other,) = data.others
 
     def edited(card):
@@ -153,66 +155,57 @@ def test_images_of_a_package_have_no_data_root():
         assert runs[0] == runs[1]
 
 
-@pytest.fixture
-def forgetful(monkeypatch):
-    """A process that remembers nothing yet."""
-    monkeypatch.setattr(identity, "_weights", {})
-    monkeypatch.setattr(identity, "_contents", {})
+def _known(settings: Settings) -> tuple[KnownRuns, str, str]:
+    """Return the memory of a process that has done one run, and its two hashes."""
+    known, data = KnownRuns(), gather(settings.data)
+    weights = build_model(resolved(settings), data).weights_sha256
+    return known, known.remember(settings, data, weights), weights
 
 
-def test_a_process_remembers_what_a_run_was_made_from(tmp_path, forgetful):
+def test_a_process_remembers_the_lists_and_weights_of_its_runs(tmp_path):
     write_eurosat(tmp_path)
     place = ("dataset=eurosat", f"data_root={tmp_path}")
     settings = _settings(*place)
-    assert remembered_run(settings) is None
-    data = gather(**settings.data)
-    model = build_model(resolved(settings), data)
-    assert remembered_weights(settings) == model.weights_sha256
+    assert KnownRuns().find(settings) is None
+    known, contents, weights = _known(settings)
+    assert known.weights_sha256(settings) == weights
     settings = _settings(*place, "shots=1", "seed=2", "method=adamw")
-    known = contents_sha256(data, settings.template), model.weights_sha256
-    fingerprint = run_fingerprint(resolved(settings), *known)
-    assert remembered_run(settings) == (run_dir(settings, fingerprint), fingerprint)
+    fingerprint = run_fingerprint(resolved(settings), contents, weights)
+    assert known.find(settings) == (run_dir(settings, fingerprint), fingerprint)
     for other in ("transfer=[dtd]", "template=specific", "protocol=base_to_new"):
-        assert remembered_run(_settings(*place, other)) is None
-    assert remembered_run(_settings("dataset=digits")) is None
+        assert known.find(_settings(*place, other)) is None
+    assert known.find(_settings("dataset=digits")) is None
     file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
     os.utime(file, ns=(0, 0))
-    assert remembered_run(settings) is None
+    assert known.find(settings) is None
     file.unlink()
-    assert remembered_run(settings) is None
+    assert known.find(settings) is None
 
 
-def test_random_weights_are_those_of_their_seed(forgetful):
+def test_random_weights_belong_to_their_seed():
     settings = _settings("backbone.pretrained=null", "seed=1")
-    data = gather(**settings.data)
-    build_model(resolved(settings), data)
-    assert remembered_weights(settings) is not None
-    assert remembered_weights(_settings("backbone.pretrained=null", "seed=2")) is None
-    assert remembered_weights(_settings("seed=1")) is None
+    known, *_ = _known(settings)
+    assert known.weights_sha256(settings) is not None
+    assert known.weights_sha256(_settings("backbone.pretrained=null", "seed=2")) is None
+    assert known.weights_sha256(_settings("seed=1")) is None
 
 
-def test_a_checkpoint_that_changed_was_not_seen(tmp_path, forgetful):
-    from safetensors.torch import save_file
-
-    from so_clip.clip.backbone import load_backbone
-
+def test_a_changed_checkpoint_is_not_known(tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file(load_backbone("tiny", seed=3).model.state_dict(), file)
     settings = _settings(f"backbone.checkpoint={file}")
-    build_model(resolved(settings), gather(**settings.data))
-    assert remembered_weights(settings) is not None
-    assert remembered_weights(_settings(f"backbone.checkpoint={file}", "seed=2")) is not None
+    known, *_ = _known(settings)
+    assert known.weights_sha256(settings) is not None
+    assert known.weights_sha256(_settings(f"backbone.checkpoint={file}", "seed=2")) is not None
     os.utime(file, ns=(0, 0))
-    assert remembered_weights(settings) is None
+    assert known.weights_sha256(settings) is None
 
 
-@pytest.mark.parametrize(
-    ("overrides", "accuracy", "first", "last"), PINNED[identity.RESULTS_VERSION]
-)
+@pytest.mark.parametrize(("overrides", "accuracy", "first", "last"), PINNED[RESULTS_VERSION])
 def test_results_are_those_of_this_version(overrides, accuracy, first, last, tmp_path):
     """Where this fails on purpose, raise RESULTS_VERSION and pin the figures under it."""
     settings = _settings(*overrides.split(), "threads=1", f"results_dir={tmp_path}")
-    result = run(settings, gather(**settings.data))
+    result = run(settings, gather(settings.data))
     with (result.folder / "history.csv").open(newline="", encoding="utf-8") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert (losses[0], losses[-1]) == pytest.approx((first, last), rel=1e-3)

@@ -136,19 +136,19 @@ def do(work: Work) -> Row:
     # So that people, too, tell those runs apart.
     runs = work.runs if work.classes is None else work.runs / f"{work.classes}_classes"
     settings = settings_of(work.overrides, runs)
-    data = gather(**settings.data)
+    data = gather(settings.data)
     if work.left_over:
         data = _tested_on_training_images(data)
     if work.classes is not None:
         data = _of_first_classes(data, work.classes)
-    with cpu_threads(settings.threads):
+    with cpu_threads(settings.placement.threads):
         return dict(_figures(settings, run(settings, data).metrics))
 
 
 def own_rate(overrides: Overrides) -> float:
     """Return the rate that a contender has by itself, 0 if it trains nothing."""
-    optimizer = settings_of(overrides).optimizer
-    return optimizer["lr"] if optimizer else 0.0
+    optimizer = settings_of(overrides).method.optimizer
+    return optimizer.options["lr"] if optimizer else 0.0
 
 
 def best(accuracies: Mapping[float, float]) -> float:
@@ -197,7 +197,7 @@ def _of_first_classes(data: Data, count: int) -> Data:
 def _figures(settings: Settings, metrics: Row) -> Iterator[tuple[str, Any]]:
     for key in ("method", "method_title", "shots", "seed"):
         yield key, metrics[key]
-    optimizer = settings.optimizer or {}
+    optimizer = settings.method.optimizer.options if settings.method.optimizer else {}
     for key in ("lr", "density_ratio", "T"):
         yield key, optimizer.get(key)
     for key in (

@@ -89,11 +89,11 @@ def _user_diagnosis(options: DoctorOptions, words: list[str], decode: int | None
     from omegaconf import OmegaConf
 
     from so_clip.config.compose import compose
-    from so_clip.config.user_data import user_data
+    from so_clip.config.user_data import dataset_choice
     from so_clip.prepare.examine import examine_user_images
 
     values: Any = OmegaConf.to_container(compose(words)["dataset"], resolve=True)
-    name, own = user_data({str(key): value for key, value in values.items()}, options.data_root)
-    if own is None:
+    choice = dataset_choice(values, options.data_root)
+    if choice["user_data"] is None:
         raise InputError(f"{words[1]}: is an option of runs. Leave it out.")
-    return examine_user_images(name, own, decode)
+    return examine_user_images(choice["dataset"], choice["user_data"], decode)

@@ -44,23 +44,17 @@ def main(
     """Print the few-shot images; see HELP."""
     from so_clip.config.compose import compose
     from so_clip.config.settings import from_config
-    from so_clip.data.base_to_new import BASE_TO_NEW
-    from so_clip.data.fewshot import draw_few_shot
     from so_clip.data.find import find_dataset
+    from so_clip.data.run_data import draw
 
-    settings = from_config(compose(words or []))
+    choice = from_config(compose(words or [])).data
     found = find_dataset(
-        settings.dataset, settings.data_root, settings.split_file, settings.own, trains=not split
+        choice.dataset, choice.data_root, choice.split_file, choice.user_data, trains=not split
     )
     if split:
         _print_split(found)
         return
-    few_shot = draw_few_shot(
-        found.splits, settings.shots, settings.seed, settings.split_protocol, settings.imbalance
-    )
-    if settings.protocol == BASE_TO_NEW:
-        few_shot = few_shot.of_base_classes(len(found.splits.class_names))
-    print(json.dumps(few_shot.as_json()))
+    print(json.dumps(draw(found.splits, choice).as_json()))
 
 
 def _print_split(found: "Dataset") -> None:

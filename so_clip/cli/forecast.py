@@ -35,7 +35,8 @@ def main(
     from so_clip.data.find import find_card
 
     settings = from_config(compose(words or []))
-    card = find_card(settings.dataset, settings.data_root, settings.own, settings.template)
+    choice = settings.data
+    card = find_card(choice.dataset, choice.data_root, choice.user_data, choice.template)
     # torch takes seconds to import, so most bad input is refused before.
     from so_clip.forecast.predict import forecast
 

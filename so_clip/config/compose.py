@@ -1,4 +1,4 @@
-"""Compose the Hydra configuration, and turn its complaints into messages worth reading."""
+"""Compose the Hydra configuration. Errors of Hydra become messages for users."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,27 +9,30 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from so_clip.checks import path
-from so_clip.config.user_data import user_data
+from so_clip.config.settings import default_options
+from so_clip.config.user_data import dataset_choice
 from so_clip.data.cards.card import card_names
 from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
 from so_clip.system.paths import CONF_DIR
 
 CONFIG_NAME = "config"
-# Of Hydra's launchers, the extra of this package that brings each.
+# Hydra's launchers, and the extra of this package that installs each.
 LAUNCHERS = {
-    **{"joblib": "joblib", "ray": "ray"},
-    **{"submitit_local": "submitit", "submitit_slurm": "submitit"},
+    "joblib": "joblib",
+    "ray": "ray",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
 }
 
 
 def register() -> None:
-    """Tell Hydra what is not a file under conf/: a `dataset` option a card, and four resolvers.
+    """Register with Hydra what is not a file under conf/.
 
-    `${times:a,b}` is a b; `${epochs:n,dataset,shots,batch_size}` the steps of n epochs; `${gpus:}`
-    how many GPUs there are, at least 1; `${expanded:path}` a path with its ~ spelt out.
-
-    A card in datasets/ is all a dataset needs; a second YAML beside it could only disagree.
+    - the options that so_clip.config.settings declares, as the configuration "options"
+    - a choice of the group `dataset` for each card in datasets/
+    - the resolvers `${times:a,b}` (the product), `${epochs:n,dataset,shots,batch_size}` (the steps
+      of n epochs), `${gpus:}` (the number of GPUs, at least 1) and `${expanded:path}` (~ expanded)
     """
     from hydra.core.config_store import ConfigStore
 
@@ -38,29 +41,29 @@ def register() -> None:
     OmegaConf.register_new_resolver("expanded", _expanded, replace=True)
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     store = ConfigStore.instance()
-    for name in card_names():  # beside those of conf/dataset/, for one's own images
+    store.store(name="options", node=default_options())
+    for name in card_names():
         store.store(group="dataset", name=name, node={"name": name, "split_file": None})
 
 
 def _expanded(folder: Any) -> str:
-    # Path.expanduser raises where a ~ is nobody's, which is refused later, by name.
+    # Path.expanduser raises for an unknown user. The path's own check names the option.
     return os.path.expanduser(str(folder))  # noqa: PTH111
 
 
 def _steps(epochs: int, dataset: Any, shots: Any, batch_size: Any, *, _root_: DictConfig) -> int:
-    """Return the steps that so many epochs of a dataset's few shots take."""
+    """Return the steps in a number of epochs over a dataset's few-shot images."""
     if not all(type(value) is int and value > 0 for value in (shots, batch_size)):
-        return 0  # these options are refused by their own names
+        return 0  # the checks of these options name them
     return epochs * -(-_class_count(dataset, _root_) * shots // batch_size)
 
 
 def _class_count(dataset: Any, config: DictConfig) -> int:
-    """Return how many classes a dataset has: by its card, or by the folder of one's own images."""
+    """Return a dataset's number of classes, from its card or from the user's own images."""
     options = OmegaConf.to_container(config["dataset"], resolve=True)
-    assert isinstance(options, dict)
     data_root = path("data_root", config["data_root"])
-    name, own = user_data({str(key): value for key, value in options.items()}, data_root)
-    return find_card(name, data_root, own).sizes["classes"]
+    choice = dataset_choice(options, data_root)
+    return find_card(choice["dataset"], data_root, choice["user_data"]).sizes["classes"]
 
 
 def _gpus() -> int:
@@ -85,12 +88,12 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Let Hydra's and OmegaConf's own exceptions leave as InputError."""
+    """Turn exceptions of Hydra and OmegaConf into InputError."""
     from hydra.errors import HydraException
 
     try:
         yield
-    # Hydra meets GROUP=null with a ValueError, GROUP=[1] with a TypeError, += with an assertion.
+    # Hydra raises ValueError for GROUP=null, TypeError for GROUP=[1], AssertionError for +=.
     except (
         HydraException,
         OmegaConfBaseException,
@@ -100,7 +103,7 @@ def readable_errors() -> Iterator[None]:
     ) as error:
         raise InputError(_explain(error)) from error
     except OSError as error:
-        # Hydra makes a folder for a sweep before the first of its runs.
+        # Hydra creates the folder of a sweep before its first run.
         raise InputError(
             f"{error.filename or 'results_dir'} cannot be written: {error.strerror}. "
             "Choose another folder with results_dir=FOLDER."
@@ -112,7 +115,7 @@ def _explain(error: BaseException) -> str:
 
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        # The option may hold slashes, dataset=../x; only Hydra's own groups do.
+        # The option may contain slashes (dataset=../x). Hydra's own groups contain one too.
         group, _, option = error.missing_cfg_file.partition("/")
         if group == "hydra":
             group, _, option = error.missing_cfg_file.rpartition("/")
@@ -132,9 +135,9 @@ def _explain(error: BaseException) -> str:
         key = first.split("'")[1]
         known = list(_keys(compose([])))
         group = key.rpartition(".")[0]
-        if group and key in known:  # of the default choices, so another was made
+        if group and key in known:  # an option of the default choice; the user chose another
             return f"{key}: the chosen {group} has no such option. Leave it out."
-        owners = [each for each in known if each.endswith(f".{key}")]
+        owners = [name for name in known if name.endswith(f".{key}")]
         close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
         close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
         way = "`python -m so_clip --help options` lists them all."

@@ -1,6 +1,5 @@
-"""What `auto` means on this machine."""
+"""The meaning of `auto` on this machine. The only module of this room that imports torch."""
 
-from dataclasses import replace
 from typing import cast
 
 from so_clip.clip.blocks import Memory
@@ -11,24 +10,26 @@ from so_clip.runtime.precision import pick_precision
 
 
 def resolved(settings: Settings) -> Settings:
-    """Say what auto stands for on this machine, so that other machines' runs are told apart."""
-    device = pick_device(settings.device)
-    precision, evaluation = (
-        pick_precision(name, device) for name in (settings.precision, settings.evaluation_precision)
+    """Return the settings with `auto` replaced, so that fingerprints tell machines apart."""
+    placement = settings.placement
+    device = pick_device(placement.device)
+    text_budget_mib = placement.text_budget_mib
+    if device.type == "cuda":  # fingerprints of CPU runs hold None for auto
+        text_budget_mib = resolved_text_budget(text_budget_mib, placement.memory, on_cuda=True)
+    placement = placement.model_copy(
+        update={
+            "device": str(device),
+            "precision": pick_precision(placement.precision, device),
+            "text_budget_mib": text_budget_mib,
+        }
     )
-    if device.type == "cuda":  # on the CPU what auto stands for is older than runs that are kept
-        settings = with_text_budget(settings, on_cuda=True)
-    return replace(
-        settings,
-        device=str(device),
-        precision=precision,
-        evaluation=replace(settings.evaluation, precision=evaluation),
-    )
+    evaluation_precision = pick_precision(settings.evaluation_precision, device)
+    evaluation = settings.evaluation.model_copy(update={"precision": evaluation_precision})
+    return settings.model_copy(update={"placement": placement, "evaluation": evaluation})
 
 
-def with_text_budget(settings: Settings, on_cuda: bool) -> Settings:
-    """Say what text_budget_mib=auto is on a device."""
-    if settings.text_budget_mib is not None:
-        return settings
-    budget_mib = default_text_budget_mib(cast(Memory, settings.memory), on_cuda)
-    return replace(settings, text_budget_mib=budget_mib)
+def resolved_text_budget(text_budget_mib: float | None, memory: str, on_cuda: bool) -> float:
+    """Return the text budget in MiB; None becomes the default of the memory mode and the device."""
+    if text_budget_mib is not None:
+        return text_budget_mib
+    return default_text_budget_mib(cast(Memory, memory), on_cuda)

@@ -1,342 +1,446 @@
-"""What one run is: every choice checked and in plain values, without Hydra, without torch."""
+"""The choices of one run, checked and in typed parts, without Hydra and without torch.
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+Every option is declared here or in so_clip.data.choice, once: its type, limits, default and help
+text. conf/config.yaml takes the defaults from here, and `--help options` the help.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from so_clip.checks import (
+    MAX_METHOD_NAME,
     MAX_MIB,
-    auto_mib,
-    device_name,
-    flag,
-    method_name,
-    not_negative,
+    AutoMib,
+    OptionalPathOption,
+    Options,
+    PathOption,
     number,
-    one_of,
+    option,
+    option_key,
     optional_path,
     path,
-    title,
-    unicode_text,
-    whole,
+    validated,
 )
-from so_clip.config.keys import check_keys
-from so_clip.config.protocols import ALL, PROTOCOLS, imbalance_alpha, transfer_targets
-from so_clip.config.user_data import user_data
-from so_clip.data.examples import ON_CORRUPT
-from so_clip.data.fewshot import PROTOCOLS as SPLIT_PROTOCOLS
-from so_clip.data.user.dataset import UserData
-from so_clip.data.user.prompt_file import is_prompt_file
-from so_clip.errors import InputError
+from so_clip.config.user_data import dataset_choice
+from so_clip.data.choice import DataChoice
+from so_clip.errors import InputError, nearest
 from so_clip.optim.options import check_steps, checked_options
 from so_clip.system.machine import core_share
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-MEMORY_MODES = ("fast", "balanced", "small")
 AUTO = "auto"
-TEMPLATES = ("plain", "specific", "ensemble")
-# What torch's generators take.
-MAX_SEED = 2**63 - 1
-# Far beyond any dataset's classes: a slip of the key must not fill the memory with repeats.
-MAX_SHOTS = 10_000
-# Each is a thread of the operating system.
+# Each worker is a thread of the operating system.
 MAX_WORKERS = 256
-# Where things go, their titles, and how fast they come: only seconds depend on it, and the last
-# digits of what other numbers of CPU threads round otherwise. Then what identity.py knows better.
-NO_DIFFERENCE = (
-    *("results_dir", "force", "threads", "checkpoint_seconds", "method_title"),
-    *("evaluation.workers", "evaluation.cache_dir", "evaluation.decode_cache_gib"),
-    *("split_file", "backbone.checkpoint", "data_root", "on_corrupt"),
-)
-# Options that came later, with values under which a run is what it was before them.
-_LATER: dict[str, Any] = {
-    **{"protocol": ALL, "transfer": [], "imbalance": None},
-    **{"own": None, "image_budget_mib": None},
-}
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AutoPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """For how long, and how fast: `max_steps` 0 trains nothing, `stop_loss` 0 never stops early."""
+def _whole_or_share(least: int) -> Any:
+    """Return the check of a number of threads: `auto` is this run's share of the cores."""
 
-    batch_size: int
-    max_steps: int
-    stop_loss: float
-    lr_min: float
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value != AUTO:
+            return value
+        concurrent = (info.context or {}).get("parallel_runs", 1)
+        # torch chooses its own number of threads for a run that has the machine to itself.
+        alone = info.field_name == "threads" and concurrent == 1
+        return None if alone else core_share(concurrent)
 
-
-@dataclass(frozen=True)
-class Augment:
-    """Training crops: the share of the area they cover, and whether half of them are mirrored."""
-
-    scale: tuple[float, float]
-    flip: bool
+    return BeforeValidator(check)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How test images become features: images a batch, decoding threads, precision, and a cache.
+class BackboneChoice(Options):
+    """The CLIP model and its weights."""
 
-    `workers` 0 decodes in the main thread, `precision` auto is the run's, `cache_dir` None keeps no
-    features, `decode_cache_gib` 0 no decoded images, `every_steps` 0 evaluates after training only.
+    architecture: str = option(help="open_clip's name of the model")
+    pretrained: str | None = option(help="open_clip's tag of the weights | null: random weights")
+    checkpoint: str | None = option(
+        help="a local file of weights, read in place of a download", changes_results=False
+    )
+    logit_scale: float = option(help="factor of the cosine similarities; CLIP's is 100")
+
+    @field_validator("architecture", "pretrained", mode="before")
+    @classmethod
+    def _check_name(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) or (value is None and info.field_name == "pretrained"):
+            return value
+        raise InputError(f"{option_key(info)}={value}: must be a name that open_clip knows.")
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _check_checkpoint(cls, value: Any, info: ValidationInfo) -> Any:
+        optional_path(option_key(info), value)
+        return None if value is None else str(value)
+
+    @field_validator("logit_scale", mode="before")
+    @classmethod
+    def _check_scale(cls, value: Any, info: ValidationInfo) -> float:
+        scale = number(option_key(info), value)
+        if scale <= 0:
+            raise InputError(f"{option_key(info)}={scale}: must be above 0; CLIP's is 100.")
+        return scale
+
+
+class Component(Options):
+    """An adapter or an optimizer: a named class or function and its options.
+
+    Attributes:
+        name: identifies it in fingerprints, records and tables.
+        target: the import path of the class or function. Never recorded, so that code can move.
+        options: keyword arguments, plain values.
     """
 
-    batch_size: int
-    workers: int
-    precision: str
-    cache_dir: Path | None
-    decode_cache_gib: float
-    every_steps: int
+    name: str
+    target: str
+    options: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """Return the name and the options: what identifies this choice."""
+        return {"name": self.name, **self.options}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """One run's choices. `NO_DIFFERENCE` names those that cannot change what it measures."""
+class MethodChoice(Options):
+    """What changes and how: an adapter and an optimizer. None where the method has none."""
 
-    dataset: str
-    own: UserData | None
-    split_file: Path | None
-    backbone: dict[str, Any]
-    method: str
-    method_title: str
-    adapter: dict[str, Any] | None
-    optimizer: dict[str, Any] | None
+    name: str
+    title: str
+    adapter: Component | None
+    optimizer: Component | None
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _check_name(cls, value: Any) -> str:
+        # The name is part of the run folder's name.
+        if value is None or not re.fullmatch(f"[A-Za-z0-9_-]{{1,{MAX_METHOD_NAME}}}", str(value)):
+            raise InputError(
+                f"method.name={value}: must be made of letters, digits, _ and -, at most "
+                f"{MAX_METHOD_NAME} of them."
+            )
+        return str(value)
+
+    @field_validator("title", mode="before")
+    @classmethod
+    def _check_title(cls, value: Any) -> str:
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise InputError(f"method.title={value!r}: must be a line of text, for table rows.")
+        if "|" in value:
+            raise InputError(f"method.title={value!r}: must be text without |, for table rows.")
+        return value
+
+
+class Schedule(Options):
+    """The length of the training. `max_steps` 0 trains nothing; `stop_loss` 0 never stops early."""
+
+    batch_size: int = option(help="training images a step", ge=1)
+    max_steps: int = option(help="the last step, and the length of the cosine", ge=0)
+    stop_loss: float = option(
+        help="an epoch with a mean training loss below this is the last; 0: never", ge=0
+    )
+    lr_min: float = option(help="where the cosine ends", ge=0)
+
+
+class Augment(Options):
+    """Training crops."""
+
+    scale: tuple[float, float] = option([0.08, 1.0], "share of the image's area in a random crop")
+    flip: bool = option(True, "mirror half of the training images")
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _check_scale(cls, value: Any, info: ValidationInfo) -> tuple[float, float]:
+        key = option_key(info)
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise InputError(f"{key}={value}: must be two numbers, such as [0.08,1.0].")
+        low, high = (number(key, share) for share in value)
+        if not 0 < low <= high <= 1:
+            raise InputError(f"{key}={value}: needs 0 < low <= high <= 1, such as [0.08,1.0].")
+        return low, high
+
+
+class Evaluation(Options):
+    """How test images become features."""
+
+    batch_size: int = option(256, "test images per forward pass", ge=1)
+    workers: Annotated[int, _whole_or_share(0)] = option(
+        AUTO,
+        "threads that decode test images: auto (one a core) | a number; 0: the main thread",
+        changes_results=False,
+        ge=0,
+        le=MAX_WORKERS,
+    )
+    precision: AutoPrecision = option(
+        AUTO, "of the image tower: auto (the run's) | fp32 | bf16 | fp16; the rest is fp32"
+    )
+    every_steps: int = option(
+        0, "test accuracy after so many steps, in curve.csv; 0: never. It chooses nothing", ge=0
+    )
+    cache_dir: OptionalPathOption = option(
+        "${results_dir}/.features",
+        "folder that keeps zero-shot features of test images for other runs | null",
+        changes_results=False,
+    )
+    decode_cache_gib: float = option(
+        8,
+        "disk space for decoded test images, used if the image tower trains; 0: none",
+        changes_results=False,
+        ge=0,
+        le=MAX_MIB / 1024,
+    )
+
+
+class Placement(Options):
+    """Device, precision, memory, and where the results go."""
+
+    device: str = option(AUTO, "auto | cpu | cuda | cuda:N")
+    precision: AutoPrecision = option(
+        AUTO,
+        "auto (bf16 on a GPU that supports it, else fp32) | fp32 | bf16 | fp16; weights stay fp32",
+    )
+    memory: Literal["fast", "balanced", "small"] = option(
+        "balanced",
+        "fast | balanced (less; slower with many classes) | small (a third, 1.4 times as slow)",
+    )
+    text_budget_mib: AutoMib = option(
+        AUTO, "MiB for prompts in training | auto (fast 1024; balanced 128, on GPUs 1024; small 64)"
+    )
+    image_budget_mib: AutoMib = option(
+        AUTO, "MiB for decoded training images; above it each batch is decoded anew | auto"
+    )
+    threads: Annotated[int | None, _whole_or_share(1)] = option(
+        AUTO,
+        "CPU threads of torch | auto (torch's own number)",
+        changes_results=False,
+        ge=1,
+        le=MAX_WORKERS,
+    )
+    checkpoint_seconds: float = option(
+        60,
+        "a run that is cut off loses at most this much training; 0: all of it",
+        changes_results=False,
+        ge=0,
+    )
+    force: bool = option(False, "true repeats a finished run", changes_results=False)
+    results_dir: PathOption = option(
+        "results/runs", "every run gets a folder of its own in here", changes_results=False
+    )
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _check_device(cls, value: Any) -> str:
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", str(value)):
+            raise InputError(f"device={value}: must be auto, cpu, cuda or cuda:N.")
+        return str(value)
+
+
+class Settings(Options):
+    """The choices of one run.
+
+    Attributes:
+        parallel_runs: how many runs share this machine. It is not a choice and is not recorded.
+    """
+
+    data: DataChoice
+    backbone: BackboneChoice
+    method: MethodChoice
     schedule: Schedule
     augment: Augment
     evaluation: Evaluation
-    shots: int
-    seed: int
-    split_protocol: str
-    protocol: str
-    transfer: tuple[str, ...]
-    imbalance: float | None
-    template: str
-    device: str
-    precision: str
-    memory: str
-    text_budget_mib: float | None
-    image_budget_mib: float | None
-    threads: int | None
-    checkpoint_seconds: float
-    force: bool
-    on_corrupt: str
-    data_root: Path
-    results_dir: Path
-    # How many runs share this machine, which is no choice of this one and not recorded.
-    at_once: int = field(default=1, compare=False)
+    placement: Placement
+    parallel_runs: int = 1
 
     @property
     def evaluation_precision(self) -> str:
         """The precision in which test images are encoded."""
         precision = self.evaluation.precision
-        return self.precision if precision == AUTO else precision
+        return self.placement.precision if precision == AUTO else precision
 
     @property
     def adapts(self) -> bool:
-        """Whether this run draws training images and changes the model with them at all."""
-        return self.adapter is not None
+        """Whether this run draws training images and changes the model with them."""
+        return self.method.adapter is not None
 
     @property
     def trains(self) -> bool:
-        """Whether it does so by gradient steps."""
-        return self.optimizer is not None
+        """Whether this run changes the model by gradient steps."""
+        return self.method.optimizer is not None
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """What `so_clip.data.run_data.gather` takes, by its names."""
-        keys = ("dataset", "data_root", "split_file", "shots", "seed", "split_protocol")
-        more = ("protocol", "transfer", "imbalance", "own", "template", "on_corrupt")
-        values = {key: getattr(self, key) for key in (*keys, *more)}
-        evaluation = self.evaluation
-        return values | {"kept_in": evaluation.cache_dir, "workers": evaluation.workers}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON-able values: what config.yaml holds."""
-        values = json.loads(json.dumps(asdict(self), default=str))
-        del values["at_once"]
-        return values
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over all choices that can change the result; identity.py adds the contents."""
-        values = self.as_dict()
-        for option in NO_DIFFERENCE:
-            group, _, key = option.rpartition(".")
-            del (values[group] if group else values)[key]
-        values["own"] = None  # lists, names and the images' place are among the contents
-        for option, before in _LATER.items():
-            if values[option] == before:
-                del values[option]
-        # Which of a machine's GPUs it was, is of no account.
-        values["device"] = values["device"].partition(":")[0]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    def record(self) -> dict[str, Any]:
+        """Return the settings as JSON values: the content of config.yaml in the run folder."""
+        adapter, optimizer = self.method.adapter, self.method.optimizer
+        return {
+            **_dumped(self.data),
+            "backbone": _dumped(self.backbone),
+            "method": self.method.name,
+            "method_title": self.method.title,
+            "adapter": adapter.record() if adapter else None,
+            "optimizer": optimizer.record() if optimizer else None,
+            "schedule": _dumped(self.schedule),
+            "augment": _dumped(self.augment),
+            "evaluation": _dumped(self.evaluation),
+            **_dumped(self.placement),
+        }
 
 
-def from_config(config: DictConfig, at_once: int = 1) -> Settings:
+def _dumped(options: Options) -> dict[str, Any]:
+    # Without warnings: a zero-shot run holds split_protocol "none", which no user may choose.
+    return options.model_dump(mode="json", warnings=False)
+
+
+_PARTS: dict[str, type[Options]] = {
+    "backbone": BackboneChoice,
+    "schedule": Schedule,
+    "augment": Augment,
+    "evaluation": Evaluation,
+}
+_DATASET_OPTIONS = ("dataset", "user_data", "split_file")
+_DATA_OPTIONS = tuple(name for name in DataChoice.model_fields if name not in _DATASET_OPTIONS)
+_TOP_LEVEL = (*_DATA_OPTIONS, *Placement.model_fields)
+_GROUPS = ("dataset", "method", "adapter", "optimizer", *_PARTS)
+
+
+def _without_effect() -> frozenset[str]:
+    """Return the recorded options that cannot change a result, such as "evaluation.workers"."""
+    names = {"method_title"}
+    groups: list[tuple[str, type[Options]]] = [("", DataChoice), ("", Placement)]
+    for group, options in [*groups, *_PARTS.items()]:
+        for name, field in options.model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and not extra["changes_results"]:
+                names.add(f"{group}.{name}" if group else name)
+    return frozenset(names)
+
+
+NO_DIFFERENCE = _without_effect()
+
+
+def default_options() -> dict[str, Any]:
+    """Return all options outside the groups, with their defaults, for conf/config.yaml."""
+
+    def defaults(options: type[Options], names: Any = None) -> dict[str, Any]:
+        fields = options.model_fields
+        return {name: fields[name].default for name in names or fields}
+
+    return {
+        **defaults(DataChoice, _DATA_OPTIONS),
+        **defaults(Placement),
+        "augment": defaults(Augment),
+        "evaluation": defaults(Evaluation),
+    }
+
+
+def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
     """Check a composed configuration and return it as Settings.
 
     Args:
-        config: as composed by Hydra.
-        at_once: how many runs share this machine's cores and memory, of which `auto` takes a part.
+        config: as Hydra composes it.
+        parallel_runs: how many runs share this machine's cores and memory. `auto` takes a share.
 
     Raises:
         InputError: naming the option, its value, and the values it may take.
     """
+    values = _plain(config)
+    _check_top_level(values)
+    context = {"parallel_runs": parallel_runs}
+    top = {name: values[name] for name in Placement.model_fields}
+    placement = validated(Placement, top, context=context)  # first: the cache is in results_dir
+    method = _method(values)
+    data = dataset_choice(values["dataset"], path("data_root", values["data_root"]))
+    data |= {name: values[name] for name in _DATA_OPTIONS}
+    parts: dict[str, Any] = {
+        name: validated(options, values[name], f"{name}.", context=context)
+        for name, options in _PARTS.items()
+    }
+    settings = Settings(
+        data=validated(DataChoice, data),
+        method=method,
+        placement=placement,
+        parallel_runs=parallel_runs,
+        **parts,
+    )
+    if method.optimizer is not None:
+        schedule, lr = settings.schedule, method.optimizer.options["lr"]
+        check_steps(method.name, lr, schedule.lr_min, schedule.max_steps)
+    return settings if settings.adapts else _without_shots(settings)
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, InputError):  # of a resolver that looks at one's own images
+        if isinstance(error.__cause__, InputError):  # from a resolver that reads the user's images
             raise error.__cause__ from None
         first = str(error).splitlines()[0]
         raise InputError(f"the configuration cannot be resolved: {first}") from error
-    check_keys(values, _KEYS, _TOP_KEYS)
-    results_dir = path("results_dir", values["results_dir"])  # first: the cache is in it
-    trains = values["optimizer"]["_target_"] is not None
-    adapts = values["adapter"]["_target_"] is not None
-    if trains and not adapts:
+    return values
+
+
+def _check_top_level(values: Mapping[str, Any]) -> None:
+    known = (*_GROUPS, *_TOP_LEVEL)
+    for name in known:
+        if name not in values:
+            raise InputError(f"{name} is missing. Give it, or leave out the ~.")
+    for name in values:
+        if name not in known:
+            raise InputError(f"{name}: there is no such option.{nearest(str(name), known)}")
+
+
+def _method(values: Mapping[str, Any]) -> MethodChoice:
+    adapter = _component("adapter", values["adapter"])
+    optimizer = _component("optimizer", values["optimizer"])
+    if optimizer is not None and adapter is None:
         raise InputError(
             "adapter=none opens no parameters, so the optimizer has nothing to train. "
             "Choose adapter=weights, or method=zero_shot to train nothing."
         )
-    data_root = path("data_root", values["data_root"])
-    dataset, own = user_data(values["dataset"], data_root)
-    settings = Settings(
-        dataset=dataset,
-        own=own,
-        split_file=optional_path("dataset.split_file", values["dataset"].get("split_file")),
-        backbone=_backbone(values["backbone"]),
-        method=method_name("method.name", values["method"]["name"]),
-        method_title=title("method.title", values["method"]["title"]),
-        adapter=values["adapter"] if adapts else None,
-        optimizer=checked_options(values["optimizer"]) if trains else None,
-        schedule=_schedule(values["schedule"]),
-        augment=_augment(values["augment"]),
-        evaluation=_evaluation(values["evaluation"], at_once),
-        shots=whole("shots", values["shots"], 1, MAX_SHOTS),
-        seed=whole("seed", values["seed"], 0, MAX_SEED),
-        split_protocol=one_of("split_protocol", values["split_protocol"], SPLIT_PROTOCOLS),
-        protocol=one_of("protocol", values["protocol"], PROTOCOLS),
-        transfer=transfer_targets(values["transfer"], dataset),
-        imbalance=imbalance_alpha(values["imbalance"]),
-        template=_template(values["template"]),
-        device=device_name("device", values["device"]),
-        precision=one_of("precision", values["precision"], (AUTO, *PRECISIONS)),
-        memory=one_of("memory", values["memory"], MEMORY_MODES),
-        text_budget_mib=auto_mib("text_budget_mib", values["text_budget_mib"]),
-        image_budget_mib=auto_mib("image_budget_mib", values["image_budget_mib"]),
-        threads=_threads(values["threads"], at_once),
-        checkpoint_seconds=not_negative("checkpoint_seconds", values["checkpoint_seconds"]),
-        force=flag("force", values["force"]),
-        on_corrupt=one_of("on_corrupt", values["on_corrupt"], ON_CORRUPT),
-        data_root=data_root,
-        results_dir=results_dir,
-        at_once=at_once,
-    )
-    if settings.optimizer is not None:
-        schedule = settings.schedule
-        lr = settings.optimizer["lr"]
-        check_steps(settings.method, lr, schedule.lr_min, schedule.max_steps)
-    return settings if adapts else _without_shots(settings)
+    chosen = values["method"]
+    known = [name for name in MethodChoice.model_fields if name not in ("adapter", "optimizer")]
+    if isinstance(chosen, Mapping):
+        chosen = {**chosen, "adapter": adapter, "optimizer": optimizer}
+        known += ["adapter", "optimizer"]
+    return validated(MethodChoice, chosen, "method.", known)
 
 
-# Options by group. adapter and optimizer take what their `_target_` takes.
-_KEYS = {
-    "dataset": ("name", "split_file"),
-    "backbone": ("architecture", "pretrained", "checkpoint", "logit_scale"),
-    "method": ("name", "title"),
-    "schedule": tuple(field.name for field in fields(Schedule)),
-    "augment": tuple(field.name for field in fields(Augment)),
-    "evaluation": tuple(field.name for field in fields(Evaluation)),
-    "adapter": ("_target_",),
-    "optimizer": ("_target_",),
-}
-_TOP_KEYS = (
-    *_KEYS,
-    *("shots", "seed", "split_protocol", "template", "device", "precision", "memory"),
-    *("protocol", "transfer", "imbalance", "text_budget_mib", "image_budget_mib", "threads"),
-    *("checkpoint_seconds", "force", "on_corrupt", "data_root", "results_dir"),
-)
+def _component(group: str, values: Any) -> Component | None:
+    """Return the adapter or optimizer that a group's values describe; None for `none`."""
+    needed = ("name", "_target_")
+    if not isinstance(values, Mapping):
+        raise InputError(f"{group}={values}: must hold the options {', '.join(needed)}.")
+    for key in needed:
+        if key not in values:
+            raise InputError(f"{group}.{key} is missing. Give it, or leave out the ~.")
+    if values["_target_"] is None:
+        return None
+    for key in ("name", "_target_"):
+        if not isinstance(values[key], str):
+            raise InputError(f"{group}.{key}={values[key]}: must be a text.")
+    options = {str(key): value for key, value in values.items() if key not in needed}
+    for key in options:
+        if key.startswith("_"):
+            raise InputError(f"{group}.{key}: there is no such option. Leave it out.")
+    if group == "optimizer":
+        if "lr" not in options:
+            raise InputError(
+                "optimizer.lr is missing; every optimizer needs a rate. Leave out the ~."
+            )
+        options = checked_options(options)
+    return Component(name=values["name"], target=values["_target_"], options=options)
 
 
 def _without_shots(settings: Settings) -> Settings:
     """Drop what cannot change zero-shot CLIP, so that a sweep measures it once."""
-    return replace(
-        settings,
-        shots=0,
-        seed=0,
-        split_protocol="none",
-        imbalance=None,
-        schedule=Schedule(batch_size=0, max_steps=0, stop_loss=0, lr_min=0),
-        augment=Augment((1, 1), False),
-        evaluation=replace(settings.evaluation, every_steps=0),
+    no_draw = {"shots": 0, "seed": 0, "split_protocol": "none", "imbalance": None}
+    no_steps = {"batch_size": 0, "max_steps": 0, "stop_loss": 0.0, "lr_min": 0.0}
+    return settings.model_copy(
+        update={
+            "data": settings.data.model_copy(update=no_draw),
+            "schedule": settings.schedule.model_copy(update=no_steps),
+            "augment": settings.augment.model_copy(update={"scale": (1.0, 1.0), "flip": False}),
+            "evaluation": settings.evaluation.model_copy(update={"every_steps": 0}),
+        }
     )
-
-
-def _backbone(values: dict[str, Any]) -> dict[str, Any]:
-    for key in ("architecture", "pretrained"):
-        if not isinstance(values[key], str) and (key == "architecture" or values[key] is not None):
-            raise InputError(f"backbone.{key}={values[key]}: must be a name, as open_clip has it.")
-    optional_path("backbone.checkpoint", values["checkpoint"])
-    scale = number("backbone.logit_scale", values["logit_scale"])
-    if scale <= 0:
-        raise InputError(f"backbone.logit_scale={scale}: must be above 0; CLIP's is 100.")
-    return values | {"logit_scale": scale}
-
-
-def _schedule(values: dict[str, Any]) -> Schedule:
-    return Schedule(
-        batch_size=whole("schedule.batch_size", values["batch_size"], 1),
-        max_steps=whole("schedule.max_steps", values["max_steps"], 0),
-        stop_loss=not_negative("schedule.stop_loss", values["stop_loss"]),
-        lr_min=not_negative("schedule.lr_min", values["lr_min"]),
-    )
-
-
-def _augment(values: dict[str, Any]) -> Augment:
-    given = values["scale"]
-    if not isinstance(given, list) or len(given) != 2:
-        raise InputError(f"augment.scale={given}: must be two numbers, such as [0.08,1.0].")
-    low, high = (number("augment.scale", value) for value in given)
-    if not 0 < low <= high <= 1:
-        raise InputError(f"augment.scale={given}: needs 0 < low <= high <= 1, such as [0.08,1.0].")
-    return Augment((low, high), flag("augment.flip", values["flip"]))
-
-
-def _evaluation(values: dict[str, Any], at_once: int) -> Evaluation:
-    return Evaluation(
-        batch_size=whole("evaluation.batch_size", values["batch_size"], 1),
-        workers=_workers(values["workers"], at_once),
-        precision=one_of("evaluation.precision", values["precision"], (AUTO, *PRECISIONS)),
-        cache_dir=optional_path("evaluation.cache_dir", values["cache_dir"]),
-        decode_cache_gib=not_negative(
-            "evaluation.decode_cache_gib", values["decode_cache_gib"], MAX_MIB / 1024
-        ),
-        every_steps=whole("evaluation.every_steps", values["every_steps"], 0),
-    )
-
-
-def _threads(value: Any, at_once: int) -> int | None:
-    if value != AUTO:
-        return whole("threads", value, 1, MAX_WORKERS)
-    return None if at_once == 1 else core_share(at_once)
-
-
-def _workers(value: Any, at_once: int) -> int:
-    if value != AUTO:
-        return whole("evaluation.workers", value, 0, MAX_WORKERS)
-    return core_share(at_once)
-
-
-def _template(value: Any) -> str:
-    fair = isinstance(value, str) and (value.count("{}") == 1 or is_prompt_file(value))
-    if value not in TEMPLATES and not fair:
-        raise InputError(
-            f"template={value}: must be plain, specific, ensemble, a text with one {{}} for the "
-            "class name, or a file of templates or class descriptions (.txt, .json, .yaml)."
-        )
-    return unicode_text("template", value)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from so_clip.data.base_to_new import BASE_TO_NEW, base_and_new
+from so_clip.data.base_to_new import base_and_new
 from so_clip.data.cache.corrupt import Skipped, corrupt_images, remove_from_test, replace_in_draw
 from so_clip.data.cards.card import DatasetCard
+from so_clip.data.choice import DataChoice
 from so_clip.data.examples import SKIP, Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
 from so_clip.data.find import Dataset, find_dataset
 from so_clip.data.images import ImageSource, open_images, require_images
-from so_clip.data.user.dataset import UserData
 from so_clip.errors import InputError, say
 
 # The name of the second half of the classes among a run's test sets.
@@ -64,58 +64,39 @@ class Data:
 
 
 def gather(
-    dataset: str,
-    data_root: Path | None,
-    split_file: Path | None,
-    *,
-    shots: int,
-    seed: int,
-    split_protocol: str,
-    protocol: str = "all",
-    transfer: Sequence[str] = (),
-    imbalance: float | None = None,
-    own: UserData | None = None,
-    template: str = "plain",
-    on_corrupt: str = "raise",
-    kept_in: Path | None = None,
-    workers: int | None = None,
+    choice: DataChoice, *, cache_dir: Path | None = None, workers: int | None = None
 ) -> Data:
-    """Read the datasets' lists, draw the few shots, and make sure that every image is there.
+    """Read the datasets' lists, draw the few-shot images, and check that every image is there.
 
     Args:
-        dataset: the name of a card, or the name for `own` images.
-        data_root: the folder of all datasets.
-        split_file: in place of the one below `data_root`; `dataset`'s alone.
-        shots: training images per class; 0 draws none.
-        seed, split_protocol, imbalance: see draw_few_shot.
-        protocol: "base_to_new" trains and tests on the first half of the classes, and tests on the
-            second by itself.
-        transfer: names of other datasets to test on; see user_dataset.
-        own: how one's own images are found; None for a card's.
-        template: the run's setting, which may name a file of prompts.
-        on_corrupt: "skip" decodes all images that the run needs, and does without those that cannot
-            be; see so_clip.data.cache.corrupt. "raise" opens none: reading them will tell.
-        kept_in: the folder of files that tell which are corrupt, so that each is decoded once.
-        workers: threads that decode for that; see so_clip.data.cache.corrupt.errors_of.
+        choice: datasets, draw, protocol and prompts. `shots` 0 draws no image.
+        cache_dir: folder of files that record which images are corrupt, so that each is decoded
+            once.
+        workers: threads that decode to find corrupt images; see so_clip.data.cache.corrupt.
 
     Raises:
         InputError: no such dataset, files missing or malformed; the message names them.
     """
-    found = find_dataset(dataset, data_root, split_file, own, template, trains=shots > 0)
+    name, data_root, template = choice.dataset, choice.data_root, choice.template
+    found = find_dataset(
+        name,
+        data_root,
+        choice.split_file,
+        choice.user_data,
+        template,
+        trains=choice.shots > 0,
+    )
     card, splits = found.card, found.splits
-    few_shot = draw_few_shot(splits, shots, seed, split_protocol, imbalance) if shots else None
+    few_shot = draw(splits, choice) if choice.shots else None
     images = open_images(card, found.root)
-    whole, halves = splits, []
-    if protocol == BASE_TO_NEW:
-        few_shot = few_shot.of_base_classes(len(splits.class_names)) if few_shot else None
+    whole, new_classes = splits, []
+    if choice.base_to_new:
         splits, new = base_and_new(splits)
         first = len(splits.class_names)
-        halves.append(TestSet(NEW_CLASSES, card, new, images, first_label=first))
-    transferred = [
-        _transfer_test_set(name, data_root, dataset, protocol, template) for name in transfer
-    ]
-    others = (*halves, *transferred)
-    _check_names([dataset, *(test_set.name for test_set in transferred)])
+        new_classes.append(TestSet(NEW_CLASSES, card, new, images, first_label=first))
+    transferred = [_transfer_test_set(other, choice) for other in choice.transfer]
+    others = (*new_classes, *transferred)
+    _check_names([name, *(test_set.name for test_set in transferred)])
     _check_names([test_set.name for test_set in others])
     require_images(images, [*(few_shot.train if few_shot else ()), *splits.test], card)
     for test_set in others:
@@ -127,7 +108,15 @@ def gather(
     for test_set in transferred:
         _note_incomplete(test_set.card, test_set.splits)
     data = Data(card, splits, images, few_shot, others)
-    return _without_corrupt(data, kept_in, workers) if on_corrupt == SKIP else data
+    return _without_corrupt(data, cache_dir, workers) if choice.on_corrupt == SKIP else data
+
+
+def draw(splits: Splits, choice: DataChoice) -> FewShot:
+    """Return the few-shot draw of a choice; base_to_new keeps that of the first half of classes."""
+    few_shot = draw_few_shot(
+        splits, choice.shots, choice.seed, choice.split_protocol, choice.imbalance
+    )
+    return few_shot.of_base_classes(len(splits.class_names)) if choice.base_to_new else few_shot
 
 
 def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> Data:
@@ -156,18 +145,17 @@ def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> D
     )
 
 
-def _transfer_test_set(
-    name: str, data_root: Path | None, dataset: str, protocol: str, template: str
-) -> TestSet:
-    """Find another dataset to test on."""
+def _transfer_test_set(name: str, choice: DataChoice) -> TestSet:
+    """Find a dataset to test on."""
     try:
-        found = find_dataset(name, data_root, template=template)
+        found = find_dataset(name, choice.data_root, template=choice.template)
         images = open_images(found.card, found.root)
     except InputError as error:
         raise InputError(f"transfer={name}: {error}") from error
     _print_notes(found)
     card, splits = found.card, found.splits
-    shared = card.classes_of == dataset and protocol != BASE_TO_NEW
+    # Without base_to_new, the classes of such a dataset are among those of the run.
+    shared = card.classes_of == choice.dataset and not choice.base_to_new
     return TestSet(card.name, card, splits, images, splits.parent_labels if shared else None)
 
 

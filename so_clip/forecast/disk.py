@@ -1,13 +1,12 @@
 """What a run leaves on disk, and what it decodes into memory, from counts alone."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from so_clip.clip.backbone import EMBEDDED
 from so_clip.clip.hub import cached_pretrained
-from so_clip.config.settings import Settings
+from so_clip.config.settings import BackboneChoice, Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS
 from so_clip.forecast.test_sets import Tested
@@ -32,8 +31,8 @@ def disk_figures(
 
     Published weights are counted in float32, as the hub has nearly all, unless they are there.
     """
-    train_images = settings.shots * card.sizes["classes"]
-    val_images = min(settings.shots, MAX_VAL_SHOTS) * card.sizes["classes"]
+    train_images = settings.data.shots * card.sizes["classes"]
+    val_images = min(settings.data.shots, MAX_VAL_SHOTS) * card.sizes["classes"]
     pixels = card.image_pixels or PIXELS
     rows = settings.schedule.max_steps * _HISTORY_ROW
     rows += (train_images + val_images) * _FEW_SHOT_ROW
@@ -51,9 +50,9 @@ def disk_figures(
     }
 
 
-def _download(backbone: dict[str, Any], model: nn.Module) -> int:
-    architecture, pretrained = backbone["architecture"], backbone["pretrained"]
-    if backbone["checkpoint"] is not None or pretrained in (None, EMBEDDED):
+def _download(backbone: BackboneChoice, model: nn.Module) -> int:
+    architecture, pretrained = backbone.architecture, backbone.pretrained
+    if backbone.checkpoint is not None or pretrained in (None, EMBEDDED):
         return 0
     if cached_pretrained(architecture, pretrained) is not None:
         return 0

@@ -8,14 +8,25 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
-from so_clip.config.settings import NO_DIFFERENCE, Augment, Evaluation, Schedule, Settings
+from so_clip.checks import OptionsType
+from so_clip.config.settings import (
+    NO_DIFFERENCE,
+    Augment,
+    BackboneChoice,
+    Component,
+    Evaluation,
+    MethodChoice,
+    Placement,
+    Schedule,
+    Settings,
+)
 from so_clip.data.cards.card import DatasetCard
+from so_clip.data.choice import DataChoice
 from so_clip.data.find import find_card, find_dataset
 from so_clip.data.user.dataset import UserData
 from so_clip.errors import InputError
@@ -23,6 +34,7 @@ from so_clip.report.read import Runs
 from so_clip.results.run_files import read_object
 from so_clip.system import atomic
 from so_clip.system.code_hash import code_sha256
+from so_clip.system.paths import CONF_DIR
 from so_clip.version import RESULTS_VERSION
 
 FILE = ".flops.json"
@@ -91,33 +103,56 @@ def _card(settings: Settings, run: Mapping[Any, Any]) -> DatasetCard:
     Raises:
         InputError: one's own images are no more those of the run.
     """
-    where, template = settings.data_root, settings.template
-    if settings.own is None:
-        return find_card(settings.dataset, where, template=template)
-    found = find_dataset(settings.dataset, where, user=settings.own, template=template)
+    choice = settings.data
+    if choice.user_data is None:
+        return find_card(choice.dataset, choice.data_root, template=choice.template)
+    found = find_dataset(choice.dataset, choice.data_root, None, choice.user_data, choice.template)
     if found.splits.sha256 != run.get("split_sha256"):
-        raise InputError(f"the images in {settings.own.folder} are not those of the run any more")
+        folder = choice.user_data.folder
+        raise InputError(f"the images in {folder} are no longer those of the run")
     return found.card
 
 
-def _settings(values: dict[str, Any], steps: int) -> Settings:
-    """Return a run's settings as they were, but for the number of its steps.
+def _settings(values: Mapping[str, Any], steps: int) -> Settings:
+    """Return the settings of a record, with another number of steps.
 
     Raises:
-        InputError: they are those of another version.
+        InputError: the record is of another version, or has a component that so_clip does not have.
     """
-    later: dict[str, Any] = {"checkpoint_seconds": 0.0, "force": False, "on_corrupt": "raise"}
-    given = later | {"image_budget_mib": None} | values | {"at_once": 1}
     try:
-        given |= {
-            "schedule": Schedule(**given["schedule"] | {"max_steps": steps}),
-            "augment": Augment(**given["augment"]),
-            "evaluation": Evaluation(**{"decode_cache_gib": 0.0} | given["evaluation"]),
-            "transfer": tuple(given["transfer"]),
-            "own": UserData.from_json(given.get("own")),
-            "data_root": Path(given["data_root"]),
-            "results_dir": Path(given["results_dir"]),
-        }
-        return Settings(**{field.name: given[field.name] for field in fields(Settings)})
-    except (AttributeError, KeyError, TypeError) as error:
+        return Settings(
+            data=_options(DataChoice, values, user_data=UserData.from_json(values["user_data"])),
+            backbone=_options(BackboneChoice, values["backbone"]),
+            method=MethodChoice(
+                name=values["method"],
+                title=values["method_title"],
+                adapter=_component("adapter", values["adapter"]),
+                optimizer=_component("optimizer", values["optimizer"]),
+            ),
+            schedule=_options(Schedule, values["schedule"], max_steps=steps),
+            augment=_options(Augment, values["augment"]),
+            evaluation=_options(Evaluation, values["evaluation"]),
+            placement=_options(
+                Placement,
+                values,
+                text_budget_mib=values["text_budget_mib"] or "auto",
+                image_budget_mib=values["image_budget_mib"] or "auto",
+            ),
+        )
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise InputError(f"its settings are of another version ({error})") from error
+
+
+def _options(options: type[OptionsType], values: Mapping[str, Any], **changes: Any) -> OptionsType:
+    """Return recorded values as an object of the class `options`."""
+    given = {name: values[name] for name in options.model_fields} | changes
+    return options.model_validate(given)
+
+
+def _component(group: str, values: Mapping[str, Any] | None) -> Component | None:
+    """Return a recorded adapter or optimizer; its file in conf/ has its import path."""
+    if values is None:
+        return None
+    options = {key: value for key, value in values.items() if key != "name"}
+    config: Any = OmegaConf.load(CONF_DIR / group / f"{values['name']}.yaml")
+    return Component(name=values["name"], target=config["_target_"], options=options)

@@ -23,10 +23,10 @@ from torch._subclasses.fake_tensor import (
 )
 
 from so_clip.adapt.model import Model
-from so_clip.build import assemble_model, build_optimizer, check_classes
-from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.build import assemble_model, build_optimizer, check_classes, class_prompts, load
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
-from so_clip.config.resolve import with_text_budget
+from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.errors import InputError
@@ -54,8 +54,8 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
     Raises:
         InputError: what a run would refuse, or shapes that follow from values.
     """
-    settings = _of_its_device(settings)
-    check_classes(settings)
+    settings = _on_its_device(settings)
+    check_classes(settings.method, settings.data)
     tested, card = tested_sizes(settings, card), training_card(settings, card)
     # What adapters make in `start` is no fake yet.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -72,12 +72,12 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
     memory = training.pop("memory", evaluation.pop("memory"))
     dimensions = evaluation.pop("dimensions")
     return {
-        "dataset": settings.dataset,
-        "backbone": settings.backbone["architecture"],
-        "method": settings.method,
-        "precision": settings.precision,
-        "shots": settings.shots,
-        "models": MODELS if settings.device == "cpu" else MODELS_CUDA,
+        "dataset": settings.data.dataset,
+        "backbone": settings.backbone.architecture,
+        "method": settings.method.name,
+        "precision": settings.placement.precision,
+        "shots": settings.data.shots,
+        "models": MODELS if settings.placement.device == "cpu" else MODELS_CUDA,
         "trainable_parameters": sum(value.numel() for value in model.parameters.values()),
         **memory,
         **evaluation,
@@ -88,13 +88,15 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
     }
 
 
-def _of_its_device(settings: Settings) -> Settings:
-    """Say what precision=auto and text_budget_mib=auto are on the run's device, which may be none
-    of this machine's."""
-    cuda = settings.device.startswith("cuda")
-    cuda = cuda or (settings.device == "auto" and torch.cuda.is_available())
-    name = pick_precision(settings.precision, torch.device("cuda") if cuda else CPU)
-    return with_text_budget(replace(settings, precision=name), cuda)
+def _on_its_device(settings: Settings) -> Settings:
+    """Resolve precision=auto and text_budget_mib=auto for the run's device, present or not."""
+    placement = settings.placement
+    cuda = placement.device.startswith("cuda")
+    cuda = cuda or (placement.device == "auto" and torch.cuda.is_available())
+    precision = pick_precision(placement.precision, torch.device("cuda") if cuda else CPU)
+    budget_mib = resolved_text_budget(placement.text_budget_mib, placement.memory, cuda)
+    placement = placement.model_copy(update={"precision": precision, "text_budget_mib": budget_mib})
+    return settings.model_copy(update={"placement": placement})
 
 
 def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> Model:
@@ -103,12 +105,12 @@ def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> M
     Prompts do have values, since which tokens they share decides how they are packed.
     """
     with mode:
-        backbone = load_backbone(**settings.backbone, seed=settings.seed, weightless=True)
-    names, templates = card.class_names, card.template_sets
-    model = assemble_model(settings, backbone, names, templates, CPU, "", card.descriptions)
+        backbone = load(settings.backbone, settings.data.seed, weightless=True)
+    prompts = class_prompts(settings.data.template, card.class_names, card)
+    model = assemble_model(settings, backbone, prompts)
     _forget_values(model.classifier, mode)
     if model.adapter is not None:
-        support = _NoImages(settings.shots, model.classifier, backbone, mode)
+        support = _NoImages(settings.data.shots, model.classifier, backbone, mode)
         model.adapter.start(model.classifier, support)
         _forget_values(model.classifier, mode)
     named = model.classifier.named()
@@ -194,8 +196,8 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
     those of a later stage, where an adapter has stages.
     """
     assert model.adapter is not None
-    optimizer = build_optimizer(settings, model)
-    schedule, images = settings.schedule, settings.shots * card.sizes["classes"]
+    optimizer = build_optimizer(settings.method.optimizer, model)
+    schedule, images = settings.schedule, settings.data.shots * card.sizes["classes"]
     if schedule.max_steps > 1:
         _make_state(optimizer)
     full = min(schedule.batch_size, images)
@@ -237,10 +239,17 @@ def _make_state(optimizer: torch.optim.Optimizer) -> None:
 
 def _step(model: Model, optimizer: torch.optim.Optimizer, images: int) -> Flops:
     assert model.adapter is not None
-    classifier, batch = model.classifier, _batch(model, images)
-    penalty = partial(model.adapter.penalty, classifier)
+    classifier = model.classifier
+    images_BCHW, labels_B = _batch(model, images)
     with counted(classifier, optimizer) as flops:
-        train_step(classifier, *batch, optimizer, model.precision, penalty)
+        train_step(
+            classifier,
+            images_BCHW,
+            labels_B,
+            optimizer=optimizer,
+            precision=model.precision,
+            penalty=partial(model.adapter.penalty, classifier),
+        )
     return flops
 
 

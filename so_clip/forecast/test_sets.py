@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from so_clip.config.settings import Settings
-from so_clip.data.base_to_new import BASE_TO_NEW, base_count
+from so_clip.data.base_to_new import base_count
 from so_clip.data.cards.card import DatasetCard, check_trainable
 from so_clip.data.find import find_card
 
@@ -24,7 +24,7 @@ def training_card(settings: Settings, card: DatasetCard) -> DatasetCard:
     """
     if settings.adapts:
         check_trainable(card)
-    if settings.protocol != BASE_TO_NEW:
+    if not settings.data.base_to_new:
         return card
     count = base_count(len(card.class_names))
     sizes = card.sizes | {"classes": count}
@@ -38,9 +38,9 @@ def tested_sizes(settings: Settings, card: DatasetCard) -> list[Tested]:
     """
     images, classes = card.sizes["test"], card.sizes["classes"]
     sizes = [Tested(images, classes)]
-    if settings.protocol == BASE_TO_NEW:
+    if settings.data.base_to_new:
         base = base_count(classes)
         of_base = images * base // classes
         sizes = [Tested(of_base, base), Tested(images - of_base, classes - base)]
-    others = [find_card(name, settings.data_root).sizes for name in settings.transfer]
+    others = [find_card(name, settings.data.data_root).sizes for name in settings.data.transfer]
     return sizes + [Tested(each["test"], each["classes"]) for each in others]

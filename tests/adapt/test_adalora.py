@@ -58,8 +58,8 @@ def layers(classifier: Classifier) -> list[Any]:
 
 def test_vit_b16_gets_as_many_parameters_as_the_shapes_say() -> None:
     settings = from_config(compose(["method=adalora"]))
-    assert settings.adapter is not None
-    options = {key: value for key, value in settings.adapter.items() if key != "_target_"}
+    assert settings.method.adapter is not None
+    options = dict(settings.method.adapter.options)
     assert options["total_steps"] == settings.schedule.max_steps == 2000
     assert settings.schedule.stop_loss == 0
     parameters = AdaLoRA(**options)(vit_b16())

@@ -58,12 +58,17 @@ def test_not_a_bit_of_the_model_has_changed_after_500_steps_in_bf16(method: str)
     batches = batches_of(settings, model)
     adapter.start(classifier, FewShotEmbeddings(classifier, batches, model.precision, 1))
     first = {name: value.detach().clone() for name, value in model.parameters.items()}
-    optimizer = build_optimizer(settings, model)
+    optimizer = build_optimizer(settings.method.optimizer, model)
     images_BCHW, labels_B = next(iter(batches.epoch()))
     pairs = [(images_BCHW[n : n + 2], labels_B[n : n + 2]) for n in range(0, len(labels_B), 2)]
-    penalty = partial(adapter.penalty, classifier)
     for step, pair in zip(range(1, STEPS + 1), cycle(pairs), strict=False):
-        train_step(classifier, *pair, optimizer, model.precision, penalty)
+        train_step(
+            classifier,
+            *pair,
+            optimizer=optimizer,
+            precision=model.precision,
+            penalty=partial(adapter.penalty, classifier),
+        )
         assert not list(adapter.after_step(classifier, step))
     after = classifier.backbone.model.state_dict()
     assert [name for name, value in before.items() if not torch.equal(after[name], value)] == []

@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from so_clip.build import Model, build_optimizer
+from so_clip.build import Model
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.errors import InputError
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
+from so_clip.results.progress import Progress
 from so_clip.results.run_folder import RunFolder
-from so_clip.run import Adaptation, Parts, adapt
-from so_clip.runtime.peak_memory import PeakMemory
+from so_clip.run import Run
 from so_clip.system.paths import CONF_DIR
 from tests.helpers.battery_parts import (
-    CPU,
     STEPS,
     TRAINED,
     batches_of,
@@ -38,13 +37,11 @@ class Trained:
         self.model = model_of(self.settings)
         self.before = _values(self.model)
         self.zero_shot_BK = logits_of(self.model)
-        optimizer = build_optimizer(self.settings, self.model) if self.settings.trains else None
-        peak_memory = PeakMemory(self.model.classifier, optimizer, CPU)
-        batches = batches_of(self.settings, self.model)
         folder.mkdir(exist_ok=True)
-        work = self.model, batches, optimizer, peak_memory
-        self.adaptation: Adaptation = adapt(Parts(self.settings, *work, RunFolder(folder)))
-        self.memory = peak_memory.result()
+        batches = batches_of(self.settings, self.model)
+        run = Run(self.settings, self.model, RunFolder(folder), batches)
+        self.adaptation = run.adapt(Progress(None, 0))
+        self.memory = run.peak_memory.result()
         self.logits_BK = logits_of(self.model)
 
 
@@ -146,8 +143,6 @@ def test_a_resnet_is_adapted_or_refused_by_name(method, tmp_path):
             model_of(settings, "resnet")
         return
     model = model_of(settings, "resnet")
-    optimizer = build_optimizer(settings, model) if settings.trains else None
-    peak_memory = PeakMemory(model.classifier, optimizer, CPU)
-    batches = batches_of(settings, model)
-    done = adapt(Parts(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path)))
+    run = Run(settings, model, RunFolder(tmp_path), batches_of(settings, model))
+    done = run.adapt(Progress(None, 0))
     assert all(loss < 100 for loss in done.history.losses)

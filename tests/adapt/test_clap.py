@@ -76,7 +76,8 @@ def test_bad_views_are_refused():
 
 def test_the_method_is_the_papers():
     settings = from_config(compose(["method=clap", "shots=1", "dataset=imagenet"]))
-    assert settings.adapter == {"_target_": "so_clip.adapt.clap.Clap", "views": 20}
-    assert (settings.optimizer["lr"], settings.optimizer["momentum"]) == (0.1, 0.9)
+    assert settings.method.adapter.record() == {"name": "clap", "views": 20}
+    optimizer = settings.method.optimizer.options
+    assert (optimizer["lr"], optimizer["momentum"]) == (0.1, 0.9)
     assert (settings.schedule.max_steps, settings.schedule.batch_size) == (300 * 4, 256)
     assert Clap().class_bound

@@ -52,8 +52,8 @@ def test_the_method_is_the_papers() -> None:
         **{"seed": 7, "interpolation": 1},
     }
     settings = from_config(compose(["method=clip_lora", "shots=16"]))
-    assert settings.optimizer is not None
-    assert settings.optimizer["_target_"] == "torch.optim.AdamW"
+    assert settings.method.optimizer is not None
+    assert settings.method.optimizer.target == "torch.optim.AdamW"
     assert options_of("optimizer") == {
         **{"lr": 2e-4, "weight_decay": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8}
     }

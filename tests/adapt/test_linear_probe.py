@@ -161,12 +161,12 @@ def test_bad_options_are_refused(make, message):
 
 def test_the_methods_are_their_papers():
     settings = from_config(compose(["method=linear_probe", "shots=16", "dataset=dtd"]))
-    options = settings.optimizer
-    assert options["_target_"] == "torch.optim.SGD"
+    options = settings.method.optimizer.options
+    assert settings.method.optimizer.target == "torch.optim.SGD"
     assert (options["lr"], options["momentum"], options["weight_decay"]) == (0.1, 0.9, 0)
     assert (settings.schedule.batch_size, settings.schedule.max_steps) == (256, 300 * 3)
     settings = from_config(compose(["method=lp_plus_plus"]))
-    options, schedule = settings.optimizer, settings.schedule
+    options, schedule = settings.method.optimizer.options, settings.schedule
     assert (options["lr"], options["momentum"], options["weight_decay"]) == (1, 0.9, 0)
     assert (schedule.max_steps, schedule.stop_loss) == (300, 0)
     assert schedule.lr_min == options["lr"], "the rate is to stay where it is"

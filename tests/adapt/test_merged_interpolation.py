@@ -187,9 +187,9 @@ def test_a_share_that_is_none_is_refused(value: Any) -> None:
 
 def test_each_method_of_pefts_has_the_option_and_keeps_all_unless_told() -> None:
     for method in (*KINDS, "relora"):
-        adapter = from_config(compose([f"method={method}"])).adapter
+        adapter = from_config(compose([f"method={method}"])).method.adapter
         assert adapter is not None
-        assert adapter["interpolation"] == 1
+        assert adapter.options["interpolation"] == 1
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "taskres", "clap", "tip_adapter_f"])

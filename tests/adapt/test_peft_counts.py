@@ -15,8 +15,8 @@ from tests.helpers.peft_cases import vit_b16
 
 def options_of(method: str, *overrides: str) -> dict[str, Any]:
     settings = from_config(compose([f"method={method}", *overrides]))
-    assert settings.adapter is not None
-    return {key: value for key, value in settings.adapter.items() if not key.startswith("_")}
+    assert settings.method.adapter is not None
+    return dict(settings.method.adapter.options)
 
 
 def matrices() -> list[tuple[int, int]]:

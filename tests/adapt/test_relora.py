@@ -18,8 +18,8 @@ from tests.helpers.peft_cases import IMAGES_BCHW, PATTERNS, loss_of, moved, smal
 
 def test_vit_b16_gets_as_many_parameters_as_lora() -> None:
     settings = from_config(compose(["method=relora"]))
-    assert settings.adapter is not None
-    options = {key: value for key, value in settings.adapter.items() if key != "_target_"}
+    assert settings.method.adapter is not None
+    options = dict(settings.method.adapter.options)
     parameters = ReLoRA(**options)(vit_b16())
     assert sum(value.numel() for value in parameters.values()) == 8 * 16 * 12 * (768 + 512)
 

@@ -104,10 +104,10 @@ def test_it_has_a_parameter_for_each_class_and_dimension_of_vit_b16() -> None:
 
 def test_the_method_is_the_papers() -> None:
     settings = from_config(compose(["method=taskres", "shots=16"]))
-    assert settings.adapter is not None
-    assert settings.adapter["alpha"] == 0.5
-    optimizer: dict[str, Any] = settings.optimizer or {}
-    assert (optimizer["_target_"], optimizer["lr"]) == ("torch.optim.Adam", 2e-3)
+    assert settings.method.adapter is not None
+    assert settings.method.adapter.options["alpha"] == 0.5
+    optimizer = settings.method.optimizer
+    assert (optimizer.target, optimizer.options["lr"]) == ("torch.optim.Adam", 2e-3)
     assert optimizer["weight_decay"] == 5e-4
     schedule = settings.schedule
     assert (schedule.max_steps, schedule.batch_size) == (1600, 256)

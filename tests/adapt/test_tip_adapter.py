@@ -106,13 +106,12 @@ def test_the_methods_are_the_papers():
     settings = from_config(compose(["method=tip_adapter", "shots=16"]))
     assert settings.adapts
     assert not settings.trains
-    assert settings.adapter == {
-        **{"_target_": "so_clip.adapt.tip_adapter.TipAdapter", "shots": 16},
-        **{"alpha": 1, "beta": 5.5, "views": 10, "train": False},
-    }
+    options = {"shots": 16, "alpha": 1, "beta": 5.5, "views": 10, "train": False}
+    assert settings.method.adapter.record() == {"name": "tip_adapter", **options}
     settings = from_config(compose(["method=tip_adapter_f", "shots=16", "dataset=imagenet"]))
-    assert settings.adapter["train"] is True
-    assert (settings.optimizer["lr"], settings.optimizer["eps"]) == (1e-3, 1e-4)
+    assert settings.method.adapter.options["train"] is True
+    optimizer = settings.method.optimizer.options
+    assert (optimizer["lr"], optimizer["eps"]) == (1e-3, 1e-4)
     schedule = settings.schedule
     assert (schedule.batch_size, schedule.stop_loss, schedule.lr_min) == (256, 0, 0)
     assert schedule.max_steps == 20 * 63  # 16,000 images in batches of 256, the last one smaller

@@ -152,9 +152,9 @@ def test_bad_options_are_refused(options, message):
 
 def test_the_method_is_the_papers():
     settings = from_config(compose(["method=two_stage", "shots=4"]))
-    assert settings.schedule.max_steps == settings.adapter["steps"] == 1200
+    assert settings.schedule.max_steps == settings.method.adapter.options["steps"] == 1200
     assert settings.schedule.stop_loss == 0
-    assert settings.adapter["first_stage"] == 0.6
-    options = settings.optimizer
+    assert settings.method.adapter.options["first_stage"] == 0.6
+    options = settings.method.optimizer.options
     assert (options["lr"], options["weight_decay"]) == (2e-4, 1e-2)
-    assert options["_target_"] == "torch.optim.AdamW"
+    assert settings.method.optimizer.target == "torch.optim.AdamW"

@@ -214,7 +214,7 @@ COUNTS = {
 @pytest.mark.parametrize("adapter", COUNTS)
 def test_how_many_parameters_an_adapter_opens(vit_b16, adapter):
     settings = from_config(compose([f"adapter={adapter}", "optimizer=adamw"]))
-    options = {key: value for key, value in settings.adapter.items() if key != "_target_"}
+    options = dict(settings.method.adapter.options)
     selected = Weights(**options)(vit_b16)
     assert sum(value.numel() for value in selected.values()) == COUNTS[adapter]
     vit_b16.backbone.requires_grad_(False)

@@ -18,6 +18,7 @@ from so_clip.data import run_data as gather_module
 from so_clip.data.cards.card import load_card
 from so_clip.data.run_data import NEW_CLASSES
 from so_clip.results.scores import harmonic_mean, scores
+from tests.helpers.choices import data_choice
 from tests.helpers.command import Outcome, call
 from tests.helpers.made_datasets import ANIMALS, write_class_folders, write_dtd, write_eurosat
 
@@ -143,13 +144,13 @@ def test_other_kinds_of_methods_reach_new_classes(root, tmp_path, method):
 
 def test_transfer_tests_the_very_model_on_other_datasets(root, tmp_path, monkeypatch):
     models = []
-    adapt = run.adapt
+    adapt = run.Run.adapt
 
-    def noting(parts: run.Parts) -> Any:
-        models.append(parts.model)
-        return adapt(parts)
+    def noting(work: run.Run, *arguments: Any) -> Any:
+        models.append(work.model)
+        return adapt(work, *arguments)
 
-    monkeypatch.setattr(run, "adapt", noting)
+    monkeypatch.setattr(run.Run, "adapt", noting)
     plain = _run(root, tmp_path)
     done = _run(root, tmp_path, "transfer=[imagenet_v2,dtd]")
     monkeypatch.undo()
@@ -173,7 +174,7 @@ def test_transfer_tests_the_very_model_on_other_datasets(root, tmp_path, monkeyp
             figures_of[f"{prefix}accuracy_percent"] for figures_of in metrics["transfer"].values()
         ]
         assert metrics[f"{prefix}transfer_accuracy_percent"] == pytest.approx(sum(each) / 2)
-    for words in ("on dtd", "on imagenet_v2", "on these, average"):
+    for words in ("on dtd", "on imagenet_v2", "average of these"):
         assert words in done.text
     _check_by_hand(models[-1].classifier, root, done)
 
@@ -184,7 +185,7 @@ def _check_by_hand(classifier: Classifier, root: Path, done: Run) -> None:
     tokens_PL = backbone.tokenize(
         class_prompts(["dotted", "fibrous", "grid"], ["a photo of a {}."])
     )
-    data = gather_module.gather("dtd", root, None, shots=0, seed=0, split_protocol="coop")
+    data = gather_module.gather(data_choice("dtd", root, shots=0))
     other = Classifier(backbone, tokens_PL)
     stream = assemble.TestStream(data.images, data.splits.test, backbone.image_size, 4, 0)
     with torch.no_grad():

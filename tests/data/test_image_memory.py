@@ -95,7 +95,7 @@ def test_runs_at_the_same_time_share_the_automatic_budget_and_stay_the_same_runs
     alone, shared = (from_config(compose(["threads=1"]), at_once) for at_once in (1, 64))
     assert (alone.at_once, shared.at_once) == (1, 64)
     assert alone.fingerprint == shared.fingerprint
-    assert "at_once" not in shared.as_dict()
+    assert "at_once" not in shared.record()
 
 
 def test_only_a_budget_that_is_given_makes_another_run():

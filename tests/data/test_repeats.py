@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from so_clip.data.run_data import gather
+from tests.helpers.choices import data_choice
 from tests.helpers.made_datasets import write_eurosat
 
 
 def _draw(root: Path, shots: int, **options: str) -> None:
-    draw = {"shots": shots, "seed": 1, "split_protocol": "clip_lora", **options}
-    gather("eurosat", root, None, **draw)
+    gather(data_choice("eurosat", root, shots=shots, **options))
 
 
 @pytest.fixture

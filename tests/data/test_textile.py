@@ -18,6 +18,7 @@ from so_clip.data.lists.splits import load_splits
 from so_clip.data.run_data import gather
 from so_clip.errors import InputError
 from so_clip.system.paths import CARDS_DIR
+from tests.helpers.choices import data_choice
 from tests.helpers.command import ROOT, call
 from tests.helpers.made_datasets import write_class_folders
 
@@ -137,4 +138,4 @@ def test_files_other_than_the_cards_are_refused(made: DatasetCard, tmp_path: Pat
 
 def test_a_split_file_is_of_no_use(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no split file; its lists come from"):
-        gather("textile", None, tmp_path / "x.json", shots=1, seed=1, split_protocol="coop")
+        gather(data_choice("textile", split_file=tmp_path / "x.json"))

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from so_clip.build import build_optimizer
 from so_clip.data.batches import TrainBatches
+from so_clip.results.progress import Progress
 from so_clip.results.run_folder import RunFolder
-from so_clip.run import Parts, adapt
-from so_clip.runtime.peak_memory import PeakMemory
+from so_clip.run import Run
 from tests.helpers.battery_parts import (
     CPU,
     NAMES,
@@ -33,11 +32,9 @@ def test_every_method_takes_classes_of_different_sizes(method, tmp_path):
     model = model_of(settings)
     images, _ = images_of(0)
     side = model.classifier.backbone.image_size
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.data.seed)
     batches = TrainBatches(images, LABELS, 8, side, generator, CPU, scale=(0.8, 1.0), flip=False)
-    optimizer = build_optimizer(settings, model) if settings.trains else None
-    peak_memory = PeakMemory(model.classifier, optimizer, CPU)
-    done = adapt(Parts(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path)))
+    done = Run(settings, model, RunFolder(tmp_path), batches).adapt(Progress(None, 0))
     logits_BK = logits_of(model)
     assert logits_BK.shape[1] == len(NAMES)
     assert logits_BK.isfinite().all()

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from so_clip.build import build_optimizer
+from so_clip.results.progress import Progress
 from so_clip.results.run_folder import RunFolder
-from so_clip.run import Parts, adapt
-from so_clip.runtime.peak_memory import PeakMemory
-from tests.helpers.battery_parts import CPU, batches_of, images_of, logits_of, model_of, settings_of
+from so_clip.run import Run
+from tests.helpers.battery_parts import batches_of, images_of, logits_of, model_of, settings_of
 from tests.helpers.battery_rows import ROWS
 
 TEMPLATES = ("a photo of a {}.",)
@@ -24,10 +23,8 @@ def test_a_method_classifies_other_classes_and_then_its_own_again(method, tmp_pa
     size = classifier.backbone.image_size
     images_BCHW = images[:, :, :size, :size].contiguous()
     other_PL = classifier.backbone.tokenize(["a photo of a ant.", "a photo of a bee."])
-    optimizer = build_optimizer(settings, model) if settings.trains else None
-    peak_memory = PeakMemory(classifier, optimizer, CPU)
-    batches = batches_of(settings, model)
-    adapt(Parts(settings, model, batches, optimizer, peak_memory, RunFolder(tmp_path)))
+    run = Run(settings, model, RunFolder(tmp_path), batches_of(settings, model))
+    run.adapt(Progress(None, 0))
     before_BK = logits_of(model)
     with (
         torch.inference_mode(),

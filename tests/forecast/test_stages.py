@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from so_clip.build import assemble_model, build_optimizer
-from so_clip.clip.backbone import load_backbone
+from so_clip.build import assemble_model, build_optimizer, class_prompts, load
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.data.batches import TrainBatches
@@ -32,8 +31,8 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
     overrides = [f"method={method}", f"schedule.max_steps={steps}", *arguments]
     settings = from_config(compose([*overrides, "precision=fp32", "device=cpu"]))
     card = load_card("digits")
-    backbone = load_backbone(**settings.backbone, seed=settings.seed)
-    model = assemble_model(settings, backbone, card.class_names, card.template_sets, CPU, "")
+    backbone = load(settings.backbone, settings.data.seed)
+    model = assemble_model(settings, backbone, class_prompts("plain", card.class_names, card))
     assert model.adapter is not None
     adapter, classifier = model.adapter, model.classifier
     # Of black digits, 4 of each: by default an epoch of 32 and 8.
@@ -43,7 +42,7 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
     batches = TrainBatches(images, labels, settings.schedule.batch_size, side, generator, CPU)
     adapter.start(classifier, FewShotEmbeddings(classifier, batches, model.precision, 1))
     classifier.classes()  # a frozen text tower's are there since the zero-shot evaluation
-    optimizer = build_optimizer(settings, model)
+    optimizer = build_optimizer(settings.method.optimizer, model)
     step = total = 0
     while step < steps:
         for batch in batches.epoch():
@@ -51,8 +50,13 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
             if step > steps:
                 break
             with counter() as counts:
-                penalty = partial(adapter.penalty, classifier)
-                train_step(classifier, *batch, optimizer, model.precision, penalty)
+                train_step(
+                    classifier,
+                    *batch,
+                    optimizer=optimizer,
+                    precision=model.precision,
+                    penalty=partial(adapter.penalty, classifier),
+                )
                 adapter.after_step(classifier, step)
             total += counts.get_total_flops()
     return total

@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from so_clip.build import Model, assemble_model
+from so_clip.adapt.model import Model
+from so_clip.build import assemble_model
 from so_clip.clip.attention import explicit_attention
+from so_clip.clip.prompts import templated
 from so_clip.config.compose import compose
 from so_clip.config.settings import Settings, from_config
 from so_clip.data.batches import TrainBatches
@@ -15,7 +17,6 @@ from tests.helpers.small_models import small_backbone
 
 CPU = torch.device("cpu")
 NAMES = ("red square", "green square", "blue square", "grey square")
-TEMPLATES = {"plain": ("a photo of a {}.",)}
 SHOTS, STEPS = 2, 40
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": {},
@@ -57,7 +58,7 @@ def settings_of(method: str, steps: int = STEPS, *more: str) -> Settings:
 def model_of(settings: Settings, family: str = "vit") -> Model:
     backbone = small_backbone(**FAMILIES[family])
     explicit_attention(backbone.model)
-    return assemble_model(settings, backbone, NAMES, TEMPLATES, CPU, "")
+    return assemble_model(settings, backbone, templated(NAMES, ["a photo of a {}."]))
 
 
 def batches_of(
@@ -68,7 +69,7 @@ def batches_of(
 ) -> TrainBatches:
     images, labels = images_of(0)
     side = model.classifier.backbone.image_size
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.data.seed)
     return kind(images, labels, size, side, generator, CPU, scale=(0.8, 1.0), flip=False)
 
 

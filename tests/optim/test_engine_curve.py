@@ -21,6 +21,7 @@ from so_clip.optim.so import SO
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision
 from so_clip.train import Loop, train
+from tests.helpers.choices import data_choice
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ PLAIN_PATTERNS = ["attn.in_proj_weight", *PATTERNS[1:]]
 
 @pytest.fixture(scope="module")
 def digits() -> Any:
-    return gather("digits", None, None, shots=4, seed=1, split_protocol="clip_lora")
+    return gather(data_choice("digits"))
 
 
 def _losses(digits: Any, engine: bool, lr: float, density_ratio: float) -> list[float]:

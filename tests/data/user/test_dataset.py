@@ -119,8 +119,8 @@ def test_a_class_to_train_on_without_images_is_named_by_the_draw(tmp_path: Path)
     write_class_folders(tmp_path / "test", ("ant", "bee"))
     chosen = settings("dataset=folder", f"data_root={tmp_path}")
     with pytest.raises(InputError, match=r"class 1 \('bee'\) has no train image"):
-        gather(**chosen.data)
-    assert gather(**settings("dataset=folder", f"data_root={tmp_path}", "method=zero_shot").data)
+        gather(chosen.data)
+    assert gather(settings("dataset=folder", f"data_root={tmp_path}", "method=zero_shot").data)
 
 
 def test_names_come_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -146,10 +146,12 @@ def test_options_reach_the_settings(tmp_path: Path):
     where = Path.home() / "x"
     how = ("drawn", (0.6, 0.0, 0.4), 3, Path("names.txt"), True)
     assert chosen.dataset == "mine"
-    assert chosen.own == UserData("folder", where, None, *how)
-    assert UserData.from_json(chosen.as_dict()["own"]) == chosen.own
-    assert settings("dataset=csv", "dataset.csv_file=a.csv").own.csv_file == Path("a.csv")
-    assert UserData.from_json(settings().as_dict()["own"]) is None
+    assert chosen.data.user_data == UserData("folder", where, None, *how)
+    assert UserData.from_json(chosen.record()["user_data"]) == chosen.data.user_data
+    assert settings("dataset=csv", "dataset.csv_file=a.csv").data.user_data.csv_file == Path(
+        "a.csv"
+    )
+    assert UserData.from_json(settings().record()["user_data"]) is None
 
 
 BAD_OPTIONS = {
@@ -193,7 +195,7 @@ def test_epochs_go_by_the_classes_that_are_there(tmp_path: Path):
 def test_a_home_of_nobody_is_told(option: str, tmp_path: Path):
     where = ("dataset=folder", f"data_root={pets(tmp_path)}")
     with pytest.raises(InputError, match=r"=~nobody9/.*: there is no such home"):
-        gather(**settings(*where, option).data)
+        gather(settings(*where, option).data)
 
 
 def test_own_images_are_targets_by_layout_and_folder(tmp_path: Path):
@@ -205,18 +207,18 @@ def test_own_images_are_targets_by_layout_and_folder(tmp_path: Path):
     clash = ["dataset=folder", f"data_root={tmp_path / 'zoo'}", f"transfer=[folder:{tmp_path}/zoo]"]
     write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
     with pytest.raises(InputError, match="transfer: 2 test sets have the name zoo"):
-        gather(**settings(*clash).data)
+        gather(settings(*clash).data)
 
 
 def test_a_folder_called_as_the_new_classes_are_is_refused_as_a_target(tmp_path: Path):
     write_class_folders(tmp_path / "new_classes", ANIMALS, images=10)
     clash = ["protocol=base_to_new", f"transfer=[folder:{tmp_path}/new_classes]"]
     with pytest.raises(InputError, match="transfer: 2 test sets have the name new_classes"):
-        gather(**settings(*clash).data)
+        gather(settings(*clash).data)
 
 
 def test_what_is_passed_over_in_a_target_is_told(tmp_path: Path, capsys):
     write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
     (tmp_path / "zoo" / "ant" / "why.txt").touch()
-    gather(**settings(f"transfer=[folder:{tmp_path}/zoo]").data)
+    gather(settings(f"transfer=[folder:{tmp_path}/zoo]").data)
     assert "so_clip: zoo: files without the suffix of an image" in capsys.readouterr().err
