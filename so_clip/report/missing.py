@@ -1,4 +1,4 @@
-"""The runs that the tables' cells lack, and the command that runs them.
+"""The missing runs of the tables' cells, and the command that runs them.
 
 If there are sweeps, their jobs say which runs were planned, so only empty cells are missing.
 Without sweeps, the grid of finished runs says it: every method on every dataset with every seed.
@@ -71,7 +71,7 @@ def _unfinished_sweeps(runs: Runs, sweeps: list[Sweep]) -> tuple[list[str], list
 
 
 def _missing_runs(table: Table, runs: Runs, only_empty_cells: bool) -> list[str]:
-    """Return a line for each row that lacks runs: its dataset columns and their seeds."""
+    """Return a line for each row with missing runs: its datasets and their seeds."""
     frame = table_runs(table.measure, runs.frame)
     frame = frame[frame["backbone"] == table.backbone]
     block_seeds: dict[int, set[int]] = {}
@@ -90,10 +90,10 @@ def _missing_runs(table: Table, runs: Runs, only_empty_cells: bool) -> list[str]
         }
         if missing:
             name = f"{title} ({variant})" if variant else title
-            where = f"at {shots} shots" if shots else "without shots"
+            where = f"at {shots} shot{'s' if shots > 1 else ''}" if shots else "without shots"
             lines.append(f"Missing {where}: {name}: {_in_words(table, missing)}.")
-    more = [f"{len(lines) - _MAX_ROWS} more rows lack runs."] if len(lines) > _MAX_ROWS else []
-    return [*lines[:_MAX_ROWS], *more]
+    more = len(lines) - _MAX_ROWS
+    return [*lines[:_MAX_ROWS], *([f"{more} more rows have missing runs."] if more > 0 else [])]
 
 
 def _in_words(table: Table, missing: Mapping[str, set[int]]) -> str:

@@ -2,7 +2,7 @@
 
 published.csv has one line per score, with its source, and its uncertainty in percentage points if
 that is known (for scores read off a plot). Rows named "SO" or "CLIP-LoRA" of different sources stay
-apart. The method that the SO paper calls LoRA is a separate row too: it scores two points below
+separate. The method that the SO paper calls LoRA is a separate row too: it scores two points below
 CLIP-LoRA.
 """
 

@@ -1,7 +1,6 @@
 """Read every run below a folder once, without torch and without weights."""
 
 import gc
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -26,11 +25,11 @@ from so_clip.results.run_files import (
     run_folders,
 )
 
-# Threads that read: the files are small, and on a network disk each costs a round trip.
+# Reading threads: the files are small, and on a network disk every file costs a round trip.
 _READERS = 8
 # The columns that make a table row; runs that differ only in the seed are averaged in it.
 ROW = ["backbone", "shots", "method_title", "variant"]
-# The columns that make a run, apart from the datasets it was transferred to.
+# The columns that identify a run, except for the datasets it was transferred to.
 RUN = ["dataset", *ROW, "seed"]
 # The value of `tested_on` in metrics.json for test images; older runs do not have it.
 TEST = "test"
@@ -43,9 +42,9 @@ class Runs:
     Attributes:
         results_dir: the folder.
         frame: one line per finished run: the columns of metrics.json (`settings` as a dict), its
-            `folder` (str), `state` ("finished"), `variant` (how it differs from other runs of its
-            method; may be empty), `transferred` (the datasets it was transferred to, as text), and
-            from provenance.json `torch`, `commit`, `hardware`, `torch_threads`, `weights_sha256`,
+            `folder` (str), `variant` (how it differs from other runs of its method; may be
+            empty), `transferred` (the datasets it was transferred to, as text), and from
+            provenance.json `torch`, `commit`, `hardware`, `torch_threads`, `weights_sha256`,
             `results_version`, `finished_at` and `overrides` (a tuple), None if unknown.
         skipped: one line for each folder that is not a usable run, with the reason.
     """
@@ -134,11 +133,9 @@ def _read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     skipped: list[str] = []
     rows: list[dict[str, Any]] = []
     folders = sorted(run_folders(results_dir, skipped))
-    batches = [folders[start : start + 100] for start in range(0, len(folders), 100)]
     groups: dict[Any, Any] = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        read = itertools.chain.from_iterable(pool.map(_rows_or_reasons, batches))
-        for row in watched(read, "runs", len(folders)):
+        for row in watched(pool.map(_row_or_reason, folders), "runs", len(folders)):
             if isinstance(row, str):
                 skipped.append(row)
             else:
@@ -147,15 +144,11 @@ def _read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, skipped
 
 
-def _rows_or_reasons(folders: list[str]) -> list[dict[str, Any] | str]:
-    return [_row_or_reason(folder) for folder in folders]
-
-
 def _row_or_reason(folder: str) -> dict[str, Any] | str:
     """Return a run's row, or the reason why it cannot be used."""
     path = Path(folder)
     try:
-        row = _usable(path) | {"folder": folder, "state": "finished"} | _provenance(path)
+        row = _usable(path) | {"folder": folder} | _provenance(path)
         json.dumps(row, ensure_ascii=False).encode()
     except InputError as error:
         return str(error)

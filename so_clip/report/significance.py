@@ -47,21 +47,10 @@ MAX_ROWS = 12
 _BEFORE, _AFTER = "zero_shot_prediction", "prediction"
 # Further reasons against comparisons are only counted.
 _MAX_REMARKS = 5
-_COLUMNS = [
-    "backbone",
-    "shots",
-    "dataset",
-    "first",
-    "second",
-    "test",
-    "seeds",
-    "difference_points",
-    "wins",
-    "losses",
-    "p",
-    "p_holm",
-    "p_holm_block",
-]
+_COLUMNS = (
+    "backbone shots dataset first second test seeds difference_points wins losses p p_holm "
+    "p_holm_block"
+)
 
 Correct = npt.NDArray[np.bool_]
 # By folder and column; None if the file cannot be read.
@@ -99,7 +88,7 @@ def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
         found = [row for pair in _pairs(block) for row in _over_seeds(block, *pair)]
         found += _over_images(block, remarks)
         rows += [{"backbone": backbone, "shots": shots} | row for row in _adjusted(found, block)]
-    table = pd.DataFrame(rows, columns=_COLUMNS)
+    table = pd.DataFrame(rows, columns=_COLUMNS.split())
     lines = [f"not compared over images: {reason}" for reason in list(remarks)[:_MAX_REMARKS]]
     if len(remarks) > _MAX_REMARKS:
         lines.append(f"not compared over images: {len(remarks) - _MAX_REMARKS} more runs.")

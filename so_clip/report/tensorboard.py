@@ -27,7 +27,7 @@ CURVES = {
     HISTORY_FILE: {"loss": "train/loss", "lr": "train/lr"},
     CURVE_FILE: {"accuracy_percent": "test/accuracy_percent"},
 }
-# Values of metrics.json: one point each, at the last step.
+# Values of metrics.json: every value is one point at the last step.
 VALUES = (
     "zero_shot_accuracy_percent",
     "accuracy_percent",

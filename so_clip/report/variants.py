@@ -1,4 +1,4 @@
-"""Name the settings in which runs of one method differ: these names tell table rows apart."""
+"""Name the settings in which runs of one method differ: these names distinguish table rows."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ _USUAL: dict[str, Any] = {
     "processes": 1,
     "results_version": RESULTS_VERSION,
 }
-# Columns of the runs that are named like settings: the number of processes (from torchrun, which
-# share each batch), skipped test images, and the results version.
+# Columns of the runs that are named like settings: the number of processes (which share each batch
+# under torchrun), skipped test images, and the results version.
 _COLUMNS = ("processes", SKIPPED["test"], "results_version")
 
 Flat = dict[str, str]

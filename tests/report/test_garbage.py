@@ -1,4 +1,4 @@
-"""Damaged files in a results folder: each is named, and does not affect other runs."""
+"""Damaged files in a results folder: they are named, and do not affect other runs."""
 
 import json
 from collections.abc import Callable

@@ -115,4 +115,4 @@ def test_many_rows_with_missing_runs_are_only_counted(tmp_path):
     write_run(tmp_path, "more", optimizer__lr=1.0, dataset="dtd")
     table, _ = _missing(tmp_path)
     assert len(table.notes) == 22
-    assert table.notes[20] == "4 more rows lack runs."
+    assert table.notes[20] == "4 more rows have missing runs."

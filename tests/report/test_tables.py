@@ -35,7 +35,10 @@ def test_datasets_have_the_papers_order_and_others_follow(tmp_path):
     table = _accuracy(tmp_path)
     assert table.datasets == [*PAPER, "aaa", "digits"]
     assert [column.title for column in table.columns][:4] == [
-        *("ImageNet", "SUN397", "Aircraft", "EuroSAT")
+        "ImageNet",
+        "SUN397",
+        "Aircraft",
+        "EuroSAT",
     ]
     assert [column.key for column in table.columns[-2:]] == ["average", "peak_memory_mib"]
 
@@ -145,7 +148,9 @@ def test_zero_shot_is_a_row_even_without_a_run_of_its_own(tmp_path):
     table = _accuracy(tmp_path)
     cells = _row(table, "Zero-shot CLIP", shots=0).cells
     assert {key: cell.mean for key, cell in cells.items()} == {
-        **{"dtd": 33.0, "eurosat": 33.0, "average": 33.0}
+        "dtd": 33.0,
+        "eurosat": 33.0,
+        "average": 33.0,
     }
     assert any("before they adapted" in note for note in table.notes)
 
@@ -177,7 +182,10 @@ def test_flops_are_a_column_only_if_runs_recorded_them(tmp_path):
     write_run(tmp_path, "b", method="sgd", method_title="SGD")
     table = _accuracy(tmp_path)
     assert [column.title for column in table.columns] == [
-        *("digits", "memory (MiB)", "training (s)", "training (TFLOP)")
+        "digits",
+        "memory (MiB)",
+        "training (s)",
+        "training (TFLOP)",
     ]
     assert _row(table, "SO").cells["train_tflops"].mean == pytest.approx(3.5)
     assert "train_tflops" not in _row(table, "SGD").cells
@@ -287,5 +295,8 @@ def test_equal_versions_and_hardware_have_no_note(tmp_path):
 
 def test_slugs_are_safe_file_names():
     assert [slug(text) for text in ("ViT-B/16", "../x", "", "日本")] == [
-        *("vit-b-16", "x", "none", "none")
+        "vit-b-16",
+        "x",
+        "none",
+        "none",
     ]

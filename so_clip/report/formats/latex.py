@@ -40,7 +40,7 @@ _GREEK = (
 def escape(text: str) -> str:
     """Return text that pdflatex prints unchanged.
 
-    Accents that pdflatex's fonts lack are dropped; other characters become their code points.
+    Accents without a glyph in pdflatex's fonts are dropped. Other characters become code points.
     """
     return "".join(map(_escaped, " ".join(text.split())))
 

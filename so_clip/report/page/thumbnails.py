@@ -19,7 +19,7 @@ USER_DATA = ""
 
 
 class Thumbnails:
-    """Makes each thumbnail once, and knows why a dataset has none."""
+    """Makes each thumbnail once, and stores why a dataset has none."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, str, str], str | None] = {}

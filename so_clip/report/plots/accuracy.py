@@ -158,8 +158,12 @@ def _against_memory(runs: pd.DataFrame) -> pd.DataFrame:
     methods = runs.groupby(ROW)["method"].first()
     return pd.DataFrame(
         {
-            **{"method": methods[key], "method_title": key[2], "variant": key[3]},
-            **{_ACCURACY: mean, "accuracy_std": std, "peak_memory_mib": memory[key][0]},
+            "method": methods[key],
+            "method_title": key[2],
+            "variant": key[3],
+            _ACCURACY: mean,
+            "accuracy_std": std,
+            "peak_memory_mib": memory[key][0],
             "runs": seeds,
         }
         for key, (mean, std, seeds) in averages(runs, _ACCURACY, datasets).items()

@@ -1,6 +1,6 @@
 """The look of plots: each method has one colour and one marker throughout a report.
 
-Colours are safe for colour-blind readers; markers tell lines apart in black and white.
+Colours are safe for colour-blind readers; markers distinguish the lines in black and white.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Where SO's support has been: the fraction of weights ever changed, by layer and tower."""
+"""The fraction of weights that SO's support ever changed, by layer and tower."""
 
 import re
 from collections.abc import Iterator, Sequence

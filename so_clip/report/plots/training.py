@@ -118,7 +118,7 @@ def _draw(
             style.zero_shot_line(axis, zero_shot[name])
         for line in lines:
             points = line.of(numbers[numbers["dataset"] == name], "method")
-            # Ten markers tell lines apart without colour.
+            # Ten markers distinguish the lines without colour.
             style.plot_band(axis, points["step"], points["mean"], points["std"], line, markers=10)
     style.label_axes(axes, "step", ylabel)
     style.legend_below(figure, axes)

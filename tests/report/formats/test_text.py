@@ -98,8 +98,18 @@ def test_the_csv_has_each_cell_once(tmp_path):
     text = formats.tidy([_accuracy(tmp_path)]).to_csv(index=False)
     frame = pd.read_csv(io.StringIO(text), keep_default_na=False)
     assert list(frame.columns) == [
-        *("dataset", "backbone", "shots", "method", "method_title", "variant", "mean", "std"),
-        *("runs", "best", "source", "uncertainty"),
+        "dataset",
+        "backbone",
+        "shots",
+        "method",
+        "method_title",
+        "variant",
+        "mean",
+        "std",
+        "runs",
+        "best",
+        "source",
+        "uncertainty",
     ]
     assert len(frame) == 2 * 3  # with the average
     row = frame[(frame["dataset"] == "dtd") & (frame["method"] == "clip_lora")].iloc[0]
@@ -228,7 +238,9 @@ def test_a_plain_frame_has_all_formats(tmp_path):
     frame = pd.DataFrame({"method": ["A & B", "c|d"], "p": [0.01234, float("nan")], "n": [3, 4]})
     texts = formats.readable(frame)
     assert texts.to_dict("list") == {
-        **{"method": ["A & B", "c|d"], "p": ["0.0123", "–"], "n": ["3", "4"]}
+        "method": ["A & B", "c|d"],
+        "p": ["0.0123", "–"],
+        "n": ["3", "4"],
     }
     lines = squeezed(formats.frame_to_markdown(texts, "Title.", 1)).splitlines()
     assert [lines[2], *lines[4:]] == [

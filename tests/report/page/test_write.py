@@ -92,7 +92,9 @@ def test_every_colour_is_defined_for_light_and_dark():
     # Other variables are set by a rule or script.
     used = set(re.findall(r"var\((--[a-z-]+)", css))
     assert {name for name in used - names[0] if f"{name}:" not in css} <= {
-        *("--part", "--share", "--width")
+        "--part",
+        "--share",
+        "--width",
     }
 
 
