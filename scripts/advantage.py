@@ -1,17 +1,18 @@
-"""Look for where SO's advantage over dense AdamW begins: one factor at a time, on digits.
+"""Compare SO with dense AdamW on digits while one factor at a time varies.
 
-python scripts/advantage.py                # all of it: an hour and a half of one core
+python scripts/advantage.py                # all factors: an hour and a half of one core
 python scripts/advantage.py --only shots   # the base point and one factor
 
-The base point is digits with the embedded CLIP, 4 shots, 100 steps and all ten classes. Shots,
-steps, classes, the pictures that CLIP was pre-trained on (how good it is zero-shot) and its width
-are varied one by one, SO at two densities (at the base point at more) against AdamW on the same
-matrices. At every point the rate of each contender is chosen among as many, by accuracy on training
-images that the draw of seed 0 left over: among multiples far apart at the base point, around the
-best of those elsewhere. No validation or test image takes part. Weights that are missing are
-pre-trained, below OUT/runs/advantage/weights; they, and runs that are finished, are not made again.
-Writes OUT/tables/digits_advantage.csv after every point, and OUT/figures/digits_advantage.png.
-Points that are in that table already, of as many seeds, stay as they are: remove it to begin anew.
+The base point is digits with the embedded CLIP, 4 shots, 100 steps and all ten classes. The factors
+are shots, steps, classes, the number of pictures in CLIP's pre-training (its zero-shot quality) and
+CLIP's width. SO runs at two densities (at the base point at more), AdamW on the same matrices. At
+every point each contender tries the same number of learning rates and keeps the one with the best
+accuracy on training images that the draw of seed 0 left over. At the base point the rates are far
+apart; elsewhere they are around the base point's best. No validation or test image is used. Missing
+weights are pre-trained into OUT/runs/advantage/weights. Existing weights and finished runs are
+reused. Writes OUT/tables/digits_advantage.csv after every point, and
+OUT/figures/digits_advantage.png. Points that the table has for the same number of seeds stay;
+remove the table to begin again.
 """
 
 import argparse
@@ -30,25 +31,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.bench.tables import write_table
 from scripts.digits.runs import RATES, RESULTS, Overrides, Pool, Row, best, own_rate, pool, steps
 
-DENSITIES: tuple[float, ...] = (5e-4, 1e-2)  # the paper's, and one that suits small matrices
-# At the base point also others. The last is SO on every entry, which is Adam: nothing else differs.
+DENSITIES: tuple[float, ...] = (5e-4, 1e-2)  # the paper's, and one for small matrices
+# More densities at the base point. The last is SO on every entry, equal to Adam: a control.
 MORE_DENSITIES: tuple[float, ...] = (1e-1, 1.0)
 SEEDS = (1, 2, 3)
-# Multiples of a method's own rate that are tried first at the base point, and how many are in all,
-# always next to the best so far. Elsewhere the first are the base point's best and its neighbours.
+# Multiples of a method's own rate that the base point tries first, and the number of tries in all;
+# each further try is next to the best so far. Other points start at the base point's best and its
+# neighbours.
 START: tuple[float, ...] = (1, 30, 1000)
 TRIES, TRIES_ELSEWHERE = 6, 4
-# The weights that ship took 800 steps of 128 pictures. Others take smaller steps, for their price.
+# The shipped weights took 800 steps of 128 pictures. Other weights use smaller, cheaper steps.
 SHIPPED_WIDTH, SHIPPED_PICTURES = 128, 800 * 128
 PICTURES_A_STEP = 32
 
-# The multiples that a density's rates are first looked for among.
+# The multiples that each density tries first.
 Starts = dict[float | None, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What all contenders are compared at."""
+    """The setting of one comparison."""
 
     factor: str = "base"
     shots: int = 4
@@ -66,12 +68,12 @@ VARIED = {
     "classes": (2, 5),
     "steps": (25, 400),
 }
-# Widths are compared after so many pictures; the present one's weights are among those above.
+# Widths are compared after this many pictures; VARIED has the weights of the shipped width.
 WIDTHS_AT = 12_800
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Choose rates, do the runs that are missing, write the table after each point, and draw it."""
+    """Choose rates, do the missing runs, write the table after each point, and draw it."""
     options = _parse(argv)
     runs = options.out / "runs" / "advantage"
     path = options.out / "tables" / "digits_advantage.csv"
@@ -91,14 +93,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             if point == BASE:
                 starts = _around_the_best(rows)
             later = asked[asked.index(point) + 1 :]
-            _write([*rows, *chain(*(_rows_of(each, before) for each in later))], path)
+            _write([*rows, *chain(*(_rows_of(other, before) for other in later))], path)
     from scripts.digits.plots import advantage
 
     advantage(pd.read_csv(path), options.out / "figures" / "digits_advantage.png")
 
 
 def points(factors: Sequence[str]) -> Iterator[Point]:
-    """Return the base point, and those that differ from it in one factor."""
+    """Return the base point, and the points that differ from it in one factor."""
     yield BASE
     for factor in factors:
         for value in VARIED[factor]:
@@ -109,15 +111,17 @@ def points(factors: Sequence[str]) -> Iterator[Point]:
 def compare(
     workers: Pool, point: Point, seeds: Sequence[int], weights: Path, starts: Starts
 ) -> list[Row]:
-    """Return a row a contender at one point, AdamW's first.
+    """Return one row for each contender at one point, AdamW first.
 
     Args:
-        workers, point, seeds: who does it, what is compared, and how often.
-        weights: the folder of weights that do not ship.
-        starts: the multiples that a density's rates are first looked for among; empty at the base.
+        workers: the processes.
+        point: the setting to compare in.
+        seeds: one run a seed and contender.
+        weights: the folder of weights that are not shipped.
+        starts: the multiples that each density tries first; empty at the base point.
     """
     contenders = _contenders(point, weights)
-    start = {each: starts.get(density, START) for density, each in contenders.items()}
+    start = {name: starts.get(density, START) for density, name in contenders.items()}
     tries = TRIES_ELSEWHERE if starts else TRIES
     tried = workers.tune(contenders.values(), ("seed=0",), point.classes, start, tries)
     rows, dense = [], pd.Series(dtype=float)
@@ -125,14 +129,14 @@ def compare(
         rates = tried[overrides]
         lr = own_rate(overrides) * best(rates)
         work = [(*overrides, f"optimizer.lr={lr:g}", f"seed={seed}") for seed in seeds]
-        figures = pd.DataFrame(workers.rows("runs", work, point.classes))
-        accuracy = figures["accuracy_percent"]
+        scores = pd.DataFrame(workers.rows("runs", work, point.classes))
+        accuracy = scores["accuracy_percent"]
         if density is None:
             dense = accuracy
         rows.append(
             asdict(point)
             | {
-                "zero_shot_accuracy_percent": figures["zero_shot_accuracy_percent"].mean(),
+                "zero_shot_accuracy_percent": scores["zero_shot_accuracy_percent"].mean(),
                 "contender": "adamw" if density is None else "so",
                 "density_ratio": density,
                 "lr": lr,
@@ -148,7 +152,7 @@ def compare(
 
 
 def _rows_of(point: Point, table: pd.DataFrame | None) -> list[Row]:
-    """Return the rows that a table has of a point."""
+    """Return the rows of a point in a table."""
     if table is None:
         return []
     found = table[(table[list(asdict(point))] == pd.Series(asdict(point))).all(axis=1)]
@@ -157,7 +161,7 @@ def _rows_of(point: Point, table: pd.DataFrame | None) -> list[Row]:
 
 
 def _around_the_best(base: Sequence[Row]) -> Starts:
-    """Return, by density, the multiples around the one that was best at the base point."""
+    """Return, by density, the multiples around the best one of the base point."""
     starts: Starts = {}
     for row in base:
         own = own_rate((f"method={row['contender']}",))
@@ -167,18 +171,18 @@ def _around_the_best(base: Sequence[Row]) -> Starts:
 
 
 def _contenders(point: Point, weights: Path) -> dict[float | None, Overrides]:
-    """Return AdamW and SO as they are at a point, by density; None is AdamW's."""
+    """Return the overrides of AdamW (key None) and of SO by density."""
     common = (f"shots={point.shots}", *_weights(point, weights))
     so = ("method=so", *steps("so", point.steps), *common)
     densities = (*DENSITIES, *MORE_DENSITIES) if point == BASE else DENSITIES
     return {
         None: ("method=adamw", *steps("adamw", point.steps), *common),
-        **{each: (*so, f"optimizer.density_ratio={each:g}") for each in densities},
+        **{density: (*so, f"optimizer.density_ratio={density:g}") for density in densities},
     }
 
 
 def _paired(differences: pd.Series, is_dense: bool) -> Row:
-    """Return the mean difference to AdamW over seeds, its standard error, and seeds above 0."""
+    """Return the mean difference to AdamW over seeds, its standard error, and the seeds > 0."""
     if is_dense:
         return dict.fromkeys(("minus_adamw_points", "minus_adamw_standard_error", "seeds_ahead"))
     return {
@@ -189,7 +193,7 @@ def _paired(differences: pd.Series, is_dense: bool) -> Row:
 
 
 def _weights(point: Point, folder: Path) -> Overrides:
-    """Name the folder of a point's weights; pre-train them if nobody has."""
+    """Return the override for a point's weights; pre-train them if they are missing."""
     width, pictures = point.width, point.pretraining_pictures
     if (width, pictures) == (SHIPPED_WIDTH, SHIPPED_PICTURES):
         return ()
@@ -206,7 +210,7 @@ def _weights(point: Point, folder: Path) -> Overrides:
 
 @cache
 def _rendered(seed: int, count: int) -> tuple:
-    """Render the pictures of the pre-training, once for all widths; return the seconds too."""
+    """Render the pre-training pictures, once for all widths; return also the seconds."""
     from scripts.pretrain_tiny import render_pool
 
     start = time.perf_counter()
@@ -225,7 +229,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _write(rows: Sequence[Row], path: Path) -> None:
     import torch
 
-    torch.set_num_threads(1)  # as every run has it, for the table to say
+    torch.set_num_threads(1)  # as in every run; the table records it
     write_table(rows, path, torch.device("cpu"), "python scripts/advantage.py")
 
 

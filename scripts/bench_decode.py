@@ -1,13 +1,12 @@
-"""Time test images: decoded, out of the decode cache, and on to their features either way.
+"""Time test images: decoded, read from the decode cache, and encoded in both cases.
 
 python scripts/bench_decode.py           # a part of `make bench`: two minutes
-python scripts/bench_decode.py --quick   # a few small images, to see that it runs
+python scripts/bench_decode.py --quick   # a few small images, to check that it runs
 
-Writes results/tables/decode_cache_DEVICE.csv. The images are JPEGs that it draws itself: smooth
-shapes under grain, as large and nearly as hard to decode as ImageNet's. The ways take turns, and
-the best of each counts. Processor seconds are those of all threads, which a machine that is shared
-with others can tell, too; rates and ratios are of them. Files stay in the system's memory, as those
-of a second run do.
+Writes results/tables/decode_cache_DEVICE.csv. The script draws the images itself: JPEGs of
+smooth shapes under grain, as large and nearly as hard to decode as ImageNet's. The ways take turns,
+and the best time of each counts. Rates and ratios use the processor seconds of all threads, which
+are also valid on a shared machine. Files stay in the system's page cache, as in a second run.
 """
 
 import argparse
@@ -39,7 +38,7 @@ from so_clip.runtime.precision import Precision, pick_precision
 
 TABLES = Path(__file__).resolve().parent.parent / "results" / "tables"
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
-# Weights do not matter to the time, and random ones need no download.
+# Weights do not affect the time, and random ones need no download.
 TINY, BASE = ("tiny", "embedded"), ("ViT-B-32-quickgelu", None)
 DECODED, KEPT, FETCHED = "decoded", "decoded and kept", "from the cache"
 LOOKED_UP, ENCODED, FETCHED_ENCODED = "looked up", "decoded, encoded", "from the cache, encoded"
@@ -47,7 +46,7 @@ LOOKED_UP, ENCODED, FETCHED_ENCODED = "looked up", "decoded, encoded", "from the
 
 @dataclass(frozen=True)
 class Plan:
-    """How many images of which size, how many turns, and how many images through which towers."""
+    """The number and size of the images, the rounds, and the images that each tower encodes."""
 
     images: int
     width: int
@@ -65,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the arguments, measure, and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few small images")
-    parser.add_argument("--device", default="cpu", help="that encodes: cpu | cuda | cuda:N")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode")
-    parser.add_argument("--threads", type=int, default=1, help="threads that encode")
+    parser.add_argument("--device", default="cpu", help="for encoding: cpu | cuda | cuda:N")
+    parser.add_argument("--workers", type=int, default=2, help="threads for decoding")
+    parser.add_argument("--threads", type=int, default=1, help="threads for encoding")
     parser.add_argument("--out", type=Path, default=TABLES)
     options = parser.parse_args(argv)
     with cpu_threads(options.threads):
@@ -85,9 +84,9 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def measure(plan: Plan, folder: Path, device: torch.device, workers: int) -> list[dict[str, Any]]:
-    """Return a row for each way and image size: at the towers' sizes, and with each tower."""
+    """Return one row for each way and tower, at the tower's image size."""
     examples = write_images(folder / "images", plan)
-    kilobytes = sum(each.stat().st_size for each in (folder / "images").iterdir()) / 1000
+    kilobytes = sum(file.stat().st_size for file in (folder / "images").iterdir()) / 1000
     same = {
         "jpeg_kilobytes": kilobytes / plan.images,
         "jpeg_size": f"{plan.width} x {plan.height}",
@@ -98,8 +97,8 @@ def measure(plan: Plan, folder: Path, device: torch.device, workers: int) -> lis
     for architecture, pretrained, encoded in plan.towers:
         ways = Ways(plan, folder, examples, architecture, pretrained, encoded, device, workers)
         seconds = ways.timed(plan.rounds)
-        best = {way: min(taken.processor for taken in each) for way, each in seconds.items()}
-        for way, each in seconds.items():
+        best = {way: min(turn.processor for turn in turns) for way, turns in seconds.items()}
+        for way, turns in seconds.items():
             encodes = way in (ENCODED, FETCHED_ENCODED)
             images = encoded if encodes else plan.images
             rows.append(
@@ -109,7 +108,7 @@ def measure(plan: Plan, folder: Path, device: torch.device, workers: int) -> lis
                     "way": way,
                     "images": images,
                     **same,
-                    "seconds": min(taken.wall for taken in each),
+                    "seconds": min(turn.wall for turn in turns),
                     "processor_seconds": best[way],
                     "images_per_processor_second": images / best[way],
                     "times_less_than_decoding": best[ENCODED if encodes else DECODED] / best[way],
@@ -119,14 +118,14 @@ def measure(plan: Plan, folder: Path, device: torch.device, workers: int) -> lis
 
 
 class Seconds(NamedTuple):
-    """Of one pass: by the clock, and of the processor in all threads."""
+    """Seconds of one pass: on the clock, and of the processor in all threads."""
 
     wall: float
     processor: float
 
 
 class Ways:
-    """The ways from files to pixels, and on to features, at one backbone's image size."""
+    """The ways from files to pixels and to features, at one backbone's image size."""
 
     def __init__(
         self,
@@ -147,13 +146,16 @@ class Ways:
         self.encode_image = backbone.to(device).encode_image
         self.precision = Precision(pick_precision("auto", device), device)
         self.decoding, self.fetching = self._stream(None), self._stream(self.cache)
-        some = examples[:encoded]
-        self.encoding = self._stream(None, some), self._stream(self.cache, some)
+        encoded_examples = examples[:encoded]
+        self.encoding = (
+            self._stream(None, encoded_examples),
+            self._stream(self.cache, encoded_examples),
+        )
 
     def timed(self, rounds: int) -> dict[str, list[Seconds]]:
-        """Let all ways take turns, after one untimed, and return their seconds.
+        """Run all ways in turn, after an untimed round, and return their seconds.
 
-        A run looks its images up once, for all its passes, and so it is a way of its own here.
+        LOOKED_UP is a separate way, because a run looks its images up once for all passes.
         """
         decoding, fetching = self.encoding
         wanted = self._features(decoding)
@@ -204,7 +206,7 @@ class Ways:
 
 
 def write_images(folder: Path, plan: Plan) -> list[Example]:
-    """Write JPEGs of smooth shapes at three scales under grain, each of its own seed."""
+    """Write JPEGs of smooth shapes at three scales under grain, one seed an image."""
     folder.mkdir()
     shape = plan.height, plan.width
     for index in tqdm(range(plan.images), "images", dynamic_ncols=True):

@@ -1,13 +1,13 @@
 """Measure the engine against the plain path, CLIP-LoRA and dense AdamW.
 
 python scripts/bench_engine.py            # `make bench`: all tables and plots, in 40 minutes
-python scripts/bench_engine.py --quick    # a tiny model, to see that it runs
+python scripts/bench_engine.py --quick    # a tiny model, to check that it runs
 python scripts/bench_engine.py --device cuda    # in bf16 and with the paper's batch, on a GPU
 
 Writes results/tables/engine_*.csv and results/figures/engine_*.png. Times are of whole training
-steps, contenders taking turns, on the machine named in the tables; weights and images are random,
-class names and prompts the real ones. FLOPs and memory are counted on fake tensors, at a batch and
-for datasets that the machine may be too small for, and checked against real steps.
+steps on the machine named in the tables, and contenders take turns. Weights and images are random;
+class names and prompts are real. FLOPs and memory are counted on fake tensors, also for batches and
+datasets that the machine is too small for, and checked against real steps.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from scripts.bench.tables import write_table
 from so_clip.runtime.device import cpu_threads, pick_device
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-COUNTED = ("cost", "memory_check")  # on the CPU, whatever is timed
-ALLOCATED = ("peaks",)  # by a GPU's allocator
+COUNTED = ("cost", "memory_check")  # on the CPU, for any timed device
+ALLOCATED = ("peaks",)  # measured by a GPU's allocator
 SECTIONS = ("optimizer", "steps", *ALLOCATED, *COUNTED, "scaling")
 
 
@@ -43,7 +43,7 @@ def _bench(options: argparse.Namespace) -> None:
     plan, elsewhere = (CUDA, COUNTED) if device.type == "cuda" else (FULL, ALLOCATED)
     plan = QUICK if options.quick else plan
     optimizers: list[sections.Row] = []
-    for section in options.only or [each for each in SECTIONS if each not in elsewhere]:
+    for section in options.only or [name for name in SECTIONS if name not in elsewhere]:
         started = time.monotonic()
         if section == "optimizer":
             rows = optimizers = sections.optimizer_rows(plan, device)
@@ -83,7 +83,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only", nargs="+", choices=SECTIONS, metavar="TABLE", help=", ".join(SECTIONS)
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu", help="of what is timed: cpu | cuda | cuda:N")
+    parser.add_argument("--device", default="cpu", help="of timed steps: cpu | cuda | cuda:N")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args(argv)
 

@@ -1,11 +1,11 @@
-"""Measure what status, tables, report and page take for thousands of runs.
+"""Measure the time and memory of status, table, report and page for thousands of runs.
 
 python scripts/bench_report.py    # `make bench` too; results/tables/report_scale_cpu.csv, 3 minutes
 
-The runs are made up, in a temporary folder of 0.3 GB: 11 datasets, 5 numbers of shots, 3 seeds and
-as many methods as it takes, each with the files that a run leaves, those of 2,000 test images among
-them. Each command is a process of its own; files are fresh in the system's cache. Where there is a
-Chromium and playwright, the page is opened in it.
+The runs are artificial, in a temporary folder of 0.3 GB: 11 datasets, 5 numbers of shots, 3 seeds
+and as many methods as needed. Each has the files of a real run, with 2,000 test images. Each
+command runs in a new process; the files are in the system's page cache. If Chromium and playwright
+are installed, the page is opened in Chromium.
 """
 
 import argparse
@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "results" / "tables" / "report_scale_cpu.csv"
 RUNS, IMAGES, CLASSES, STEPS = 20_000, 2_000, 100, 200
 SHOTS, SEEDS = (1, 2, 4, 8, 16), (1, 2, 3)
-# Files of images are as large as those of real runs, but shared by links between as many runs.
+# Files with a line per image are as large as real ones; the runs share this many by hard links.
 _KINDS = 16
 COMMANDS = {
     "status": ("status", "--once"),
@@ -53,7 +53,7 @@ COMMANDS = {
     "report, tables only": ("report", "--tables-only"),
     "report": ("report",),
 }
-# The peak is asked for from inside: what the system counts for a child has its parent's in it.
+# The process itself reads its peak: the system's count for a child includes its parent's memory.
 _CALL = """
 import sys
 from pathlib import Path
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_runs(root: Path, count: int) -> None:
-    """Write the folders of so many finished runs, no two of them alike."""
+    """Write the folders of `count` finished runs, all different."""
     kinds = root.parent / "kinds"
     _write_kinds(kinds)
     template = from_config(compose(["dataset=dtd", "backbone=vit_b16"])).record()
@@ -95,36 +95,49 @@ def write_runs(root: Path, count: int) -> None:
     for number, (method, shots, seed, dataset) in enumerate(islice(cells, count)):
         folder = root / f"{dataset}-vit_b16-method{method}-{shots}shot-seed{seed}-{number:012x}"
         folder.mkdir(parents=True)
-        own = {"dataset": dataset, "shots": shots, "seed": seed, "method": f"m{method}"}
-        own |= {"method_title": f"Method {method}"}
+        choice = {"dataset": dataset, "shots": shots, "seed": seed, "method": f"m{method}"}
+        choice |= {"method_title": f"Method {method}"}
         values = {
-            METRICS_FILE: _metrics(number) | own | {"settings": template | own},
-            PROVENANCE_FILE: _provenance(number, own),
+            METRICS_FILE: _metrics(number) | choice | {"settings": template | choice},
+            PROVENANCE_FILE: _provenance(number, choice),
         }
-        for name, each in values.items():
-            (folder / name).write_text(json.dumps(each, indent=2))
+        for name, content in values.items():
+            (folder / name).write_text(json.dumps(content, indent=2))
         (folder / CONFIG_FILE).touch()
         for file in (kinds / str(number % _KINDS)).iterdir():
             os.link(file, folder / file.name)
 
 
 def _metrics(number: int) -> dict[str, Any]:
-    """Return figures as a run has them, other ones for each."""
+    """Return metrics like those of a real run, different for each number."""
     spread = (number * 7919 % 4001) / 100
     return {
-        **{"backbone": "ViT-B-16-quickgelu", "protocol": "all", "imbalance": None},
-        **{"split_sha256": "0" * 64, "run_fingerprint": f"{number:064x}", "tested_on": "test"},
-        **{"accuracy_percent": 50 + spread, "zero_shot_accuracy_percent": 44.3},
-        **{"mean_class_accuracy_percent": 50 + spread, "test_images": IMAGES},
-        **{"expected_calibration_error_percent": spread / 10, "evaluate_seconds": 30.0},
-        **{"peak_memory_mib": 900 + spread, "train_seconds": 60 + spread, "steps": STEPS},
-        **{"final_loss": 0.1, "trainable_parameters": 85_000_000, "changed_parameters": 42_500},
-        **{"device": "some GPU", "precision": "bf16", "processes": 1},
+        "backbone": "ViT-B-16-quickgelu",
+        "protocol": "all",
+        "imbalance": None,
+        "split_sha256": "0" * 64,
+        "run_fingerprint": f"{number:064x}",
+        "tested_on": "test",
+        "accuracy_percent": 50 + spread,
+        "zero_shot_accuracy_percent": 44.3,
+        "mean_class_accuracy_percent": 50 + spread,
+        "test_images": IMAGES,
+        "expected_calibration_error_percent": spread / 10,
+        "evaluate_seconds": 30.0,
+        "peak_memory_mib": 900 + spread,
+        "train_seconds": 60 + spread,
+        "steps": STEPS,
+        "final_loss": 0.1,
+        "trainable_parameters": 85_000_000,
+        "changed_parameters": 42_500,
+        "device": "some GPU",
+        "precision": "bf16",
+        "processes": 1,
     }
 
 
-def _provenance(number: int, own: dict[str, Any]) -> dict[str, Any]:
-    overrides = [f"{key}={value}" for key, value in own.items() if key != "method_title"]
+def _provenance(number: int, choice: dict[str, Any]) -> dict[str, Any]:
+    overrides = [f"{key}={value}" for key, value in choice.items() if key != "method_title"]
     return {
         "overrides": overrides,
         "finished_at": f"2026-01-{1 + number % 28:02d}T12:00:{number % 60:02d}+00:00",
@@ -136,23 +149,21 @@ def _provenance(number: int, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_kinds(folder: Path) -> None:
-    """Write predictions, classes and losses of a few runs."""
+    """Write predictions, class accuracies and losses for `_KINDS` kinds of runs."""
     for kind in range(_KINDS):
         generator = np.random.default_rng(kind)
         label = np.arange(IMAGES) % CLASSES
-        paths = [f"some_class_{each}/image_{at:05d}.jpg" for at, each in enumerate(label)]
+        paths = [f"some_class_{k}/image_{number:05d}.jpg" for number, k in enumerate(label)]
         columns: dict[str, Any] = {"path": paths, "label": label}
         for prefix, right in (("zero_shot_", 0.44), ("", 0.5 + kind / 40)):
             wrong = generator.random(IMAGES) > right
             shift = generator.integers(1, CLASSES, IMAGES)
             columns[f"{prefix}prediction"] = (label + wrong * shift) % CLASSES
             columns[f"{prefix}confidence"] = generator.beta(4, 2, IMAGES).round(6)
-        share = [
-            100.0 * (columns["prediction"][label == each] == each).mean() for each in range(CLASSES)
-        ]
+        share = [100.0 * (columns["prediction"][label == k] == k).mean() for k in range(CLASSES)]
         classes = {
             "label": range(CLASSES),
-            "name": [f"a class with a name, number {each}" for each in range(CLASSES)],
+            "name": [f"a class with a name, number {k}" for k in range(CLASSES)],
             "images": IMAGES // CLASSES,
             "zero_shot_accuracy_percent": 44.3,
             "accuracy_percent": share,
@@ -161,15 +172,15 @@ def _write_kinds(folder: Path) -> None:
         history = {"step": steps, "loss": 2 * np.exp(-steps / 50) + 0.1, "lr": 2e-4}
         files = {PREDICTIONS_FILE: columns, PER_CLASS_FILE: classes, HISTORY_FILE: history}
         (folder / str(kind)).mkdir(parents=True)
-        for name, each in files.items():
-            pd.DataFrame(each).to_csv(folder / str(kind) / name, index=False)
+        for name, columns in files.items():
+            pd.DataFrame(columns).to_csv(folder / str(kind) / name, index=False)
 
 
 def measure(command: str, *arguments: object) -> dict[str, float]:
-    """Run a command to its end; return the seconds it took and the most memory it had.
+    """Run a command; return its wall and CPU seconds and its peak memory in MiB.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: the command failed.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
@@ -188,7 +199,7 @@ def measure(command: str, *arguments: object) -> dict[str, float]:
 
 
 def painted(page: Path) -> dict[str, float]:
-    """Return when a browser first paints the page, and how long sorting its runs takes it."""
+    """Return the seconds until a browser first paints the page, and to sort its table of runs."""
     path = next(filter(None, map(shutil.which, _BROWSERS)), None)
     try:
         from playwright.sync_api import sync_playwright
@@ -197,7 +208,7 @@ def painted(page: Path) -> dict[str, float]:
     if path is None:
         return {}
     with sync_playwright() as playwright:
-        # Its sandbox is not to be had by root, as in a container.
+        # Chromium's sandbox does not work for root, as in a container.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         tab = browser.new_page()
         tab.goto(f"file://{page}#/runs")

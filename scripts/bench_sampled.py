@@ -1,10 +1,10 @@
-"""Time each way to a sampled weight gradient, and the dense product, on ViT-B/16's matrices.
+"""Time each method for sampled weight gradients, and the dense product, on ViT-B/16's matrices.
 
 python scripts/bench_sampled.py          # writes results/tables/sampled_gradients_cpu.csv, < 2 min
 
-The rule in so_clip/optim/sampled_product.py stands on it; the column `chosen` has what it chooses.
-Times are the best of a few interleaved repeats, and with one thread the processor's: what a machine
-shared with others can tell.
+The rule in so_clip/optim/sampled_product.py is based on this table; the column `chosen` shows the
+rule's choice. Times are the best of a few interleaved repeats. With one thread they are processor
+times, which are also valid on a shared machine.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from so_clip.system.atomic import write_text
 TABLE = Path(__file__).resolve().parent.parent / "results/tables/sampled_gradients_cpu.csv"
 MATRICES = {"in_proj": (2304, 768), "out_proj": (768, 768), "c_fc": (3072, 768)}
 MATRICES |= {"c_proj": (768, 3072), "tiny c_fc": (512, 128)}
-# 8 and 32 images of 197 tokens; the second only at the densities in question.
+# 8 and 32 images of 197 tokens; 32 images only at two densities.
 DENSITIES = {1576: (5e-5, 5e-4, 1e-3, 2e-3, 1e-2, 5e-2, 0.1, 0.2), 6304: (5e-4, 1e-2)}
 METHODS = ("columns", "gather", "csr", "rows")
-MOST_GATHERED = 1e-2  # what is hopeless beyond is left out
+MAX_GATHERED = 1e-2  # gathering is far too slow at higher densities
 REPEATS = 5
 
 
@@ -66,7 +66,7 @@ def measure(
         entries[density] = entry_count(shape[0] * shape[1], density)
         (support_M,) = draw_supports([shape[0] * shape[1]], [entries[density]], generator)
         for method in METHODS:
-            if density <= MOST_GATHERED or method in ("csr", "rows"):
+            if density <= MAX_GATHERED or method in ("csr", "rows"):
                 kept = x_NI[:, support_M % shape[1]] if method == "columns" else x_NI
                 calls[density, method] = partial(
                     sampled_product, g_NO, kept, support_M, shape[1], method
@@ -97,7 +97,7 @@ def _chosen(method: str, chosen: str, faster: bool) -> str:
 def best_milliseconds(
     calls: dict[tuple[float, str], Callable[[], Tensor]],
 ) -> dict[tuple[float, str], float]:
-    """Call all in turn, one round to warm up and then some, and return the best time of each."""
+    """Call all in turn, after a warm-up round, and return the best time of each."""
     now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = dict.fromkeys(calls, float("inf"))
     for repeat in range(REPEATS + 1):
@@ -110,7 +110,7 @@ def best_milliseconds(
 
 
 def cpu() -> str:
-    """Return the processor's name and how many cores of it there are."""
+    """Return the processor's name and its number of cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

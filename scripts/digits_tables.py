@@ -1,12 +1,12 @@
-"""Run every method, the ablations and kappa x T with the embedded CLIP, and table them.
+"""Run every method, the ablations and kappa x T with the embedded CLIP, and write tables.
 
-python scripts/digits_tables.py            # all of it on digits: more than an hour on two cores
+python scripts/digits_tables.py            # all tables on digits: more than an hour on two cores
 python scripts/digits_tables.py --only kappa_t --seeds 1
 python scripts/digits_tables.py --dataset textile --only methods  # fabric; the extra `textile`
 
-Rates first: each method's, and each density's, is chosen among multiples of its own by accuracy on
-training images that the draw of seed 0 left over; no validation or test image takes part. Then the
-runs. Those that are finished are not repeated. Writes results/tables/DATASET_*.csv.
+First, the learning rate of each method and density is chosen among multiples of its default, by
+accuracy on training images that the draw of seed 0 left over; no validation or test image is used.
+Then come the runs. Finished runs are not repeated. Writes results/tables/DATASET_*.csv.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TUNING = ("shots=4", "seed=0")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Choose rates, do the runs that are missing, write the tables."""
+    """Choose rates, do the missing runs, and write the tables."""
     options = _parse(argv)
     methods = options.methods or sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml"))
     dataset = (f"dataset={options.dataset}",)
@@ -40,16 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             ]
             contenders = workers.with_rates(contenders, TUNING)
             asked = product(contenders, options.shots, options.seeds)
-            work = [(*each, f"shots={shots}", f"seed={seed}") for each, shots, seed in asked]
+            work = [(*run, f"shots={shots}", f"seed={seed}") for run, shots, seed in asked]
             _write(workers.rows("methods", work), options, "methods")
         if "kappa_t" in options.only:
             so = ("method=so", *dataset, *steps("so", STEPS))
             contenders = [(*so, f"optimizer.density_ratio={density}") for density in DENSITIES]
             contenders = workers.with_rates(contenders, TUNING)
             asked = product(contenders, INTERVALS, options.seeds)
-            work = [
-                (*each, f"optimizer.T={T}", "shots=4", f"seed={seed}") for each, T, seed in asked
-            ]
+            work = [(*run, f"optimizer.T={T}", "shots=4", f"seed={seed}") for run, T, seed in asked]
             _write(workers.rows("kappa_t", work), options, "kappa_t")
 
 
@@ -68,15 +66,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _write(rows: Sequence[Row], options: argparse.Namespace, section: str) -> None:
     import torch
 
-    rows = [dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)]  # zero-shot's
-    said = {key: getattr(options, key) for key in ("methods", "shots", "seeds")}
-    usual = {"methods": None, "shots": SHOTS, "seeds": SEEDS}
+    rows = [
+        dict(row) for row in dict.fromkeys(tuple(row.items()) for row in rows)
+    ]  # zero-shot runs repeat
+    given = {key: getattr(options, key) for key in ("methods", "shots", "seeds")}
+    default = {"methods": None, "shots": SHOTS, "seeds": SEEDS}
     command = f"python scripts/digits_tables.py --dataset {options.dataset} --only {section}"
-    for key, values in said.items():
-        if values != usual[key]:
+    for key, values in given.items():
+        if values != default[key]:
             command += f" --{key} {' '.join(map(str, values))}"
     path = options.out / "tables" / f"{options.dataset}_{section}.csv"
-    torch.set_num_threads(1)  # as every run has it, for the table to say
+    torch.set_num_threads(1)  # as in every run; the table records it
     write_table(rows, path, torch.device("cpu"), command)
 
 

@@ -1,4 +1,4 @@
-"""Draw docs/demo.png: pre-training pictures above, real digits before and after adaptation below.
+"""Draw docs/demo.png: pre-training pictures, then real digits with predicted classes.
 
 python -m scripts.figures results/runs/RUN docs/demo.png
 """
@@ -29,10 +29,10 @@ def main() -> None:
 
 
 def figure(run: Path) -> Image.Image:
-    """Return the picture for one run folder: two rows drawn for pre-training, two rows of digits.
+    """Return the picture for one run folder: two rows of pre-training pictures, two of digits.
 
-    Under each digit stand the class chosen before adaptation and the class chosen after it. The
-    digits are the first ones of the test split, without selection.
+    Below each digit are the classes predicted before and after adaptation. The digits are the first
+    ones of the test split, without any selection.
     """
     width = COLUMNS * (TILE + GAP) + GAP
     height = GAP + 2 * (TILE + GAP) + GAP + 2 * (TILE + CAPTION + GAP)

@@ -1,11 +1,11 @@
 """Write so_clip/assets/digits.npz: scikit-learn's 1,797 handwritten digits and their fixed split.
 
-The package reads that file, so that only this script needs scikit-learn:
+The package reads this file, so only this script needs scikit-learn:
 
-    python scripts/make_digits.py            # 50% train, 20% val, 30% test, as CoOp divides its own
+    python scripts/make_digits.py            # 50% train, 20% val, 30% test, as in CoOp's splits
 
-The split is stratified by digit and drawn from one seeded generator; it holds the same arrays
-each time it is written.
+The split is stratified by digit and drawn from one seeded generator, so the script always writes
+the same arrays.
 """
 
 from __future__ import annotations

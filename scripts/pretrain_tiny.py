@@ -1,12 +1,12 @@
-"""Pre-train the embedded tiny CLIP on pictures that this script renders itself.
+"""Pre-train the embedded tiny CLIP on pictures that this script renders.
 
     python -m scripts.pretrain_tiny                     # writes so_clip/assets/tiny.*
     python -m scripts.pretrain_tiny --smoke --out tiny  # 20 steps, for the tests
     python -m scripts.pretrain_tiny --width 256 --out wide  # then backbone.checkpoint=wide
 
-Needs the `pretrain` extra (matplotlib, for its fonts). No picture of the digits dataset is trained
-on; the zero-shot accuracy on its val part is printed at the end, that on its test part only with
---report-test. Everything follows from --seed.
+Needs the `pretrain` extra (matplotlib, for its fonts). The digits dataset is not used in training.
+At the end, the script prints the zero-shot accuracy on its val part, and with --report-test also on
+its test part. --seed determines all results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from scripts.tiny import captions, pack, render, zero_shot
 
-# What of the real digits was seen while the recipe was settled: honest numbers need it said.
+# How the real digits influenced the recipe; readers need it to judge the accuracies.
 LOOKED_AT = (
     "Never trained on. Zero-shot accuracy on the val part chose the shares in "
     "scripts/tiny/render.py among three full runs (75.2%, 59.6%, and the present one); 4-shot "
@@ -50,7 +50,7 @@ class Pool(NamedTuple):
 
 
 def render_pool(seed: int, count: int, processes: int) -> Pool:
-    """Render pictures 0..count-1 of a set; the number of processes does not change them."""
+    """Render pictures 0..count-1 of a set; they do not depend on the number of processes."""
     draw = partial(render.render, seed)
     if processes > 1:
         with ProcessPoolExecutor(processes) as executor:
@@ -66,7 +66,7 @@ def render_pool(seed: int, count: int, processes: int) -> Pool:
 
 
 def shift_and_zoom(images_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Move, zoom and stretch each picture a little; the border is repeated outwards."""
+    """Move, zoom and stretch each picture slightly; border pixels fill the outside."""
     batch = len(images_BCHW)
 
     def between(low: float, high: float) -> torch.Tensor:
@@ -81,9 +81,9 @@ def shift_and_zoom(images_BCHW: torch.Tensor, generator: torch.Generator) -> tor
 
 
 def contrastive_loss(logits_BU: torch.Tensor, fits_BU: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy both ways, the target spread evenly over all that fit.
+    """Return the cross-entropy in both directions; targets are uniform over all fitting pairs.
 
-    With one fitting caption a picture this is CLIP's loss.
+    With one fitting caption for each picture this is CLIP's loss.
     """
     fits_BU = fits_BU.float()
     to_text = -(logits_BU.log_softmax(1) * fits_BU).sum(1) / fits_BU.sum(1)
@@ -109,7 +109,7 @@ class Schedule(NamedTuple):
 
 
 def make_optimizers(model: CLIP, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Decay the matrices. Of the 49,408 token rows only those in the batch are touched at all."""
+    """Return AdamW (decay on matrices only), and SparseAdam for the token rows of each batch."""
     model.token_embedding.sparse = True
     rows = model.token_embedding.weight
     trained = [p for n, p in model.named_parameters() if n != "logit_scale" and p is not rows]
@@ -117,7 +117,7 @@ def make_optimizers(model: CLIP, weight_decay: float) -> list[torch.optim.Optimi
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    betas = (0.9, 0.98)  # the rates are set before every step
+    betas = (0.9, 0.98)  # `update` sets the rates
     return [
         torch.optim.AdamW(groups, lr=1.0, betas=betas),
         torch.optim.SparseAdam([rows], lr=1.0, betas=betas),
@@ -125,7 +125,7 @@ def make_optimizers(model: CLIP, weight_decay: float) -> list[torch.optim.Optimi
 
 
 def update(model: CLIP, optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Clip the gradients' norm to 1 (the sparse token rows apart), step, and clear them."""
+    """Clip the norm of dense gradients to 1, step, and clear all gradients."""
     dense = [p for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
     torch.nn.utils.clip_grad_norm_(dense, 1.0)
     for optimizer in optimizers:
@@ -136,7 +136,7 @@ def update(model: CLIP, optimizers: list[torch.optim.Optimizer], lr: float) -> N
 
 
 def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) -> set[int]:
-    """Run the contrastive pre-training; return the token ids that were seen."""
+    """Run the contrastive pre-training; return the token ids in its captions."""
     order = np.random.default_rng([seed, 1])
     generator = torch.Generator().manual_seed(seed)
     tokenizer = SimpleTokenizer(context_length=model.context_length)
@@ -169,7 +169,7 @@ def train(model: CLIP, pool: Pool, schedule: Schedule, batch: int, seed: int) ->
 
 
 def command(arguments: argparse.Namespace) -> str:
-    """Return the command of a run; the folder it wrote to is nobody's business."""
+    """Return the command of a run, without its output folder."""
     names = ("seed", "width", "steps", "batch", "pictures", "lr", "threads")
     options = [f"--{name} {getattr(arguments, name)}" for name in names]
     report = ["--report-test"] * arguments.report_test
@@ -200,7 +200,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Render, train, measure zero-shot accuracy on real digits, and write the asset."""
+    """Render, train, measure zero-shot accuracy on real digits, and write the files."""
     arguments = parse(argv)
     processes = 1 if arguments.smoke else arguments.threads
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Who is compared, and on which training steps.
+"""The methods that the benchmark compares, and the training steps that it times.
 
 Tensor names end in their shape: B images of a batch, C H W pixels, K classes, L tokens.
 """
@@ -28,7 +28,7 @@ from so_clip.runtime.precision import Precision
 
 LR = 2e-4
 PATTERNS = ["attn.in_proj.weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
-# nn.MultiheadAttention has another name for the first.
+# The first pattern with nn.MultiheadAttention's parameter name.
 REFERENCE_PATTERNS = ["attn.in_proj_weight", *PATTERNS[1:]]
 NO_CHUNKS = 1e9  # MiB
 DENSITY_RATIO = 5e-4
@@ -37,10 +37,16 @@ T = 10
 
 @dataclass(frozen=True)
 class Shape:
-    """A training step: whose prompts, how many images, on which model, how much of it is trained.
+    """The size of a training step.
 
-    `classes` takes the first so many of the dataset's; None takes all. `precision` is that of the
-    matrix products, fp32 | bf16 | fp16; weights are float32.
+    Args:
+        dataset: its class names make the prompts.
+        batch: images.
+        architecture: of the backbone.
+        classes: only the first classes of the dataset; None: all.
+        density_ratio: SO's kappa.
+        position: the blocks that are trained.
+        precision: of matrix products, fp32 | bf16 | fp16; weights are float32.
     """
 
     dataset: str
@@ -52,7 +58,7 @@ class Shape:
     precision: str = "fp32"
 
     def prompts(self) -> list[str]:
-        """Return the plain prompts of the classes, as the dataset's card names them."""
+        """Return the prompts of the classes from the card's plain template."""
         card = load_card(self.dataset)
         return class_prompts(card.class_names[: self.classes], card.template_sets["plain"])
 
@@ -70,7 +76,7 @@ Kind = Literal["reference", "lora", "adamw", "so"]
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to train: what changes (`kind`), and what the towers keep for backward."""
+    """A method to compare: its kind of training and its memory mode."""
 
     name: str
     title: str
@@ -85,13 +91,13 @@ ENGINE = Contender("engine_fast", "SO engine, memory=fast", "so")
 BALANCED = Contender("engine_balanced", "SO engine, memory=balanced (default)", "so", "balanced")
 SMALL = Contender("engine_small", "SO engine, memory=small", "so", "small")
 CONTENDERS = (REFERENCE, LORA, ADAMW, ENGINE, BALANCED, SMALL)
-# The engine keeps as little for CLIP-LoRA where it is asked to.
+# CLIP-LoRA with the engine's other memory modes.
 LORA_BALANCED = Contender("lora_balanced", "CLIP-LoRA, AdamW, memory=balanced", "lora", "balanced")
 LORA_SMALL = Contender("lora_small", "CLIP-LoRA, AdamW, memory=small", "lora", "small")
 
 
 class Seconds(NamedTuple):
-    """How long the parts of a step took."""
+    """Seconds of the parts of a step."""
 
     forward: float
     backward: float
@@ -99,12 +105,12 @@ class Seconds(NamedTuple):
 
     @property
     def step(self) -> float:
-        """All of it."""
+        """Seconds of the whole step."""
         return sum(self)
 
 
 class Trainer:
-    """A contender on a shape, ready to step."""
+    """A contender's model, optimizer and batch of one shape."""
 
     def __init__(
         self,
@@ -119,7 +125,7 @@ class Trainer:
         self.device = images_BCHW.device
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained."""
+        """Return the trained parameters."""
         return self.optimizer.param_groups[0]["params"]
 
     def step(self) -> Seconds:
@@ -136,7 +142,7 @@ class Trainer:
         return Seconds(*(after - before for before, after in pairwise(times)))
 
     def now(self) -> float:
-        """Return the time in seconds, all work so far being done."""
+        """Wait for the device's work and return the time in seconds."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -148,7 +154,7 @@ def make_trainer(
     device: torch.device,
     fake: FakeTensorMode | None = None,
 ) -> Trainer:
-    """Build what a contender trains on a shape, with random weights, or with fake ones."""
+    """Build a contender's Trainer for a shape, with random weights or with fake tensors."""
     is_reference = contender.kind == "reference"
     with fake or nullcontext():
         backbone = load_backbone(

@@ -1,7 +1,7 @@
-"""FLOPs and peak memory of a training step, found without taking it: by fake tensors.
+"""FLOPs and peak memory of a training step, counted on fake tensors without computing it.
 
-Fake tensors have shapes but no values. A step runs on them as it would on real ones, operation by
-operation, and everything is counted on its way: so also steps that this machine is too small for.
+Fake tensors have shapes but no values. A step runs on them with the same operations as on real
+tensors, and each operation is counted. So steps can be counted that this machine is too small for.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step costs: floating-point operations by kind, and PeakMemory's result, if asked."""
+    """The cost of a step: FLOPs by operation, and PeakMemory's result or None."""
 
     flops_by_operation: Mapping[str, int]
     memory: Mapping[str, float] | None
 
     @property
     def flops(self) -> int:
-        """All of them; a multiplication and an addition are two."""
+        """All FLOPs; a multiplication and an addition are two."""
         return sum(self.flops_by_operation.values())
 
 
@@ -35,8 +35,8 @@ def estimate(contender: Contender, shape: Shape, memory: bool = True) -> Estimat
     """Count a contender's step after its first, on the CPU.
 
     FLOPs are those of matrix products, convolutions and attention, recomputed ones included. The
-    reference's optimizer step cannot run on fake tensors; it has none of them, and its few MiB are
-    not in the peak.
+    reference's optimizer step cannot run on fake tensors. It has no such operations, and its few
+    MiB are missing in the peak.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     trainer = make_trainer(contender, shape, CPU, mode)
@@ -46,10 +46,10 @@ def estimate(contender: Contender, shape: Shape, memory: bool = True) -> Estimat
 
 
 def count(trainer: Trainer, memory: bool = True) -> Estimate:
-    """Count the next one or two steps of a trainer, on real tensors or on fake ones.
+    """Count the next one or two steps of a trainer, on real or fake tensors.
 
-    Memory has a step of its own: to know in which module it is, torch's counter of FLOPs holds on
-    to activations that a step without it would let go of.
+    Memory is counted in a separate step, because torch's FLOP counter keeps activations alive that
+    a normal step frees.
     """
     peak = PeakMemory(trainer.classifier, trainer.optimizer, CPU)
     if memory:
@@ -62,7 +62,7 @@ def count(trainer: Trainer, memory: bool = True) -> Estimate:
 
 
 def _first_step(trainer: Trainer) -> None:
-    """Make the optimizer's state, as the first step does, which is not the one that counts."""
+    """Create the optimizer's state, as the first step does; that step is not counted."""
     if isinstance(trainer.optimizer, ReferenceSO):
         trainer.optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
         return

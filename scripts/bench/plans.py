@@ -1,4 +1,4 @@
-"""What a benchmark runs: all of it, or a little of everything."""
+"""Plans of the benchmark: full, on a GPU, and quick."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,22 +25,23 @@ class Plan:
     """Sizes of a benchmark.
 
     Args:
-        architecture: of step times, costs and optimizers.
-        small_architecture: of scaling and of the memory check, where many steps are taken.
+        architecture: for step times, costs and optimizers.
+        small_architecture: for scaling and the memory check, which take many steps.
         step_batch, cost_batch: images in timed and in counted steps.
         precision: of timed steps, fp32 | bf16.
-        step_datasets: whose steps are timed.
-        flop_datasets, memory_datasets: whose steps' FLOPs, and whose memory too, are counted.
-        rounds, scaling_rounds: how often each is timed.
-        optimizer_turns: how often optimizers alone take T steps.
-        classes, batches, densities, positions: along which steps are scaled.
-        scaling_dataset: whose classes.
-        most_reference_classes: beyond which the reference is not scaled.
-        reference_limit_mib: of the reference's memory; None: what the machine has.
-        extrapolate_from: two numbers of classes, where the reference has not the memory.
-        step_contenders: whose steps are timed, the reference's first.
-        cost_contenders: whose memory is counted, the reference's first.
-        main_contenders: of these, who is also scaled, and whose FLOPs are counted for all datasets.
+        step_datasets: datasets of timed steps.
+        flop_datasets: datasets of steps whose FLOPs are counted.
+        memory_datasets: those of them whose memory is counted too.
+        rounds, scaling_rounds: timed steps of each contender.
+        optimizer_turns: turns of T steps for optimizers alone.
+        classes, batches, densities, positions: values of the scaling axes.
+        scaling_dataset: its classes are used on the axis `classes`.
+        most_reference_classes: the reference is not scaled beyond this number.
+        reference_limit_mib: memory for the reference; None: the machine's free memory.
+        extrapolate_from: two numbers of classes, to extrapolate from if the reference does not fit.
+        step_contenders: contenders of timed steps, the reference first.
+        cost_contenders: contenders of counted steps, the reference first.
+        main_contenders: those of them that are scaled, and counted for all `flop_datasets`.
     """
 
     architecture: str
@@ -95,7 +96,7 @@ FULL = Plan(
     main_contenders=(REFERENCE, LORA, ADAMW, BALANCED),
 )
 
-# A GPU has time for the paper's batch, and computes as runs do on it.
+# A GPU is fast enough for the paper's batch; bf16 is the default precision of runs on it.
 CUDA = replace(FULL, step_batch=32, rounds=8, scaling_rounds=8, precision="bf16")
 
 QUICK = Plan(

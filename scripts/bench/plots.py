@@ -1,4 +1,4 @@
-"""The tables as pictures; `steps`, `cost` and `scaling` draw the tables of these names."""
+"""Plots of the benchmark's tables `steps`, `cost` and `scaling`, one function each."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def steps(table: pd.DataFrame, path: Path) -> None:
 
 
 def cost(table: pd.DataFrame, path: Path) -> None:
-    """Draw FLOPs by dataset, and peak memory by category where it was counted."""
+    """Draw FLOPs by dataset, and peak memory by category for datasets with counted memory."""
     datasets = [name for name in _in_order(table, "dataset") if not name.startswith("mean")]
     watched = [
         name
@@ -99,7 +99,7 @@ def scaling(table: pd.DataFrame, path: Path) -> None:
     axes[0, 0].set_ylabel("seconds a step")
     axes[1, 0].set_ylabel("peak MiB")
     axes[0, 0].legend(fontsize=8)
-    figure.suptitle(f"{table.iloc[0]['architecture']}, steps shaped like DTD's where not said")
+    figure.suptitle(f"{table.iloc[0]['architecture']}, steps have DTD's shape by default")
     _save(figure, path)
 
 

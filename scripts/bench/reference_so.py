@@ -1,8 +1,8 @@
-"""SO as its released code does it: matrix after matrix. What the engine is compared with.
+"""SO as in its released code, one matrix at a time: the reference for the engine.
 
-Written from the description of what that code computes (github nairouz/SO), to do the same work,
-if in fewer calls: a permutation of all entries for each new support, all pairs of indices compared
-to find what two sets have in common, and dense gradients of which a few entries are read.
+It was written from a description of that code (github nairouz/SO) and does the same work in fewer
+calls: a permutation of all entries for each new support, a comparison of all pairs of indices to
+intersect two sets, and dense gradients of which a few entries are read.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ class ReferenceSO(torch.optim.Optimizer):
 
     Args:
         params: matrices.
-        lr, betas, eps, density_ratio, T: as SO's.
+        lr, betas, eps, density_ratio, T: as in SO.
         order: prune_first (paper) | update_first (released code).
         seed: of the supports.
     """
@@ -39,11 +39,11 @@ class ReferenceSO(torch.optim.Optimizer):
         super().__init__(params, defaults | {"order": order})
 
     def draw(self, param: Tensor, count: int) -> Tensor:
-        """Draw a support: `count` flat indices out of a permutation of all."""
+        """Draw a support: the first `count` flat indices of a random permutation."""
         return torch.randperm(param.numel(), generator=self._generator)[:count]
 
     def allocate(self) -> None:
-        """Make the state that the first step makes."""
+        """Create the state that the first step needs."""
         for group in self.param_groups:
             for param in group["params"]:
                 if not self.state[param]:

@@ -26,14 +26,14 @@ from scripts.bench.timing import OptimizerTimes, spread, time_steps
 
 Row = dict[str, Any]
 TERA = 1e12
-# What each contender beside the reference takes while that steps: weights, and AdamW's moments.
+# Memory of each other contender while the reference steps: weights, and AdamW's moments.
 _MIB_BESIDE = 800.0
-# Of the memory that is free: the allocator wants some more than tensors take.
+# Usable share of the free memory: the allocator takes more than the tensors.
 _USABLE = 0.9
 
 
 def optimizer_rows(plan: Plan, device: torch.device) -> list[Row]:
-    """Time optimizers alone, in turns of T steps, on all matrices of the larger model."""
+    """Time optimizers alone, in turns of T steps, on all matrices of `plan.architecture`."""
     shape = Shape(plan.step_datasets[0], 1, plan.architecture)
     runs = [(BALANCED, density) for density in plan.densities]
     runs += [(ADAMW, 1.0), (REFERENCE, DENSITY_RATIO)]
@@ -42,17 +42,17 @@ def optimizer_rows(plan: Plan, device: torch.device) -> list[Row]:
         for contender, density in runs
     ]
     for _ in tqdm(range(plan.optimizer_turns), "optimizers", unit="turn", dynamic_ncols=True):
-        for each in times:
-            each.turn()
+        for optimizer_times in times:
+            optimizer_times.turn()
     rows: list[Row] = [
         {
             "contender": contender.name,
             "title": contender.title,
             "architecture": plan.architecture,
             "density": density,
-            **each.result(),
+            **optimizer_times.result(),
         }
-        for (contender, density), each in zip(runs, times, strict=True)
+        for (contender, density), optimizer_times in zip(runs, times, strict=True)
     ]
     del times
     gc.collect()
@@ -64,7 +64,7 @@ def optimizer_rows(plan: Plan, device: torch.device) -> list[Row]:
 
 
 def step_rows(plan: Plan, device: torch.device, optimizers: Sequence[Row]) -> list[Row]:
-    """Time whole steps, contenders taking turns, on steps shaped like several datasets'."""
+    """Time whole steps of the shapes of several datasets; contenders take turns."""
     rows: list[Row] = []
     for dataset in plan.step_datasets:
         shape = Shape(dataset, plan.step_batch, plan.architecture, precision=plan.precision)
@@ -85,7 +85,7 @@ def step_rows(plan: Plan, device: torch.device, optimizers: Sequence[Row]) -> li
         elif needed > limit - beside:
             contenders.remove(REFERENCE)
             reference = time_steps([REFERENCE], shape, device, plan.rounds)[REFERENCE.name]
-            notes[REFERENCE.name] = "by itself, before the others, for its memory"
+            notes[REFERENCE.name] = "alone, before the others, because of its memory"
             gc.collect()
         taken = time_steps(contenders, shape, device, plan.rounds)
         if reference:
@@ -96,7 +96,7 @@ def step_rows(plan: Plan, device: torch.device, optimizers: Sequence[Row]) -> li
 
 
 def _extrapolated(shape: Shape, device: torch.device, few: int, many: int) -> list[Seconds]:
-    """Return two steps' seconds, were there the memory for them, on a line through two others'."""
+    """Return the seconds of two steps, extrapolated linearly from `few` and `many` classes."""
     one, other = (
         time_steps([REFERENCE], replace(shape, classes=classes), device, 2)[REFERENCE.name]
         for classes in (few, many)
@@ -136,14 +136,14 @@ def _rows_of_steps(
             }
         )
     for key in ("step_seconds", "seconds_with_refresh"):
-        of_reference = rows[0][key]
+        reference = rows[0][key]
         for row in rows:
-            row[f"times_faster_{key.removeprefix('seconds_')}"] = of_reference / row[key]
+            row[f"times_faster_{key.removeprefix('seconds_')}"] = reference / row[key]
     return rows
 
 
 def _refresh_seconds(contender: Contender, optimizers: Sequence[Row]) -> float:
-    """Return what drawing new supports takes, once every T steps; of the steps timed, none does."""
+    """Return the seconds to draw new supports, once in T steps; no timed step draws any."""
     for row in optimizers:
         if row["contender"] == (BALANCED.name if contender.kind == "so" else contender.name):
             if contender.kind == "so" and row["density"] != DENSITY_RATIO:
@@ -153,9 +153,9 @@ def _refresh_seconds(contender: Contender, optimizers: Sequence[Row]) -> float:
 
 
 def peak_rows(plan: Plan, device: torch.device) -> list[Row]:
-    """Ask a GPU's allocator for the peak of a step of the paper's batch, each contender alone."""
+    """Measure the allocator's peak for a step of the paper's batch, each contender alone."""
     rows: list[Row] = []
-    work = [(dataset, each) for dataset in plan.memory_datasets for each in plan.cost_contenders]
+    work = [(dataset, who) for dataset in plan.memory_datasets for who in plan.cost_contenders]
     for dataset, contender in tqdm(work, "peaks", unit="step", dynamic_ncols=True):
         shape = Shape(dataset, plan.cost_batch, plan.architecture, precision=plan.precision)
         peak_mib = _allocated_mib(contender, shape, device)
@@ -182,7 +182,7 @@ def peak_rows(plan: Plan, device: torch.device) -> list[Row]:
 
 
 def _allocated_mib(contender: Contender, shape: Shape, device: torch.device) -> float:
-    """Return the allocator's peak over a contender's step, NaN where memory does not suffice."""
+    """Return the allocator's peak in MiB over a contender's step; NaN if it runs out of memory."""
     try:
         trainer = make_trainer(contender, shape, device)
         trainer.step()
@@ -226,7 +226,7 @@ def cost_rows(plan: Plan) -> list[Row]:
 
 
 def _averages(rows: Sequence[Row], plan: Plan) -> Iterator[Row]:
-    """Yield the FLOPs of those that all datasets were counted for, averaged over datasets."""
+    """Yield mean FLOPs over datasets, for contenders that were counted on all datasets."""
     for contender in plan.cost_contenders:
         own = [row for row in rows if row["contender"] == contender.name]
         if len(own) < len(plan.flop_datasets):
@@ -240,7 +240,7 @@ def _averages(rows: Sequence[Row], plan: Plan) -> Iterator[Row]:
 
 
 def memory_check_rows(plan: Plan) -> list[Row]:
-    """Measure on real tensors what was counted on fake ones, where steps are small."""
+    """Compare counts on fake tensors with measurements on real ones, for small steps."""
     rows: list[Row] = []
     shape = Shape(plan.step_datasets[0], plan.step_batch, plan.small_architecture)
     for contender in tqdm(plan.cost_contenders, "memory check", unit="step", dynamic_ncols=True):
@@ -266,19 +266,20 @@ def memory_check_rows(plan: Plan) -> list[Row]:
 
 
 def scaling_rows(plan: Plan, device: torch.device) -> list[Row]:
-    """Time and count steps of the smaller model along classes, batch, density and depth."""
+    """Time and count steps of the small model along classes, batch, density and depth."""
     base = Shape("dtd", plan.step_batch, plan.small_architecture, precision=plan.precision)
     named = replace(base, dataset=plan.scaling_dataset)
-    everyone = list(plan.main_contenders)
+    all_contenders = list(plan.main_contenders)
     points: list[tuple[str, float | str, Shape, list[Contender]]] = []
     for classes in plan.classes:
-        who = everyone if classes <= plan.most_reference_classes else everyone[1:]
+        with_reference = classes <= plan.most_reference_classes
+        who = all_contenders if with_reference else all_contenders[1:]
         points.append(("classes", classes, replace(named, classes=classes), who))
-    points += [("batch", batch, replace(base, batch=batch), everyone) for batch in plan.batches]
+    points += [("batch", size, replace(base, batch=size), all_contenders) for size in plan.batches]
     for density in plan.densities:
         points.append(("density", density, replace(base, density_ratio=density), [BALANCED]))
     for position in plan.positions:
-        points.append(("depth", position, replace(base, position=position), everyone[1:]))
+        points.append(("depth", position, replace(base, position=position), all_contenders[1:]))
     rows: list[Row] = []
     for axis, value, shape, contenders in points:
         taken = time_steps(contenders, shape, device, plan.scaling_rounds)

@@ -1,4 +1,4 @@
-"""Tables that say what they were measured on."""
+"""CSV tables with columns for the command, the hardware, the threads and torch's version."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ import torch
 from so_clip.runtime.device import describe
 from so_clip.system.atomic import write_text
 
-# What `write_table` adds to every row.
+# The columns that `write_table` adds.
 MADE_BY = ("command", "hardware", "threads", "torch")
 
 
 def write_table(
     rows: Sequence[Mapping[str, Any]], path: Path, device: torch.device, command: str
 ) -> pd.DataFrame:
-    """Write rows as CSV, numbers to four digits, with what they were made by and on.
+    """Write rows as CSV, numbers to four digits, with the columns MADE_BY.
 
-    A row that says so already, being from an earlier table, keeps what it says.
+    A row from an earlier table keeps its values in these columns.
     """
     table = pd.DataFrame(rows)
     made = (command, hardware(device), torch.get_num_threads(), torch.__version__)
@@ -32,7 +32,7 @@ def write_table(
 
 
 def hardware(device: torch.device) -> str:
-    """Return the device's name; of a CPU also how many cores and how much memory there is."""
+    """Return the device's name; for a CPU also the number of cores and the memory."""
     if device.type == "cuda":
         return describe(device)
     lines = _lines("/proc/cpuinfo")
@@ -42,7 +42,7 @@ def hardware(device: torch.device) -> str:
 
 
 def available_mib(device: torch.device) -> float:
-    """Return how much of a device's memory can still be had, or infinity where nobody says."""
+    """Return a device's free memory in MiB, or infinity if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
     return _memory_mib("MemAvailable") or float("inf")

@@ -1,4 +1,4 @@
-"""Seconds, of steps and of optimizers alone, contenders taking turns."""
+"""Seconds of training steps and of optimizers alone; contenders take turns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
@@ -15,7 +15,7 @@ from so_clip.optim.gradients import add_sampled_gradient
 def interleaved(
     steps: Mapping[str, Callable[[], Seconds]], rounds: int, description: str
 ) -> dict[str, list[Seconds]]:
-    """Let all step in turn, `rounds` times over, so that a slow minute is everybody's."""
+    """Run all steps in turn, `rounds` times, so that a slow minute affects all contenders."""
     taken: dict[str, list[Seconds]] = {name: [] for name in steps}
     turns = [(name, step) for _ in range(rounds) for name, step in steps.items()]
     for name, step in tqdm(turns, description, unit="step", dynamic_ncols=True):
@@ -26,11 +26,11 @@ def interleaved(
 def time_steps(
     contenders: Sequence[Contender], shape: Shape, device: torch.device, rounds: int
 ) -> dict[str, list[Seconds]]:
-    """Time whole training steps of several contenders on one shape, after an untimed one of each.
+    """Time whole training steps of several contenders on one shape, after an untimed step of each.
 
-    The first makes the optimizer's state, and the reference's supports.
+    The untimed step creates the optimizer's state and the reference's supports.
     """
-    trainers = {each.name: make_trainer(each, shape, device) for each in contenders}
+    trainers = {who.name: make_trainer(who, shape, device) for who in contenders}
     for trainer in trainers.values():
         trainer.step()
     steps = {name: trainer.step for name, trainer in trainers.items()}
@@ -38,20 +38,20 @@ def time_steps(
 
 
 def spread(seconds: Sequence[Seconds]) -> dict[str, float]:
-    """Return median, least and most of whole steps, and the medians of their parts."""
-    steps = [each.step for each in seconds]
+    """Return median, minimum and maximum of whole steps, and medians of their parts."""
+    steps = [taken.step for taken in seconds]
     return {
         "step_seconds": median(steps),
         "step_seconds_min": min(steps),
         "step_seconds_max": max(steps),
-        "forward_seconds": median(each.forward for each in seconds),
-        "backward_seconds": median(each.backward for each in seconds),
-        "optimizer_seconds": median(each.optimizer for each in seconds),
+        "forward_seconds": median(taken.forward for taken in seconds),
+        "backward_seconds": median(taken.backward for taken in seconds),
+        "optimizer_seconds": median(taken.optimizer for taken in seconds),
     }
 
 
 class OptimizerTimes:
-    """Seconds of an optimizer's own steps on the gradients it reads, after a first one."""
+    """Seconds of an optimizer's steps alone, after an untimed first step."""
 
     def __init__(self, contender: Contender, shape: Shape, device: torch.device) -> None:
         self._trainer = make_trainer(contender, shape, device)
@@ -60,13 +60,13 @@ class OptimizerTimes:
         self._step()
 
     def turn(self) -> None:
-        """Take T steps, so that supports are drawn as often as in training."""
+        """Take T steps, so supports are drawn as often as in training."""
         for _ in range(T):
             drew, seconds = self._step()
             (self._drawing if drew else self._others).append(seconds)
 
     def result(self) -> dict[str, float]:
-        """Return the mean, and medians of steps that draw new supports and of those that do not."""
+        """Return the mean, and the medians of steps with and without a new draw of supports."""
         return {
             "steps": len(self._drawing) + len(self._others),
             "mean_seconds": fmean([*self._drawing, *self._others]),
@@ -76,15 +76,15 @@ class OptimizerTimes:
 
     def _step(self) -> tuple[bool, float]:
         trainer = self._trainer
-        _give_gradients(trainer)
-        before, start = _a_support(trainer), trainer.now()
+        _set_gradients(trainer)
+        before, start = _first_support(trainer), trainer.now()
         trainer.optimizer.step()
         seconds = trainer.now() - start
-        return _a_support(trainer) is not before, seconds
+        return _first_support(trainer) is not before, seconds
 
 
-def _give_gradients(trainer: Trainer) -> None:
-    """Put noise where the optimizer looks for gradients; dense ones stay, being large."""
+def _set_gradients(trainer: Trainer) -> None:
+    """Set the gradients that the optimizer reads to noise; existing dense ones are reused."""
     optimizer: Any = trainer.optimizer
     is_sampled = hasattr(optimizer, "support")
     if is_sampled:
@@ -98,7 +98,7 @@ def _give_gradients(trainer: Trainer) -> None:
             parameter.grad = torch.randn_like(parameter)
 
 
-def _a_support(trainer: Trainer) -> Tensor | None:
-    """Return the first parameter's, which is another tensor once it is drawn anew."""
+def _first_support(trainer: Trainer) -> Tensor | None:
+    """Return the first parameter's support; each draw makes a new tensor."""
     support: Tensor | None = trainer.optimizer.state[trainer.parameters()[0]].get("support")
     return support

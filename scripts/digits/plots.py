@@ -1,4 +1,4 @@
-"""The table of scripts/advantage.py as a picture."""
+"""The plot of scripts/advantage.py's table."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ LABELS = {
 
 
 def advantage(table: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy less AdamW's along every factor, with its standard error, a line a density."""
+    """Draw accuracy minus AdamW's along every factor, one line a density, with standard errors."""
     so = table[table["contender"] == "so"]
     varied = [factor for factor in SETTINGS if (so["factor"] == factor).any()]
     if not varied:
@@ -31,7 +31,7 @@ def advantage(table: pd.DataFrame, path: Path) -> None:
     for axis, factor in zip([axes] if len(varied) == 1 else axes, varied, strict=True):
         along = _along(so, factor)
         for density, own in along.groupby("density_ratio"):
-            if len(own) < 2:  # the control, which is at the base point alone
+            if len(own) < 2:  # the control exists only at the base point
                 continue
             own = own.sort_values(factor)
             errors = own["minus_adamw_standard_error"]
@@ -46,7 +46,7 @@ def advantage(table: pd.DataFrame, path: Path) -> None:
         axis.minorticks_off()
         axis.set_xlabel(LABELS[factor])
     first = figure.axes[0]
-    first.set_ylabel("SO's accuracy less AdamW's, points")
+    first.set_ylabel("SO's accuracy minus AdamW's, points")
     first.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -54,8 +54,8 @@ def advantage(table: pd.DataFrame, path: Path) -> None:
 
 
 def _along(so: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """Return the rows of a factor, and those that differ from them in nothing else."""
-    others = [each for each in SETTINGS if each != factor]
+    """Return all rows that differ only in `factor`, the base point included."""
+    others = [name for name in SETTINGS if name != factor]
     own = so[so["factor"] == factor]
     same = (so[others] == own[others].iloc[0]).all(axis=1)
     return so[same]

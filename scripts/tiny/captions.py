@@ -1,8 +1,8 @@
 """Captions of the rendered pictures, and which caption fits which picture.
 
-A caption names some of a picture's attributes. It fits every picture that has all of those, not
+A caption names some of a picture's attributes. It fits every picture that has all of these, not
 only the one it was written for: in a batch with thirty threes, "a photo of a three." has thirty
-right answers, and the loss must know.
+right answers, and the loss uses all of them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Caption(NamedTuple):
     names: frozenset[str]
 
 
-# {name}, {ink}, {ground} and {style} are the attributes' values; a template that asks for one that
-# the picture lacks is not used for it. The plain one comes first and is used most.
+# {name}, {ink}, {ground} and {style} are values of attributes; every picture of a kind has those in
+# its kind's templates. The plain template comes first and is used most.
 _TEMPLATES: dict[str, tuple[str, ...]] = {
     "digit": (
         "a photo of a {name}.", "a photo of the number {name}.", "the digit {name}.",
@@ -53,7 +53,7 @@ _LAND_WORDS = {
     "name:industrial": ("industrial", "industrial buildings", "factory"),
     "name:lake": ("lake", "sea or lake", "sea"),
 }
-PLAIN_SHARE = 0.5  # of the captions use the plain template
+PLAIN_SHARE = 0.5  # this share of the captions uses the plain template
 
 
 def caption(generator: np.random.Generator, attributes: frozenset[str]) -> Caption:

@@ -1,7 +1,7 @@
-"""The tiny CLIP: its architecture, and how its weights go into one small file.
+"""The tiny CLIP: its architecture, and its weights in one small file.
 
-Of the token embedding only the rows of tokens seen in pre-training are stored. The others are
-drawn again from a fixed seed whenever the model is built, so that unknown words still differ.
+The file stores the token embedding only for tokens of the pre-training captions. The other rows are
+drawn from a fixed seed when the model is built, so unknown words still differ.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def architecture(width: int) -> dict[str, Any]:
 
 
 def _heads(width: int) -> int:
-    """Return how many heads of HEAD_WIDTH or less share a width evenly: as few as can."""
+    """Return the smallest number of equal heads of at most HEAD_WIDTH."""
     fewest = -(-width // HEAD_WIDTH)
     return next(heads for heads in range(fewest, width + 1) if width % heads == 0)
 
@@ -89,7 +89,7 @@ def save(model: CLIP, token_ids: list[int], folder: Path, recipe: dict[str, Any]
     tensors["token_ids"] = ids
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "tiny.safetensors", metadata={"format": "pt"})
-    (folder / "tiny.safetensors").chmod(0o644)  # safetensors writes for its owner alone
+    (folder / "tiny.safetensors").chmod(0o644)  # safetensors gives access to the owner only
     card = {
         "architecture": architecture(model.visual.conv1.out_channels),
         "token_ids": "stored as tensor 'token_ids' in the safetensors",
@@ -102,7 +102,7 @@ def save(model: CLIP, token_ids: list[int], folder: Path, recipe: dict[str, Any]
         "weights": count,
         "recipe": recipe,
     }
-    # Last: where the card is, the folder is whole.
+    # The card comes last: a folder with a card is complete.
     write_text(folder / "tiny.json", json.dumps(card, indent=2) + "\n")
     return count
 

@@ -1,8 +1,8 @@
-"""The pictures of the pre-training: 32x32 RGB, each with the attributes that its captions may name.
+"""The pictures of the pre-training: 32x32 RGB, with attributes for captions.
 
 Five categories: digits (strokes and fonts), letters (fonts), plain shapes, textures, and patches
-of land seen from above. A picture depends on (seed, index) alone, so that a set can be rendered in
-any order, by any number of processes.
+of land seen from above. A picture depends on (seed, index) alone, so a set can be rendered in any
+order and by any number of processes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ TEXTURES = ("striped", "checkered", "dotted", "grid", "gradient", "noisy", "zigz
 LANDS = ("forest", "pasture", "crop", "river", "lake", "highway", "residential", "industrial")
 CATEGORIES = ("digit", "letter", "shape", "texture", "land")
 SHARES = (0.52, 0.14, 0.12, 0.10, 0.12)  # of the pictures, by category
-# How like the real digits the pictures are. At 0.7 and 0.75 the model needs little adaptation
-# (75% zero-shot); these leave the few-shot methods a gap to close.
-SCANNED_SHARE = 0.45  # of digits and letters are stored as a 1990s scanner did, see finish_mask
-HANDWRITTEN_SHARE = 0.65  # of the digits; the others are set in a font
+# These shares decide how similar the pictures are to real digits. At 0.7 and 0.75 the model needs
+# little adaptation (75% zero-shot); the present ones leave a gap for few-shot methods to close.
+SCANNED_SHARE = 0.45  # of digits and letters, stored like a 1990s scanner; see finish_mask
+HANDWRITTEN_SHARE = 0.65  # of the digits; the others use a font
 
 
 class Picture(NamedTuple):
-    """A finished picture: pixels_HWC (uint8) and what it shows, "key:value" strings."""
+    """A finished picture: pixels_HWC (uint8) and its attributes, "key:value" strings."""
 
     pixels_HWC: np.ndarray
     attributes: frozenset[str]
@@ -45,7 +45,7 @@ class Picture(NamedTuple):
 
 @lru_cache(maxsize=1)
 def font_files() -> tuple[str, ...]:
-    """Return the fonts that matplotlib's package carries and that have letters and digits.
+    """Return the fonts in matplotlib's package that have letters and digits.
 
     Raises:
         RuntimeError: matplotlib is not installed (it is in the `pretrain` extra).

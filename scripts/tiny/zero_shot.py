@@ -1,4 +1,4 @@
-"""Zero-shot accuracy on the real digits: the only place of the pre-training that sees them."""
+"""Zero-shot accuracy on the real digits; the rest of the pre-training does not read them."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ def vit_b32() -> Backbone:
     return load_backbone("ViT-B-32-quickgelu", seed=3)
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_open_clip_on_vit_b32(vit_b32: Backbone) -> None:
     backbone = Backbone(vit_b32.model, open_clip.get_tokenizer("ViT-B-32"), MEAN, STD).eval()
     images = pictures(224)
@@ -71,6 +72,7 @@ def test_logits_are_those_of_open_clip_on_vit_b32(vit_b32: Backbone) -> None:
     torch.testing.assert_close(logits(backbone, images), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_random_vit_b32(vit_b32: Backbone) -> None:
     assert vit_b32.image_size == 224
     assert vit_b32.context_length == 77
@@ -95,7 +97,7 @@ def test_pixels_must_be_uint8() -> None:
         small_backbone().encode_image(torch.zeros(1, 3, 32, 32))
 
 
-def test_encoding_leaves_the_pixels_as_they_were() -> None:
+def test_encoding_does_not_change_the_pixels() -> None:
     images_BCHW = uint8(pictures(32))
     before = images_BCHW.clone()
     small_backbone().encode_image(images_BCHW)
@@ -112,7 +114,7 @@ def test_under_autocast_embeddings_are_float32_of_unit_length() -> None:
         torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
 
 
-def test_dropping_patches_is_off() -> None:
+def test_patch_dropout_is_off() -> None:
     backbone = small_backbone(patch_dropout=0.5)
     images_BCHW = uint8(pictures(32))
     with torch.no_grad():
@@ -148,12 +150,12 @@ def test_a_resnet_has_no_blocks() -> None:
     assert backbone.encode_image(uint8(pictures(32))).shape == (3, 32)
 
 
-def test_oblong_images_are_refused() -> None:
+def test_models_for_images_that_are_not_square_are_refused() -> None:
     with pytest.raises(InputError, match="32x64"):
         small_backbone(image_size=(32, 64))
 
 
-def test_the_hash_is_of_the_weights_alone() -> None:
+def test_the_hash_depends_on_the_weights_alone() -> None:
     one, same, other = small_backbone(seed=1), small_backbone(seed=1), small_backbone(seed=2)
     assert one.weights_sha256 == same.weights_sha256 != other.weights_sha256
     digest = hashlib.sha256()
@@ -213,7 +215,7 @@ class TestLoading:
             (("tiny", "embedded", "nowhere.pt"), "nowhere.pt: there is no such checkpoint"),
         ],
     )
-    def test_what_there_is_not(self, arguments: Any, message: str) -> None:
+    def test_unknown_weights_are_refused(self, arguments: Any, message: str) -> None:
         with pytest.raises(InputError, match=re.escape(message)):
             load_backbone(*arguments)
 
@@ -241,7 +243,7 @@ def small_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [("", "openai", True), ("-quickgelu", "openai", True), ("", "laion", False)],
 )
 @pytest.mark.filterwarnings("ignore:.*resized by")
-def test_published_weights_bring_their_activation(
+def test_published_weights_set_the_activation(
     suffix: str, tag: str, quick_gelu: bool, small_architecture: str
 ) -> None:
     assert fetch_pretrained(small_architecture + suffix, tag).is_file()
@@ -253,7 +255,7 @@ def test_published_weights_bring_their_activation(
     assert torch.equal(backbone.mean.flatten(), torch.tensor(MEAN))
 
 
-def test_another_resize_is_said(small_architecture: str) -> None:
+def test_another_resizing_is_a_warning(small_architecture: str) -> None:
     with pytest.warns(UserWarning, match="resized by squash and bicubic"):
         load_backbone(small_architecture, "laion")
 
@@ -312,7 +314,7 @@ def test_the_configured_backbones_exist(name: str) -> None:
         assert bool(published.get("quick_gelu")) == quick_gelu
 
 
-def test_memory_is_handed_to_both_towers() -> None:
+def test_the_memory_mode_reaches_both_towers() -> None:
     sizes = []
     for memory in MEMORY_MODES:
         backbone = load_backbone("tiny", seed=1, memory=memory)
@@ -340,7 +342,7 @@ def test_memory_is_handed_to_both_towers() -> None:
         ({"proj_type": "none"}, True),
     ],
 )
-def test_the_size_of_embeddings_is_told_before_there_are_any(
+def test_the_size_of_embeddings_is_known_without_encoding(
     text: dict[str, Any], custom: bool
 ) -> None:
     width = 48 if not text.get("proj_type") else 32
@@ -351,7 +353,7 @@ def test_the_size_of_embeddings_is_told_before_there_are_any(
     assert backbone.dimensions == text_PD.shape[1] == width
 
 
-def test_tokens_are_told_as_text_where_the_tokenizer_can() -> None:
+def test_tokens_become_text_if_the_tokenizer_decodes() -> None:
     backbone = small_backbone()
     (tokens_L,) = backbone.tokenize(["A photo  of a dog."]).tolist()
     assert backbone.text_of(tokens_L[1:7]) == "a photo of a dog ."

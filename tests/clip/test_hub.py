@@ -1,3 +1,5 @@
+"""Published weights from a hub on this machine, from its cache, and errors without a hub."""
+
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ from so_clip.errors import InputError
 from tests.helpers import hub_visit
 
 
+# The tests of `visits` start a process that imports torch.
 @pytest.fixture(scope="module")
 def visits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = Path(__file__).resolve().parents[2]
@@ -22,7 +25,7 @@ def visits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
     done = subprocess.run(
         [sys.executable, hub_visit.__file__, str(tmp_path_factory.mktemp("hub"))],
-        # TQDM_POSITION: the hub's client else shows progress on terminals only.
+        # TQDM_POSITION: without it, the hub's client shows progress on terminals only.
         env=plain | {"PYTHONPATH": str(root), "TQDM_POSITION": "-1"},
         capture_output=True,
         text=True,
@@ -32,11 +35,12 @@ def visits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(done.stdout) | {"stderr": done.stderr}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hub", "at_most"), [("silent", 2), ("closed", 0), ("failing", 1)])
-def test_no_hub_is_said_after_a_request_or_two_with_the_way_out(
+def test_an_unavailable_hub_is_reported_after_two_requests_at_most(
     hub: str, at_most: int, visits: dict[str, Any]
 ) -> None:
-    """The hub's client by itself asks again and again, for most of a minute."""
+    """Without our probe, the hub's client retries for most of a minute."""
     visit = visits[hub]
     assert visit["error"] == "InputError"
     assert visits["limit"]["seconds"] <= 5
@@ -50,13 +54,15 @@ def test_no_hub_is_said_after_a_request_or_two_with_the_way_out(
         assert part in visit["message"]
 
 
+@pytest.mark.slow
 def test_an_open_hub_delivers_with_a_progress_bar(visits: dict[str, Any]) -> None:
     assert visits["open"]["content"] == hub_visit.WEIGHTS.decode()
     assert set(visits["wanted"]["paths"]) == {hub_visit.PATH}
     assert "open_clip_model.safetensors: 100%" in visits["stderr"]
 
 
-def test_what_was_downloaded_needs_no_hub_again(visits: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_a_downloaded_file_needs_no_hub(visits: dict[str, Any]) -> None:
     assert visits["cached"]["content"] == hub_visit.WEIGHTS.decode()
     assert visits["cached"]["requests"] == 0
 

@@ -1,4 +1,4 @@
-"""Packed prompts give what whole prompts give, in values and gradients, and are computed once."""
+"""Packed prompts have the embeddings and gradients of whole prompts, and compute a prefix once."""
 
 import itertools
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def test_embeddings_and_gradients_are_those_of_whole_prompts(name: str) -> None:
 
 
 @pytest.mark.parametrize("budget_mib", [0.1, NO_CHUNKS])
-def test_apart_each_prompt_has_rows_of_its_own(budget_mib: float) -> None:
+def test_separate_prompts_share_no_rows(budget_mib: float) -> None:
     model, tokens_KL = small(), tokenize(PROMPTS)
     prompts = ClassPrompts(model, tokens_KL, budget_mib, separate=True)
     assert len(prompts.chunks) == (1 if budget_mib == NO_CHUNKS else 2)
@@ -100,7 +100,7 @@ def test_apart_each_prompt_has_rows_of_its_own(budget_mib: float) -> None:
 
 @pytest.mark.parametrize("memory", ["balanced", "small"])
 @pytest.mark.parametrize("name", ["quick gelu", "layer scale", "q, k and v apart"])
-def test_whatever_is_kept(name: str, memory: Memory) -> None:
+def test_gradients_are_the_same_in_every_memory_mode(name: str, memory: Memory) -> None:
     model, tokens_KL = PACKED[name](), tokenize(PROMPTS)
     expected_KD, expected = gradients(model, lambda: model.encode_text(tokens_KL))
     for budget_mib in (0, NO_CHUNKS):
@@ -120,12 +120,12 @@ def test_other_models_read_whole_prompts(name: str) -> None:
     for budget_mib in (0, NO_CHUNKS):
         prompts = ClassPrompts(model, tokens_KL, budget_mib)
         if name == "all tokens returned":
-            continue  # what it returns is no embedding, here or there
+            continue  # this model returns no embedding
         torch.testing.assert_close(prompts(model), expected, rtol=0, atol=1e-5)
         assert len(prompts.chunks) == (1 if budget_mib else len(PROMPTS))
 
 
-def test_prefixes_are_not_shared_where_that_is_not_wanted() -> None:
+def test_share_prefixes_false_runs_whole_prompts() -> None:
     model, tokens_KL = small(), tokenize(PROMPTS)
     prompts = ClassPrompts(model, tokens_KL, share_prefixes=False)
     assert not any(isinstance(chunk, PackedPrompts) for chunk in prompts.chunks)
@@ -140,7 +140,7 @@ token_lists = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(token_lists, st.sampled_from([0.0, 0.05, 0.2, NO_CHUNKS]))
 @example([[]], NO_CHUNKS)
 @example([[1, 2, 0, 1, 2, 0, 1]] * 3, NO_CHUNKS)  # duplicates as long as the context
@@ -151,7 +151,7 @@ def test_any_prompts(prompts: list[list[int]], budget_mib: float) -> None:
     assert_same(SMALL_TOWER, padded(prompts, SHORT), budget_mib)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(token_lists)
 def test_rows_are_the_distinct_prefixes(prompts: list[list[int]]) -> None:
     tree = PackedPrompts([[START, *prompt, END] for prompt in prompts])
@@ -166,7 +166,7 @@ def test_rows_are_the_distinct_prefixes(prompts: list[list[int]]) -> None:
     assert torch.equal(tree.row_of_P[tree.place_of_N], torch.arange(len(prefixes)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(token_lists, st.integers(0, 30))
 def test_chunks_hold_every_prompt_once_and_few_enough_rows(
     prompts: list[list[int]], most_rows: int

@@ -1,4 +1,4 @@
-"""Packed prompts of real class names: how many rows they have, and the memory they take."""
+"""Packed prompts of real class names: their rows, and their memory."""
 
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from tests.helpers.packed_prompts import (
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
-def test_less_is_kept(quick_gelu: bool) -> None:
+def test_memory_modes_keep_the_documented_activations(quick_gelu: bool) -> None:
     model = small(quick_gelu, layers=6, width=64).requires_grad_(False)
     lean_quick_gelu(model)
     model.transformer.requires_grad_(True)
@@ -38,7 +38,7 @@ def test_less_is_kept(quick_gelu: bool) -> None:
         kept_bytes(partial(prompts, model, memory), known) / (len(packed.tokens_N) * 64 * 4)
         for memory in MEMORY_MODES
     )
-    # Five blocks of 16, 10 or 1, and the last one's input, query, key and value; few ends.
+    # Five blocks of 16, 10 or 1, and the last block's input, query, key and value; few end rows.
     assert 5 * 16 < fast < 5 * 17 + 6
     assert 5 * 10 < balanced < 5 * 11 + 6
     assert 5 < small_ < 5 + 3
@@ -81,6 +81,7 @@ def peak_activations_mib(model: Any, prompts: ClassPrompts) -> float:
     return peak.result()["activations_mib"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share_prefixes", [True, False])
 def test_a_thousand_classes_take_no_more_memory_than_a_hundred(share_prefixes: bool) -> None:
     model = small(layers=6 if share_prefixes else 2, width=64).requires_grad_(False)
@@ -98,20 +99,22 @@ def test_a_thousand_classes_take_no_more_memory_than_a_hundred(share_prefixes: b
         assert peak_mib(thousand, NO_CHUNKS) > 6 * few_mib
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_the_budget_holds(quick_gelu: bool) -> None:
     model = small(quick_gelu, layers=8, width=64)
-    model.token_embedding.requires_grad_(False)  # its dense gradient passes as an activation
+    model.token_embedding.requires_grad_(False)  # its dense gradient counts as an activation
     tokens_KL = imagenet_tokens(500)
     for budget_mib in (5.0, 20.0):
         prompts = ClassPrompts(model, tokens_KL, budget_mib)
         assert len(prompts.chunks) > 1
         peak_mib = peak_activations_mib(model, prompts)
-        # Less is taken where GELU keeps less; the work on one block comes on top.
+        # GELU may keep less than estimated; temporaries of one block are added.
         assert 0.6 * budget_mib < peak_mib < 1.4 * budget_mib
 
 
-def test_in_half_precision_the_shared_beginning_keeps_its_gradient() -> None:
+@pytest.mark.slow
+def test_in_half_precision_the_shared_prefix_keeps_its_gradient() -> None:
     model = small()
     tokens_KL = imagenet_tokens(1000)
     prompts = ClassPrompts(model, tokens_KL, NO_CHUNKS)

@@ -1,4 +1,4 @@
-"""An executor that does runs in the test's own process, where its patches are."""
+"""An executor that runs calls in the test's process, so that monkeypatches apply."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -6,13 +6,13 @@ from typing import Any
 
 
 class InProcess(Executor):
-    """Takes what a ProcessPoolExecutor takes, and does every call at once."""
+    """Replaces ProcessPoolExecutor; each call runs immediately."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
     def submit(self, function: Callable, /, *arguments: Any, **options: Any) -> Future:
-        """Return the finished call; what it raises is raised here."""
+        """Return the finished call; its errors are raised here."""
         done: Future = Future()
         done.set_result(function(*arguments, **options))
         return done

@@ -1,4 +1,4 @@
-"""Scaling, clipping and averaging do to sampled gradients what they do to dense ones."""
+"""Scaling, clipping and averaging treat sampled gradients like dense ones."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def twins(density: float = 0.1, lr: float = 1e-2) -> list[tuple[nn.Module, SO]]:
-    """Two equal modules with equal optimizers, of which the second samples; biases are dense."""
+    """Return two equal modules and optimizers; the second samples, with dense biases."""
     pairs = []
     for _ in range(2):
         module = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 4)).double()
@@ -78,7 +78,7 @@ def test_infinite_gradients_skip_the_step_and_lower_the_scale(value, unscale):
     assert not any(map(torch.equal, before, module.parameters()))
 
 
-def test_torchs_scaler_is_refused_where_gradients_are_sampled():
+def test_torchs_scaler_is_refused_for_sampled_gradients():
     _, (module, optimizer) = twins()
     for enabled in (True, False):
         scaler = torch.amp.GradScaler("cpu", enabled=enabled)
@@ -101,7 +101,7 @@ def test_torchs_scaler_works_again_once_sampling_is_removed():
     scaler.update()
 
 
-def test_ours_serves_any_optimizer():
+def test_our_scaler_works_with_any_optimizer():
     layer = nn.Linear(20, 20)
     for optimizer in (torch.optim.SGD(layer.parameters()), torch.optim.AdamW(layer.parameters())):
         before = layer.weight.clone()
@@ -113,7 +113,7 @@ def test_ours_serves_any_optimizer():
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1e3])
-def test_clipping_is_by_what_the_step_reads_however_gradients_are_computed(max_norm):
+def test_clipping_uses_the_norm_of_the_entries_that_the_step_reads(max_norm):
     pairs = twins()
     norms = []
     for module, optimizer in pairs:
@@ -127,8 +127,8 @@ def test_clipping_is_by_what_the_step_reads_however_gradients_are_computed(max_n
         for whole, param in zip(before.parameters(), pairs[1][0].parameters(), strict=True)
     ]
     norm = torch.cat(read).norm()
-    for each in norms:
-        torch.testing.assert_close(each, norm)
+    for found in norms:
+        torch.testing.assert_close(found, norm)
     factor = min(1, max_norm / (norm + 1e-6))
     for whole, param in zip(dense.parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(whole.grad, param.grad * factor)
@@ -137,7 +137,7 @@ def test_clipping_is_by_what_the_step_reads_however_gradients_are_computed(max_n
             torch.testing.assert_close(param.sampled_grad, values_M * factor)
 
 
-def test_clipping_for_an_optimizer_without_supports_is_torchs():
+def test_clipping_without_supports_equals_torchs():
     layers = [nn.Linear(20, 20), nn.Linear(20, 20)]
     layers[1].load_state_dict(layers[0].state_dict())
     for layer in layers:
@@ -148,7 +148,8 @@ def test_clipping_for_an_optimizer_without_supports_is_torchs():
     assert clip_grad_norm_(torch.optim.SGD(nn.Linear(2, 2).parameters()), 0.5) == 0
 
 
-def test_two_processes_stay_bit_identical_and_do_what_one_does(tmp_path):
+@pytest.mark.slow
+def test_two_processes_stay_bit_identical_and_equal_one_process(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.two_ranks", str(rank), str(tmp_path)],

@@ -1,4 +1,4 @@
-"""The experiment on SO's advantage: a small part of it, twice."""
+"""A small part of the experiment on SO's advantage, run twice."""
 
 from dataclasses import replace
 
@@ -38,18 +38,19 @@ def test_points_differ_from_the_base_in_one_factor():
     assert advantage.WIDTHS_AT in advantage.VARIED["pretraining_pictures"]
 
 
-def test_one_row_a_point_and_contender_and_nothing_is_made_twice(small, tmp_path):
+@pytest.mark.slow
+def test_a_second_call_repeats_no_run_and_keeps_one_row_per_contender(small, tmp_path):
     arguments = ["--only", "pretraining_pictures", "--seeds", "1", "2", "--out", str(tmp_path)]
     advantage.main(arguments)
     table = pd.read_csv(tmp_path / "tables" / "digits_advantage.csv")
-    # The other density at the base point alone.
+    # The second density exists only at the base point.
     assert list(table["contender"]) == ["adamw", "so", "so", "adamw", "so"]
     assert list(table["pretraining_pictures"]) == [102_400] * 3 + [64] * 2
     assert list(table["rates_tried"]) == [2] * 3 + [3] * 2
-    # The first of elsewhere are around the base point's best.
+    # Other points start around the base point's best.
     assert table["lr_is_outermost"].iloc[:3].all()
     assert (tmp_path / "figures" / "digits_advantage.png").stat().st_size > 1000
-    # Other weights were really taken.
+    # The second point used other weights.
     assert table["zero_shot_accuracy_percent"].nunique() == 2
     made = sorted((tmp_path / "runs").rglob("*.json"))
     assert sum(path.name == "tiny.json" for path in made) == 1
@@ -60,14 +61,15 @@ def test_one_row_a_point_and_contender_and_nothing_is_made_twice(small, tmp_path
 
 
 def test_differences_to_adamw_are_paired_by_seed():
-    figures = advantage._paired(pd.Series([3.0, 5.0]) - pd.Series([2.0, 6.0]), False)
-    assert figures == {
+    scores = advantage._paired(pd.Series([3.0, 5.0]) - pd.Series([2.0, 6.0]), False)
+    assert scores == {
         "minus_adamw_points": 0.0,
         "minus_adamw_standard_error": pytest.approx(1.0),
         "seeds_ahead": 1,
     }
 
 
+@pytest.mark.slow
 def test_so_on_every_entry_is_adamw(small, tmp_path):
     with runs.pool(tmp_path) as workers:
         rows = advantage.compare(workers, advantage.BASE, [1], tmp_path, {})

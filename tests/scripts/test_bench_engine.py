@@ -1,4 +1,4 @@
-"""The benchmark: that it runs, that its reference is SO, and that its counts are true."""
+"""The benchmark runs, its reference is SO, and its counts are right."""
 
 from pathlib import Path
 
@@ -46,6 +46,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(folder / "tables" / f"engine_{name}_cpu.csv")
 
 
+@pytest.mark.slow
 def test_quick_writes_every_table_and_plot(quick: Path) -> None:
     for name in set(bench_engine.SECTIONS) - set(bench_engine.ALLOCATED):
         table = read(quick, name)
@@ -62,7 +63,8 @@ def test_quick_writes_every_table_and_plot(quick: Path) -> None:
         assert (quick / "figures" / f"engine_{name}_cpu.png").stat().st_size > 10_000
 
 
-def test_steps_say_who_won_by_how_much_and_what_was_extrapolated(quick: Path) -> None:
+@pytest.mark.slow
+def test_step_tables_have_ratios_and_note_extrapolation(quick: Path) -> None:
     table = read(quick, "steps")
     assert set(table["contender"]) == {"reference", "lora", "adamw", "engine_balanced"}
     notes = table[table["contender"] == "reference"].set_index("dataset")["note"]
@@ -78,7 +80,8 @@ def test_steps_say_who_won_by_how_much_and_what_was_extrapolated(quick: Path) ->
             assert row.times_faster_step_seconds == pytest.approx(faster, rel=1e-2)
 
 
-def test_costs_are_parts_of_the_references(quick: Path) -> None:
+@pytest.mark.slow
+def test_costs_are_relative_to_the_reference(quick: Path) -> None:
     table = read(quick, "cost").set_index(["dataset", "contender"])
     for dataset in ("digits", "eurosat"):
         engine, reference = table.loc[dataset, "engine_balanced"], table.loc[dataset, "reference"]
@@ -92,13 +95,14 @@ def test_costs_are_parts_of_the_references(quick: Path) -> None:
     pd.testing.assert_series_equal(whole, table["peak_memory_mib"], check_names=False, rtol=1e-2)
 
 
-def test_fake_steps_count_as_real_ones_do(quick: Path) -> None:
+@pytest.mark.slow
+def test_fake_steps_count_like_real_steps(quick: Path) -> None:
     table = read(quick, "memory_check")
     assert (table["tflop_of_real_step"] == table["tflop_of_fake_step"]).all()
     assert table["fake_by_real"].between(0.98, 1.02).all()
 
 
-def test_the_full_plan_is_the_issues() -> None:
+def test_the_full_plan_covers_all_contenders_and_datasets() -> None:
     assert SHAPED_LIKE == ("eurosat", "dtd", "sun397", "imagenet")
     assert set(FULL.main_contenders) < set(FULL.step_contenders) == set(CONTENDERS)
     assert len(FULL.flop_datasets) == 11
@@ -109,20 +113,21 @@ def test_the_full_plan_is_the_issues() -> None:
     assert len(Shape("imagenet", 1, "tiny", classes=7).prompts()) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contender", [BALANCED, SMALL])
-def test_a_thousand_classes_take_hardly_more_than_a_hundred(contender: Contender) -> None:
+def test_a_thousand_classes_take_little_more_memory_than_a_hundred(contender: Contender) -> None:
     def activations_mib(classes: int) -> float:
         shape = Shape("imagenet", 2, "ViT-B-32-quickgelu", classes=classes)
         memory = estimate(contender, shape).memory
         assert memory is not None
         return memory["activations_mib"]
 
-    # Class embeddings and logits alone, and their gradients, grow with the classes: by 20 MiB.
+    # Only class embeddings, logits and their gradients grow with the classes: by 20 MiB.
     assert activations_mib(1000) - activations_mib(100) < 25
 
 
-class Told(ReferenceSO):
-    """The reference with the supports of another optimizer, which sees them before it steps."""
+class GivenSupports(ReferenceSO):
+    """The reference with the supports of another optimizer, set before each step."""
 
     def __init__(self, params: list[nn.Parameter], like: dict[int, Tensor], **options) -> None:
         super().__init__(params, **options)
@@ -141,7 +146,7 @@ def test_the_reference_is_so(order: str) -> None:
     theirs = [nn.Parameter(param.detach().clone()) for param in ours]
     options = {"lr": 1e-2, "density_ratio": 0.2, "T": 3, "order": order}
     supports: dict[int, Tensor] = {}
-    so, reference = SO(ours, **options), Told(theirs, supports, **options)
+    so, reference = SO(ours, **options), GivenSupports(theirs, supports, **options)
     for _ in range(20):
         for our, their in zip(ours, theirs, strict=True):
             our.grad = their.grad = torch.randn(our.shape, generator=draw)
@@ -152,7 +157,7 @@ def test_the_reference_is_so(order: str) -> None:
         torch.testing.assert_close(our, their, rtol=0, atol=1e-5)
 
 
-def test_the_reference_draws_subsets_of_the_right_size_anew_every_t_steps() -> None:
+def test_the_reference_draws_new_supports_of_the_right_size_every_t_steps() -> None:
     param = nn.Parameter(torch.zeros(40, 50))
     optimizer = ReferenceSO([param], density_ratio=0.01, T=2)
     supports = []
@@ -167,7 +172,7 @@ def test_the_reference_draws_subsets_of_the_right_size_anew_every_t_steps() -> N
     assert len(flat.unique()) == 20
 
 
-def test_contenders_are_what_they_are_called() -> None:
+def test_contenders_match_their_names() -> None:
     reference = make_trainer(REFERENCE, TINY, CPU).classifier
     kinds = {type(module) for module in reference.modules()}
     assert nn.MultiheadAttention in kinds
@@ -177,9 +182,8 @@ def test_contenders_are_what_they_are_called() -> None:
         classifier = make_trainer(contender, TINY, CPU).classifier
         assert not any(isinstance(module, nn.MultiheadAttention) for module in classifier.modules())
         assert all(isinstance(chunk, PackedPrompts) for chunk in classifier.prompts.chunks)
-    assert [contender.memory for contender in (ENGINE, BALANCED, SMALL)] == [
-        *("fast", "balanced", "small")
-    ]
+    modes = [contender.memory for contender in (ENGINE, BALANCED, SMALL)]
+    assert modes == ["fast", "balanced", "small"]
 
 
 def test_all_start_from_the_same_logits() -> None:
@@ -198,7 +202,7 @@ def _tower(backbone_blocks: nn.ModuleList, rows: int, attended: int) -> Tower:
 
 
 def _others(trainer, classes: int, rows: int) -> int:
-    """Patches, the projections of what is read, and the logits; weights there are frozen."""
+    """Return FLOPs of patches, final projections and logits; their weights are frozen."""
     model, batch = trainer.classifier.backbone.model, TINY.batch
     patches = 2 * batch * model.visual.conv1.weight.numel() * (rows // batch - 1)
     image, text = model.visual.proj.numel(), model.text_projection.numel()
@@ -206,7 +210,7 @@ def _others(trainer, classes: int, rows: int) -> int:
     return patches + 2 * 2 * (batch * image + classes * text) + logits
 
 
-def test_flops_of_the_reference_are_those_by_hand() -> None:
+def test_flops_of_the_reference_equal_the_formula() -> None:
     trainer = make_trainer(REFERENCE, TINY, CPU)
     backbone, (batch, classes, context) = trainer.classifier.backbone, (2, 47, 16)
     length = backbone.model.visual.positional_embedding.shape[0]
@@ -218,7 +222,7 @@ def test_flops_of_the_reference_are_those_by_hand() -> None:
 
 
 @pytest.mark.parametrize("contender", [ENGINE, BALANCED])
-def test_flops_of_the_engine_are_those_by_hand(contender: Contender) -> None:
+def test_flops_of_the_engine_equal_the_formula(contender: Contender) -> None:
     trainer = make_trainer(contender, TINY, CPU)
     backbone, (batch, classes) = trainer.classifier.backbone, (2, 47)
     length = backbone.model.visual.positional_embedding.shape[0]
@@ -243,5 +247,5 @@ def test_flops_of_the_engine_are_those_by_hand(contender: Contender) -> None:
     found = count(trainer, memory=False).flops
     if contender is ENGINE:
         assert found == expected
-    else:  # which may compute again what is quickly made: the last block of the images
+    else:  # balanced may recompute the last block of the images
         assert 0 <= found - expected <= last_block_forward(vision, batch, batch * length)

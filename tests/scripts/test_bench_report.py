@@ -1,4 +1,4 @@
-"""The benchmark of the report: its runs can be reported on, and its figures are of all commands."""
+"""The benchmark of the report: it measures every command, on runs that the report can read."""
 
 import subprocess
 import sys
@@ -14,9 +14,11 @@ from scripts import bench_report
 from so_clip.report.read import read_runs
 from tests.helpers.command import environment
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_measures_every_command_and_the_page(tmp_path: Path) -> None:
-    # In a process of its own: this one may have a browser already, and there is only one to each.
+    # In a new process: this process may have a browser already, and only one is possible.
     arguments = ["--runs", "33", "--out", str(tmp_path / "t.csv")]
     command = [sys.executable, bench_report.__file__, *arguments]
     subprocess.run(command, check=True, env=environment())
@@ -30,7 +32,7 @@ def test_it_measures_every_command_and_the_page(tmp_path: Path) -> None:
 
 
 def test_tables_of_two_thousand_runs_take_little_memory(tmp_path: Path) -> None:
-    """A tenth of what is promised for: 1 GB, most of it here for the libraries."""
+    """A tenth of the 20,000 runs that must fit in 1 GB; most of it here is for libraries."""
     bench_report.write_runs(tmp_path / "runs", 2000)
     runs = read_runs(tmp_path / "runs")
     assert (len(runs.frame), runs.skipped) == (2000, [])

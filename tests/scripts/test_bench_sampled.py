@@ -1,4 +1,4 @@
-"""The table that the rule of sampled gradients stands on, on a matrix small enough for a test."""
+"""The benchmark of sampled gradients on a small matrix, and its table in the repository."""
 
 import pandas as pd
 import torch
@@ -6,7 +6,7 @@ import torch
 from scripts import bench_sampled
 
 
-def test_every_way_is_measured_against_the_dense_one():
+def test_every_method_is_measured_against_the_dense_product():
     threads = torch.get_num_threads()
     rows = pd.DataFrame(bench_sampled.measure("small", (40, 30), 50, (1e-2, 0.2)))
     assert torch.get_num_threads() == threads
@@ -14,12 +14,12 @@ def test_every_way_is_measured_against_the_dense_one():
     assert [*rows["entries"]] == [1200, *[12] * 4, *[240] * 2]
     assert (rows["milliseconds"] > 0).all()
     assert rows["times_faster_than_dense"][0] == 1
-    # A product this small is soonest made whole; of 12 entries, the columns take less memory.
+    # The whole product is the fastest for so small a matrix; columns take less memory.
     assert [*rows["chosen"]] == ["", "if sampled_gradients=true", *[""] * 4, rows["chosen"][1]]
     assert bench_sampled.cpu().endswith("cores")
 
 
-def test_the_table_in_the_repository_is_what_the_rule_says():
+def test_the_table_in_the_repository_agrees_with_the_rule():
     table = pd.read_csv(bench_sampled.TABLE)
     assert table["hardware"].notna().all()
     for row in table[table["method"] != "dense"].itertuples():
@@ -28,5 +28,5 @@ def test_the_table_in_the_repository_is_what_the_rule_says():
         assert (row.method == method) == isinstance(row.chosen, str)
         if row.method == method:
             assert faster == (row.chosen == "yes")
-            # What auto takes is no slower than the dense product, but for the noise of a machine.
+            # auto's choice is not slower than the dense product, apart from noise.
             assert not faster or row.times_faster_than_dense > 0.9

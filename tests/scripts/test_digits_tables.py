@@ -1,4 +1,4 @@
-"""The tables of runs on digits: a small part of them, twice."""
+"""A small part of the tables of runs on digits, run twice."""
 
 import json
 
@@ -14,6 +14,7 @@ from tests.helpers.scripts_in_process import InProcess
 FILE = "predictions.csv"
 
 
+@pytest.mark.slow
 def test_rates_come_from_training_images_and_finished_runs_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RATES", (1, 3))
     monkeypatch.setattr(runs, "START", (1, 3))
@@ -34,7 +35,7 @@ def test_rates_come_from_training_images_and_finished_runs_are_not_repeated(tmp_
     times = [folder.stat().st_mtime_ns for folder in folders]
     digits_tables.main(arguments)
     assert [folder.stat().st_mtime_ns for folder in folders] == times
-    # No image that chose a rate is tested.
+    # No image that selected a rate is a test image.
     chosen, tested = (
         {path for f in folders if part in f.parts for path in pd.read_csv(f.parent / FILE)["path"]}
         for part in ("rates", "methods")

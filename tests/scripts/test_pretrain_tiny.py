@@ -23,6 +23,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_smoke_run_writes_a_model_that_loads(smoke: Path) -> None:
     model = pack.load(smoke)
     images_BCHW = torch.zeros(2, 3, 32, 32)
@@ -33,7 +34,8 @@ def test_smoke_run_writes_a_model_that_loads(smoke: Path) -> None:
     assert 0 <= card["recipe"]["zero_shot_val_percent"] <= 100
 
 
-def test_the_seed_fixes_the_weights_and_the_global_generator_is_left_alone(
+@pytest.mark.slow
+def test_the_seed_fixes_the_weights_and_the_global_generator_is_unchanged(
     smoke: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(7)
@@ -57,13 +59,14 @@ def test_a_width_scales_both_towers_and_their_embedding() -> None:
         assert text["width"] / text["heads"] <= pack.HEAD_WIDTH
 
 
-def test_a_width_that_heads_cannot_share_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_width_that_heads_cannot_divide_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         pretrain_tiny.parse(["--width", "100"])
     assert "width 100: must be a multiple of 32" in capsys.readouterr().err
 
 
-def test_words_never_seen_keep_the_embedding_they_were_drawn_with(smoke: Path) -> None:
+@pytest.mark.slow
+def test_unseen_words_keep_their_drawn_embedding(smoke: Path) -> None:
     embedding_VD = pack.load(smoke).token_embedding.weight
     drawn_VD = pack.drawn_embedding(*embedding_VD.shape, pack.EMBEDDING_SEED, pack.EMBEDDING_STD)
     changed = (embedding_VD != drawn_VD).any(1).sum().item()
@@ -71,7 +74,7 @@ def test_words_never_seen_keep_the_embedding_they_were_drawn_with(smoke: Path) -
 
 
 @pytest.mark.parametrize("index", [0, 1, 17])
-def test_a_picture_follows_from_seed_and_index(index: int) -> None:
+def test_a_picture_depends_on_seed_and_index_alone(index: int) -> None:
     first, again, other = (render.render(seed, index) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.pixels_HWC, again.pixels_HWC)
     assert first.attributes == again.attributes
@@ -96,7 +99,7 @@ def test_handwritten_digits_have_ink_and_vary(digit: int) -> None:
     assert len({mask.tobytes() for mask in masks}) == 4
 
 
-def test_a_caption_fits_its_picture_and_all_that_share_what_it_names() -> None:
+def test_a_caption_fits_every_picture_with_its_attributes() -> None:
     red = frozenset({"kind:digit", "name:three", "style:printed", "ink:red", "ground:blue"})
     white = red - {"ink:red"} | {"ink:white"}
     sets = [frozenset({"name:three"}), frozenset({"name:three", "ink:red"})]
@@ -116,7 +119,7 @@ def test_every_written_caption_fits_its_own_picture() -> None:
         assert "{" not in caption.text
 
 
-def test_loss_is_clips_own_where_each_picture_has_one_caption() -> None:
+def test_the_loss_is_clips_if_each_picture_has_one_caption() -> None:
     logits_BB = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(5)
     clips = sum(torch.nn.functional.cross_entropy(x, targets) for x in (logits_BB, logits_BB.T)) / 2
@@ -131,7 +134,7 @@ def test_shipped_asset_is_small_and_states_its_size() -> None:
     assert card["architecture"] == pack.ARCHITECTURE
 
 
-def test_shipped_asset_reads_most_real_digits_without_adaptation() -> None:
+def test_shipped_asset_classifies_most_real_digits_without_adaptation() -> None:
     accuracy = zero_shot.accuracy_percent(pack.load(ASSETS_DIR), "test")
     assert accuracy >= 50
     card = json.loads((ASSETS_DIR / CARD).read_text(encoding="utf-8"))
