@@ -1,4 +1,4 @@
-"""Base and new classes, against CoOp's rule re-stated on a list of items."""
+"""Base and new classes, checked against CoOp's rule on a list of items."""
 
 import math
 
@@ -35,7 +35,7 @@ def _coops(items: list[Example], subsample: str) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 7, 10])
-def test_halves_are_coops(classes):
+def test_halves_equal_those_of_coop(classes):
     splits = _splits(classes)
     base, new = base_and_new(splits)
     for name, half in (("base", base), ("new", new)):
@@ -50,7 +50,7 @@ def test_halves_are_coops(classes):
 @given(
     st.integers(2, 9), st.integers(1, 8), st.integers(0, 99), st.sampled_from(["coop", "clip_lora"])
 )
-def test_base_shots_are_those_of_the_run_on_all_classes(classes, shots, seed, protocol):
+def test_base_shots_equal_those_of_a_run_on_all_classes(classes, shots, seed, protocol):
     splits = _splits(classes)
     drawn = draw_few_shot(splits, shots, seed, protocol)
     base = drawn.of_base_classes(classes)

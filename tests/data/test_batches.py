@@ -115,7 +115,7 @@ def test_epochs_are_seeded_shuffled_and_leave_the_global_generators_alone(
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
 
 
-def test_the_generators_state_resumes_the_trajectory():
+def test_the_state_of_the_generator_resumes_the_same_batches():
     batches = _train(seed=3)
     list(batches.epoch())
     state = batches.generator.get_state()
@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_test_set(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_an_unreadable_image_surfaces_as_itself_after_the_batches_before_it(workers):
+def test_an_unreadable_image_raises_its_error_after_the_batches_before_it(workers):
     source = Painted(broken="25", seconds=0.002)
     batches = iter(TestStream(source, _numbered(200), 8, 10, workers))
     assert len(next(batches)[1]) == 10
@@ -244,7 +244,7 @@ def test_a_consumer_that_stops_early_leaves_no_threads():
     assert threading.active_count() == before
 
 
-def test_streams_may_run_side_by_side_and_inside_threads():
+def test_streams_may_run_in_parallel_and_inside_threads():
     def numbers() -> list[int]:
         stream = TestStream(Painted(seconds=0.001), _numbered(40), 8, 7, 2)
         return [n for images_BCHW, _ in stream for n in images_BCHW[:, 0, 0, 0].tolist()]

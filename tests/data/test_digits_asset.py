@@ -1,4 +1,4 @@
-"""The digits that ship with the package are scikit-learn's, and their split is sound."""
+"""The digits in the package equal scikit-learn's, and their split is correct."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def digits() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_images_and_labels_are_scikit_learns(digits: dict[str, np.ndarray]) -> None:
+def test_images_and_labels_equal_those_of_scikit_learn(digits: dict[str, np.ndarray]) -> None:
     original = pytest.importorskip("sklearn.datasets").load_digits()
     assert digits["images_NHW"].dtype == np.uint8
     assert digits["images_NHW"].shape == (1797, 8, 8)

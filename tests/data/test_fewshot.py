@@ -1,4 +1,4 @@
-"""The draws must be the published ones, image by image."""
+"""The draws equal the published draws, image by image."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def test_draws_are_the_published_ones_on_real_split_files(name, protocol, shared
             assert len(few.val) == min(4, shots) * len(splits.class_names)
 
 
-def test_a_published_draw_is_what_it_was(shared: Path):
+def test_a_published_draw_never_changes(shared: Path):
     # Recorded once from the oracle; a change of Python's own sampling would show here.
     splits = load_splits(load_card("dtd"), shared / "data" / "splits")
     coop = draw_few_shot(splits, 1, 1, "coop")
@@ -85,7 +85,7 @@ def test_imagenet_shares_one_draw_between_train_and_val_under_clip_lora(shots):
     assert (coop.train, coop.val) == fewshot_oracle.coop(train, [], shots, 2)
 
 
-def test_imagenet_class_too_small_to_share_is_refused():
+def test_an_imagenet_class_too_small_for_train_and_val_is_refused():
     splits = Splits([Example("a.jpg", 0)] * 5, [], [], ["ant"], val_from_train=True)
     with pytest.raises(InputError, match=r"shots=4.*'ant' has 5 train images.*coop"):
         draw_few_shot(splits, 4, 1, "clip_lora")

@@ -62,19 +62,19 @@ def test_streamed_batches_are_bit_for_bit_those_in_memory(folder: ImageFolder, w
     assert torch.equal(kept.generator.get_state(), streamed.generator.get_state())
 
 
-def test_a_stream_goes_on_in_the_middle_of_an_epoch(folder: ImageFolder):
+def test_a_stream_resumes_in_the_middle_of_an_epoch(folder: ImageFolder):
     whole, begun, resumed = (batches(folder, budget) for budget in (None, 1e-3, 1e-3))
     next(begun.epoch())
     resumed.load_state_dict(begun.state_dict())
     assert_same(taken(whole)[2:], taken(resumed))
 
 
-def test_the_budget_is_of_decoded_images_each_counted_once(folder: ImageFolder):
+def test_the_budget_counts_each_decoded_image_once(folder: ImageFolder):
     assert isinstance(training_images(folder, EXAMPLES, BYTES / MIB, 1), list)
     assert isinstance(training_images(folder, EXAMPLES, (BYTES - 1) / MIB, 1), StreamedImages)
 
 
-def test_a_stream_names_what_it_cannot_read_and_ends_its_threads(folder: ImageFolder):
+def test_a_stream_names_an_unreadable_image_and_ends_its_threads(folder: ImageFolder):
     before = {thread.ident for thread in threading.enumerate()}
     streamed = batches(folder, 1e-3)
     (folder.root / "2.png").write_bytes(b"no image")
@@ -83,7 +83,7 @@ def test_a_stream_names_what_it_cannot_read_and_ends_its_threads(folder: ImageFo
     assert {thread.ident for thread in threading.enumerate()} <= before
 
 
-def test_the_automatic_budget_goes_by_the_machine(monkeypatch: pytest.MonkeyPatch):
+def test_the_automatic_budget_depends_on_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch):
     assert 0 < auto_budget_mib() <= MOST_MIB
     sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**30 // 4096}
     monkeypatch.setattr("os.sysconf", sizes.__getitem__)
@@ -91,14 +91,14 @@ def test_the_automatic_budget_goes_by_the_machine(monkeypatch: pytest.MonkeyPatc
     assert auto_budget_mib(parallel_runs=4) == auto_budget_mib() / 4
 
 
-def test_runs_at_the_same_time_share_the_automatic_budget_and_stay_the_same_runs():
+def test_parallel_runs_share_the_automatic_budget_and_keep_their_fingerprint():
     alone, shared = (from_config(compose(["threads=1"]), at_once) for at_once in (1, 64))
     assert (alone.at_once, shared.at_once) == (1, 64)
     assert alone.fingerprint == shared.fingerprint
     assert "at_once" not in shared.record()
 
 
-def test_only_a_budget_that_is_given_makes_another_run():
+def test_only_an_explicit_budget_makes_another_run():
     prints = [
         from_config(compose(overrides)).fingerprint
         for overrides in ([], ["image_budget_mib=auto"], ["image_budget_mib=4096"])

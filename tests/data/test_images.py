@@ -1,4 +1,4 @@
-"""Images are decoded as CLIP's reference does, or refused by name."""
+"""Images are decoded as in CLIP's reference, or refused by name."""
 
 import io
 import os
@@ -63,7 +63,7 @@ def test_real_images_are_decoded_as_pil_does(eurosat_images):
         ("GIF", "P"), ("BMP", "RGB"), ("PPM", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGB"),
     ],
 )  # fmt: skip
-def test_every_mode_and_format_becomes_rgb_whatever_its_name(kind, mode, tmp_path):
+def test_every_mode_and_format_becomes_rgb_for_any_file_name(kind, mode, tmp_path):
     data = _encoded(_picture(mode="L").convert(mode) if mode == "LA" else _picture(mode=mode), kind)
     (tmp_path / "x.jpg").write_bytes(data)
     image = ImageFolder(tmp_path).read("x.jpg")
@@ -146,13 +146,13 @@ def test_gigantic_images_are_refused_before_they_are_decoded(tmp_path, monkeypat
             ImageFolder(tmp_path).read("bomb.png")
 
 
-def test_own_pixel_limit_is_pillows():
+def test_the_pixel_limit_equals_that_of_pillow():
     code = "from PIL import Image; print(2 * Image.MAX_IMAGE_PIXELS)"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(fresh.stdout) == images_module.MAX_PIXELS
 
 
-def test_contents_are_the_files_as_they_are_or_refused_as_images_are(folder):
+def test_contents_are_the_bytes_of_the_files(folder):
     assert folder.content("a/good.jpg") == (folder.root / "a" / "good.jpg").read_bytes()
     (folder.root / "text.jpg").write_text("no image, but a file")
     assert folder.content("text.jpg") == b"no image, but a file"
@@ -178,7 +178,7 @@ def test_missing_images_are_counted_before_a_run(folder, make_card):
     require_images(folder, examples[:1], make_card())
 
 
-def test_images_are_opened_where_the_card_says(tmp_path, make_card):
+def test_images_are_opened_in_the_folder_on_the_card(tmp_path, make_card):
     card = make_card(image_dir="")
     with pytest.raises(InputError, match=r"/small: the image folder of Small set does not exist"):
         open_images(card, tmp_path)
@@ -236,7 +236,7 @@ def test_first_unreadable_few_shot_is_the_one_reported(folder):
         load_uint8(folder, [Example(path, 0) for path in paths], progress=False)
 
 
-def test_progress_is_for_terminals_alone(folder, capsys):
+def test_progress_is_shown_only_on_terminals(folder, capsys):
     load_uint8(folder, [Example("a/good.jpg", 0)])
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""

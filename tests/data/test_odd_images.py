@@ -1,4 +1,4 @@
-"""Images of every odd kind: what CLIP's reference pipeline makes of them, or refused by name."""
+"""Unusual images are decoded as in CLIP's reference pipeline, or refused by name."""
 
 import io
 import os
@@ -103,7 +103,7 @@ CONVERTED: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
 @pytest.mark.parametrize("kind", CONVERTED)
-def test_odd_images_are_what_the_reference_makes_of_them(kind, tmp_path):
+def test_odd_images_are_decoded_as_in_the_reference(kind, tmp_path):
     data = CONVERTED[kind]()
     image = _read(tmp_path, data)
     assert image.mode == "RGB"
@@ -158,7 +158,7 @@ def test_deep_grey_is_never_changed(tmp_path_factory, values, depth):
         assert np.array_equal(np.asarray(image)[..., 0], array)
 
 
-def test_what_is_corrupt_is_told_from_what_is_not_there(tmp_path):
+def test_corrupt_and_missing_images_are_different_errors(tmp_path):
     whole = _encoded(_picture(200, 100), "JPEG")
     for name, data, reason in (
         ("cut.jpg", whole[: len(whole) // 2], "the image cannot be decoded"),
@@ -178,7 +178,7 @@ def test_what_is_corrupt_is_told_from_what_is_not_there(tmp_path):
         assert not isinstance(caught.value, CorruptImage), name
 
 
-def test_a_file_that_cannot_be_opened_just_now_is_not_corrupt(tmp_path):
+def test_a_temporary_error_does_not_make_an_image_corrupt(tmp_path):
     (tmp_path / "x.png").write_bytes(_encoded(_picture(), "PNG"))
     images = ImageFolder(tmp_path)
     images.read("x.png")

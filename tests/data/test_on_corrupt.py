@@ -1,4 +1,4 @@
-"""Runs over datasets with corrupt images: refused by name, or done without them and counted."""
+"""Runs over datasets with corrupt images: an error names them, or the run skips and counts them."""
 
 import csv
 import json
@@ -55,19 +55,20 @@ def _names(rows: Sequence[dict[str, str]]) -> list[tuple[str, str, str]]:
     return [(row["dataset"], row["split"], row["path"]) for row in rows]
 
 
-def test_where_nothing_is_corrupt_both_are_one_run(root):
+@pytest.mark.slow
+def test_without_corrupt_images_skip_and_raise_are_the_same_run(root):
     metrics, folder, done = _run(root)
     assert (metrics["skipped_train_images"], metrics["skipped_test_images"]) == (0, 0)
-    again, same, told = _run(root, "on_corrupt=skip")
+    again, same, repeated = _run(root, "on_corrupt=skip")
     assert same == folder
     assert again == metrics
-    assert "finished before" in told.out
-    assert done.messages == told.messages == []
+    assert "finished before" in repeated.out
+    assert done.messages == repeated.messages == []
     forced, *_ = _run(root, "on_corrupt=skip", "force=true")
     for key in ("run_fingerprint", "fewshot_sha256", "accuracy_percent", "final_loss"):
         assert forced[key] == metrics[key]
     assert not (folder / "skipped.csv").exists()
-    assert "skipped images" not in told.out
+    assert "skipped images" not in repeated.out
 
 
 def test_a_corrupt_training_image_is_replaced_and_test_images_are_left_out(root):
@@ -103,6 +104,7 @@ def test_a_corrupt_training_image_is_replaced_and_test_images_are_left_out(root)
     assert "finished before" in _run(root, "on_corrupt=skip")[2].out
 
 
+@pytest.mark.slow
 def test_corrupt_images_of_other_test_sets_are_counted_there(root):
     write_dtd(root)
     file = root / "dtd" / "images" / "grid" / "test_0.png"
@@ -128,7 +130,7 @@ def test_a_class_without_a_readable_training_image_ends_the_run(root):
     assert not (root.parent / "runs").exists() or not [*(root.parent / "runs").glob("eurosat-*")]
 
 
-def test_missing_images_are_no_corrupt_ones(root):
+def test_a_missing_image_is_not_skipped(root):
     (root / "eurosat" / "2750" / "ant" / "test_0.png").unlink()
     done = _call(root, "on_corrupt=skip")
     assert done.code == 2
@@ -136,7 +138,7 @@ def test_missing_images_are_no_corrupt_ones(root):
     assert "missing, first ant/test_0.png" in done.err
 
 
-def test_a_missing_image_that_would_replace_a_corrupt_one_is_named(root):
+def test_a_missing_replacement_of_a_corrupt_image_is_named(root):
     ants = root / "eurosat" / "2750" / "ant"
     _, folder, _ = _run(root)
     drawn = [path for path in _drawn(folder) if path.startswith("ant/")]
@@ -150,7 +152,7 @@ def test_a_missing_image_that_would_replace_a_corrupt_one_is_named(root):
     assert "Traceback" not in done.err
 
 
-def test_there_is_no_third_way(root):
+def test_other_values_of_on_corrupt_are_refused(root):
     done = _call(root, "on_corrupt=ignore")
     assert done.code == 2
     assert "on_corrupt=ignore: must be raise or skip." in done.err

@@ -1,4 +1,4 @@
-"""The four datasets that test ImageNet models: their cards against what is known of them."""
+"""The four datasets that test ImageNet models: their cards agree with known facts."""
 
 from pathlib import Path
 from urllib.parse import urlparse
@@ -17,7 +17,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_cards_say_what_is_published(name):
+def test_cards_have_the_published_facts(name):
     card = load_card(name)
     folder, image_dir, classes, images = KNOWN[name]
     assert (card.folder, card.image_dir) == (folder, image_dir)
@@ -39,7 +39,7 @@ def test_names_and_templates_are_imagenets(name):
 
 
 # The first, second and last classes of both, as timm lists their indices in ImageNet.
-def test_the_two_hundred_classes_of_a_and_r():
+def test_a_and_r_have_two_hundred_classes():
     a, r = (load_card(f"imagenet_{name}") for name in "ar")
     assert (a.parent_labels[:3], a.parent_labels[-1]) == ((6, 11, 13), 988)
     assert (r.parent_labels[:3], r.parent_labels[-1]) == ((1, 2, 4), 988)
@@ -47,7 +47,7 @@ def test_the_two_hundred_classes_of_a_and_r():
     assert dict(zip(r.class_folders, r.class_names, strict=True))["n01443537"] == "goldfish"
 
 
-def test_the_classes_are_those_that_timm_lists():
+def test_the_classes_equal_the_lists_of_timm():
     info = Path(pytest.importorskip("timm").__file__).parent / "data" / "_info"
     for name in ("imagenet_a", "imagenet_r"):
         listed = (info / f"{name}_synsets.txt").read_text().split()

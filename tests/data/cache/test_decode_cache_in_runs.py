@@ -1,4 +1,4 @@
-"""Runs that share decoded test images: bit for bit the runs without, and one decoding for all."""
+"""Runs that share decoded test images decode them once, with results equal to the last bit."""
 
 import json
 from pathlib import Path
@@ -39,14 +39,15 @@ def _decoded(runs: Path) -> list[Path]:
     return sorted((runs / ".features" / "decoded").glob("*.npy"))
 
 
-def test_a_run_from_decoded_images_is_the_run_without_them(root, tmp_path):
+@pytest.mark.slow
+def test_runs_with_and_without_the_cache_are_equal(root, tmp_path):
     more = ("transfer=[dtd]", "evaluation.every_steps=1")
     without, bare = _run(root, tmp_path / "without", *more, "evaluation.decode_cache_gib=0")
     first, second, third = (
         _run(root, tmp_path / "with", *more, *again) for again in ((), ("force=true",), ("seed=2",))
     )
     # 15 + 9 test images: zero-shot decodes them, two points of the curve and the end do not.
-    assert [each["images_from_cache"] for each, _ in (first, second, third)] == [24, 24, 24]
+    assert [values["images_from_cache"] for values, _ in (first, second, third)] == [24, 24, 24]
     assert without["images_from_cache"] == 0
     for metrics, predictions in (first, second):
         assert predictions == bare
@@ -56,7 +57,7 @@ def test_a_run_from_decoded_images_is_the_run_without_them(root, tmp_path):
     assert _decoded(tmp_path / "without") == []
 
 
-def test_damaged_files_change_no_prediction(root, tmp_path):
+def test_a_damaged_file_changes_no_prediction(root, tmp_path):
     _, before = _run(root, tmp_path)
     [file] = _decoded(tmp_path)
     content = bytearray(file.read_bytes())
@@ -73,13 +74,15 @@ def test_damaged_files_change_no_prediction(root, tmp_path):
 @pytest.mark.parametrize(
     "more",
     [
-        ("adapter.encoder=text",),
         ("method=zero_shot",),
-        ("evaluation.cache_dir=null",),
-        ("dataset=digits", "shots=1", "evaluation.batch_size=500"),
+        pytest.param(("adapter.encoder=text",), marks=pytest.mark.slow),
+        pytest.param(("evaluation.cache_dir=null",), marks=pytest.mark.slow),
+        pytest.param(
+            ("dataset=digits", "shots=1", "evaluation.batch_size=500"), marks=pytest.mark.slow
+        ),
     ],
 )
-def test_nothing_is_kept_where_nothing_would_be_read_again(root, tmp_path, more):
+def test_images_that_no_pass_reads_again_are_not_kept(root, tmp_path, more):
     metrics, _ = _run(root, tmp_path, *more)
     assert metrics["images_from_cache"] == 0
     assert _decoded(tmp_path) == []

@@ -45,7 +45,7 @@ def test_imagenet_folders_and_files_are_sorted(imagenet):
     assert splits.sha256 == hashlib.sha256(listing.encode()).hexdigest()
 
 
-def test_imagenet_sees_images_only(imagenet):
+def test_imagenet_lists_only_images(imagenet):
     card, root = imagenet
     before = load_splits(card, root)
     train = root / "imagenet" / "images" / "train"
@@ -64,7 +64,7 @@ def test_imagenet_without_class_folders_in_the_card(imagenet, make_card):
     }  # fmt: skip
 
 
-def test_imagenet_class_folder_missing_surplus_or_empty(imagenet):
+def test_missing_extra_and_empty_class_folders_of_imagenet_are_refused(imagenet):
     card, root = imagenet
     train = root / "imagenet" / "images" / "train"
     (train / "n02").rename(train / "n03")
@@ -122,7 +122,7 @@ def test_class_folders_of_a_relative_are_its_test_images(relative):
     assert splits.sha256 == hashlib.sha256(listing.encode()).hexdigest()
 
 
-def test_classes_without_a_folder_are_none(relative):
+def test_classes_without_a_folder_are_left_out(relative):
     card, root, names = relative
     shutil.rmtree(root / "kin" / "test" / names[1])
     splits = load_splits(card, root)

@@ -1,4 +1,4 @@
-"""Datasets where other code bases have them: used in place, and CoOp's place comes first."""
+"""Datasets in the folders of other code bases are used there; CoOp's folder comes first."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_coops_folders_which_tip_adapter_and_promptsrc_share_are_the_cards(name,
 
 
 @pytest.mark.parametrize("place", ["flowers-102", "oxford_flowers", "splits", "."])
-def test_images_there_and_the_split_file_anywhere_are_enough(place, tmp_path):
+def test_the_split_file_may_be_in_any_of_its_places(place, tmp_path):
     card = load_card("oxford_flowers")
     images = tmp_path / "flowers-102" / "jpg"
     images.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Split files: the real ones are read as they are, and every kind of bad one is refused."""
+"""Split files: the real ones are read completely, and every kind of bad file is refused."""
 
 import hashlib
 import json
@@ -84,7 +84,7 @@ def test_given_split_file_wins_and_needs_no_data_root(tmp_path, make_card):
     assert load_splits(make_card(), tmp_path, other).val == []
 
 
-def test_byte_order_mark_is_no_obstacle(tmp_path, make_card):
+def test_a_byte_order_mark_is_accepted(tmp_path, make_card):
     file = tmp_path / "split.json"
     file.write_text(json.dumps(GOOD), encoding="utf-8-sig")
     assert len(read_split_file(file, make_card()).train) == 2

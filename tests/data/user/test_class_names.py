@@ -1,4 +1,4 @@
-"""Names that read well, whatever folders are called, and files that say others."""
+"""Readable class names from folder names, and from files."""
 
 import json
 import re
@@ -32,13 +32,13 @@ def test_underscores_and_hyphens_are_blanks(key: str, name: str):
 
 
 @given(st.text())
-def test_readable_names_are_so_at_once(key: str):
+def test_readable_names_do_not_change(key: str):
     name = readable(key)
     assert readable(name) == name
     assert not re.search(r"[_-]|\s\s|^\s|\s$", name)
 
 
-def test_numbers_come_in_their_order_and_words_in_theirs():
+def test_numbers_are_sorted_by_value_and_words_by_letters():
     assert in_order(["10", "9", "0"]) == ["0", "9", "10"]
     assert in_order(["10", "9", "a"]) == ["10", "9", "a"]
     assert in_order(["b", "B", "é"]) == ["B", "b", "é"]
@@ -55,7 +55,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_names_come_from_files_of_every_kind(name: str, tmp_path: Path):
+def test_names_are_read_from_files_of_every_format(name: str, tmp_path: Path):
     (tmp_path / name).write_text(FILES[name], encoding="utf-8", newline="")
     assert class_names(["0", "1", "2"], tmp_path / name, PLACE) == ["ant", "big bee", "cat"]
 
@@ -98,7 +98,7 @@ def test_bad_files_are_refused(content: str, message: str, tmp_path: Path):
         ("~: a\n", r"has read a key as None\. Put the name in quotes"),
     ],
 )
-def test_keys_that_yaml_takes_for_something_else_are_refused(
+def test_keys_that_yaml_does_not_read_as_text_are_refused(
     content: str, message: str, tmp_path: Path
 ):
     file = tmp_path / "names.yaml"
@@ -109,14 +109,14 @@ def test_keys_that_yaml_takes_for_something_else_are_refused(
     assert class_names(["001", "010"], file, PLACE) == ["001", "ten"]
 
 
-def test_a_key_that_a_text_gives_twice_is_refused(tmp_path: Path):
+def test_a_repeated_key_in_a_text_file_is_refused(tmp_path: Path):
     file = tmp_path / "names.txt"
     file.write_text("ant\ta\ncat\tc\nant\tb\n")
     with pytest.raises(InputError, match=r"names\.txt: the key 'ant' is given twice"):
         class_names(["ant", "cat"], file, PLACE)
 
 
-def test_a_file_that_is_none_is_named(tmp_path: Path):
+def test_a_path_that_is_not_a_file_is_named(tmp_path: Path):
     for file, reason in (
         (tmp_path / "no.txt", "cannot be read: No such"),
         (tmp_path, "is not a"),
@@ -137,6 +137,6 @@ def test_a_file_that_is_none_is_named(tmp_path: Path):
         (["a\x07b", "cat"], r"has no name that can be part of a prompt"),
     ],
 )
-def test_names_that_cannot_be_told_apart_or_read(keys: list[str], message: str):
+def test_equal_and_unreadable_names_are_refused(keys: list[str], message: str):
     with pytest.raises(InputError, match=message):
         class_names(keys, None, PLACE)

@@ -1,4 +1,4 @@
-"""CSV lists as spreadsheets write them, and as they should not be."""
+"""CSV lists as spreadsheets write them, and bad ones."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ EXPECTED = [("x/a.jpg", "ant", "train"), ("x/b.jpg", "big bee", "test")]
     ],
     ids=["plain", "crlf", "cr", "no end", ";", "tab", "|", "bom", "utf-16", "blank", "more", "quo"],
 )
-def test_every_spelling_is_read(content: str | bytes, tmp_path: Path):
+def test_every_csv_dialect_is_read(content: str | bytes, tmp_path: Path):
     assert [tuple(image) for image in list_csv(write(tmp_path, content)).images] == EXPECTED
 
 
@@ -101,7 +101,7 @@ def test_the_only_csv_file_is_the_list(tmp_path: Path):
         find_csv(tmp_path, Path("none.csv"))
 
 
-def test_a_list_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_list_may_be_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "images").mkdir()
     file = write(tmp_path, PLAIN)
     assert find_csv(tmp_path / "images", file) == file

@@ -1,4 +1,4 @@
-"""One's own images as a dataset: card, lists, their hash, and what is refused."""
+"""A user's own images as a dataset: card, lists, their hash, and bad folders."""
 
 import json
 import unicodedata
@@ -44,7 +44,7 @@ def test_a_folder_becomes_a_card_and_lists(tmp_path: Path):
     assert len({*splits.train, *splits.val, *splits.test}) == 50
 
 
-def test_the_hash_is_of_lists_and_names_of_files(tmp_path: Path):
+def test_the_hash_depends_on_lists_and_file_names(tmp_path: Path):
     one, other = pets(tmp_path / "a"), pets(tmp_path / "b")
     known = sha256(one)
     assert sha256(other) == known
@@ -56,7 +56,7 @@ def test_the_hash_is_of_lists_and_names_of_files(tmp_path: Path):
     assert sha256(other) != known
 
 
-def test_a_copy_in_other_unicode_is_the_same_split(tmp_path: Path):
+def test_a_copy_in_another_unicode_form_has_the_same_split(tmp_path: Path):
     paths = [f"{name}/é{n}.jpg" for name in ("café", "bar") for n in range(4)]
     hashes = {
         sha256(touch(tmp_path / form, *(unicodedata.normalize(form, path) for path in paths)))
@@ -65,7 +65,7 @@ def test_a_copy_in_other_unicode_is_the_same_split(tmp_path: Path):
     assert len(hashes) == 1
 
 
-def test_folders_and_a_csv_file_of_the_same_split_are_one(tmp_path: Path):
+def test_folders_and_a_csv_file_give_the_same_split(tmp_path: Path):
     _, splits, _ = read_user_data(UserData("folder", pets(tmp_path)), "mine")
     rows = [
         f"{example.path},{ANIMALS[example.label]},{split}"
@@ -76,7 +76,7 @@ def test_folders_and_a_csv_file_of_the_same_split_are_one(tmp_path: Path):
     assert read_user_data(UserData("csv", tmp_path), "mine")[1].sha256 == splits.sha256
 
 
-def test_a_csv_file_of_numbers_takes_names_from_a_file(tmp_path: Path):
+def test_class_names_of_a_csv_file_with_numbers_come_from_a_file(tmp_path: Path):
     rows = [f"{label}/{n}.jpg,{label}" for label in (10, 9, 2) for n in range(4)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
     card, splits, listing = read_user_data(UserData("csv", tmp_path), "mine")
@@ -100,13 +100,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("paths", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_a_dataset_is_refused(paths: tuple[str, ...], message: str, tmp_path: Path):
+def test_folders_that_cannot_be_a_dataset_are_refused(
+    paths: tuple[str, ...], message: str, tmp_path: Path
+):
     with pytest.raises(InputError) as caught:
         read_user_data(UserData("folder", touch(tmp_path, *paths)), "mine")
     assert message in str(caught.value)
 
 
-def test_no_folder_and_no_rows_are_named(tmp_path: Path):
+def test_a_missing_folder_and_an_empty_list_are_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"none: there is no such folder\. Give the folder of"):
         read_user_data(UserData("folder", tmp_path / "none"), "mine")
     (tmp_path / "list.csv").write_text("path,label\n")
@@ -114,7 +116,7 @@ def test_no_folder_and_no_rows_are_named(tmp_path: Path):
         read_user_data(UserData("csv", tmp_path), "mine")
 
 
-def test_a_class_to_train_on_without_images_is_named_by_the_draw(tmp_path: Path):
+def test_the_draw_names_a_class_without_training_images(tmp_path: Path):
     write_class_folders(tmp_path / "train", ("ant",))
     write_class_folders(tmp_path / "test", ("ant", "bee"))
     chosen = settings("dataset=folder", f"data_root={tmp_path}")
@@ -178,13 +180,13 @@ def test_bad_options_are_refused(option: str, message: str, tmp_path: Path):
         settings("dataset=folder", f"data_root={tmp_path}", option)
 
 
-def test_where_and_how_lists_were_found_makes_no_other_run(tmp_path: Path):
+def test_the_place_of_the_lists_does_not_make_another_run(tmp_path: Path):
     one = settings("dataset=folder", f"data_root={tmp_path}", "dataset.name=mine")
     other = settings("dataset=csv", f"dataset.folder={tmp_path}", "dataset.name=mine")
     assert one.fingerprint == other.fingerprint
 
 
-def test_epochs_go_by_the_classes_that_are_there(tmp_path: Path):
+def test_epochs_depend_on_the_number_of_classes(tmp_path: Path):
     where = ("dataset=folder", f"data_root={pets(tmp_path)}", "method=tip_adapter_f", "shots=4")
     assert settings(*where).schedule.max_steps == 20  # 20 epochs of 5 classes in one batch
     with pytest.raises(InputError, match=r"nowhere: there is no such folder"):
@@ -192,13 +194,13 @@ def test_epochs_go_by_the_classes_that_are_there(tmp_path: Path):
 
 
 @pytest.mark.parametrize("option", ['transfer=["folder:~nobody9/x"]', 'template="~nobody9/t.json"'])
-def test_a_home_of_nobody_is_told(option: str, tmp_path: Path):
+def test_an_unknown_home_folder_is_refused(option: str, tmp_path: Path):
     where = ("dataset=folder", f"data_root={pets(tmp_path)}")
     with pytest.raises(InputError, match=r"=~nobody9/.*: there is no such home"):
         gather(settings(*where, option).data)
 
 
-def test_own_images_are_targets_by_layout_and_folder(tmp_path: Path):
+def test_user_images_are_test_sets_by_layout_and_folder(tmp_path: Path):
     pets(tmp_path / "zoo")
     assert find_dataset(f"folder:{tmp_path / 'zoo'}", None).card.name == "zoo"
     assert find_card("folder", tmp_path / "zoo").class_names == ANIMALS
@@ -210,14 +212,14 @@ def test_own_images_are_targets_by_layout_and_folder(tmp_path: Path):
         gather(settings(*clash).data)
 
 
-def test_a_folder_called_as_the_new_classes_are_is_refused_as_a_target(tmp_path: Path):
+def test_a_test_set_with_the_name_of_the_new_classes_is_refused(tmp_path: Path):
     write_class_folders(tmp_path / "new_classes", ANIMALS, images=10)
     clash = ["protocol=base_to_new", f"transfer=[folder:{tmp_path}/new_classes]"]
     with pytest.raises(InputError, match="transfer: 2 test sets have the name new_classes"):
         gather(settings(*clash).data)
 
 
-def test_what_is_passed_over_in_a_target_is_told(tmp_path: Path, capsys):
+def test_skipped_files_of_a_test_set_are_noted(tmp_path: Path, capsys):
     write_class_folders(tmp_path / "zoo", ANIMALS, images=10)
     (tmp_path / "zoo" / "ant" / "why.txt").touch()
     gather(settings(f"transfer=[folder:{tmp_path}/zoo]").data)

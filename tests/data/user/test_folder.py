@@ -1,4 +1,4 @@
-"""Class folders, with and without splits, and all that lies in people's folders beside images."""
+"""Class folders, with and without splits, and other files beside the images."""
 
 import os
 import unicodedata
@@ -31,7 +31,7 @@ def numbered(folder: str, count: int) -> Iterable[str]:
     return (f"{folder}/{index}.jpg" for index in range(count))
 
 
-def test_folders_are_classes_and_what_lies_in_them_is_theirs(tmp_path: Path):
+def test_folders_are_classes_and_hold_their_images_at_any_depth(tmp_path: Path):
     touch(tmp_path, "ant/a.jpg", "ant/deep/er/b.PNG", "bee/c.JPEG", "bee/d.WebP", "bee/e.gif")
     assert listed(tmp_path) == {
         ("ant/a.jpg", "ant", None),
@@ -43,7 +43,7 @@ def test_folders_are_classes_and_what_lies_in_them_is_theirs(tmp_path: Path):
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val", None])
-def test_splits_are_known_by_their_names(val: str | None, tmp_path: Path):
+def test_splits_are_recognized_by_their_names(val: str | None, tmp_path: Path):
     touch(tmp_path, "train/ant/a.jpg", "train/bee/b.jpg", "TEST/ant/c.jpg")
     if val:
         touch(tmp_path, f"{val}/bee/d.jpg")
@@ -79,14 +79,14 @@ def test_half_a_split_is_refused(folders: tuple[str, ...], message: str, tmp_pat
         list_folder(tmp_path)
 
 
-def test_without_train_nothing_is_a_split_unless_it_is_said(tmp_path: Path):
+def test_without_train_folders_are_classes_unless_the_option_says_splits(tmp_path: Path):
     touch(tmp_path, "val/a.jpg", "test/b.jpg")
     assert len(list_folder(tmp_path).keys) == 2
     with pytest.raises(InputError, match=r"there is test and val, but no train/"):
         list_folder(tmp_path, "folders")
 
 
-def test_what_is_no_image_is_counted(tmp_path: Path):
+def test_files_that_are_not_images_are_counted(tmp_path: Path):
     touch(tmp_path, "ant/a.jpg", "ant/.DS_Store", "ant/._a.jpg", "ant/Thumbs.db", "__MACOSX/x.jpg")
     touch(
         tmp_path, ".git/y.jpg", "bee/b.jpg", "bee/n.txt", "bee/m.TXT", "bee/p.heic", "bee/LICENSE"
@@ -104,7 +104,7 @@ def test_what_is_no_image_is_counted(tmp_path: Path):
     ]
 
 
-def test_a_folder_of_images_alone_says_what_to_do(tmp_path: Path):
+def test_a_folder_without_class_folders_is_refused_with_a_way_out(tmp_path: Path):
     touch(tmp_path, "a.jpg", "b.jpg")
     with pytest.raises(InputError, match=r"holds 2 images, but no folder of a class"):
         list_folder(tmp_path)
@@ -113,7 +113,7 @@ def test_a_folder_of_images_alone_says_what_to_do(tmp_path: Path):
         list_folder(tmp_path / "none")
 
 
-def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path: Path):
+def test_two_unicode_forms_of_a_name_are_one_class(tmp_path: Path):
     touch(tmp_path, f"train/{CAFE['NFC']}/a.jpg", "train/bar/b.jpg", f"test/{CAFE['NFD']}/c.jpg")
     found = list_folder(tmp_path)
     assert found.keys == {CAFE["NFC"], "bar"}
@@ -124,7 +124,7 @@ def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path: Path):
         list_folder(tmp_path)
 
 
-def test_names_that_no_list_can_hold_are_refused(tmp_path: Path):
+def test_file_names_that_no_list_can_hold_are_refused(tmp_path: Path):
     touch(tmp_path, "ant/a\\b.jpg")
     with pytest.raises(InputError, match=r"it holds a backslash.*Rename it"):
         list_folder(tmp_path)
@@ -163,7 +163,7 @@ def test_links_inside_are_followed_and_links_outside_refused(tmp_path: Path):
         ("train/cat", "test/bee"),
     ],
 )
-def test_one_image_in_two_splits_or_classes_by_links_is_refused(
+def test_links_that_put_an_image_into_two_splits_or_classes_are_refused(
     link: str, target: str, tmp_path: Path
 ):
     touch(tmp_path, "train/ant/a.jpg", "train/bee/c.jpg", "test/ant/b.jpg", "test/bee/d.jpg")
@@ -175,7 +175,7 @@ def test_one_image_in_two_splits_or_classes_by_links_is_refused(
         list_folder(tmp_path)
 
 
-def test_one_image_twice_in_a_class_that_is_drawn_from_is_refused(tmp_path: Path):
+def test_links_that_repeat_an_image_in_a_class_with_a_drawn_split_are_refused(tmp_path: Path):
     touch(tmp_path, "ant/a.jpg", "bee/b.jpg")
     (tmp_path / "ant" / "x.jpg").symlink_to(tmp_path / "ant" / "a.jpg")
     with pytest.raises(InputError, match=r"ant/a\.jpg and ant/x\.jpg are links to one file"):
@@ -197,13 +197,13 @@ def test_links_in_a_circle_through_two_folders_are_refused(tmp_path: Path):
         list_folder(tmp_path)
 
 
-def test_a_pipe_is_no_image(tmp_path: Path):
+def test_a_pipe_is_not_an_image(tmp_path: Path):
     touch(tmp_path, "ant/a.jpg", "bee/b.jpg")
     os.mkfifo(tmp_path / "bee" / "c.jpg")
     assert "not plain files (1)" in list_folder(tmp_path).notes[0]
 
 
-def test_thousands_of_classes_are_listed_and_divided(tmp_path: Path):
+def test_thousands_of_classes_are_listed_and_split(tmp_path: Path):
     for number in range(2_000):
         folder = tmp_path / f"c{number:05}"
         folder.mkdir()

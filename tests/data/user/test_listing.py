@@ -1,4 +1,4 @@
-"""A drawn split is a function of seed and paths alone, in the shares asked for."""
+"""A drawn split depends only on seed and paths, and has the given shares."""
 
 import random
 import unicodedata
@@ -24,7 +24,7 @@ def splits(found: list[Listed]) -> dict[str, str | None]:
 
 
 @given(files, thirds, st.integers(0, 9), st.randoms(use_true_random=False))
-def test_neither_order_nor_other_classes_count(
+def test_the_split_does_not_depend_on_order_or_other_classes(
     pairs: set[tuple[str, str]], shares: tuple[float, ...], seed: int, stream: random.Random
 ):
     listed = images(pairs)
@@ -37,7 +37,7 @@ def test_neither_order_nor_other_classes_count(
 
 
 @given(files, thirds, st.integers(0, 9))
-def test_each_image_once_and_each_class_in_its_shares(
+def test_every_image_is_listed_once_and_every_class_has_its_shares(
     pairs: set[tuple[str, str]], shares: tuple[float, ...], seed: int
 ):
     found = draw_split(images(pairs), shares, seed)
@@ -52,7 +52,7 @@ def test_each_image_once_and_each_class_in_its_shares(
 
 
 @given(files, names, st.integers(0, 9))
-def test_an_image_more_moves_one_over_each_border(
+def test_one_more_image_moves_at_most_one_image_between_splits(
     pairs: set[tuple[str, str]], name: str, seed: int
 ):
     more = pairs | {("ant", name)}
@@ -61,7 +61,7 @@ def test_an_image_more_moves_one_over_each_border(
 
 
 @given(files, st.integers(0, 9))
-def test_a_copy_on_another_system_is_divided_alike(pairs: set[tuple[str, str]], seed: int):
+def test_a_copy_on_another_system_has_the_same_split(pairs: set[tuple[str, str]], seed: int):
     here = draw_split(images(pairs), SHARES, seed)
     written = [
         image._replace(path=unicodedata.normalize("NFD", image.path)) for image in images(pairs)

@@ -1,4 +1,4 @@
-"""Templates and class descriptions from files of every kind, and what is wrong with them."""
+"""Templates and class descriptions from files of every format, and bad files."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_templates_are_read(name: str, content: str, tmp_path: Path):
     assert found.of(["ant"]) is None
 
 
-def test_which_values_of_template_are_files():
+def test_the_suffix_decides_if_template_is_a_file():
     assert all(map(is_prompt_file, ("a.txt", "~/x y/b.JSON", "c.yaml", "d.yml")))
     assert not any(map(is_prompt_file, ("plain", "a {}.txt", "a photo of a {}.", "e.csv")))
 
@@ -109,12 +109,12 @@ def test_bad_files_name_the_place(content: str, message: str, tmp_path: Path):
         ("- {x: a, x: b}\n", "'x'"),
     ],
 )
-def test_a_key_that_yaml_gives_twice_is_refused(content: str, key: str, tmp_path: Path):
+def test_a_repeated_key_in_yaml_is_refused(content: str, key: str, tmp_path: Path):
     with pytest.raises(InputError, match=f"is not YAML: the key {key} is given twice"):
         read_prompt_file(write(tmp_path, content, "p.yaml"))
 
 
-def test_yaml_words_that_are_no_text(tmp_path: Path):
+def test_yaml_words_that_are_not_text_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"True: is not a class name\. Put it in quotes"):
         read_prompt_file(write(tmp_path, "yes: a prompt\n", "p.yaml"))
     with pytest.raises(InputError, match=r"is not YAML: it holds an alias"):
