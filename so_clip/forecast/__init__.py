@@ -1,1 +1,1 @@
-"""What a run will take, told before it is begun: `python -m so_clip forecast`."""
+"""`python -m so_clip forecast`: memory, operations and disk space of a run before it starts."""

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and what it decodes into memory, from counts alone."""
+"""The bytes that a run leaves on disk or decodes into memory, from counts of rows and images."""
 
 from collections.abc import Sequence
 
@@ -9,39 +9,46 @@ from so_clip.clip.hub import cached_pretrained
 from so_clip.config.settings import BackboneChoice, Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS
-from so_clip.forecast.test_sets import Tested
+from so_clip.forecast.test_sets import TestSetSize
 
-# Rows of a run's files, bytes: paths of 24 letters, and float32 figures in all their digits.
+# Bytes per row of a run's CSV files, for paths of 24 letters and float32 values with all digits.
 _PREDICTION_ROW, _CLASS_ROW, _HISTORY_ROW, _FEW_SHOT_ROW = 80, 60, 48, 64
-# config.yaml, metrics.json, provenance.json and summary.txt together.
+# Bytes of config.yaml, metrics.json, provenance.json and summary.txt together.
 _SMALL_FILES = 8_000
 _FEATURES_HEADER = 300
-# A photograph's, as ImageNet's are on average.
+# Pixels of a photograph: the average of ImageNet.
 PIXELS = 500 * 400
 
 
-def disk_figures(
+def disk_bytes(
     settings: Settings,
     card: DatasetCard,
-    tested: Sequence[Tested],
+    test_sets: Sequence[TestSetSize],
     model: nn.Module,
     dimensions: int,
 ) -> dict[str, int]:
-    """Return bytes by what takes them; features, of so many dimensions, where the run keeps some.
+    """Return the bytes by kind of file, and the pixels of one image.
 
-    Published weights are counted in float32, as the hub has nearly all, unless they are there.
+    Weights that must be downloaded count as float32, the type of nearly all weights on the hub.
+
+    Args:
+        settings: of the run.
+        card: of its dataset.
+        test_sets: of the run.
+        model: the CLIP model.
+        dimensions: of an image feature; features count if the run has a cache for them.
     """
     train_images = settings.data.shots * card.sizes["classes"]
     val_images = min(settings.data.shots, MAX_VAL_SHOTS) * card.sizes["classes"]
     pixels = card.image_pixels or PIXELS
     rows = settings.schedule.max_steps * _HISTORY_ROW
     rows += (train_images + val_images) * _FEW_SHOT_ROW
-    test_images = sum(each.images for each in tested)
+    test_images = sum(test_set.images for test_set in test_sets)
     rows += test_images * _PREDICTION_ROW
-    rows += sum(each.classes for each in tested) * _CLASS_ROW
-    features = 4 * dimensions * test_images + len(tested) * _FEATURES_HEADER
+    rows += sum(test_set.classes for test_set in test_sets) * _CLASS_ROW
+    features = 4 * dimensions * test_images + len(test_sets) * _FEATURES_HEADER
     return {
-        "weights_download_bytes": _download(settings.backbone, model),
+        "weights_download_bytes": _download_bytes(settings.backbone, model),
         "checkpoint_bytes": 0,
         "features_bytes": features if settings.evaluation.cache_dir else 0,
         "run_folder_bytes": rows + _SMALL_FILES,
@@ -50,7 +57,7 @@ def disk_figures(
     }
 
 
-def _download(backbone: BackboneChoice, model: nn.Module) -> int:
+def _download_bytes(backbone: BackboneChoice, model: nn.Module) -> int:
     architecture, pretrained = backbone.architecture, backbone.pretrained
     if backbone.checkpoint is not None or pretrained in (None, EMBEDDED):
         return 0

@@ -1,7 +1,7 @@
-"""Floating-point operations of training, forecast for the steps that each run took.
+"""Training operations (FLOPs) of finished runs, forecast for the steps that each run took.
 
-A run does not count them; so_clip.forecast does, by doing the run's own steps on tensors without
-values. That takes seconds for each kind of run, so what it finds is kept beside the runs.
+A run does not count its operations. A forecast takes seconds for each kind of run, so its results
+are kept beside the runs.
 """
 
 import hashlib
@@ -38,17 +38,17 @@ from so_clip.system.paths import CONF_DIR
 from so_clip.version import RESULTS_VERSION
 
 FILE = ".flops.json"
-# The code that a forecast does: its own, and that of the steps.
+# The code that a forecast depends on: its own, and the code of a training step.
 _CODE = ("forecast", "adapt", "clip", "optim")
-# Of the same number of steps, these make no difference to what a step computes.
-_ASIDE = frozenset({*NO_DIFFERENCE, "seed", "split_file", "data_root", "method_title", "device"})
+# These options do not change the operations of a step.
+_IGNORED = frozenset({*NO_DIFFERENCE, "seed", "split_file", "data_root", "method_title", "device"})
 
 
 def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
     """Return the runs with `train_flops`, and a line for each kind of run that has no forecast.
 
-    Forecasts are kept in the results' folder, whose `.flops.json` may be deleted at any time. Those
-    that fail are tried again the next time.
+    Forecasts are kept in `.flops.json` in the results folder. The file may be deleted at any time.
+    Forecasts that failed are tried again the next time.
     """
     file = runs.results_dir / FILE
     known = {key: flops for key, flops in read_object(file).items() if type(flops) is int}
@@ -70,27 +70,32 @@ def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
 
 
 def _key(run: Mapping[Any, Any]) -> str:
-    """Return the SHA-256 of what decides on a run's FLOPs."""
-    values = {key: value for key, value in run["settings"].items() if key not in _ASIDE}
+    """Return the SHA-256 of all that decides the FLOPs of a run."""
+    values = {key: value for key, value in run["settings"].items() if key not in _IGNORED}
     for group in ("adapter", "optimizer"):
         options = values.get(group)
         if isinstance(options, dict):
             values[group] = {key: value for key, value in options.items() if key != "seed"}
     values["evaluation"] = None
-    made_by = [RESULTS_VERSION, code_sha256(*_CODE)]
-    made_of = [run.get("steps"), run.get("split_sha256"), values]
-    text = json.dumps([*made_by, *made_of], sort_keys=True)
+    parts = [
+        RESULTS_VERSION,
+        code_sha256(*_CODE),
+        run.get("steps"),
+        run.get("split_sha256"),
+        values,
+    ]
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _forecast(run: Mapping[Any, Any]) -> int:
-    """Return the FLOPs of the steps that a run took; 0 for one that took none."""
+    """Return the FLOPs of the steps that a run took; 0 if it took none."""
     steps = run.get("steps")
     if not isinstance(steps, int) or steps < 0:
-        raise InputError(f"it does not say how many steps it took ({steps})")
+        raise InputError(f"metrics.json does not have the number of steps (steps={steps})")
     if steps == 0:
         return 0
-    # Only now: torch takes seconds to import.
+    # Imported here, because torch takes seconds to import.
     from so_clip.forecast.predict import forecast
 
     settings = _settings(run["settings"], steps)
@@ -101,7 +106,7 @@ def _card(settings: Settings, run: Mapping[Any, Any]) -> DatasetCard:
     """Return the card of a run's dataset.
 
     Raises:
-        InputError: one's own images are no more those of the run.
+        InputError: the user's images have changed since the run.
     """
     choice = settings.data
     if choice.user_data is None:
@@ -109,7 +114,7 @@ def _card(settings: Settings, run: Mapping[Any, Any]) -> DatasetCard:
     found = find_dataset(choice.dataset, choice.data_root, None, choice.user_data, choice.template)
     if found.splits.sha256 != run.get("split_sha256"):
         folder = choice.user_data.folder
-        raise InputError(f"the images in {folder} are no longer those of the run")
+        raise InputError(f"the images in {folder} have changed since the run")
     return found.card
 
 
@@ -140,7 +145,7 @@ def _settings(values: Mapping[str, Any], steps: int) -> Settings:
             ),
         )
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"its settings are of another version ({error})") from error
+        raise InputError(f"its settings come from another version ({error})") from error
 
 
 def _options(options: type[OptionsType], values: Mapping[str, Any], **changes: Any) -> OptionsType:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, counted as they pass by."""
+"""Counts the floating-point operations of a training step while it runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from torch.utils.flop_counter import (
 
 @dataclass
 class Flops:
-    """Of matrix products, convolutions and attention; a multiplication and an addition are two.
+    """Operations of matrix products, convolutions and attention; a multiply-add counts as two.
 
-    What is computed again for the backward pass counts as backward, and so does a penalty.
+    Recomputation for the backward pass, and a penalty, count as backward.
     """
 
     forward: int = 0
@@ -26,18 +26,18 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Forward and backward together."""
         return self.forward + self.backward
 
 
 def counter() -> FlopCounterMode:
-    """Return torch's counter, taught what it does not know."""
+    """Return torch's counter, with formulas for the attention kernels of the CPU."""
     return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
 
 
 @contextmanager
 def counted(classifier: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Flops]:
-    """Count the one training step that is done inside; the figures are there afterwards."""
+    """Count the one training step in the block; the counts are set when the block ends."""
     flops = Flops()
     with counter() as counts:
 

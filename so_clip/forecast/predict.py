@@ -1,9 +1,9 @@
-"""A run on tensors that have shapes but no values, watched and counted as it goes.
+"""Runs a run's own code on fake tensors (shapes without values), and counts memory and operations.
 
-Everything that happens to a model here is done by the run's own functions, so that a forecast says
-of them what is true of them, however they change. Only the images and the weights are not there.
+The forecast calls the functions of the run itself, so it stays correct when they change. Only the
+images and the weights are missing.
 
-Tensor names end in their shape: B images of a batch, C H W pixels.
+Tensor names end in their shape: B images of a batch, N few-shot images, D features, C H W pixels.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.errors import InputError
 from so_clip.evaluate.evaluator import watch_batch
-from so_clip.forecast.disk import disk_figures
+from so_clip.forecast.disk import disk_bytes
 from so_clip.forecast.flops import Flops, counted, counter
-from so_clip.forecast.test_sets import Tested, tested_sizes, training_card
+from so_clip.forecast.test_sets import TestSetSize, test_set_sizes, training_card
 from so_clip.optim.sampled import GradScaler
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision, pick_precision
@@ -45,29 +45,29 @@ MODELS_CUDA = "CPU tensors; on CUDA other kernels and the allocator make a diffe
 
 
 def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
-    """Return what a run would take: MiB of memory, FLOPs, and bytes on disk.
+    """Return the memory in MiB, the operations in FLOP and the disk space in bytes of a run.
 
     Args:
         settings: of the run.
-        card: of its dataset, whose class names and sizes count.
+        card: of its dataset; its class names and sizes are used.
 
     Raises:
-        InputError: what a run would refuse, or shapes that follow from values.
+        InputError: a run would refuse the settings, or a shape depends on values.
     """
-    settings = _on_its_device(settings)
+    settings = _for_device(settings)
     check_classes(settings.method, settings.data)
-    tested, card = tested_sizes(settings, card), training_card(settings, card)
-    # What adapters make in `start` is no fake yet.
+    test_sets, card = test_set_sizes(settings, card), training_card(settings, card)
+    # Adapters make tensors in `start` that are not fake yet.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         model = fake_model(settings, card, mode)
         with mode:
-            evaluation = _evaluation(settings, tested, model)
+            evaluation = _evaluation(settings, test_sets, model)
             training = _training(settings, card, model) if settings.trains else {}
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
-            f"this run cannot be forecast: the shapes in {error} follow from values, which are "
-            "not there. For optimizer=so, take gradient_selection=random or density_ratio=1."
+            f"this run cannot be forecast: the shapes in {error} depend on values, and a forecast "
+            "has none. For optimizer=so, use gradient_selection=random or density_ratio=1."
         ) from error
     memory = training.pop("memory", evaluation.pop("memory"))
     dimensions = evaluation.pop("dimensions")
@@ -84,11 +84,11 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
         "steps": settings.schedule.max_steps,
         **training,
         "run_flops": evaluation["evaluation_flops"] + training.get("training_flops", 0),
-        **disk_figures(settings, card, tested, model.classifier.backbone, dimensions),
+        **disk_bytes(settings, card, test_sets, model.classifier.backbone, dimensions),
     }
 
 
-def _on_its_device(settings: Settings) -> Settings:
+def _for_device(settings: Settings) -> Settings:
     """Resolve precision=auto and text_budget_mib=auto for the run's device, present or not."""
     placement = settings.placement
     cuda = placement.device.startswith("cuda")
@@ -102,7 +102,7 @@ def _on_its_device(settings: Settings) -> Settings:
 def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> Model:
     """Build the run's model without values.
 
-    Prompts do have values, since which tokens they share decides how they are packed.
+    Prompts keep their values at first, because their shared tokens decide how they are packed.
     """
     with mode:
         backbone = load(settings.backbone, settings.data.seed, weightless=True)
@@ -110,17 +110,17 @@ def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> M
     model = assemble_model(settings, backbone, prompts)
     _forget_values(model.classifier, mode)
     if model.adapter is not None:
-        support = _NoImages(settings.data.shots, model.classifier, backbone, mode)
-        model.adapter.start(model.classifier, support)
+        few_shots = _FakeFewShots(settings.data.shots, model.classifier, backbone, mode)
+        model.adapter.start(model.classifier, few_shots)
         _forget_values(model.classifier, mode)
     named = model.classifier.named()
-    # Whether a step overflows, and is left out, is a question of values.
+    # Gradient scaling skips a step if values overflow, and there are no values.
     model.precision.scaler = GradScaler(CPU.type, enabled=False)
     return replace(model, parameters={name: named[name] for name in model.parameters})
 
 
-class _NoImages:
-    """The few shots of a run, without images: see `so_clip.adapt.adapter.FewShots`."""
+class _FakeFewShots:
+    """The few-shot images of a run, without images; see `so_clip.adapt.adapter.FewShots`."""
 
     def __init__(
         self, shots: int, classifier: Classifier, backbone: Backbone, mode: FakeTensorMode
@@ -140,45 +140,48 @@ class _NoImages:
 
 
 def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Make fake what is not: prompts, and what an adapter has added."""
+    """Replace all real tensors by fake ones: prompts, and tensors that an adapter added."""
     for child in module.modules():
         held: list[dict[str, Any]] = [vars(child)[kind] for kind in ("_parameters", "_buffers")]
-        for own in held:
-            for name, value in own.items():
+        for tensors in held:
+            for name, value in tensors.items():
                 if value is not None and not isinstance(value, FakeTensor):
-                    own[name] = mode.from_tensor(value)
+                    tensors[name] = mode.from_tensor(value)
 
 
-def _evaluation(settings: Settings, tested: Sequence[Tested], model: Model) -> dict[str, Any]:
+def _evaluation(
+    settings: Settings, test_sets: Sequence[TestSetSize], model: Model
+) -> dict[str, Any]:
     """Evaluate one batch as the run does before training: memory, and FLOPs of all test sets.
 
-    Prompts of other classes count as much as those that the model has.
+    A class of another test set counts as much as one of the model's classes.
     """
-    classifier, images = model.classifier, sum(each.images for each in tested)
-    batch = min(settings.evaluation.batch_size, tested[0].images)
+    classifier, images = model.classifier, sum(test_set.images for test_set in test_sets)
+    batch = min(settings.evaluation.batch_size, test_sets[0].images)
     images_BCHW, _ = _batch(model, batch)
     precision = Precision(settings.evaluation_precision, CPU)
     peak = PeakMemory(classifier, None, CPU)
     watch_batch(classifier, images_BCHW, CPU, precision, peak)
-    # Not in inference mode, from which operations arrive as they are called, not as they are done.
+    # Without inference mode: there the counter sees composite operations, not their kernels.
     with torch.no_grad(), precision.autocast(), classifier.held_classes():
-        with counter() as of_images:
+        with counter() as image_counter:
             image_BD = classifier.backbone.encode_image(images_BCHW)
-        classifier.classes()  # once for all logits, and counted by itself
-        with counter() as of_logits:
+        classifier.classes()  # computed once for all logits, and counted separately
+        with counter() as logit_counter:
             classifier.logits(image_BD)
-        with counter() as of_classes:
+        with counter() as class_counter:
             classifier.backbone.encode_text(classifier.prompts)
-    encoded = images * of_images.get_total_flops() // batch
-    own = classifier.class_count
-    pairs = sum(each.images * each.classes for each in tested)
-    named = pairs * of_logits.get_total_flops() // (batch * own)
-    classes = sum(each.classes for each in tested) * of_classes.get_total_flops() // own
-    flops = encoded + named + classes
-    if settings.trains:
-        flops += named
-        flops += encoded if classifier.trains("vision") else 0
-        flops += classes if classifier.trains("text") else 0
+    class_count = classifier.class_count
+    pairs = sum(test_set.images * test_set.classes for test_set in test_sets)
+    classes = sum(test_set.classes for test_set in test_sets)
+    image_flops = images * image_counter.get_total_flops() // batch
+    logit_flops = pairs * logit_counter.get_total_flops() // (batch * class_count)
+    class_flops = classes * class_counter.get_total_flops() // class_count
+    flops = image_flops + logit_flops + class_flops
+    if settings.trains:  # evaluated again after training, without the cached part
+        flops += logit_flops
+        flops += image_flops if classifier.trains("vision") else 0
+        flops += class_flops if classifier.trains("text") else 0
     memory = peak.result()
     return {
         "memory": memory,
@@ -190,10 +193,10 @@ def _evaluation(settings: Settings, tested: Sequence[Tested], model: Model) -> d
 
 
 def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, Any]:
-    """Take a full training step that finds the optimizer's state, and so has a training's peak.
+    """Take one full training step with an existing optimizer state: that has the peak of training.
 
-    The last step of an epoch may have fewer images; its FLOPs are counted by themselves. So are
-    those of a later stage, where an adapter has stages.
+    The FLOPs of the last, smaller batch of an epoch, and of the later stages of an adapter, are
+    counted separately.
     """
     assert model.adapter is not None
     optimizer = build_optimizer(settings.method.optimizer, model)
@@ -208,9 +211,9 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
     ends = [step for step in model.adapter.stage_ends() if step < schedule.max_steps]
     for begin, end in pairwise([0, *ends, schedule.max_steps]):
         if begin:
-            with counter() as of_change:
+            with counter() as stage_counter:
                 model.adapter.after_step(model.classifier, begin)
-            total += of_change.get_total_flops()
+            total += stage_counter.get_total_flops()
         small_steps = end // epoch - begin // epoch if last else 0
         small = _step(model, optimizer, last) if small_steps else Flops()
         with nullcontext() if steps else peak:
@@ -227,9 +230,9 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer's state as its first step does, without a pass through the model."""
+    """Make the state of the optimizer as its first step does, without a pass through the model."""
     for group in optimizer.param_groups:
-        # SO's steps differ where a support is drawn anew; let the one that counts be such a step.
+        # SO draws a new support every T steps; with T=1 the counted step draws one.
         group |= {"T": 1} if group.get("T") else {}
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)

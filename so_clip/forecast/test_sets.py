@@ -1,4 +1,4 @@
-"""What a run trains on and what it tests, by the sizes on the datasets' cards."""
+"""The training classes and test sets of a run, by the sizes on the datasets' cards."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,18 +9,18 @@ from so_clip.data.cards.card import DatasetCard, check_trainable
 from so_clip.data.find import find_card
 
 
-class Tested(NamedTuple):
-    """Images of a test set, and the classes among which each is looked for."""
+class TestSetSize(NamedTuple):
+    """The number of images of a test set, and the number of candidate classes."""
 
     images: int
     classes: int
 
 
 def training_card(settings: Settings, card: DatasetCard) -> DatasetCard:
-    """Return the card with those classes alone that the run trains on.
+    """Return the card with only the classes that the run trains on.
 
     Raises:
-        InputError: the dataset has test images alone.
+        InputError: the dataset has only test images.
     """
     if settings.adapts:
         check_trainable(card)
@@ -31,16 +31,19 @@ def training_card(settings: Settings, card: DatasetCard) -> DatasetCard:
     return replace(card, class_names=card.class_names[:count], sizes=sizes)
 
 
-def tested_sizes(settings: Settings, card: DatasetCard) -> list[Tested]:
+def test_set_sizes(settings: Settings, card: DatasetCard) -> list[TestSetSize]:
     """Return the sizes of all test sets of a run, its own first.
 
-    How many test images the base classes have, no card says: each class counts alike.
+    Cards do not have the number of test images of the base classes, so all classes count as equal.
     """
     images, classes = card.sizes["test"], card.sizes["classes"]
-    sizes = [Tested(images, classes)]
+    sizes = [TestSetSize(images, classes)]
     if settings.data.base_to_new:
         base = base_count(classes)
-        of_base = images * base // classes
-        sizes = [Tested(of_base, base), Tested(images - of_base, classes - base)]
+        base_images = images * base // classes
+        sizes = [
+            TestSetSize(base_images, base),
+            TestSetSize(images - base_images, classes - base),
+        ]
     others = [find_card(name, settings.data.data_root).sizes for name in settings.data.transfer]
-    return sizes + [Tested(each["test"], each["classes"]) for each in others]
+    return sizes + [TestSetSize(other["test"], other["classes"]) for other in others]

@@ -11,7 +11,7 @@ from so_clip.cli.forecast import table
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
 from so_clip.data.cards.card import load_card
-from so_clip.forecast.predict import _of_its_device
+from so_clip.forecast.predict import _for_device
 from tests.helpers.command import call, python
 
 MEMORY = ("weights_mib", "gradients_mib", "optimizer_state_mib", "activations_mib")
@@ -121,7 +121,7 @@ def test_neither_network_nor_data_is_needed_and_nothing_is_left(tmp_path, monkey
 def test_prompts_have_more_memory_on_a_gpu_where_chunks_cost_time():
     def budget_mib(device: str, *overrides: str) -> float | None:
         settings = from_config(compose([f"device={device}", *overrides]))
-        return _of_its_device(settings).text_budget_mib
+        return _for_device(settings).text_budget_mib
 
     assert (budget_mib("cuda"), budget_mib("cpu")) == (1024, 128)
     assert (budget_mib("cuda", "memory=small"), budget_mib("cpu", "memory=fast")) == (64, 1024)

@@ -201,12 +201,12 @@ def test_flops_need_the_same_images_but_not_the_newest_settings(tmp_path):
     write_class_folders(tmp_path / "pets", ("dog",), images=8)
     (message,) = _report(*command).messages
     assert "the images in" in message
-    assert "are not those of the run any more" in message
+    assert "have changed since the run" in message
     for garbage in ([], 3, "x", {"folder": 1}):
         metrics["settings"]["own"] = garbage
         file.write_text(json.dumps(metrics))
         (message,) = _report(*command).messages
-        assert "no FLOPs: its settings are of another version" in message
+        assert "no FLOPs: its settings come from another version" in message
 
 
 def test_changed_code_has_another_hash(tmp_path):
@@ -224,7 +224,7 @@ def test_runs_with_unknown_settings_have_no_flops(tmp_path):
     done = _report(tmp_path / "runs", "-o", tmp_path / "out", "--tables-only", "--flops")
     assert done.code == 0
     (message,) = done.messages
-    assert "no FLOPs: its settings are of another version" in message
+    assert "no FLOPs: its settings come from another version" in message
     # A failure is not stored: another version of the code may succeed.
     assert not (tmp_path / "runs" / ".flops.json").exists()
     assert not (tmp_path / "out" / "tables" / "flops.csv").exists()
