@@ -1,1 +1,1 @@
-"""The commands of the one program, a module for each."""
+"""The commands of the program, one module each."""

@@ -23,8 +23,7 @@ The folder gets:
   tables/     each table as tidy CSV, Markdown, LaTeX and an HTML fragment; all.tex has all
   plots/      the plots
 
-Folders without a usable run are left out and named on stderr. Notes below a table say which runs
-are missing, with the command that runs them.
+Folders without a usable run are left out and named on stderr. Missing runs are printed.
 
 Exit codes: 0 done, also if unusable runs are left out; 2 no run can be used, or the folder cannot
 be written; 130 interrupted. Plots and page need: pip install 'so-clip[report]'."""
@@ -41,8 +40,8 @@ def main(
         typer.Option(
             metavar="RUN",
             help="A run folder whose confusion matrix, reliability, classes, curve and mistakes "
-            "must be on the page. May be repeated. The other "
-            "runs with these details are the best and the newest.",
+            "must be on the page. May be repeated. The other runs with these details are the best "
+            "and the newest.",
         ),
     ] = None,
     flops: Annotated[

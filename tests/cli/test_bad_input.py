@@ -192,12 +192,12 @@ def test_bad_places_for_results(place, reason, sweep, folders, tmp_path, monkeyp
     assert done.code == 2, done.err
     assert len(done.messages) == 1
     assert part in done.err
-    assert any(each in done.err for each in reason.split("|"))
+    assert any(part in done.err for part in reason.split("|"))
     assert "results_dir=FOLDER" in done.err
     assert _tree(tmp_path, *folders.values()) == before
 
 
-def test_the_small_dataset_is_refused_for_its_faults_alone(folders, tmp_path):
+def test_the_small_dataset_itself_is_accepted(folders, tmp_path):
     arguments = _filled(f"{EUROSAT} method=zero_shot", folders).split(" ")
     done = call(*arguments, f"results_dir={tmp_path}")
     assert done.code == 0, done.err
@@ -206,7 +206,7 @@ def test_the_small_dataset_is_refused_for_its_faults_alone(folders, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_cuda_where_there_is_none(device, folders, tmp_path, monkeypatch):
+def test_cuda_without_a_gpu_is_refused(device, folders, tmp_path, monkeypatch):
     parts = [f"device={device}", "device=cpu"]
     _refused([f"device={device}", "results_dir=r"], parts, folders, tmp_path, monkeypatch)
 

@@ -1,4 +1,4 @@
-"""doctor on datasets with planted faults: each is found, and its one command mends it."""
+"""`python -m so_clip doctor` on datasets with planted faults: each is found and can be repaired."""
 
 import io
 import json
@@ -164,7 +164,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("plant", "fault"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_is_found_and_its_one_command_mends_it(plant, fault, root):
+def test_a_fault_is_found_and_its_command_repairs_it(plant, fault, root):
     plant(root)
     before = sorted(root.rglob("*"))
     done = _doctor(root)
@@ -175,15 +175,15 @@ def test_a_fault_is_found_and_its_one_command_mends_it(plant, fault, root):
     (remedy,) = [line.strip() for line in done.out.splitlines() if line.startswith("  repair: ")]
     command = shlex.split(remedy.removeprefix("repair: "))
     assert command[:4] == ["python", "-m", "so_clip", "prepare"]
-    next_one = remedy.removeprefix("repair: ")
-    assert done.messages == [f"so_clip: 1 of 1 datasets is not whole. Next: {next_one}"]
-    mended = prepare(root, *[each for each in command[4:] if not each.startswith("dat")])
-    assert mended.code == 0, mended.err
+    next_command = remedy.removeprefix("repair: ")
+    assert done.messages == [f"so_clip: 1 of 1 datasets is not whole. Next: {next_command}"]
+    repaired = prepare(root, *[word for word in command[4:] if not word.startswith("dat")])
+    assert repaired.code == 0, repaired.err
     assert {path: laid_out(root)[path] for path in paths()} == images()
     assert _doctor(root, "check=all").code == 0
 
 
-def test_all_is_well(root):
+def test_a_whole_dataset_ends_with_a_first_run(root):
     done = _doctor(root)
     assert (done.code, done.err) == (0, "")
     run = f"python -m so_clip dataset=small data_root={root} backbone=vit_b16"
@@ -192,14 +192,14 @@ def test_all_is_well(root):
     )
 
 
-def test_a_sample_and_what_looks_odd_is_decoded(root):
+def test_a_sample_and_suspicious_images_are_decoded(root):
     assert "3 of them decoded" in _doctor(root, "samples=3").out
     assert "0 of them" not in _doctor(root, "samples=0").out
     _spoil("cat/cat_3.jpg", picture(0)[:-9])(root)
     done = _doctor(root, "samples=0")
     assert "1 of them decoded" in done.out
     assert "1 of 12 images damaged: cat/cat_3.jpg" in done.out
-    # Damage in the midst of a file takes a look at all of it.
+    # Damage in the middle of a file is found only by decoding it.
     middle = bytearray(picture(0))
     middle[20:-20] = bytes(len(middle) - 40)
     _spoil("cat/cat_3.jpg", bytes(middle))(root)
@@ -207,7 +207,7 @@ def test_a_sample_and_what_looks_odd_is_decoded(root):
     assert _doctor(root, "check=all").code == 1
 
 
-def test_several_faults_are_all_told(root):
+def test_several_faults_are_all_printed(root):
     _remove(IMAGE)(root)
     _spoil("bee/bee_0.jpg", b"")(root)
     _spoil("cat/cat_0.jpg", b"x")(root)
@@ -218,15 +218,15 @@ def test_several_faults_are_all_told(root):
 
 
 def test_twelve_faults_of_one_dataset_are_all_named(root):
-    """Damage of the split file hides none of the images'."""
+    """Faults of the split file do not hide faults of images."""
     pictures = root / "small" / "pictures"
     (pictures / "ant/ant_0.jpg").unlink()
     (pictures / "ant/ant_1.jpg").write_bytes(picture(1)[:-20])
     (pictures / "ant/ant_2.jpg").write_bytes(b"")
     (pictures / "ant/ant_3.jpg").write_bytes(b"<html>404</html>")
-    _pipe_at = pictures / "bee/bee_0.jpg"
-    _pipe_at.unlink()
-    os.mkfifo(_pipe_at)
+    pipe = pictures / "bee/bee_0.jpg"
+    pipe.unlink()
+    os.mkfifo(pipe)
     (pictures / "bee/bee_1.jpg").unlink()
     (pictures / "bee/bee_1.jpg").symlink_to(root / "gone.jpg")
     (pictures / "bee/bee_2.jpg").rename(pictures / "bee/bee_2.JPG")
@@ -240,7 +240,7 @@ def test_twelve_faults_of_one_dataset_are_all_named(root):
     (root / "small" / SPLIT_FILE).write_text(json.dumps(lists))
     done = _doctor(root)
     assert done.code == 1
-    for said in (
+    for line in (
         "fault: 4 of 13 images missing: ant/ant_0.jpg, bee/bee_1.jpg, bee/bee_2.jpg, ...",
         "fault: 1 of 13 images not plain files: bee/bee_0.jpg",
         "fault: 1 of 13 images empty files: ant/ant_2.jpg",
@@ -252,13 +252,13 @@ def test_twelve_faults_of_one_dataset_are_all_named(root):
         f"note: 1 of 13 images links that lead out of {pictures}, and are followed: bee/bee_3.jpg",
         "note: folders of images that no list names, and no run reads: dog",
     ):
-        assert said in done.out, said
+        assert line in done.out, line
     assert done.messages[0].endswith("repair=true")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to be")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 @pytest.mark.parametrize("locked", ["small", "small/pictures", "small/pictures/ant"])
-def test_a_folder_that_may_not_be_read_is_named(locked, root):
+def test_a_folder_without_permission_is_named(locked, root):
     code = """
 import os, sys
 from so_clip.__main__ import main
@@ -268,7 +268,7 @@ os.setgroups([])
 os.setuid(65534)
 sys.exit(main())
 """
-    with tempfile.TemporaryDirectory() as folder:  # that another user may enter
+    with tempfile.TemporaryDirectory() as folder:  # other users may enter it
         data = Path(folder) / "data"
         shutil.copytree(root.parent / "cards", Path(folder) / "cards")
         shutil.copytree(root, data)
@@ -294,7 +294,7 @@ sys.exit(main())
         (data / locked).chmod(0o755)
 
 
-def test_a_split_that_was_cut_down_is_noted_and_no_fault(root):
+def test_a_shorter_split_file_is_a_note_and_no_fault(root):
     lists = {part: entries[:2] for part, entries in split_lists().items()}
     lists["train"] = split_lists()["train"][::2]
     lists["test"] = split_lists()["test"]
@@ -306,7 +306,7 @@ def test_a_split_that_was_cut_down_is_noted_and_no_fault(root):
     )
 
 
-def test_what_is_absent_is_a_fault_only_where_it_is_asked_for(root):
+def test_an_absent_dataset_is_a_fault_only_if_it_is_named(root):
     gone = archive("https://example.org/b.zip")
     write_card(root.parent / "cards", gone, name="other", folder="other")
     done = _doctor(root)
@@ -322,7 +322,7 @@ def test_what_is_absent_is_a_fault_only_where_it_is_asked_for(root):
     assert "none of the datasets is there. Next: python -m so_clip prepare dataset=" in done.err
 
 
-def test_lists_without_a_split_file_are_held_to_the_published_numbers(root):
+def test_lists_without_a_split_file_must_have_the_published_sizes(root):
     folder = root / "planes"
     for part in ("train", "val", "test"):
         (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -338,7 +338,7 @@ def test_lists_without_a_split_file_are_held_to_the_published_numbers(root):
     assert "1 of 2 test images are there" in done.out
 
 
-def test_a_place_of_another_code_base_is_noted(root):
+def test_a_folder_of_another_code_base_is_noted(root):
     split = split_source("https://example.org/split_small.json")
     write_card(root.parent / "cards", split, folder="coop", other_folders=["tv", "small"])
     done = _doctor(root)
@@ -346,7 +346,7 @@ def test_a_place_of_another_code_base_is_noted(root):
     assert f"used in place, where another code base keeps it: {root / 'small'}" in done.out
 
 
-def test_as_json(root):
+def test_json_has_all_facts(root):
     _remove(IMAGE)(root)
     done = _doctor(root, "--json")
     (found,) = json.loads(done.out)
@@ -383,7 +383,7 @@ def test_help_names_every_option_and_package_datasets_are_whole(tmp_path):
     assert done.out.startswith("digits: whole, 1797 images")
 
 
-def test_the_real_images_at_hand_are_whole(shared):
+def test_the_available_real_images_are_whole(shared):
     done = call("doctor", f"data_root={shared / 'data'}", "dataset=eurosat", "check=all")
     assert done.code == 0
     assert done.out.startswith("eurosat: whole, 2494 images, 2494 of them decoded")

@@ -1,4 +1,4 @@
-"""Tables out of hand-made runs: averages over seeds and nothing else, and what is left out."""
+"""Tables from hand-made runs: averages over seeds only, and the runs that are left out."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_a_single_run_has_no_deviation(tmp_path):
         ({"backbone__pretrained": None}, "backbone.pretrained=None"),
         ({"split_sha256": "0123456789abcdef"}, "split=01234567"),
         ({"evaluation__precision": "bf16"}, "evaluation.precision=bf16"),
-        ({"optimizer__T": 5}, "optimizer.T=5"),  # an option that the others do not have
+        ({"optimizer__T": 5}, "optimizer.T=5"),  # an option that only this run has
         ({"shots": 16}, None),
         ({"backbone__architecture": "ViT-B-16"}, None),
         ({"method": "adamw", "method_title": "AdamW"}, None),
@@ -77,13 +77,13 @@ def test_different_choices_are_never_averaged(tmp_path, changes, shown):
         {"threads": 2},
     ],
 )
-def test_where_it_ran_is_no_choice(tmp_path, changes):
+def test_paths_and_threads_make_no_other_variant(tmp_path, changes):
     write_run(tmp_path, "a", seed=1)
     write_run(tmp_path, "b", seed=2, **changes)
     assert list(_cells(tmp_path)["runs"]) == [2]
 
 
-def test_what_follows_from_the_shots_needs_no_name(tmp_path):
+def test_settings_that_follow_from_the_shots_are_not_named(tmp_path):
     for shots in (1, 4):
         for seed in (1, 2):
             write_run(
@@ -98,7 +98,7 @@ def test_what_follows_from_the_shots_needs_no_name(tmp_path):
     assert list(cells["runs"]) == [2, 2]
 
 
-def test_a_run_that_is_there_twice_counts_once(tmp_path):
+def test_a_duplicate_run_counts_once(tmp_path):
     write_run(tmp_path, "a", seed=1, accuracy_percent=10.0)
     write_run(tmp_path, "b", seed=1, accuracy_percent=10.0, data_root="elsewhere")
     write_run(tmp_path, "c", seed=2, accuracy_percent=20.0)
@@ -107,7 +107,7 @@ def test_a_run_that_is_there_twice_counts_once(tmp_path):
     assert runs.skipped == [f"{tmp_path / 'b'}: repeats another run."]
 
 
-def test_datasets_stand_across_and_are_averaged_where_all_are_there(tmp_path):
+def test_datasets_are_columns_and_complete_rows_have_an_average(tmp_path):
     for dataset, accuracy in (("dtd", 40.0), ("digits", 80.0)):
         write_run(tmp_path, dataset, dataset=dataset, accuracy_percent=accuracy)
     write_run(tmp_path, "adamw", method="adamw", method_title="AdamW", accuracy_percent=70.0)
@@ -136,7 +136,7 @@ def test_zero_shot_has_no_shots(tmp_path):
         ({"seed": None}, "seed is None"),
     ],
 )
-def test_what_is_no_finished_run_is_left_out_by_name(tmp_path, metrics, reason):
+def test_an_unusable_run_is_left_out_by_name(tmp_path, metrics, reason):
     write_run(tmp_path, "good")
     bad = write_run(tmp_path, "bad", **(metrics if isinstance(metrics, dict) else {}))
     if metrics is None:
@@ -152,14 +152,14 @@ def test_what_is_no_finished_run_is_left_out_by_name(tmp_path, metrics, reason):
     assert "\n1 run; tables in " in done.out
 
 
-def test_hidden_folders_are_nobodys_runs(tmp_path):
+def test_hidden_folders_are_not_runs(tmp_path):
     write_run(tmp_path, "good")
     write_run(tmp_path, ".discarded-x/half")
     assert len(read_runs(tmp_path).frame) == 1
 
 
 @pytest.mark.parametrize("place", ["", "nowhere", "file"])
-def test_nothing_to_show_is_bad_input(tmp_path, place):
+def test_a_folder_without_runs_is_bad_input(tmp_path, place):
     (tmp_path / "file").write_text("")
     done = _table(tmp_path / place)
     assert (done.code, done.out) == (2, "")
@@ -168,7 +168,7 @@ def test_nothing_to_show_is_bad_input(tmp_path, place):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_command_leaves_two_tables_in_two_forms(tmp_path):
+def test_the_command_writes_two_tables_as_csv_and_markdown(tmp_path):
     runs = tmp_path / "runs"
     for seed, accuracy in ((1, 50.0), (2, 54.0)):
         write_run(runs / "deep", f"s{seed}", seed=seed, accuracy_percent=accuracy)
@@ -192,12 +192,12 @@ def test_the_command_leaves_two_tables_in_two_forms(tmp_path):
     assert "MiB" in memory
 
 
-def test_protocols_are_named_even_where_no_run_has_another(tmp_path):
+def test_protocols_are_always_named(tmp_path):
     write_run(tmp_path, "a", protocol="base_to_new", imbalance=None)
     assert list(_cells(tmp_path)["variant"]) == ["protocol=base_to_new"]
     write_run(tmp_path, "b", protocol="all", imbalance=None)
     write_run(tmp_path, "c", protocol="all", imbalance=0.5)
-    # Of the time before there were protocols.
+    # An old run without these settings.
     settings = json.loads((tmp_path / "b" / "metrics.json").read_text())["settings"]
     for option in ("protocol", "transfer", "imbalance"):
         del settings[option]
@@ -206,7 +206,7 @@ def test_protocols_are_named_even_where_no_run_has_another(tmp_path):
     assert dict(cells) == {"": 2, "imbalance=0.5": 1, "protocol=base_to_new": 1}
 
 
-def test_base_to_new_runs_have_tables_of_their_own(tmp_path):
+def test_base_to_new_runs_have_separate_tables(tmp_path):
     runs = tmp_path / "runs"
     for seed, new in ((1, 40.0), (2, 60.0)):
         figures = {"new_accuracy_percent": new, "harmonic_mean_percent": new + 5}
@@ -244,7 +244,7 @@ def test_transfer_has_a_table_by_target_and_source(tmp_path):
     assert lines[4] == f"| 4 | SO (from digits) | {cell} | {cell} | 30.00 (1) | 40.00 |"
 
 
-def test_it_needs_none_of_the_extras_and_prints_what_the_report_has(tmp_path):
+def test_it_needs_no_extras_and_prints_the_report_s_table(tmp_path):
     write_run(tmp_path, "a")
     code = (
         "import sys; from so_clip.__main__ import main; assert main() == 0;"
@@ -257,15 +257,15 @@ def test_it_needs_none_of_the_extras_and_prints_what_the_report_has(tmp_path):
     assert (tmp_path / "report" / "tables" / "accuracy.md").read_text() in printed
 
 
-def test_tables_go_elsewhere_on_request_and_are_made_again(tmp_path):
+def test_another_folder_gets_the_tables_and_they_are_rewritten(tmp_path):
     write_run(tmp_path / "runs", "a")
-    for _ in range(2):  # the second reads the same runs
+    for _ in range(2):  # the second call reads the same runs
         assert _table(tmp_path / "runs", "--out", tmp_path / "t").code == 0
     assert not (tmp_path / "runs" / "tables").exists()
     assert (tmp_path / "t" / "memory.csv").is_file()
 
 
-def test_an_unwritable_place_for_tables_is_bad_input(tmp_path):
+def test_an_unwritable_folder_is_bad_input(tmp_path):
     write_run(tmp_path, "a")
     done = _table(tmp_path, "-o", "/proc/tables")
     assert done.code == 2
