@@ -15,12 +15,12 @@ from tests.helpers.command import Outcome, call, python
 
 CLASSES = ("ant", "bee", "cat")
 SPLIT_FILE = "split_small.json"
-# Waits are short, since the server is near.
+# The server is on this machine, so waits are short.
 QUICK = ("retry_seconds=0.01", "timeout_seconds=5")
 
 
 def picture(number: int, side: int = 8) -> bytes:
-    """Return a small JPEG of one colour, another for each number."""
+    """Return a small JPEG in a colour that depends on the number."""
     data = io.BytesIO()
     colour = ((40 * number) % 251, (97 * number) % 251, (11 * number) % 251)
     Image.new("RGB", (side, side), colour).save(data, "JPEG")
@@ -71,7 +71,7 @@ def tarred(files: Mapping[str, bytes], compression: str = "gz") -> bytes:
 
 
 def below(folder: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the files with another folder around them."""
+    """Return the files in one more folder."""
     return {f"{folder}/{name}": content for name, content in files.items()}
 
 
@@ -122,7 +122,7 @@ def prepare(root: Path, *arguments: object, dataset: str = "small") -> Outcome:
 
 
 def laid_out(root: Path) -> dict[str, bytes]:
-    """Return the images of `small` that lie in their final place, by path."""
+    """Return the images of `small` in their final place, by path."""
     folder = root / "small" / "pictures"
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
@@ -132,7 +132,7 @@ def laid_out(root: Path) -> dict[str, bytes]:
 
 
 def prepare_without(module: str, root: Path) -> str:
-    """Call the command in a process where a module cannot be imported; return all that it says."""
+    """Run the command in a process where a module cannot be imported; return its output."""
     code = f"""if True:
         import sys
         class Absent:

@@ -1,4 +1,4 @@
-"""A small HTTP server on loopback that serves files as well or as badly as a test asks for."""
+"""A small HTTP server on loopback that serves files correctly or with the faults of a test."""
 
 import threading
 import time
@@ -16,15 +16,15 @@ class Served:
     Attributes:
         data: its bytes.
         ranges: whether range requests are answered with the range.
-        break_after: bytes after which each of the first answers breaks off, in order.
-        statuses: codes of the first answers, in order, before the file is served.
-        status: the code of every answer, if it is not to be 200.
-        location: where it redirects to.
+        break_after: for each of the first answers, the bytes after which it breaks off.
+        statuses: status codes of the first answers.
+        status: the status code of the other answers.
+        location: the target of a redirect.
         seconds_a_chunk: a pause before every 16 KiB.
-        etag: its version.
-        declared: the length that it claims to have.
+        etag: the version in the ETag header.
+        declared: the Content-Length header, if it is wrong.
         content_type: of the answer.
-        send_length: whether the length is told.
+        send_length: whether there is a Content-Length header.
     """
 
     data: bytes = b""
@@ -41,7 +41,7 @@ class Served:
 
 
 class Server:
-    """What is served, by path, and what was asked for: (path, Range header or "")."""
+    """The served files by path, and the requests as (path, Range header or "")."""
 
     def __init__(self, port: int) -> None:
         self.address = f"http://127.0.0.1:{port}"
@@ -119,7 +119,7 @@ def _answer(handler: BaseHTTPRequestHandler, served: Served) -> None:
 
 
 def _first(handler: BaseHTTPRequestHandler, served: Served) -> int | None:
-    """Return where the answer begins, or None for the whole file."""
+    """Return the first byte of the answer, or None for the whole file."""
     asked = handler.headers.get("Range", "")
     if not served.ranges or not asked:
         return None

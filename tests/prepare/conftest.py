@@ -1,4 +1,4 @@
-"""The server and the data root that the tests of prepare share."""
+"""The server and the data root of the tests of prepare."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,5 +16,5 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A data root that does not exist yet; the folder of cards lies beside it."""
+    """A data root that does not exist yet. The folder of cards is beside it."""
     return tmp_path / "data"

@@ -1,4 +1,4 @@
-"""Downloads from a server that is slow, breaks off, refuses ranges, or lies."""
+"""Downloads from a server that is slow, breaks off, lacks ranges, or sends wrong headers."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def _fetch(url, folder, patience=QUICK, **known):
 
 
 def _part(folder, url, data, version='"1"'):
-    """Leave behind what an earlier process had of the file."""
+    """Write the partial file of an earlier process."""
     folder.mkdir(exist_ok=True)
     (folder / "a.zip.part").write_bytes(data)
     notes = {"url": url, "total": len(DATA), "version": version}
@@ -35,46 +35,46 @@ def test_a_file_arrives_whole_and_nothing_else_stays(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
-def test_it_is_not_fetched_twice(server, tmp_path):
+def test_an_existing_file_is_not_downloaded_again(server, tmp_path):
     url = server.serve("a.zip", DATA)
     _fetch(url, tmp_path)
     _fetch(url, tmp_path)
     assert len(server.asked) == 1
 
 
-def test_a_slow_server_is_waited_for(server, tmp_path):
+def test_a_slow_server_is_no_error(server, tmp_path):
     url = server.serve("a.zip", DATA[:100_000], seconds_a_chunk=0.05)
     assert _fetch(url, tmp_path).read_bytes() == DATA[:100_000]
 
 
-def test_what_breaks_off_goes_on_from_there(server, tmp_path):
+def test_a_broken_download_is_resumed(server, tmp_path):
     url = server.serve("a.zip", DATA, break_after=[MIB + 7, MIB])
     digest = hashlib.sha256(DATA).hexdigest()
     assert _fetch(url, tmp_path, sha256=digest).read_bytes() == DATA
     assert server.ranges("a.zip") == ["", f"bytes={MIB + 7}-", f"bytes={2 * MIB + 7}-"]
 
 
-def test_a_later_process_goes_on_too(server, tmp_path):
+def test_a_later_process_resumes_a_download(server, tmp_path):
     url = server.serve("a.zip", DATA)
     _part(tmp_path, url, DATA[:1234])
     assert _fetch(url, tmp_path).read_bytes() == DATA
     assert server.ranges("a.zip") == ["bytes=1234-"]
 
 
-def test_a_server_without_ranges_is_asked_for_all_of_it(server, tmp_path):
+def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
     url = server.serve("a.zip", DATA, ranges=False, break_after=[MIB])
     assert _fetch(url, tmp_path).read_bytes() == DATA
     assert server.ranges("a.zip") == ["", f"bytes={MIB}-"]
 
 
-def test_another_version_begins_anew(server, tmp_path):
+def test_another_version_of_the_file_starts_the_download_again(server, tmp_path):
     url = server.serve("a.zip", DATA, etag='"2"')
     _part(tmp_path, url, b"old" * 99)
     assert _fetch(url, tmp_path).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("notes", ["another URL", "none", "no JSON"])
-def test_a_part_of_unknown_origin_is_not_trusted(notes, server, tmp_path):
+def test_a_partial_file_of_unknown_origin_is_not_used(notes, server, tmp_path):
     url = server.serve("a.zip", DATA)
     _part(tmp_path, "http://example.org/a.zip" if notes == "another URL" else url, b"x" * 99)
     if notes == "none":
@@ -85,19 +85,19 @@ def test_a_part_of_unknown_origin_is_not_trusted(notes, server, tmp_path):
     assert server.ranges("a.zip") == [""]
 
 
-def test_a_part_that_is_whole_already_is_taken(server, tmp_path):
+def test_a_partial_file_that_is_complete_is_used(server, tmp_path):
     url = server.serve("a.zip", DATA)
     _part(tmp_path, url, DATA)
     assert _fetch(url, tmp_path).read_bytes() == DATA
 
 
-def test_a_part_longer_than_the_file_begins_anew(server, tmp_path):
+def test_a_partial_file_longer_than_the_file_is_not_used(server, tmp_path):
     url = server.serve("a.zip", DATA)
     _part(tmp_path, url, DATA + b"x")
     assert _fetch(url, tmp_path).read_bytes() == DATA
 
 
-def test_a_resumed_file_with_a_wrong_checksum_is_fetched_anew_once(server, tmp_path):
+def test_a_resumed_file_with_a_wrong_checksum_is_downloaded_again_once(server, tmp_path):
     url = server.serve("a.zip", DATA, etag="W/weak")
     _part(tmp_path, url, b"x" * MIB, version="")
     digest = hashlib.md5(DATA).hexdigest()
@@ -105,13 +105,13 @@ def test_a_resumed_file_with_a_wrong_checksum_is_fetched_anew_once(server, tmp_p
     assert server.ranges("a.zip") == [f"bytes={MIB}-", ""]
 
 
-def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+def test_a_wrong_checksum_leaves_no_file(server, tmp_path):
     with pytest.raises(SourceFailed, match=r"a\.zip has the sha256 .*expected 000.*replaced"):
         _fetch(server.serve("a.zip", DATA), tmp_path, sha256="0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_passing_failures_are_tried_again(server, tmp_path):
+def test_temporary_failures_are_retried(server, tmp_path):
     url = server.serve("a.zip", DATA, statuses=[503, 429, 500])
     assert _fetch(url, tmp_path).read_bytes() == DATA
 
@@ -124,7 +124,7 @@ def test_passing_failures_are_tried_again(server, tmp_path):
         (503, 4, "HTTP 503.*4 times"),
     ],
 )
-def test_refusals_name_the_url_and_the_way_out(status, asked, said, server, tmp_path):
+def test_a_refusal_names_the_url_and_the_way_out(status, asked, said, server, tmp_path):
     url = server.serve("a.zip", status=status)
     with pytest.raises(SourceFailed, match=said) as caught:
         _fetch(url, tmp_path)
@@ -133,7 +133,7 @@ def test_refusals_name_the_url_and_the_way_out(status, asked, said, server, tmp_
     assert len(server.asked) == asked
 
 
-def test_a_file_that_breaks_off_again_and_again_is_given_up_and_kept(server, tmp_path):
+def test_a_download_that_always_breaks_off_is_given_up_and_its_part_kept(server, tmp_path):
     url = server.serve("a.zip", DATA, ranges=False, break_after=[99] * 9)
     with pytest.raises(
         SourceFailed,
@@ -143,17 +143,17 @@ def test_a_file_that_breaks_off_again_and_again_is_given_up_and_kept(server, tmp
     assert (tmp_path / "a.zip.part").stat().st_size == 99
 
 
-def test_progress_starts_the_count_of_failures_anew(server, tmp_path):
+def test_progress_resets_the_number_of_failures(server, tmp_path):
     long = DATA * 3
     url = server.serve("a.zip", long, break_after=[MIB + 1] * 9)
     assert _fetch(url, tmp_path).read_bytes() == long
 
 
-def test_a_length_that_is_not_told_is_no_matter(server, tmp_path):
+def test_a_file_of_unknown_length_is_downloaded(server, tmp_path):
     assert _fetch(server.serve("a.zip", DATA, send_length=False), tmp_path).read_bytes() == DATA
 
 
-def test_more_than_the_disk_has_is_not_begun(server, tmp_path):
+def test_a_file_larger_than_the_free_disk_is_refused(server, tmp_path):
     url = server.serve("a.zip", DATA, declared=1 << 60)
     with pytest.raises(
         SourceFailed, match=r"a\.zip needs .* GiB below .* GiB are free.*data_root="
@@ -162,7 +162,7 @@ def test_more_than_the_disk_has_is_not_begun(server, tmp_path):
     assert not (tmp_path / "a.zip.part").exists()
 
 
-def test_a_disk_that_fills_is_named(server, tmp_path):
+def test_a_full_disk_is_named(server, tmp_path):
     url = server.serve("a.zip", DATA)
     code = """if True:
         import resource, sys
@@ -180,7 +180,7 @@ def test_a_disk_that_fills_is_named(server, tmp_path):
     assert "Free the disk" in said
 
 
-def test_redirects_are_followed_to_http_alone(server, tmp_path):
+def test_only_redirects_to_http_are_followed(server, tmp_path):
     server.serve("there/a.zip", DATA)
     url = server.serve("a.zip", location="/there/a.zip")
     assert _fetch(url, tmp_path / "1").read_bytes() == DATA
@@ -191,13 +191,13 @@ def test_redirects_are_followed_to_http_alone(server, tmp_path):
         _fetch(server.serve("a.zip", location="/a.zip"), tmp_path / "3")
 
 
-def test_a_web_page_is_no_archive(server, tmp_path):
+def test_a_web_page_in_place_of_an_archive_is_refused(server, tmp_path):
     url = server.serve("a.zip", b"<html>quota exceeded</html>", content_type="text/html")
     with pytest.raises(SourceFailed, match=r"answers with a web page.*browser.*--offline-from"):
         _fetch(url, tmp_path)
 
 
-def test_where_nobody_listens_is_soon_known(tmp_path):
+def test_an_unreachable_server_is_given_up_soon(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/a.zip"
@@ -207,7 +207,7 @@ def test_where_nobody_listens_is_soon_known(tmp_path):
             _fetch(url, tmp_path)
 
 
-def test_silence_is_not_waited_for_for_ever(tmp_path):
+def test_a_silent_server_times_out(tmp_path):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -217,7 +217,7 @@ def test_silence_is_not_waited_for_for_ever(tmp_path):
 
 
 @pytest.mark.parametrize("told", ["-1", "9" * 5000, "x", ""])
-def test_a_length_that_is_none_is_not_believed(told, server, tmp_path):
+def test_an_invalid_length_is_ignored(told, server, tmp_path):
     url = server.serve("a.zip", DATA, declared=told)
     with suppress(SourceFailed):
         assert _fetch(url, tmp_path).read_bytes() == DATA

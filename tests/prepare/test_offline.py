@@ -1,4 +1,4 @@
-"""Archives that the user has; ImageNet, which is linked; datasets without a split file."""
+"""The user's archives, links to ImageNet, and datasets without a split file."""
 
 import hashlib
 
@@ -39,7 +39,7 @@ def _given(root, files, folder=""):
 
 @pytest.mark.parametrize("folder", ["", "small"])
 @pytest.mark.parametrize("flag", [("--offline-from", "{}"), ("--offline-from={}",)])
-def test_archives_at_hand_are_used_and_left_where_they_are(folder, flag, root):
+def test_the_users_archives_are_used_and_kept(folder, flag, root):
     _card(root)
     given = _given(root, {"small.zip": zipped(images()), SPLIT_FILE: split_bytes()}, folder)
     done = prepare(root, *(each.format(given) for each in flag))
@@ -49,7 +49,7 @@ def test_archives_at_hand_are_used_and_left_where_they_are(folder, flag, root):
     assert (given / folder / SPLIT_FILE).is_file()
 
 
-def test_what_is_not_there_is_named_and_not_fetched(server, root):
+def test_a_missing_archive_is_named_and_not_downloaded(server, root):
     url = server.serve("small.zip", zipped(images()))
     _card(root, archive(url))
     given = _given(root, {SPLIT_FILE: split_bytes()})
@@ -59,7 +59,7 @@ def test_what_is_not_there_is_named_and_not_fetched(server, root):
     assert not server.asked
 
 
-def test_another_version_is_refused_unless_it_is_named(root):
+def test_an_archive_with_another_checksum_is_used_only_if_the_user_names_it(root):
     data = zipped(images())
     _card(root, archive(URL, md5="0" * 32))
     given = _given(root, {"small.zip": data, SPLIT_FILE: split_bytes()})
@@ -71,7 +71,7 @@ def test_another_version_is_refused_unless_it_is_named(root):
     assert laid_out(root) == images()
 
 
-def test_a_file_under_any_name_is_taken(root):
+def test_an_archive_with_any_name_is_used(root):
     _card(root)
     given = _given(root, {"archive (3).zip": zipped(images()), SPLIT_FILE: split_bytes()})
     assert prepare(root, "--offline-from", given / "archive (3).zip").code == 0
@@ -93,7 +93,7 @@ def _aircraft_card(root, **sizes):
     write_card(root.parent / "cards", archive(URL), **changes)
 
 
-def test_lists_and_images_of_aircraft_come_from_one_folder(root):
+def test_aircraft_lists_and_images_are_found_in_one_folder(root):
     _aircraft_card(root)
     made = tarred(below("fgvc-2013b/data", _aircraft()) | {"fgvc-2013b/README.html": b"x"})
     done = prepare(root, "--offline-from", _given(root, {"small.zip": made}))
@@ -103,7 +103,7 @@ def test_lists_and_images_of_aircraft_come_from_one_folder(root):
     assert not (root / "small" / "README.html").exists()
 
 
-def test_another_number_of_images_than_published_is_refused(root):
+def test_a_number_of_images_that_was_not_published_is_refused(root):
     _aircraft_card(root, test=3)
     given = _given(root, {"small.zip": tarred(below("data", _aircraft()))})
     done = prepare(root, "--offline-from", given)
@@ -122,7 +122,7 @@ def _parent(root):
 @pytest.mark.parametrize(
     ("layout", "names"), [("wordnet_folders", ["n01", "n03"]), ("numbered_folders", ["0", "2"])]
 )
-def test_test_sets_of_another_datasets_classes_are_found_by_their_folders(layout, names, root):
+def test_test_sets_are_found_by_their_class_folders(layout, names, root):
     _parent(root)
     there = {f"{name}/{index}.jpg": picture(index) for name in names for index in range(2)}
     changes = {"layout": layout, "split_file": None, "classes_of": "parent"}
@@ -154,7 +154,7 @@ def test_imagenet_is_linked_from_a_copy(place, root):
     assert again.out.startswith("parent: is complete: 9 images")
 
 
-def test_imagenet_is_never_fetched(root):
+def test_imagenet_is_never_downloaded(root):
     _parent(root)
     done = prepare(root, dataset="parent")
     assert done.code == 2
@@ -168,7 +168,7 @@ def test_imagenet_is_never_fetched(root):
     assert "left out; it is never downloaded" in done.err
 
 
-def test_validation_images_in_one_heap_are_refused(root):
+def test_imagenet_validation_images_without_class_folders_are_refused(root):
     _parent(root)
     copy = root.parent / "copy"
     for name in ("n01", "n02", "n03"):

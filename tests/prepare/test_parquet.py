@@ -1,4 +1,4 @@
-"""Parquet sets in Hugging Face's layout, made here, by file name, by column and by label."""
+"""Parquet sets in Hugging Face's layout: images found by file name, column and label."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def _card(server, root, *files, **more):
     write_card(root.parent / "cards", source, split)
 
 
-def test_names_within_the_images_tell_their_places(server, root):
+def test_images_are_placed_by_their_own_file_names(server, root):
     rows = _rows()
     rows.append(("not_in_the_split.jpg", picture(99), 0, None))
     files = [
@@ -69,7 +69,7 @@ def test_names_within_the_images_tell_their_places(server, root):
     assert laid_out(root) == images()
 
 
-def test_a_column_may_have_the_names_without_suffix(server, root):
+def test_images_are_placed_by_a_column_of_names_without_suffix(server, root):
     rows = _rows(name=lambda _: None, image_id=lambda path: PurePosixPath(path).stem)
     url = server.serve("a.parquet", parquet(rows))
     _card(server, root, {"url": url}, name_column="image_id")
@@ -77,7 +77,7 @@ def test_a_column_may_have_the_names_without_suffix(server, root):
     assert laid_out(root) == images()
 
 
-def test_labels_tell_apart_images_of_one_name(server, root):
+def test_labels_distinguish_images_of_one_name(server, root):
     lists = json.loads(split_bytes())
     for part in lists.values():
         for entry in part:
@@ -96,7 +96,7 @@ def test_labels_tell_apart_images_of_one_name(server, root):
     assert laid_out(root) == there
 
 
-def test_a_file_may_stand_for_a_folder(server, root):
+def test_a_parquet_file_can_hold_one_folder(server, root):
     # As in Stanford Cars, both folders have an image 00001.jpg.
     where = {"train": ["cars_train/1.jpg", "cars_train/2.jpg"], "val": ["cars_train/3.jpg"]}
     where["test"] = ["cars_test/1.jpg", "cars_test/2.jpg"]
@@ -134,7 +134,7 @@ def test_a_listing_names_the_files(server, root):
 
 
 @pytest.mark.parametrize("text", ["[", "{}", '["http://x/a.zip"]', '["file:///a.parquet"]'])
-def test_a_listing_without_files_is_no_source(text, tmp_path):
+def test_a_listing_without_parquet_files_is_refused(text, tmp_path):
     (tmp_path / "listing.json").write_text(text)
     with pytest.raises(SourceFailed, match=r"^http://x/list: "):
         listed_files(tmp_path / "listing.json", "http://x/list")
@@ -181,7 +181,7 @@ def _bomb():
 
 
 @pytest.mark.parametrize(("made", "message"), BAD.values(), ids=BAD)
-def test_sets_that_cannot_be_used_are_left_for_the_next(made, message, server, root):
+def test_unusable_parquet_sets_are_named(made, message, server, root):
     url = server.serve("a.parquet", made())
     _card(server, root, {"url": url})
     done = prepare(root)
@@ -190,7 +190,7 @@ def test_sets_that_cannot_be_used_are_left_for_the_next(made, message, server, r
     assert laid_out(root) == {}
 
 
-def test_without_pyarrow_the_command_is_told_before_anything_is_fetched(server, root):
+def test_without_pyarrow_the_pip_command_is_named_before_a_download(server, root):
     _card(server, root, {"url": server.serve("a.parquet", parquet(_rows()))})
     said = prepare_without("pyarrow", root)
     assert "a parquet set needs pyarrow" in said

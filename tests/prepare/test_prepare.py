@@ -1,13 +1,16 @@
-"""prepare, as a user calls it, against a real server: from nothing to the layout that runs read."""
+"""The prepare command against a real server: it makes the layout that runs read."""
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
 from so_clip.data.cards.card import load_card
 from so_clip.data.images import open_images
 from so_clip.data.lists.splits import load_splits
+from so_clip.prepare.dataset import locked
+from so_clip.system.locks import is_locked
 from tests.helpers.archives import (
     SPLIT_FILE,
     archive,
@@ -64,7 +67,7 @@ def test_an_archive_becomes_the_layout_whatever_its_folders(made, server, root):
     assert open_images(card, root).read(splits.test[0].path).size == (8, 8)
 
 
-def test_repeating_fetches_nothing_and_says_so(server, root):
+def test_a_complete_dataset_is_not_downloaded_again(server, root):
     _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
     prepare(root)
     asked = list(server.asked)
@@ -73,7 +76,7 @@ def test_repeating_fetches_nothing_and_says_so(server, root):
     assert server.asked == asked
 
 
-def test_what_is_there_is_kept_and_what_lacks_is_added(server, root):
+def test_existing_images_are_kept_and_missing_ones_added(server, root):
     _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
     folder = root / "small" / "pictures"
     (folder / "ant").mkdir(parents=True)
@@ -85,7 +88,7 @@ def test_what_is_there_is_kept_and_what_lacks_is_added(server, root):
     assert laid_out(root) == expected
 
 
-def test_a_split_that_was_cut_down_is_kept_and_asks_for_its_images_alone(server, root):
+def test_a_shortened_split_file_is_kept_and_only_its_images_are_needed(server, root):
     (root / "small").mkdir(parents=True)
     lists = {"train": [["ant/ant_0.jpg", 0, "ant"]], "val": []}
     mine = json.dumps(lists | {"test": [["ant/ant_3.jpg", 0, "ant"]]}).encode()
@@ -132,7 +135,7 @@ def test_sources_are_tried_in_order_until_one_works(server, root):
     assert not server.ranges("never.zip")
 
 
-def test_where_none_works_all_are_named_with_the_ways_out(server, root):
+def test_if_no_source_works_all_are_named_with_the_ways_out(server, root):
     gone = server.serve("gone.zip", status=404)
     _cards(root, archive(gone), _split(server))
     done = prepare(root)
@@ -169,7 +172,7 @@ def test_a_split_file_is_checked_before_it_is_used(made, message, server, root):
     assert laid_out(root) == images()
 
 
-def test_a_split_file_is_held_to_its_published_checksum(server, root):
+def test_a_split_file_must_have_its_published_checksum(server, root):
     pictures = archive(server.serve("small.zip", zipped(images())))
     _cards(root, _split(server), pictures, split_sha256="0" * 64)
     done = prepare(root)
@@ -189,7 +192,7 @@ def test_several_archives_make_one_dataset(server, root):
     assert there == images()
 
 
-def test_archives_are_kept_on_demand(server, root):
+def test_keep_archives_keeps_the_downloads(server, root):
     served = zipped(images())  # once: an archive holds the time it was made at
     _cards(root, archive(server.serve("small.zip", served)), _split(server))
     prepare(root, "keep_archives=true")
@@ -198,7 +201,7 @@ def test_archives_are_kept_on_demand(server, root):
     assert sorted(path.name for path in (root / ".prepare" / "small").iterdir()) == ["downloads"]
 
 
-def test_all_goes_on_after_a_failure_and_says_what_is_not_there(server, root):
+def test_all_continues_after_a_failure_and_names_the_missing_datasets(server, root):
     _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
     write_card(root.parent / "cards", name="lost", folder="lost")
     write_card(root.parent / "cards", name="shipped", layout="digits", split_file=None)
@@ -210,7 +213,7 @@ def test_all_goes_on_after_a_failure_and_says_what_is_not_there(server, root):
     assert prepare(root, dataset="shipped").out.startswith("shipped: comes with a Python package")
 
 
-def test_a_dataset_folder_may_be_a_link_to_another_place(server, root):
+def test_a_dataset_folder_may_be_a_link(server, root):
     elsewhere = root.parent / "elsewhere"
     elsewhere.mkdir()
     root.mkdir()
@@ -218,3 +221,16 @@ def test_a_dataset_folder_may_be_a_link_to_another_place(server, root):
     _cards(root, archive(server.serve("small.zip", zipped(images()))), _split(server))
     assert prepare(root).code == 0
     assert (elsewhere / "pictures" / "ant" / "ant_0.jpg").is_file()
+
+
+@pytest.mark.skipif(not Path("/sys").exists(), reason="needs a folder that nobody can write to")
+def test_a_read_only_data_root_is_used_without_a_lock():
+    messages: list[str] = []
+    with locked(Path("/sys"), messages.append):
+        assert messages == []
+
+
+def test_a_data_root_is_locked_only_during_preparation(tmp_path):
+    with locked(tmp_path, print):
+        assert is_locked(tmp_path)
+    assert [*tmp_path.iterdir()] == []

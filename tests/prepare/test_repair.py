@@ -1,4 +1,4 @@
-"""repair=true: what is damaged is fetched anew, and put back where nothing better can be had."""
+"""repair=true replaces damaged files, and puts them back if no source works."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from tests.helpers.archives import (
 
 @pytest.fixture
 def whole(server, root):
-    """A whole dataset, of which tests then damage something."""
+    """A complete dataset for tests to damage."""
     split = split_source(server.serve("split_small.json", split_bytes()))
     write_card(root.parent / "cards", archive(server.serve("a.zip", zipped(images()))), split)
     prepare(root)
@@ -32,7 +32,7 @@ DAMAGE = {
 }
 
 
-def test_damaged_images_are_kept_until_they_are_to_be_mended(whole, server):
+def test_damaged_images_are_replaced_only_with_repair(whole, server):
     pictures = whole / "small" / "pictures"
     for path, data in DAMAGE.items():
         (pictures / path).write_bytes(data)
@@ -46,7 +46,7 @@ def test_damaged_images_are_kept_until_they_are_to_be_mended(whole, server):
     assert [path.name for path in whole.iterdir()] == ["small"]
 
 
-def test_where_no_source_works_what_was_there_stays(whole, server):
+def test_damaged_files_stay_if_no_source_works(whole, server):
     for path, data in DAMAGE.items():
         (whole / "small" / "pictures" / path).write_bytes(data)
     server.serve("a.zip", status=404)
@@ -54,7 +54,7 @@ def test_where_no_source_works_what_was_there_stays(whole, server):
     assert laid_out(whole) == images() | DAMAGE
 
 
-def test_a_damaged_split_file_is_fetched_anew_on_demand(whole, server):
+def test_a_damaged_split_file_is_replaced_with_repair(whole, server):
     split = whole / "small" / SPLIT_FILE
     split.write_bytes(split_bytes()[:-40])
     done = prepare(whole)
@@ -68,7 +68,7 @@ def test_a_damaged_split_file_is_fetched_anew_on_demand(whole, server):
     assert split.read_bytes() == b"{}"
 
 
-def test_a_folder_in_an_images_place_is_named_and_mended_on_demand(whole):
+def test_a_folder_in_an_images_place_is_replaced_with_repair(whole):
     image = whole / "small" / "pictures" / "ant" / "ant_0.jpg"
     image.unlink()
     image.mkdir()

@@ -1,4 +1,4 @@
-"""Hostile and broken archives: refused by name, and nothing leaves the folder."""
+"""Hostile and broken archives are refused by name and write nothing outside the folder."""
 
 import gzip
 import io
@@ -128,12 +128,12 @@ def test_a_sparse_file_is_refused(tmp_path):
     assert sum(path.stat().st_size for path in (tmp_path / "target").rglob("*")) < MIB
 
 
-def test_the_size_of_all_that_comes_out_is_bounded(tmp_path):
+def test_the_unpacked_size_is_limited(tmp_path):
     with pytest.raises(SourceFailed, match=r"more than is allowed \(max_unpacked_gib\)"):
         _unpack(tmp_path, zipped({"a": bytes(600), "b": bytes(600)}), budget=1000)
 
 
-def test_the_number_of_members_is_bounded(tmp_path):
+def test_the_number_of_members_is_limited(tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "a.zip").write_bytes(zipped({str(index): b"" for index in range(9)}))
     with pytest.raises(SourceFailed, match="members"):
@@ -142,28 +142,28 @@ def test_the_number_of_members_is_bounded(tmp_path):
 
 @pytest.mark.parametrize("length", [0, 1, 5, 300, 700])
 @pytest.mark.parametrize("make", [zipped, tarred, lambda files: tarred(files, "xz")])
-def test_archives_that_are_cut_short_are_damaged(make, length, tmp_path):
+def test_a_truncated_archive_is_damaged(make, length, tmp_path):
     data = make({f"{index}.jpg": os.urandom(999) for index in range(4)})
     with pytest.raises(SourceFailed, match="damaged or cut short") as caught:
         _unpack(tmp_path, data[:length])
     assert caught.value.spoiled
 
 
-def test_a_flipped_byte_is_damage(tmp_path):
+def test_an_archive_with_a_flipped_byte_is_damaged(tmp_path):
     data = bytearray(zipped({"a": os.urandom(999)}))
     data[200] ^= 1
     with pytest.raises(SourceFailed, match="damaged"):
         _unpack(tmp_path, bytes(data))
 
 
-def test_names_and_kinds_do_not_matter_and_files_are_plain(tmp_path):
+def test_the_archives_name_does_not_matter_and_files_get_default_permissions(tmp_path):
     member, content = _member("run.sh", content=b"x")
     member.mode = 0o6777
     target = _unpack(tmp_path, _tar((member, content)), name="photo.jpg")
     assert (target / "run.sh").stat().st_mode & 0o7111 == 0
 
 
-def test_a_disk_that_fills_is_named_and_the_archive_stays_good(tmp_path):
+def test_a_full_disk_is_named_and_the_archive_is_kept(tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "a.zip").write_bytes(zipped({"a": os.urandom(3 * MIB)}))
     code = """if True:
@@ -182,7 +182,7 @@ def test_a_disk_that_fills_is_named_and_the_archive_stays_good(tmp_path):
     assert "data_root=FOLDER" in said
 
 
-def test_more_than_the_disk_has_is_not_begun(tmp_path):
+def test_an_archive_larger_than_the_free_disk_is_refused(tmp_path):
     with (
         pytest.raises(SourceFailed, match=r"below .*needs .* GiB are free\..*data_root=FOLDER"),
         source_errors(tmp_path / "a.zip", tmp_path),
@@ -190,7 +190,7 @@ def test_more_than_the_disk_has_is_not_begun(tmp_path):
         check_space(1 << 60, tmp_path)
 
 
-def test_a_hostile_source_is_left_for_the_next_and_nothing_is_in_place(server, root):
+def test_after_a_hostile_source_the_next_one_is_used(server, root):
     evil = server.serve("evil.zip", zipped(images() | {"../../../../evil.jpg": b"x"}))
     large = io.BytesIO()
     Image.new("1", (20_000, 10_000)).save(large, "PNG")

@@ -1,4 +1,4 @@
-"""UCF101's images from its videos, which the test makes."""
+"""UCF101's images from videos that the tests make."""
 
 import io
 from fractions import Fraction
@@ -55,7 +55,7 @@ def _card(server, root, *sources):
     write_card(root.parent / "cards", *sources, split)
 
 
-def test_videos_at_hand_give_their_middle_frames_without_a_download(server, root):
+def test_the_users_videos_are_used_without_a_download(server, root):
     for path, data in below("UCF-101", _videos()).items():
         (root / "small" / path).parent.mkdir(parents=True, exist_ok=True)
         (root / "small" / path).write_bytes(data)
@@ -71,7 +71,7 @@ def test_videos_at_hand_give_their_middle_frames_without_a_download(server, root
 
 
 @pytest.mark.parametrize("kind", ["videos", "archive"])
-def test_videos_in_an_archive_do_too(kind, server, root):
+def test_videos_in_an_archive_are_used(kind, server, root):
     url = server.serve("UCF-101.zip", zipped(below("UCF-101", _videos())))
     sources = [{"kind": "videos", "holds": "images", "files": [{"url": url}]}]
     if kind == "archive":
@@ -81,7 +81,7 @@ def test_videos_in_an_archive_do_too(kind, server, root):
     assert sorted(laid_out(root)) == sorted(paths())
 
 
-def test_some_videos_are_not_enough(server, root):
+def test_videos_are_used_only_if_all_are_there(server, root):
     some = dict(list(_videos().items())[:3])
     for path, data in some.items():
         (root / "small" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -93,13 +93,13 @@ def test_some_videos_are_not_enough(server, root):
 
 
 @pytest.mark.parametrize(("count", "grey"), [(1, 100), (2, 120), (5, 140)])
-def test_the_frame_is_the_middle_one(count, grey, tmp_path):
+def test_the_middle_frame_is_extracted(count, grey, tmp_path):
     (tmp_path / "a.avi").write_bytes(video(range(100, 100 + 20 * count, 20)))
     extract_frames({"a.jpg": tmp_path / "a.avi"}, tmp_path / "out")
     assert abs(_grey((tmp_path / "out" / "a.jpg").read_bytes()) - grey) <= 3
 
 
-def test_a_header_that_does_not_know_the_number_is_no_matter(tmp_path):
+def test_frames_are_counted_if_the_header_has_no_number(tmp_path):
     (tmp_path / "a.mkv").write_bytes(video(range(100, 200, 20), "matroska"))
     with av.open(str(tmp_path / "a.mkv")) as container:
         assert container.streams.video[0].frames == 0
@@ -116,13 +116,13 @@ def test_a_video_that_ends_before_its_middle_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"no video" * 99])
-def test_what_is_no_video_is_named(data, tmp_path):
+def test_a_file_that_is_not_a_video_is_named(data, tmp_path):
     (tmp_path / "a.avi").write_bytes(data)
     with pytest.raises(SourceFailed, match=r"a\.avi: the video cannot be decoded .*Fetch it again"):
         extract_frames({"a.jpg": tmp_path / "a.avi"}, tmp_path)
 
 
-def test_without_a_decoder_the_command_is_told(server, root):
+def test_without_a_decoder_the_pip_command_is_named(server, root):
     for path, data in _videos().items():
         (root / "small" / path).parent.mkdir(parents=True, exist_ok=True)
         (root / "small" / path).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Files are whole or absent, on full disks and in locked folders too."""
+"""Atomic files, also on full disks and in read-only folders."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def _contents(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_text_and_json_come_back_as_written(tmp_path):
+def test_text_and_json_are_read_back_as_written(tmp_path):
     atomic.write_text(tmp_path / "new" / "deep" / "a.txt", "Größe ½\n")
     assert (tmp_path / "new" / "deep" / "a.txt").read_bytes() == "Größe ½\n".encode()
     atomic.write_json(tmp_path / "a.json", {"κ": [5e-4, None]})
@@ -47,7 +47,7 @@ def test_text_and_json_come_back_as_written(tmp_path):
     assert text == '{\n  "κ": [\n    0.0005,\n    null\n  ]\n}\n'
 
 
-def test_what_is_no_unicode_is_written_as_what_can_be_printed(tmp_path):
+def test_invalid_unicode_is_written_as_printable_escapes(tmp_path):
     name = b"caf\xe9.png".decode(errors="surrogateescape")
     atomic.write_json(tmp_path / "a.json", {"command": [name], name: "\\udce9 é"})
     values = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_made_is_an_input_error():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
-def test_what_is_not_json_leaves_the_old_file(tmp_path, value):
+def test_values_that_json_lacks_leave_the_old_file(tmp_path, value):
     atomic.write_json(tmp_path / "a.json", 1)
     with pytest.raises((TypeError, ValueError)):
         atomic.write_json(tmp_path / "a.json", {"accuracy_percent": value})
@@ -129,7 +129,7 @@ def test_the_file_is_synced_and_then_its_folder(tmp_path, monkeypatch):
     assert synced == [False, True]
 
 
-def test_what_a_killed_process_was_writing_is_removed_when_it_is_surely_dead(tmp_path):
+def test_the_unfinished_file_of_a_killed_process_is_removed_later(tmp_path):
     code = "import os, sys, pathlib\nfrom so_clip.system import atomic\n" + (
         "with atomic.writing(pathlib.Path(sys.argv[1]) / 'a.txt') as file:\n"
         "    file.write(b'half')\n"
@@ -146,7 +146,7 @@ def test_what_a_killed_process_was_writing_is_removed_when_it_is_surely_dead(tmp
     atomic.remove_dead(tmp_path / "none")
 
 
-def test_a_reader_never_sees_a_part(tmp_path):
+def test_a_reader_never_sees_a_partial_file(tmp_path):
     path = tmp_path / "a.txt"
     texts = ["a" * 300_000, "b" * 100]
     atomic.write_text(path, texts[0])
@@ -166,7 +166,7 @@ def test_a_reader_never_sees_a_part(tmp_path):
     assert _contents(tmp_path) == ["a.txt"]
 
 
-def test_a_command_names_the_option_that_decides_on_its_folder():
+def test_the_message_names_the_commands_option_for_its_folder():
     with (
         pytest.raises(atomic.CannotWrite, match=r"another folder with -o FOLDER\.") as caught,
         atomic.output_option("-o FOLDER"),

@@ -1,4 +1,4 @@
-"""How runs that are done at the same time share the cores and the GPUs."""
+"""Concurrent runs share the cores and the GPUs."""
 
 import os
 from contextlib import ExitStack
@@ -32,18 +32,18 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
         ({"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"}, 999, CORES),
     ],
 )
-def test_a_launcher_does_so_many_concurrent_runs(launcher, jobs, expected):
+def test_the_number_of_concurrent_runs_depends_on_the_launcher(launcher, jobs, expected):
     assert concurrent_runs(launcher, jobs) == expected
 
 
-def test_every_run_has_a_core_and_none_has_anothers():
+def test_concurrent_runs_share_the_cores():
     assert usable_cores() == core_share(1) == CORES
     for at_once in (1, 2, CORES, CORES + 1, 999):
         assert core_share(at_once) >= 1
         assert core_share(at_once) * at_once <= max(CORES, at_once)
 
 
-def test_auto_shares_the_cores_out_and_what_is_given_counts():
+def test_auto_threads_share_the_cores_and_explicit_values_win():
     config = compose([])
     alone, crowded = from_config(config), from_config(config, at_once=CORES)
     assert (alone.threads, alone.evaluation.workers) == (None, CORES)
@@ -61,7 +61,7 @@ def test_auto_shares_the_cores_out_and_what_is_given_counts():
         *((device, 1, False) for device in ("auto", "cuda", "cpu")),
     ],
 )
-def test_cuda_without_a_number_is_any_of_the_gpus(device, at_once, expected):
+def test_cuda_without_a_number_means_any_gpu(device, at_once, expected):
     assert shares_gpus(device, at_once) == expected
 
 
@@ -73,7 +73,7 @@ def test_each_job_takes_the_next_gpu(tmp_path):
     assert taken == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_a_gpu_that_is_at_work_is_passed_over_until_all_are(tmp_path):
+def test_a_busy_gpu_is_skipped_unless_all_are_busy(tmp_path):
     with ExitStack() as stack:
         taken = [stack.enter_context(lease_gpu(0, 3, tmp_path)) for _ in range(5)]
         assert taken == [0, 1, 2, 0, 0]

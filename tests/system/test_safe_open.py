@@ -1,4 +1,4 @@
-"""Files in folders that others write to."""
+"""Safe opening of files in folders that others can write to."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def test_a_plain_file_is_read_through_a_link_too(tmp_path: Path):
     assert read_plain(tmp_path / "a") == read_plain(tmp_path / "link") == b"abc"
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path):
+def test_a_pipe_is_refused(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a plain file"):
         read_plain(tmp_path / "pipe")
