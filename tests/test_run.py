@@ -252,4 +252,4 @@ def test_runs_become_tables(demo, zero_shot, results):
     assert done.code == 0
     assert f"{zero_shot.metrics['accuracy_percent']:.2f}" in done.out
     for name in ("Zero-shot CLIP", "SO"):
-        assert f"| {'-' if name != 'SO' else '4'} | {name}" in done.out
+        assert f"| {'-' if name != 'SO' else '4'} | {name}" in done.cells

@@ -330,7 +330,7 @@ def test_tables_tell_the_protocols_apart(root, tmp_path):
         f"| 2 | {title} (protocol=base\\_to\\_new) |",
         f"| 2 | {title} (from eurosat) |",
     ):
-        assert line in done.out
+        assert line in done.cells
     names = {path.stem for path in (tmp_path / "tables").glob("*.csv")}
     wanted = {"accuracy", "memory", "base_accuracy", "new_accuracy", "harmonic_mean", "transfer"}
     assert names == wanted

@@ -28,6 +28,11 @@ class Outcome:
     err: str
 
     @property
+    def cells(self) -> str:
+        """The output with each run of blanks as one, so that tables have no padding."""
+        return re.sub(" {2,}", " ", self.out)
+
+    @property
     def messages(self) -> list[str]:
         """The lines on stderr that begin with the program's name, one per message."""
         return [line for line in self.err.splitlines() if re.match(r"so_clip(\.\w+)?: ", line)]
