@@ -1,5 +1,6 @@
 """The text of `python -m so_clip --help`, read from conf/ and the dataset cards."""
 
+import json
 import re
 import textwrap
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from so_clip.cli.program import COMMANDS
+from so_clip.config.settings import declared_options
 from so_clip.data.cards.card import USER_LAYOUTS, card_names
 from so_clip.errors import InputError, nearest
 from so_clip.system.paths import CONF_DIR
@@ -105,7 +107,7 @@ def overview() -> str:
         parts.append(_entry(group, " | ".join(named) + more, 16))
     parts.append("    adapter, optimizer, schedule: parts of a method; launcher: parallel runs")
     parts += ["", f"common options (OPTION=VALUE); all of them: {_HELP} options"]
-    options = _options(CONF_DIR / "config.yaml")
+    options = _declared()
     for name in _COMMON_OPTIONS:
         parts += [line for line in options if line.strip().startswith(f"{name}=")]
     parts += ["", f"other commands, each with its own --help: {_HELP} commands"]
@@ -151,7 +153,7 @@ def manual() -> str:
 def _all_options() -> list[str]:
     parts = [
         "options (OPTION=VALUE), with their defaults",
-        *_options(CONF_DIR / "config.yaml"),
+        *_declared(),
         "  of any dataset with a split file",
         _entry("dataset.split_file=null", "read this split file instead of the dataset's own"),
     ]
@@ -183,9 +185,23 @@ def _opening(path: Path) -> str:
     return re.split(r"(?<=\.) ", text)[0].rstrip(".")
 
 
+def _declared() -> list[str]:
+    """Return "  name=default  help" lines for the options that belong to no group."""
+    lines = []
+    for name, field in declared_options().items():
+        if not field.is_required():
+            default = field.default
+            shown = default if isinstance(default, str) else json.dumps(default)
+            lines.append(_entry(f"{name}={shown}", field.description or ""))
+    return lines
+
+
 def _options(path: Path, prefix: str = "") -> list[str]:
-    """Return "  key=default  comment" lines for the plain values of a YAML file."""
-    lines, parents = [], ""
+    """Return "  key=default  help" lines for the plain values of a YAML file.
+
+    The help is the line's comment, or that of the option's declaration.
+    """
+    lines, parents, declared = [], "", declared_options()
     for line in path.read_text(encoding="utf-8").splitlines():
         match = re.match(r"( *)([A-Za-z]\w*):( *)([^#]*?)(?: +# *(.*))?$", line)
         if not match or match[2] in ("defaults", "hydra"):
@@ -199,5 +215,7 @@ def _options(path: Path, prefix: str = "") -> list[str]:
                 lines.append(_entry(f"{prefix}{key}=[...]", comment))
             continue
         name = f"{prefix}{parents if indent else ''}{key}"
+        if not comment and name in declared:
+            comment = declared[name].description
         lines.append(_entry(f"{name}={value}", comment or ""))
     return lines

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from so_clip.checks import (
     MAX_METHOD_NAME,
@@ -330,6 +331,15 @@ def default_options() -> dict[str, Any]:
         "augment": defaults(Augment),
         "evaluation": defaults(Evaluation),
     }
+
+
+def declared_options() -> dict[str, FieldInfo]:
+    """Return every declared option by its name on the command line, such as "schedule.lr_min"."""
+    top = {**DataChoice.model_fields, **Placement.model_fields}
+    declared = {name: top[name] for name in _TOP_LEVEL}
+    for group, options in _PARTS.items():
+        declared |= {f"{group}.{name}": field for name, field in options.model_fields.items()}
+    return declared
 
 
 def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
