@@ -99,9 +99,10 @@ def test_an_interrupted_run_says_so_and_does_not_count_as_finished(tmp_path):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_a_closed_pipe_is_no_error():
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_a_closed_pipe_is_no_error(arguments):
     process = subprocess.Popen(
-        [sys.executable, "-m", "so_clip", "--help"],
+        [sys.executable, "-m", "so_clip", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),

@@ -59,6 +59,8 @@ def main(
         print(f"so_clip {__version__}")
         return
     for word in words:
+        if word in COMMANDS:
+            raise InputError(f"{word}: a command comes first: python -m so_clip {word} ...")
         if "=" not in word and not word.startswith("~"):
             raise InputError(
                 f"{word}: there is no such command.{nearest(word, COMMANDS)} A run's options are "

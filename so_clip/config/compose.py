@@ -102,6 +102,8 @@ def readable_errors() -> Iterator[None]:
         AssertionError,
     ) as error:
         raise InputError(_explain(error)) from error
+    except BrokenPipeError:  # the reader of stdout has enough, such as `--cfg job | head`
+        raise
     except OSError as error:
         # Hydra creates the folder of a sweep before its first run.
         raise InputError(

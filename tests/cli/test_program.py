@@ -45,6 +45,8 @@ def test_help_for_a_command_is_found_with_the_words_in_any_order():
     ("line", "parts"),
     [
         ("tabel results", ["tabel: there is no such command", "'table'", "--help"]),
+        ("results table", ["results: there is no such command"]),
+        ("shots=1 table", ["table: a command comes first: python -m so_clip table"]),
         ("table", ["RESULTS_DIR: is missing", "table --help"]),
         ("table a b", ["table: Got unexpected extra argument", "(b)", "table --help"]),
         ("table a --otu x", ["--otu: there is no such flag", "'--out'", "table --help"]),
