@@ -11,9 +11,8 @@ from typing import Any
 from so_clip.data.base_to_new import base_count, with_labels
 from so_clip.data.examples import Example, Splits
 from so_clip.data.imbalance import class_counts, draw_count
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError
 
-PROTOCOLS = ("clip_lora", "coop")
 # Both protocols hold back at most this many validation images per class.
 MAX_VAL_SHOTS = 4
 
@@ -100,13 +99,13 @@ def draw_few_shot(
         imbalance: alpha of the Dirichlet distribution; None: equal counts.
 
     Raises:
-        InputError: shots below 1, a negative seed, an unknown protocol, a class without a train
-            image, or an ImageNet class with too few images for train and val.
+        InputError: a class without a train image, or an ImageNet class with too few images for
+            train and val.
 
     Source: generate_fewshot_dataset in github.com/KaiyangZhou/Dassl.pytorch and
         github.com/MaxZanella/CLIP-LoRA; datasets/imagenet.py of both CoOp and CLIP-LoRA.
     """
-    _check_request(splits, shots, seed, split_protocol)
+    _check_classes(splits, shots)
     stream = random.Random(seed)
     val_shots = min(MAX_VAL_SHOTS, shots)
     shared = split_protocol == "clip_lora" and splits.val_from_train
@@ -123,18 +122,7 @@ def draw_few_shot(
     return FewShot(train, val, splits.dataset, shots, seed, split_protocol, imbalance)
 
 
-def _check_request(splits: Splits, shots: int, seed: int, split_protocol: str) -> None:
-    # True and 2.0 compare equal to 1 and 2.
-    if type(shots) is not int or shots < 1:
-        raise InputError(f"shots={shots}: must be a whole number, 1 or more.")
-    # random.Random(-1) is random.Random(1), but two seeds must give two draws.
-    if type(seed) is not int or seed < 0:
-        raise InputError(f"seed={seed}: must be a whole number, 0 or more.")
-    if split_protocol not in PROTOCOLS:
-        raise InputError(
-            f"split_protocol={split_protocol}: must be {' or '.join(PROTOCOLS)}."
-            f"{nearest(split_protocol, PROTOCOLS)}"
-        )
+def _check_classes(splits: Splits, shots: int) -> None:
     present = {example.label for example in splits.train}
     for label, name in enumerate(splits.class_names):
         if label not in present:

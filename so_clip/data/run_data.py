@@ -119,18 +119,18 @@ def draw(splits: Splits, choice: DataChoice) -> FewShot:
     return few_shot.of_base_classes(len(splits.class_names)) if choice.base_to_new else few_shot
 
 
-def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> Data:
+def _without_corrupt(data: Data, cache_dir: Path | None, workers: int | None) -> Data:
     """Remove the corrupt images from the draw and all test lists, and print their number."""
     few_shot, splits = data.few_shot, data.splits
     skipped: list[Skipped] = []
-    find = partial(corrupt_images, data.images, kept_in=kept_in, workers=workers)
+    find = partial(corrupt_images, data.images, cache_dir=cache_dir, workers=workers)
     if few_shot:
         few_shot, skipped = replace_in_draw(few_shot, splits, find)
     splits, of_test = remove_from_test(splits, find)
     skipped += of_test
     others = []
     for test_set in data.others:
-        find = partial(corrupt_images, test_set.images, kept_in=kept_in, workers=workers)
+        find = partial(corrupt_images, test_set.images, cache_dir=cache_dir, workers=workers)
         left, of_test = remove_from_test(test_set.splits, find)
         skipped += of_test
         others.append(replace(test_set, splits=left))
@@ -146,7 +146,7 @@ def _without_corrupt(data: Data, kept_in: Path | None, workers: int | None) -> D
 
 
 def _transfer_test_set(name: str, choice: DataChoice) -> TestSet:
-    """Find a dataset to test on."""
+    """Find another dataset to test on."""
     try:
         found = find_dataset(name, choice.data_root, template=choice.template)
         images = open_images(found.card, found.root)

@@ -120,24 +120,6 @@ def test_document_holds_the_draw_and_the_hash_of_its_lists():
     }
 
 
-@pytest.mark.parametrize(
-    ("shots", "seed", "protocol", "message"),
-    [
-        (0, 1, "coop", "shots=0"),
-        (-4, 1, "coop", "shots=-4"),
-        (True, 1, "coop", "shots=True"),
-        (2.0, 1, "coop", r"shots=2\.0"),
-        (1, -1, "coop", "seed=-1"),
-        (1, 1.5, "coop", r"seed=1\.5"),
-        (1, 1, "clip-lora", r"split_protocol=clip-lora.*Did you mean 'clip_lora'"),
-    ],
-)
-def test_bad_requests_are_refused(shots, seed, protocol, message):
-    splits = Splits([Example("a.jpg", 0)], [], [], ["a"])
-    with pytest.raises(InputError, match=message):
-        draw_few_shot(splits, shots, seed, protocol)
-
-
 def test_class_without_train_images_is_refused():
     splits = Splits([Example("a.jpg", 0)], [], [Example("b.jpg", 1)], ["ant", "bee"])
     with pytest.raises(InputError, match=r"class 1 \('bee'\) has no train image"):

@@ -115,7 +115,9 @@ def test_runs_with_streamed_images_give_equal_results(method: str, tmp_path: Pat
     for budget in ("auto", "0.001"):
         results = tmp_path / budget
         outcome = call(
-            *("experiment=demo", "dataset=folder", f"data_root={tmp_path / 'pets'}"),
+            "experiment=demo",
+            "dataset=folder",
+            f"data_root={tmp_path / 'pets'}",
             *(f"method={method}", "schedule.max_steps=3", "shots=2", "schedule.batch_size=4"),
             *(f"image_budget_mib={budget}", f"results_dir={results}"),
         )

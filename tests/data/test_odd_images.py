@@ -124,7 +124,7 @@ def test_adobes_inverted_inks_keep_their_colours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "told"),
+    ("values", "kind", "problem"),
     [
         (np.array([[0, 65535]], np.uint16), "PNG", "from 0 to 65535"),
         (np.array([[0, 256]], np.uint16), "TIFF", "from 0 to 256"),
@@ -135,10 +135,10 @@ def test_adobes_inverted_inks_keep_their_colours(tmp_path):
         (np.array([[0, np.inf]], np.float32), "TIFF", "from 0 to inf"),
     ],
 )
-def test_grey_values_that_would_be_clipped_are_refused(values, kind, told, tmp_path):
+def test_grey_values_that_would_be_clipped_are_refused(values, kind, problem, tmp_path):
     # The reference makes of nearly all of these a white or a black image, without a word.
     with pytest.raises(
-        CorruptImage, match=rf"x\.jpg: its grey values, {told}, .* 8 bits"
+        CorruptImage, match=rf"x\.jpg: its grey values, {problem}, .* 8 bits"
     ) as caught:
         _read(tmp_path, _grey(values, kind))
     assert caught.value.reason in str(caught.value)

@@ -25,7 +25,10 @@ def _call(root: Path, *arguments: str) -> Outcome:
         "dataset=eurosat",
         f"data_root={root}",
         f"results_dir={root.parent / 'runs'}",
-        *("method=so", "adapter.encoder=text", *QUICK, *arguments),
+        "method=so",
+        "adapter.encoder=text",
+        *QUICK,
+        *arguments,
     )
 
 

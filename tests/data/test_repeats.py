@@ -18,8 +18,8 @@ def _draw(root: Path, shots: int, **options: str) -> None:
 def root(tmp_path: Path) -> Path:
     """The folder of a dataset with six training images a class, but for two of `bee`."""
     split = write_eurosat(tmp_path, ["ant", "bee", "cat"])
-    bees = [each for each in split["train"] if each[2] == "bee"]
-    split["train"] = [each for each in split["train"] if each not in bees[2:]]
+    bees = [entry for entry in split["train"] if entry[2] == "bee"]
+    split["train"] = [entry for entry in split["train"] if entry not in bees[2:]]
     (tmp_path / "eurosat" / "split_zhou_EuroSAT.json").write_text(json.dumps(split))
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Small datasets of noise, laid out as the real ones, for tests of whole runs."""
+"""Small datasets of noise with the layouts of real ones, for tests of whole runs."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ ANIMALS = ("ant", "bee", "cat", "dog", "eel")
 
 
 def write_image(path: Path, number: int) -> None:
-    """Write an image of noise, of one tint for each class and another for each number."""
+    """Write an image of noise; the number decides its tint."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = Image.effect_noise((32, 32), 20 + number % 37)
     tint = [(40 * number) % 251, (97 * number) % 251, (11 * number) % 251]
@@ -36,17 +36,17 @@ def write_split_dataset(
 
 
 def write_eurosat(root: Path, names: Sequence[str] = ANIMALS) -> dict[str, Any]:
-    """Write such a dataset in EuroSAT's place; return its split file's content."""
+    """Write a dataset in EuroSAT's folder; return the content of its split file."""
     return write_split_dataset(root, "eurosat", "2750", "split_zhou_EuroSAT.json", names)
 
 
 def write_dtd(root: Path, names: Sequence[str] = ("dotted", "fibrous", "grid")) -> dict[str, Any]:
-    """Write such a dataset in DTD's place."""
+    """Write a dataset in DTD's folder; return the content of its split file."""
     return write_split_dataset(root, "dtd", "images", "split_zhou_DescribableTextures.json", names)
 
 
 def write_class_folders(folder: Path, names: Sequence[str], images: int = 2) -> None:
-    """Write a folder of images for each class."""
+    """Write one folder of images per class."""
     for place, name in enumerate(names):
         for index in range(images):
             write_image(folder / name / f"{index}.png", 100 + images * place + index)

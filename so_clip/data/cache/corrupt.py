@@ -61,7 +61,7 @@ def errors_of(
 
 
 def corrupt_images(
-    images: ImageSource, paths: Sequence[str], kept_in: Path | None, workers: int | None = None
+    images: ImageSource, paths: Sequence[str], cache_dir: Path | None, workers: int | None = None
 ) -> Reasons:
     """Return the corrupt images, in order, with reasons.
 
@@ -71,15 +71,15 @@ def corrupt_images(
     Args:
         images: the source of the images.
         paths: the images.
-        kept_in: the folder of the file; None keeps nothing.
+        cache_dir: the folder of the file; None keeps nothing.
         workers: see errors_of.
 
     Raises:
         InputError: an image cannot be read for a reason that may pass.
     """
     paths = list(dict.fromkeys(paths))
-    key = _key(images, paths) if kept_in and len(paths) > 1 else ""
-    file = kept_in / f"corrupt-{key}.json" if kept_in and key else None
+    key = _key(images, paths) if cache_dir and len(paths) > 1 else ""
+    file = cache_dir / f"corrupt-{key}.json" if cache_dir and key else None
     if file and (known := _remembered(file, key, paths)) is not None:
         return known
     reasons = {}

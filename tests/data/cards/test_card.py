@@ -137,8 +137,10 @@ def test_every_card_of_the_project_loads():
         card = load_card(name)
         assert card.name == name
         assert card.homepage in how_to_get(card)
-        told = f"python -m so_clip prepare dataset={name} data_root=FOLDER" in how_to_get(card)
-        assert told == bool(card.sources)
+        has_command = f"python -m so_clip prepare dataset={name} data_root=FOLDER" in how_to_get(
+            card
+        )
+        assert (command in how_to_get(card)) == bool(card.sources)
 
 
 def test_unknown_dataset_offers_the_nearest():

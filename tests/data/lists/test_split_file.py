@@ -154,11 +154,11 @@ def test_bad_split_files_are_refused_with_file_entry_and_way_out(
     file.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
         read_split_file(file, make_card())
-    told = str(caught.value)
-    assert told.startswith(f"{file}: ")
-    assert "DATASETS.md" in told
-    assert "\n" not in told
-    assert len(told) < 600
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ")
+    assert "DATASETS.md" in message
+    assert "\n" not in message
+    assert len(message) < 600
 
 
 def test_split_file_in_another_encoding_is_refused(tmp_path, make_card):

@@ -28,7 +28,7 @@ def pets(root: Path, images: int = 10) -> Path:
 
 
 def settings(*overrides: object) -> Settings:
-    return from_config(compose([str(each) for each in overrides]))
+    return from_config(compose([str(override) for override in overrides]))
 
 
 def sha256(root: Path, **options: object) -> str | None:
@@ -41,7 +41,7 @@ def test_a_folder_becomes_a_card_and_lists(tmp_path: Path):
     assert card.sizes == {"classes": 5, "train": 25, "val": 10, "test": 15}
     assert splits.class_names == list(ANIMALS)
     assert splits.dataset == "mine"
-    assert splits.train == sorted(splits.train, key=lambda each: (each.label, each.path))
+    assert splits.train == sorted(splits.train, key=lambda example: (example.label, example.path))
     assert len({*splits.train, *splits.val, *splits.test}) == 50
 
 
@@ -142,9 +142,15 @@ def test_names_come_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_options_reach_the_settings(tmp_path: Path):
     chosen = settings(
-        *("dataset=folder", f"data_root={tmp_path}", "dataset.name=mine", "dataset.split=drawn"),
-        *("dataset.split_shares=[0.6,0,0.4]", "dataset.split_seed=3", "dataset.follow_links=true"),
-        *("dataset.folder='~/x'", "dataset.class_names=names.txt"),
+        "dataset=folder",
+        f"data_root={tmp_path}",
+        "dataset.name=mine",
+        "dataset.split=drawn",
+        "dataset.split_shares=[0.6,0,0.4]",
+        "dataset.split_seed=3",
+        "dataset.follow_links=true",
+        "dataset.folder='~/x'",
+        "dataset.class_names=names.txt",
     )
     where = Path.home() / "x"
     how = ("drawn", (0.6, 0.0, 0.4), 3, Path("names.txt"), True)

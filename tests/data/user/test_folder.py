@@ -74,7 +74,7 @@ def test_a_class_may_be_called_train(tmp_path: Path):
     ],
 )
 def test_half_a_split_is_refused(folders: tuple[str, ...], message: str, tmp_path: Path):
-    touch(tmp_path, *(f"{each}/ant/a.jpg" for each in folders))
+    touch(tmp_path, *(f"{folder}/ant/a.jpg" for folder in folders))
     with pytest.raises(InputError, match=message):
         list_folder(tmp_path)
 

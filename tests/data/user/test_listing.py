@@ -56,7 +56,7 @@ def test_one_more_image_moves_at_most_one_image_between_splits(
     pairs: set[tuple[str, str]], name: str, seed: int
 ):
     more = pairs | {("ant", name)}
-    before, after = (splits(draw_split(images(each), SHARES, seed)) for each in (pairs, more))
+    before, after = (splits(draw_split(images(found), SHARES, seed)) for found in (pairs, more))
     assert sum(before[path] != after[path] for path in before) <= 2
 
 

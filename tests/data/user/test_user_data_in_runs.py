@@ -114,17 +114,7 @@ def test_a_csv_file_runs_like_the_folders_it_lists(zoo: Path, tmp_path: Path):
     "method",
     [
         "so",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in (
-                "taskres",
-                "tip_adapter_f",
-                "clip_lora",
-                "lp_plus_plus",
-                "clap",
-                "two_stage",
-            )
-        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_METHODS),
     ],
 )
 def test_descriptions_replace_templates(method: str, zoo: Path, prompts: Path, tmp_path: Path):
