@@ -21,6 +21,7 @@ from so_clip.data.image_memory import (
 )
 from so_clip.data.images import ImageFolder
 from so_clip.errors import InputError
+from so_clip.fingerprint import settings_sha256
 from tests.helpers.command import call
 from tests.helpers.made_datasets import write_class_folders
 
@@ -92,15 +93,15 @@ def test_the_automatic_budget_depends_on_the_memory_of_the_machine(monkeypatch: 
 
 
 def test_parallel_runs_share_the_automatic_budget_and_keep_their_fingerprint():
-    alone, shared = (from_config(compose(["threads=1"]), at_once) for at_once in (1, 64))
-    assert (alone.at_once, shared.at_once) == (1, 64)
-    assert alone.fingerprint == shared.fingerprint
-    assert "at_once" not in shared.record()
+    alone, shared = (from_config(compose(["threads=1"]), runs) for runs in (1, 64))
+    assert (alone.parallel_runs, shared.parallel_runs) == (1, 64)
+    assert settings_sha256(alone) == settings_sha256(shared)
+    assert "parallel_runs" not in shared.record()
 
 
 def test_only_an_explicit_budget_makes_another_run():
     prints = [
-        from_config(compose(overrides)).fingerprint
+        settings_sha256(from_config(compose(overrides)))
         for overrides in ([], ["image_budget_mib=auto"], ["image_budget_mib=4096"])
     ]
     assert prints[0] == prints[1] != prints[2]
