@@ -100,7 +100,7 @@ def test_logits_are_open_clips(name: str) -> None:
             )
 
 
-@pytest.mark.parametrize("name", SMALL_MODELS)
+@pytest.mark.parametrize("name", ["small", "quick gelu", "no causal mask", "coca", "tiny"])
 def test_gradients_are_open_clips(name: str) -> None:
     plain, explicit, _ = both(name)
     images_BCHW, tokens_KL = inputs(plain)

@@ -1,4 +1,4 @@
-"""Other classes for a while: their prompts, the towers and head as they are, and then back."""
+"""`using_classes` replaces prompts and classes for a while and then restores them."""
 
 import pytest
 import torch

@@ -60,7 +60,14 @@ ROWS = {  # with the plain template; whole prompts are 77 times the classes
 }
 
 
-@pytest.mark.parametrize("name", [name for name in card_names() if name in ROWS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("digits", "dtd", "ucf101") else pytest.mark.slow)
+        for name in card_names()
+        if name in ROWS
+    ],
+)
 def test_rows_and_embeddings_of_the_benchmark_datasets(name: str) -> None:
     card = load_card(name)
     tokens_KL = tokenize(class_prompts(card.class_names, card.template_sets["plain"]))

@@ -1,4 +1,4 @@
-"""Classes with prompts of their own, not all as many: each is the mean of its own."""
+"""Classes with different numbers of prompts: each class is the mean of its prompts."""
 
 import copy
 
@@ -17,7 +17,7 @@ def backbone():
     return load_backbone("tiny", "embedded")
 
 
-def made(backbone, order=("ant", "bee", "cat")) -> Classifier:
+def classifier_of(backbone, order=("ant", "bee", "cat")) -> Classifier:
     prompts = described(order, DESCRIPTIONS)
     tokens_PL = backbone.tokenize(prompts.texts)
     return Classifier(
@@ -28,7 +28,7 @@ def made(backbone, order=("ant", "bee", "cat")) -> Classifier:
     )
 
 
-def test_prompts_go_by_class():
+def test_prompts_are_ordered_by_class():
     prompts = described(("cat", "bee"), DESCRIPTIONS)
     assert prompts == (["x", "y", "a bee"], (2, 1), ())
     assert templated(("a_b", "c"), ("{}!", "the {}")) == (
@@ -38,8 +38,8 @@ def test_prompts_go_by_class():
     )
 
 
-def test_a_class_is_the_mean_of_its_own_prompts(backbone):
-    class_KD = made(backbone).classes()
+def test_a_class_is_the_mean_of_its_prompts(backbone):
+    class_KD = classifier_of(backbone).classes()
     for row_D, texts in zip(class_KD, DESCRIPTIONS.values(), strict=True):
         alone = Classifier(copy.deepcopy(backbone), backbone.tokenize(texts))
         mean_D = alone.classes().double().mean(dim=0)
@@ -47,7 +47,7 @@ def test_a_class_is_the_mean_of_its_own_prompts(backbone):
 
 
 def test_gradients_reach_all_prompts_and_no_padding(backbone):
-    classifier = made(backbone)
+    classifier = classifier_of(backbone)
     classifier.requires_grad_(True)
     classifier.classes().sum().backward()
     weight = classifier.backbone.model.token_embedding.weight
@@ -56,8 +56,8 @@ def test_gradients_reach_all_prompts_and_no_padding(backbone):
     assert weight.grad[used[used > 0]].abs().sum(dim=1).min() > 0
 
 
-def test_other_classes_have_other_numbers(backbone):
-    classifier = made(backbone)
+def test_other_classes_may_have_other_numbers_of_prompts(backbone):
+    classifier = classifier_of(backbone)
     own_KD = classifier.classes()
     other = described(("bee", "ant"), DESCRIPTIONS)
     with classifier.using_classes(

@@ -1,8 +1,8 @@
-"""A clock that goes on when it is told to, so that no test waits or depends on the machine."""
+"""A clock that tests set, so that no test waits or depends on the machine."""
 
 
 class Clock:
-    """Stands for the module `time`; `now` is in seconds."""
+    """Replaces the module `time`; `now` is in seconds."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,6 +1,8 @@
-"""Run by test_hub.py as a program of its own, because the hub's client reads where the hub lies
-when it is first imported: visits a small hub on this machine that is closed, silent, failing, and
-at last open, and prints what came of each visit as JSON."""
+"""A program that test_hub.py starts: visits a small local hub and prints the results as JSON.
+
+The hub is silent, closed, failing and open in turn. A separate process is needed, because the hub's
+client reads the hub's address at its first import.
+"""
 
 import json
 import os
@@ -49,7 +51,7 @@ def visit(fetch: Callable[[], Path]) -> dict[str, Any]:
 
 
 def waiting(server: socket.socket) -> int:
-    """Return how many have asked a server that answers nobody."""
+    """Return the number of connections to a server that does not answer."""
     server.setblocking(False)
     count = 0
     with suppress(BlockingIOError):

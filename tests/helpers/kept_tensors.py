@@ -1,4 +1,4 @@
-"""What autograd keeps between a forward and a backward pass, for the tests beside this file."""
+"""Measures the bytes that autograd keeps between a forward and a backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from so_clip.runtime.peak_memory import _StorageLog
 
 
 def kept_bytes(run: Callable[[], Any], known: list[Tensor]) -> int:
-    """Bytes that are alive after `run`, as long as its result is, and that were not before."""
+    """Return the bytes that `run` allocated and that live as long as its result."""
     log = _StorageLog("cpu")
     log.add(known, "weights")
     before = sum(change for _, change in log._changes)
@@ -22,7 +22,7 @@ def kept_bytes(run: Callable[[], Any], known: list[Tensor]) -> int:
 
 
 class CountingLinear(torch.autograd.Function):
-    """A linear layer whose backward pass is not torch's, as sampled gradients have."""
+    """A linear layer with a custom backward pass, like sampled gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any, weight: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class CountingLinear(torch.autograd.Function):
 
 
 class OwnLinear(torch.nn.Linear):
-    """Give nn.Linear layers this class to have them computed by CountingLinear."""
+    """Set this as the class of nn.Linear layers to compute them by CountingLinear."""
 
     forwards = 0
 

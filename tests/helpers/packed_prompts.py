@@ -1,4 +1,4 @@
-"""Small text towers, prompts for them, and what whole prompts say of each weight."""
+"""Small text towers, prompts, and gradients of whole prompts to compare with."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,7 +63,7 @@ def assert_close(found: Tensor, expected: Tensor, name: str = "", tolerance: flo
     assert found.shape == expected.shape
     scale = expected.abs().max().item()
     if name.endswith("k_proj.bias"):
-        scale = 1.0  # Attention ignores it: its gradient is zero but for rounding.
+        scale = 1.0  # Attention ignores the key's bias: its gradient is zero up to rounding.
     assert (found - expected).abs().max().item() <= tolerance * scale, name
 
 

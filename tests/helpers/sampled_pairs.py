@@ -1,4 +1,4 @@
-"""Modules whose layers sample their gradients, beside equal ones with whole gradients."""
+"""Pairs of equal modules: one with dense gradients, one that samples them."""
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def mlp(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Layers that take each method at density 0.05: gather, csr and columns."""
+    """Return layers that use each of gather, csr and columns at density 0.05."""
     return filled(
         nn.Sequential(
             nn.Linear(20, 30),
-            nn.ReLU(inplace=True),  # what a function of our own returns must bear it
+            nn.ReLU(inplace=True),  # the output of SampledLinear must allow in-place changes
             nn.Linear(30, 40, bias=False),
             nn.GELU(),
             nn.Linear(40, 5),
@@ -34,7 +34,7 @@ def mlp(dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def twins(make=mlp, **options) -> tuple[tuple[nn.Module, SO], tuple[nn.Module, SO]]:
-    """Two equal modules with equal optimizers, of which the second samples."""
+    """Return two equal modules with equal optimizers; the second one samples gradients."""
     pairs = []
     for _ in range(2):
         module = make()
@@ -45,7 +45,7 @@ def twins(make=mlp, **options) -> tuple[tuple[nn.Module, SO], tuple[nn.Module, S
 
 
 def assert_sampled(module: nn.Module, optimizer: SO, reference: nn.Module, rtol=1e-12, atol=1e-12):
-    """Compare gradients: those of sampled layers on the support, all others whole."""
+    """Compare gradients: of sampled layers on the support, of all others whole."""
     sampled = {id(m.weight) for m in module.modules() if type(m) is SampledLinear}
     assert sampled
     for param, whole in zip(module.parameters(), reference.parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""Small open_clip models and files of them, for the tests beside this file."""
+"""Small open_clip models, and files with their weights."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def small_backbone(quick_gelu: bool = False, seed: int = 0, **vision: Any) -> Ba
 
 
 def weightless_backbone(architecture: str = "ViT-B-16-quickgelu") -> Backbone:
-    """Return a backbone that has every parameter's name and shape, and no memory."""
+    """Return a backbone on the meta device: names and shapes of all parameters, without memory."""
     config = architecture_config(architecture)
     tokenizer = build_tokenizer(architecture, config)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Parameters of every shape, gradients for them, and steps of an optimizer along these."""
+"""Parameters of many shapes, gradients for them, and steps of an optimizer."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ SHAPES = [(), (1,), (3,), (90,), (9, 10), (3, 5, 4), (2, 3, 5, 4)]
 
 
 def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Parameter]:
-    """One tensor of each shape, and two that are not contiguous."""
+    """Return one tensor of each shape, and two that are not contiguous."""
     draw = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(shape, generator=draw) for shape in SHAPES]
     tensors.append(torch.randn(8, 11, generator=draw).t())
@@ -19,7 +19,7 @@ def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Par
 
 
 def gradients(params: list[nn.Parameter], steps: int, seed: int = 1) -> Iterator[list[Tensor]]:
-    """Gradients of the parameters' type, some of them not contiguous, step after step."""
+    """Yield each step's gradients, of the parameters' dtype, some of them not contiguous."""
     draw = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         grads = [torch.randn(param.shape, generator=draw).to(param.dtype) for param in params]
@@ -27,7 +27,7 @@ def gradients(params: list[nn.Parameter], steps: int, seed: int = 1) -> Iterator
 
 
 def run(params: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Step by the same gradients as any other run of as many steps."""
+    """Step with gradients that are the same for every optimizer."""
     for grads in gradients(params, steps):
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
@@ -35,7 +35,7 @@ def run(params: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: int
 
 
 def mask(index_M: Tensor, numel: int) -> np.ndarray:
-    """A dense mask of an index set, which must be one."""
+    """Return the dense mask of indices, which must have no duplicates."""
     assert index_M.dtype == torch.int64
     chosen = np.zeros(numel, dtype=bool)
     chosen[index_M.numpy()] = True

@@ -1,4 +1,4 @@
-"""Watches what operations make, for the tests of layers and products that are to make little."""
+"""Records the storages that operations allocate."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
 
 
 class Storages(TorchDispatchMode):
-    """Notes the sizes in bytes of all storages made, but for those of the tensors given.
+    """Records the sizes in bytes of all new storages, except those of the `given` tensors.
 
     Args:
-        may_read: otherwise, operations that make the host wait for a device are refused.
+        given: tensors whose storages do not count.
+        may_read: False fails on operations that make the host wait for a device.
     """
 
     def __init__(self, *given: Tensor, may_read: bool = True) -> None:
@@ -27,7 +28,7 @@ class Storages(TorchDispatchMode):
             assert not any(read in func.name() for read in READS), func.name()
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            # Sparse tensors have no storage of their own.
+            # Sparse tensors have no single storage.
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
                 storage = leaf.untyped_storage()
                 if storage.data_ptr() not in self._given:

@@ -1,8 +1,8 @@
 """One of two processes that train together: run as `-m tests.helpers.two_ranks RANK FOLDER`.
 
-Each sees half of the batch. What they end with goes to FOLDER/RANK.pt, for the tests to compare:
-with all trained weights sampled and no DistributedDataParallel ("plain"), with one that averages
-the dense gradients ("ddp"), and what either comes to in one process that sees the whole batch.
+Each process has half of the batch and writes its results to FOLDER/RANK.pt for the tests: with all
+trained weights sampled and no DistributedDataParallel ("plain"), with DistributedDataParallel for
+the dense gradients ("ddp"), and both modes in one process with the whole batch.
 """
 
 import sys
@@ -29,7 +29,7 @@ def build(mode: str) -> nn.Module:
     for i in (0, 2, 4):
         model[i].bias.requires_grad_(mode == "ddp")
     if mode == "ddp":
-        # A second use, outside of its layer, has a dense gradient.
+        # This use of the weight outside of its layer has a dense gradient.
         model.register_forward_hook(lambda module, _, y: y * module[0].weight.square().sum())
     return model
 
@@ -62,7 +62,7 @@ def train(mode: str, ranks: int, rank: int = 0) -> dict[str, Any]:
 
 
 def main(rank: int, folder: Path) -> None:
-    """Train both ways, together and alone."""
+    """Train in both modes, with two processes and with one."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2

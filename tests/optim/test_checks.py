@@ -1,4 +1,4 @@
-"""What SO refuses, and the words it finds for it."""
+"""Inputs that SO refuses, and the messages."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def test_bad_tensors(tensor: Tensor, message: str) -> None:
         SO([tensor])
 
 
-def test_a_refused_group_leaves_no_trace() -> None:
+def test_a_refused_group_is_not_added() -> None:
     optimizer = SO([nn.Parameter(torch.zeros(10))])
     with pytest.raises(InputError, match="T=-2"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(10))], "T": -2})
@@ -85,17 +85,17 @@ def test_a_refused_group_leaves_no_trace() -> None:
     ],
     ids=["empty", "set", "number"],
 )
-def test_what_torch_refuses(params: Any, exception: type[Exception], message: str) -> None:
+def test_torchs_own_checks_apply(params: Any, exception: type[Exception], message: str) -> None:
     with pytest.raises(exception, match=message):
         SO(params)
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     numpy = pytest.importorskip("numpy")
     param = nn.Parameter(torch.zeros(10))
     SO([param], lr=numpy.float64(0.1), T=numpy.int64(3), betas=[0.9, 0.99], seed=numpy.int64(2))
 
 
-def test_a_seed_is_the_whole_optimizers() -> None:
+def test_a_group_has_no_seed() -> None:
     with pytest.raises(InputError, match="seed=3 in a parameter group"):
         SO([{"params": [nn.Parameter(torch.ones(3))], "seed": 3}])

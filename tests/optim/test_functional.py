@@ -1,4 +1,4 @@
-"""The step itself: what it costs, and that its sparse machinery at full density is Adam's."""
+"""The cost of a step, and its equality with Adam at full density."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ NUMEL, TENSORS, COUNT = 40_000, 12, 200
 
 
 class Watched(TorchDispatchMode):
-    """Notes the operations that run and the size of what each of them allocates."""
+    """Records the operations that run and the largest storage that they allocate."""
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def test_no_step_waits_or_allocates_more_than_its_samples(order: str, bias_corre
     assert watched.largest <= 2 * COUNT * TENSORS * 8
 
 
-def test_calls_do_not_multiply_with_the_tensors() -> None:
+def test_the_number_of_calls_does_not_grow_with_the_tensors() -> None:
     watched = watched_steps(1)
     # Each tensor has its gradient read and its weight written; the rest is for all at once.
     per_tensor = {"take", "view", "index_add_", "unbind"}
@@ -85,7 +85,7 @@ def test_no_step_waits_for_the_gpu(order: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_draws_and_keeps_what_the_cpu_does() -> None:
+def test_the_gpu_draws_and_keeps_the_same_entries_as_the_cpu() -> None:
     results = []
     for device in ("cpu", "cuda"):
         draw = torch.Generator().manual_seed(0)
@@ -105,7 +105,7 @@ def test_the_gpu_draws_and_keeps_what_the_cpu_does() -> None:
 @pytest.mark.parametrize("foreach", [True, False])
 @pytest.mark.parametrize("order", ["prune_first", "update_first"])
 @pytest.mark.parametrize("has_ages", [False, True])
-def test_everything_seen_and_remembered_is_adam(has_ages: bool, order: str, foreach: bool) -> None:
+def test_a_support_of_all_entries_is_adam(has_ages: bool, order: str, foreach: bool) -> None:
     n = 30
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(n, generator=draw, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""GaLore: pytorch-optimizer's, over matrices and what is none."""
+"""GaLore on matrices and vectors, its settings and its state."""
 
 import io
 
@@ -11,7 +11,7 @@ from so_clip.optim.galore import PROJECTIONS, galore
 pytest.importorskip("pytorch_optimizer", reason="the extra `methods` is not installed")
 
 
-def test_matrices_move_along_few_directions_and_vectors_freely():
+def test_matrices_have_low_rank_updates_and_vectors_have_full_ones():
     draw = torch.Generator().manual_seed(0)
     matrix = torch.nn.Parameter(torch.zeros(12, 20))
     vector = torch.nn.Parameter(torch.zeros(7))
@@ -34,13 +34,13 @@ def test_matrices_move_along_few_directions_and_vectors_freely():
         ({"projection_type": "up"}, "projection_type=up: must be std"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(options, message):
+def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         galore([torch.nn.Parameter(torch.zeros(3, 3))], **options)
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
-def test_its_state_is_tensors_and_numbers_and_it_goes_on_from_there(projection):
+def test_its_state_holds_tensors_and_numbers_and_resumes(projection):
     draw = torch.Generator().manual_seed(0)
     grads = torch.randn(8, 12, 20, generator=draw)
 

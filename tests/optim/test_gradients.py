@@ -1,4 +1,4 @@
-"""Gradients given whole, sampled, or both, and those that cannot be used."""
+"""Gradients given whole, sampled or both, and gradients that SO refuses."""
 
 import pytest
 import torch
@@ -8,14 +8,14 @@ from so_clip import SO
 
 
 def pair(**options: object) -> list[tuple[nn.Parameter, SO]]:
-    """Two equal tensors, with an optimizer each."""
+    """Return two equal tensors, each with its optimizer."""
     start = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).t()
     twins = [nn.Parameter(start.clone()) for _ in range(2)]
     return [(param, SO([param], 0.1, density_ratio=0.2, T=2, **options)) for param in twins]
 
 
 def sample(optimizer: SO, param: Tensor, grad: Tensor) -> Tensor:
-    """What a layer would compute: the gradient on the coming support."""
+    """Return the gradient on the coming support, as a layer computes it."""
     support = optimizer.support(param)
     assert support is not None
     return grad.reshape(-1)[support]
@@ -24,7 +24,7 @@ def sample(optimizer: SO, param: Tensor, grad: Tensor) -> Tensor:
 @pytest.mark.parametrize("foreach", [None, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("moment_selection", ["importance", "random", "dense", "none"])
-def test_sampled_gradients_do_what_whole_ones_do(
+def test_sampled_gradients_take_the_steps_of_whole_ones(
     moment_selection: str, weight_decay: float, foreach: bool | None
 ) -> None:
     options = {"moment_selection": moment_selection, "weight_decay": weight_decay}
@@ -115,7 +115,7 @@ def test_the_support_is_the_same_tensor_until_it_is_redrawn() -> None:
     ],
     ids=str,
 )
-def test_where_the_whole_gradient_is_needed_there_is_no_support(
+def test_a_step_that_reads_the_whole_gradient_has_no_support(
     options: dict[str, object], known: list[bool]
 ) -> None:
     param = nn.Parameter(torch.zeros(50))
@@ -161,7 +161,7 @@ def test_bad_gradients(give: object, options: dict[str, object], message: str) -
     assert optimizer.state[param]["step"] == 0
 
 
-def test_a_stranger_has_no_support() -> None:
+def test_a_tensor_of_another_optimizer_has_no_support() -> None:
     (_, optimizer), _ = pair()
     with pytest.raises(ValueError, match=r"shape \(2, 3\) is not in this optimizer"):
         optimizer.support(nn.Parameter(torch.zeros(2, 3)))

@@ -1,5 +1,4 @@
-"""Layers that sample their gradients do what layers with whole gradients do, whatever surrounds
-them, and never make the whole one."""
+"""Sampled layers have the gradients of dense layers and never allocate a whole gradient."""
 
 import copy
 import itertools
@@ -51,7 +50,7 @@ def test_gradients_are_the_dense_ones_at_the_support(
     grad = inputs(*y.shape, seed=seed, dtype=dtype)
     y.backward(grad)
     y_dense.backward(grad)
-    # All but the weight's gradient is torch's own work; it chooses kernels by shape and strides.
+    # torch computes all but the weight's gradient; its kernels depend on shape and strides.
     torch.testing.assert_close(y, y_dense)
     torch.testing.assert_close(x.grad, x_dense.grad)
     if bias:
@@ -69,7 +68,7 @@ def test_gradients_are_the_dense_ones_at_the_support(
     assert ((values_M - exact_M).abs() <= tolerance * terms_M).all()
 
 
-def test_a_whole_network_and_an_input_that_needs_no_gradient():
+def test_a_network_whose_input_needs_no_gradient():
     (dense, _), (sampled, optimizer) = twins()
     for module in (dense, sampled):
         module(inputs(4, 7, 20)).square().mean().backward()
@@ -83,15 +82,15 @@ def test_under_autocast_sums_are_in_float32(dtype):
     sampled_gradients(layer, optimizer)
     x_NI, grad_NO = inputs(200, 64, dtype=torch.float32), inputs(200, 48, dtype=dtype)
     dense = copy.deepcopy(layer)
-    for each in (layer, dense):
+    for module in (layer, dense):
         with torch.autocast("cpu", dtype=dtype):
-            y_NO = each(x_NI)
+            y_NO = module(x_NI)
         assert y_NO.dtype == dtype
         y_NO.backward(grad_NO)
     support_M = optimizer.support(layer.weight)
     values_M = layer.weight.sampled_grad
     assert values_M.dtype == torch.float32
-    # What layers see are x and the gradient in half precision. Of these, sums are float32's:
+    # Layers read x and the gradient in half precision; their sums are in float32.
     g_NO, x_NI = grad_NO.double(), x_NI.to(dtype).double()
     terms_M = (g_NO.abs().T @ x_NI.abs()).take(support_M)
     assert ((values_M - (g_NO.T @ x_NI).take(support_M)).abs() <= 1e-6 * terms_M).all()
@@ -102,7 +101,7 @@ def test_under_autocast_sums_are_in_float32(dtype):
     assert torch.equal(layer.bias.grad, dense.bias.grad)
 
 
-def test_half_precision_weights_are_not_kept_from_forward_to_backward():
+def test_no_half_precision_copy_of_a_weight_is_kept():
     layer = filled(nn.Linear(64, 64, bias=False))
     sampled_gradients(layer, SO(layer.parameters(), density_ratio=0.02))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -113,7 +112,7 @@ def test_half_precision_weights_are_not_kept_from_forward_to_backward():
 
 
 @pytest.mark.parametrize(("density", "kept"), [(0.01, (50, 40)), (0.1, (50, 64)), (0.9, (50, 64))])
-def test_only_the_columns_of_the_input_that_are_needed_are_kept(density, kept):
+def test_only_the_needed_columns_of_the_input_are_kept(density, kept):
     layer = filled(nn.Linear(64, 64, bias=False))
     sampled_gradients(layer, SO(layer.parameters(), density_ratio=density))
     y = layer(inputs(50, 64, dtype=torch.float32))
@@ -153,7 +152,7 @@ class Tied(nn.Module):
         return nn.functional.linear(x, self.first.weight)
 
 
-def test_shared_weights_sum_and_frozen_ones_are_left_alone():
+def test_uses_of_shared_weights_add_up_and_frozen_weights_have_no_gradient():
     modules = [Tied(), Tied()]
     optimizers = [SO([p for p in m.parameters() if p.requires_grad], 1e-2) for m in modules]
     (dense, sampled), (by_dense, optimizer) = modules, optimizers
@@ -177,7 +176,7 @@ def test_shared_weights_sum_and_frozen_ones_are_left_alone():
         assert_equal(sampled, dense)
 
 
-def test_ddp_is_told_of_a_shared_weight_by_the_name_it_knows():
+def test_ddp_ignores_a_shared_weight_by_its_registered_name():
     module = Tied()
     module._ddp_params_and_buffers_to_ignore = ["frozen.bias"]
     optimizer = SO([p for p in module.parameters() if p.requires_grad])
@@ -187,7 +186,7 @@ def test_ddp_is_told_of_a_shared_weight_by_the_name_it_knows():
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing(use_reentrant):
+def test_activation_checkpointing_keeps_the_gradients(use_reentrant):
     (dense, by_dense), (sampled, optimizer) = twins()
     for seed in range(5):
         x = inputs(4, 20, seed=seed).requires_grad_()
@@ -200,12 +199,12 @@ def test_checkpointing(use_reentrant):
             by.zero_grad()
 
 
-def test_compiled_once_without_breaks_over_redrawn_supports():
+def test_one_compiled_graph_serves_all_supports():
     torch._dynamo.reset()
     counters.clear()
     (dense, by_dense), (sampled, optimizer) = twins()
     compiled = torch.compile(sampled, backend="aot_eager", fullgraph=True)
-    for seed in range(7):  # the support is drawn anew every 3
+    for seed in range(7):  # a new support every 3 steps
         for module in (dense, compiled):
             module(inputs(4, 20, seed=seed)).square().mean().backward()
         assert_sampled(sampled, optimizer, dense)
@@ -229,7 +228,7 @@ def test_compiled_under_autocast():
 
 
 @pytest.mark.parametrize("order", ["prune_first", "update_first"])
-def test_fifty_steps_on_and_off(order):
+def test_fifty_steps_have_the_losses_of_dense_gradients(order):
     (dense, by_dense), (sampled, optimizer) = twins(order=order)
     x, target = inputs(64, 20), inputs(64, 5, seed=2)
     losses = []
@@ -276,11 +275,11 @@ def test_sampled_gradients_count_as_gradients():
     peak = PeakMemory(layer, optimizer, CPU)
     with peak:
         layer(torch.ones(1, 100)).sum().backward()
-        optimizer.step()  # where the peak is
+        optimizer.step()  # the peak is here
     assert peak.result()["gradients_mib"] == 1000 * 4 / 2**20
 
 
-def test_no_memory_is_held_for_a_layer_beyond_the_optimizers_state():
+def test_a_layer_needs_no_memory_beyond_the_optimizers_state():
     layer = nn.Linear(64, 64)
     optimizer = SO(layer.parameters(), density_ratio=0.05)
     sampled_gradients(layer, optimizer)

@@ -1,4 +1,4 @@
-"""Which layers are made to sample their gradients, and how they live, are copied and let go of."""
+"""The layers that are sampled, and their life: copies, state dicts, removal."""
 
 import copy
 import pickle
@@ -14,7 +14,7 @@ from so_clip.optim.sampled import SampledLinear, sampled_gradients
 from tests.helpers.sampled_pairs import assert_equal, inputs, twins
 
 
-def test_only_linear_layers_that_the_optimizer_samples_are_taken():
+def test_only_linear_layers_with_a_support_are_sampled():
     class Doubled(nn.Linear):
         def forward(self, input):
             return 2 * super().forward(input)
@@ -73,7 +73,7 @@ def test_an_optimizer_without_supports_is_refused():
         sampled_gradients(layer, torch.optim.AdamW(layer.parameters()))
 
 
-def test_where_nothing_is_sampled_all_is_as_before():
+def test_without_a_support_nothing_changes():
     layer = nn.Linear(4, 4)
     optimizer = SO(layer.parameters(), density_ratio=1.0)
     assert sampled_gradients(layer, optimizer).methods == {}
@@ -83,7 +83,7 @@ def test_where_nothing_is_sampled_all_is_as_before():
     scaler.step(optimizer)
 
 
-def test_removing_leaves_nothing_behind():
+def test_remove_restores_the_layer_and_the_optimizer():
     layer = nn.Linear(40, 40)
     optimizer = SO(layer.parameters(), density_ratio=0.01)
     before = set(vars(layer)), set(vars(optimizer)), repr(layer)
@@ -102,7 +102,7 @@ def test_removing_leaves_nothing_behind():
     optimizer.step()
 
 
-def test_state_dicts_do_not_change_and_supports_follow_one_that_is_loaded():
+def test_state_dicts_do_not_change_and_a_loaded_one_sets_the_supports():
     (dense, by_dense), (sampled, optimizer) = twins()
     assert [*sampled.state_dict()] == [*dense.state_dict()]
     for _ in range(4):
@@ -129,7 +129,7 @@ def test_copies_have_whole_gradients():
         assert all(param.grad is not None for param in other.parameters())
 
 
-def test_weights_that_stand_in_for_a_layers_own_have_whole_gradients():
+def test_weights_of_a_functional_call_have_whole_gradients():
     _, (sampled, _) = twins()
     others = {name: p.detach().clone().requires_grad_() for name, p in sampled.named_parameters()}
     torch.func.functional_call(sampled, others, inputs(4, 20)).sum().backward()
@@ -137,7 +137,7 @@ def test_weights_that_stand_in_for_a_layers_own_have_whole_gradients():
     assert getattr(sampled[0].weight, "sampled_grad", None) is None
 
 
-def test_evaluation_and_a_weight_frozen_for_a_while():
+def test_evaluation_and_a_frozen_weight_need_no_gradient():
     _, (sampled, _) = twins()
     sampled[0].weight.requires_grad_(False)
     sampled(inputs(4, 20)).sum().backward()
@@ -149,7 +149,7 @@ def test_evaluation_and_a_weight_frozen_for_a_while():
             assert not sampled(inputs(4, 20)).requires_grad
 
 
-def test_a_type_that_does_not_fit_meets_torchs_own_error():
+def test_a_wrong_dtype_raises_torchs_error():
     _, (sampled, _) = twins()
     with pytest.raises(RuntimeError, match="dtype"):
         sampled(inputs(4, 20, dtype=torch.float32))

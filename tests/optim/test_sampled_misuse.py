@@ -1,4 +1,4 @@
-"""Sampled gradients where a training loop is not quite as the example has it."""
+"""Sampled gradients in training loops that differ from the example."""
 
 import copy
 
@@ -37,7 +37,7 @@ def _by_hand(model: nn.Module, optimizer: SO) -> None:
 @pytest.mark.parametrize(
     "clear", [lambda m, o: o.zero_grad(), lambda m, o: m.zero_grad(), _by_hand]
 )
-def test_gradients_do_not_pile_up_however_they_are_cleared(clear):
+def test_gradients_do_not_accumulate_for_any_way_to_clear_them(clear):
     dense, model = _model(), _model()
     plain, optimizer = _optimizer(dense), _optimizer(model)
     sampled_gradients(model, optimizer, always=True)
@@ -51,7 +51,7 @@ def test_gradients_do_not_pile_up_however_they_are_cleared(clear):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_step_that_the_scaler_skips_uses_them_up_too():
+def test_a_skipped_step_clears_sampled_gradients_too():
     model = _model()
     optimizer = _optimizer(model)
     sampled_gradients(model, optimizer, always=True)
@@ -68,7 +68,7 @@ def test_a_step_that_the_scaler_skips_uses_them_up_too():
     assert not torch.equal(model[0].weight, before)
 
 
-def test_layers_that_another_optimizer_samples_are_refused_until_they_are_let_go():
+def test_layers_of_another_optimizer_are_refused_until_remove():
     model = _model()
     handle = sampled_gradients(model, _optimizer(model), always=True)
     with pytest.raises(InputError, match=r"0 is sampled for an optimizer already.*remove\(\)"):
@@ -81,7 +81,7 @@ def test_layers_that_another_optimizer_samples_are_refused_until_they_are_let_go
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_tensor_that_is_forgotten_begins_anew_with_a_support_of_its_own(loaded):
+def test_a_forgotten_tensor_restarts_with_a_new_support(loaded):
     model = _model()
     optimizer = _optimizer(model)
     sampled_gradients(model, optimizer, always=True)
@@ -100,7 +100,7 @@ def test_a_tensor_that_is_forgotten_begins_anew_with_a_support_of_its_own(loaded
 
 
 @pytest.mark.parametrize("shape", [(0,), (80,), (2, 80), ()])
-def test_inputs_that_do_not_fit_are_told_as_a_linear_layer_tells_them(shape):
+def test_inputs_of_a_wrong_shape_raise_the_error_of_a_linear_layer(shape):
     model = _model()
     x = torch.zeros(shape)
     with pytest.raises((RuntimeError, IndexError)) as plain:
@@ -112,7 +112,7 @@ def test_inputs_that_do_not_fit_are_told_as_a_linear_layer_tells_them(shape):
 
 
 @pytest.mark.parametrize("max_norm", [0, -1, float("nan")])
-def test_a_norm_that_would_turn_gradients_round_is_refused(max_norm):
+def test_a_norm_that_is_not_positive_is_refused(max_norm):
     model = _model()
     optimizer = _optimizer(model)
     _loss(model, 0).backward()

@@ -1,4 +1,4 @@
-"""Entries of a product, by each method, against the whole product in float64."""
+"""Entries of a product by each method against the whole product in float64."""
 
 import warnings
 
@@ -32,7 +32,7 @@ def case(
 
 
 def kept(x_NI: Tensor, support_M: Tensor, method: str) -> Tensor:
-    """Return what a layer keeps of its input."""
+    """Return the part of its input that a layer keeps."""
     return x_NI[:, support_M % x_NI.shape[1]] if method == "columns" else x_NI
 
 
@@ -41,7 +41,7 @@ def exact(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
 
 
 def bound(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
-    """Return what each entry's rounding errors are measured by: the sum of its terms' sizes."""
+    """Return each entry's sum of absolute terms, the scale of its rounding error."""
     return exact(g_NO.abs(), x_NI.abs(), support_M)
 
 
@@ -103,7 +103,7 @@ def test_any_strides(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_values_that_are_not_finite_stay_so(method):
+def test_infinite_values_stay_infinite(method):
     g_NO, x_NI, support_M = case(9, 4, 3, 12, torch.float32)
     g_NO[5, 2] = torch.inf
     values_M = sampled_product(g_NO, kept(x_NI, support_M, method), support_M, 3, method)
@@ -120,7 +120,7 @@ def test_autocast_around_the_backward_pass_changes_nothing(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_is_a_proper_operator(method):
+def test_torch_accepts_the_custom_operator(method):
     g_NO, x_NI, support_M = case(9, 8, 6, 20, torch.bfloat16)
     arguments = (g_NO, kept(x_NI, support_M, method), support_M, 6, method)
     torch.library.opcheck(sampled_product, arguments)
@@ -138,7 +138,7 @@ def test_temporaries_are_small_and_the_host_reads_nothing(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_torch_counts_its_operations(method):
+def test_torch_counts_the_flops(method):
     g_NO, x_NI, support_M = case(9, 8, 6, 20, torch.float32)
     with FlopCounterMode(display=False) as counter:
         sampled_product(g_NO, kept(x_NI, support_M, method), support_M, 6, method)
@@ -174,5 +174,5 @@ def test_no_warning_reaches_the_user():
         (1, (2, 1), "cpu", "rows", False),
     ],
 )
-def test_the_rule(entries, shape, device, method, faster):
+def test_the_fastest_method_follows_the_measured_costs(entries, shape, device, method, faster):
     assert fastest(entries, shape, torch.device(device)) == (method, faster)

@@ -95,7 +95,7 @@ def check_against_definition(dtype: torch.dtype, steps: int, **options: Any) -> 
 def test_weights_and_moments_are_the_definitions(
     order: str, bias_correction: str, dtype: torch.dtype
 ) -> None:
-    check_against_definition(dtype, 40, order=order, bias_correction=bias_correction)
+    check_against_definition(dtype, 30, order=order, bias_correction=bias_correction)
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_the_definition_over_200_steps(order: str) -> None:
 def test_every_selection(order: str, gradient_selection: str, moment_selection: str) -> None:
     check_against_definition(
         torch.float64,
-        40,
+        20,
         order=order,
         gradient_selection=gradient_selection,
         moment_selection=moment_selection,
@@ -136,7 +136,7 @@ def test_every_selection(order: str, gradient_selection: str, moment_selection: 
 )
 @pytest.mark.parametrize("foreach", [None, False])
 def test_every_setting(foreach: bool | None, options: dict[str, Any]) -> None:
-    check_against_definition(torch.float64, 40, foreach=foreach, **options)
+    check_against_definition(torch.float64, 20, foreach=foreach, **options)
 
 
 @pytest.mark.parametrize("maximize", [False, True])

@@ -54,7 +54,7 @@ def test_groups_have_their_own_settings() -> None:
     assert int((late != 0).sum()) == 7
 
 
-def test_seeds_draw_supports_whoever_asks_and_on_any_type() -> None:
+def test_supports_depend_on_the_seed_alone() -> None:
     def supports(seed: int, dtype: torch.dtype, asked_first: int) -> list[list[int]]:
         params = parameters(dtype)
         optimizer = SO(params, density_ratio=0.3, T=1, seed=seed)
@@ -103,7 +103,7 @@ def test_a_scheduler_sets_the_rate() -> None:
     assert moves == pytest.approx([0.5, 0.25, 0.0], abs=1e-6)
 
 
-def test_a_grad_scaler_skips_what_overflowed() -> None:
+def test_a_grad_scaler_skips_overflowed_steps() -> None:
     param = nn.Parameter(torch.zeros(100))
     plain = nn.Parameter(torch.zeros(100))
     optimizer, reference = SO([param], density_ratio=0.1), SO([plain], density_ratio=0.1)
@@ -121,7 +121,7 @@ def test_a_grad_scaler_skips_what_overflowed() -> None:
     assert optimizer.state[param]["step"] == 3
 
 
-def test_gradients_that_are_not_finite_break_no_index() -> None:
+def test_infinite_gradients_keep_the_indices_valid() -> None:
     param = nn.Parameter(torch.zeros(40))
     optimizer = SO([param], density_ratio=0.2, T=1)
     for value in (torch.nan, torch.inf, -torch.inf, 0.0):
@@ -130,7 +130,7 @@ def test_gradients_that_are_not_finite_break_no_index() -> None:
         assert mask(optimizer.state[param]["index"], 40).sum() == 8
 
 
-def test_tensors_without_a_gradient_or_entries_are_passed_over() -> None:
+def test_tensors_without_a_gradient_or_entries_are_skipped() -> None:
     frozen = nn.Parameter(torch.ones(30), requires_grad=False)
     empty, idle, used = (nn.Parameter(torch.ones(n)) for n in (0, 30, 30))
     optimizer = SO([frozen, empty, idle, used], density_ratio=0.1)

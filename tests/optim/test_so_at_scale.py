@@ -1,4 +1,4 @@
-"""What SO's step takes at the shapes of ViT-B/16's 96 matrices."""
+"""The memory of SO's step at the shapes of ViT-B/16's 96 matrices."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def _matrices(share: int) -> torch.nn.ParameterList:
 
 @pytest.mark.parametrize("order", ["prune_first", "update_first"])
 def test_a_hundredth_of_all_entries_fits_in_a_gigabyte(order):
-    share = 4  # of the blocks, to be quick; what a step needs grows with the entries
+    share = 4  # one in 4 blocks, for speed; memory is proportional to the entries
     model = _matrices(share)
     optimizer = SO(model.parameters(), density_ratio=1e-2, T=1, order=order)
     for parameter in model:
@@ -36,6 +36,6 @@ def test_a_hundredth_of_all_entries_fits_in_a_gigabyte(order):
     entries = sum(state["size"] for state in optimizer.state.values())
     assert entries == pytest.approx(weights / 100, rel=1e-3)
     assert memory["optimizer_state_mib"] * 2**20 <= 40 * entries
-    # Gradients were there before the watch began; all else is state and temporaries.
+    # Gradients existed before the measurement; the rest is state and temporaries.
     beside = memory["peak_memory_mib"] - memory["weights_mib"] - memory["gradients_mib"]
     assert share * beside < 954, "1 GB, in MiB"

@@ -1,4 +1,4 @@
-"""State that survives saving, loading, copying and moving on; and its size."""
+"""Saving, loading and copying SO's state, and its size."""
 
 import copy
 import io
@@ -63,9 +63,9 @@ def through_a_file(value: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-@pytest.mark.parametrize("saved_after", [0, 2, 4, 7])
+@pytest.mark.parametrize("saved_after", [0, 4, 7])
 def test_a_saved_state_resumes_bit_for_bit(
     saved_after: int, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -193,7 +193,7 @@ def _before_the_tensor(state: dict[str, Any]) -> None:
         (_before_the_tensor, "does not fit tensor"),
     ],
 )
-def test_a_foreign_or_damaged_state_is_refused_whole(change: Any, message: str) -> None:
+def test_a_damaged_state_is_refused_and_not_loaded(change: Any, message: str) -> None:
     net = model()
     optimizer = optimizer_of(net)
     run(net, optimizer, range(3))

@@ -186,6 +186,7 @@ def test_contenders_match_their_names() -> None:
     assert modes == ["fast", "balanced", "small"]
 
 
+@pytest.mark.slow
 def test_all_start_from_the_same_logits() -> None:
     logits = []
     for contender in CONTENDERS:
@@ -210,6 +211,7 @@ def _others(trainer, classes: int, rows: int) -> int:
     return patches + 2 * 2 * (batch * image + classes * text) + logits
 
 
+@pytest.mark.slow
 def test_flops_of_the_reference_equal_the_formula() -> None:
     trainer = make_trainer(REFERENCE, TINY, CPU)
     backbone, (batch, classes, context) = trainer.classifier.backbone, (2, 47, 16)
@@ -221,7 +223,7 @@ def test_flops_of_the_reference_equal_the_formula() -> None:
     assert estimate(REFERENCE, TINY, memory=False).flops == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("contender", [ENGINE, BALANCED])
+@pytest.mark.parametrize("contender", [ENGINE, pytest.param(BALANCED, marks=pytest.mark.slow)])
 def test_flops_of_the_engine_equal_the_formula(contender: Contender) -> None:
     trainer = make_trainer(contender, TINY, CPU)
     backbone, (batch, classes) = trainer.classifier.backbone, (2, 47)

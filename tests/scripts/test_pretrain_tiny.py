@@ -81,6 +81,7 @@ def test_a_picture_depends_on_seed_and_index_alone(index: int) -> None:
     assert not np.array_equal(first.pixels_HWC, other.pixels_HWC)
 
 
+@pytest.mark.slow
 def test_pictures_cover_every_category_and_name() -> None:
     pictures = [render.render(0, index) for index in range(1500)]
     seen = frozenset().union(*(picture.attributes for picture in pictures))
