@@ -14,7 +14,7 @@ from so_clip.version import RESULTS_VERSION
 
 # Settings that never name a variant: they have a column of their own, follow from one, or do not
 # change results. The checksum of a split file names it, not its path. `own` is the older name of
-# `user`.
+# `user_data`.
 _IGNORED = frozenset(
     {
         *NO_DIFFERENCE,
@@ -32,7 +32,7 @@ _IGNORED = frozenset(
         "transfer",  # it is tested after everything else
         *(
             f"{group}.{field.name}"
-            for group in ("own", "user")
+            for group in ("own", "user_data")
             for field in fields(UserData)
             if field.name != "class_names"
         ),

@@ -73,8 +73,8 @@ def _settings(
 ) -> dict[str, Any]:
     return {
         "backbone": {"architecture": backbone, "pretrained": "embedded", "checkpoint": None},
-        "adapter": {"_target_": "so_clip.adapt.weights.Weights", "seed": seed} if trained else None,
-        "optimizer": {"_target_": "so_clip.SO", "lr": 2e-3, **optimizer} if trained else None,
+        "adapter": {"name": "weights", "seed": seed} if trained else None,
+        "optimizer": {"name": "so", "lr": 2e-3, **optimizer} if trained else None,
         "schedule": {"batch_size": 32, "max_steps": steps},
         "transfer": [],
     }

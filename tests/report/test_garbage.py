@@ -97,7 +97,7 @@ values = st.recursive(
     lambda inside: (
         st.lists(inside, max_size=3)
         | st.dictionaries(
-            st.text(max_size=8) | st.sampled_from(["own", "user", "name"]), inside, max_size=3
+            st.text(max_size=8) | st.sampled_from(["own", "user_data", "name"]), inside, max_size=3
         )
     ),
     max_leaves=6,

@@ -19,14 +19,14 @@ def _variants(root: Path) -> list[str]:
 
 def test_a_run_has_metrics_folder_and_provenance(tmp_path):
     folder = write_run(tmp_path / "deep", "a", accuracy_percent=61.5, final_loss=None)
-    write_provenance(folder, results_version=1)
+    write_provenance(folder, results_version=RESULTS_VERSION)
     runs = read_runs(tmp_path)
     assert (runs.results_dir, runs.skipped) == (tmp_path, [])
     (row,) = runs.frame.to_dict("records")
     assert (row["accuracy_percent"], row["folder"]) == (61.5, str(folder))
     assert (row["torch"], row["commit"], row["weights_sha256"]) == ("2.14.1", "a" * 40, "b" * 64)
     assert row["hardware"] == "cpu, some processor"
-    assert row["results_version"] == 1
+    assert row["results_version"] == RESULTS_VERSION
     assert row["settings"]["optimizer"] == {"lr": 2e-4, "density_ratio": 5e-4, "seed": 1}
     assert row["variant"] == ""
 
@@ -206,6 +206,17 @@ def test_runs_with_and_without_target_paths_are_read(tmp_path, choice):
         write_run(tmp_path, f"{at}", seed=at, adapter={choice: value, "seed": at, "tokens": at})
     names = ["CoOp", "TaskRes"] if choice == "_target_" else ["coop", "taskres"]
     assert _variants(tmp_path) == [f"adapter={name}" for name in names]
+
+
+@pytest.mark.parametrize("group", ["own", "user_data"])
+def test_the_place_of_user_data_is_not_named_but_its_class_names_are(tmp_path, group):
+    for seed, names in ((1, "a.txt"), (2, "a.txt"), (3, "b.txt")):
+        options = {"layout": "folder", "folder": f"/data/{seed}", "class_names": names}
+        folder = write_run(tmp_path, f"{seed}", seed=seed)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["settings"][group] = options
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert _variants(tmp_path) == [f"{group}.class_names={name}.txt" for name in "aab"]
 
 
 def test_runs_of_an_older_results_version_are_separate_rows(tmp_path):

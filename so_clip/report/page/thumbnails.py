@@ -45,7 +45,7 @@ class Thumbnails:
         return source if isinstance(source, str) else ""
 
     def _place(self, settings: dict[str, Any]) -> tuple[str, str]:
-        user = settings.get("user", settings.get("own"))  # older runs call it `own`
+        user = settings.get("user_data", settings.get("own"))  # `own` in older runs
         if isinstance(user, dict):
             return USER_DATA, str(user.get("folder") or "")
         return str(settings.get("dataset")), str(settings.get("data_root") or "")

@@ -152,6 +152,8 @@ def test_images_from_the_datasets_folder_become_small_jpegs(tmp_path):
         ({"dataset": "eurosat", "data_root": "/nowhere"}, "/nowhere"),
         ({"dataset": "eurosat", "data_root": None}, "data_root is not given"),
         ({"dataset": "gone"}, "there is no dataset of that name"),
+        ({"dataset": "x", "user_data": {"folder": "/nowhere"}}, "/nowhere: the folder of the"),
+        ({"dataset": "x", "own": {"folder": "/nowhere"}}, "/nowhere: the folder of the"),
     ],
 )
 def test_the_reason_for_missing_images_is_given(tmp_path, settings, reason):
