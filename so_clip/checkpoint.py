@@ -19,7 +19,7 @@ from torch import Tensor
 from so_clip.errors import InputError, say
 from so_clip.results.provenance import version_of
 from so_clip.system import atomic
-from so_clip.system.code_hash import code_sha256, parts_but
+from so_clip.system.code_hash import code_sha256, folders_except
 
 if TYPE_CHECKING:
     from so_clip.adapt.model import Model
@@ -149,7 +149,7 @@ class Checkpoint(NoCheckpoint):
         self._path, self._every_seconds, self._stopwatch = path, every_seconds, stopwatch
         self._made_by = {
             "run": fingerprint,
-            "code": code_sha256(*parts_but(NO_TRAINING)),
+            "code": code_sha256(*folders_except(NO_TRAINING)),
             "torch": str(torch.__version__),
             **{name: version_of(name) for name in _PACKAGES},
             "threads": threads,

@@ -13,8 +13,8 @@ _PLACES = ("", "images", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "imagenet/images
 _PARTS = ("train", "val")
 
 
-def link_imagenet(card: DatasetCard, root: Path, copy: Path | None, work: Path) -> int:
-    """Link train/ and val/ of an existing copy into CoOp's layout; return the number of images.
+def link_imagenet(card: DatasetCard, root: Path, copy: Path | None, work: Path) -> None:
+    """Link train/ and val/ of an existing copy into CoOp's layout.
 
     Args:
         card: ImageNet's.
@@ -40,7 +40,7 @@ def link_imagenet(card: DatasetCard, root: Path, copy: Path | None, work: Path) 
     for part in _PARTS:
         (staged / part).symlink_to((found / part).resolve(), target_is_directory=True)
     try:
-        splits = load_splits(card, work)
+        load_splits(card, work)
     except InputError as error:
         raise InputError(
             f"imagenet_dir={copy}: cannot be linked: {error} The validation images, too, must be "
@@ -52,4 +52,3 @@ def link_imagenet(card: DatasetCard, root: Path, copy: Path | None, work: Path) 
         if (target / part).is_symlink() and not (target / part).exists():
             (target / part).unlink()
     merge(staged, target)
-    return len(splits.train) + len(splits.test)

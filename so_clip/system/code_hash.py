@@ -31,7 +31,7 @@ def code_sha256(*folders: str, package: Path = PACKAGE_DIR) -> str:
     return digest.hexdigest()
 
 
-def parts_but(excluded: Iterable[str]) -> list[str]:
+def folders_except(excluded: Iterable[str]) -> list[str]:
     """Return the package's folders for `code_sha256`, except some; "" is one of them."""
     folders = {file.relative_to(PACKAGE_DIR).parts[0] for file in PACKAGE_DIR.glob("*/**/*.py")}
     return ["", *sorted(folders.difference(excluded))]
