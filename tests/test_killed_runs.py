@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, with no chance to say a word, and done again."""
+"""Runs that are killed at random moments and repeated."""
 
 import csv
 import json
@@ -12,7 +12,9 @@ import pytest
 from tests.helpers.command import environment
 from tests.helpers.made_datasets import write_eurosat
 
-# Figures of how a run came about, which its repetition cannot share.
+pytestmark = pytest.mark.slow
+
+# Metrics that differ between a run and its repetition.
 OWN = ("train_seconds", "evaluate_seconds", "features_from_cache")
 
 
@@ -39,7 +41,7 @@ def _killed(folder: Path, data_root: Path, kills: int, *overrides: str) -> dict[
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    """Return all that a run's folder says of its result."""
+    """Return the whole result in a run's folder."""
     metrics = json.loads((folder / "metrics.json").read_text())
     tables = {}
     for path in folder.glob("*.csv"):
@@ -52,17 +54,16 @@ def _result(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kills", "overrides"),
     [
-        (20, ("method=so", "optimizer.density_ratio=0.02", "evaluation.every_steps=15")),
-        (3, ("method=clip_lora",)),
+        (6, ("method=so", "optimizer.density_ratio=0.02", "evaluation.every_steps=15")),
+        (2, ("method=clip_lora",)),
     ],
     ids=["so", "clip_lora"],
 )
-def test_runs_killed_at_random_moments_end_as_the_undisturbed_one(tmp_path, kills, overrides):
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, kills, overrides):
     write_eurosat(tmp_path)
     steps = ("schedule.max_steps=40", "checkpoint_seconds=0.05")
     stages = _killed(tmp_path / "results", tmp_path, kills, *overrides, *steps)
     assert sum(stages.values()) == kills
-    assert kills < 20 or stages["training"] > 0, stages
     whole, *others = [_result(path) for path in sorted((tmp_path / "results").glob("[0-9]*"))]
     assert others
     assert not {"checkpoint.pt", "progress.json"} & {*whole["files"]}

@@ -1,4 +1,4 @@
-"""The forecast against real runs, against FLOPs counted by hand, and where there is nothing."""
+"""The forecast against real runs, against FLOPs counted by hand, and without any data."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from so_clip.forecast.predict import _for_device
 from tests.helpers.command import call, python
 
 MEMORY = ("weights_mib", "gradients_mib", "optimizer_state_mib", "activations_mib")
-# Of a whole peak; categories too small to matter may be further off.
+# Relative to the whole peak; a small category may differ more.
 TOLERANCE = 0.1
 METHODS = {
     "so": ["experiment=demo", "optimizer.T=3"],
@@ -32,8 +32,17 @@ def forecast(*arguments: str) -> dict[str, Any]:
     return json.loads(done.out)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_memory_is_that_of_a_real_run(method, tmp_path):
+@pytest.mark.parametrize(
+    "method",
+    [
+        "so",
+        "zero_shot",
+        pytest.param("importance", marks=pytest.mark.slow),
+        pytest.param("adamw", marks=pytest.mark.slow),
+        pytest.param("clip_lora", marks=pytest.mark.slow),
+    ],
+)
+def test_the_memory_is_that_of_a_real_run(method, tmp_path):
     arguments = [*METHODS[method], "device=cpu", "evaluation.batch_size=64"]
     if method != "zero_shot":
         arguments.append("schedule.max_steps=4")
@@ -59,7 +68,7 @@ def _check_disk(expected: dict[str, Any], folder: Path) -> None:
     assert expected["features_bytes"] == pytest.approx(features.stat().st_size, rel=0.01)
 
 
-def test_flops_are_those_counted_by_hand():
+def test_the_flops_are_those_counted_by_hand():
     arguments = ["method=adamw", "adapter.encoder=vision", "schedule.max_steps=3", "shots=4"]
     figures = forecast(*arguments)
     sizes = json.loads(Path("so_clip/assets/tiny.json").read_text())["architecture"]
@@ -99,7 +108,8 @@ def test_sampled_gradients_take_fewer_operations_than_whole_ones():
     assert sampled["gradients_mib"] < 0.1 * whole["gradients_mib"]
 
 
-def test_neither_network_nor_data_is_needed_and_nothing_is_left(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_forecast_needs_neither_network_nor_data_and_leaves_nothing(tmp_path, monkeypatch):
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("the network was asked for")
 
@@ -118,7 +128,7 @@ def test_neither_network_nor_data_is_needed_and_nothing_is_left(tmp_path, monkey
     assert "CUDA" in figures["models"]
 
 
-def test_prompts_have_more_memory_on_a_gpu_where_chunks_cost_time():
+def test_prompts_have_a_larger_budget_on_a_gpu():
     def budget_mib(device: str, *overrides: str) -> float | None:
         settings = from_config(compose([f"device={device}", *overrides]))
         return _for_device(settings).text_budget_mib
@@ -128,6 +138,7 @@ def test_prompts_have_more_memory_on_a_gpu_where_chunks_cost_time():
     assert budget_mib("cuda", "text_budget_mib=7") == 7
 
 
+@pytest.mark.slow
 def test_vit_l14_on_imagenet():
     figures = forecast("dataset=imagenet", "backbone=vit_l14", "shots=16")
     # ViT-L/14's 427,616,513 weights, of which SO's matrices are 24 + 12 blocks' of 12 D^2.
@@ -144,6 +155,7 @@ def test_vit_l14_on_imagenet():
         assert f"\n{row} " in table(figures)
 
 
+@pytest.mark.slow
 def test_base_to_new_trains_on_half_of_the_classes_and_tests_them_all(tmp_path):
     arguments = ["method=adamw", "protocol=base_to_new", "device=cpu", "schedule.max_steps=4"]
     arguments += ["evaluation.batch_size=64"]
@@ -161,7 +173,7 @@ def test_base_to_new_trains_on_half_of_the_classes_and_tests_them_all(tmp_path):
     assert expected["features_bytes"] == pytest.approx(features, rel=0.01)
 
 
-def test_transfer_is_more_evaluation_and_no_more_training():
+def test_transfer_adds_evaluation_and_no_training():
     plain = forecast("method=adamw", "schedule.max_steps=3")
     more = forecast("method=adamw", "schedule.max_steps=3", "transfer=[dtd,imagenet_v2]")
     assert more["training_flops"] == plain["training_flops"]

@@ -1,4 +1,4 @@
-"""What a forecast says of methods that train in stages or pay a penalty, against what they do."""
+"""Forecasts of methods that train in stages or have a penalty, against real trainings."""
 
 import json
 from functools import partial
@@ -27,7 +27,7 @@ def forecast(*arguments: str) -> dict[str, Any]:
 
 
 def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
-    """Count while the embedded CLIP is really trained, step after step, on the CPU."""
+    """Count the FLOPs of a real training of the embedded CLIP on the CPU."""
     overrides = [f"method={method}", f"schedule.max_steps={steps}", *arguments]
     settings = from_config(compose([*overrides, "precision=fp32", "device=cpu"]))
     card = load_card("digits")
@@ -35,13 +35,13 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
     model = assemble_model(settings, backbone, class_prompts("plain", card.class_names, card))
     assert model.adapter is not None
     adapter, classifier = model.adapter, model.classifier
-    # Of black digits, 4 of each: by default an epoch of 32 and 8.
+    # Black images, 4 of each digit: an epoch has batches of 32 and 8 images.
     side, generator = backbone.image_size, torch.Generator().manual_seed(1)
     images = [torch.zeros(3, side, side, dtype=torch.uint8) for _ in range(40)]
     labels = [label for label in range(10) for _ in range(4)]
     batches = TrainBatches(images, labels, settings.schedule.batch_size, side, generator, CPU)
     adapter.start(classifier, FewShotEmbeddings(classifier, batches, model.precision, 1))
-    classifier.classes()  # a frozen text tower's are there since the zero-shot evaluation
+    classifier.classes()  # the zero-shot evaluation has computed those of a frozen text tower
     optimizer = build_optimizer(settings.method.optimizer, model)
     step = total = 0
     while step < steps:
@@ -62,7 +62,7 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
     return total
 
 
-def test_a_second_stage_costs_what_it_costs() -> None:
+def test_the_second_stage_has_its_own_flops() -> None:
     arguments = ("adapter.first_stage=0.5",)
     real = flops_of_a_real_training("two_stage", 7, *arguments)
     figures = forecast("method=two_stage", "shots=4", "schedule.max_steps=7", *arguments)
@@ -71,11 +71,12 @@ def test_a_second_stage_costs_what_it_costs() -> None:
     assert figures["training_flops"] < 0.7 * 5 * figures["flops_per_step"]
 
 
-def test_a_training_that_ends_in_its_first_stage_has_no_other() -> None:
+def test_a_training_that_ends_in_its_first_stage_has_no_second_stage() -> None:
     figures = forecast("method=two_stage", "shots=4", "schedule.max_steps=1")
     assert figures["training_flops"] == figures["flops_per_step"]
 
 
+@pytest.mark.slow
 def test_a_penalty_is_part_of_a_step() -> None:
     arguments = ("adapter.position=top", "adapter.warmup=0.5", "adapter.final=0.4")
     real = flops_of_a_real_training("adalora", 3, *arguments)
@@ -87,8 +88,9 @@ def test_a_penalty_is_part_of_a_step() -> None:
     assert free["forward_flops_per_step"] == figures["forward_flops_per_step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["clap", "cocoop", "linear_probe", "taskres"])
-def test_other_adapters_steps_are_those_of_a_real_training(method: str) -> None:
+def test_the_flops_of_other_adapters_are_those_of_a_real_training(method: str) -> None:
     real = flops_of_a_real_training(method, 2)
     figures = forecast(f"method={method}", "shots=4", "schedule.max_steps=2")
     assert figures["training_flops"] == pytest.approx(real, rel=1e-3)

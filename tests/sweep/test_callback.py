@@ -1,5 +1,6 @@
 """A sweep's record and its closing summary, from states to words and exit codes."""
 
+import csv
 import json
 import re
 import shlex
@@ -15,6 +16,8 @@ from so_clip.results.job_files import Job, read_plan
 from so_clip.sweep.callback import LOST, exit_code_of, summary
 from so_clip.system.locks import lock_folder, unlock
 from tests.helpers.command import call
+
+QUICK = ("experiment=demo", "schedule.max_steps=4", "evaluation.workers=0", "threads=1")
 
 
 def _sweep_dir(results_dir: Path) -> Path:
@@ -41,7 +44,7 @@ def _jobs(results_dir: Path) -> list[dict[str, Any]]:
         (["done", "interrupted", "not started"], [], Terminated(), 143),
     ],
 )
-def test_the_exit_code_follows_from_what_failed(states, codes, problem, expected):
+def test_the_exit_code_follows_from_the_failures(states, codes, problem, expected):
     given = iter(codes)
     jobs = {
         number: Job([], state, exit_code=next(given) if state == "failed" else None)
@@ -51,7 +54,7 @@ def test_the_exit_code_follows_from_what_failed(states, codes, problem, expected
     assert exit_code_of(dict(enumerate(states)), jobs, problem) == expected
 
 
-def test_the_summary_counts_and_gives_a_command_for_each_that_failed():
+def test_the_summary_has_counts_and_a_command_for_each_failed_job():
     planned = [["seed=1"], ["seed=2", "template='a {} of'"], ["seed=3"], ["seed=4"], ["seed=5"]]
     jobs = {
         0: Job(planned[0], "done"),
@@ -70,8 +73,8 @@ def test_the_summary_counts_and_gives_a_command_for_each_that_failed():
     ]
 
 
-def test_the_jobs_are_split_as_hydra_does_lists_of_the_experiment_included(tmp_path):
-    """Those of the command line take the place of the experiment's."""
+def test_jobs_are_split_as_hydra_splits_them_with_the_lists_of_an_experiment(tmp_path):
+    """Lists of the command line replace those of the experiment."""
     arguments = ("experiment=paper_table", "method=so,clip_lora", "shots=4,16", "seed=3")
     done = call("-m", *arguments, "dataset=dtd", f"data_root={tmp_path}", f"results_dir={tmp_path}")
     assert done.code == 2  # there are no images
@@ -87,7 +90,7 @@ def test_the_jobs_are_split_as_hydra_does_lists_of_the_experiment_included(tmp_p
     assert [*tmp_path.iterdir()] == []
 
 
-def test_the_record_of_a_sweep_says_what_was_asked_for_and_how_each_job_ended(tmp_path):
+def test_the_record_of_a_sweep_has_its_plan_and_the_end_of_each_job(tmp_path):
     common = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     done = call("-m", *common, "shots=0,1", "template=plain,'a {}, blurred'")
     assert done.code == 2
@@ -110,17 +113,17 @@ def test_the_record_of_a_sweep_says_what_was_asked_for_and_how_each_job_ended(tm
         metrics = json.loads((Path(job["run_dir"]) / "metrics.json").read_text())
         assert job["accuracy_percent"] == metrics["accuracy_percent"]
     assert "sweep of 4 runs: 2 done, 2 failed" in done.out
-    # The command of a job repeats just it.
+    # The command repeats exactly this job.
     assert "shots=0 'template='\"'\"'a {}, blurred'\"'\"''\n" in done.out
 
 
-def test_a_sweep_once_more_does_only_what_is_missing(tmp_path):
+def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path):
     sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     sweep += ("template=plain,'a {}, blurred'",)
     first = call(*sweep)
     assert (first.code, first.messages) == (0, [])
     assert first.out.rstrip().endswith("sweep of 2 runs: 2 done")
-    # Nobody watches this: a line a job.
+    # The output is not a terminal: one line per job.
     lines = first.out.splitlines()
     assert [re.sub(r"\d+\.\d+", "x", line) for line in lines[:2]] == [
         f"[{number} of 2] {line}: x %, x MiB, x s"
@@ -137,30 +140,51 @@ def test_a_sweep_once_more_does_only_what_is_missing(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
     (folders[0] / "metrics.json").write_text('{"accuracy_percent": 6')  # torn
     (folders[1] / "metrics.json").unlink()
-    mended = call(*sweep)
-    assert mended.code == 0
-    assert mended.out.rstrip().endswith("sweep of 2 runs: 2 done")
-    assert f"{folders[0] / 'metrics.json'} cannot be read" in mended.err
+    repaired = call(*sweep)
+    assert repaired.code == 0
+    assert repaired.out.rstrip().endswith("sweep of 2 runs: 2 done")
+    assert f"{folders[0] / 'metrics.json'} cannot be read" in repaired.err
     forced = call(*sweep, "force=true")
     assert forced.out.rstrip().endswith("sweep of 2 runs: 2 done")
 
 
-def test_a_sweep_that_found_a_run_busy_says_how_to_do_the_rest(tmp_path):
-    sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
-    assert "only what is missing" not in call(*sweep).out
-    (metrics,) = tmp_path.glob("*/metrics.json")
-    lock = lock_folder(metrics.parent)
+def test_a_failed_run_leaves_its_error_and_the_sweep_goes_on(tmp_path):
+    arguments = (*QUICK, f"results_dir={tmp_path}")
+    done = call("-m", *arguments, "optimizer.lr=1e30,2e-3")
+    assert done.code == 1, done.err
+    assert "sweep of 2 runs: 1 done, 1 failed\n" in done.out
+    (file,) = tmp_path.glob("*/error.json")
+    error = json.loads(file.read_text())
+    assert error["kind"] == "TrainingDiverged"
+    assert f"failed: {error['message']}" in done.out
+    assert error["exit_code"] == 1
+    assert "optimizer.lr=1e+30" in error["overrides"]
+    with (file.parent / "history.csv").open(newline="", encoding="utf-8") as history:
+        assert not float([*csv.DictReader(history)][-1]["loss"]) < 1e9
+    (line,) = [line for line in done.out.splitlines() if line.startswith("  python -m so_clip exp")]
+    assert "optimizer.lr=1e+30" in line
+    assert _jobs(tmp_path)[0]["run_dir"] == str(file.parent)
+
+
+def test_a_run_of_another_process_is_left_to_it(tmp_path):
+    arguments = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
+    first = call(*arguments)
+    (folder,) = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    (folder / "metrics.json").unlink()
+    lock = lock_folder(folder)
     assert lock is not None
-    try:
-        done = call(*sweep, "force=true")
-    finally:
-        unlock(lock)
-    assert done.code == 0
-    assert "sweep of 1 run: 1 busy" in done.out
-    assert "command runs only what is missing:\n  python -m so_clip" in done.out
+    alone, sweep = call(*arguments), call("-m", *arguments)
+    unlock(lock)
+    assert (first.code, alone.code, sweep.code) == (0, 2, 0)
+    assert alone.messages == [
+        f"so_clip: {folder}: another process is running this "
+        "configuration. Wait for it, or choose another folder with results_dir=FOLDER."
+    ]
+    assert "sweep of 1 run: 1 busy (another process is running this configuration)" in sweep.out
+    assert "runs only what is missing:\n  python -m so_clip -m" in sweep.out
 
 
-def test_a_single_run_is_skipped_too_and_shows_its_table(tmp_path):
+def test_a_finished_single_run_is_skipped_and_shows_its_table(tmp_path):
     arguments = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     first, again, forced = (call(*arguments, *more) for more in ((), (), ("force=true",)))
     assert (first.code, again.code, forced.code) == (0, 0, 0)
@@ -169,7 +193,7 @@ def test_a_single_run_is_skipped_too_and_shows_its_table(tmp_path):
     assert "finished before" not in forced.out + first.out
 
 
-def test_commands_that_repeat_a_run_find_its_configuration_again(tmp_path):
+def test_the_printed_commands_have_the_users_configuration_folder(tmp_path):
     folder = tmp_path / "my conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\nshots: 0\n")
@@ -191,7 +215,7 @@ def test_commands_that_repeat_a_run_find_its_configuration_again(tmp_path):
         f"{','.join(map(str, range(400)))} shots=range(1,400)",
     ],
 )
-def test_a_sweep_that_nobody_means_is_refused_before_it_is_listed(tmp_path, values):
+def test_a_sweep_with_too_many_jobs_is_refused_before_they_are_listed(tmp_path, values):
     done = call("-m", *f"seed={values}".split(), f"results_dir={tmp_path}")
     assert done.code == 2
     (message,) = done.messages
@@ -199,10 +223,8 @@ def test_a_sweep_that_nobody_means_is_refused_before_it_is_listed(tmp_path, valu
     assert [*tmp_path.iterdir()] == []
 
 
-@pytest.mark.parametrize(
-    "bug", [ValueError("no such leaf"), TypeError("f() takes 1"), AssertionError()]
-)
-def test_a_bug_is_no_matter_of_the_command_line(tmp_path, monkeypatch, bug):
+@pytest.mark.parametrize("bug", [ValueError("no such leaf"), AssertionError()])
+def test_a_bug_is_reported_as_a_bug(tmp_path, monkeypatch, bug):
     def broken(*arguments: object) -> None:
         raise bug
 
@@ -228,11 +250,11 @@ def test_a_sweep_that_cannot_be_composed_leaves_nothing(tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_one_run_a_gpu_is_one_at_a_time_without_any(tmp_path):
+def test_the_launcher_for_gpus_works_without_a_gpu(tmp_path):
     common = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     done = call("-m", "hydra/launcher=gpus", *common, "seed=1,2")
     assert done.code == 0, done.err
-    # Zero-shot CLIP has no seed, so that the second run is the first.
+    # Zero-shot CLIP has no seed, so the second run is the same as the first.
     assert done.out.rstrip().endswith("sweep of 2 runs: 1 done, 1 skipped (finished before)")
     multirun = OmegaConf.load(_sweep_dir(tmp_path) / "multirun.yaml")
     assert multirun.hydra.launcher.batch_size == "1"

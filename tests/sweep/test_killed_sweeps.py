@@ -1,4 +1,4 @@
-"""Sweeps that are killed at random moments, and go on with the same command, to the same table."""
+"""Sweeps that are killed at random moments and continued by the same command: the same table."""
 
 import json
 import os
@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.command import call, environment
 
-# For an evening: 20 and more. How many runs were finished at each kill is printed with -s.
+pytestmark = pytest.mark.slow
+
+# SO_CLIP_KILLS=20 is a longer test. -s prints the number of finished runs at each kill.
 KILLS = int(os.environ.get("SO_CLIP_KILLS", "3"))
-# Figures of how long a run took, which its repetition cannot share.
+# Metrics that differ between a run and its repetition.
 OWN = ("train_seconds", "evaluate_seconds")
 SWEEP = (
     *("experiment=demo", "method=so,clip_lora", f"seed={'1' if KILLS < 20 else '1,2'}"),
@@ -36,7 +40,7 @@ def _tables(results_dir: Path, out: Path) -> dict[str, str]:
     }
 
 
-def test_a_sweep_killed_at_random_moments_has_the_table_of_an_undisturbed_one(tmp_path):
+def test_a_killed_sweep_has_the_table_of_an_undisturbed_one(tmp_path):
     results = tmp_path / "results"
     command = [sys.executable, "-m", "tests.helpers.killed_sweeps", results, str(KILLS), *SWEEP]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=environment())

@@ -1,4 +1,4 @@
-"""A sweep on a cluster: the batch script it submits, and a job that is preempted and requeued."""
+"""A sweep on Slurm: the batch script, and a job that is preempted and requeued."""
 
 import json
 import os
@@ -19,7 +19,8 @@ def _written(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def test_a_preempted_job_is_requeued_and_comes_to_the_same(tmp_path):
+@pytest.mark.slow
+def test_a_preempted_job_is_requeued_and_has_the_same_result(tmp_path):
     undisturbed = spawn(*RUN, f"results_dir={tmp_path / 'alone'}")
     assert undisturbed.code == 0, undisturbed.err
     slurm, runs = tmp_path / "slurm", tmp_path / "runs"
@@ -29,7 +30,7 @@ def test_a_preempted_job_is_requeued_and_comes_to_the_same(tmp_path):
         script = until(lambda: _written(slurm / "script.sh"), process)
         (progress,) = until(lambda: [*runs.glob("*/progress.json")], process)
         until(lambda: [*runs.glob("*/checkpoint.pt")], process)
-        # As Slurm does before it takes a node away.
+        # Slurm sends this signal before it takes a node away.
         os.kill(json.loads(progress.read_text())["pid"], signal.SIGUSR2)
         done = ended(process)
     assert done.code == 2, (done, _written(slurm / "log"))
@@ -51,7 +52,7 @@ def test_a_preempted_job_is_requeued_and_comes_to_the_same(tmp_path):
     assert re.search(r"^srun .* -u -m submitit\.core\._submit ", script, re.MULTILINE)
 
 
-def test_without_slurm_a_message_says_so(tmp_path, monkeypatch):
+def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     done = call("-m", "hydra/launcher=slurm", "seed=1,2", f"results_dir={tmp_path / 'runs'}")
     assert done.code == 1
