@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: what no CPU can show of autocast, scaling, waiting and the allocator."""
+"""Runs on a GPU: autocast, gradient scaling, synchronisation and the allocator."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,14 +40,14 @@ def losses(result: Result) -> list[float]:
     return [float(line.split(",")[1]) for line in lines]
 
 
-def test_a_gpu_computes_in_bf16_and_says_so(tmp_path):
+def test_auto_on_a_gpu_is_bf16(tmp_path):
     metrics = run_on("auto", tmp_path).metrics
     assert metrics["precision"] == "bf16"
     assert metrics["device"] == torch.cuda.get_device_name()
     assert "allocator" in metrics["peak_memory_measures"]
 
 
-def test_in_fp32_it_computes_what_the_cpu_does():
+def test_fp32_gives_the_values_of_the_cpu():
     draw = torch.Generator().manual_seed(0)
     images_BCHW = torch.randint(256, (8, 3, 32, 32), generator=draw, dtype=torch.uint8)
     labels_B = torch.arange(8)
@@ -61,25 +61,27 @@ def test_in_fp32_it_computes_what_the_cpu_does():
         optimizer = build_optimizer(settings.method.optimizer, model)
         logits_BK = model.classifier(images_BCHW.to(device))
         nn.functional.cross_entropy(logits_BK, labels_B.to(device)).backward()
-        gradients = [sampled_gradient(each) for each in model.parameters.values()]
-        supports = [optimizer.support(each) for each in model.parameters.values()]
-        seen[device] = [each.detach().cpu().double() for each in (logits_BK, *gradients, *supports)]
+        gradients = [sampled_gradient(value) for value in model.parameters.values()]
+        supports = [optimizer.support(value) for value in model.parameters.values()]
+        seen[device] = [
+            value.detach().cpu().double() for value in (logits_BK, *gradients, *supports)
+        ]
     for ours, other in zip(seen["cuda"], seen["cpu"], strict=True):
         assert float((ours - other).norm()) <= 1e-3 * float(other.norm())
 
 
-def test_a_run_on_the_gpu_ends_where_the_cpus_does(tmp_path):
+def test_a_run_on_the_gpu_has_the_cpus_accuracy(tmp_path):
     on_gpu, on_cpu = (
         run_on(device, tmp_path / device, "precision=fp32", steps=60).metrics
         for device in ("cuda", "cpu")
     )
-    # Crops are scaled on the device, and not all of their pixels round alike.
+    # The device scales the crops, and some pixels round differently.
     for key, points in {"zero_shot_accuracy_percent": 0.4, "accuracy_percent": 8}.items():
         assert on_gpu[key] == pytest.approx(on_cpu[key], abs=points)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_in_half_precision_the_loss_falls(tmp_path, precision):
+def test_the_loss_falls_in_half_precision(tmp_path, precision):
     seen = losses(run_on("cuda", tmp_path, f"precision={precision}", steps=80))
     assert sum(seen[-10:]) < 0.8 * sum(seen[:10])
 
@@ -92,7 +94,7 @@ def test_steps_never_wait_for_the_gpu(tmp_path, monkeypatch, memory):
     seen = []
 
     def watched(*arguments, **options):
-        # The first steps make state, and compile; the read of the losses is not of a step.
+        # The first steps create state and compile. Losses are read outside a step.
         seen.append(len(seen) > 3)
         torch.cuda.set_sync_debug_mode("error" if seen[-1] else "default")
         try:
@@ -105,7 +107,7 @@ def test_steps_never_wait_for_the_gpu(tmp_path, monkeypatch, memory):
     assert sum(seen) == 20
 
 
-def test_the_peak_is_the_allocators(tmp_path):
+def test_the_peak_comes_from_the_allocator(tmp_path):
     metrics = run_on("cuda", tmp_path).metrics
     parts = ("weights_mib", "gradients_mib", "optimizer_state_mib", "activations_mib")
     assert sum(metrics[part] for part in parts) == pytest.approx(metrics["peak_memory_mib"])
@@ -113,7 +115,7 @@ def test_the_peak_is_the_allocators(tmp_path):
     assert metrics["peak_memory_mib"] <= torch.cuda.get_device_properties(0).total_memory / MIB
 
 
-def test_a_run_goes_on_from_its_checkpoint_on_the_gpu(tmp_path, monkeypatch):
+def test_a_run_resumes_from_its_checkpoint_on_the_gpu(tmp_path, monkeypatch):
     from so_clip import run as run_module
     from so_clip.train import train
 

@@ -1,4 +1,4 @@
-"""AdaLoRA: its timetable, its penalty, and that ranks go by gradients that the optimizer had."""
+"""AdaLoRA: its schedule, its penalty, and the choice of ranks by the optimizer's gradients."""
 
 import math
 from itertools import pairwise
@@ -18,23 +18,23 @@ from so_clip.errors import InputError
 from tests.helpers.command import call
 from tests.helpers.peft_cases import PATTERNS, loss_of, moved, small, vit_b16
 
-NO_SUPPORT: Any = None  # which AdaLoRA does not look at
+NO_IMAGES: Any = None  # AdaLoRA does not read the few-shot images
 
 
 class Run:
-    """Training with AdaLoRA as the loop has it: gradients are gone when a step is over."""
+    """Training with AdaLoRA as in the training loop, which deletes gradients after each step."""
 
     def __init__(self, total_steps: int, **options: Any) -> None:
         self.classifier = small()
         settings = {"rank": 4, "target_rank": 2, "alpha": 4, "interval": 1, **options}
         self.adapter = AdaLoRA(PATTERNS, total_steps, **settings)
         self.parameters = self.adapter(self.classifier)
-        self.adapter.start(self.classifier, NO_SUPPORT)
+        self.adapter.start(self.classifier, NO_IMAGES)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-2, weight_decay=0)
         self.taken = 0
 
     def step(self) -> dict[str, Tensor]:
-        """Take a step and return the gradients it took."""
+        """Take a step and return its gradients."""
         penalty = self.adapter.penalty(self.classifier)
         (loss_of(self.classifier) + (0 if penalty is None else penalty)).backward()
         gradients = {
@@ -48,7 +48,7 @@ class Run:
         return gradients
 
     def ranks(self) -> list[int]:
-        """Return how many of E are not zero, of each matrix."""
+        """Return the number of non-zero entries of E, by matrix."""
         return [int(layer.lora_E["default"].count_nonzero()) for layer in layers(self.classifier)]
 
 
@@ -56,7 +56,7 @@ def layers(classifier: Classifier) -> list[Any]:
     return adapted_layers(classifier)
 
 
-def test_vit_b16_gets_as_many_parameters_as_the_shapes_say() -> None:
+def test_the_number_of_parameters_of_vit_b16_follows_from_the_shapes() -> None:
     settings = from_config(compose(["method=adalora"]))
     assert settings.method.adapter is not None
     options = dict(settings.method.adapter.options)
@@ -68,7 +68,7 @@ def test_vit_b16_gets_as_many_parameters_as_the_shapes_say() -> None:
     assert sum(value.numel() for value in parameters.values()) == expected
 
 
-def test_ranks_fall_from_the_first_to_the_last_choice() -> None:
+def test_ranks_fall_on_the_schedule() -> None:
     run = Run(20, warmup=0.25, final=0.25)
     totals = []
     for _ in range(20):
@@ -86,7 +86,7 @@ def test_ranks_fall_from_the_first_to_the_last_choice() -> None:
         assert totals[step - 1] == int(2 * matrices * left**3 + 2 * matrices)
 
 
-def test_what_matters_is_smoothed_value_times_gradient() -> None:
+def test_importance_is_smoothed_value_times_gradient() -> None:
     run = Run(20, beta1=0.6, beta2=0.7)
     mean = {name: torch.zeros_like(value) for name, value in run.parameters.items()}
     spread = {name: torch.zeros_like(value) for name, value in run.parameters.items()}
@@ -104,7 +104,7 @@ def test_what_matters_is_smoothed_value_times_gradient() -> None:
                 torch.testing.assert_close(allocator.exp_avg_unc[name], spread[name])
 
 
-def test_a_step_that_was_left_out_counts_as_zero() -> None:
+def test_non_finite_gradients_of_a_skipped_step_count_as_zero() -> None:
     run = Run(20)
     run.step()
     loss_of(run.classifier).backward()
@@ -137,7 +137,7 @@ def test_the_penalty_is_the_mean_distance_from_orthogonal_factors() -> None:
 
 
 @pytest.mark.parametrize("total_steps", [2, 3, 5])
-def test_short_runs_end_with_the_ranks_that_are_wanted(total_steps: int) -> None:
+def test_short_runs_end_with_the_target_rank(total_steps: int) -> None:
     run = Run(total_steps)
     for _ in range(total_steps):
         run.step()
@@ -158,13 +158,14 @@ def test_short_runs_end_with_the_ranks_that_are_wanted(total_steps: int) -> None
         ({"beta1": 1}, "adapter.beta1=1: must lie between 0 and 1"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         AdaLoRA(PATTERNS, **{"total_steps": 100, **options})
     assert message in str(caught.value)
 
 
-def test_a_whole_run(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_of_the_command_line(tmp_path: Path) -> None:
     arguments = ["method=adalora", "shots=1", "schedule.max_steps=4", "evaluation.workers=0"]
     done = call(*arguments, f"results_dir={tmp_path}")
     assert done.code == 0, done.err

@@ -62,7 +62,7 @@ def test_the_method_is_the_papers() -> None:
     assert (schedule.stop_loss, schedule.lr_min) == (0, 1e-6)
 
 
-def test_it_starts_exactly_at_zero_shot() -> None:
+def test_first_logits_are_bit_for_bit_zero_shot() -> None:
     classifier = small()
     with torch.no_grad():
         before = classifier(IMAGES_BCHW)
@@ -73,7 +73,7 @@ def test_it_starts_exactly_at_zero_shot() -> None:
     torch.testing.assert_close(classifier(IMAGES_BCHW), before_training, rtol=0, atol=1e-4)
 
 
-def test_first_factors_are_uniform_as_kaimings_and_second_ones_zero() -> None:
+def test_first_factors_are_kaiming_uniform_and_second_factors_zero() -> None:
     classifier = small()
     for name, value in ClipLoRA(rank=32)(classifier).items():
         if name.endswith("up"):
@@ -86,7 +86,7 @@ def test_first_factors_are_uniform_as_kaimings_and_second_ones_zero() -> None:
 
 
 @pytest.mark.parametrize("encoder", ["vision", "text", "both"])
-def test_logits_are_those_of_a_model_with_the_update_inside_its_weights(encoder: str) -> None:
+def test_logits_equal_those_of_a_model_with_merged_weights(encoder: str) -> None:
     classifier, own = small(), small_backbone()
     factors = adapted(classifier, encoder=encoder, rank=3, alpha=2.0)
     own.model = merged(own.model, factors, alpha=2.0)
@@ -98,7 +98,7 @@ def test_logits_are_those_of_a_model_with_the_update_inside_its_weights(encoder:
         assert (classifier(IMAGES_BCHW) - small()(IMAGES_BCHW)).abs().max() > 0.1
 
 
-def test_values_and_gradients_are_the_released_formulas() -> None:
+def test_values_and_gradients_equal_the_released_formula() -> None:
     draw = torch.Generator().manual_seed(1)
 
     def randn(*shape: int) -> Tensor:
@@ -141,7 +141,7 @@ def test_values_and_gradients_are_the_released_formulas() -> None:
         torch.testing.assert_close(found, grad, rtol=0, atol=1e-12)
 
 
-def test_only_the_factors_learn_and_the_models_own_names_stay() -> None:
+def test_only_the_factors_are_trained_and_the_models_names_stay() -> None:
     classifier = small()
     own = {name: value.clone() for name, value in classifier.backbone.model.state_dict().items()}
     factors = ClipLoRA()(classifier)
@@ -195,7 +195,7 @@ def test_blocks_are_chosen_by_position_and_encoder(
         ({"seed": -1}, "adapter.seed=-1: must be 0 or more"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         ClipLoRA(**options)
     assert message in str(caught.value)
@@ -206,7 +206,7 @@ def test_a_rank_above_the_matrixs_is_refused() -> None:
         ClipLoRA(rank=9999999999)(small())
 
 
-def test_it_is_refused_where_it_cannot_be_added_or_is_already() -> None:
+def test_unsuitable_and_adapted_towers_are_errors() -> None:
     plain = small_backbone()  # nn.MultiheadAttention
     with pytest.raises(InputError, match="vision encoder of the small model has attention"):
         ClipLoRA()(Classifier(plain, plain.tokenize(PROMPTS)))
@@ -218,7 +218,8 @@ def test_it_is_refused_where_it_cannot_be_added_or_is_already() -> None:
     ClipLoRA(encoder="vision")(classifier)
 
 
-def test_a_whole_run(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_of_the_command_line(tmp_path: Path) -> None:
     arguments = ["method=clip_lora", "shots=1", "schedule.max_steps=3", "evaluation.workers=0"]
     done = call(*arguments, f"results_dir={tmp_path}")
     assert done.code == 0, done.err
@@ -229,6 +230,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert metrics["optimizer_state_mib"] > 0
 
 
+@pytest.mark.slow
 def test_lora_factors_can_be_trained_sparsely(tmp_path: Path) -> None:
     arguments = ["method=clip_lora", "optimizer=so", "optimizer.density_ratio=0.1", "shots=1"]
     done = call(*arguments, "schedule.max_steps=2", f"results_dir={tmp_path}")

@@ -33,6 +33,7 @@ IMAGES_BCHW = torch.randint(
     256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
 LABELS_B = torch.tensor([1, 3, 0])
+NO_IMAGES: Any = None  # CoOp does not read the few-shot images
 
 
 def small(
@@ -48,9 +49,9 @@ def small(
 
 
 def started(classifier: Classifier, adapter: CoOp) -> dict[str, nn.Parameter]:
-    """Add and start an adapter that looks at no image, and move it away from where it starts."""
+    """Add and start an adapter, and change its first values."""
     parameters = adapter(classifier)
-    adapter.start(classifier, support=None)  # type: ignore[arg-type]
+    adapter.start(classifier, NO_IMAGES)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in parameters.values():
@@ -69,9 +70,10 @@ def spaced(names: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("memory", MEMORY_MODES)
-@pytest.mark.parametrize("budget_mib", [NO_CHUNKS, 0.0])
-@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
-def test_coop_is_open_clips_tower_over_vectors_put_in_by_hand(
+@pytest.mark.parametrize(
+    ("names", "budget_mib"), [(NAMES, NO_CHUNKS), (NAMES, 0.0), (NAMES[:1], NO_CHUNKS)]
+)
+def test_coop_equals_open_clips_tower_on_inserted_vectors(
     names: list[str], budget_mib: float, memory: Memory
 ) -> None:
     classifier = small(names, budget_mib=budget_mib)
@@ -94,7 +96,7 @@ def test_coop_is_open_clips_tower_over_vectors_put_in_by_hand(
 
 
 @pytest.mark.parametrize("template", ["{} texture.", "a photo of a {}, a type of pet.", "{}"])
-def test_what_follows_the_name_stays(template: str) -> None:
+def test_the_text_after_the_name_stays(template: str) -> None:
     classifier = small(template=template)
     (context_MW,) = started(classifier, CoOp(length=3)).values()
     model = small_clip().double()
@@ -105,7 +107,7 @@ def test_what_follows_the_name_stays(template: str) -> None:
         torch.testing.assert_close(classifier.classes(), expected_KD, rtol=0, atol=1e-9)
 
 
-def test_prompts_share_what_they_have_in_common_and_hold_no_token_of_the_tokenizers() -> None:
+def test_prompts_share_the_context_and_its_ids_are_negative() -> None:
     classifier = small()
     started(classifier, CoOp(length=5))
     assert classifier.tokens_PL[:, 1:6].tolist() == [[-1, -2, -3, -4, -5]] * len(NAMES)
@@ -118,7 +120,7 @@ def test_prompts_share_what_they_have_in_common_and_hold_no_token_of_the_tokeniz
 
 @pytest.mark.parametrize("budget_mib", [NO_CHUNKS, 0.0])
 @pytest.mark.parametrize("images", [1, 3])
-def test_cocoop_is_open_clips_tower_over_each_images_own_context(
+def test_cocoop_equals_open_clips_tower_with_one_context_per_image(
     images: int, budget_mib: float
 ) -> None:
     classifier = small(budget_mib=budget_mib)
@@ -145,7 +147,7 @@ def test_cocoop_is_open_clips_tower_over_each_images_own_context(
         torch.testing.assert_close(classifier(IMAGES_BCHW[:images]), expected_BK, rtol=0, atol=1e-8)
 
 
-def test_the_memory_of_cocoops_prompts_is_bounded_however_many_images_a_step_has() -> None:
+def test_the_memory_of_cocoops_prompts_does_not_grow_with_the_images() -> None:
     peaks = {}
     for images in (2, 8):
         names = [f"number {i}" for i in range(30)]
@@ -163,7 +165,7 @@ def on_meta() -> Classifier:
     return Classifier(backbone, backbone.tokenize(["a photo of a dog."]), templates=[PLAIN])
 
 
-def test_vit_b16_gets_as_many_parameters_as_published() -> None:
+def test_vit_b16_has_the_published_number_of_parameters() -> None:
     classifier = on_meta()
     context = CoOp()(classifier)
     assert {name: tuple(value.shape) for name, value in context.items()} == {
@@ -183,7 +185,7 @@ def options_of(method: str, group: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not key.startswith("_")}
 
 
-def test_the_methods_are_the_papers() -> None:
+def test_the_methods_have_the_papers_settings() -> None:
     random = {"length": "auto", "words": None, "std": 0.02, "seed": 7}
     assert options_of("coop", "adapter") == random
     words = {"words": "a photo of a", "reduction": 16}
@@ -197,29 +199,29 @@ def test_the_methods_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("adapter", [CoOp(), CoCoOp()])
-def test_until_it_starts_the_model_is_zero_shots_to_the_bit(adapter: CoOp) -> None:
+def test_before_start_the_logits_are_bit_for_bit_zero_shot(adapter: CoOp) -> None:
     classifier = small(dtype=torch.float32)
     with torch.no_grad():
         before_BK = classifier(IMAGES_BCHW)
         adapter(classifier)
         classifier.forget_classes()
         assert torch.equal(classifier(IMAGES_BCHW), before_BK)
-        adapter.start(classifier, support=None)  # type: ignore[arg-type]
+        adapter.start(classifier, NO_IMAGES)
         assert (classifier(IMAGES_BCHW) - before_BK).abs().max() > 1e-3
 
 
-def test_begun_with_the_templates_own_words_it_starts_at_zero_shot() -> None:
+def test_with_the_templates_words_it_starts_at_zero_shot() -> None:
     classifier = small(dtype=torch.float32)
     with torch.no_grad():
         before_BK = classifier(IMAGES_BCHW)
         adapter = CoOp(words="A photo of a")
         (context_MW,) = adapter(classifier).values()
-        adapter.start(classifier, support=None)  # type: ignore[arg-type]
+        adapter.start(classifier, NO_IMAGES)
         assert context_MW.shape == (4, 32)
         assert torch.equal(classifier(IMAGES_BCHW), before_BK)
 
 
-def test_a_random_start_is_small_and_follows_the_seed_alone() -> None:
+def test_random_first_values_depend_only_on_the_seed() -> None:
     before = torch.random.get_rng_state()
     contexts = [CoOp(seed=seed)(small())["token_embedding.context"] for seed in (0, 0, 1)]
     nets = [CoCoOp(seed=seed)(small())["token_embedding.meta_net.2.weight"] for seed in (0, 0, 1)]
@@ -237,7 +239,7 @@ def test_a_random_start_is_small_and_follows_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("adapter", [CoOp(length=6), CoCoOp()])
-def test_what_was_learned_names_other_classes_too(adapter: CoOp) -> None:
+def test_the_learned_context_works_for_other_classes(adapter: CoOp) -> None:
     classifier, others = small(), ["horse", "sea horse"]
     learned = started(classifier, adapter)
     tokens_PL = classifier.backbone.tokenize(class_prompts(others, [PLAIN]))
@@ -250,7 +252,7 @@ def test_what_was_learned_names_other_classes_too(adapter: CoOp) -> None:
         assert torch.equal(classifier(IMAGES_BCHW), expected(IMAGES_BCHW))
 
 
-def test_the_embedding_of_other_tokens_stays_as_it_was() -> None:
+def test_the_embedding_of_other_tokens_does_not_change() -> None:
     classifier = small()
     model = classifier.backbone.model
     weight = model.token_embedding.weight
@@ -272,7 +274,7 @@ def tiny(template: str = PLAIN, name: str = "seven") -> Classifier:
     return Classifier(backbone, tokens_PL, templates=[template])
 
 
-def test_a_short_text_encoder_gets_as_many_vectors_as_fit() -> None:
+def test_a_short_text_encoder_gets_fewer_vectors_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="13 vectors in place of CoOp's 16: .* reads 16 tokens"):
         context_MW = CoOp()(tiny("a photo of a {}"))["token_embedding.context"]
     assert len(context_MW) == 16 - len(["start", "seven", "end"])
@@ -285,14 +287,14 @@ def test_a_short_text_encoder_gets_as_many_vectors_as_fit() -> None:
         (12, "seven eight", "12 learned vectors and 'seven eight .' take 17 tokens"),
     ],
 )
-def test_a_prompt_that_gets_too_long_is_named(length: int, name: str, message: str) -> None:
+def test_a_prompt_that_is_too_long_is_an_error(length: int, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         CoOp(length=length)(tiny(name=name))
     CoOp(length=length - 1)(classifier := tiny(name=name))
     assert not any("seven" in other for other in classifier.named())
 
 
-def test_other_classes_prompts_that_get_too_long_are_named() -> None:
+def test_a_prompt_of_another_class_that_is_too_long_is_an_error() -> None:
     classifier, adapter = tiny(), CoOp(length=12)
     adapter(classifier)
     tokens_PL = classifier.backbone.tokenize(["a photo of a zero.", "a photo of a zero eight."])
@@ -308,16 +310,14 @@ def test_other_classes_prompts_that_get_too_long_are_named() -> None:
         ({"length": 10**9}, "adapter.length=1000000000: must be 1000 or less"),
         ({"words": " "}, "adapter.words=' ': must be words, or null"),
         ({"words": 4}, "adapter.words=4: must be words"),
-        ({"words": "a photo", "length": 2}, "adapter.length=2: adapter.words='a photo' has"),
+        ({"words": "a photo", "length": 2}, "adapter.length=2: adapter.words='a photo' sets"),
         ({"std": 0}, "adapter.std=0: must be above 0"),
         ({"std": "x"}, "adapter.std=x: must be a finite number"),
         ({"seed": -1}, "adapter.seed=-1: must be 0 or more"),
     ],
 )
 @pytest.mark.parametrize("adapter", [CoOp, CoCoOp])
-def test_bad_arguments_are_refused(
-    adapter: type[CoOp], options: dict[str, Any], message: str
-) -> None:
+def test_bad_options_are_errors(adapter: type[CoOp], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         adapter(**{"words": None} | options)
     assert message in str(caught.value)
@@ -328,7 +328,7 @@ def test_a_bad_reduction_is_refused() -> None:
         CoCoOp(reduction=0)
 
 
-def test_what_it_cannot_be_added_to_is_refused() -> None:
+def test_unsuitable_towers_and_templates_are_errors() -> None:
     plain = small_backbone()  # nn.MultiheadAttention
     with pytest.raises(InputError, match=r"text encoder of the small model .*vit_b16"):
         CoOp()(Classifier(plain, plain.tokenize(["a dog"])))
@@ -344,12 +344,13 @@ def test_what_it_cannot_be_added_to_is_refused() -> None:
         InputError, match=r"template=ensemble or a file of templates: a class has 2 prompts here"
     ):
         CoOp()(two)
-    with pytest.raises(InputError, match=r"runs into the name in 'undog'\. End it with a space"):
+    with pytest.raises(InputError, match=r"run into the name in 'undog'\. End them with a space"):
         CoOp()(small(["dog"], template="un{}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
-def test_a_whole_run(method: str, tmp_path: Path) -> None:
+def test_a_run_of_the_command_line(method: str, tmp_path: Path) -> None:
     arguments = [f"method={method}", "shots=1", "schedule.max_steps=3", "evaluation.workers=0"]
     done = call(*arguments, f"results_dir={tmp_path}")
     assert done.code == 0, done.err
@@ -359,11 +360,12 @@ def test_a_whole_run(method: str, tmp_path: Path) -> None:
     assert metrics["zero_shot_accuracy_percent"] == pytest.approx(61.30, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "count"), [("coop", 8_192), ("cocoop", 35_360)])
 def test_a_run_on_vit_b16_can_be_forecast(method: str, count: int) -> None:
     arguments = [f"method={method}", "dataset=eurosat", "backbone=vit_b16", "device=cpu"]
     done = call("forecast", *arguments, "evaluation.batch_size=2", "--json")
     assert done.code == 0, done.err
-    figures = json.loads(done.out)
-    assert figures["trainable_parameters"] == count
-    assert figures["flops_per_step"] > figures["forward_flops_per_step"] > 0
+    forecast = json.loads(done.out)
+    assert forecast["trainable_parameters"] == count
+    assert forecast["flops_per_step"] > forecast["forward_flops_per_step"] > 0

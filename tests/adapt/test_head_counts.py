@@ -1,4 +1,4 @@
-"""How many parameters of ViT-B/16 methods on features train, and that all can be forecast."""
+"""The number of trained parameters of ViT-B/16, in the model of a forecast."""
 
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +20,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", COUNTS)
 def test_trained_parameters_of_vit_b16_on_eurosat(method):
     chosen = [f"method={method}", "dataset=eurosat", "backbone=vit_b16", "shots=4"]

@@ -153,7 +153,7 @@ def test_descent_at_rate_one_moves_w_and_alpha_at_their_own_rates(momentum):
         (lambda: LPPlusPlus(alpha_rate="x"), "adapter.alpha_rate=x: must be a finite number"),
     ],
 )
-def test_bad_options_are_refused(make, message):
+def test_bad_options_are_errors(make, message):
     with pytest.raises(InputError) as caught:
         make()
     assert message in str(caught.value)

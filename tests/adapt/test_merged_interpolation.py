@@ -1,4 +1,4 @@
-"""WiSE-FT of adapters by peft: they end in the weights, which end between zero-shot and adapted."""
+"""WiSE-FT of peft's adapters: merged weights between zero-shot and adapted weights."""
 
 import copy
 import json
@@ -57,7 +57,7 @@ def logits_of(made: Classifier) -> Tensor:
 
 @pytest.mark.parametrize("split_qkv", [False, True])
 @pytest.mark.parametrize("kind", MATRICES)
-def test_weights_end_as_the_mean_of_both(kind: str, split_qkv: bool) -> None:
+def test_final_weights_are_the_weighted_mean(kind: str, split_qkv: bool) -> None:
     made, own = classifier(), small_backbone().to(torch.float64)
     own.logit_scale = SCALE
     options, scale = OPTIONS[kind]
@@ -83,7 +83,7 @@ def test_weights_end_as_the_mean_of_both(kind: str, split_qkv: bool) -> None:
 
 
 @pytest.mark.parametrize(("kind", "options", "formula"), CASES.values(), ids=CASES)
-def test_so_do_those_with_updates_of_other_structures(
+def test_structured_updates_end_as_the_weighted_mean(
     kind: str, options: dict[str, Any], formula: Formula
 ) -> None:
     made, adapter = adapted(kind, {**options, "interpolation": 0.3})
@@ -102,7 +102,7 @@ def test_so_do_those_with_updates_of_other_structures(
         torch.testing.assert_close(found_BO, F.linear(x_BI, weight_OI, bias_O), **tolerance(kind))
 
 
-def test_shiras_entries_go_back_too() -> None:
+def test_shiras_entries_are_interpolated() -> None:
     made, adapter = classifier(), Peft("shira", PATTERNS, rank=2, interpolation=0.25)
     move(adapter(made))
     layer = adapted_layers(made)[0]
@@ -114,7 +114,7 @@ def test_shiras_entries_go_back_too() -> None:
     torch.testing.assert_close(layer.base_layer.weight.data, expected_OI.detach())
 
 
-def test_all_updates_of_relora_go_back_not_the_last_alone() -> None:
+def test_all_updates_of_relora_are_interpolated() -> None:
     made = classifier()
     adapter = ReLoRA(PATTERNS, rank=3, alpha=6, every=4, restart_warmup=0, interpolation=0.4)
     parameters = adapter(made)
@@ -141,7 +141,7 @@ def every_kind() -> dict[str, Peft]:
 
 
 @pytest.mark.parametrize("kind", every_kind())
-def test_what_it_became_can_be_saved_and_loaded(kind: str) -> None:
+def test_the_interpolated_model_can_be_saved_and_loaded(kind: str) -> None:
     def opened(interpolation: float = 0.5) -> tuple[Classifier, Peft, dict[str, nn.Parameter]]:
         made, adapter = classifier(), every_kind()[kind]
         adapter.interpolation = interpolation
@@ -175,7 +175,7 @@ def test_what_it_became_can_be_saved_and_loaded(kind: str) -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, "x", True, float("nan")])
-def test_a_share_that_is_none_is_refused(value: Any) -> None:
+def test_a_value_outside_0_to_1_is_an_error(value: Any) -> None:
     for make in (
         lambda: Peft("lora", PATTERNS, interpolation=value),
         lambda: AdaLoRA(PATTERNS, 9, interpolation=value),
@@ -185,7 +185,7 @@ def test_a_share_that_is_none_is_refused(value: Any) -> None:
             make()
 
 
-def test_each_method_of_pefts_has_the_option_and_keeps_all_unless_told() -> None:
+def test_the_default_of_all_peft_methods_is_1() -> None:
     for method in (*KINDS, "relora"):
         adapter = from_config(compose([f"method={method}"])).method.adapter
         assert adapter is not None
@@ -193,13 +193,14 @@ def test_each_method_of_pefts_has_the_option_and_keeps_all_unless_told() -> None
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "taskres", "clap", "tip_adapter_f"])
-def test_prompts_and_heads_have_no_such_option(method: str) -> None:
+def test_prompts_and_heads_have_no_interpolation(method: str) -> None:
     done = call(f"method={method}", "adapter.interpolation=0.5")
     assert done.code == 2
     assert "adapter.interpolation" in done.err
 
 
-def test_a_whole_run_goes_half_way(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_runs_with_three_shares_end_at_different_accuracies(tmp_path: Path) -> None:
     def metrics(share: float) -> dict[str, Any]:
         folder = tmp_path / str(share)
         arguments = ["method=lora", f"adapter.interpolation={share}", "optimizer.lr=1e-2"]
@@ -211,4 +212,4 @@ def test_a_whole_run_goes_half_way(tmp_path: Path) -> None:
 
     none, half, whole = map(metrics, (0, 0.5, 1))
     assert none["accuracy_percent"] == none["zero_shot_accuracy_percent"]
-    assert len({each["accuracy_percent"] for each in (none, half, whole)}) == 3
+    assert len({run["accuracy_percent"] for run in (none, half, whole)}) == 3

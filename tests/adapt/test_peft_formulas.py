@@ -1,4 +1,4 @@
-"""LoKr, OFT, RandLoRA and FourierFT compute, and differentiate, what their papers say."""
+"""LoKr, OFT, RandLoRA and FourierFT: values and gradients against the papers' formulas."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.oracles import structured_oracle as oracle
 
 
 @pytest.mark.parametrize(("kind", "options", "formula"), CASES.values(), ids=CASES)
-def test_outputs_and_gradients_are_the_formulas(
+def test_outputs_and_gradients_equal_the_formula(
     kind: str, options: dict[str, Any], formula: Formula
 ) -> None:
     made, _ = adapted(kind, options)
@@ -39,21 +39,21 @@ def test_outputs_and_gradients_are_the_formulas(
             torch.testing.assert_close(ours, theirs, **tolerance(kind))
 
 
-def test_a_small_turn_of_ofts_is_nearly_cayleys_own_and_keeps_lengths() -> None:
+def test_a_small_rotation_of_oft_is_nearly_cayleys_and_keeps_lengths() -> None:
     made, _ = adapted("oft", {"block_size": 8}, by=0.01)
     for layer in one_of_each_size(made):
         weight_OI, own = layer.base_layer.weight, parts(layer)
         x_BI = torch.eye(layer.base_layer.in_features, dtype=torch.float64)
         found_BO = layer(x_BI) - layer.base_layer.bias
         exact_OI = oracle.oft(weight_OI, own, 8, exact=True)
-        # The first power of Q that is left out is the fourth.
+        # The series in Q omits the fourth and higher powers.
         torch.testing.assert_close(found_BO.T, exact_OI, rtol=0, atol=1e-4)
         assert (found_BO.T - weight_OI).abs().max() > 1e-3
         lengths = (torch.linalg.vector_norm(matrix, dim=1) for matrix in (exact_OI, weight_OI))
         torch.testing.assert_close(*lengths, rtol=0, atol=1e-12)
 
 
-def test_fourierfts_frequencies_are_different_ones() -> None:
+def test_fourierfts_frequencies_are_distinct() -> None:
     made, _ = adapted("fourierft", {"frequencies": 40})
     for layer in one_of_each_size(made):
         assert len({*map(tuple, parts(layer)["places"].T.tolist())}) == 40

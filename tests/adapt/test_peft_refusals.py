@@ -1,4 +1,4 @@
-"""What peft's adapters refuse, and how they say so."""
+"""Errors of peft's adapters and their messages."""
 
 import math
 import sys
@@ -36,20 +36,20 @@ from tests.helpers.peft_cases import PATTERNS, small
         ("fourierft", {"frequencies": 10**6}, "adapter.kind=fourierft: `n_frequency` should be"),
     ],
 )
-def test_bad_arguments_are_refused(kind: str, options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_errors(kind: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         Peft(kind, **{"patterns": PATTERNS, **options})(small())
     assert message in str(caught.value)
 
 
-def test_a_second_adapter_on_the_same_matrices_is_refused() -> None:
+def test_a_second_adapter_on_the_same_matrices_is_an_error() -> None:
     classifier = small()
     Peft("lora", PATTERNS)(classifier)
     with pytest.raises(InputError, match="matches no parameter"):
         Peft("lora", PATTERNS)(classifier)
 
 
-def test_without_peft_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_the_error_names_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(
         InputError, match=r"kind=lora needs peft .*pip install 'so-clip\[methods\]'"
@@ -57,7 +57,7 @@ def test_without_peft_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) ->
         Peft("lora", PATTERNS)(small())
 
 
-def test_a_peft_without_the_kind_is_called_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peft_without_the_kind_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     import peft
 
     monkeypatch.delattr(peft, "MissConfig")

@@ -1,4 +1,4 @@
-"""ReLoRA: merging changes nothing, factors begin anew, and the steps after that are shorter."""
+"""ReLoRA: a merge keeps the logits, restarts the factors and scales the steps after it."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def test_a_restart_moves_the_update_into_the_weights() -> None:
         torch.testing.assert_close(classifier(IMAGES_BCHW), logits_BK, rtol=0, atol=1e-3)
 
 
-def test_each_restart_has_draws_of_its_own_and_the_seed_decides() -> None:
+def test_restarts_draw_different_values_that_depend_on_the_seed() -> None:
     def drawn(seed: int) -> list[Tensor]:
         adapter, classifier = ReLoRA(PATTERNS, seed=seed, every=5, restart_warmup=0), small()
         adapter(classifier)
@@ -78,9 +78,9 @@ def test_each_restart_has_draws_of_its_own_and_the_seed_decides() -> None:
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
-def test_shortened_steps_are_steps_at_a_lower_lr(make: Any) -> None:
+def test_scaled_steps_equal_steps_at_a_lower_lr(make: Any) -> None:
     def factors(warm: bool) -> list[Tensor]:
-        """Train over two restarts, warm by the adapter or by the lr itself."""
+        """Train over two restarts; the adapter or the learning rate scales the steps."""
         adapter = ReLoRA(PATTERNS, rank=2, every=5, restart_warmup=4 if warm else 0)
         classifier = small()
         parameters = [*adapter(classifier).values()]
@@ -111,13 +111,14 @@ def test_shortened_steps_are_steps_at_a_lower_lr(make: Any) -> None:
         ({"rank": 0}, "adapter.rank=0: must be 1 or more"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         ReLoRA(PATTERNS, **options)
     assert message in str(caught.value)
 
 
-def test_a_whole_run(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_of_the_command_line(tmp_path: Path) -> None:
     arguments = ["method=relora", "adapter.every=2", "adapter.restart_warmup=1", "shots=1"]
     done = call(
         *arguments, "schedule.max_steps=5", "evaluation.workers=0", f"results_dir={tmp_path}"

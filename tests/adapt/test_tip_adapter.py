@@ -96,7 +96,7 @@ def test_a_cache_that_the_images_do_not_fill_is_refused():
         ({"train": 1}, "adapter.train=1: must be true or false"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_errors(options, message):
     with pytest.raises(InputError) as caught:
         TipAdapter(**{"shots": 2} | options)
     assert message in str(caught.value)

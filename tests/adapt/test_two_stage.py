@@ -144,7 +144,7 @@ def test_the_first_stage_is_its_share_of_the_steps(steps, share, switch):
         ({"encoder": "image"}, "adapter.encoder=image"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_errors(options, message):
     with pytest.raises(InputError) as caught:
         TwoStage(**{"patterns": NORMS, "steps": 10} | options)
     assert message in str(caught.value)

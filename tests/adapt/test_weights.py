@@ -149,7 +149,7 @@ def test_a_pattern_ends_at_a_whole_name(small):
         ({"patterns": PATTERNS, "position": "middle"}, "must be one of all, half-bottom"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, message):
+def test_bad_options_are_errors(arguments, message):
     with pytest.raises(InputError) as caught:
         Weights(**arguments)
     assert message in str(caught.value)

@@ -3,19 +3,15 @@
 import pytest
 import torch
 
-from so_clip.results.progress import Progress
-from so_clip.results.run_folder import RunFolder
-from so_clip.run import Run
-from tests.helpers.battery_parts import batches_of, images_of, logits_of, model_of, settings_of
-from tests.helpers.battery_rows import ROWS
+from tests.helpers.battery_parts import images_of, logits_of, trained
+from tests.helpers.battery_rows import ROWS, cases
 
 TEMPLATES = ("a photo of a {}.",)
 
 
-@pytest.mark.parametrize("method", ROWS)
-def test_a_method_classifies_other_classes_and_then_its_own_again(method, tmp_path):
-    settings = settings_of(method, 2)
-    model = model_of(settings)
+@pytest.mark.parametrize("method", cases(ROWS))
+def test_a_method_classifies_other_classes_and_then_its_own_again(method):
+    model = trained(method).model
     assert model.adapter is not None
     if model.adapter.class_bound:
         return
@@ -23,12 +19,10 @@ def test_a_method_classifies_other_classes_and_then_its_own_again(method, tmp_pa
     size = classifier.backbone.image_size
     images_BCHW = images[:, :, :size, :size].contiguous()
     other_PL = classifier.backbone.tokenize(["a photo of a ant.", "a photo of a bee."])
-    run = Run(settings, model, RunFolder(tmp_path), batches_of(settings, model))
-    run.adapt(Progress(None, 0))
     before_BK = logits_of(model)
     with (
         torch.inference_mode(),
-        classifier.using_classes(other_PL, TEMPLATES, model.adapter.prompts_for),
+        classifier.of_other_classes(other_PL, TEMPLATES, model.adapter.prompts_for),
     ):
         logits_BK = classifier(images_BCHW)
     assert logits_BK.shape == (len(images), 2)

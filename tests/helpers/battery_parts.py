@@ -1,5 +1,8 @@
-"""What the batteries over all methods are made of: a small model, a few images, settings."""
+"""A small model, a few images and settings for the tests that train every method."""
 
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +15,15 @@ from so_clip.clip.prompts import templated
 from so_clip.config.compose import compose
 from so_clip.config.settings import Settings, from_config
 from so_clip.data.batches import TrainBatches
+from so_clip.results.progress import Progress
+from so_clip.results.run_folder import RunFolder
+from so_clip.run import Run
 from tests.helpers.battery_rows import ROWS
 from tests.helpers.small_models import small_backbone
 
 CPU = torch.device("cpu")
 NAMES = ("red square", "green square", "blue square", "grey square")
-SHOTS, STEPS = 2, 40
+SHOTS, STEPS = 2, 24
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": {},
     "resnet": {"layers": (1, 1, 1, 1), "width": 8, "head_width": 16},
@@ -25,8 +31,40 @@ FAMILIES: dict[str, dict[str, Any]] = {
 TRAINED = [name for name, row in ROWS.items() if row.trains]
 
 
+class TrainedMethod:
+    """A method after a short training, and its model from before.
+
+    Attributes:
+        before: the state dict before the training.
+        zero_shot_BK, logits_BK: logits of test images before and after the training.
+    """
+
+    def __init__(self, method: str, family: str, steps: int, overrides: tuple[str, ...]) -> None:
+        self.settings = settings_of(method, steps, *overrides)
+        self.model = model_of(self.settings, family)
+        self.before = state_of(self.model)
+        self.zero_shot_BK = logits_of(self.model)
+        batches = batches_of(self.settings, self.model)
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run(self.settings, self.model, RunFolder(Path(folder)), batches)
+            self.adaptation = run.adapt(Progress(None, 0))
+        self.memory = run.peak_memory.result()
+        self.logits_BK = logits_of(self.model)
+
+
+@cache
+def trained(method: str, *overrides: str, family: str = "vit", steps: int = STEPS) -> TrainedMethod:
+    """Return a trained method. All tests of a session share it, so they must not change it."""
+    return TrainedMethod(method, family, steps, overrides)
+
+
+def state_of(model: Model) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers by name."""
+    return {name: value.clone() for name, value in model.classifier.state_dict().items()}
+
+
 def images_of(seed: int) -> tuple[list[Tensor], list[int]]:
-    """Return noisy squares whose colour is their class's."""
+    """Return noisy squares. The colour shows the class."""
     draw = torch.Generator().manual_seed(seed)
     images, labels = [], []
     for label in range(len(NAMES)):
@@ -39,6 +77,7 @@ def images_of(seed: int) -> tuple[list[Tensor], list[int]]:
     return images, labels
 
 
+@cache
 def settings_of(method: str, steps: int = STEPS, *more: str) -> Settings:
     schedule = ["schedule.max_steps=" + str(steps), "schedule.stop_loss=0"]
     return from_config(

@@ -1,9 +1,13 @@
-"""One row a method: what the shared battery (test_battery.py) may expect of it.
+"""One row per method: the expectations of the shared battery (tests/adapt/test_battery.py).
 
-docs/methods.md says what else a new method needs.
+docs/methods.md lists the other files of a new method.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import pytest
 
 MATRICES = r"attn\.in_proj\.weight|attn\.out_proj\.weight|mlp\.c_fc\.weight|mlp\.c_proj\.weight"
 
@@ -13,12 +17,12 @@ class Row:
     """A method's expectations.
 
     Args:
-        changes: a pattern for the ends of all names of tensors that may change; the others may not
-            in a single bit.
-        zero_shot_start: the first step begins at zero-shot CLIP's logits.
-        resnet: whether a ResNet image tower is adapted, too, or refused.
-        overrides: settings under which so small a model learns in a few steps.
-        trains: by gradient steps.
+        changes: a pattern for the name endings of tensors that may change. All other tensors must
+            stay equal bit for bit.
+        zero_shot_start: whether the first step starts at zero-shot CLIP's logits.
+        resnet: whether the method adapts a ResNet image tower; if not, it must refuse it.
+        overrides: settings with which the small model learns in a few steps.
+        trains: whether it takes gradient steps.
     """
 
     changes: str
@@ -87,3 +91,27 @@ ROWS: dict[str, Row] = {
     ),
     "taskres": Row(r"head\.residual", resnet=True, overrides=_FAST),
 }
+
+
+# One method per adapter class. Its battery is fast; that of the other methods is marked slow.
+FAST = (
+    "so",
+    "clip_lora",
+    "lora",
+    "relora",
+    "adalora",
+    "tip_adapter",
+    "linear_probe",
+    "lp_plus_plus",
+    "clap",
+    "two_stage",
+    "cocoop",
+    "taskres",
+    "wise_ft",
+)
+
+
+def cases(methods: Iterable[str]) -> list[Any]:
+    """Return the methods as cases for parametrize, all but FAST marked slow."""
+    slow = pytest.mark.slow
+    return [method if method in FAST else pytest.param(method, marks=slow) for method in methods]

@@ -22,6 +22,7 @@ CONFIG: dict[str, Any] = {
     },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+TOKENIZER = SimpleTokenizer()
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
 
@@ -54,7 +55,7 @@ def save_as_openai_does(model: CLIP, path: Path) -> dict[str, torch.Tensor]:
 
 def small_backbone(quick_gelu: bool = False, seed: int = 0, **vision: Any) -> Backbone:
     model = small_clip(quick_gelu, seed, **vision)
-    backbone = Backbone(model, SimpleTokenizer(), MEAN, STD, description="the small model")
+    backbone = Backbone(model, TOKENIZER, MEAN, STD, description="the small model")
     return backbone.eval().requires_grad_(False)
 
 
