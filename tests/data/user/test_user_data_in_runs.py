@@ -44,7 +44,7 @@ def test_a_run_says_what_it_ran_on(zoo: Path, tmp_path: Path):
     found = metrics(tmp_path)
     assert found["dataset"] == "zoo"
     assert found["test_images"] == 10
-    assert found["settings"]["own"]["split_seed"] == 3
+    assert found["settings"]["user_data"]["split_seed"] == 3
     (folder,) = tmp_path.glob("zoo-tiny-so-2shot-seed1-*")
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["split_file"] == str(zoo)
