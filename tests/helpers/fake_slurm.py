@@ -1,4 +1,4 @@
-"""As much of Slurm as a sweep meets: sbatch, srun, sacct and scontrol, as scripts on a machine."""
+"""Scripts that stand for the Slurm commands that a sweep uses: sbatch, srun, sacct, scontrol."""
 
 import os
 import sys
@@ -35,9 +35,9 @@ echo "$*" >>"$FAKE_SLURM/requeued"
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write the commands into a folder; return the environment in which they are found.
+    """Write the commands into a folder; return the environment variables that select them.
 
-    The script that was submitted is then in script.sh, what was requeued in requeued.
+    script.sh is the submitted script, and `requeued` has the requeued jobs.
     """
     commands = {"sbatch": _SBATCH, "srun": _SRUN, "sacct": _SACCT, "scontrol": _SCONTROL}
     (folder / "bin").mkdir(parents=True)

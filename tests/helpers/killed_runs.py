@@ -1,8 +1,8 @@
-"""Does one run over and over, each time in a process of its own that is killed at some moment.
+"""Repeats one run in processes that are killed at random moments.
 
-Run as `python -m tests.helpers.killed_runs RESULTS_DIR KILLS OVERRIDE...`. Whenever a process
-lives to the end of the run, its folder is put aside as RESULTS_DIR/<number>, and the run begins
-anew. The last process is let live. Prints as JSON how many were killed in which stage.
+Run as `python -m tests.helpers.killed_runs RESULTS_DIR KILLS OVERRIDE...`. When a
+process finishes the run, the run's folder is moved to RESULTS_DIR/<number>, and the run starts
+again. The last process is not killed. Prints as JSON the number of kills in each stage.
 """
 
 import json
@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-# What a run imports late: each process here is a copy that has it already.
+# Imported here, so the forked processes have all modules that a run imports late.
 import so_clip.config.compose
 import so_clip.run  # noqa: F401
 from so_clip.__main__ import main
 
 
 def _start(arguments: list[str]) -> int:
-    """Do a run in a process that has all libraries loaded; return its number."""
+    """Start a run in a forked process; return the process id."""
     child = os.fork()
     if not child:
         sys.argv = ["so_clip", *arguments]
@@ -36,7 +36,7 @@ def _start(arguments: list[str]) -> int:
 
 
 def _stage(folder: Path) -> str:
-    """Return how far a killed run had come, and check that what it left is whole."""
+    """Return the stage of a killed run, after a check that its files are complete."""
     (run,) = [*folder.glob("eurosat-*")] or [None]
     if run is None:
         return "before"

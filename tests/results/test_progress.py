@@ -1,4 +1,4 @@
-"""The file by which a run is watched from outside."""
+"""progress.json, from which other processes see the state of a run."""
 
 import json
 import math
@@ -22,14 +22,14 @@ def _read(folder: Path) -> dict[str, Any]:
     return values
 
 
-def test_it_says_where_a_run_is_and_who_is_at_work(tmp_path, monkeypatch):
+def test_it_has_the_state_of_the_run_and_its_process(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     monkeypatch.setattr(progress, "WRITE_EVERY_SECONDS", 0)
-    told = Progress(tmp_path, 100)
-    told.evaluate()  # zero-shot
+    progress_file = Progress(tmp_path, 100)
+    progress_file.evaluate()  # zero-shot
     assert (_read(tmp_path)["stage"], _read(tmp_path)["step"]) == ("evaluate", 0)
-    told.train()
+    progress_file.train()
     begun = _read(tmp_path)
     assert begun["pid"] == os.getpid()
     assert begun["host"]
@@ -37,33 +37,33 @@ def test_it_says_where_a_run_is_and_who_is_at_work(tmp_path, monkeypatch):
     assert [begun[key] for key in ("step", "max_steps", "loss", "seconds_left", "stage")] == [
         *(0, 100, None, None, "train")
     ]
-    told.after_step(40, 2.5)  # of them, 40 were an earlier process's
+    progress_file.after_step(40, 2.5)  # an earlier process took these 40 steps
     clock.now += 10
-    told.after_step(60, 1.5)
+    progress_file.after_step(60, 1.5)
     later = _read(tmp_path)
     assert (later["step"], later["loss"]) == (60, 1.5)
-    assert later["seconds_left"] == 20  # 40 steps at the pace of 20 in 10 seconds
-    told.evaluate()
+    assert later["seconds_left"] == 20  # 40 steps at 20 steps in 10 seconds
+    progress_file.evaluate()
     last = _read(tmp_path)
     assert (last["stage"], last["seconds_left"]) == ("evaluate", None)
     assert last["started_at"] == begun["started_at"]
 
 
 def test_it_is_not_written_at_every_step(tmp_path):
-    told = Progress(tmp_path, 100)
-    told.train()
-    told.after_step(1, 2.5)
+    progress_file = Progress(tmp_path, 100)
+    progress_file.train()
+    progress_file.after_step(1, 2.5)
     assert _read(tmp_path)["step"] == 0
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_null(tmp_path, monkeypatch, loss):
+def test_a_loss_that_is_not_finite_is_null(tmp_path, monkeypatch, loss):
     monkeypatch.setattr(progress, "WRITE_EVERY_SECONDS", 0)
     Progress(tmp_path, 100).after_step(1, loss)
     assert _read(tmp_path)["loss"] is None
 
 
-def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path):
+def test_a_folder_that_cannot_be_written_does_not_end_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     Progress(tmp_path / "file", 100).evaluate()
 
@@ -74,32 +74,32 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_it_is_alive_while_test_images_are_classified(tmp_path, monkeypatch):
-    told = Progress(tmp_path, 0)
-    told.evaluate()
+def test_it_is_updated_while_test_images_are_classified(tmp_path, monkeypatch):
+    progress_file = Progress(tmp_path, 0)
+    progress_file.evaluate()
     (tmp_path / "progress.json").unlink()
-    told.tick()
+    progress_file.tick()
     assert not (tmp_path / "progress.json").exists(), "it was written a moment ago"
     monkeypatch.setattr(progress, "WRITE_EVERY_SECONDS", 0)
-    told.tick()
+    progress_file.tick()
     assert _read(tmp_path)["stage"] == "evaluate"
 
 
-def test_a_clock_that_is_set_back_changes_no_estimate(tmp_path, monkeypatch):
+def test_a_clock_that_is_set_back_does_not_change_the_estimate(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "WRITE_EVERY_SECONDS", 0)
     times = iter(["2026-01-02T00:00:00+00:00", *["2026-01-01T00:00:00+00:00"] * 9])
     monkeypatch.setattr(progress, "_now", lambda: next(times))
-    told = Progress(tmp_path, 100)
-    told.train()
+    progress_file = Progress(tmp_path, 100)
+    progress_file.train()
     for step in (10, 20, 100):
-        told.after_step(step, 1.0)
+        progress_file.after_step(step, 1.0)
         left = _read(tmp_path)["seconds_left"]
         assert left is None or 0 <= left < 60
     assert left == 0
 
 
-def test_a_whole_run_is_watched_from_zero_shot_to_its_last_image(tmp_path, monkeypatch):
-    """And before its folder has anything else in it."""
+def test_a_whole_run_updates_it_from_zero_shot_to_the_last_image(tmp_path, monkeypatch):
+    """Its first state is written before any other file of the folder."""
     monkeypatch.setattr(progress, "WRITE_EVERY_SECONDS", 0)
     seen: list[tuple[str, int, bool]] = []
     write = Progress._write
@@ -116,7 +116,7 @@ def test_a_whole_run_is_watched_from_zero_shot_to_its_last_image(tmp_path, monke
         *("evaluation.batch_size=256", "evaluation.cache_dir=null", f"results_dir={tmp_path}"),
     )
     assert done.code == 0, done.err
-    # Three batches of images and one of logits, before and after; the stages' own beginnings.
+    # Before and after training: the start of the stage, three image batches, one logit batch.
     assert seen == [
         *[("evaluate", 0, False)] * 5,
         ("train", 0, True),
@@ -126,7 +126,7 @@ def test_a_whole_run_is_watched_from_zero_shot_to_its_last_image(tmp_path, monke
     assert not [*tmp_path.glob("*/progress.json")]
 
 
-def test_a_run_that_is_refused_at_its_images_leaves_no_trace_of_watching(tmp_path):
+def test_a_run_that_is_refused_at_its_images_leaves_no_progress(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with suppress(InputError), folder.claimed():
         assert folder.watched(10)

@@ -1,4 +1,4 @@
-"""What is on record of the machine and the versions that a run had."""
+"""The recorded versions, commit and hardware of a run."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from so_clip.results.provenance import provenance, version_of
 from tests.helpers.command import ROOT
 
 
-def test_provenance_says_what_it_ran_with_and_on():
+def test_provenance_has_versions_commit_and_hardware():
     values = provenance("cpu", split_file_sha256="0")
     assert json.loads(json.dumps(values)) == values
     assert values["versions"]["torch"] == torch.__version__
@@ -32,5 +32,5 @@ def test_provenance_says_what_it_ran_with_and_on():
         assert found.returncode == 0
 
 
-def test_the_versions_name_so_clip_itself():
+def test_the_versions_include_so_clip():
     assert provenance("cpu")["versions"]["so-clip"] == so_clip.__version__

@@ -1,4 +1,4 @@
-"""Files of runs: what is whole is read, and nothing in a file's place holds a reader up."""
+"""Files of runs: complete ones are read, torn ones are refused by their path."""
 
 import os
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_torn_or_foreign_file_is_refused_by_its_path(
         assert columns_if_whole(file, whole=("label",)) is None
 
 
-def test_columns_are_read_by_their_kind(tmp_path: Path) -> None:
+def test_columns_are_read_by_their_type(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text(TABLE)
     found = read_columns(path, whole=("label",), numbers=("loss", "label"), texts=("path",))
@@ -66,7 +66,7 @@ def test_columns_are_read_by_their_kind(tmp_path: Path) -> None:
         ("path,label,loss,loss\na,1,1,1,1\n", "it is not a complete table"),
     ],
 )
-def test_torn_tables_are_told_by_their_path(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_torn_table_is_refused_by_its_path(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "table.csv"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
@@ -74,11 +74,11 @@ def test_torn_tables_are_told_by_their_path(tmp_path: Path, text: str, reason: s
     assert str(caught.value).startswith(f"{path} cannot be read: {reason}")
 
 
-def test_runs_are_found_wherever_they_lie_and_once(tmp_path: Path) -> None:
+def test_each_run_is_found_once_at_any_depth(tmp_path: Path) -> None:
     for name in ("a", "deep/er/b", ".hidden/c", "a/within"):
         write_run(tmp_path, name)
     (tmp_path / "circle").symlink_to(tmp_path)
-    (tmp_path / "config.yaml").touch()  # of anything; by itself it makes no run of where one looks
+    (tmp_path / "config.yaml").touch()  # alone, it does not make the top folder a run
     unreadable: list[str] = []
     found = sorted(run_folders(tmp_path, unreadable))
     assert found == [str(tmp_path / "a"), str(tmp_path / "deep" / "er" / "b")]

@@ -1,4 +1,4 @@
-"""The run's folder: what stands in its files, and what is cleared away."""
+"""The run folder: the content of its files, its lock, and what is removed."""
 
 import csv
 import json
@@ -25,9 +25,16 @@ from tests.helpers.command import python
 
 CONFIG = {"shots": 4, "optimizer": {"lr": 2e-4, "betas": [0.9, 0.999]}, "split_file": None}
 METRICS = {
-    **{"dataset": "digits", "backbone": "tiny", "method": "so", "method_title": "SO"},
-    **{"shots": 4, "seed": 1, "accuracy_percent": 50.0, "peak_memory_mib": 1.0},
-    **{"settings": {}, "run_fingerprint": "f1"},
+    "dataset": "digits",
+    "backbone": "tiny",
+    "method": "so",
+    "method_title": "SO",
+    "shots": 4,
+    "seed": 1,
+    "accuracy_percent": 50.0,
+    "peak_memory_mib": 1.0,
+    "settings": {},
+    "run_fingerprint": "f1",
 }
 
 
@@ -45,18 +52,18 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "runs" / "digits-so")
 
 
-def test_configuration_and_draw_come_back(folder):
+def test_the_configuration_and_the_few_shot_images_are_recorded(folder):
     folder.start(CONFIG, {"train": [["a.jpg", 0]], "val": [], "sha256": "0"})
     assert OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")) == CONFIG
     assert json.loads((folder.path / "fewshot.json").read_text())["train"] == [["a.jpg", 0]]
 
 
-def test_a_run_without_a_draw_has_no_draw(folder):
+def test_a_run_without_few_shot_images_records_none(folder):
     folder.start(CONFIG, None)
     assert _names(folder.path) == ["config.yaml"]
 
 
-def test_a_second_attempt_begins_anew(folder):
+def test_a_second_attempt_starts_with_an_empty_folder(folder):
     folder.start(CONFIG, {"train": []})
     folder.write_history([1.0], [1e-3])
     folder.finish({"accuracy_percent": 1.0}, "table")
@@ -85,7 +92,7 @@ def test_one_attempt_at_a_time(folder):
         assert OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")) == CONFIG
         with pytest.raises(RunBusy), RunFolder(folder.path).claimed():
             pass
-    # One that ended, however it did, keeps nobody from the next.
+    # A process that ended, in any way, does not block the next one.
     assert python(CLAIM, folder.path) == "claimed\n"
     with pytest.raises(KeyboardInterrupt), folder.claimed():
         raise KeyboardInterrupt
@@ -93,7 +100,7 @@ def test_one_attempt_at_a_time(folder):
     assert _names(folder.path) == ["config.yaml"]
 
 
-def test_a_claim_that_begins_nothing_leaves_nothing(folder, tmp_path):
+def test_a_claim_without_a_start_leaves_nothing(folder, tmp_path):
     with folder.claimed():
         assert folder.path.is_dir()
     with pytest.raises(InputError), folder.claimed():
@@ -110,7 +117,7 @@ def test_a_claim_that_begins_nothing_leaves_nothing(folder, tmp_path):
         (False, True, InputError("an image is damaged"), 2),
     ],
 )
-def test_what_went_wrong_stays_in_the_folder(folder, begun, keep_refusals, error, code):
+def test_an_error_is_recorded_in_the_folder(folder, begun, keep_refusals, error, code):
     with suppress(type(error)), folder.claimed(["seed=1", "a='b c'"], keep_refusals):
         if begun:
             folder.start(CONFIG, None)
@@ -127,7 +134,7 @@ def test_what_went_wrong_stays_in_the_folder(folder, begun, keep_refusals, error
     assert _names(folder.path) == ["config.yaml"]
 
 
-def test_an_error_whose_text_is_no_unicode_is_told_too(folder):
+def test_an_error_with_invalid_unicode_is_recorded(folder):
     with suppress(RunFailed), folder.claimed(["data_root=\udcff"]):
         raise RunFailed("no image \udcff.png")
     values = json.loads((folder.path / "error.json").read_text(encoding="utf-8"))
@@ -136,18 +143,18 @@ def test_an_error_whose_text_is_no_unicode_is_told_too(folder):
     assert values["overrides"] == [r"data_root=\udcff"]
 
 
-def test_a_folder_that_goes_while_it_is_claimed_is_made_again(folder):
-    """Whoever finds nothing to do takes the empty folder away, also from under the next."""
-    claims = f"for _ in range(300):\n    exec({CLAIM!r})"
+def test_a_folder_that_is_removed_during_a_claim_is_made_again(folder):
+    """A process without work removes the empty folder, even while another one claims it."""
+    claims = f"for _ in range(100):\n    exec({CLAIM!r})"
     with ThreadPoolExecutor(2) as pool:
         said = [*pool.map(lambda _: python(claims, folder.path), range(2))]
     for each in said:
         assert {line.split()[0] for line in each.splitlines()} <= {"claimed", "RunBusy"}
-        assert len(each.splitlines()) == 300
+        assert len(each.splitlines()) == 100
     assert not folder.path.exists()
 
 
-def test_a_run_is_finished_if_its_metrics_are_whole_and_its_own(folder, capsys):
+def test_a_run_is_finished_if_its_metrics_are_complete_and_have_its_fingerprint(folder, capsys):
     assert folder.finished("f1") is None
     folder.finish(METRICS, "table")
     assert folder.finished("f1") == METRICS
@@ -162,21 +169,21 @@ def test_a_run_is_finished_if_its_metrics_are_whole_and_its_own(folder, capsys):
     assert all(str(folder.path) in each and "counts as unfinished" in each for each in said)
 
 
-def test_a_folder_that_another_process_takes_away_is_made_again(tmp_path, monkeypatch):
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
     made = tempfile.NamedTemporaryFile
     gone = iter([True, True])
 
-    def once_too_late(**where):
+    def after_removal(**where):
         if next(gone, False):
             where["dir"].rmdir()
         return made(**where)
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", once_too_late)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", after_removal)
     check_writable(tmp_path / "results" / "runs")
     assert [*tmp_path.iterdir()] == []
 
 
-def test_what_a_killed_attempt_left_is_cleared(folder):
+def test_the_files_of_a_killed_attempt_are_removed(folder):
     (folder.path / "inner").mkdir(parents=True)
     for name in ("metrics.json", ".metrics.json.x", "inner/file"):
         (folder.path / name).write_text("{}")
@@ -184,7 +191,7 @@ def test_what_a_killed_attempt_left_is_cleared(folder):
     assert _names(folder.path.parent) == ["digits-so", "digits-so/config.yaml"]
 
 
-def test_a_progress_file_that_cannot_be_removed_keeps_no_lock(folder):
+def test_the_lock_is_released_if_the_progress_file_cannot_be_removed(folder):
     with folder.claimed():
         folder.watched(3)
         (folder.path / "progress.json").unlink()
@@ -195,7 +202,7 @@ def test_a_progress_file_that_cannot_be_removed_keeps_no_lock(folder):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_checkpoint_outlives_a_kill_and_no_finished_run(folder, finished):
+def test_a_checkpoint_survives_a_kill_but_not_a_finished_run(folder, finished):
     folder.path.mkdir(parents=True)
     left = ("checkpoint.pt", "progress.json", ".checkpoint.pt.x", "history.csv")
     for name in (*left, *(["metrics.json"] if finished else [])):
@@ -207,7 +214,7 @@ def test_a_checkpoint_outlives_a_kill_and_no_finished_run(folder, finished):
     assert _names(folder.path) == ["config.yaml", "metrics.json", "summary.txt"]
 
 
-def test_what_a_process_left_that_was_killed_at_the_very_end_is_removed(folder):
+def test_the_files_of_a_process_killed_at_its_end_are_removed(folder):
     folder.finish(METRICS, "table")
     left = ("checkpoint.pt", "progress.json", ".lock", ".metrics.json.x.partial")
     for claimed in (True, False):
@@ -218,7 +225,7 @@ def test_what_a_process_left_that_was_killed_at_the_very_end_is_removed(folder):
         assert _names(folder.path) == ["metrics.json", "summary.txt"]
 
 
-def test_of_a_finished_run_that_is_being_done_again_nothing_is_removed(folder):
+def test_nothing_is_removed_from_a_finished_run_that_is_repeated(folder):
     folder.finish(METRICS, "table")
     (folder.path / "progress.json").touch()
     with folder.claimed():
@@ -226,7 +233,7 @@ def test_of_a_finished_run_that_is_being_done_again_nothing_is_removed(folder):
         assert _names(folder.path) == [".lock", "metrics.json", "progress.json", "summary.txt"]
 
 
-def test_what_changed_is_a_row_a_tensor(folder):
+def test_changed_has_one_row_per_tensor(folder):
     folder.write_changed([("visual.proj", 10, 3), ("a.b", 2, 0)])
     assert _rows(folder.path / "changed.csv") == [
         *(["tensor", "parameters", "changed"], ["visual.proj", "10", "3"], ["a.b", "2", "0"])
@@ -239,7 +246,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         RunFolder(tmp_path / "file" / "run").start(CONFIG, None)
 
 
-def test_history_is_a_row_a_step_and_keeps_every_digit(folder):
+def test_history_has_one_row_per_step_with_all_digits(folder):
     losses, lrs = [1.0986122886681098, float("nan")], [0.1 + 0.2, 1e-6]
     folder.write_history(losses, lrs)
     header, *rows = _rows(folder.path / "history.csv")
@@ -250,7 +257,7 @@ def test_history_is_a_row_a_step_and_keeps_every_digit(folder):
     assert rows[1][1] == "nan"
 
 
-def test_predictions_are_a_row_an_image_whatever_its_name(folder):
+def test_predictions_have_one_row_per_image_with_any_name(folder):
     paths = ["a,b/1.jpg", 'quo"te.jpg', "ünï.jpg", "line\nbreak.jpg"]
     folder.write_predictions({"path": paths, "label": [0, 1, 2, 3], "confidence": [0.5] * 4})
     header, *rows = _rows(folder.path / "predictions.csv")
@@ -279,7 +286,7 @@ def test_metrics_are_written_last(folder, monkeypatch):
     assert (folder.path / "summary.txt").read_text() == "accuracy  50 %\n"
 
 
-def test_checking_leaves_no_trace(tmp_path):
+def test_the_check_leaves_nothing(tmp_path):
     check_writable(tmp_path / "new" / "deep")
     assert _names(tmp_path) == []
     (tmp_path / "there").mkdir()
@@ -302,13 +309,13 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_way_out(tmp_path, place
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Path]:
-    """A folder in which this process, for the time of the test, may not write."""
+    """Return a folder in which this process may not write during the test."""
     if os.getuid():
         tmp_path.chmod(0o555)
         yield tmp_path
         tmp_path.chmod(0o755)
         return
-    # Root may write anywhere, but may become nobody; pytest's own folders are closed to nobody.
+    # Root may write anywhere, so it becomes the user nobody, who may not enter pytest's folders.
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         os.seteuid(65534)
@@ -317,13 +324,13 @@ def locked(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("place", ["", "runs", "deep/runs"])
-def test_a_folder_of_somebody_else_is_named(locked, place):
+def test_a_folder_of_another_user_is_named(locked, place):
     with pytest.raises(InputError, match=r"results_dir=.* cannot be written: Permission denied"):
         check_writable(locked / place)
     assert _names(locked) == []
 
 
-def test_a_folder_that_may_not_even_be_entered_is_named(tmp_path):
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o000)
     before = os.geteuid()
@@ -338,6 +345,6 @@ def test_a_folder_that_may_not_even_be_entered_is_named(tmp_path):
     assert _names(tmp_path) == ["closed"]
 
 
-def test_the_summary_is_two_aligned_columns():
+def test_the_summary_has_two_aligned_columns():
     text = summary_table({"accuracy": "50 %", "peak memory": "1 MiB"})
     assert text.splitlines() == ["accuracy     50 %", "peak memory  1 MiB"]

@@ -1,4 +1,4 @@
-"""Figures from the columns of predictions.csv, against one image at a time in exact fractions."""
+"""Scores from the columns of predictions.csv, against one image at a time in exact fractions."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from so_clip.results.scores import harmonic_mean, per_class, scores
 from tests.oracles import scores_oracle as oracle
 
 KEYS = ("accuracy_percent", "mean_class_accuracy_percent", "expected_calibration_error_percent")
-# Among them the edges of all bins, as floats.
+# Includes the edges of all bins, as floats.
 CONFIDENCES = st.floats(0, 1, width=32) | st.sampled_from([index / 15 for index in range(16)])
 ROWS = st.lists(
     st.tuples(st.integers(0, 6), st.integers(0, 6), CONFIDENCES, st.integers(0, 6), CONFIDENCES),
@@ -26,9 +26,9 @@ def _columns(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ROWS)
-def test_figures_are_the_oracles(rows):
+def test_scores_equal_the_oracle(rows):
     values = scores(_columns(rows))
     of_model = {
         "zero_shot_": [(row[0], row[1], row[2]) for row in rows],
@@ -41,9 +41,9 @@ def test_figures_are_the_oracles(rows):
             assert values[prefix + key] == pytest.approx(expected, rel=1e-12, abs=1e-10), key
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS)
-def test_what_was_written_to_a_file_gives_the_very_same_figures(rows):
+def test_the_text_of_a_file_gives_the_same_scores(rows):
     columns = _columns(rows)
     text = io.StringIO()
     writer = csv.writer(text)
@@ -53,9 +53,9 @@ def test_what_was_written_to_a_file_gives_the_very_same_figures(rows):
     assert scores({name: [row[name] for row in read] for name in columns}) == scores(columns)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ROWS)
-def test_a_row_a_class(rows):
+def test_per_class_has_one_row_per_class(rows):
     names = [f"class {index}" for index in range(9)]
     table = per_class(_columns(rows), names)
     assert (table["label"], table["name"]) == ([*range(9)], names)
@@ -69,7 +69,7 @@ def test_a_row_a_class(rows):
             assert cell == table["zero_shot_accuracy_percent"][label] == ""
 
 
-def test_calibration_by_hand():
+def test_the_calibration_error_by_hand():
     # Bin (0.6, 2/3]: one of two right at 0.65; bin (14/15, 1]: right at 1.
     rows = [(0, 0, 1.0, 0, 0.65), (0, 0, 1.0, 1, 0.65), (1, 1, 1.0, 1, 1.0)]
     values = scores(_columns(rows))
@@ -78,14 +78,14 @@ def test_calibration_by_hand():
     assert values["zero_shot_expected_calibration_error_percent"] == 0
 
 
-def test_a_class_counts_once_in_the_mean_whatever_its_size():
+def test_each_class_counts_once_in_the_mean():
     rows = [(0, 0, 1.0, 0, 1.0)] * 9 + [(1, 0, 1.0, 0, 1.0)]
     values = scores(_columns(rows))
     assert values["accuracy_percent"] == pytest.approx(90)
     assert values["mean_class_accuracy_percent"] == 50
 
 
-def test_labels_may_begin_elsewhere():
+def test_labels_may_start_at_another_number():
     columns = _columns([(5, 5, 1.0, 6, 1.0), (6, 6, 1.0, 6, 1.0)])
     table = per_class(columns, ["a", "b", "c"], first_label=5)
     assert table["label"] == [5, 6, 7]

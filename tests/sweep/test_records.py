@@ -1,4 +1,4 @@
-"""What a sweep makes of files that are not as it wrote them, or could not be written at all."""
+"""Sweeps with missing, torn or left-over files, and with unusual results folders."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.helpers.command import call
 JOBS = [["seed=1"], ["seed=2"]]
 
 
-def test_a_sweep_whose_jobs_could_tell_nothing_has_failed(tmp_path, capsys, monkeypatch):
+def test_a_sweep_whose_jobs_recorded_nothing_has_failed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["so_clip", "-m", "force=true", "seed=1,2"])
     (tmp_path / SWEEP_FILE).write_text(json.dumps({"jobs": JOBS}))
     assert _close(Sweep(tmp_path, JOBS), None) == FAILED
@@ -26,10 +26,10 @@ def test_a_sweep_whose_jobs_could_tell_nothing_has_failed(tmp_path, capsys, monk
     assert (tmp_path / SWEEP_FILE).exists()
 
 
-def test_a_job_that_could_not_tell_its_end_is_lost_once_the_launcher_has_waited(tmp_path, capsys):
+def test_a_job_without_a_recorded_end_is_lost_after_the_launcher_returned(tmp_path, capsys):
     file = tmp_path / "jobs" / "0.json"
     file.parent.mkdir()
-    # The process of a pool is there still: this test's parent stands for it.
+    # The process of a pool may still exist; the parent of this test stands for it.
     job = {
         "overrides": JOBS[0],
         "state": "running",
@@ -46,11 +46,18 @@ def test_a_job_that_could_not_tell_its_end_is_lost_once_the_launcher_has_waited(
     "wrong",
     [{"accuracy_percent": float("nan")}, {"accuracy_percent": None}, {"peak_memory_mib": "1"}],
 )
-def test_a_finished_run_without_its_figures_counts_as_unfinished(tmp_path, wrong, capsys):
+def test_a_finished_run_without_its_scores_counts_as_unfinished(tmp_path, wrong, capsys):
     metrics = {
-        **{"dataset": "digits", "backbone": "tiny", "method": "so", "method_title": "SO"},
-        **{"shots": 4, "seed": 1, "accuracy_percent": 50.0, "peak_memory_mib": 1.0},
-        **{"settings": {}, "run_fingerprint": "f"},
+        "dataset": "digits",
+        "backbone": "tiny",
+        "method": "so",
+        "method_title": "SO",
+        "shots": 4,
+        "seed": 1,
+        "accuracy_percent": 50.0,
+        "peak_memory_mib": 1.0,
+        "settings": {},
+        "run_fingerprint": "f",
     }
     file = tmp_path / "metrics.json"
     file.write_text(json.dumps(metrics))
@@ -62,7 +69,7 @@ def test_a_finished_run_without_its_figures_counts_as_unfinished(tmp_path, wrong
     assert RunFolder(tmp_path).finished("f") is None
 
 
-def test_a_sweep_removes_what_killed_ones_left_and_nothing_of_one_at_work(tmp_path):
+def test_a_sweep_removes_the_leftovers_of_killed_sweeps_only(tmp_path):
     sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     dead, alive = (tmp_path / ".sweeps" / name for name in ("dead", "alive"))
     for folder in (dead, alive, tmp_path / ".features"):
@@ -81,7 +88,7 @@ def test_a_sweep_removes_what_killed_ones_left_and_nothing_of_one_at_work(tmp_pa
     unlock(lock)
 
 
-def test_a_link_to_a_results_folder_is_that_folder(tmp_path):
+def test_a_link_to_a_results_folder_is_the_same_folder(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     first, again = (
@@ -96,7 +103,7 @@ def test_a_link_to_a_results_folder_is_that_folder(tmp_path):
     assert (tmp_path / "runs").is_symlink()
 
 
-def test_a_home_folder_is_found_for_the_sweep_as_for_its_runs(tmp_path, monkeypatch):
+def test_a_home_folder_is_expanded_for_the_sweep_and_its_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     left = tmp_path / "home" / "kept" / ".x.npz.y.partial"
