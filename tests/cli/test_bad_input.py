@@ -6,8 +6,6 @@ files; the rows here check that they reach the user.
 """
 
 import json
-import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -48,21 +46,16 @@ VALUES = [
     ("dataset=imagenet_r", ["dataset=imagenet_r", "testing only", "method=zero_shot"]),
 ]
 MODELS = [
-    ("method=adamw +optimizer.capturable=true", ["optimizer.capturable=true", "device=cpu"]),
+    ("method=adamw +optimizer.capturable=true", ["optimizer.capturable=true", "the device is cpu"]),
     ("method=adamw +optimizer.T=5", ["optimizer.T=5", "AdamW", "'~optimizer."]),
     ("method=adamw +optimizer.sampled_gradients=true", ["sampled gradients", "AdamW", "SO"]),
     ("adapter=none", ["opens no parameters", "method=zero_shot"]),
-    ("adapter.encoder=image", ["adapter.encoder=image", "vision"]),
-    ("adapter.position=half_up", ["adapter.position=half_up", "'half-up'"]),
     ("adapter.patterns=[mlp.c_fc.wieght]", ["'mlp.c_fc.wieght' matches no parameter"]),
     ("+adapter.depth=3", ["adapter", "depth"]),
     ("backbone.architecture=ViT-B-33", ["ViT-B-33", "'ViT-B-32'"]),
     ("backbone.pretrained=openai", ["backbone.pretrained=openai", "embedded"]),
     ("backbone=vit_b32 backbone.pretrained=opanai", ["opanai", "'openai'"]),
     ("backbone.checkpoint={bad}/none.pt", ["none.pt", "backbone.checkpoint=FILE"]),
-    ("backbone.checkpoint={bad}/text.pt", ["text.pt"]),
-    ("backbone.checkpoint={bad}/code.pt", ["code.pt"]),
-    ("backbone.checkpoint={bad}/cut.pt", ["cut.pt"]),
     ("backbone.checkpoint={bad}/other.pt", ["other.pt", "strange.weight", "positional_embedding"]),
     ("backbone.checkpoint={bad}/shape.pt", ["shape.pt", "visual.conv1.weight", "3"]),
     ("backbone.checkpoint={bad}", ["backbone.checkpoint="]),
@@ -127,10 +120,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             (bad / f"{name}.json").write_bytes(data)
     (bad / "text.pt").write_text("no checkpoint")
-    (bad / "code.pt").write_bytes(pickle.dumps({"a": os.system}))
     torch.save({"strange.weight": torch.zeros(3)}, bad / "other.pt")
     torch.save({"visual.conv1.weight": torch.zeros(3)}, bad / "shape.pt")
-    (bad / "cut.pt").write_bytes((bad / "other.pt").read_bytes()[:200])
     return {"good": good, "bad": bad}
 
 
