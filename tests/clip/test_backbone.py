@@ -268,8 +268,8 @@ def test_another_resizing_is_a_warning(small_architecture: str) -> None:
         ("", None, "state_dict", False),
         ("", "laion", "state_dict", False),
         ("", None, "openai", True),
-        ("", "openai", "openai", True),
-        ("", "laion", "openai", True),
+        pytest.param("", "openai", "openai", True, marks=pytest.mark.slow),
+        pytest.param("", "laion", "openai", True, marks=pytest.mark.slow),
         ("", "openai", "state_dict", None),
     ],
 )

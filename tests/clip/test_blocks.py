@@ -1,6 +1,6 @@
 """How much of a block is kept, in the arithmetic of `so_clip.clip.blocks`."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -112,15 +112,15 @@ def test_in_training_mode_draws_are_repeated() -> None:
         torch.testing.assert_close(expected[memory], expected["fast"], rtol=1e-5, atol=1e-5)
 
 
-def test_the_settings_know_the_same_modes() -> None:
-    assert MEMORY_MODES == settings.MEMORY_MODES
+def test_the_settings_have_the_same_modes() -> None:
+    assert get_args(settings.Placement.model_fields["memory"].annotation) == MEMORY_MODES
 
 
-def test_sampled_layers_copy_no_columns_of_what_is_kept_anyway() -> None:
+def test_sampled_layers_copy_no_columns_of_inputs_that_are_saved_anyway() -> None:
     block = block_of()
     optimizer = SO([p for p in block.parameters() if p.requires_grad], density_ratio=0.003)
     with sampled_gradients(block, optimizer, always=True) as handle:
         assert {*handle.methods.values()} == {"columns"}
         assert kept_units(block, "balanced", rows()) == 9 + STATISTICS
-        # Of out_proj's input neither; of the other three layers' inputs, fast keeps the columns.
+        # No columns of out_proj's input; fast keeps columns of the other three layers' inputs.
         assert 9 + STATISTICS < kept_units(block, "fast", rows()) < 15
