@@ -16,6 +16,7 @@ from tests.helpers.doc_pages import (
     ALL_PAGES,
     COMMANDS,
     PAGES,
+    PROGRAM,
     README,
     all_lines,
     blocks,
@@ -34,7 +35,7 @@ FOLDERS = ("so_clip", "conf", "docs", "scripts", "tests", "datasets", "results")
 # Written by a reader or by a run, so they are not in the repository.
 MADE = {"datasets/mine.yaml", "results/runs", "results/events", "results/"}
 # test_your_images_page.py follows your_images.md.
-FOLLOWED = [README, *(page for page in PAGES if page.stem != "your_images")]
+FOLLOWED = [page for page in PAGES if page.stem != "your_images"]
 TABLES = (ROOT / "results" / "tables", ROOT / "results" / "figures")
 
 
@@ -167,6 +168,13 @@ def test_the_readme_is_short_and_starts_with_two_commands():
 def test_the_readme_leads_to_every_page():
     linked = {(ROOT / link).resolve() for link in links(README)}
     assert {page for page in PAGES if page not in linked} <= {ROOT / "docs" / "images.md"}
+
+
+def test_every_command_of_the_readme_is_on_another_page():
+    """The slow tests run it there."""
+    elsewhere = [line for page in PAGES for line in all_lines(page)]
+    for line in all_lines(README):
+        assert line in elsewhere or line[:3] != PROGRAM or "--help" in line
 
 
 @pytest.mark.slow
