@@ -3,6 +3,8 @@
 python -m so_clip -m experiment=demo method=so,adamw,clip_lora shots=1,4 seed=1,2
 python -m so_clip report results/runs -o report
 python -m scripts.report_picture report/index.html docs/report.png
+
+Make it on an idle machine if the picture shows seconds.
 """
 
 import argparse
@@ -18,11 +20,12 @@ COLOURS = 128  # enough for text and plots, at a third of the bytes
 
 def main() -> None:
     """Read the arguments and write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("page", type=Path, help="index.html of a report")
     parser.add_argument("out", type=Path, help="PNG file to write")
-    parser.add_argument("--view", default="tables", help="the part of the page after #/")
-    parser.add_argument("--size", type=int, nargs=2, default=(1280, 800), metavar=("W", "H"))
+    parser.add_argument("--view", default="plots", help="the part of the page after #/")
+    parser.add_argument("--size", type=int, nargs=2, default=(1000, 680), metavar=("W", "H"))
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     picture = screenshot(options.page, options.view, tuple(options.size))

@@ -25,7 +25,7 @@ def test_the_page_leads_from_a_folder_of_images_to_a_table(tmp_path: Path, monke
     assert re.search(r"split=\w+, template=.*descriptions\.json", shown)
     assert "own.layout" not in shown
     assert re.search(r"over \d seeds", shown)
-    assert re.search(r"\| 16 \| SO\b", shown)
+    assert re.search(r"\| 16 +\| SO\b", shown)
 
 
 def test_the_card_of_the_page_runs(tmp_path: Path):
