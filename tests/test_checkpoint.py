@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip import checkpoint as resume
-from so_clip.checkpoint import READERS, Checkpoint, NoCheckpoint, Stopwatch
+from so_clip.checkpoint import NO_TRAINING, Checkpoint, NoCheckpoint, Stopwatch
 from so_clip.errors import InputError
 from so_clip.runtime.precision import Precision
 from so_clip.system.paths import PACKAGE_DIR
@@ -119,8 +119,8 @@ def test_what_is_damaged_or_foreign_is_said_and_left_aside(
     _checkpoint(path, part).restore()
     assert part.state == "as it was"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"so_clip: {path} is left aside: it ")
-    assert line.endswith("Training begins anew.")
+    assert line.startswith(f"so_clip: {path} is ignored: it ")
+    assert line.endswith("Training starts from the beginning.")
 
 
 def test_another_number_of_threads_rounds_otherwise(path, capsys):
@@ -135,13 +135,13 @@ def test_another_runs_is_left_aside(path, capsys):
     part = Part("as it was")
     _checkpoint(path, part, "another run").restore()
     assert part.state == "as it was"
-    assert "it is another run's" in capsys.readouterr().err
+    assert "it belongs to another run" in capsys.readouterr().err
 
 
 def test_what_a_checkpoint_does_not_go_by_has_no_part_in_runs():
     """What is not there any more has no place in the list, and what runs import even less."""
-    assert all((PACKAGE_DIR / name).exists() for name in READERS)
-    names = [name.removesuffix(".py") for name in READERS]
+    assert all((PACKAGE_DIR / name).exists() for name in NO_TRAINING)
+    names = [name.removesuffix(".py") for name in NO_TRAINING]
     imported = "import sys, so_clip.sweep.job, so_clip.run; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", imported], capture_output=True, check=True)
     modules = {*done.stdout.decode().split()}
@@ -216,7 +216,7 @@ def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("so_clip: no checkpoint is kept, and the run goes on without")
+    assert line.startswith("so_clip: no checkpoint is written, and the run continues without")
     assert [*tmp_path.iterdir()] == []
 
 
