@@ -1,7 +1,6 @@
-"""Every method, cut off at some step: what follows is what would have followed anyway, bit for bit.
+"""An interrupted run of any method continues bit for bit as the undisturbed one.
 
-Each run here is two processes' work in one process: all that the second has of the first is the
-file that it left.
+Both parts of a run are in one process here. The second part knows the first only by its checkpoint.
 """
 
 import random
@@ -20,20 +19,21 @@ from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder
 from so_clip.run import Run
 from so_clip.train import WATCHED_STEPS
 from tests.helpers.battery_parts import TRAINED, batches_of, logits_of, model_of, settings_of
+from tests.helpers.battery_rows import cases
 
 STEPS = 24
-# A step that comes soon after a restart or a change of stage, which is where most can be forgotten.
+# A step soon after a restart or a change of stage, where most state can be lost.
 CUT = {"relora": 22, "two_stage": 16, "adalora": 14}
 ALWAYS = 1e-9  # seconds
 OVERRIDES = {"two_stage": ("adapter.first_stage=0.6",), "adalora": ("adapter.interval=2",)}
 
 
 class CutOff(KeyboardInterrupt):
-    """Ends a run where an error or a signal would."""
+    """Ends a run as an error or a signal does."""
 
 
 class Cut(TrainBatches):
-    """Batches of which there are only so many."""
+    """Batches that end the run after a number of them."""
 
     left = 10**9
 
@@ -46,7 +46,7 @@ class Cut(TrainBatches):
 
 
 def _adapted(method: str, folder: Path, batches: int, seconds: float, *more: str) -> dict[str, Any]:
-    """Do what is left of a run in so many batches; return all that can be told of its end."""
+    """Do the rest of a run, with at most this many batches; return its results."""
     settings = settings_of(method, STEPS, *OVERRIDES.get(method, ()), *more)
     placement = settings.placement.model_copy(update={"checkpoint_seconds": seconds})
     settings = settings.model_copy(update={"placement": placement})
@@ -75,8 +75,8 @@ def _check_equal(resumed: dict[str, Any], undisturbed: dict[str, Any]) -> None:
         assert resumed[key] == undisturbed[key], key
 
 
-@pytest.mark.parametrize("method", TRAINED)
-def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(method, tmp_path):
+@pytest.mark.parametrize("method", cases(TRAINED))
+def test_an_interrupted_run_ends_as_the_undisturbed_one(method, tmp_path):
     undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0)
     assert not (tmp_path / "whole" / CHECKPOINT_FILE).exists()
     draw = random.Random(zlib.crc32(method.encode()))
@@ -84,23 +84,24 @@ def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(method, tmp_path):
     with pytest.raises(CutOff):
         _adapted(method, tmp_path / "cut", cut, ALWAYS)
     resumed = _adapted(method, tmp_path / "cut", STEPS, ALWAYS)
-    assert resumed["left"] == cut, "it began anew"
+    assert resumed["left"] == cut, "it started from the beginning"
     _check_equal(resumed, undisturbed)
-    # Cut off in the evaluation, a run trains no more.
+    # A run that was interrupted in its evaluation does not train again.
     _check_equal(_adapted(method, tmp_path / "cut", 0, ALWAYS), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "more"),
     [
         ("so", ("optimizer.sampled_gradients=true",)),
         ("so_age", ("optimizer.sampled_gradients=true", "precision=bf16")),
-        ("adamw", ("precision=fp16",)),  # whose scale is still being sought
-        ("clip_lora", ("memory=small", "text_budget_mib=0.05")),  # dropout in what runs twice
+        ("adamw", ("precision=fp16",)),  # its scale is not found yet
+        ("clip_lora", ("memory=small", "text_budget_mib=0.05")),  # dropout in recomputed blocks
         ("wise_ft", ("adapter.interpolation=0.5",)),
     ],
 )
-def test_so_do_runs_with_other_options(method, more, tmp_path):
+def test_interrupted_runs_with_other_options_do_so_too(method, more, tmp_path):
     undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0, *more)
     with pytest.raises(CutOff):
         _adapted(method, tmp_path / "cut", 17, ALWAYS, *more)

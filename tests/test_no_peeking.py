@@ -58,16 +58,16 @@ class Trained:
         self, root: Path, results: Path, monkeypatch: pytest.MonkeyPatch, options: Sequence[str]
     ) -> None:
         self.weights: dict[str, Tensor] = {}
-        adapt = run.adapt
+        adapt = run.Run.adapt
 
-        def noting(parts: run.Parts) -> Any:
-            done = adapt(parts)
-            state = parts.model.classifier.state_dict()
+        def keep_weights(work: run.Run, *arguments: Any) -> Any:
+            done = adapt(work, *arguments)
+            state = work.model.classifier.state_dict()
             self.weights = {name: value.clone() for name, value in state.items()}
             return done
 
         with monkeypatch.context() as patched:
-            patched.setattr(run, "adapt", noting)
+            patched.setattr(run.Run, "adapt", keep_weights)
             done = call(
                 *("dataset=eurosat", "shots=2", "backbone=tiny", "evaluation.workers=0"),
                 *(f"data_root={root}", f"results_dir={results}", "evaluation.cache_dir=null"),

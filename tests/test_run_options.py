@@ -35,6 +35,7 @@ def test_an_early_stop_tests_the_last_iterate(results):
     assert metrics["optimizer_state_mib"] == pytest.approx(state_mib, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_half_precision_runs(demo, results, precision):
@@ -45,6 +46,7 @@ def test_half_precision_runs(demo, results, precision):
     assert first[0] == pytest.approx(first[1], rel=0.05)
 
 
+@pytest.mark.slow
 def test_sampled_gradients_change_memory_and_nothing_else(results, demo):
     on, off = (
         run(
@@ -64,6 +66,7 @@ def test_sampled_gradients_change_memory_and_nothing_else(results, demo):
         assert on.metrics[key] == off.metrics[key]
 
 
+@pytest.mark.slow
 def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
     fast, small = (
         run(tmp_path / memory, "experiment=demo", f"schedule.max_steps={STEPS}", f"memory={memory}")
