@@ -16,8 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from so_clip.errors import InputError, nearest
 
-# The longest method name: part of the run folder's name, and file systems allow 255 bytes.
-MAX_METHOD_NAME = 64
 # A million GiB.
 MAX_MIB = 1e9
 
@@ -130,10 +128,10 @@ def option_key(info: ValidationInfo) -> str:
 
 
 def path(key: str, value: Any) -> Path:
-    """Return a path, its ~ expanded; InputError if it is empty or no path."""
+    """Return a path with its ~ expanded; InputError if it is empty or not a path."""
     if value is None or value == "":
         raise InputError(f"{key} is empty: it needs a path, such as {key}=FOLDER.")
-    # A folder may be called 2024; `True` would be no one's wish.
+    # A folder may be called 2024, so whole numbers are paths. `True` is a mistake.
     if isinstance(value, bool) or not isinstance(value, (str, int, Path)):
         raise InputError(f"{key}={value}: must be a path, such as {key}=FOLDER.")
     text = unicode_text(key, str(value))
@@ -141,7 +139,7 @@ def path(key: str, value: Any) -> Path:
         raise InputError(f"{key}={text!a}: holds a NUL character. Choose another name.")
     try:
         return Path(text).expanduser()
-    except RuntimeError as error:  # ~NAME of nobody
+    except RuntimeError as error:  # ~NAME of an unknown user
         raise InputError(f"{key}={text}: there is no such home. Write the path in full.") from error
 
 
@@ -177,14 +175,6 @@ def number(key: str, value: Any) -> float:
     return float(value)
 
 
-def not_negative(key: str, value: Any, most: float = math.inf) -> float:
-    """Return a finite number of 0 or above, and at most `most`; InputError otherwise."""
-    if not 0 <= number(key, value) <= most:
-        limit = "" if math.isinf(most) else f", at most {most:g}"
-        raise InputError(f"{key}={value}: must be 0 or above{limit}.")
-    return float(value)
-
-
 def auto_mib(key: str, value: Any) -> float | None:
     """Return a number of MiB above 0, or None for auto; InputError otherwise."""
     if value == "auto":
@@ -209,32 +199,6 @@ def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
             f"{key}={value}: must be {' or '.join(allowed)}.{nearest(str(value), allowed)}"
         )
     return value
-
-
-def method_name(key: str, value: Any) -> str:
-    """Return the name of a method, which becomes a part of the run folder's; InputError else."""
-    if value is None or not re.fullmatch(f"[A-Za-z0-9_-]{{1,{MAX_METHOD_NAME}}}", str(value)):
-        raise InputError(
-            f"{key}={value}: must be made of letters, digits, _ and -, at most "
-            f"{MAX_METHOD_NAME} of them."
-        )
-    return str(value)
-
-
-def title(key: str, value: Any) -> str:
-    """Return the title of a method, which becomes a cell of a table; InputError otherwise."""
-    if not isinstance(value, str) or not value.strip() or not value.isprintable() or "|" in value:
-        raise InputError(
-            f"{key}={value!r}: must be a line of text without |, for it heads a table's row."
-        )
-    return value
-
-
-def device_name(key: str, value: Any) -> str:
-    """Return the name of a device, whether it is there or not; InputError for no such name."""
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", str(value)):
-        raise InputError(f"{key}={value}: must be auto, cpu, cuda or cuda:N.")
-    return str(value)
 
 
 def _path_option(value: Any, info: ValidationInfo) -> Path:

@@ -1,45 +1,45 @@
-"""The one exception a user is meant to read, and the help it offers."""
+"""Exceptions for users, messages and exit codes."""
 
 import difflib
 import sys
 import traceback
 from collections.abc import Iterable
 
-# What a command exits with.
+# Exit codes of commands.
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 DEBUG = "--debug"
 debugging = DEBUG in sys.argv
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """A value or file of the user cannot be used.
 
-    The message is one sentence or a few lines that name the value, the place it came from and the
-    way out. The command line prints it without a traceback and exits with code 2.
+    The message is one sentence or a few lines. It names the value, its place and the way out. The
+    command line prints it without a traceback and exits with code 2.
     """
 
 
 class RunFailed(RuntimeError):
-    """A run that began could not end well; the message says why, and no traceback adds to it."""
+    """A run failed. The message says why; a traceback would add nothing."""
 
 
 class RunBusy(InputError):
-    """Another process is doing this very run."""
+    """Another process is running this configuration."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, such as from a cluster or a machine that shuts down, where it is not deadly."""
+    """SIGTERM, for example from a cluster or a machine that shuts down."""
 
 
 def exit_code(error: BaseException) -> int:
-    """Return what a command that ends with this error exits with."""
+    """Return the exit code of a command that ends with this error."""
     if isinstance(error, KeyboardInterrupt):
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     return BAD_INPUT if isinstance(error, InputError) else FAILED
 
 
 def message_of(error: BaseException) -> str:
-    """Return one message for people; what nobody expected begins with its kind."""
+    """Return one message for people. An unexpected error begins with its type."""
     if isinstance(error, KeyboardInterrupt):
         return "terminated" if isinstance(error, Terminated) else "interrupted"
     expected = isinstance(error, (InputError, RunFailed))
@@ -47,24 +47,24 @@ def message_of(error: BaseException) -> str:
 
 
 def report(error: BaseException) -> int:
-    """Print one message to stderr, with --debug the traceback too, and return the exit code."""
+    """Print one message to stderr, with --debug the traceback too; return the exit code."""
     if debugging:
         traceback.print_exception(error)
     say(message_of(error))
     expected = isinstance(error, (InputError, RunFailed, KeyboardInterrupt))
     if not (expected or debugging):
-        say(f"that was not expected, and may be a bug: {DEBUG} shows where it happened.")
+        say(f"this error is unexpected and may be a bug. {DEBUG} shows where it happened.")
     return exit_code(error)
 
 
 def say(message: str) -> None:
-    """Print a message to stderr, of something that ends nothing."""
+    """Print a message to stderr."""
     print(f"so_clip: {message}", file=sys.stderr)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x' or 'y'?" for the known names closest to `name`, or ""."""
-    by_lower = {str(each).lower(): each for each in sorted(known)}
+    by_lower = {str(name).lower(): name for name in sorted(known)}
     lowered = difflib.get_close_matches(str(name).lower(), by_lower, n=2, cutoff=0.6)
-    close = [by_lower[each] for each in lowered]
+    close = [by_lower[match] for match in lowered]
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -26,7 +26,7 @@ QUICK = ("method=zero_shot", "evaluation.workers=0")
             1,
             [
                 "so_clip: ZeroDivisionError: a bug",
-                "so_clip: that was not expected, and may be a bug: --debug shows where it "
+                "so_clip: this error is unexpected and may be a bug. --debug shows where it "
                 "happened.",
             ],
         ),

@@ -13,7 +13,6 @@ from pydantic import BeforeValidator, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from so_clip.checks import (
-    MAX_METHOD_NAME,
     MAX_MIB,
     AutoMib,
     OptionalPathOption,
@@ -33,6 +32,8 @@ from so_clip.optim.options import check_steps, checked_options
 from so_clip.system.machine import core_share
 
 AUTO = "auto"
+# The method's name is part of the run folder's name. File systems allow 255 bytes for that.
+MAX_METHOD_NAME = 64
 # Each worker is a thread of the operating system.
 MAX_WORKERS = 256
 
