@@ -19,9 +19,13 @@ from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder
 from so_clip.run import Run
 from so_clip.train import WATCHED_STEPS
 from tests.helpers.battery_parts import TRAINED, batches_of, logits_of, model_of, settings_of
-from tests.helpers.battery_rows import cases
 
 STEPS = 24
+# One method for each kind of state. The other methods are slow tests.
+FAST = ("so", "adalora", "two_stage", "cocoop")
+METHODS = [
+    method if method in FAST else pytest.param(method, marks=pytest.mark.slow) for method in TRAINED
+]
 # A step soon after a restart or a change of stage, where most state can be lost.
 CUT = {"relora": 22, "two_stage": 16, "adalora": 14}
 ALWAYS = 1e-9  # seconds
@@ -75,7 +79,7 @@ def _check_equal(resumed: dict[str, Any], undisturbed: dict[str, Any]) -> None:
         assert resumed[key] == undisturbed[key], key
 
 
-@pytest.mark.parametrize("method", cases(TRAINED))
+@pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_run_ends_as_the_undisturbed_one(method, tmp_path):
     undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0)
     assert not (tmp_path / "whole" / CHECKPOINT_FILE).exists()

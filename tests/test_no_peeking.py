@@ -89,7 +89,13 @@ def _check(one: Trained, other: Trained) -> None:
         assert torch.equal(value, other.weights[name]), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        name if name in ("so", "tip_adapter_f") else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+    ],
+)
 def test_weights_are_the_same_whatever_the_file_says_of_val_and_test(
     method, roots, tmp_path, monkeypatch
 ):
@@ -119,6 +125,7 @@ def _scrambled(data: Data) -> Data:
     return replace(data, splits=splits, few_shot=few_shot, others=others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "more"),
     [

@@ -83,6 +83,7 @@ def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
     assert fast.metrics["zero_shot_accuracy_percent"] == small.metrics["zero_shot_accuracy_percent"]
 
 
+@pytest.mark.slow
 def test_accuracy_along_the_way_is_written_and_changes_nothing(results, demo):
     options = ("experiment=demo", f"schedule.max_steps={STEPS}", "evaluation.every_steps=2")
     watched = run(results, *options)
@@ -135,6 +136,7 @@ def test_real_images_go_through_the_embedded_model(shared, cut_eurosat, tmp_path
     assert metrics["changed_parameters"] <= metrics["trainable_parameters"]
 
 
+@pytest.mark.slow
 def test_a_random_vit_b32_goes_through_on_real_images(shared, cut_eurosat, tmp_path):
     real = run(
         tmp_path,

@@ -184,6 +184,7 @@ def test_composing_does_not_import_torch():
     assert python(code).strip() == "False"
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_a_folder_for_each_run(tmp_path):
     common = [f"results_dir={tmp_path}", "evaluation.workers=0", "method=zero_shot"]
     done = call("-m", *common, "template=plain,'a blurred photo of a {}.'")

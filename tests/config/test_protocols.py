@@ -125,6 +125,7 @@ def test_zero_shot_is_measured_on_both_halves(root, tmp_path):
         assert done.metrics[f"zero_shot_{key}"] == done.metrics[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["coop", "cocoop", "clip_lora", "two_stage"])
 def test_other_kinds_of_methods_reach_new_classes(root, tmp_path, method):
     options = [f"method={method}", *STEPS, "protocol=base_to_new", "transfer=[dtd]"]
@@ -197,6 +198,7 @@ def _check_by_hand(classifier: Classifier, root: Path, done: Run) -> None:
     assert columns["confidence"] != columns["zero_shot_confidence"]
 
 
+@pytest.mark.slow
 def test_imagenets_relatives_are_tested_alone_among_the_classes_that_have_a_folder(root, tmp_path):
     done = _run(root, tmp_path, "method=zero_shot", dataset="imagenet_a")
     classes = done.columns("per_class")
@@ -232,6 +234,7 @@ def kin(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "load_card", load)
 
 
+@pytest.mark.slow
 def test_classes_of_the_training_are_a_part_of_the_logits(root, tmp_path, kin, monkeypatch):
     done = _run(root, tmp_path / "columns", "transfer=[imagenet_a]")
     elsewhere = gather_module._transfer_test_set
@@ -252,6 +255,7 @@ def test_classes_of_the_training_are_a_part_of_the_logits(root, tmp_path, kin, m
     assert {*ours["prediction"]} <= {"0", "1", "2"}
 
 
+@pytest.mark.slow
 def test_a_class_bound_method_is_transferred_to_its_own_classes(root, tmp_path, kin):
     done = _run(root, tmp_path, "method=tip_adapter", "transfer=[imagenet_a]")
     columns = done.columns("predictions_imagenet_a")
@@ -303,6 +307,7 @@ def test_a_missing_image_of_another_dataset_is_found_before_training(root, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_uneven_supports_have_as_many_images_and_other_counts(root, tmp_path):
     even = _run(root, tmp_path)
     uneven = _run(root, tmp_path, "imbalance=0.3", "shots=3")
@@ -319,6 +324,7 @@ def test_uneven_supports_have_as_many_images_and_other_counts(root, tmp_path):
     assert even.metrics["imbalance"] is None
 
 
+@pytest.mark.slow
 def test_tables_tell_the_protocols_apart(root, tmp_path):
     for options in ([], ["protocol=base_to_new"], ["transfer=[dtd]"], ["imbalance=1"]):
         title = _run(root, tmp_path, *options).metrics["method_title"]
