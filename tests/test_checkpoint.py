@@ -137,6 +137,7 @@ def test_another_runs_is_left_aside(path, capsys):
     assert "it belongs to another run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_run_imports_the_rooms_that_leave_checkpoints_valid():
     assert all((PACKAGE_DIR / name).is_dir() for name in NO_TRAINING)
     modules = {*python("import sys, so_clip.run; print(*sys.modules)").split()}

@@ -196,6 +196,7 @@ def test_the_same_run_again_is_the_same_and_global_randomness_has_no_part(demo, 
     assert settings[0] == settings[1]
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_draw_and_another_history(demo, results):
     other = run(results, "experiment=demo", f"schedule.max_steps={STEPS}", "seed=2")
     assert other.folder != demo.folder

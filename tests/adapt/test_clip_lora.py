@@ -41,9 +41,9 @@ def test_vit_b16_gets_the_papers_184320_parameters() -> None:
 
 
 def options_of(group: str, *overrides: str) -> dict[str, Any]:
-    settings = from_config(compose(["method=clip_lora", *overrides]))
-    options: dict[str, Any] = dict(getattr(settings, group))
-    return {key: value for key, value in options.items() if not key.startswith("_")}
+    method = from_config(compose(["method=clip_lora", *overrides])).method
+    options: dict[str, Any] = getattr(method, group).options
+    return options
 
 
 def test_the_method_is_the_papers() -> None:

@@ -110,7 +110,7 @@ def test_the_method_has_the_papers_settings() -> None:
     assert settings.method.adapter.options["alpha"] == 0.5
     optimizer = settings.method.optimizer
     assert (optimizer.target, optimizer.options["lr"]) == ("torch.optim.Adam", 2e-3)
-    assert optimizer["weight_decay"] == 5e-4
+    assert optimizer.options["weight_decay"] == 5e-4
     schedule = settings.schedule
     assert (schedule.max_steps, schedule.batch_size) == (1600, 256)
     assert (schedule.stop_loss, schedule.lr_min) == (0, 0)

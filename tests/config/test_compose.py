@@ -195,6 +195,7 @@ def test_a_sweep_makes_a_folder_for_each_run(tmp_path):
     assert templates == {"plain", "a blurred photo of a {}."}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_refused_takes_its_folders_away_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()

@@ -245,7 +245,7 @@ def test_a_file_renamed_from_another_key_is_replaced(tmp_path, capsys):
 def test_features_of_another_tower_are_replaced(tmp_path, capsys):
     cache = FeatureCache(tmp_path)
     cache.fetch(KEY, len(IMAGE_ND), lambda _: True, lambda: IMAGE_ND + 1)
-    made, from_cache = _fetch(tmp_path, test=lambda cached_ND: torch.equal(cached_ND, IMAGE_ND))
+    made, from_cache = _fetch(tmp_path, current=lambda cached_ND: torch.equal(cached_ND, IMAGE_ND))
     assert not from_cache
     assert torch.equal(made, IMAGE_ND)
     assert "not the features that this image tower computes" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def test_a_method_classifies_other_classes_and_then_its_own_again(method):
     before_BK = logits_of(model)
     with (
         torch.inference_mode(),
-        classifier.of_other_classes(other_PL, TEMPLATES, model.adapter.prompts_for),
+        classifier.using_classes(other_PL, TEMPLATES, model.adapter.prompts_for),
     ):
         logits_BK = classifier(images_BCHW)
     assert logits_BK.shape == (len(images), 2)

@@ -100,6 +100,7 @@ def test_the_flops_are_those_counted_by_hand():
     assert figures["evaluation_flops"] > 2 * images * forward_per_image * 0.99
 
 
+@pytest.mark.slow
 def test_sampled_gradients_take_fewer_operations_than_whole_ones():
     sampled = forecast("method=so", "schedule.max_steps=1")
     whole = forecast("method=so", "schedule.max_steps=1", "optimizer.sampled_gradients=false")
@@ -131,7 +132,7 @@ def test_a_forecast_needs_neither_network_nor_data_and_leaves_nothing(tmp_path, 
 def test_prompts_have_a_larger_budget_on_a_gpu():
     def budget_mib(device: str, *overrides: str) -> float | None:
         settings = from_config(compose([f"device={device}", *overrides]))
-        return _for_device(settings).text_budget_mib
+        return _for_device(settings).placement.text_budget_mib
 
     assert (budget_mib("cuda"), budget_mib("cpu")) == (1024, 128)
     assert (budget_mib("cuda", "memory=small"), budget_mib("cpu", "memory=fast")) == (64, 1024)
@@ -173,6 +174,7 @@ def test_base_to_new_trains_on_half_of_the_classes_and_tests_them_all(tmp_path):
     assert expected["features_bytes"] == pytest.approx(features, rel=0.01)
 
 
+@pytest.mark.slow
 def test_transfer_adds_evaluation_and_no_training():
     plain = forecast("method=adamw", "schedule.max_steps=3")
     more = forecast("method=adamw", "schedule.max_steps=3", "transfer=[dtd,imagenet_v2]")
@@ -188,7 +190,7 @@ def test_transfer_adds_evaluation_and_no_training():
     ("arguments", "message"),
     [
         (["dataset=imagenet_a"], "testing only"),
-        (["method=tip_adapter", "protocol=base_to_new"], "says nothing of new ones"),
+        (["method=tip_adapter", "protocol=base_to_new"], "cannot predict new ones"),
         (["dataset=imagenett"], "Did you mean 'imagenet'"),
         (["shots=0"], "shots=0"),
         (["--jsn"], "no such flag"),

@@ -62,6 +62,7 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_the_second_stage_has_its_own_flops() -> None:
     arguments = ("adapter.first_stage=0.5",)
     real = flops_of_a_real_training("two_stage", 7, *arguments)
@@ -71,6 +72,7 @@ def test_the_second_stage_has_its_own_flops() -> None:
     assert figures["training_flops"] < 0.7 * 5 * figures["flops_per_step"]
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_in_its_first_stage_has_no_second_stage() -> None:
     figures = forecast("method=two_stage", "shots=4", "schedule.max_steps=1")
     assert figures["training_flops"] == figures["flops_per_step"]

@@ -199,6 +199,7 @@ def test_activation_checkpointing_keeps_the_gradients(use_reentrant):
             by.zero_grad()
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_serves_all_supports():
     torch._dynamo.reset()
     counters.clear()

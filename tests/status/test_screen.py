@@ -74,6 +74,7 @@ def test_the_table_is_live_until_nothing_runs(tmp_path: Path) -> None:
     assert "running" not in last
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_the_whole_table(tmp_path: Path) -> None:
     for number in range(40):
         write_run(tmp_path, f"b{number}", metrics=METRICS)

@@ -90,6 +90,7 @@ def test_jobs_are_split_as_hydra_splits_them_with_the_lists_of_an_experiment(tmp
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_the_record_of_a_sweep_has_its_plan_and_the_end_of_each_job(tmp_path):
     common = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     done = call("-m", *common, "shots=0,1", "template=plain,'a {}, blurred'")
@@ -182,6 +183,7 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path):
     assert "runs only what is missing:\n  python -m so_clip -m" in sweep.out
 
 
+@pytest.mark.slow
 def test_a_finished_single_run_is_skipped_and_shows_its_table(tmp_path):
     arguments = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     first, again, forced = (call(*arguments, *more) for more in ((), (), ("force=true",)))

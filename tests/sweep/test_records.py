@@ -88,6 +88,7 @@ def test_a_sweep_removes_the_leftovers_of_killed_sweeps_only(tmp_path):
     unlock(lock)
 
 
+@pytest.mark.slow
 def test_a_link_to_a_results_folder_is_the_same_folder(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "disk")

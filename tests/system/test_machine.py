@@ -8,6 +8,7 @@ import torch
 
 from so_clip.config.compose import compose
 from so_clip.config.settings import from_config
+from so_clip.fingerprint import settings_sha256
 from so_clip.runtime.device import one_gpu
 from so_clip.system.machine import concurrent_runs, core_share, lease_gpu, shares_gpus, usable_cores
 
@@ -38,31 +39,31 @@ def test_the_number_of_concurrent_runs_depends_on_the_launcher(launcher, jobs, e
 
 def test_concurrent_runs_share_the_cores():
     assert usable_cores() == core_share(1) == CORES
-    for at_once in (1, 2, CORES, CORES + 1, 999):
-        assert core_share(at_once) >= 1
-        assert core_share(at_once) * at_once <= max(CORES, at_once)
+    for runs in (1, 2, CORES, CORES + 1, 999):
+        assert core_share(runs) >= 1
+        assert core_share(runs) * runs <= max(CORES, runs)
 
 
 def test_auto_threads_share_the_cores_and_explicit_values_win():
     config = compose([])
-    alone, crowded = from_config(config), from_config(config, at_once=CORES)
-    assert (alone.threads, alone.evaluation.workers) == (None, CORES)
-    assert (crowded.threads, crowded.evaluation.workers) == (1, 1)
-    given = from_config(compose(["threads=3", "evaluation.workers=5"]), at_once=CORES)
-    assert (given.threads, given.evaluation.workers) == (3, 5)
-    assert alone.fingerprint == crowded.fingerprint == given.fingerprint
+    alone, crowded = from_config(config), from_config(config, CORES)
+    assert (alone.placement.threads, alone.evaluation.workers) == (None, CORES)
+    assert (crowded.placement.threads, crowded.evaluation.workers) == (1, 1)
+    given = from_config(compose(["threads=3", "evaluation.workers=5"]), CORES)
+    assert (given.placement.threads, given.evaluation.workers) == (3, 5)
+    assert settings_sha256(alone) == settings_sha256(crowded) == settings_sha256(given)
 
 
 @pytest.mark.parametrize(
-    ("device", "at_once", "expected"),
+    ("device", "runs", "expected"),
     [
         *((device, 2, True) for device in ("auto", "cuda")),
         *((device, 2, False) for device in ("cpu", "cuda:0", "cuda:1")),
         *((device, 1, False) for device in ("auto", "cuda", "cpu")),
     ],
 )
-def test_cuda_without_a_number_means_any_gpu(device, at_once, expected):
-    assert shares_gpus(device, at_once) == expected
+def test_cuda_without_a_number_means_any_gpu(device, runs, expected):
+    assert shares_gpus(device, runs) == expected
 
 
 def test_each_job_takes_the_next_gpu(tmp_path):

@@ -57,6 +57,7 @@ def test_runs_with_and_without_the_cache_are_equal(root, tmp_path):
     assert _decoded(tmp_path / "without") == []
 
 
+@pytest.mark.slow
 def test_a_damaged_file_changes_no_prediction(root, tmp_path):
     _, before = _run(root, tmp_path)
     [file] = _decoded(tmp_path)

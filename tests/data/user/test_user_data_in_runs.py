@@ -94,6 +94,7 @@ def test_user_images_can_be_test_sets_of_other_training_data(zoo: Path, tmp_path
     assert (folder / "predictions_zoo.csv").is_file()
 
 
+@pytest.mark.slow
 def test_a_csv_file_runs_like_the_folders_it_lists(zoo: Path, tmp_path: Path):
     rows = [f"{name}/{n}.png;{name}" for name in ANIMALS for n in range(8)]
     file = tmp_path / "list.csv"
@@ -158,6 +159,7 @@ def test_descriptions_work_for_published_datasets_new_classes_and_targets(
     assert "no prompts for 5 of 5 classes, such as 'ant'" in outcome.err
 
 
+@pytest.mark.slow
 def test_draw_and_forecast_work_with_user_images(zoo: Path):
     where = ("dataset=folder", f"data_root={zoo}")
     drawn = json.loads(call("draw", *where, "shots=1").out)
