@@ -58,11 +58,11 @@ def test_an_ensemble_is_the_mean_of_unit_embeddings_made_unit_length(card: str) 
         ("two {} boats", "two Rowing boats"),
     ],
 )
-def test_a_template_makes_one_prompt_a_class(template: str, prompt: str) -> None:
+def test_a_template_makes_one_prompt_per_class(template: str, prompt: str) -> None:
     classifier = zero_shot(template, "ucf101")
     torch.testing.assert_close(classifier.classes()[1], text(prompt), rtol=0, atol=1e-5)
 
 
-def test_an_ensemble_that_a_card_has_not_is_refused_with_what_it_has() -> None:
+def test_templates_that_a_card_lacks_are_refused_with_the_names_it_has() -> None:
     with pytest.raises(InputError, match=r"template=ensemble: .* It has plain, specific; any text"):
         zero_shot("ensemble", "digits")

@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.pt"
 
 
-def test_a_state_comes_back(path, capsys):
+def test_a_state_is_restored(path, capsys):
     part = Part(None)
     _checkpoint(path, part).restore()
     assert torch.equal(part.state.pop("tensor"), torch.arange(1000.0))
@@ -110,7 +110,7 @@ HARMS = [
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_what_is_damaged_or_foreign_is_said_and_left_aside(
+def test_a_damaged_or_foreign_file_is_ignored_with_a_message(
     path, harm: Callable[[Path], None], capsys
 ):
     harm(path)
@@ -122,7 +122,7 @@ def test_what_is_damaged_or_foreign_is_said_and_left_aside(
     assert line.endswith("Training starts from the beginning.")
 
 
-def test_another_number_of_threads_rounds_otherwise(path, capsys):
+def test_a_file_of_another_thread_count_is_ignored(path, capsys):
     """So that no run goes on from it without a word, or mixes both."""
     part = Part("as it was")
     Checkpoint(path, "run", ALWAYS, Stopwatch(), threads=3, part=part).restore()
@@ -130,7 +130,7 @@ def test_another_number_of_threads_rounds_otherwise(path, capsys):
     assert "it was written with threads=None, and this run has 3" in capsys.readouterr().err
 
 
-def test_another_runs_is_left_aside(path, capsys):
+def test_a_file_of_another_run_is_ignored(path, capsys):
     part = Part("as it was")
     _checkpoint(path, part, "another run").restore()
     assert part.state == "as it was"
@@ -145,7 +145,7 @@ def test_no_run_imports_the_rooms_that_leave_checkpoints_valid():
     assert not {f"so_clip.{name}" for name in NO_TRAINING} & modules
 
 
-def test_no_code_is_run_by_reading(tmp_path, capsys):
+def test_reading_a_file_runs_no_code(tmp_path, capsys):
     class Trap:
         def __reduce__(self):
             return Path.touch, (tmp_path / "sprung",)
@@ -184,7 +184,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_it_is_written_when_it_is_time(tmp_path, clock):
+def test_a_checkpoint_is_written_at_its_interval(tmp_path, clock):
     path = tmp_path / "checkpoint.pt"
     checkpoint = _checkpoint(path, Part(1), every=60)
     checkpoint.restore()
@@ -199,7 +199,7 @@ def test_it_is_written_when_it_is_time(tmp_path, clock):
     assert not path.exists()
 
 
-def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, capsys):
+def test_a_full_disk_is_reported_once_and_the_run_continues(tmp_path, capsys):
     checkpoint = _checkpoint(tmp_path / "checkpoint.pt", Part(torch.zeros(10_000)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Beyond this size, writing fails as it does on a full disk.
@@ -216,7 +216,7 @@ def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, capsys):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_seconds_add_up_and_writing_is_no_training(tmp_path, clock):
+def test_seconds_add_up_without_the_time_of_writing(tmp_path, clock):
     path, first = tmp_path / "checkpoint.pt", Stopwatch()
 
     class Slow(Part):
@@ -313,7 +313,7 @@ class Watched:
         *((STOP_LOSS, cut) for cut in (13, 14, 15)),
     ],
 )
-def test_the_loop_goes_on_where_it_was_cut_off(tmp_path, cut, stop_loss):
+def test_training_continues_from_the_checkpoint(tmp_path, cut, stop_loss):
     history, weight_KP, _ = _train(None, stop_loss=stop_loss)
     assert cut < history.steps
     with pytest.raises(KeyboardInterrupt):
@@ -324,7 +324,7 @@ def test_the_loop_goes_on_where_it_was_cut_off(tmp_path, cut, stop_loss):
     assert watched == 0
 
 
-def test_an_early_stop_is_one_again():
+def test_an_early_stop_is_repeated_after_resuming():
     history, *_ = _train(None, stop_loss=STOP_LOSS)
     assert history.stop_reason == "stop_loss"
     assert WATCHED_STEPS + 4 < history.steps < 60
@@ -332,20 +332,20 @@ def test_an_early_stop_is_one_again():
 
 
 @pytest.mark.parametrize("stop_loss", [0.0, STOP_LOSS])
-def test_after_training_no_step_is_taken_again(tmp_path, stop_loss):
+def test_a_finished_training_is_not_repeated(tmp_path, stop_loss):
     done = _train(tmp_path, stop_loss=stop_loss)
     again = _train(tmp_path, 0, stop_loss=stop_loss)
     assert again[0] == done[0]
     assert torch.equal(again[1], done[1])
 
 
-def test_before_the_peak_is_known_there_is_nothing_to_go_on_from(tmp_path):
+def test_no_checkpoint_is_written_before_the_peak_is_measured(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path, WATCHED_STEPS - 1)
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_checkpoint_to_come_makes_no_step_wait(tmp_path):
+def test_steps_wait_for_the_device_only_when_a_checkpoint_is_written(tmp_path):
     toy, batches = Toy(), random_batches([2] * (READ_EVERY_STEPS + 10))
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "run", 3600, Stopwatch())
     optimizer = torch.optim.SGD(toy.parameters(), lr=1.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.helpers.command import call
 
 
-def test_a_diverged_run_says_what_it_ran_with(tmp_path: Path) -> None:
+def test_a_diverged_run_has_its_provenance(tmp_path: Path) -> None:
     done = call("experiment=demo", "optimizer.lr=1e30", f"results_dir={tmp_path}")
     assert done.code == 1, done.err
     (file,) = tmp_path.glob("*/error.json")

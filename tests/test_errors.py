@@ -34,7 +34,7 @@ def test_a_hint_names_known_names_only(name, known):
     assert hint == "" or any(repr(each) in hint for each in known)
 
 
-def test_what_a_user_did_and_what_a_run_met_are_told_apart():
+def test_bad_input_and_failed_runs_have_different_exit_codes():
     # The first ends with code 2, the second with code 1.
     assert issubclass(InputError, ValueError)
     assert not issubclass(RunFailed, InputError)

@@ -45,7 +45,7 @@ def _settings(*overrides: object) -> Settings:
     return from_config(compose([*map(str, overrides), "evaluation.workers=0"]))
 
 
-def test_each_part_makes_another_run():
+def test_every_part_changes_the_fingerprint():
     settings, other = _settings(), _settings("seed=2")
     first = run_fingerprint(settings, "lists", "weights")
     assert len(first) == 64
@@ -59,13 +59,13 @@ def test_each_part_makes_another_run():
     assert len({first, *others}) == 5
 
 
-def test_another_version_of_the_code_is_another_run(monkeypatch):
+def test_another_results_version_is_another_run(monkeypatch):
     before = run_fingerprint(_settings(), "lists", "weights")
     monkeypatch.setattr(fingerprint_module, "RESULTS_VERSION", RESULTS_VERSION + 1)
     assert run_fingerprint(_settings(), "lists", "weights") != before
 
 
-def test_a_gpu_is_a_gpu():
+def test_all_gpus_of_a_machine_share_a_fingerprint():
     fingerprints = {
         run_fingerprint(_settings(f"device={device}"), "lists", "weights")
         for device in ("cuda", "cuda:0", "cuda:1")
@@ -92,7 +92,7 @@ def test_the_lists_of_every_test_set_count(tmp_path):
     assert _contents(*place) == alone
 
 
-def test_the_lists_are_those_that_the_run_has():
+def test_shortened_lists_change_the_hash():
     """Not those of the file that they were read from, of which a script may use a part."""
     data = gather(_settings().data)
     lists = data.splits
@@ -111,7 +111,7 @@ def test_the_lists_are_those_that_the_run_has():
     assert first == contents_sha256(gather(_settings("seed=2").data), "plain")
 
 
-def test_the_prompts_count_by_what_they_say(tmp_path):
+def test_prompts_count_by_their_text(tmp_path):
     write_eurosat(tmp_path)
     write_dtd(tmp_path)
     place = ("dataset=eurosat", f"data_root={tmp_path}", "transfer=[dtd]")
@@ -135,7 +135,7 @@ def test_the_prompts_count_by_what_they_say(tmp_path):
 @pytest.mark.parametrize(
     "needs", ["dataset=eurosat", "transfer=[dtd]", "dataset=textile transfer=[dtd]"]
 )
-def test_a_data_root_is_a_folder_not_its_name(needs, tmp_path, monkeypatch):
+def test_the_data_root_counts_by_its_real_path(needs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("data")
     runs = [

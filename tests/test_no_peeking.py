@@ -96,7 +96,7 @@ def _check(one: Trained, other: Trained) -> None:
         for name in METHODS
     ],
 )
-def test_weights_are_the_same_whatever_the_file_says_of_val_and_test(
+def test_labels_of_val_and_test_in_the_split_file_do_not_change_weights(
     method, roots, tmp_path, monkeypatch
 ):
     options = [f"method={method}", *METHODS[method], "split_protocol=coop"]
@@ -135,7 +135,7 @@ def _scrambled(data: Data) -> Data:
         ("clip_lora", []),
     ],
 )
-def test_weights_are_the_same_whatever_the_labels_are_after_the_draw(
+def test_labels_scrambled_after_the_draw_do_not_change_weights(
     method, more, roots, tmp_path, monkeypatch
 ):
     options = [f"method={method}", *METHODS[method], *more]

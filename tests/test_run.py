@@ -72,7 +72,7 @@ def test_memory_adds_up_to_what_the_model_needs(demo):
     assert metrics["optimizer_state_mib"] < 2 * 0.02 * 24 / 4 * trained_mib
 
 
-def test_so_changes_a_part_of_what_it_may(demo):
+def test_so_changes_some_entries_of_its_matrices_only(demo):
     metrics = demo.metrics
     # At most M entries of each matrix move in a step.
     at_most = STEPS * 0.02 * metrics["trainable_parameters"]
@@ -86,7 +86,7 @@ def test_so_changes_a_part_of_what_it_may(demo):
         assert 0 < int(row["changed"]) <= STEPS * max(1, int(0.02 * int(row["parameters"])))
 
 
-def test_history_is_a_row_a_step_along_the_cosine(demo):
+def test_history_has_a_row_per_step_with_the_cosine_rate(demo):
     assert list(demo.rows("history.csv")[0]) == ["step", "loss", "lr"]
     assert demo.column("history.csv", "step") == [*range(1, STEPS + 1)]
     expected = [
@@ -115,7 +115,7 @@ def test_predictions_give_both_accuracies(demo):
         assert all(0.1 <= value <= 1 for value in demo.column("predictions.csv", column))
 
 
-def test_figures_are_those_of_the_saved_predictions(demo):
+def test_scores_follow_from_the_saved_predictions(demo):
     rows = demo.rows("predictions.csv")
     again = scores({column: [row[column] for row in rows] for column in rows[0]})
     assert len(again) == 6
@@ -135,7 +135,7 @@ def test_figures_are_those_of_the_saved_predictions(demo):
     assert demo.metrics["mean_class_accuracy_percent"] == pytest.approx(mean)
 
 
-def test_the_draw_is_the_one_that_draw_prints_and_no_test_image(demo):
+def test_the_draw_equals_the_draw_command_and_has_no_test_image(demo):
     done = call("draw", "dataset=digits", "shots=4", "seed=1")
     few_shot = json.loads((demo.folder / "fewshot.json").read_text())
     assert json.loads(done.out) == few_shot
@@ -146,14 +146,14 @@ def test_the_draw_is_the_one_that_draw_prints_and_no_test_image(demo):
     assert not {*drawn} & {row["path"] for row in demo.rows("predictions.csv")}
 
 
-def test_the_configuration_is_the_one_in_the_metrics(demo):
+def test_config_yaml_equals_the_settings_in_the_metrics(demo):
     config = OmegaConf.to_container(OmegaConf.load(demo.folder / "config.yaml"))
     assert config == demo.metrics["settings"]
     assert config["optimizer"]["density_ratio"] == 0.02
     assert demo.metrics["run_fingerprint"].startswith(demo.folder.name.rpartition("-")[2])
 
 
-def test_the_table_for_people_shows_the_figures(demo):
+def test_the_summary_shows_the_scores(demo):
     text, metrics = (demo.folder / "summary.txt").read_text(), demo.metrics
     for shown in (
         f"{metrics['zero_shot_accuracy_percent']:.2f} %",
@@ -165,7 +165,7 @@ def test_the_table_for_people_shows_the_figures(demo):
         assert shown in text
 
 
-def test_provenance_tells_the_weights_and_the_machine(demo):
+def test_provenance_names_the_weights_and_the_machine(demo):
     values = json.loads((demo.folder / "provenance.json").read_text())
     assert {"command", "commit", "versions", "hardware"} <= set(values)
     assert "experiment=demo" in values["command"]
@@ -179,7 +179,7 @@ def _random_states() -> list[Any]:
     return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]  # noqa: NPY002
 
 
-def test_the_same_run_again_is_the_same_and_global_randomness_has_no_part(demo, tmp_path):
+def test_a_repeated_run_is_equal_whatever_the_global_rng_state(demo, tmp_path):
     random.seed(5)
     torch.manual_seed(5)
     before = _random_states()
@@ -220,7 +220,7 @@ def test_zero_shot_trains_nothing(zero_shot, demo):
     ]
 
 
-def test_what_auto_stood_for_is_on_record(demo):
+def test_the_meaning_of_auto_is_recorded(demo):
     config = OmegaConf.load(demo.folder / "config.yaml")
     cuda = torch.cuda.is_available()
     assert config.device == ("cuda" if cuda else "cpu")

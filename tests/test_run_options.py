@@ -21,7 +21,7 @@ def demo(results: Path) -> Run:
     return run(results, "experiment=demo", f"schedule.max_steps={STEPS}")
 
 
-def test_an_early_stop_tests_the_last_iterate(results):
+def test_an_early_stop_evaluates_the_last_weights(results):
     # 40 images in batches of 20 are 2 steps an epoch.
     stopped = run(results, "method=adamw", "schedule.batch_size=20", "schedule.stop_loss=100")
     assert (stopped.metrics["steps"], stopped.metrics["stop_reason"]) == (2, "stop_loss")
@@ -84,7 +84,7 @@ def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
 
 
 @pytest.mark.slow
-def test_accuracy_along_the_way_is_written_and_changes_nothing(results, demo):
+def test_accuracy_during_training_is_written_and_changes_nothing(results, demo):
     options = ("experiment=demo", f"schedule.max_steps={STEPS}", "evaluation.every_steps=2")
     watched = run(results, *options)
     rows = watched.rows("curve.csv")

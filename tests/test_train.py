@@ -50,7 +50,7 @@ def _obvious_loop(
 @pytest.mark.parametrize(
     ("sizes", "max_steps"), [([8], 30), ([8, 8, 3], 30), ([8, 8, 3], 2), ([4] * 7, 120), ([5], 1)]
 )
-def test_it_is_the_obvious_loop(sizes, max_steps):
+def test_training_equals_a_plain_loop(sizes, max_steps):
     batches, toy = random_batches(sizes), Toy()
     history = _train(toy, batches, max_steps=max_steps)
     losses, lrs, weight_KP = _obvious_loop(batches, max_steps, lr=1.0, lr_min=1e-6)
@@ -70,7 +70,7 @@ def test_the_loss_falls(precision):
 
 
 @pytest.mark.filterwarnings("error")
-def test_steps_that_the_fp16_scaler_skips_are_no_cause_for_alarm():
+def test_steps_that_the_fp16_scaler_skips_raise_no_warning():
     class Loud(Toy):
         def forward(self, images_BCHW):
             return 100 * super().forward(images_BCHW)
@@ -86,7 +86,7 @@ def test_steps_that_the_fp16_scaler_skips_are_no_cause_for_alarm():
     assert history.losses[-1] < history.losses[0]
 
 
-def test_gradients_do_not_pile_up_and_none_is_left():
+def test_gradients_do_not_accumulate_across_steps():
     toy = Toy()
     _train(toy, random_batches([4, 4]), max_steps=3)
     assert toy.weight_KP.grad is None
@@ -145,13 +145,13 @@ class ByEpoch:
         ([[[4], [4]]], 0.0, 20),
     ],
 )
-def test_it_stops_at_the_first_epoch_whose_mean_over_images_is_below(epochs, stop_loss, steps):
+def test_training_stops_after_the_first_epoch_with_a_small_mean_loss(epochs, stop_loss, steps):
     history = _train(Scripted(), ByEpoch(*epochs), stop_loss=stop_loss, max_steps=20)
     assert history.steps == steps
     assert history.stop_reason == ("max_steps" if steps == 20 else "stop_loss")
 
 
-def test_the_history_is_each_steps_mean_over_its_images():
+def test_the_history_holds_the_mean_loss_of_each_step():
     batches = ByEpoch([[0, 1, 2], [3]])
     history = _train(Scripted(), batches, max_steps=4)
     expected = [(_loss(0) + _loss(1) + _loss(2)) / 3, _loss(3)]
@@ -198,7 +198,7 @@ def test_in_half_precision_the_message_offers_fp32():
 
 
 @pytest.mark.parametrize("max_steps", [5, WATCHED_STEPS, 40])
-def test_memory_is_watched_over_the_first_steps_once(max_steps):
+def test_peak_memory_is_measured_over_the_first_steps_only(max_steps):
     seen: list[int] = []
 
     class Counted(Toy):
@@ -239,7 +239,7 @@ def test_the_host_does_not_wait_for_every_step(steps_an_epoch, stop_loss, reads_
     assert history.steps == max_steps
 
 
-def test_counting_reads_notices_each_kind():
+def test_the_read_counter_sees_every_kind_of_read():
     with CountReads() as reads:
         value = torch.ones(1)
         value.item()
@@ -250,7 +250,7 @@ def test_counting_reads_notices_each_kind():
     assert reads["in C++"] >= 3
 
 
-def test_a_penalty_is_minimised_but_is_no_part_of_the_recorded_loss():
+def test_a_penalty_is_minimised_but_not_recorded():
     free, held = Toy(), Toy()
     _train(free, random_batches([16]), max_steps=40)
     history = _train(
@@ -263,7 +263,7 @@ def test_a_penalty_is_minimised_but_is_no_part_of_the_recorded_loss():
     assert history.losses[0] == pytest.approx(math.log(3), abs=1e-3)
 
 
-def test_what_begins_anew_is_forgotten_by_the_optimizer():
+def test_the_optimizer_drops_the_state_of_restarted_tensors():
     toy, steps = Toy(), []
     optimizer = torch.optim.Adam(toy.parameters(), lr=1e-2)
 

@@ -131,7 +131,7 @@ def test_the_demo_is_tiny_on_digits():
 @pytest.mark.parametrize(
     "optimizer", [file.stem for file in FILES if file.parent.as_posix() == "optimizer"]
 )
-def test_the_demo_leaves_other_optimizers_than_so_as_they_are(optimizer):
+def test_the_demo_changes_the_options_of_so_only(optimizer):
     chosen = ["method=zero_shot"] if optimizer == "none" else [f"optimizer={optimizer}"]
     plain, demo = (from_config(compose([*chosen, *more])) for more in ([], ["experiment=demo"]))
     if optimizer.startswith("so"):
@@ -169,7 +169,7 @@ def test_the_demo_leaves_other_optimizers_than_so_as_they_are(optimizer):
         ("~nothing", ["nothing", "--help"]),
     ],
 )
-def test_what_cannot_be_composed_is_named_with_a_way_out(override, messages):
+def test_bad_choices_are_named_with_a_way_out(override, messages):
     with pytest.raises(InputError) as caught:
         compose([override])
     for message in messages:
@@ -196,7 +196,7 @@ def test_a_sweep_makes_a_folder_for_each_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_refused_takes_its_folders_away_again(tmp_path, monkeypatch):
+def test_a_refused_sweep_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     bad = ("-m", "optimizer.density_ratio=2,3")
@@ -219,6 +219,6 @@ def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path, monkeypatch
     assert [*tmp_path.iterdir()] == []
 
 
-def test_an_option_of_another_choice_is_not_offered_as_itself() -> None:
+def test_an_option_of_another_choice_is_not_suggested() -> None:
     with pytest.raises(InputError, match="the chosen optimizer has no such option"):
         compose(["method=clip_lora", "optimizer.density_ratio=0.1"])

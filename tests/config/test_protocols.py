@@ -79,7 +79,7 @@ def _cut(root: Path, folder: Path, labels: range) -> str:
     return f"dataset.split_file={file}"
 
 
-def test_base_to_new_is_a_run_on_base_classes_and_a_test_on_new_ones(root, tmp_path):
+def test_base_to_new_trains_on_base_classes_and_tests_on_both(root, tmp_path):
     done = _run(root, tmp_path, "protocol=base_to_new")
     base = _run(root, tmp_path, _cut(root, tmp_path, range(3)))
     new = _run(root, tmp_path, _cut(root, tmp_path, range(3, 5)), "method=zero_shot")
@@ -143,7 +143,7 @@ def test_other_kinds_of_methods_reach_new_classes(root, tmp_path, method):
         assert list(ours) == pytest.approx(list(theirs), abs=1e-4)
 
 
-def test_transfer_tests_the_very_model_on_other_datasets(root, tmp_path, monkeypatch):
+def test_transfer_tests_the_trained_model_on_other_datasets(root, tmp_path, monkeypatch):
     models = []
     adapt = run.Run.adapt
 
@@ -199,7 +199,7 @@ def _check_by_hand(classifier: Classifier, root: Path, done: Run) -> None:
 
 
 @pytest.mark.slow
-def test_imagenets_relatives_are_tested_alone_among_the_classes_that_have_a_folder(root, tmp_path):
+def test_imagenet_variants_are_tested_among_the_classes_that_have_a_folder(root, tmp_path):
     done = _run(root, tmp_path, "method=zero_shot", dataset="imagenet_a")
     classes = done.columns("per_class")
     assert classes["name"] == ["stingray", "junco", "mushroom"]
@@ -235,7 +235,7 @@ def kin(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_classes_of_the_training_are_a_part_of_the_logits(root, tmp_path, kin, monkeypatch):
+def test_training_classes_are_columns_of_the_logits(root, tmp_path, kin, monkeypatch):
     done = _run(root, tmp_path / "columns", "transfer=[imagenet_a]")
     elsewhere = gather_module._transfer_test_set
 
@@ -283,7 +283,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("line", "parts"), REFUSED)
-def test_what_cannot_be_is_refused_before_anything_is_done(line, parts, root, tmp_path):
+def test_impossible_protocols_are_refused_before_any_work(line, parts, root, tmp_path):
     done = call(
         *("dataset=eurosat", f"data_root={root}", *QUICK, f"results_dir={tmp_path / 'runs'}"),
         *line.split(),
@@ -308,7 +308,7 @@ def test_a_missing_image_of_another_dataset_is_found_before_training(root, tmp_p
 
 
 @pytest.mark.slow
-def test_uneven_supports_have_as_many_images_and_other_counts(root, tmp_path):
+def test_imbalanced_draws_have_the_same_total_and_other_counts(root, tmp_path):
     even = _run(root, tmp_path)
     uneven = _run(root, tmp_path, "imbalance=0.3", "shots=3")
     document = json.loads((uneven.folder / "fewshot.json").read_text())
@@ -325,7 +325,7 @@ def test_uneven_supports_have_as_many_images_and_other_counts(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_tables_tell_the_protocols_apart(root, tmp_path):
+def test_tables_have_a_row_for_each_protocol(root, tmp_path):
     for options in ([], ["protocol=base_to_new"], ["transfer=[dtd]"], ["imbalance=1"]):
         title = _run(root, tmp_path, *options).metrics["method_title"]
     done = call("table", tmp_path)

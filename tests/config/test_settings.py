@@ -279,7 +279,7 @@ def test_any_changed_option_is_another_run(option):
 
 
 @pytest.mark.parametrize("option", NO_DIFFERENCE)
-def test_what_no_result_depends_on_makes_no_other_run(option):
+def test_options_without_effect_on_results_keep_the_fingerprint(option):
     before, after = _settings({}), _settings({option: NO_DIFFERENCE[option]})
     assert before != after
     assert settings_sha256(before) == settings_sha256(after)
@@ -287,12 +287,12 @@ def test_what_no_result_depends_on_makes_no_other_run(option):
     assert _folder(after).parent == after.placement.results_dir
 
 
-def test_one_thread_a_core_decodes_unless_one_says_otherwise():
+def test_decoding_uses_one_thread_per_core_by_default():
     assert _settings({}).evaluation.workers == len(os.sched_getaffinity(0))
     assert _settings({"evaluation.workers": 7}).evaluation.workers == 7
 
 
-def test_features_are_kept_beside_the_runs_or_where_one_says_or_not_at_all():
+def test_the_feature_cache_is_beside_the_runs_or_elsewhere_or_off():
     assert str(_settings({"results_dir": "r"}).evaluation.cache_dir) == "r/.features"
     for value, expected in (("elsewhere", "elsewhere"), (None, "None")):
         settings = _settings({"evaluation.cache_dir": value})
@@ -303,9 +303,7 @@ def test_features_are_kept_beside_the_runs_or_where_one_says_or_not_at_all():
     ("precision", "evaluation", "expected"),
     [("fp32", "auto", "fp32"), ("auto", "auto", "auto"), ("bf16", "fp32", "fp32")],
 )
-def test_evaluation_has_the_runs_precision_unless_it_says_otherwise(
-    precision, evaluation, expected
-):
+def test_evaluation_uses_the_precision_of_the_run_by_default(precision, evaluation, expected):
     settings = _settings({"precision": precision, "evaluation.precision": evaluation})
     assert settings.evaluation_precision == expected
 
@@ -313,7 +311,7 @@ def test_evaluation_has_the_runs_precision_unless_it_says_otherwise(
 @pytest.mark.parametrize(
     "option", [each for each in OTHER_VALUES if not each.startswith(("adapter.", "optimizer."))]
 )
-def test_zero_shot_is_one_run_whatever_training_would_draw(option):
+def test_training_options_do_not_change_a_zero_shot_run(option):
     before = _settings({}, "method=zero_shot")
     after = _settings({option: OTHER_VALUES[option]}, "method=zero_shot")
     idle = ("shots", "seed", "split_protocol", "imbalance", "augment.", "schedule.")
@@ -326,12 +324,12 @@ def test_an_experiment_without_training_is_plain_zero_shot():
     assert settings_sha256(experiment) == settings_sha256(_settings({}, "method=zero_shot"))
 
 
-def test_run_folder_says_what_it_holds():
+def test_the_run_folder_names_its_choices():
     settings = _settings({"shots": 16, "seed": 3, "backbone.architecture": "hf/ViT-B-16"})
     assert _folder(settings).name.startswith("digits-hf_vit-b-16-so-16shot-seed3-")
 
 
-def test_run_folder_names_what_is_not_the_usual_protocol():
+def test_the_run_folder_names_an_unusual_protocol():
     changes = {"protocol": "base_to_new", "imbalance": 0.5, "transfer": ["eurosat"]}
     name = _folder(_settings(changes)).name
     assert name.startswith("digits-tiny-so-base_to_new-4shot-imbalance0.5-seed1-")
@@ -346,7 +344,7 @@ def test_records_and_fingerprints_hold_choices_and_no_module_paths():
     assert "_target_" not in record
 
 
-def test_the_order_of_transfer_datasets_is_of_no_account():
+def test_the_order_of_transfer_datasets_does_not_matter():
     one, other = (_settings({"transfer": names}) for names in (["dtd", "fgvc"], ["fgvc", "dtd"]))
     assert one == other
     assert one.data.transfer == ("dtd", "fgvc")
