@@ -11,7 +11,7 @@ from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator, Predictions
 from so_clip.fingerprint import prompts_sha256, settings_sha256
-from so_clip.results.run_files import SKIPPED
+from so_clip.results.run_files import SKIPPED, skipped_images
 from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
 from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class, scores
 from so_clip.runtime.device import describe
@@ -151,17 +151,9 @@ def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     rows |= {f"on {name}": _both(scores, "accuracy_percent") for name, scores in transfer.items()}
     if len(transfer) > 1:
         rows["average of these"] = _both(metrics, "transfer_accuracy_percent")
-    if skipped := [
-        f"{count} {split}" for split in SKIPPED if (count := _all_skipped(metrics, split))
-    ]:
-        rows["skipped images"] = f"{', '.join(skipped)}: see {SKIPPED_FILE}"
+    if skipped := skipped_images(metrics, *transfer.values()):
+        rows["skipped images"] = f"{skipped}: see {SKIPPED_FILE}"
     return rows
-
-
-def _all_skipped(metrics: Mapping[str, Any], split: str) -> int:
-    return sum(
-        scores.get(SKIPPED[split], 0) for scores in (metrics, *metrics.get("transfer", {}).values())
-    )
 
 
 def _skipped(data: Data, dataset: str) -> dict[str, int]:

@@ -37,13 +37,12 @@ def main(
 
     from so_clip.status.runs import FAILED
     from so_clip.status.screen import SHOWN, report
-    from so_clip.status.watcher import Watcher, print_whole, watch
+    from so_clip.status.watcher import look, print_whole, watch
 
     console = Console(highlight=False)
-    watcher = Watcher(results_dir)
     if console.is_terminal and not console.is_dumb_terminal and not once:
-        watch(watcher, console)
-    view = watcher.look()
+        watch(results_dir, console)
+    view = look(results_dir)
     print_whole(report(view, None if list_all else SHOWN), console)
     failed = view.counts[FAILED]
     if failed:

@@ -1,10 +1,9 @@
 """Training operations (FLOPs) of finished runs, forecast for the steps that each run took.
 
-A run does not count its operations. A forecast takes seconds for each kind of run, so its results
-are kept beside the runs.
+A run does not count its operations. A forecast takes seconds for each kind of run, so runs of one
+kind share it.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -31,27 +30,15 @@ from so_clip.data.find import find_card, find_dataset
 from so_clip.data.user.dataset import UserData
 from so_clip.errors import InputError
 from so_clip.report.read import Runs
-from so_clip.results.run_files import read_object
-from so_clip.system import atomic
-from so_clip.system.code_hash import code_sha256
 from so_clip.system.paths import CONF_DIR
-from so_clip.version import RESULTS_VERSION
 
-FILE = ".flops.json"
-# The code that a forecast depends on: its own, and the code of a training step.
-_CODE = ("forecast", "adapt", "clip", "optim")
 # These options do not change the operations of a step.
 _IGNORED = frozenset({*NO_DIFFERENCE, "seed", "split_file", "data_root", "method_title", "device"})
 
 
 def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
-    """Return the runs with `train_flops`, and a line for each kind of run that has no forecast.
-
-    Forecasts are kept in `.flops.json` in the results folder. The file may be deleted at any time.
-    Forecasts that failed are tried again the next time.
-    """
-    file = runs.results_dir / FILE
-    known = {key: flops for key, flops in read_object(file).items() if type(flops) is int}
+    """Return the runs with `train_flops`, and a line for each kind of run that has no forecast."""
+    known: dict[str, int] = {}
     found: list[float] = []
     remarks: dict[str, str] = {}
     for run in runs.frame.to_dict("records"):
@@ -59,7 +46,6 @@ def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
         if key not in known and key not in remarks:
             try:
                 known[key] = _forecast(run)
-                atomic.write_json(file, known)
             except InputError as error:
                 remarks[key] = f"{run['folder']}: no FLOPs: {error}"
         found.append(known.get(key, math.nan))
@@ -70,22 +56,14 @@ def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
 
 
 def _key(run: Mapping[Any, Any]) -> str:
-    """Return the SHA-256 of all that decides the FLOPs of a run."""
+    """Return all that decides the FLOPs of a run."""
     values = {key: value for key, value in run["settings"].items() if key not in _IGNORED}
     for group in ("adapter", "optimizer"):
         options = values.get(group)
         if isinstance(options, dict):
             values[group] = {key: value for key, value in options.items() if key != "seed"}
     values["evaluation"] = None
-    parts = [
-        RESULTS_VERSION,
-        code_sha256(*_CODE),
-        run.get("steps"),
-        run.get("split_sha256"),
-        values,
-    ]
-    text = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps([run.get("steps"), run.get("split_sha256"), values], sort_keys=True)
 
 
 def _forecast(run: Mapping[Any, Any]) -> int:

@@ -4,7 +4,6 @@ If there are sweeps, their jobs say which runs were planned, so only empty cells
 Without sweeps, the grid of finished runs says it: every method on every dataset with every seed.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from so_clip.report.read import Runs
 from so_clip.report.tables import Table, table_runs
 from so_clip.status.runs import DONE, Run
-from so_clip.status.sweeps import Sweep, SweepFolders, key_of, match_jobs
+from so_clip.status.sweeps import Sweep, key_of, match_jobs, read_sweeps
 
 # Only the cells of these tables stand for runs; the other tables show the same runs.
 _TABLES_OF_RUNS = ("accuracy", "base_accuracy")
@@ -29,7 +28,7 @@ def add_missing(tables: Sequence[Table], runs: Runs) -> tuple[list[Table], list[
         The tables; and the lines to print: missing runs by table, unfinished jobs of sweeps, and
         the commands of those sweeps. No lines if nothing is missing.
     """
-    sweeps = SweepFolders(runs.results_dir).read()
+    sweeps = read_sweeps(runs.results_dir, [])
     extended, printed = [], []
     for table in tables:
         lines = []
@@ -62,8 +61,7 @@ def _unfinished_sweeps(runs: Runs, sweeps: list[Sweep]) -> tuple[list[str], list
         open_jobs = {key_of(overrides) for overrides, run in jobs if run.state != DONE}
         unfinished |= open_jobs
         if open_jobs and sweep.command:
-            arguments = [text for text in sweep.command if not text.startswith("force=")]
-            commands[shlex.join(["python", "-m", "so_clip", *arguments])] = None
+            commands[sweep.command_line] = None
     if not unfinished:
         return [], []
     jobs_have = "job of a sweep has" if len(unfinished) == 1 else "jobs of sweeps have"

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from so_clip.errors import InputError
-from so_clip.report.progress_bar import watched
 from so_clip.report.variants import variants
 from so_clip.results.run_files import (
     ERROR_FILE,
@@ -31,6 +32,8 @@ _READERS = 8
 ROW = ["backbone", "shots", "method_title", "variant"]
 # The columns that identify a run, except for the datasets it was transferred to.
 RUN = ["dataset", *ROW, "seed"]
+# The progress bar of a stage of the report, if stderr is a terminal.
+watched = partial(tqdm, disable=None, dynamic_ncols=True, leave=False)
 # The value of `tested_on` in metrics.json for test images; older runs do not have it.
 TEST = "test"
 

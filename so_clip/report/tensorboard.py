@@ -19,7 +19,7 @@ from so_clip.results.run_files import (
     read_columns,
     read_metrics,
 )
-from so_clip.status.runs import RunFolders, number
+from so_clip.status.runs import number, read_states
 from so_clip.system import atomic
 
 # The columns of a run's CSV files, and their tags in the events.
@@ -68,9 +68,9 @@ def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
     Raises:
         InputError: the folder does not exist, or `logdir` cannot be written.
     """
-    folders = RunFolders(results_dir)
+    unreadable: list[str] = []
     written, skipped = 0, []
-    for folder, run in sorted(folders.read().items()):
+    for folder, run in sorted(read_states(results_dir, unreadable).items()):
         sources = [
             path for name in (*CURVES, METRICS_FILE) if (path := Path(folder) / name).is_file()
         ]
@@ -90,7 +90,7 @@ def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
             if path != events:
                 path.unlink()
         written += 1
-    return written, [*skipped, *folders.unreadable]
+    return written, [*skipped, *unreadable]
 
 
 def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:

@@ -6,32 +6,23 @@ A job may run in another process or on another machine. The process that started
 
 import os
 import platform
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from so_clip.errors import InputError
-from so_clip.results.run_files import is_texts, read_object
 from so_clip.system import atomic
 
 DONE, SKIPPED, BUSY, FAILED, RUNNING = "done", "skipped", "busy", "failed", "running"
 JOBS_DIR = "jobs"
 SWEEP_FILE = "sweep.json"
-_FIELD_TYPES: dict[str, Any] = {
-    "overrides": list,
-    "state": str,
-    "run_dir": str | None,
-    "message": str | None,
-    "exit_code": int | None,
-    "accuracy_percent": float | int | None,
-    "pid": int,
-    "host": str,
-}
 
 
-@dataclass
+@dataclass(config=ConfigDict(strict=True))
 class Job:
     """One job of a sweep.
 
@@ -45,13 +36,13 @@ class Job:
         pid, host: the process that wrote the file, and its machine.
     """
 
-    overrides: Sequence[str]
+    overrides: list[str]
     state: str = RUNNING
     run_dir: str | None = None
     message: str | None = None
     exit_code: int | None = None
     accuracy_percent: float | None = None
-    pid: int = 0
+    pid: Annotated[int, Field(ge=0, lt=2**31)] = 0
     host: str = ""
 
 
@@ -74,28 +65,26 @@ class JobFiles:
 
     def read(self) -> dict[int, Job]:
         """Return the started jobs by their numbers; torn files are left out."""
-        files = {int(file.stem): file for file in self._folder.glob("*.json") if is_job_file(file)}
-        jobs = {number: read_job(file) for number, file in files.items()} | self._written
+        jobs = {number: read_job(file) for number, file in job_paths(self._folder.parent).items()}
+        jobs |= self._written
         return {number: job for number, job in sorted(jobs.items()) if job is not None}
 
 
-def is_job_file(file: Path) -> bool:
-    """Return whether a file has the name of a job file: the job's number."""
-    return file.suffix == ".json" and file.stem.isdecimal()
+def job_paths(sweep_dir: Path) -> dict[int, Path]:
+    """Return the job files of a sweep by their numbers."""
+    files = (sweep_dir / JOBS_DIR).glob("*.json")
+    return {int(file.stem): file for file in files if file.stem.isdecimal()}
 
 
 def read_job(file: Path) -> Job | None:
     """Return a job from its file, and None if the file is torn or has values of other types."""
-    values = read_object(file)
-    known = {name: values[name] for name in _FIELD_TYPES if name in values}
-    if not all(isinstance(value, _FIELD_TYPES[name]) for name, value in known.items()):
+    try:
+        return TypeAdapter(Job).validate_json(file.read_bytes())
+    except (OSError, ValueError):
         return None
-    if not {"overrides", "state"} <= known.keys() or not is_texts(known["overrides"]):
-        return None
-    return Job(**known) if known.get("pid", 0) in range(2**31) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True))
 class SweepPlan:
     """The content of sweep.json.
 
@@ -110,11 +99,11 @@ class SweepPlan:
 
 def read_plan(sweep_dir: Path) -> SweepPlan | None:
     """Return the plan of a sweep, and None if its sweep.json is torn or not there."""
-    values = read_object(sweep_dir / SWEEP_FILE)
-    command, jobs = values.get("command", []), values.get("jobs")
-    if not is_texts(command) or not isinstance(jobs, list) or not all(map(is_texts, jobs)):
+    try:
+        plan = TypeAdapter(SweepPlan).validate_json((sweep_dir / SWEEP_FILE).read_bytes())
+    except (OSError, ValueError):
         return None
-    return SweepPlan(command[1:], jobs)
+    return SweepPlan(plan.command[1:], plan.jobs)
 
 
 def may_be_alive(job: Job) -> bool:

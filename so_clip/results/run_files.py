@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,14 @@ def read_metrics(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise _unreadable(path, "it does not hold a JSON object")
     return values
+
+
+def skipped_images(*scores: Mapping[str, Any]) -> str:
+    """Return how many corrupt images were skipped, such as "3 train, 1 test"."""
+    counts = {
+        split: sum(values.get(key) or 0 for values in scores) for split, key in SKIPPED.items()
+    }
+    return ", ".join(f"{count} {split}" for split, count in counts.items() if count)
 
 
 def read_object(path: Path) -> dict[str, Any]:

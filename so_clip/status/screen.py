@@ -1,6 +1,5 @@
 """The table of states for a terminal, with the library rich; in a pipe the same as plain lines."""
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ def _sweeps_table(sweeps: Sequence[tuple[Sweep, Sequence[Run]]], one_line: bool 
         cells += [
             Text(str(counts[state]), COLOURS[state] if counts[state] else "dim") for state in STATES
         ]
-        cells.append(_plain(_command(sweep)))
+        cells.append(_plain(sweep.command_line))
         table.add_row(*(_one_line(cells) if one_line else cells))
     return table
 
@@ -123,17 +122,11 @@ def _continuing_commands(view: View) -> list[str]:
     """Return the commands of ended sweeps with unfinished jobs, latest first, without repeats."""
     return list(
         dict.fromkeys(
-            f"  {_command(sweep)}"
+            f"  {sweep.command_line}"
             for sweep, runs in reversed(view.sweeps)
             if sweep.command and not sweep.is_running and any(run.state != DONE for run in runs)
         )
     )
-
-
-def _command(sweep: Sweep) -> str:
-    """Return a sweep's command without `force`, which would repeat finished runs."""
-    arguments = [text for text in sweep.command if text.partition("=")[0] != "force"]
-    return shlex.join(["python", "-m", "so_clip", *arguments])
 
 
 def _sorted(runs: Sequence[Run]) -> list[Run]:

@@ -1,13 +1,14 @@
 """The sweeps of a results folder, and the run of each of their jobs."""
 
-import os
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from so_clip.results import job_files
-from so_clip.results.job_files import JOBS_DIR, SWEEP_FILE, Job, SweepPlan
+from so_clip.results.job_files import SWEEP_FILE, Job
 from so_clip.status.runs import (
     DONE,
     FAILED,
@@ -61,62 +62,49 @@ class Sweep:
 
     name: str
     command: Sequence[str]
-    jobs: Mapping[int, tuple[str, ...]]
+    jobs: Mapping[int, Sequence[str]]
     records: Mapping[int, Record]
     is_running: bool
 
+    @property
+    def command_line(self) -> str:
+        """The sweep's command without `force`, which would repeat finished runs."""
+        arguments = [text for text in self.command if text.partition("=")[0] != "force"]
+        return shlex.join(["python", "-m", "so_clip", *arguments])
 
-class SweepFolders:
-    """All sweeps of a results folder. `read` reads the changed job files again.
 
-    After each `read`, `unreadable` has one line for each sweep.json that cannot be used.
+def read_sweeps(results_dir: Path, unreadable: list[str]) -> list[Sweep]:
+    """Return the sweeps of a results folder, oldest first.
+
+    Args:
+        results_dir: the folder.
+        unreadable: gets one line for each sweep.json that cannot be used.
     """
+    sweeps = []
+    for file in sorted(results_dir.glob(f"{SWEEPS_DIR}/*/{SWEEP_FILE}")):
+        folder = file.parent
+        plan = job_files.read_plan(folder)
+        if plan is None:
+            unreadable.append(f"{file} cannot be used.")
+            continue
+        records = _read_records(folder)
+        # A sweeper that chooses jobs as it goes has planned none.
+        jobs = {number: record.job.overrides for number, record in records.items()}
+        jobs |= dict(enumerate(plan.jobs))
+        running = is_locked(folder) or any(record.is_running for record in records.values())
+        jobs = dict(sorted(jobs.items()))
+        sweeps.append(Sweep(folder.name, plan.command, jobs, records, bool(running)))
+    return sweeps
 
-    def __init__(self, results_dir: Path) -> None:
-        self.unreadable: list[str] = []
-        self._folder = results_dir / SWEEPS_DIR
-        self._plans: dict[Path, SweepPlan] = {}
-        self._records: dict[str, tuple[tuple[int, int], Record | None]] = {}
 
-    def read(self) -> list[Sweep]:
-        """Return the sweeps, oldest first."""
-        self.unreadable.clear()
-        sweeps = []
-        for file in sorted(self._folder.glob(f"*/{SWEEP_FILE}")):
-            folder = file.parent
-            plan = self._plans.get(folder) or job_files.read_plan(folder)
-            if plan is None:
-                self.unreadable.append(f"{file} cannot be used.")
-                continue
-            self._plans[folder] = plan  # sweep.json is written once, when the sweep starts
-            records = self._read_records(folder)
-            # A sweeper that chooses jobs as it goes has planned none.
-            jobs = {number: tuple(record.job.overrides) for number, record in records.items()}
-            jobs |= {number: tuple(overrides) for number, overrides in enumerate(plan.jobs)}
-            running = is_locked(folder) or any(record.is_running for record in records.values())
-            jobs = dict(sorted(jobs.items()))
-            sweeps.append(Sweep(folder.name, plan.command, jobs, records, bool(running)))
-        return sweeps
-
-    def _read_records(self, folder: Path) -> dict[int, Record]:
-        records = {}
-        try:
-            with os.scandir(folder / JOBS_DIR) as entries:
-                for entry in entries:
-                    if not job_files.is_job_file(Path(entry.name)):
-                        continue
-                    status = entry.stat()
-                    stamp = status.st_ino, status.st_mtime_ns
-                    if self._records.get(entry.path, (None, None))[0] != stamp:
-                        job = job_files.read_job(Path(entry.path))
-                        record = None if job is None else Record(job, status.st_mtime)
-                        self._records[entry.path] = stamp, record
-                    record = self._records[entry.path][1]
-                    if record is not None:
-                        records[int(entry.name.removesuffix(".json"))] = record
-        except OSError:  # not there yet, or removed meanwhile
-            pass
-        return records
+def _read_records(folder: Path) -> dict[int, Record]:
+    records = {}
+    for number, file in job_files.job_paths(folder).items():
+        with suppress(OSError):  # removed meanwhile
+            job, written_at = job_files.read_job(file), file.stat().st_mtime
+            if job is not None:
+                records[number] = Record(job, written_at)
+    return records
 
 
 def match_jobs(
@@ -137,7 +125,7 @@ def match_jobs(
     paths = {Path(path).name: path for path in runs}
     by_age = sorted(runs, key=lambda path: runs[path].changed_at)
     folders = {key_of(runs[path].overrides or ()): path for path in by_age if runs[path].overrides}
-    planned: dict[Key, tuple[str, ...]] = {}
+    planned: dict[Key, Sequence[str]] = {}
     records: dict[Key, Record] = {}
     waiting: set[Key] = set()
     for sweep in sweeps:
@@ -154,7 +142,7 @@ def match_jobs(
     all_runs = dict(runs)
     for key, overrides in planned.items():
         folder = folders.setdefault(key, " ".join(overrides))
-        run = runs.get(folder) or Run(folder, MISSING, overrides=overrides)
+        run = runs.get(folder) or Run(folder, MISSING, overrides=tuple(overrides))
         all_runs[folder] = _current(run, records.get(key), key in waiting)
     matched = [
         (sweep, [all_runs[folders[key_of(overrides)]] for overrides in sweep.jobs.values()])

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 
-from so_clip.status.runs import RunFolders
+from so_clip.status.runs import read_states
 from so_clip.status.screen import View, dashboard
-from so_clip.status.sweeps import SweepFolders, match_jobs
+from so_clip.status.sweeps import match_jobs, read_sweeps
 
 REFRESH_SECONDS = 2.0
 # The rest after a look is this many times as long as the look, so looks take a fifth of the time.
@@ -18,28 +18,20 @@ _REST_PER_LOOK = 4
 _PIPE_COLUMNS = 10_000
 
 
-class Watcher:
-    """Reads a folder of results repeatedly; after the first time only changed files."""
+def look(results_dir: Path) -> View:
+    """Return the present states of all runs and sweeps.
 
-    def __init__(self, results_dir: Path) -> None:
-        self.results_dir = results_dir
-        self._runs = RunFolders(results_dir)
-        self._sweeps = SweepFolders(results_dir)
-
-    def look(self) -> View:
-        """Return the present states.
-
-        Raises:
-            InputError: there is no such folder.
-        """
-        # Sweeps come first: a job's record that says "running" must not be older than its run.
-        sweeps = self._sweeps.read()
-        runs, matched = match_jobs(self._runs.read(), sweeps)
-        notes = [*self._sweeps.unreadable, *self._runs.unreadable]
-        return View(self.results_dir, runs, matched, notes)
+    Raises:
+        InputError: there is no such folder.
+    """
+    notes: list[str] = []
+    # Sweeps come first: a job's record that says "running" must not be older than its run.
+    sweeps = read_sweeps(results_dir, notes)
+    runs, matched = match_jobs(read_states(results_dir, notes), sweeps)
+    return View(results_dir, runs, matched, notes)
 
 
-def watch(watcher: Watcher, console: Console) -> None:
+def watch(results_dir: Path, console: Console) -> None:
     """Update the table on the terminal until no run is active, or until Ctrl-C."""
     with (
         suppress(KeyboardInterrupt),
@@ -47,7 +39,7 @@ def watch(watcher: Watcher, console: Console) -> None:
     ):
         while True:
             began = time.monotonic()
-            view = watcher.look()
+            view = look(results_dir)
             live.update(dashboard(view, console.height), refresh=True)
             if not view.is_running:
                 return

@@ -70,7 +70,7 @@ def _job(
     composed: DictConfig, overrides: Sequence[str], sweep_dir: Path, number: int, concurrent: int
 ) -> tuple[float, str]:
     """Do one run of a sweep; return its accuracy, and the text to print if it did not fail."""
-    files, job = job_files(sweep_dir), Job(overrides)
+    files, job = job_files(sweep_dir), Job(list(overrides))
     settings = None
     try:
         settings = from_config(composed, concurrent)

@@ -14,7 +14,6 @@ from typing import Any
 
 from so_clip.results.job_files import Job, read_plan
 from so_clip.status.screen import View
-from so_clip.status.watcher import Watcher
 from tests.helpers.command import Outcome, call, environment
 
 METRICS: dict[str, Any] = {
@@ -76,10 +75,6 @@ def write_job(sweep: Path, number: int, state: str, **values: Any) -> None:
     planned = plan.jobs[number] if plan is not None and number < len(plan.jobs) else []
     job = Job(planned, state, pid=os.getpid(), host=platform.node())
     (sweep / "jobs" / f"{number}.json").write_text(json.dumps(asdict(job) | values))
-
-
-def look(root: Path) -> View:
-    return Watcher(root).look()
 
 
 def states(view: View) -> dict[str, str]:

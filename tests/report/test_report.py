@@ -67,27 +67,18 @@ def test_tables_only_writes_no_page_and_no_significance(real_runs, tmp_path):
     assert (tmp_path / "tables" / "accuracy.tex").is_file()
 
 
-def test_an_interrupted_report_says_whether_an_older_page_is_left(tmp_path):
+def test_a_report_that_fails_leaves_the_older_page(tmp_path):
     write_grid(tmp_path / "runs")
     page = tmp_path / "out" / "index.html"
     command = (tmp_path / "runs", "-o", tmp_path / "out")
-    # A folder in the place of a file makes writing fail.
-    pairs = tmp_path / "out" / "tables" / "significance.csv"
-    pairs.mkdir(parents=True)
-    done = _report(*command)
-    assert done.code == 2
-    assert done.messages[0] == f"so_clip: cut short: {page} was not written."
-    assert not page.exists()
-    pairs.rmdir()
     assert _report(*command).code == 0
     before = page.read_bytes()
+    # A folder in the place of a file makes writing fail.
+    pairs = tmp_path / "out" / "tables" / "significance.csv"
     pairs.unlink()
     pairs.mkdir()
-    done = _report(*command)
-    assert done.messages[0] == f"so_clip: cut short: {page} is that of an earlier report."
+    assert _report(*command).code == 2
     assert page.read_bytes() == before
-    done = _report(*command, "--tables-only")
-    assert done.out.splitlines()[-1] == f"{page} is that of an earlier report."
 
 
 @pytest.mark.slow
@@ -170,16 +161,12 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
 
 
 @pytest.mark.slow
-def test_flops_are_forecast_on_request_and_kept(real_runs, tmp_path):
+def test_flops_are_forecast_on_request(real_runs, tmp_path):
     done = _report(real_runs, "-o", tmp_path, "--tables-only", "--flops")
     assert (done.code, done.err) == (0, "")
-    kept = json.loads((real_runs / ".flops.json").read_text())
-    assert len(kept) == 2  # two kinds of run: both seeds of SO, and zero-shot CLIP
-    assert min(kept.values()) == 0
-    flops = max(kept.values())
-    assert 1e9 < flops < 1e11  # two steps of the tiny CLIP
-    cells = pd.read_csv(tmp_path / "tables" / "flops.csv")
-    assert cells.set_index("method")["mean"]["so"] == pytest.approx(flops / 1e12)
+    cells = pd.read_csv(tmp_path / "tables" / "flops.csv").set_index("method")["mean"]
+    assert 1e-3 < cells["so"] < 0.1  # two steps of the tiny CLIP
+    assert cells["zero_shot"] == 0
     text = (tmp_path / "tables" / "accuracy.md").read_text()
     assert "training (TFLOP)" in text
     assert "FLOPs are forecast, not measured" in text
@@ -194,8 +181,7 @@ def test_flops_need_the_settings_and_images_of_the_run(tmp_path):
     (file,) = (tmp_path / "runs").glob("*/metrics.json")
     metrics = json.loads(file.read_text())
     command = (tmp_path / "runs", "-o", tmp_path / "out", "--tables-only", "--flops")
-    assert (_report(*command).messages, (tmp_path / "runs" / ".flops.json").exists()) == ([], True)
-    (tmp_path / "runs" / ".flops.json").unlink()
+    assert _report(*command).messages == []
     write_class_folders(tmp_path / "pets", ("dog",), images=8)
     (message,) = _report(*command).messages
     assert "the images in" in message
@@ -223,6 +209,4 @@ def test_runs_with_unknown_settings_have_no_flops(tmp_path):
     assert done.code == 0
     (message,) = done.messages
     assert "no FLOPs: its settings come from another version" in message
-    # A failure is not stored: another version of the code may succeed.
-    assert not (tmp_path / "runs" / ".flops.json").exists()
     assert not (tmp_path / "out" / "tables" / "flops.csv").exists()

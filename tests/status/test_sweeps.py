@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from so_clip.results.job_files import Job
+from so_clip.status.watcher import look
 from tests.helpers.status_runs import (
     ERROR,
     METRICS,
-    look,
     progress,
     running_process,
     status,

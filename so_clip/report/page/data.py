@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,6 @@ COLUMNS = (
     ("backbone", "backbone", None),
     ("finished_at", "finished", None),
 )
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A plain table for the page; `caption` explains how to read it."""
-
-    title: str
-    caption: str
-    table: pd.DataFrame
 
 
 def run_data(runs: Runs) -> dict[str, Any]:
@@ -119,17 +109,14 @@ def table_data(table: Table) -> dict[str, Any]:
     }
 
 
-def frame_data(frames: Sequence[Frame]) -> list[dict[str, Any]]:
-    """Return plain tables for the page."""
-    return [
-        {
-            "title": frame.title,
-            "caption": frame.caption,
-            "columns": [str(column) for column in frame.table.columns],
-            "rows": [list(map(_scalar, row)) for row in frame.table.itertuples(index=False)],
-        }
-        for frame in frames
-    ]
+def frame_data(title: str, caption: str, table: pd.DataFrame) -> dict[str, Any]:
+    """Return a plain table for the page; `caption` explains how to read it."""
+    return {
+        "title": title,
+        "caption": caption,
+        "columns": [str(column) for column in table.columns],
+        "rows": [list(map(_scalar, row)) for row in table.itertuples(index=False)],
+    }
 
 
 def script_json(value: Any) -> str:

@@ -11,9 +11,7 @@ import pandas as pd
 
 from so_clip.errors import InputError, nearest
 from so_clip.report.page.data import (
-    Frame,
     folder_names,
-    frame_data,
     run_data,
     script_json,
     table_data,
@@ -23,11 +21,11 @@ from so_clip.report.page.thumbnails import Thumbnails
 from so_clip.report.plots import style
 from so_clip.report.plots.drawing import Plot
 from so_clip.report.plots.svg import inline
-from so_clip.report.progress_bar import watched
-from so_clip.report.read import Runs
+from so_clip.report.read import Runs, watched
 from so_clip.report.tables import Table
 from so_clip.system import atomic
 
+FILE = "index.html"
 ASSETS = Path(__file__).parents[1] / "assets"
 # In order: later scripts use earlier ones.
 SCRIPTS = ("dom.js", "store.js", "grid.js", "charts.js", "tables.js", "runs.js", "run.js", "app.js")
@@ -43,7 +41,7 @@ def write(
     *,
     details: Sequence[str] = (),
     notes: Sequence[str] = (),
-    frames: Sequence[Frame] = (),
+    frames: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Write the page and return its path.
 
@@ -58,7 +56,7 @@ def write(
         plots: shown after the tables.
         details: names of run folders whose details the page must have.
         notes: sentences for the reader, such as reasons for left-out runs.
-        frames: further tables.
+        frames: further tables, from `frame_data`.
 
     Raises:
         InputError: a name in `details` is not a run, or the file cannot be written.
@@ -69,7 +67,7 @@ def write(
     order = detail_order(runs.frame, [_find(name, runs, names) for name in details])
     data = run_data(runs) | {
         "tables": [table_data(table) for table in tables],
-        "frames": frame_data(frames),
+        "frames": list(frames),
         "notes": list(notes),
         "out": str(out),
     }
@@ -88,7 +86,7 @@ def write(
         details=script_json(common),
         runs=run_details,
     )
-    file = out / "index.html"
+    file = out / FILE
     atomic.write_text(file, page)
     return file
 

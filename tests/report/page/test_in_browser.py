@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib", reason="needs the extra `report`")
 pytest.importorskip("jinja2", reason="needs the extra `report`")
 
 from so_clip.report.page import write as page
-from so_clip.report.page.data import Frame
+from so_clip.report.page.data import frame_data
 from so_clip.report.plots import write as plots
 from so_clip.report.read import read_runs
 from so_clip.report.tables import make_tables
@@ -43,8 +43,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn = plots.write(runs.frame, out)
     return page.write(
         runs, make_tables(runs), out, drawn, notes=["Left out: some folder."],
-        frames=[Frame("Significance", "A p below 0.05 says much.",
-                      runs.frame[["method_title", "seed", "accuracy_percent"]])],
+        frames=[frame_data("Significance", "A p below 0.05 says much.",
+                           runs.frame[["method_title", "seed", "accuracy_percent"]])],
     )  # fmt: skip
 
 

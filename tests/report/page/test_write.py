@@ -14,7 +14,7 @@ pytest.importorskip("jinja2", reason="needs the extra `report`")
 
 from so_clip.errors import InputError
 from so_clip.report.page import write as page
-from so_clip.report.page.data import Frame, frame_data, script_json
+from so_clip.report.page.data import frame_data, script_json
 from so_clip.report.plots.drawing import Plot
 from so_clip.report.read import Runs, read_runs
 from so_clip.report.tables import make_tables
@@ -57,9 +57,8 @@ class _Tags(HTMLParser):
 
 
 def test_a_tiny_p_value_is_not_zero():
-    (table,) = frame_data(
-        [Frame("Pairs", "How.", pd.DataFrame({"p": [1.23456789e-9, 0.5, None], "n": [1, 2, 3]}))]
-    )
+    pairs = pd.DataFrame({"p": [1.23456789e-9, 0.5, None], "n": [1, 2, 3]})
+    table = frame_data("Pairs", "How.", pairs)
     assert (table["title"], table["caption"]) == ("Pairs", "How.")
     assert table["rows"] == [[1.23456789e-9, 1], [0.5, 2], [None, 3]]
 
@@ -123,7 +122,7 @@ def test_no_text_becomes_markup(tmp_path):
     names = [NASTY, *DIGITS[1:]]
     write_run(tmp_path, title=NASTY, class_names=names, method="a", note=NASTY, folder="x<b>")
     plot = Plot("p", NASTY, NASTY, '<svg viewBox="0 0 9 9"></svg>', NASTY)
-    frames = [Frame(NASTY, NASTY, pd.DataFrame({NASTY: [NASTY]}))]
+    frames = [frame_data(NASTY, NASTY, pd.DataFrame({NASTY: [NASTY]}))]
     text = _page(tmp_path, plots=[plot], notes=[NASTY], frames=frames)
     tags = [tag for tag, _ in _Tags(text).tags]
     assert tags.count("script") == 4  # data, details, one run, the program

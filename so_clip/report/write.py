@@ -1,0 +1,84 @@
+"""Write a report: the tables, the significance, the plots and, last, the page."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from so_clip.errors import InputError
+from so_clip.report.formats import latex
+from so_clip.report.formats.files import SIGNIFICANCE, write_significance, write_tables
+from so_clip.report.missing import add_missing
+from so_clip.report.page import write as page
+from so_clip.report.page.data import frame_data
+from so_clip.report.plots import write as plots
+from so_clip.report.published import add_published
+from so_clip.report.read import Runs, read_runs
+from so_clip.report.significance import compare, summary
+from so_clip.report.tables import Table, make_tables
+from so_clip.system import atomic
+
+FOLDER, ALL = "tables", "all.tex"
+_PACKAGES = ("jinja2", "matplotlib", "scipy")
+
+
+def write_report(
+    results_dir: Path,
+    out: Path,
+    *,
+    tables_only: bool = False,
+    details: Sequence[str] = (),
+    flops: bool = False,
+) -> tuple[list[str], list[str]]:
+    """Write the report of all runs below `results_dir` into the folder `out`.
+
+    Args:
+        results_dir: the folder of the runs.
+        out: the report's folder.
+        tables_only: write no significance, plots or page.
+        details: names of runs whose details the page must have.
+        flops: forecast the training FLOPs.
+
+    Returns:
+        The missing runs and the report's place, line by line; and the problems.
+
+    Raises:
+        InputError: no run can be used, a package is missing, or `out` cannot be written.
+    """
+    absent = [name for name in _PACKAGES if find_spec(name) is None]
+    if absent:
+        raise InputError(
+            f"the report needs {', '.join(absent)}: not installed. "
+            "Get it with: pip install 'so-clip[report]'"
+        )
+    runs = read_runs(results_dir)
+    remarks = [f"left out: {reason}" for reason in runs.skipped]
+    if flops:
+        from so_clip.forecast.finished_runs import forecast_flops
+
+        runs, unknown = forecast_flops(runs)
+        remarks += unknown
+    tables, lines = add_missing(make_tables(runs), runs)
+    tables = add_published(tables, runs)
+    names = write_tables(tables, out / FOLDER)
+    atomic.write_text(out / FOLDER / ALL, latex.document(names))
+    if not tables_only:
+        remarks += _write_page(runs, tables, names, out, details)
+    place = "tables" if tables_only else out / page.FILE
+    return [*lines, f"{runs.counted}; {place} in {out}"], remarks
+
+
+def _write_page(
+    runs: Runs, tables: Sequence[Table], names: list[str], out: Path, details: Sequence[str]
+) -> list[str]:
+    """Write significance, plots and last the page; return remarks for the user."""
+    comparisons, remarks = compare(runs)
+    frames = []
+    if len(comparisons):
+        pairs = summary(comparisons)
+        frames = [frame_data("Significance", SIGNIFICANCE, pairs)]
+        names = [*names, write_significance(comparisons, pairs, out / FOLDER)]
+        atomic.write_text(out / FOLDER / ALL, latex.document(names))
+    drawn = plots.write(runs.frame, out)
+    notes = [*(f"Left out: {reason}" for reason in runs.skipped), *remarks]
+    page.write(runs, tables, out, drawn, details=details, notes=notes, frames=frames)
+    return remarks
