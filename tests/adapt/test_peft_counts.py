@@ -68,7 +68,10 @@ def test_the_matrices_are_sos_96() -> None:
     assert COUNTS["lora"] == 8 * 16 * 12 * (768 + 512) == 1_966_080
 
 
-@pytest.mark.parametrize("method", COUNTS)
+@pytest.mark.parametrize(
+    "method",
+    [name if name == "lora" else pytest.param(name, marks=pytest.mark.slow) for name in COUNTS],
+)
 def test_the_number_of_parameters_of_vit_b16_follows_from_the_shapes(method: str) -> None:
     classifier = vit_b16()
     parameters = Peft(**options_of(method))(classifier)

@@ -109,6 +109,7 @@ def test_only_an_explicit_budget_makes_another_run():
         from_config(compose(["image_budget_mib=0"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["adamw", pytest.param("tip_adapter_f", marks=pytest.mark.slow)])
 def test_runs_with_streamed_images_give_equal_results(method: str, tmp_path: Path):
     write_class_folders(tmp_path / "pets", ("ant", "bee", "cat"), images=8)

@@ -40,7 +40,9 @@ def _run(*arguments: object) -> tuple[dict[str, Any], list[dict[str, str]], str]
     return metrics, predictions, "\n".join(done.messages)
 
 
-@pytest.mark.parametrize("method", ["zero_shot", "so adapter.encoder=text"])
+@pytest.mark.parametrize(
+    "method", ["zero_shot", pytest.param("so adapter.encoder=text", marks=pytest.mark.slow)]
+)
 def test_cached_features_do_not_change_a_run(dataset, tmp_path, method):
     arguments = (*dataset, *f"method={method}".split())
     runs = [

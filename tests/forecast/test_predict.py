@@ -36,7 +36,7 @@ def forecast(*arguments: str) -> dict[str, Any]:
     "method",
     [
         "so",
-        "zero_shot",
+        pytest.param("zero_shot", marks=pytest.mark.slow),
         pytest.param("importance", marks=pytest.mark.slow),
         pytest.param("adamw", marks=pytest.mark.slow),
         pytest.param("clip_lora", marks=pytest.mark.slow),

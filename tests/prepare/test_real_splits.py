@@ -65,14 +65,8 @@ PUBLISHED = {
 }
 
 
-# Nested archives are the main case.
-SLOW = [name for name in PUBLISHED if name != "caltech101"]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PUBLISHED],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_real_paths_end_in_the_layout_that_runs_read(name, shared, server, root):
     content = yaml.safe_load((CARDS_DIR / f"{name}.yaml").read_text())
     split = (shared / "data" / "splits" / content["split_file"]).read_bytes()

@@ -170,6 +170,7 @@ def test_status_tolerates_torn_files_of_sweeps(tmp_path: Path) -> None:
     assert look(tmp_path).counts == {"done": 1, "missing": 2}
 
 
+@pytest.mark.slow
 def test_twenty_thousand_jobs_are_matched_in_seconds(tmp_path: Path) -> None:
     jobs = [["method=so", f"seed={number}"] for number in range(20_000)]
     sweep = write_sweep(tmp_path, "2026-01-01", ["-m", "method=so", "seed=range(20000)"], jobs)

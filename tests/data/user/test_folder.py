@@ -203,6 +203,7 @@ def test_a_pipe_is_not_an_image(tmp_path: Path):
     assert "not plain files (1)" in list_folder(tmp_path).notes[0]
 
 
+@pytest.mark.slow
 def test_thousands_of_classes_are_listed_and_split(tmp_path: Path):
     for number in range(2_000):
         folder = tmp_path / f"c{number:05}"

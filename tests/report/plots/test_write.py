@@ -261,6 +261,7 @@ def test_a_tensors_name_gives_its_place(tensor, place):
     assert place_of(tensor) == place
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_files_and_svg_fit_for_a_page(tmp_path):
     for shots in (1, 4):
         for name in ("so", "a<b>&$x$"):
