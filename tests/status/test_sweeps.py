@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from so_clip.results.job_files import Job
 from so_clip.status.watcher import look
 from tests.helpers.status_runs import (
