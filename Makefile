@@ -9,14 +9,17 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 # An environment variable, because pip then also uses it when it builds packages.
 CONSTRAINED := PIP_CONSTRAINT=constraints.txt
 
-.PHONY: demo test test-slow test-latest lint types bench wheel lock clean
+.PHONY: demo test test-fast test-slow test-latest lint types bench wheel lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m so_clip experiment=demo
 
-# Linter, type checker and the fast tests.
-test: $(VENV)/.installed-dev lint types
+# Linter, type checker and the fast tests, at the same time.
+test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory --jobs 2 lint types test-fast
+
+test-fast: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
 # The slow tests: killed processes, wheels, browsers, launchers, benchmarks, long batteries.
