@@ -11,7 +11,7 @@ from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator, Predictions
 from so_clip.fingerprint import prompts_sha256, settings_sha256
-from so_clip.results.run_files import SKIPPED, skipped_images
+from so_clip.results.run_files import PER_CLASS_FILE, PREDICTIONS_FILE, SKIPPED, skipped_images
 from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
 from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class, scores
 from so_clip.runtime.device import describe
@@ -62,9 +62,9 @@ def write_outcomes(outcomes: Sequence[Outcome], folder: RunFolder) -> dict[str, 
     values = {}
     for outcome in outcomes:
         test_set, columns = outcome.test_set, outcome.columns()
-        folder.write_predictions(columns, test_set.name)
+        folder.write_columns(PREDICTIONS_FILE, columns, test_set.name)
         names, first = test_set.splits.class_names, test_set.first_label
-        folder.write_per_class(per_class(columns, names, first), test_set.name)
+        folder.write_columns(PER_CLASS_FILE, per_class(columns, names, first), test_set.name)
         values[test_set.name] = scores(columns)
     return values
 

@@ -81,11 +81,7 @@ def _forecast(run: Mapping[Any, Any]) -> int:
 
 
 def _card(settings: Settings, run: Mapping[Any, Any]) -> DatasetCard:
-    """Return the card of a run's dataset.
-
-    Raises:
-        InputError: the user's images have changed since the run.
-    """
+    """Return the card of a run's dataset, unless the user's images have changed since the run."""
     choice = settings.data
     if choice.user_data is None:
         return find_card(choice.dataset, choice.data_root, template=choice.template)
@@ -97,11 +93,7 @@ def _card(settings: Settings, run: Mapping[Any, Any]) -> DatasetCard:
 
 
 def _settings(values: Mapping[str, Any], steps: int) -> Settings:
-    """Return the settings of a record, with another number of steps.
-
-    Raises:
-        InputError: the record is of another version, or has a component that so_clip does not have.
-    """
+    """Return the settings of a record, with another number of steps."""
     try:
         return Settings(
             data=_options(DataChoice, values, user_data=UserData.from_json(values["user_data"])),

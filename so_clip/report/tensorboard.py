@@ -16,6 +16,7 @@ from so_clip.results.run_files import (
     CURVE_FILE,
     HISTORY_FILE,
     METRICS_FILE,
+    flat_options,
     read_columns,
     read_metrics,
 )
@@ -94,11 +95,7 @@ def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
 
 
 def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:
-    """Return a run's points and its flat settings (empty for an unfinished run).
-
-    Raises:
-        InputError: a file is torn.
-    """
+    """Return a run's points and its flat settings (empty for an unfinished run)."""
     points = []
     for name, tags in CURVES.items():
         if (folder / name).is_file():
@@ -112,7 +109,12 @@ def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:
         if value is not None:
             points.append((f"final/{key}", last, value))
     settings = metrics.get("settings")
-    return points, dict(_flat(settings)) if isinstance(settings, dict) else {}
+    options = flat_options(settings) if isinstance(settings, dict) else {}
+    return points, {
+        name: value if isinstance(value, bool) or number(value) is not None else str(value)
+        for name, value in options.items()
+        if name not in NO_DIFFERENCE
+    }
 
 
 def _columns(path: Path, tags: dict[str, str]) -> Iterator[Point]:
@@ -122,28 +124,8 @@ def _columns(path: Path, tags: dict[str, str]) -> Iterator[Point]:
             yield tag, step, float(columns[column][at])
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings as hyperparameters: booleans, numbers and texts by their dotted names."""
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        if name in NO_DIFFERENCE:
-            continue
-        if isinstance(value, dict):
-            yield from _flat(value, f"{name}.")
-        else:
-            is_plain = isinstance(value, bool) or number(value) is not None
-            yield name, value if is_plain else str(value)
-
-
 def _write(path: Path, points: list[Point], settings: dict[str, Any], ended_at: float) -> None:
-    """Write an event file atomically.
-
-    Args:
-        path: the file.
-        points: scalars; their own times are unknown, so all get `ended_at`.
-        settings: hyperparameters, if any.
-        ended_at: seconds since 1970.
-    """
+    """Write an event file atomically; the points' own times are unknown, so all get `ended_at`."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb

@@ -9,7 +9,7 @@ import pandas as pd
 
 from so_clip.config.settings import NO_DIFFERENCE
 from so_clip.data.user.dataset import UserData
-from so_clip.results.run_files import SKIPPED
+from so_clip.results.run_files import SKIPPED, flat_options
 from so_clip.version import RESULTS_VERSION
 
 # Settings that never name a variant: they have a column of their own, follow from one, or do not
@@ -64,8 +64,7 @@ def variants(frame: pd.DataFrame) -> pd.Series:
     Args:
         frame: one line per run, with `method`, `method_title`, `dataset`, `shots`, `settings`.
     """
-    known: dict[int, list[tuple[str, str]]] = {}
-    flat = [dict(_flatten(settings, known)) for settings in frame["settings"]]
+    flat = [dict(_flatten(settings)) for settings in frame["settings"]]
     for column in _COLUMNS:
         for options, value in zip(flat, frame.get(column, ()), strict=False):
             is_known = isinstance(value, (int, float)) and value == value
@@ -153,19 +152,11 @@ def _is_about_weights(option: str) -> bool:
     return option == "weights" or option.startswith("backbone.")
 
 
-def _flatten(
-    settings: dict[str, Any], known: dict[int, list[tuple[str, str]]], prefix: str = ""
-) -> Iterator[tuple[str, str]]:
-    """Yield dotted options and their values as text; `known` caches shared groups by their id."""
-    for key, value in settings.items():
-        option = f"{prefix}{key}"
-        if isinstance(value, dict):
-            if id(value) not in known:
-                known[id(value)] = list(_flatten(value, known, f"{option}."))
-            yield from known[id(value)]
-        elif option in _IGNORED:
-            continue
-        elif key in ("name", "_target_") and prefix[:-1] in _CHOICES:
-            yield prefix[:-1], str(value).rpartition(".")[2]
-        else:
+def _flatten(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield dotted options and their values as text."""
+    for option, value in flat_options(settings).items():
+        group, _, key = option.rpartition(".")
+        if key in ("name", "_target_") and group in _CHOICES:
+            yield group, str(value).rpartition(".")[2]
+        elif option not in _IGNORED:
             yield option, str(value)

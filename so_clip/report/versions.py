@@ -1,5 +1,7 @@
 """Notes below a table about runs that were made in different ways."""
 
+import re
+
 import pandas as pd
 
 from so_clip.results.run_files import SKIPPED
@@ -48,19 +50,18 @@ def version_notes(runs: pd.DataFrame) -> list[str]:
 
 def skipped_notes(runs: pd.DataFrame) -> list[str]:
     """Return a sentence if runs skipped corrupt images (on_corrupt=skip), else nothing."""
-    counts = {
-        split: pd.to_numeric(runs[key]).fillna(0) for split, key in SKIPPED.items() if key in runs
-    }
-    affected = sum((count > 0 for count in counts.values()), pd.Series(False, index=runs.index)) > 0
-    if not affected.any():
+    keys = {key: split for split, key in SKIPPED.items() if key in runs}
+    counts = runs[list(keys)].apply(pd.to_numeric).fillna(0)
+    affected = int((counts > 0).any(axis=1).sum())
+    if not affected:
         return []
     most = " and ".join(
-        f"{count.max():.0f} {'training' if split == 'train' else split} images"
-        for split, count in counts.items()
-        if count.any()
+        f"{count:.0f} {'training' if keys[key] == 'train' else 'test'} images"
+        for key, count in counts.max().items()
+        if count
     )
     return [
-        f"{affected.sum()} of {len(runs)} runs skipped corrupt images, up to {most}: see "
+        f"{affected} of {len(runs)} runs skipped corrupt images, up to {most}: see "
         "skipped.csv in their folders."
     ]
 
@@ -69,13 +70,10 @@ def seconds_notes(runs: pd.DataFrame) -> list[str]:
     """Return a sentence if training seconds were measured under different conditions."""
     timed = runs[runs["train_seconds"] > 0] if "train_seconds" in runs else runs.iloc[:0]
     different = []
-    for column in _TIMING:
-        if column not in timed:
-            continue
-        values = timed[column]
-        if column == "processes":  # older runs did not record it
-            values = values.fillna(1)
-        names = sorted({_plain(value) for value in values})
+    for column in filter(timed.__contains__, _TIMING):
+        # Older runs did not record the number of processes.
+        known = timed[column].fillna(1 if column == "processes" else "unknown")
+        names = sorted({f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in known})
         if len(names) > 1:
             title = column.removeprefix("torch_")
             different.append(title if column == "hardware" else f"{title} ({', '.join(names)})")
@@ -87,14 +85,6 @@ def seconds_notes(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, (int, float)):
-        return f"{value:g}" if value == value else "unknown"
-    return "unknown" if value is None else str(value)
-
-
 def _short(value: object) -> str:
     """Cut a commit's forty digits to twelve."""
-    digits, dash, dirty = str(value).partition("-")
-    is_commit = len(digits) == 40 and all(digit in "0123456789abcdef" for digit in digits)
-    return digits[:12] + dash + dirty if is_commit else str(value)
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}(?=-|$)", r"\1", str(value))

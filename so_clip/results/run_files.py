@@ -56,29 +56,20 @@ def run_folders(top: Path, unreadable: list[str]) -> Iterator[str]:
         top: the folder to search.
         unreadable: gets one line for each folder that cannot be read.
     """
-    waiting = [str(top)]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            with os.scandir(folder) as entries:
-                inside = list(entries)
-        except FileNotFoundError:
-            continue  # removed meanwhile
-        except OSError as error:
-            unreadable.append(f"{folder} cannot be read: {error.strerror or error}.")
-            continue
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # it was removed meanwhile
+            unreadable.append(f"{error.filename} cannot be read: {error.strerror or error}.")
+
+    for folder, folders, files in os.walk(top, onerror=note):
         is_top = folder == str(top)
         # A config.yaml in the top folder may belong to anything, so it alone does not count there.
         wanted = RUN_FILES - {CONFIG_FILE} if is_top else RUN_FILES
-        is_run = not wanted.isdisjoint(entry.name for entry in inside)
+        is_run = not wanted.isdisjoint([*folders, *files])
         if is_run:
             yield folder
-        if is_top or not is_run:
-            waiting += [
-                entry.path
-                for entry in inside
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-            ]
+        is_searched = is_top or not is_run
+        folders[:] = [name for name in folders if is_searched and not name.startswith(".")]
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -104,6 +95,18 @@ def skipped_images(*scores: Mapping[str, Any]) -> str:
         split: sum(values.get(key) or 0 for values in scores) for split, key in SKIPPED.items()
     }
     return ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+
+
+def flat_options(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the options of nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= (
+            flat_options(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
+    return flat
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -192,15 +195,9 @@ def read_columns(
     return found
 
 
-def columns_if_whole(
-    path: Path,
-    *,
-    whole: Sequence[str] = (),
-    numbers: Sequence[str] = (),
-    texts: Sequence[str] = (),
-) -> Columns | None:
+def columns_if_whole(path: Path, **kinds: Sequence[str]) -> Columns | None:
     """Return the same as `read_columns`, and None if that raises InputError."""
     try:
-        return read_columns(path, whole=whole, numbers=numbers, texts=texts)
+        return read_columns(path, **kinds)
     except InputError:
         return None

@@ -192,18 +192,18 @@ class RunFolder:
         if rows:
             self._write_csv(SKIPPED_FILE, ("dataset", "split", "path", "reason"), rows)
 
-    def write_predictions(self, columns: Mapping[str, Sequence[Any]], test_set: str = "") -> None:
-        """Write predictions.csv: one row per test image, in the order of the test split.
+    def write_columns(
+        self, file: str, columns: Mapping[str, Sequence[Any]], test_set: str = ""
+    ) -> None:
+        """Write predictions.csv (a row per test image) or per_class.csv (a row per class).
 
         Args:
+            file: the file's name.
             columns: by their names, all of the same length.
-            test_set: the name of another test set than the run's own: predictions_NAME.csv.
+            test_set: the name of another test set than the run's own, put into the file's name.
         """
-        self._write_csv(_csv_name("predictions", test_set), [*columns], _rows(columns))
-
-    def write_per_class(self, columns: Mapping[str, Sequence[Any]], test_set: str = "") -> None:
-        """Write per_class.csv, or per_class_NAME.csv: one row per class, in label order."""
-        self._write_csv(_csv_name("per_class", test_set), [*columns], _rows(columns))
+        name = file.replace(".csv", f"_{test_set}.csv") if test_set else file
+        self._write_csv(name, [*columns], zip(*columns.values(), strict=True))
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write provenance.json: the versions, code and hardware of the run."""
@@ -249,14 +249,6 @@ class RunFolder:
         writer.writerow(header)
         writer.writerows(rows)
         atomic.write_text(self.path / name, text.getvalue())
-
-
-def _csv_name(name: str, test_set: str) -> str:
-    return f"{name}_{test_set}.csv" if test_set else f"{name}.csv"
-
-
-def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    return zip(*columns.values(), strict=True)
 
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:

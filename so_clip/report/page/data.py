@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from so_clip.report.read import Runs
 from so_clip.report.tables import Cell, Table
-from so_clip.results.run_files import SKIPPED
+from so_clip.results.run_files import SKIPPED, flat_options
 
 # The page's table of runs, in order: column of metrics.json, heading, digits (None: a text).
 COLUMNS = (
@@ -58,7 +58,7 @@ def run_data(runs: Runs) -> dict[str, Any]:
         # The columns of skipped images are shown only if a run skipped some.
         and not (key in SKIPPED.values() and not frame[key].any())
     ]
-    flat = [_flat(settings) for settings in frame["settings"]]
+    flat = [flat_options(settings) for settings in frame["settings"]]
     options = sorted({option for settings in flat for option in settings})
     return {
         "count": len(frame),
@@ -156,6 +156,8 @@ def _scalar(value: Any) -> Any:
         return None
     if isinstance(value, (bool, str, int)):
         return value
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -163,16 +165,3 @@ def _scalar(value: Any) -> Any:
     if not math.isfinite(number):
         return None
     return int(number) if number == int(number) else number
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted key; lists become JSON."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            flat[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -22,15 +22,18 @@ def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw, for SO and its variants, the fraction of each tensor that ever changed."""
     so = runs[[_is_sparse(settings) for settings in runs["settings"]]]
     for (backbone, shots), group in so.groupby(["backbone", "shots"], sort=True):
-        numbers = _read(group)
+        by: Any = group.groupby(["method_title", "variant"], sort=True)
+        rows = sorted(by, key=lambda row: -len(row[1]))
+        numbers = _read(rows)
         if numbers.empty:
             continue
+        more = len(rows) > MAX_ROWS or any(len(row_runs) > MAX_RUNS for _, row_runs in rows)
         yield Drawing(
             f"support_{shots}shot_{style.in_file(str(backbone))}",
             "Weights ever changed by SO",
             "Percentage of each matrix's weights that differ from their values before training, by "
             "layer; mean over runs. The dotted line is the percentage of all trainable weights."
-            + (" Other settings and runs are left out." if _more(group) else ""),
+            + (" Other settings and runs are left out." if more else ""),
             _draw(numbers),
             numbers,
             choice=f"{backbone}, {style.in_shots(int(shots))}",
@@ -42,20 +45,10 @@ def _is_sparse(settings: dict[str, Any]) -> bool:
     return isinstance(optimizer, dict) and optimizer.get("density_ratio") is not None
 
 
-def _groups(runs: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    by: Any = runs.groupby(["method_title", "variant"], sort=True)
-    return sorted(by, key=lambda group: -len(group[1]))
-
-
-def _more(runs: pd.DataFrame) -> bool:
-    groups = _groups(runs)
-    return len(groups) > MAX_ROWS or any(len(group) > MAX_RUNS for _, group in groups)
-
-
-def _read(runs: pd.DataFrame) -> pd.DataFrame:
+def _read(rows: Sequence[tuple[tuple[str, str], pd.DataFrame]]) -> pd.DataFrame:
     """Return the changed and the total parameters by method, tower, layer and kind of tensor."""
     parts: list[pd.DataFrame] = []
-    for (title, variant), group in _groups(runs):
+    for (title, variant), group in rows:
         tables = [_table(Path(folder) / CHANGED_FILE) for folder in group["folder"].head(MAX_RUNS)]
         found = [table for table in tables if table is not None]
         if found:
