@@ -155,15 +155,6 @@ def test_runs_tested_on_training_images_are_left_out(tmp_path):
         read_runs(tmp_path / "rates")
 
 
-def test_equal_groups_of_settings_are_one_object(tmp_path):
-    for seed in (1, 2, 3):
-        write_run(tmp_path, f"s{seed}", seed=seed, optimizer__lr=1e-3 if seed == 3 else 2e-4)
-    settings = list(read_runs(tmp_path).frame["settings"])
-    assert [values["optimizer"]["lr"] for values in settings] == [2e-4, 2e-4, 1e-3]
-    assert [values["optimizer"]["seed"] for values in settings] == [1, 2, 3]
-    assert settings[0]["schedule"] is settings[1]["schedule"]
-
-
 def test_each_transfer_is_a_row(tmp_path):
     given = {"dtd": {"accuracy_percent": 40.0, "zero_shot_accuracy_percent": 35.0}}
     write_run(tmp_path, "a", transfer=given)

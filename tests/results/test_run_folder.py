@@ -259,7 +259,9 @@ def test_history_has_one_row_per_step_with_all_digits(folder):
 
 def test_predictions_have_one_row_per_image_with_any_name(folder):
     paths = ["a,b/1.jpg", 'quo"te.jpg', "ünï.jpg", "line\nbreak.jpg"]
-    folder.write_predictions({"path": paths, "label": [0, 1, 2, 3], "confidence": [0.5] * 4})
+    folder.write_columns(
+        "predictions.csv", {"path": paths, "label": [0, 1, 2, 3], "confidence": [0.5] * 4}
+    )
     header, *rows = _rows(folder.path / "predictions.csv")
     assert header == ["path", "label", "confidence"]
     assert [row[0] for row in rows] == paths
@@ -268,7 +270,7 @@ def test_predictions_have_one_row_per_image_with_any_name(folder):
 
 def test_columns_of_different_lengths_are_refused(folder):
     with pytest.raises(ValueError, match="zip"):
-        folder.write_predictions({"path": ["a"], "label": [0, 1]})
+        folder.write_columns("predictions.csv", {"path": ["a"], "label": [0, 1]})
     with pytest.raises(ValueError, match="zip"):
         folder.write_history([1.0], [])
     assert not folder.path.exists()
