@@ -62,6 +62,12 @@ def say(message: str) -> None:
     print(f"so_clip: {message}", file=sys.stderr)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error as one line; of an error of the system, only its reason."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:200]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x' or 'y'?" for the known names closest to `name`, or ""."""
     by_lower = {str(name).lower(): name for name in sorted(known)}

@@ -2,9 +2,9 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from so_clip.data.image_memory import StreamedImages
 from so_clip.data.images import ImageSource
 from so_clip.data.transforms import RandomResizedCrop, check_image_size, resize_and_centre_crop
 from so_clip.errors import InputError
+from so_clip.system.threads import groups_ahead
 
 MIB = 2**20
 
@@ -137,6 +138,7 @@ def _placed(
     return [moved[id(image)] for image in images]
 
 
+@dataclass(eq=False)
 class TestStream:
     """Test images in order, decoded and resized ahead of use by threads, in bounded memory.
 
@@ -162,34 +164,22 @@ class TestStream:
 
     __test__ = False  # not a test class of pytest
 
-    def __init__(
-        self,
-        images: ImageSource,
-        examples: Sequence[Example],
-        image_size: int,
-        batch_size: int,
-        workers: int,
-        pin: bool = False,
-        prefetch_batches: int = 2,
-        cache: DecodeCache | None = None,
-    ) -> None:
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("workers", workers, 0),
-            ("prefetch_batches", prefetch_batches, 1),
-        ):
-            if value < least:
+    images: ImageSource
+    examples: Sequence[Example]
+    image_size: int
+    batch_size: int
+    workers: int
+    pin: bool = False
+    prefetch_batches: int = 2
+    cache: DecodeCache | None = None
+    from_cache: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0), ("prefetch_batches", 1)):
+            if (value := getattr(self, name)) < least:
                 raise InputError(f"{name}={value}: must be {least} or more.")
-        check_image_size(image_size)
-        self.images = images
-        self.examples = examples
-        self.image_size = image_size
-        self.batch_size = batch_size
-        self.workers = workers
-        self.pin = pin and torch.cuda.is_available()
-        self.prefetch_batches = prefetch_batches
-        self.cache = cache
-        self.from_cache = 0
+        check_image_size(self.image_size)
+        self.pin = self.pin and torch.cuda.is_available()
 
     @cached_property
     def contents_sha256(self) -> str:
@@ -220,60 +210,29 @@ class TestStream:
             self.from_cache = decoded.from_cache
 
     def _batches(self, decoded: DecodedPass | None) -> Iterator[tuple[Tensor, Tensor]]:
-        starts = range(0, len(self.examples), self.batch_size)
-        if self.workers == 0:
-            for start in starts:
-                batch, slots = self._batch(start)
-                for slot in slots:
-                    self._fill(decoded, *slot)
-                yield batch
-            return
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
-        pending: deque[_Pending] = deque()
-        try:
-            for start in starts:
-                batch, slots = self._batch(start)
-                futures = [pool.submit(self._fill, decoded, *slot) for slot in slots]
-                pending.append(_Pending(batch, futures))
-                if len(pending) > self.prefetch_batches:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            # The caller may stop early, or an image may be unreadable: cancel the queue.
-            pool.shutdown(cancel_futures=True)
+        begun: deque[tuple[Tensor, Tensor]] = deque()
 
-    def _batch(self, start: int) -> tuple[tuple[Tensor, Tensor], list[tuple[int, str, Tensor]]]:
-        """Return an empty batch, and the index, path and slot of each of its images."""
-        chunk = self.examples[start : start + self.batch_size]
-        batch = self._empty_batch(chunk)
-        paths = [example.path for example in chunk]
-        return batch, list(zip(range(start, start + len(chunk)), paths, batch[0], strict=True))
+        def begin_batches() -> Iterator[Iterator[tuple[int, Tensor]]]:
+            for start in range(0, len(self.examples), self.batch_size):
+                chunk = self.examples[start : start + self.batch_size]
+                shape = (len(chunk), 3, self.image_size, self.image_size)
+                images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
+                begun.append((images_BCHW, torch.tensor([example.label for example in chunk])))
+                yield enumerate(images_BCHW, start)
 
-    def _empty_batch(self, chunk: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        shape = (len(chunk), 3, self.image_size, self.image_size)
-        images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
-        return images_BCHW, torch.tensor([example.label for example in chunk])
+        fill, ahead = partial(self._fill, decoded), self.prefetch_batches
+        with closing(groups_ahead(fill, begin_batches(), self.workers, ahead)) as filled:
+            for _ in filled:
+                yield begun.popleft()
 
-    def _fill(self, decoded: DecodedPass | None, index: int, path: str, slot_CHW: Tensor) -> None:
+    def _fill(self, decoded: DecodedPass | None, indexed_slot: tuple[int, Tensor]) -> None:
+        index, slot_CHW = indexed_slot
         # NumPy copies: torch would start its own threads in every decoding thread.
         out_CHW = slot_CHW.numpy()
         if decoded is not None and decoded.fill(index, out_CHW):
             return
-        square = resize_and_centre_crop(self.images.read(path), self.image_size)
+        image = self.images.read(self.examples[index].path)
+        square = resize_and_centre_crop(image, self.image_size)
         out_CHW[...] = np.asarray(square).transpose(2, 0, 1)
         if decoded is not None:
             decoded.keep(index, out_CHW)
-
-
-class _Pending:
-    """A batch whose images are still being decoded."""
-
-    def __init__(self, batch: tuple[Tensor, Tensor], futures: list[Future[None]]) -> None:
-        self.batch = batch
-        self.futures = futures
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        for future in self.futures:
-            future.result()
-        return self.batch

@@ -64,7 +64,24 @@ class DataChoice(Options):
     @field_validator("transfer", mode="before")
     @classmethod
     def _check_transfer(cls, value: Any, info: ValidationInfo) -> tuple[str, ...]:
-        return transfer_names(value, info.data.get("dataset", ""))
+        """Return the names sorted, because their order does not matter."""
+        if not isinstance(value, (list, tuple)):
+            raise InputError(
+                f"transfer={value}: must be a list of datasets, such as [dtd,imagenet_v2]."
+            )
+        known = card_names() if value else []
+        for name in value:
+            if name not in known and str(name).partition(":")[0] not in USER_LAYOUTS:
+                raise InputError(
+                    f"transfer={name}: there is no dataset of that name."
+                    f"{nearest(str(name), known)} Known: {', '.join(known)}; your own images are "
+                    "folder:FOLDER or csv:FOLDER."
+                )
+            is_own = name == info.data.get("dataset", "")
+            if is_own or value.count(name) > 1:
+                where = "the run's own dataset" if is_own else "there twice"
+                raise InputError(f"transfer={value}: {name} is {where}. Leave it out.")
+        return tuple(sorted(value))
 
     @field_validator("imbalance", mode="before")
     @classmethod
@@ -94,26 +111,3 @@ class DataChoice(Options):
     def base_to_new(self) -> bool:
         """Whether the run trains on the first half of the classes and tests each half."""
         return self.protocol == BASE_TO_NEW
-
-
-def transfer_names(value: Any, dataset: str) -> tuple[str, ...]:
-    """Return the names of other datasets to test on, sorted, because their order does not matter.
-
-    Raises:
-        InputError: not a list, a name without a card, the run's own dataset, or a repeated name.
-    """
-    if not isinstance(value, (list, tuple)):
-        raise InputError(
-            f"transfer={value}: must be a list of datasets, such as [dtd,imagenet_v2]."
-        )
-    known = card_names() if value else []
-    for name in value:
-        if name not in known and str(name).partition(":")[0] not in USER_LAYOUTS:
-            raise InputError(
-                f"transfer={name}: there is no dataset of that name.{nearest(str(name), known)} "
-                f"Known: {', '.join(known)}; your own images are folder:FOLDER or csv:FOLDER."
-            )
-        if name == dataset or value.count(name) > 1:
-            where = "the run's own dataset" if name == dataset else "there twice"
-            raise InputError(f"transfer={value}: {name} is {where}. Leave it out.")
-    return tuple(sorted(value))

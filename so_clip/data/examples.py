@@ -1,8 +1,9 @@
 """The lists of a dataset: labelled images in train, val and test."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SPLITS = ("train", "val", "test")
 # Choices for images that cannot be decoded: stop, or run without them.
@@ -44,3 +45,19 @@ class Splits:
     val_from_train: bool = False
     parent_labels: tuple[int, ...] = ()
     read_from: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, lists: Mapping[str, list[Example]], **facts: Any) -> "Splits":
+        """Return the lists of train, val and test with the other attributes."""
+        return cls(lists["train"], lists["val"], lists["test"], **facts)
+
+    @property
+    def examples(self) -> list[Example]:
+        """The train, val and test images, in this order."""
+        return self.train + self.val + self.test
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The numbers of classes and of images, with the keys of `sizes` in a card."""
+        counts = {split: len(getattr(self, split)) for split in SPLITS}
+        return {"classes": len(self.class_names), **counts}

@@ -1,15 +1,14 @@
 """Training images in memory, or streamed: decoded for every batch, ahead of its use."""
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageSource, load_uint8, to_tensor
+from so_clip.system.threads import groups_ahead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,21 +61,11 @@ class StreamedImages:
         Raises:
             InputError: the first image, in order, that cannot be read.
         """
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
-        pending: deque[Iterator[Tensor]] = deque()
-        try:
-            for group in chosen:
-                pending.append(pool.map(self._decode, group))
-                if len(pending) > 1:
-                    yield list(pending.popleft())
-            while pending:
-                yield list(pending.popleft())
-        finally:
-            # The caller may stop early, or an image may be unreadable: cancel the queue.
-            pool.shutdown(cancel_futures=True)
 
-    def _decode(self, index: int) -> "Tensor":
-        return to_tensor(self._images.read(self._paths[index]))
+        def decode(index: int) -> "Tensor":
+            return to_tensor(self._images.read(self._paths[index]))
+
+        return groups_ahead(decode, chosen, self._workers)
 
 
 def training_images(

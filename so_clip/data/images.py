@@ -3,7 +3,8 @@
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
@@ -16,7 +17,8 @@ from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
 from so_clip.data.lists.splits import dataset_folder
 from so_clip.data.safe_path import why_outside
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
+from so_clip.system.threads import in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +56,7 @@ class ImageSource(Protocol):
         """Return the paths of missing images, in order."""
 
 
+@dataclass(eq=False)
 class ImageFolder:
     """The images below one folder.
 
@@ -61,8 +64,7 @@ class ImageFolder:
         root: the folder; paths are relative to it and never leave it.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    root: Path
 
     def read(self, path: str) -> Image.Image:
         """Decode one image as CLIP's reference pipeline does: PIL, converted to RGB.
@@ -108,17 +110,18 @@ class ImageFolder:
                 f"{file}: the image is missing. The split file lists it: complete the dataset, or "
                 "use a split file with the available images only."
             ) from error
-        except _NotAFile as error:
-            raise InputError(f"{file}: {error}") from error
+        except InputError:
+            raise
         except _Unusable as error:
             raise _corrupt(file, str(error)) from error
         # Decoders raise nearly every kind of exception for broken data.
         except Exception as error:
+            reason = reason_of(error)
             # An error of the system may pass, and does not mean that the image is corrupt.
             if isinstance(error, MemoryError) or getattr(error, "errno", None):
-                raise InputError(f"{file}: the image cannot be read ({_reason(error)}).") from error
-            reason = f"the image cannot be decoded ({_reason(error)}). It is damaged or cut short."
-            raise _corrupt(file, f"{reason} Fetch it again.") from error
+                raise InputError(f"{file}: the image cannot be read ({reason}).") from error
+            problem = f"the image cannot be decoded ({reason}). It is damaged or cut short."
+            raise _corrupt(file, f"{problem} Fetch it again.") from error
 
 
 class DigitArray:
@@ -209,24 +212,18 @@ def load_uint8(
     Raises:
         InputError: the first image, in order, that cannot be read.
     """
-    from tqdm import tqdm
-
     paths = list(dict.fromkeys(example.path for example in examples))
-    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
-        try:
-            decoded = pool.map(lambda path: to_tensor(images.read(path)), paths)
-            bar = tqdm(
-                decoded, "decode", len(paths), unit="image", disable=None if progress else True
-            )
-            tensors = {}
-            for path, tensor in zip(paths, bar, strict=True):
-                budget_bytes -= tensor.nbytes
-                if budget_bytes < 0:
-                    return None
-                tensors[path] = tensor
-        finally:
-            # After an error, the rest is not needed.
-            pool.shutdown(cancel_futures=True)
+    hidden = None if progress else True  # None: without a terminal
+    decode = in_threads(
+        lambda path: to_tensor(images.read(path)), paths, "decode", unit="image", disable=hidden
+    )
+    tensors = {}
+    with closing(decode) as decoded:
+        for path, tensor in zip(paths, decoded, strict=True):
+            budget_bytes -= tensor.nbytes
+            if budget_bytes < 0:
+                return None
+            tensors[path] = tensor
     return [tensors[example.path] for example in examples]
 
 
@@ -236,10 +233,6 @@ def to_tensor(image: Image.Image) -> "Tensor":
 
     # NumPy copies: torch would start its own threads in every decoding thread.
     return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
-
-
-class _NotAFile(Exception):
-    """The path of an image is not a plain file."""
 
 
 class _Unusable(Exception):
@@ -261,7 +254,7 @@ def _open_plain(file: Path) -> BinaryIO:
     # Opening a pipe would wait for a writer forever.
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
-        raise _NotAFile(f"this is {kind}. Put the image in its place.")
+        raise InputError(f"{file}: this is {kind}. Put the image in its place.")
     if status.st_size == 0:
         raise _Unusable("the image is empty (0 bytes). Fetch it again.")
     return file.open("rb")
@@ -314,9 +307,3 @@ def _opened(stream: BinaryIO) -> Image.Image:
             f"the image is too large: {width} x {height} pixels, above {MAX_PIXELS}. Scale it down."
         )
     return image
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -76,13 +76,12 @@ def read_values(file: Path, option: str) -> Any:
     suffix = file.suffix.lower()
     try:
         if suffix == ".json":
-            return load_plain_json(data.decode("utf-8-sig"))
+            return load_plain_json(decoded(file, data))
         if suffix in (".yaml", ".yml"):
             return load_plain_yaml(data)
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{file}: line {line}: is not UTF-8 text. Save it as UTF-8.") from error
+        return decoded(file, data)
+    except InputError:
+        raise
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind = "JSON" if suffix == ".json" else "YAML"
         raise InputError(f"{file}: is not {kind}: {' '.join(str(error).split())}.") from error
@@ -91,6 +90,15 @@ def read_values(file: Path, option: str) -> Any:
 def lines_of(text: str) -> list[str]:
     """Return the lines of a text that are not blank, without blanks at their ends."""
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def decoded(file: Path, data: bytes, encoding: str = "utf-8-sig") -> str:
+    """Return the text of a file's content; InputError names the line that is not UTF-8."""
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{file}: line {line}: is not UTF-8 text. Save it as UTF-8.") from error
 
 
 def _content(file: Path, option: str) -> bytes:

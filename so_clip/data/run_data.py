@@ -146,7 +146,6 @@ def _without_corrupt(data: Data, cache_dir: Path | None, workers: int | None) ->
 
 
 def _transfer_test_set(name: str, choice: DataChoice) -> TestSet:
-    """Find another dataset to test on."""
     try:
         found = find_dataset(name, choice.data_root, template=choice.template)
         images = open_images(found.card, found.root)
@@ -170,7 +169,6 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _print_notes(found: Dataset) -> None:
-    """Print the notes about a user's own images, such as skipped files."""
     for note in found.notes:
         say(f"{found.card.title}: {note}.")
 

@@ -6,7 +6,7 @@ Tensor names end in their shape: N test images, B images of a batch, K classes, 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,7 @@ class Predictions:
         return 100.0 * (self.label_N == self.predicted_N).double().mean().item()
 
 
+@dataclass(eq=False)
 class Evaluator:
     """Classifies a test split before and after adaptation.
 
@@ -71,29 +72,19 @@ class Evaluator:
         tick: called after each batch. A caller may set it; it must not wait for a device.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        weights_sha256: str,
-        stream: TestStream,
-        device: torch.device,
-        precision: Precision,
-        cache: FeatureCache | None = None,
-        classes: Classes = nullcontext,
-        adapted_classes: Classes = nullcontext,
-        columns: Sequence[int] | None = None,
-    ) -> None:
-        self.classifier = classifier
-        self.weights_sha256 = weights_sha256
-        self.stream = stream
-        self.device = device
-        self.precision = precision
-        self.cache = cache
-        self.classes, self.adapted_classes, self.columns = classes, adapted_classes, columns
-        self.seconds = 0.0
-        self.from_cache = False
-        self.tick: Callable[[], None] = _no_tick
-        self._image_ND: Tensor | None = None
+    classifier: Classifier
+    weights_sha256: str
+    stream: TestStream
+    device: torch.device
+    precision: Precision
+    cache: FeatureCache | None = None
+    classes: Classes = nullcontext
+    adapted_classes: Classes = nullcontext
+    columns: Sequence[int] | None = None
+    seconds: float = field(default=0.0, init=False)
+    from_cache: bool = field(default=False, init=False)
+    tick: Callable[[], None] = _no_tick
+    _image_ND: Tensor | None = field(default=None, init=False)
 
     def zero_shot(self) -> Predictions:
         """Classify the test split with the loaded model."""

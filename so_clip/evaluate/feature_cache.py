@@ -9,6 +9,7 @@ numbers.
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL
@@ -69,6 +70,7 @@ def feature_key(
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
 class FeatureCache:
     """A folder of image features, one file per key. A broken folder never fails a run.
 
@@ -76,8 +78,7 @@ class FeatureCache:
         folder: created at the first write.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def path(self, key: str) -> Path:
         """Return the file for the features of a key; it may not exist."""

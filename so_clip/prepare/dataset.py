@@ -10,7 +10,7 @@ from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_pl
 from so_clip.errors import InputError, RunFailed
 from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
-from so_clip.prepare.missing import all_examples, missing_images
+from so_clip.prepare.missing import missing_images
 from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.place import remove
 from so_clip.prepare.repair import SetAside
@@ -122,7 +122,7 @@ def _complete(
     for work in (supply.work, supply.work.parent):
         if work.is_dir() and not any(work.iterdir()):
             work.rmdir()
-    count = len(all_examples(load_splits(card, root)))
+    count = len(load_splits(card, root).examples)
     return f"{'completed' if incomplete else 'is complete'}: {count} images in {folder}"
 
 
@@ -157,11 +157,10 @@ def _check_split_file(file: Path, card: DatasetCard, url: str) -> None:
         splits = read_split_file(file, card)
     except InputError as error:
         raise SourceFailed(f"{url}: {error}", spoiled=True) from error
-    sizes = {"classes": len(splits.class_names)}
-    sizes |= {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
-    if sizes != card.sizes:
+    if splits.sizes != card.sizes:
         raise SourceFailed(
-            f"{url}: {file.name} lists {_counts(sizes)}, but {_counts(card.sizes)} were published.",
+            f"{url}: {file.name} lists {_counts(splits.sizes)}, but {_counts(card.sizes)} were "
+            "published.",
             spoiled=True,
         )
 

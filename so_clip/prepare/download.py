@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 from urllib3.util import Retry
 
+from so_clip.errors import reason_of
+from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.sources import RemoteFile, SourceFailed
 from so_clip.system import atomic
 
@@ -33,22 +34,7 @@ _MEANING = {
 _LONGEST_WAIT_SECONDS = 60
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a download is tried.
-
-    Attributes:
-        retries: repeated requests without progress in between.
-        retry_seconds: the unit of the waits between them, doubled each time.
-        timeout_seconds: how long a server may be silent.
-    """
-
-    retries: int = 5
-    retry_seconds: float = 1.0
-    timeout_seconds: float = 60.0
-
-
-def fetch(remote: RemoteFile, folder: Path, patience: Patience) -> Path:
+def fetch(remote: RemoteFile, folder: Path, options: PrepareOptions) -> Path:
     """Download one file into `folder`, or return it if it is there already.
 
     NAME.part holds what has arrived, and NAME.part.json the URL and version it belongs to. So this
@@ -58,13 +44,13 @@ def fetch(remote: RemoteFile, folder: Path, patience: Patience) -> Path:
     Args:
         remote: what to download.
         folder: the target folder, made if it does not exist.
-        patience: retries and waits.
+        options: retries and waits.
 
     Raises:
         SourceFailed: no network, a refusal, too little disk space, a wrong checksum, or a file that
             breaks off again and again.
     """
-    final, download = folder / remote.name, _Download(remote, folder, patience)
+    final, download = folder / remote.name, _Download(remote, folder, options)
     if final.is_file():
         return final
     try:
@@ -108,8 +94,8 @@ class _BrokenOff(Exception):
 
 
 class _Download:
-    def __init__(self, remote: RemoteFile, folder: Path, patience: Patience) -> None:
-        self.remote, self.patience = remote, patience
+    def __init__(self, remote: RemoteFile, folder: Path, options: PrepareOptions) -> None:
+        self.remote, self.options = remote, options
         self.part = folder / f"{remote.name}.part"
         self._notes_file = folder / f"{remote.name}.part.json"
 
@@ -124,9 +110,9 @@ class _Download:
             except _BrokenOff as error:
                 resumed = True
                 failures = 1 if self._size() - before >= CHUNK_BYTES else failures + 1
-                if failures > self.patience.retries:
+                if failures > self.options.retries:
                     raise self._failure(f"the download broke off ({error})", failures) from error
-            wait = self.patience.retry_seconds * 2 ** (failures - 1)
+            wait = self.options.retry_seconds * 2 ** (failures - 1)
             time.sleep(min(wait, _LONGEST_WAIT_SECONDS))
 
     def forget(self) -> None:
@@ -140,7 +126,7 @@ class _Download:
         if notes.get("url") != self.remote.url:
             self.forget()
             notes = {}
-        have, retries = self._size(), self.patience.retries
+        have, retries = self._size(), self.options.retries
         headers = {"User-Agent": "so_clip", "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
@@ -148,10 +134,10 @@ class _Download:
                 headers["If-Range"] = notes["version"]
         # A server that cannot be reached at all will hardly be reachable a minute later.
         connects = retries if have else min(1, retries)
-        seconds = self.patience.timeout_seconds
+        seconds = self.options.timeout_seconds
         try:
             with (
-                _session(retries, connects, self.patience.retry_seconds) as session,
+                _session(retries, connects, self.options.retry_seconds) as session,
                 session.get(
                     self.remote.url, headers=headers, timeout=seconds, stream=True
                 ) as response,
@@ -281,5 +267,4 @@ def _cause(error: BaseException) -> str:
     """Return the text of the error that caused the others."""
     while cause := error.__cause__ or error.__context__:
         error = cause
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]
+    return reason_of(error)

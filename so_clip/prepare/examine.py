@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from so_clip.data.cache.corrupt import errors_of
 from so_clip.data.cards.card import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Splits
+from so_clip.data.images import ImageFolder
 from so_clip.data.lists.split_file import MAX_PROBLEMS, read_sound_part
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
 from so_clip.data.user.dataset import UserData, read_user_data
 from so_clip.errors import InputError
 from so_clip.prepare.dataset import LAYOUTS
-from so_clip.prepare.image_health import spread, suspicious, undecodable
-from so_clip.prepare.missing import all_examples, is_empty_file
+from so_clip.prepare.image_health import spread, suspicious
+from so_clip.prepare.missing import is_empty_file
 
 STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
 # Parts of the commands that repair a dataset.
@@ -113,7 +115,7 @@ def _examine_package(card: DatasetCard, root: Path) -> Diagnosis:
         remedy = f"pip install '{card.package['install']}'" if card.package else ""
         return Diagnosis(card.name, ABSENT, None, faults=[str(error)], remedy=remedy)
     return Diagnosis(
-        card.name, WHOLE, None, len(all_examples(splits)), notes=["comes with a Python package"]
+        card.name, WHOLE, None, len(splits.examples), notes=["comes with a Python package"]
     )
 
 
@@ -126,8 +128,8 @@ def examine_user_images(name: str, data: UserData, decode: int | None) -> Diagno
         found.faults.append(str(error))
     else:
         found.notes += listing.notes
-        counts = ", ".join(f"{len(getattr(splits, split))} {split}" for split in SPLITS)
-        found.notes.append(f"{len(splits.class_names)} classes; images: {counts}")
+        counts = ", ".join(f"{splits.sizes[split]} {split}" for split in SPLITS)
+        found.notes.append(f"{splits.sizes['classes']} classes; images: {counts}")
         _examine_images(card, splits, found, decode)
         if not found.remedy.startswith(CHMOD):
             found.remedy = ""  # these images have no other source
@@ -140,9 +142,8 @@ def _examine_images(
 ) -> None:
     """Add the faults of the images, and the remedy for permissions or "repair" for damage."""
     assert found.folder is not None
-    examples = all_examples(splits)
     folder = found.folder / card.image_dir
-    paths = [example.path for example in examples]
+    paths = [example.path for example in splits.examples]
     found.images = len(paths)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises below a locked folder
         found.faults.append(f"the image folder {folder} is missing")
@@ -168,13 +169,13 @@ def _examine_images(
     if decode is not None:
         bad_ends = suspicious(folder, spread(present, MAX_ENDS_READ))
         chosen = list(dict.fromkeys(bad_ends + spread(present, decode)))
-    bad = undecodable(folder, chosen, f"decode {card.name}")
+    bad = errors_of(ImageFolder(folder), chosen, f"decode {card.name}")
     found.decoded = len(chosen)
     unreadable = [path for path in bad if not os.access(folder / path, os.R_OK)]
     _add(found.faults, unreadable, len(paths), "not readable: their permissions forbid it")
     damaged = [path for path in bad if path not in unreadable]
     _add(found.faults, damaged, len(paths), "damaged")
-    found.notes += [bad[path] for path in damaged[:SHOWN]]
+    found.notes += [str(bad[path]) for path in damaged[:SHOWN]]
     if unreadable and not locked:
         found.remedy = _chmod([folder])
     found.remedy = found.remedy or ("repair" if damaged or no_files else "")
@@ -218,8 +219,7 @@ def _compare_with_published(card: DatasetCard, splits: Splits, found: Diagnosis)
     Other classes are a fault, since accuracies on them belong to another task. Fewer images are a
     fault if there is no split file that lists them.
     """
-    counts = {split: len(getattr(splits, split)) for split in SPLITS}
-    counts["classes"] = len(splits.class_names)
+    counts = splits.sizes
     if counts == card.sizes:
         if card.split_sha256 and splits.sha256 != card.split_sha256:
             found.notes.append(
@@ -323,10 +323,15 @@ def _without_advice(message: str, card: DatasetCard) -> str:
     return " ".join(without.split())
 
 
+def prepare_command(names: str, root: Path) -> str:
+    """Return the command that prepares one dataset, or several (a,b)."""
+    return f"python -m so_clip prepare dataset={names} data_root={shlex.quote(str(root))}"
+
+
 def _prepare(card: DatasetCard, root: Path, repair: bool = False) -> str:
     if not card.sources:
         return ""
-    command = f"python -m so_clip prepare dataset={card.name} data_root={shlex.quote(str(root))}"
+    command = prepare_command(card.name, root)
     if card.layout == "imagenet":
         return f"{command} {IMAGENET}FOLDER_WITH_TRAIN_AND_VAL"
     return f"{command} {REPAIR}" if repair else command

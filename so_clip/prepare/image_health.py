@@ -1,27 +1,14 @@
-"""Finds images that cannot be decoded; a quick look at their ends finds the suspicious ones."""
+"""Finds images that are probably cut short, by a quick look at their ends."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from so_clip.data.cache.corrupt import errors_of
-from so_clip.data.images import ImageFolder, why_too_large
+from so_clip.data.images import why_too_large
 
 # The last bytes of complete files. A file with another end is suspicious, and is decoded.
 _ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 _END_BYTES = 8
-
-
-def undecodable(folder: Path, paths: Iterable[str], what: str) -> dict[str, str]:
-    """Decode images in parallel; return the paths that cannot be decoded, each with its problem.
-
-    Args:
-        folder: the folder of the images.
-        paths: relative to it.
-        what: the text of the progress bar.
-    """
-    errors = errors_of(ImageFolder(folder), paths, what)
-    return {path: str(error) for path, error in errors.items()}
 
 
 def suspicious(folder: Path, paths: Iterable[str]) -> list[str]:

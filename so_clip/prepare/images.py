@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from so_clip.data.cards.card import DatasetCard
@@ -10,7 +11,7 @@ from so_clip.data.images import why_too_large
 from so_clip.data.lists.splits import dataset_folder, load_splits
 from so_clip.errors import InputError
 from so_clip.prepare.download import fetch, wrong_checksum
-from so_clip.prepare.missing import all_examples, missing_images
+from so_clip.prepare.missing import missing_images
 from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.parquet import Names, extract, listed_files, require_pyarrow
 from so_clip.prepare.place import find_folder, find_images, merge, remove
@@ -28,6 +29,7 @@ from so_clip.prepare.videos import extract_frames, find_videos, require_decoder
 GIB = 2**30
 
 
+@dataclass
 class Supply:
     """The files of sources, from the user's folder or from the network.
 
@@ -37,14 +39,15 @@ class Supply:
         work: a folder for this dataset only, on the file system of the data root.
     """
 
-    def __init__(self, card: DatasetCard, options: PrepareOptions, work: Path) -> None:
-        self.card, self.options, self.work = card, options, work
+    card: DatasetCard
+    options: PrepareOptions
+    work: Path
 
     def obtain(self, remote: RemoteFile) -> Path:
         """Return the file, downloaded if necessary; SourceFailed if it is not available."""
         given = self.options.offline_from
         if given is None:
-            return fetch(remote, self._folder(remote), self.options.patience)
+            return fetch(remote, self._folder(remote), self.options)
         if remote.url == str(given):
             return given
         base = given if given.is_dir() else given.parent
@@ -126,15 +129,13 @@ class ImageSources:
         if source.kind == "videos":
             if not self._extract_videos(source):
                 return False
-            problem = self._place()
         elif source.kind == "parquet":
             self._read_parquet(source)
-            problem = self._place()
         else:
             self._unpack(source)
+        problem = self._place()
+        if problem and source.kind not in ("videos", "parquet") and self._open_nested():
             problem = self._place()
-            if problem and self._open_nested():
-                problem = self._place()
         if problem:
             raise SourceFailed(f"{_name(source, self.card)}: {problem}.", spoiled=True)
         return True
@@ -163,9 +164,8 @@ class ImageSources:
             self.supply.forget(source.listing)
             files += listed_files(self.supply.obtain(source.listing), source.listing.url)
         splits = load_splits(self.card, self.root)
-        examples = all_examples(splits)
-        classes = [splits.class_names[example.label] for example in examples]
-        names = Names([example.path for example in examples], classes)
+        paths = [example.path for example in splits.examples]
+        names = Names(paths, [splits.class_names[label] for _, label in splits.examples])
         for remote in files:
             file = self.supply.obtain(remote)
             if not extract(file, self.tree, names, source.name_column, remote.below, self.budget):
@@ -246,7 +246,6 @@ class ImageSources:
 
 
 def _name(source: Source, card: DatasetCard) -> str:
-    """Return the name of a source in messages."""
     files = [*source.files, *([source.listing] if source.listing else [])]
     return files[0].url if files else card.title
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from so_clip.data.cards.card import DatasetCard
-from so_clip.data.examples import Example, Splits
 from so_clip.data.images import ImageFolder
 from so_clip.data.lists.splits import dataset_folder, load_splits
 from so_clip.errors import InputError
@@ -25,7 +24,7 @@ def missing_images(card: DatasetCard, root: Path) -> list[str]:
         if has_split_file:
             raise
         return [str(error)]
-    paths = [example.path for example in all_examples(splits)]
+    paths = [example.path for example in splits.examples]
     folder = dataset_folder(card, root) / card.image_dir
     missing = ImageFolder(folder).missing(paths)
     absent = set(missing)
@@ -34,11 +33,6 @@ def missing_images(card: DatasetCard, root: Path) -> list[str]:
     if not missing and not has_split_file and len(paths) != published:
         return [f"{folder} holds {len(paths)} images where {published} were published"]
     return missing
-
-
-def all_examples(splits: Splits) -> list[Example]:
-    """Return the train, val and test images, in this order."""
-    return splits.train + splits.val + splits.test
 
 
 def is_empty_file(path: Path) -> bool:

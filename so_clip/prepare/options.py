@@ -1,12 +1,8 @@
 """The options of `python -m so_clip prepare`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from so_clip.checks import OptionalPathOption, Options, PathOption, option
-
-if TYPE_CHECKING:
-    from so_clip.prepare.download import Patience
 
 
 class PrepareOptions(Options):
@@ -31,10 +27,3 @@ class PrepareOptions(Options):
     offline_from: Path | None = option(
         None, "a folder of archives, or one archive; then nothing is downloaded"
     )
-
-    @property
-    def patience(self) -> "Patience":
-        """Retries, waits and timeout of a download."""
-        from so_clip.prepare.download import Patience
-
-        return Patience(self.retries, self.retry_seconds, self.timeout_seconds)

@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
+from so_clip.data.cache.corrupt import errors_of
 from so_clip.data.cards.card import DatasetCard
+from so_clip.data.images import ImageFolder
 from so_clip.data.lists.split_file import read_split_file
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
 from so_clip.errors import InputError
-from so_clip.prepare.image_health import undecodable
-from so_clip.prepare.missing import all_examples, missing_images
+from so_clip.prepare.missing import missing_images
 from so_clip.prepare.place import move, remove
 
 
@@ -53,7 +54,7 @@ class SetAside:
         folder = dataset_folder(card, root) / card.image_dir
         try:
             missing = set(missing_images(card, root))
-            examples = all_examples(load_splits(card, root))
+            examples = load_splits(card, root).examples
         except InputError:
             if card.layout == "split_file":
                 raise
@@ -62,7 +63,7 @@ class SetAside:
             if (folder / path).exists() and not (folder / path).is_file():
                 self.add(folder / path)
         present = [example.path for example in examples if example.path not in missing]
-        for path in undecodable(folder, present, f"decode {card.name}"):
+        for path in errors_of(ImageFolder(folder), present, f"decode {card.name}"):
             self.add(folder / path)
 
     def give_back(self) -> None:

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from so_clip.errors import RunFailed
-from so_clip.prepare.examine import ABSENT, FAULTY, IMAGENET, REPAIR, STATES, WHOLE, Diagnosis
+from so_clip.prepare.examine import (
+    ABSENT,
+    FAULTY,
+    IMAGENET,
+    REPAIR,
+    STATES,
+    WHOLE,
+    Diagnosis,
+    prepare_command,
+)
 
 
 def report(diagnoses: Sequence[Diagnosis], root: Path, all_cards: bool) -> list[str]:
@@ -21,17 +30,20 @@ def report(diagnoses: Sequence[Diagnosis], root: Path, all_cards: bool) -> list[
     lines = [line for found in shown for line in _lines(found)]
     if all_cards:
         absent = by_state[ABSENT]
-        fetched = [found for found in absent if found.remedy == _prepare_command([found], root)]
+        fetched = [found for found in absent if _is_fetched(found, root)]
         if fetched:
             names = ", ".join(found.name for found in fetched)
-            lines.append(f"absent: {names}; each is fetched by: {_prepare_command('NAME', root)}")
+            lines.append(f"absent: {names}; each is fetched by: {prepare_command('NAME', root)}")
         others = [found for found in absent if found not in fetched]
         lines += [f"absent: {found.name}; {found.remedy or found.faults[0]}" for found in others]
     return lines
 
 
+def _is_fetched(found: Diagnosis, root: Path) -> bool:
+    return found.remedy == prepare_command(found.name, root)
+
+
 def _lines(found: Diagnosis) -> list[str]:
-    """Return the lines about one dataset."""
     summary = f"{found.name}: {found.state}"
     if found.images:
         summary += f", {found.images} images"
@@ -69,8 +81,8 @@ def conclusion(
         raise RunFailed(f"{count} {verb} not whole. {_next_command(bad, root)}")
     in_root = [found for found in present if found.folder is not None]
     if all_cards and not in_root:
-        absent = [found for found in diagnoses if found.remedy == _prepare_command([found], root)]
-        first = f" Next: {_prepare_command(absent[:1], root)}" if absent else ""
+        fetched = (found.remedy for found in diagnoses if _is_fetched(found, root))
+        first = next((f" Next: {remedy}" for remedy in fetched), "")
         raise RunFailed(f"data_root={root}: none of the datasets is there.{first}")
     count = f"{len(present)} dataset{'s are' if len(present) > 1 else ' is'} whole"
     return f"{count}. Next: {_run_command((in_root or present)[0], root, user_options)}"
@@ -78,22 +90,19 @@ def conclusion(
 
 def _next_command(bad: Sequence[Diagnosis], root: Path) -> str:
     """Return one command that repairs as many datasets as possible."""
-    prepared = [found for found in bad if found.remedy.startswith(_prepare_command([found], root))]
+    prepared = [
+        found for found in bad if found.remedy.startswith(prepare_command(found.name, root))
+    ]
     together = [found for found in prepared if IMAGENET not in found.remedy]
     if together:
         repair = any(found.remedy.endswith(REPAIR) for found in together)
-        return f"Next: {_prepare_command(together, root)}{f' {REPAIR}' if repair else ''}"
+        command = prepare_command(",".join(found.name for found in together), root)
+        return f"Next: {command} {REPAIR}" if repair else f"Next: {command}"
     first = next((found.remedy for found in bad if found.remedy), "")
     return f"Next: {first}" if first else "Correct the faults above and repeat this command."
 
 
-def _prepare_command(datasets: Sequence[Diagnosis] | str, root: Path) -> str:
-    names = datasets if isinstance(datasets, str) else ",".join(found.name for found in datasets)
-    return f"python -m so_clip prepare dataset={names} data_root={shlex.quote(str(root))}"
-
-
 def _run_command(found: Diagnosis, root: Path, user_options: Sequence[str]) -> str:
-    """Return a first run on a whole dataset."""
     options = [*(user_options or [f"dataset={found.name}"])]
     if found.folder is not None:
         options += [f"data_root={root}", "backbone=vit_b16"]

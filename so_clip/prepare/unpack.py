@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from so_clip.data.plain_files import shortened
 from so_clip.data.safe_path import why_outside
 from so_clip.prepare.sources import SourceFailed
 
@@ -144,7 +145,7 @@ class _TarInfo(tarfile.TarInfo):
         header = super().frombuf(buf, encoding, errors)
         is_content = header.isreg() or header.isdir()
         if not is_content and header.size > _LONGEST_HEADER_BYTES:
-            raise Refused(f"{_shortened(header.name)} is a header of {header.size} bytes")
+            raise Refused(f"{shortened(header.name)} is a header of {header.size} bytes")
         return header
 
 
@@ -167,7 +168,7 @@ def check_space(size: int, target: Path) -> None:
 
 def _not_plain(name: str, is_link: bool) -> Refused:
     what = "a link" if is_link else "neither a plain file nor a folder"
-    return Refused(f"{_shortened(name)} is {what}")
+    return Refused(f"{shortened(name)} is {what}")
 
 
 def _is_wanted(name: str) -> bool:
@@ -176,14 +177,9 @@ def _is_wanted(name: str) -> bool:
     if path in ("", "."):
         return False
     if reason := why_outside(path):
-        raise Refused(f"{_shortened(name)} would leave the folder: {reason}")
+        raise Refused(f"{shortened(name)} would leave the folder: {reason}")
     parts = path.split("/")
     return parts[0] != "__MACOSX" and not parts[-1].startswith("._")
-
-
-def _shortened(name: str) -> str:
-    text = repr(name)
-    return text if len(text) <= 80 else f"{text[:60]}…{text[-15:]}"
 
 
 def nested_archives(folder: Path) -> list[Path]:

@@ -6,15 +6,13 @@ the same as CoOp's but are not equal bit for bit.
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from so_clip.errors import InputError
 from so_clip.prepare.sources import SourceFailed
+from so_clip.system.threads import in_threads
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
 JPEG_QUALITY = 95
@@ -49,12 +47,11 @@ def extract_frames(videos: dict[str, Path], target: Path) -> None:
     Raises:
         SourceFailed: a video cannot be decoded; the message names it.
     """
-    with ThreadPoolExecutor(thread_name_prefix="video") as pool:
-        try:
-            jobs = pool.map(lambda item: _extract(item[1], target / item[0]), videos.items())
-            list(tqdm(jobs, "middle frames", len(videos), unit="video", disable=None))
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+    def extract(path: str) -> None:
+        _extract(videos[path], target / path)
+
+    list(in_threads(extract, list(videos), "middle frames", unit="video"))
 
 
 def _extract(video: Path, place: Path) -> None:

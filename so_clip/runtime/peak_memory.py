@@ -10,7 +10,6 @@ the log splits it into categories.
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -53,44 +52,30 @@ class PeakMemory:
         self._log.add([*self._model.parameters(), *self._model.buffers()], "weights")
         for parameter in self._model.parameters():
             if parameter.requires_grad:
-                self._hooks.append(
-                    parameter.register_post_accumulate_grad_hook(
-                        lambda p: self._log.add([p.grad], "gradients")
-                    )
+                hook = parameter.register_post_accumulate_grad_hook(
+                    lambda parameter: self._log.add([parameter.grad], "gradients")
                 )
-        if self._optimizer is not None:
-            self._add_optimizer_state(self._optimizer)
-            self._hooks.append(
-                self._optimizer.register_step_pre_hook(
-                    lambda optimizer, args, kwargs: self._add_sampled_gradients(optimizer)
-                )
-            )
-            self._hooks.append(
-                self._optimizer.register_step_post_hook(
-                    lambda optimizer, args, kwargs: self._add_optimizer_state(optimizer)
-                )
-            )
+                self._hooks.append(hook)
+        if optimizer := self._optimizer:
+            self._add_optimizer_state(optimizer)
+            self._hooks += [
+                optimizer.register_step_pre_hook(self._add_sampled_gradients),
+                optimizer.register_step_post_hook(self._add_optimizer_state),
+            ]
         self._log.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._log.__exit__(kind, error, trace)
-        if self._device.type == "cuda":
-            # Now, because later work, such as an evaluation, has another peak.
-            self._note_allocated()
+    def __exit__(self, *error: Any) -> None:
+        self._log.__exit__(*error)
+        # Now, because later work, such as an evaluation, has another peak.
+        self._note_allocated()
         for hook in self._hooks:
             hook.remove()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stop measuring inside the context, such as for an evaluation during training."""
-        if self._device.type == "cuda":
-            self._note_allocated()
+        self._note_allocated()
         with _disable_current_modes():
             yield
         if self._device.type == "cuda":
@@ -105,8 +90,9 @@ class PeakMemory:
         self._restored = state_dict["result"]
 
     def _note_allocated(self) -> None:
-        peak = torch.cuda.max_memory_allocated(self._device)
-        self._allocated = max(self._allocated, peak)
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+            self._allocated = max(self._allocated, peak)
 
     def result(self) -> dict[str, float]:
         """Return `peak_memory_mib` and its parts `<category>_mib`, which add up to it."""
@@ -122,11 +108,11 @@ class PeakMemory:
             **{f"{category}_mib": parts[category] / MIB for category in CATEGORIES},
         }
 
-    def _add_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
+    def _add_optimizer_state(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         leaves = tree_leaves(list(optimizer.state.values()))
         self._log.add([leaf for leaf in leaves if isinstance(leaf, Tensor)], "optimizer_state")
 
-    def _add_sampled_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+    def _add_sampled_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             self._log.add(map(sampled_gradient, group["params"]), "gradients")
 

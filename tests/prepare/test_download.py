@@ -7,18 +7,19 @@ from contextlib import suppress
 
 import pytest
 
-from so_clip.prepare.download import Patience, fetch
+from so_clip.prepare.download import fetch
+from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.sources import RemoteFile, SourceFailed
 from tests.helpers.command import python
 
-QUICK = Patience(retries=3, retry_seconds=0.01, timeout_seconds=5)
+QUICK = PrepareOptions(retries=3, retry_seconds=0.01, timeout_seconds=5)
 # More than a chunk of a download, so that parts of it arrive.
 DATA = bytes(range(256)) * 16_000
 MIB = 2**20
 
 
-def _fetch(url, folder, patience=QUICK, **known):
-    return fetch(RemoteFile(url=url, name="a.zip", **known), folder, patience)
+def _fetch(url, folder, options=QUICK, **known):
+    return fetch(RemoteFile(url=url, name="a.zip", **known), folder, options)
 
 
 def _part(folder, url, data, version='"1"'):
@@ -167,11 +168,13 @@ def test_a_full_disk_is_named(server, tmp_path):
     code = """if True:
         import resource, sys
         from pathlib import Path
-        from so_clip.prepare.download import Patience, fetch
+        from so_clip.prepare.download import fetch
+        from so_clip.prepare.options import PrepareOptions
         from so_clip.prepare.sources import RemoteFile, SourceFailed
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         try:
-            fetch(RemoteFile(url=sys.argv[1], name="a.zip"), Path(sys.argv[2]), Patience(0))
+            remote = RemoteFile(url=sys.argv[1], name="a.zip")
+            fetch(remote, Path(sys.argv[2]), PrepareOptions(retries=0))
         except SourceFailed as error:
             print(error)
     """
@@ -213,7 +216,7 @@ def test_a_silent_server_times_out(tmp_path):
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip"
         with pytest.raises(SourceFailed, match=r"broke off .*timed out"):
-            _fetch(url, tmp_path, Patience(0, 0.01, 0.2))
+            _fetch(url, tmp_path, PrepareOptions(retries=0, timeout_seconds=0.2))
 
 
 @pytest.mark.parametrize("told", ["-1", "9" * 5000, "x", ""])

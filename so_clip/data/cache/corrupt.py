@@ -5,13 +5,11 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import PIL
-from tqdm import tqdm
 
 from so_clip.data.examples import Example, Splits
 from so_clip.data.fewshot import FewShot
@@ -20,6 +18,7 @@ from so_clip.errors import InputError, say
 from so_clip.system import atomic
 from so_clip.system.code_hash import code_sha256
 from so_clip.system.safe_open import read_plain
+from so_clip.system.threads import in_threads
 
 Reasons = Mapping[str, str]
 Find = Callable[[Sequence[str]], Reasons]
@@ -55,9 +54,8 @@ def errors_of(
 
     listed = list(dict.fromkeys(paths))
     threads = None if workers is None else max(1, workers)
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        found = tqdm(pool.map(check, listed), title, len(listed), unit="image", disable=None)
-        return {path: error for path, error in zip(listed, found, strict=True) if error}
+    found = in_threads(check, listed, title, threads, unit="image")
+    return {path: error for path, error in zip(listed, found, strict=True) if error}
 
 
 def corrupt_images(

@@ -15,7 +15,6 @@ import stat
 import sys
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,9 @@ from so_clip.data.cache.decoded_file import (
     open_records,
 )
 from so_clip.data.images import ImageSource
+from so_clip.errors import reason_of
 from so_clip.system.locks import lock_folder, unlock
+from so_clip.system.threads import in_threads
 
 SUFFIX, PARTIAL = ".npy", ".partial"
 GIB = 2**30
@@ -72,7 +73,7 @@ class DecodeCache:
         except Damaged as error:
             self.discard(path, str(error))
         except (OSError, ValueError) as error:
-            self._say(f"{path} cannot be read: {_reason(error)}. The images are decoded again.")
+            self._say(f"{path} cannot be read: {reason_of(error)}. The images are decoded again.")
         return None
 
     def begin(self, layout: Layout) -> Records | None:
@@ -100,7 +101,7 @@ class DecodeCache:
         except BlockingIOError:  # another process makes room at this moment
             return None
         except OSError as error:
-            self._not_kept(f"{self.folder} cannot be written: {_reason(error)}")
+            self._not_kept(f"{self.folder} cannot be written: {reason_of(error)}")
             return None
 
     def finish(self, records: Records, complete: bool) -> None:
@@ -112,7 +113,7 @@ class DecodeCache:
             if complete:
                 records.path.replace(records.path.with_suffix(SUFFIX))
         except OSError as error:
-            self._not_kept(f"{self.folder} cannot be written: {_reason(error)}")
+            self._not_kept(f"{self.folder} cannot be written: {reason_of(error)}")
         # After the renaming, there is no file of the temporary name.
         delete(records.path, records.descriptor)
         if not complete:
@@ -253,24 +254,13 @@ def images_sha256(images: ImageSource, paths: Sequence[str], workers: int) -> st
     def digests(chunk: Sequence[str]) -> bytes:
         return b"".join(hashlib.sha256(images.content(path)).digest() for path in chunk)
 
-    chunks = [
-        paths[start : start + _PATHS_PER_TASK] for start in range(0, len(paths), _PATHS_PER_TASK)
-    ]
+    starts = range(0, len(paths), _PATHS_PER_TASK)
+    chunks = [paths[start : start + _PATHS_PER_TASK] for start in starts]
     total = hashlib.sha256()
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="digest") as pool:
-        try:
-            results = pool.map(digests, chunks)
-            bar = tqdm(results, "look up", len(chunks), delay=_PATIENCE_SECONDS, disable=None)
-            for chunk_digests in bar:
-                total.update(chunk_digests)
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error, the rest is not needed
+    for chunk in in_threads(digests, chunks, "look up", max(1, workers), delay=_PATIENCE_SECONDS):
+        total.update(chunk)
     return total.hexdigest()
 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.2g}"
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -36,17 +36,19 @@ def imagenet_splits(card: DatasetCard, folder: Path) -> Splits:
     image_dir = folder / card.image_dir
     train = _class_folders(card, image_dir, "train")
     test = _class_folders(card, image_dir, "val")
-    listing = "\n".join(example.path for example in train + test)
-    return Splits(
-        train=train,
-        val=[],
-        test=test,
+    return Splits.of(
+        {"train": train, "val": [], "test": test},
         class_names=list(card.class_names),
         file=folder,
-        sha256=hashlib.sha256(os.fsencode(listing)).hexdigest(),
+        sha256=_paths_sha256(train + test),
         dataset=card.name,
         val_from_train=True,
     )
+
+
+def _paths_sha256(examples: Iterable[Example]) -> str:
+    listing = "\n".join(example.path for example in examples)
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()
 
 
 def _class_folders(card: DatasetCard, image_dir: Path, split: str) -> list[Example]:
@@ -115,15 +117,8 @@ def aircraft_splits(card: DatasetCard, folder: Path) -> Splits:
     digest = hashlib.sha256()
     for file in (names_file, *files.values()):
         digest.update(file.read_bytes())
-    return Splits(
-        train=lists["train"],
-        val=lists["val"],
-        test=lists["test"],
-        class_names=names,
-        file=folder,
-        sha256=digest.hexdigest(),
-        dataset=card.name,
-    )
+    sha256 = digest.hexdigest()
+    return Splits.of(lists, class_names=names, file=folder, sha256=sha256, dataset=card.name)
 
 
 def _aircraft_list(
@@ -161,14 +156,12 @@ def _lines(file: Path, card: DatasetCard) -> Iterable[tuple[int, str]]:
 def digits_splits(card: DatasetCard) -> Splits:
     """Return the fixed split of the handwritten digits that ship with the package."""
     digits = load_digits()
-    train, val, test = (
-        [Example(digit_path(index), int(digits.labels_N[index])) for index in digits.splits[split]]
-        for split in SPLITS
-    )
-    return Splits(
-        train=train,
-        val=val,
-        test=test,
+    lists = {
+        split: [Example(digit_path(index), int(digits.labels_N[index])) for index in indices]
+        for split, indices in digits.splits.items()
+    }
+    return Splits.of(
+        lists,
         class_names=list(card.class_names),
         file=DIGITS_FILE,
         sha256=hashlib.sha256(DIGITS_FILE.read_bytes()).hexdigest(),
@@ -208,15 +201,8 @@ def package_splits(card: DatasetCard, folder: Path) -> Splits:
             f"(SHA-256 {sha256}, not {card.split_sha256}). Install them again: pip install "
             f"--force-reinstall {card.package['install']}."
         )
-    return Splits(
-        train=lists["train"],
-        val=lists["val"],
-        test=lists["test"],
-        class_names=list(card.class_names),
-        file=folder,
-        sha256=sha256,
-        dataset=card.name,
-    )
+    names = list(card.class_names)
+    return Splits.of(lists, class_names=names, file=folder, sha256=sha256, dataset=card.name)
 
 
 def class_folder_splits(card: DatasetCard, folder: Path) -> Splits:
@@ -250,14 +236,11 @@ def class_folder_splits(card: DatasetCard, folder: Path) -> Splits:
         for label, index in enumerate(present)
         for file in _images_in(root / wanted[index], card)
     ]
-    listing = "\n".join(example.path for example in test)
-    return Splits(
-        train=[],
-        val=[],
-        test=test,
+    return Splits.of(
+        {"train": [], "val": [], "test": test},
         class_names=[card.class_names[index] for index in present],
         file=folder,
-        sha256=hashlib.sha256(os.fsencode(listing)).hexdigest(),
+        sha256=_paths_sha256(test),
         dataset=card.name,
         parent_labels=tuple(card.parent_labels[index] for index in present),
     )

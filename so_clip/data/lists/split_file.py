@@ -47,15 +47,8 @@ def read_sound_part(file: Path, card: DatasetCard) -> tuple[Splits, list[InputEr
     for name in ("train", "test"):
         if not lists[name]:
             reader.refuse(f"the {name} list is empty")
-    splits = Splits(
-        train=lists["train"],
-        val=lists["val"],
-        test=lists["test"],
-        class_names=reader.class_names(),
-        file=file,
-        sha256=sha256,
-        dataset=card.name,
-    )
+    names = reader.class_names()
+    splits = Splits.of(lists, class_names=names, file=file, sha256=sha256, dataset=card.name)
     return splits, reader.problems
 
 
@@ -135,7 +128,6 @@ class _SplitFileReader:
                 yield Example(path, label)
 
     def _path_problem(self, place: str, path: Any) -> str:
-        """Return the problem of the path of an entry; "" if there is none."""
         if not isinstance(path, str):
             return f"has the path {shortened(path)}, which is not text"
         if reason := why_outside(path):
@@ -145,7 +137,6 @@ class _SplitFileReader:
         return "" if first == place else f"repeats the image {shortened(path)} of {first}"
 
     def _label_problem(self, place: str, label: Any, name: Any) -> str:
-        """Return the problem of the label and the name of an entry; "" if there is none."""
         # True is an int in Python, but not a label.
         if type(label) is not int or label < 0:
             return f"has the label {shortened(label)}, which is not a whole number from 0"

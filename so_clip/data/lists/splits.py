@@ -64,8 +64,7 @@ def _compare(splits: Splits, card: DatasetCard) -> None:
                 f"{place}: label {label} is {found!r} there, but class_names[{label}] is "
                 f"{expected!r} in the card. Make them equal."
             )
-    sizes = {split: len(getattr(splits, split)) for split in SPLITS}
-    for key, count in ({"classes": len(splits.class_names)} | sizes).items():
+    for key, count in splits.sizes.items():
         if count != card.sizes[key]:
             raise InputError(
                 f"{place}: holds {count} {_COUNTED[key]}, but sizes.{key} is {card.sizes[key]} in "

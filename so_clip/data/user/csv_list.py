@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from posixpath import normpath
 
+from so_clip.data.plain_files import decoded
 from so_clip.data.safe_path import why_outside
 from so_clip.data.user.listing import SPLIT_NAMES, Listed, Listing, composed
 from so_clip.errors import InputError
@@ -130,7 +131,6 @@ def _split(place: str, text: str) -> str | None:
 
 
 def _columns(file: Path, number: int, header: Sequence[str]) -> dict[str, int]:
-    """Return the position of each column."""
     names = [name.strip().lower() for name in header]
     places = {}
     for column, known in COLUMNS.items():
@@ -171,12 +171,7 @@ def _text(file: Path) -> str:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}.") from error
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    encoding = "utf-16" if data.startswith(marks) else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{file}: line {line}: is not UTF-8 text. Save it as UTF-8.") from error
+    text = decoded(file, data, "utf-16" if data.startswith(marks) else "utf-8-sig")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{file}: line {line}: holds a NUL character. Save it as UTF-8 text.")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, card_names
 from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.user.class_names import class_names, in_order
@@ -50,13 +52,7 @@ class UserData:
     @classmethod
     def from_json(cls, values: Mapping[str, Any] | None) -> "UserData | None":
         """Return the options in a run's recorded settings."""
-        if values is None:
-            return None
-        paths = ("folder", "csv_file", "class_names")
-        given = {
-            key: Path(value) if key in paths and value else value for key, value in values.items()
-        }
-        return cls(**given | {"split_shares": tuple(values["split_shares"])})
+        return None if values is None else TypeAdapter(cls).validate_python(values)
 
 
 def user_name(layout: str, folder: Path) -> str:
@@ -117,15 +113,13 @@ def read_user_data(user: UserData, name: str) -> tuple[DatasetCard, Splits, List
     labels = {key: label for label, key in enumerate(keys)}
     images = sorted(images, key=lambda image: (labels[image.key], composed(image.path)))
     splits = _splits(images, labels, names, listing, name)
-    sizes = {split: len(getattr(splits, split)) for split in SPLITS}
-    sizes["classes"] = len(names)
     card = DatasetCard(
         name=name,
         title=name,
         layout=user.layout,
         folder="",
         image_dir="",
-        sizes=sizes,
+        sizes=splits.sizes,
         templates={"plain": _TEMPLATE},
         licence="your own",
         homepage="none",
@@ -201,10 +195,8 @@ def _splits(
     untested = len(names) - len({example.label for example in lists["test"]})
     if untested:
         listing.notes.append(f"{untested} of {len(names)} classes have no test image")
-    return Splits(
-        train=lists["train"],
-        val=lists["val"],
-        test=lists["test"],
+    return Splits.of(
+        lists,
         class_names=names,
         file=listing.file,
         sha256=total.hexdigest(),

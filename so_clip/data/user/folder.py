@@ -59,7 +59,6 @@ def list_folder(root: Path, split: str = "auto", follow_links: bool = False) -> 
 
 
 def _is_split(root: Path, names: list[str], choice: str) -> bool:
-    """Return whether the folders in `root` are splits, not classes."""
     known = [name for name in names if name.lower() in SPLIT_NAMES]
     splits = [SPLIT_NAMES[name.lower()] for name in known]
     others = sorted(set(names) - set(known))
