@@ -41,7 +41,7 @@ class FewShot:
     @property
     def sha256(self) -> str:
         """SHA-256 of the canonical JSON of {"train": ..., "val": ...}: keys sorted, no blanks."""
-        lists = {"train": _pairs(self.train), "val": _pairs(self.val)}
+        lists = {"train": self.train, "val": self.val}  # JSON writes tuples as lists
         text = json.dumps(lists, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -62,8 +62,8 @@ class FewShot:
             "seed": self.seed,
             "split_protocol": self.protocol,
             **special,
-            "train": _pairs(self.train),
-            "val": _pairs(self.val),
+            "train": [list(example) for example in self.train],
+            "val": [list(example) for example in self.val],
             "sha256": self.sha256,
         }
 
@@ -188,7 +188,3 @@ def _by_class(examples: Iterable[Example]) -> list[list[Example]]:
     for example in examples:
         groups.setdefault(example.label, []).append(example)
     return list(groups.values())
-
-
-def _pairs(examples: Sequence[Example]) -> list[list[Any]]:
-    return [[path, label] for path, label in examples]

@@ -78,14 +78,8 @@ def gather(
         InputError: no such dataset, files missing or malformed; the message names them.
     """
     name, data_root, template = choice.dataset, choice.data_root, choice.template
-    found = find_dataset(
-        name,
-        data_root,
-        choice.split_file,
-        choice.user_data,
-        template,
-        trains=choice.shots > 0,
-    )
+    trains, user = choice.shots > 0, choice.user_data
+    found = find_dataset(name, data_root, choice.split_file, user, template, trains)
     card, splits = found.card, found.splits
     few_shot = draw(splits, choice) if choice.shots else None
     images = open_images(card, found.root)

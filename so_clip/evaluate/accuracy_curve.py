@@ -1,12 +1,14 @@
 """Test accuracy during training, for plots only; never used for model selection."""
 
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.runtime.peak_memory import PeakMemory
 
 
+@dataclass
 class Curve:
     """Classifies the test split every few steps with the current model.
 
@@ -22,13 +24,11 @@ class Curve:
         seconds: spent on evaluation.
     """
 
-    def __init__(
-        self, evaluator: Evaluator | None, every_steps: int, peak_memory: PeakMemory
-    ) -> None:
-        self._evaluator, self._every_steps = evaluator, every_steps
-        self._peak_memory = peak_memory
-        self.rows: list[tuple[int, float]] = []
-        self.seconds = 0.0
+    evaluator: Evaluator | None
+    every_steps: int
+    peak_memory: PeakMemory
+    rows: list[tuple[int, float]] = field(default_factory=list, init=False)
+    seconds: float = field(default=0.0, init=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows and the seconds."""
@@ -41,9 +41,9 @@ class Curve:
 
     def after_step(self, step: int) -> None:
         """Evaluate the model if a row is due after this step."""
-        if self._evaluator and self._every_steps and step % self._every_steps == 0:
+        if self.evaluator and self.every_steps and step % self.every_steps == 0:
             started = time.perf_counter()
-            with self._peak_memory.paused():
-                accuracy_percent = self._evaluator.adapted().accuracy_percent
+            with self.peak_memory.paused():
+                accuracy_percent = self.evaluator.adapted().accuracy_percent
             self.rows.append((step, accuracy_percent))
             self.seconds += time.perf_counter() - started

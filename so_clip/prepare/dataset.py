@@ -1,10 +1,13 @@
 """Completes one dataset in CoOp's layout below the data root."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from so_clip.data.cache.corrupt import errors_of
 from so_clip.data.cards.card import TEST_LAYOUTS, DatasetCard
+from so_clip.data.images import ImageFolder
 from so_clip.data.lists.split_file import read_split_file
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
 from so_clip.errors import InputError, RunFailed
@@ -12,8 +15,7 @@ from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
 from so_clip.prepare.missing import missing_images
 from so_clip.prepare.options import PrepareOptions
-from so_clip.prepare.place import remove
-from so_clip.prepare.repair import SetAside
+from so_clip.prepare.place import move, remove
 from so_clip.prepare.sources import IMAGES, NO_SOURCE, SPLIT, SourceFailed, read_sources
 from so_clip.system import atomic
 from so_clip.system.locks import lock_folder, unlock
@@ -180,3 +182,64 @@ def _no_source_worked(card: DatasetCard, holds: str) -> RunFailed:
         f"is available; or download {file} elsewhere ({page}) into a FOLDER and repeat with "
         "--offline-from FOLDER."
     )
+
+
+class SetAside:
+    """Files that are moved away, and moved back if nothing has replaced them.
+
+    Args:
+        folder: keeps the files meanwhile; made when it is needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._moved: list[tuple[Path, Path]] = []
+
+    def add(self, file: Path) -> None:
+        """Move one file away."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.folder / str(len(self._moved))
+        remove(place)
+        move(file, place)
+        self._moved.append((file, place))
+
+    def add_bad_split_file(self, card: DatasetCard, root: Path) -> None:
+        """Move the split file away if it cannot be used, or lists another number of classes."""
+        places = split_file_places(card, root)
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            return
+        try:
+            classes = len(read_split_file(file, card).class_names)
+        except InputError:
+            classes = 0
+        if classes != card.sizes["classes"]:
+            self.add(file)
+
+    def add_bad_images(self, card: DatasetCard, root: Path) -> None:
+        """Move away images that cannot be decoded, and folders and links in an image's place.
+
+        Raises:
+            InputError: the split file cannot be used.
+        """
+        folder = dataset_folder(card, root) / card.image_dir
+        try:
+            missing = set(missing_images(card, root))
+            examples = load_splits(card, root).examples
+        except InputError:
+            if card.layout == "split_file":
+                raise
+            return
+        for path in missing:
+            if (folder / path).exists() and not (folder / path).is_file():
+                self.add(folder / path)
+        present = [example.path for example in examples if example.path not in missing]
+        for path in errors_of(ImageFolder(folder), present, f"decode {card.name}"):
+            self.add(folder / path)
+
+    def give_back(self) -> None:
+        """Move files back that nothing has replaced, and remove the others."""
+        for file, place in self._moved:
+            if not os.path.lexists(file):
+                move(place, file)
+        remove(self.folder)

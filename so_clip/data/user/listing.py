@@ -11,13 +11,7 @@ from typing import NamedTuple
 from so_clip.data.examples import SPLITS
 
 # What people call the three lists, in lower case.
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class Listed(NamedTuple):
