@@ -115,7 +115,7 @@ def frame_data(title: str, caption: str, table: pd.DataFrame) -> dict[str, Any]:
         "title": title,
         "caption": caption,
         "columns": [str(column) for column in table.columns],
-        "rows": [list(map(_scalar, row)) for row in table.itertuples(index=False)],
+        "rows": [list(map(scalar, row)) for row in table.itertuples(index=False)],
     }
 
 
@@ -133,24 +133,24 @@ def _cell(cell: Cell | None) -> list[Any] | None:
     if cell is None or not math.isfinite(cell.mean):
         return None
     return [
-        _scalar(cell.mean),
-        _scalar(cell.std),
+        scalar(cell.mean),
+        scalar(cell.std),
         cell.runs,
         int(cell.best),
-        _scalar(cell.uncertainty),
+        scalar(cell.uncertainty),
     ]
 
 
 def _column(values: Sequence[Any]) -> dict[str, Any]:
     """Return the one value of `all` runs, or else their `values`."""
-    scalars = list(map(_scalar, values))
+    scalars = list(map(scalar, values))
     # 1 and 1.0 are one value; True and 1 are two.
     if len({(isinstance(value, bool), value) for value in scalars}) == 1:
         return {"all": scalars[0]}
     return {"values": scalars}
 
 
-def _scalar(value: Any) -> Any:
+def scalar(value: Any) -> Any:
     """Return a value for JSON: a number, a text, or None if it is missing or not finite."""
     if value is None or value is pd.NA:
         return None

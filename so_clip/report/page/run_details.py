@@ -3,7 +3,6 @@
 Array names end in their shape: N test images, K classes, B bins.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from so_clip.report.page.data import scalar
 from so_clip.report.page.thumbnails import Thumbnails
 from so_clip.report.plots.training import smoothed
 from so_clip.results.run_files import (
@@ -143,8 +143,4 @@ def _curve(
 
 
 def _json(values: npt.NDArray[Any]) -> list[Any]:
-    """Return numbers for JSON, None for NaN and infinity."""
-    return [
-        None if not math.isfinite(value) else int(value) if value == int(value) else value
-        for value in values.astype(np.float64).tolist()
-    ]
+    return list(map(scalar, values.tolist()))
