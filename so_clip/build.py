@@ -1,7 +1,7 @@
 """From settings and data to the objects of a run: model, optimizer, batches, evaluators."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -158,7 +158,7 @@ def build_optimizer(choice: Component | None, model: Model) -> torch.optim.Optim
             "optimizer.capturable=true: works on GPUs only, and the device is cpu. Leave it out."
         )
     sampled = options.pop("sampled_gradients", False)
-    constructor = get_object(choice.target)
+    constructor = _constructor("optimizer", choice.target)
     _refuse_foreign_options("optimizer", constructor, options)
     try:
         optimizer: torch.optim.Optimizer = constructor([*model.parameters.values()], **options)
@@ -268,9 +268,9 @@ def _other_classes(template: str, test_set: TestSet, model: Model) -> tuple[Clas
 
 def make(group: str, choice: Component) -> Any:
     """Return the object that a choice describes. Refusals of its class become InputError."""
+    constructor = _constructor(group, choice.target)
+    _refuse_foreign_options(group, constructor, choice.options)
     try:
-        constructor = get_object(choice.target)
-        _refuse_foreign_options(group, constructor, choice.options)
         return constructor(**choice.options)
     except InputError:
         raise
@@ -278,7 +278,24 @@ def make(group: str, choice: Component) -> Any:
         raise InputError(f"{group}: {error}") from error
 
 
-def _refuse_foreign_options(group: str, constructor: Any, options: Mapping[str, Any]) -> None:
+def _constructor(group: str, target: str) -> Callable[..., Any]:
+    """Return the class or function at an import path.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        found = get_object(target)
+    except Exception as error:  # importing a user's module can raise any exception
+        raise InputError(f"{group}._target_={target}: cannot be imported. {error}") from error
+    if not callable(found):
+        raise InputError(f"{group}._target_={target}: must be a class or a function.")
+    return found
+
+
+def _refuse_foreign_options(
+    group: str, constructor: Callable[..., Any], options: Mapping[str, Any]
+) -> None:
     """Name an option that the constructor does not have; an experiment may have set it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From settings to a model: which prompts a template stands for."""
+"""From settings to a model: prompts, and classes that cannot be imported."""
 
 from functools import cache
 
@@ -7,13 +7,15 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from so_clip.build import assemble_model, class_prompts
+from so_clip.adapt.model import Model
+from so_clip.build import assemble_model, build_optimizer, class_prompts, make
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.settings import Component, from_config
 from so_clip.data.cards.card import load_card
 from so_clip.errors import InputError
+from so_clip.runtime.precision import Precision
 from tests.helpers.small_models import small_backbone, small_clip
 
 CPU = torch.device("cpu")
@@ -66,3 +68,20 @@ def test_a_template_makes_one_prompt_per_class(template: str, prompt: str) -> No
 def test_templates_that_a_card_lacks_are_refused_with_the_names_it_has() -> None:
     with pytest.raises(InputError, match=r"template=ensemble: .* It has plain, specific; any text"):
         zero_shot("ensemble", "digits")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere.Mine", "_target_=nowhere.Mine: cannot be imported"),
+        ("torch.pi", "_target_=torch.pi: must be a class or a function"),
+    ],
+)
+def test_a_class_that_cannot_be_imported_is_named(target: str, message: str) -> None:
+    choice = Component(name="mine", target=target, options={"lr": 0.1})
+    parameters = {"weight": torch.nn.Parameter(torch.ones(1))}
+    model = Model(zero_shot("plain", "digits"), None, parameters, CPU, Precision("fp32", CPU), "")
+    with pytest.raises(InputError, match=f"adapter.{message}"):
+        make("adapter", choice)
+    with pytest.raises(InputError, match=f"optimizer.{message}"):
+        build_optimizer(choice, model)

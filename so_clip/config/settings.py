@@ -6,6 +6,7 @@ text. conf/config.yaml takes the defaults from here, and `--help options` the he
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +31,7 @@ from so_clip.data.choice import DataChoice
 from so_clip.errors import InputError, nearest
 from so_clip.optim.options import check_steps, checked_options
 from so_clip.system.machine import core_share
+from so_clip.system.paths import CONF_DIR
 
 AUTO = "auto"
 # The method's name is part of the run folder's name. File systems allow 255 bytes for that.
@@ -427,9 +429,10 @@ def _component(group: str, values: Any) -> Component | None:
             raise InputError(f"{group}.{key} is missing. Give it, or leave out the ~.")
     if values["_target_"] is None:
         return None
-    for key in ("name", "_target_"):
+    for key in needed:
         if not isinstance(values[key], str):
             raise InputError(f"{group}.{key}={values[key]}: must be a text.")
+    _check_target(group, values["name"], values["_target_"])
     options = {str(key): value for key, value in values.items() if key not in needed}
     for key in options:
         if key.startswith("_"):
@@ -441,6 +444,27 @@ def _component(group: str, values: Any) -> Component | None:
             )
         options = checked_options(options)
     return Component(name=values["name"], target=values["_target_"], options=options)
+
+
+def _check_target(group: str, name: str, target: str) -> None:
+    """Refuse another class under a name of conf/: fingerprints hold the name and not the class."""
+    named = _targets(group).get(name, target)
+    if target != named:
+        raise InputError(
+            f"{group}._target_={target}: {group}.name={name} stands for {named}. Give the other "
+            f"class a name of its own too: {group}.name=NAME."
+        )
+
+
+@cache
+def _targets(group: str) -> dict[str, str]:
+    """Return the import path of each class that conf/ names in a group."""
+    targets = {}
+    for file in sorted((CONF_DIR / group).glob("*.yaml")):
+        match = re.search(r"^_target_: *(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        if match:
+            targets[file.stem] = match[1]
+    return targets
 
 
 def _without_shots(settings: Settings) -> Settings:
