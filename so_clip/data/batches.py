@@ -73,11 +73,6 @@ class TrainBatches:
         # and the batches to skip because they were taken before a state was loaded.
         self._epoch_state, self._taken, self._to_skip = generator.get_state(), 0, 0
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in one epoch, the smaller last one included."""
-        return -(-len(self.images) // self.batch_size)
-
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images_BCHW uint8, labels_B int64) on the device; every image comes once.
 
@@ -193,7 +188,6 @@ class TestStream:
         return Layout(self.contents_sha256, len(self.examples), self.image_size)
 
     def __len__(self) -> int:
-        """Batches in the stream."""
         return -(-len(self.examples) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

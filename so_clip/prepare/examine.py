@@ -200,7 +200,6 @@ def _classify(folder: Path, paths: list[str]) -> tuple[list[str], ...]:
 
 
 def _locked(folder: Path, missing: list[str]) -> list[Path]:
-    """Return the folders of missing images whose permissions forbid to enter or read them."""
     parents = {folder, *(folder / Path(path).parent for path in missing)}
     return [
         parent
@@ -284,7 +283,6 @@ def _note_links(folder: Path, paths: list[str], found: Diagnosis) -> None:
 
 
 def _note_other_classes(folder: Path, paths: list[str], found: Diagnosis) -> None:
-    """Note folders of images that are not in the lists, if each class has a folder."""
     listed = {path.split("/")[0] for path in paths if "/" in path}
     others = [
         name

@@ -251,7 +251,6 @@ def _name(source: Source, card: DatasetCard) -> str:
 
 
 def _check_pixels(folder: Path) -> None:
-    """Refuse a source with an image that has too many pixels to decode."""
     for root, _, names in os.walk(folder):
         for name in names:
             with Path(root, name).open("rb") as stream:

@@ -55,7 +55,6 @@ def load_splits(
 
 
 def _compare(splits: Splits, card: DatasetCard) -> None:
-    """Raise InputError if a card disagrees with its split file."""
     place = f"{splits.file}, which datasets/{card.name}.yaml describes"
     names = zip(splits.class_names, card.class_names, strict=False)
     for label, (found, expected) in enumerate(names):

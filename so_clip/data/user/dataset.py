@@ -208,7 +208,6 @@ def _splits(
 def _note_names(
     keys: Sequence[str], names: Sequence[str], user: UserData, listing: Listing
 ) -> None:
-    """Note names that differ in prompts, and names that are numbers."""
     if all(name.isdigit() for name in names):
         listing.notes.append(
             f"the classes are numbers, and prompts say {_TEMPLATE.format(names[0])!r}; give them "

@@ -89,7 +89,6 @@ def _rank(path: str, seed: int) -> bytes:
 
 
 def _ends(count: int, shares: Sequence[float]) -> tuple[int, int, int]:
-    """Return the ends of train, val and test among `count` images."""
     # A value just below one half is rounded up: 0.7 x 5 must not depend on the sum 0.5 + 0.2.
     train, val = (int(count * sum(shares[:parts]) + 0.5 + 1e-9) for parts in (1, 2))
     train = max(1, min(train, count - 1))
