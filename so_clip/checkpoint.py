@@ -73,7 +73,10 @@ class Stopwatch:
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from those seconds. The work of this process so far repeats earlier work."""
+        """Continue from the saved seconds.
+
+        The seconds of this process so far are dropped: they repeat work that was already counted.
+        """
         self._before, self._since = state_dict["seconds"], time.perf_counter()
 
 

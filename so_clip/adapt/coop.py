@@ -271,7 +271,7 @@ def _without_padding(prompt: list[int]) -> list[int]:
 
 
 def _linear(inputs: int, outputs: int, draws: torch.Generator) -> nn.Linear:
-    """Return a Linear with torch's usual first values, drawn from `draws`."""
+    """Return a linear layer with torch's default initialisation, drawn from `draws`."""
     linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
     bound = 1 / math.sqrt(inputs)
     with torch.no_grad():

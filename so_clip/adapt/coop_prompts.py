@@ -1,8 +1,8 @@
 """Prompts with learned vectors before the class's name, and the token embedding that has them.
 
-Learned vectors have negative token ids. No tokenizer uses negative ids, and they are never the
-largest id of a prompt, by which CLIP finds its end. So prompts stay token sequences, and the parts
-that they share are computed once.
+Learned vectors have negative token ids. No tokenizer uses negative ids. CLIP finds the end of a
+prompt by its largest id, and a negative id is never the largest. So prompts stay token sequences,
+and shared parts are computed once.
 
 Tensor names end in their shape: P prompts, L tokens, N any tokens, M vectors of the context, W
 width of the text tower.

@@ -237,10 +237,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _random_masks(seed: int) -> Callable[..., Tensor]:
-    """Return a function that selects SHiRA's entries: rank · (I + O) of a matrix [O, I].
+    """Return a function that selects SHiRA's entries: rank · (I + O) random ones per matrix [O, I].
 
-    peft's function starts from the same seed for each matrix, so that all matrices of one size
-    would have the same entries.
+    It replaces peft's function, which starts from the same seed for each matrix and so selects
+    the same entries in all matrices of one size.
     """
     draws = torch.Generator().manual_seed(seed)
 

@@ -43,7 +43,7 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with values dropped, or x itself."""
+        """Apply dropout in training mode with gradients; otherwise return x unchanged."""
         if not self.training or not self.probability or not torch.is_grad_enabled():
             return x
         # On the CPU, F.dropout would save its mask as floats, not as bytes.

@@ -44,8 +44,8 @@ def read_weights(path: Path) -> Weights:
     data-parallel training is removed from every key.
 
     Raises:
-        InputError: the file is missing, no file, empty, damaged, of no known format, or holds
-            anything but tensors (pickled objects are refused, not loaded).
+        InputError: the path is missing or not a file; or the file is empty, damaged, of no known
+            format, or holds anything but tensors (pickled objects are refused, not loaded).
     """
     path = Path(path)
     _check_file(path)

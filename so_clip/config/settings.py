@@ -223,13 +223,15 @@ class Placement(Options):
     )
     checkpoint_seconds: float = option(
         60,
-        "a run that is cut off loses at most this much training; 0: all of it",
+        "an interrupted run loses at most this much training; 0: all of it",
         changes_results=False,
         ge=0,
     )
     force: bool = option(False, "true repeats a finished run", changes_results=False)
     results_dir: PathOption = option(
-        "results/runs", "every run gets a folder of its own in here", changes_results=False
+        "results/runs",
+        "the folder of all runs; each run makes a folder in it",
+        changes_results=False,
     )
 
     @field_validator("device", mode="before")

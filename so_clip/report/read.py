@@ -22,6 +22,7 @@ from so_clip.results.run_files import (
     read_object,
     run_folders,
 )
+from so_clip.system.locks import is_locked
 
 # Reading threads: the files are small, and on a network disk every file costs a round trip.
 _READERS = 8
@@ -71,10 +72,10 @@ def read_runs(results_dir: Path) -> Runs:
     rows, other = _tested_on_test_images(rows)
     skipped += other
     if not rows:
-        unusable = f" Left out: {' '.join(skipped)}" if skipped else ""
-        raise InputError(
-            f"{results_dir}: no finished run in it. Start one: python -m so_clip.{unusable}"
-        )
+        way_out = "Start one: python -m so_clip experiment=demo"
+        if skipped:
+            way_out = f"Left out: {' '.join(skipped)}"
+        raise InputError(f"{results_dir}: no finished run in it. {way_out}")
     frame = pd.DataFrame(rows)
     frame["variant"] = variants(frame)
     frame["transferred"] = [str(settings.get("transfer")) for settings in frame["settings"]]
@@ -148,6 +149,8 @@ def _usable(folder: Path) -> dict[str, Any]:
         return finished_metrics(folder)
     error = read_object(folder / ERROR_FILE)
     if not error:
+        if is_locked(folder):
+            raise InputError(f"{folder}: still running.")
         raise InputError(f"{folder}: unfinished, it has no {METRICS_FILE}. Repeat the run.")
     message = str(error.get("message")).strip().splitlines()
     raise InputError(f"{folder}: failed with {error.get('kind')}: {message[0] if message else ''}")

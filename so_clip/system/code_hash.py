@@ -1,4 +1,4 @@
-"""A hash of the package's own code: caches and checkpoints of other code are not used."""
+"""Hash of this package's code. Caches and checkpoints from other code are not used."""
 
 import hashlib
 from collections.abc import Iterable

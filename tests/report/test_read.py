@@ -8,6 +8,7 @@ import pytest
 from so_clip.errors import InputError
 from so_clip.report.read import read_runs, transfers
 from so_clip.report.tables import make_tables
+from so_clip.system.locks import lock_folder, unlock
 from so_clip.version import RESULTS_VERSION
 from tests.helpers.command import python
 from tests.helpers.report_runs import write_provenance, write_run
@@ -176,6 +177,15 @@ def test_a_folder_without_finished_runs_is_an_error_with_the_reasons(tmp_path):
     (write_run(tmp_path, "a") / "metrics.json").unlink()
     with pytest.raises(InputError, match=r"no finished run in it.*unfinished"):
         read_runs(tmp_path)
+
+
+def test_a_running_run_is_not_called_unfinished(tmp_path):
+    folder = write_run(tmp_path, "a")
+    (folder / "metrics.json").unlink()
+    lock = lock_folder(folder)
+    with pytest.raises(InputError, match=r"no finished run in it.*still running"):
+        read_runs(tmp_path)
+    unlock(lock)
 
 
 def test_reading_and_tables_need_no_torch(tmp_path):

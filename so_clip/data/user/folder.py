@@ -118,7 +118,7 @@ class _Walk:
     def classes_in(
         self, folder: Path | str, folders: dict[str, str] | None = None
     ) -> dict[str, str]:
-        """Return the path of each class's folder, by the class's key."""
+        """Return the path of each class folder, by the folder's name in Unicode form NFC."""
         classes: dict[str, str] = {}
         found = self.folders_in(Path(folder)) if folders is None else folders
         for name, path in found.items():

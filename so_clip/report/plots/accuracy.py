@@ -229,7 +229,7 @@ def _draw_method(axis: Any, row: Any, line: Line | None) -> Any:
 
 
 def _front(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that no other row beats in both accuracy and memory, by memory."""
+    """Return the Pareto front of accuracy and memory, sorted by memory."""
     by_memory = numbers.sort_values(["peak_memory_mib", _ACCURACY], ascending=[True, False])
     best = by_memory[_ACCURACY].cummax()
     return by_memory[(by_memory[_ACCURACY] == best) & ~best.duplicated()]
