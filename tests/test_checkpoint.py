@@ -58,7 +58,7 @@ def test_a_state_is_restored(path, capsys):
     assert torch.equal(part.state.pop("tensor"), torch.arange(1000.0))
     assert part.state == {"numbers": [1, 2.5, None, True], "text": "a"}
     assert capsys.readouterr().err == ""
-    assert [each.name for each in path.parent.iterdir()] == ["checkpoint.pt"]
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
 def _cut(path: Path) -> None:
@@ -105,7 +105,7 @@ HARMS = [
     ),
     *(_with(made_by="a text"), _with(states=[1, 2]), _with(states={}), _with(states={"part": 3})),
     _with(states={"stopwatch": {"seconds": math.nan}, "part": {"state": None}}),
-    *(_with(states={"stopwatch": {"seconds": each}}) for each in ("x", None, -1.0, 2.0)),
+    *(_with(states={"stopwatch": {"seconds": seconds}}) for seconds in ("x", None, -1.0, 2.0)),
 ]
 
 
@@ -163,7 +163,7 @@ def test_a_state_for_another_model_is_named_and_fails_one_attempt(path):
 
     with pytest.raises(InputError, match=r"checkpoint\.pt does not fit this run .*Repeat"):
         _checkpoint(path, Other(None)).restore()
-    assert [each.name for each in path.parent.iterdir()] == ["checkpoint.pt.unusable"]
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt.unusable"]
     _checkpoint(path, Other("as it was")).restore()
 
 

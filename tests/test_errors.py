@@ -31,7 +31,7 @@ def test_at_most_two_names_are_offered_and_case_does_not_matter():
 @given(st.text(), st.lists(st.text()))
 def test_a_hint_names_known_names_only(name, known):
     hint = nearest(name, known)
-    assert hint == "" or any(repr(each) in hint for each in known)
+    assert hint == "" or any(repr(item) in hint for item in known)
 
 
 def test_bad_input_and_failed_runs_have_different_exit_codes():

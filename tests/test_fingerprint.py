@@ -97,8 +97,8 @@ def test_shortened_lists_change_the_hash():
     data = gather(_settings().data)
     lists = data.splits
     first, *others = (
-        contents_sha256(replace(data, splits=each), "plain")
-        for each in (
+        contents_sha256(replace(data, splits=item), "plain")
+        for item in (
             lists,
             replace(lists, train=lists.train[1:]),
             replace(lists, val=lists.val[1:]),
@@ -123,8 +123,8 @@ def test_prompts_count_by_their_text(tmp_path):
 
     own, others = edited(data.card), (replace(other, card=edited(other.card)),)
     specific = [
-        contents_sha256(each, "specific")
-        for each in (data, replace(data, card=own), replace(data, others=others))
+        contents_sha256(item, "specific")
+        for item in (data, replace(data, card=own), replace(data, others=others))
     ]
     assert len({*specific}) == 3
     plain = contents_sha256(data, "plain")

@@ -118,8 +118,8 @@ def _scrambled(data: Data) -> Data:
     assert data.few_shot is not None
     splits = replace(data.splits, val=mixed(data.splits.val), test=mixed(data.splits.test))
     others = tuple(
-        replace(each, splits=replace(each.splits, test=mixed(each.splits.test)))
-        for each in data.others
+        replace(item, splits=replace(item.splits, test=mixed(item.splits.test)))
+        for item in data.others
     )
     few_shot = replace(data.few_shot, val=mixed(data.few_shot.val))
     return replace(data, splits=splits, few_shot=few_shot, others=others)

@@ -127,8 +127,8 @@ def test_scores_follow_from_the_saved_predictions(demo):
     assert [row["name"] for row in classes][:3] == ["zero", "one", "two"]
     assert [int(row["label"]) for row in classes] == [*range(10)]
     for row in classes:
-        of_class = [each for each in rows if each["label"] == row["label"]]
-        right = sum(each["label"] == each["prediction"] for each in of_class)
+        of_class = [other for other in rows if other["label"] == row["label"]]
+        right = sum(other["label"] == other["prediction"] for other in of_class)
         assert int(row["images"]) == len(of_class)
         assert float(row["accuracy_percent"]) == pytest.approx(100 * right / len(of_class))
     mean = sum(float(row["accuracy_percent"]) for row in classes) / 10
@@ -190,9 +190,9 @@ def test_a_repeated_run_is_equal_whatever_the_global_rng_state(demo, tmp_path):
         assert (again.folder / name).read_text() == (demo.folder / name).read_text(), name
     differing = {key for key, value in again.metrics.items() if value != demo.metrics[key]}
     assert differing <= TIMINGS | {"settings"}
-    settings = [each.metrics["settings"] | {"results_dir": None} for each in (again, demo)]
-    for each in settings:
-        del each["evaluation"]["cache_dir"]
+    settings = [done.metrics["settings"] | {"results_dir": None} for done in (again, demo)]
+    for values in settings:
+        del values["evaluation"]["cache_dir"]
     assert settings[0] == settings[1]
 
 

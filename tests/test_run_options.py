@@ -41,7 +41,7 @@ def test_an_early_stop_evaluates_the_last_weights(results):
 def test_half_precision_runs(demo, results, precision):
     half = run(results, "experiment=demo", "schedule.max_steps=2", f"precision={precision}")
     assert half.metrics["precision"] == precision
-    first = [each.column("history.csv", "loss")[0] for each in (half, demo)]
+    first = [done.column("history.csv", "loss")[0] for done in (half, demo)]
     assert first[0] != first[1]
     assert first[0] == pytest.approx(first[1], rel=0.05)
 
@@ -74,10 +74,10 @@ def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
     )
     # What is measured differs, so each has a folder of its own.
     assert len({fast.folder.name, small.folder.name, demo.folder.name}) == 3
-    peaks = [each.metrics["activations_mib"] for each in (fast, demo, small)]
+    peaks = [done.metrics["activations_mib"] for done in (fast, demo, small)]
     assert peaks[1] < 0.8 * peaks[0]
     assert peaks[2] < 0.6 * peaks[0]
-    losses = [each.column("history.csv", "loss") for each in (fast, demo, small)]
+    losses = [done.column("history.csv", "loss") for done in (fast, demo, small)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert losses[0] == pytest.approx(losses[2], abs=1e-4)
     assert fast.metrics["zero_shot_accuracy_percent"] == small.metrics["zero_shot_accuracy_percent"]
@@ -115,7 +115,7 @@ def cut_eurosat(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
     def cut(images_per_class: int) -> Path:
         kept: list[Any] = []
         for entry in split["test"]:
-            if sum(entry[1] == each[1] for each in kept) < images_per_class:
+            if sum(entry[1] == other[1] for other in kept) < images_per_class:
                 kept.append(entry)
         path = tmp_path_factory.mktemp("split") / "cut.json"
         path.write_text(json.dumps(split | {"test": kept}))

@@ -135,9 +135,9 @@ def test_descent_at_rate_one_moves_w_and_alpha_at_their_own_rates(momentum):
         F.cross_entropy(made.logits(image_BD), B_LABELS).backward()
         logits_BK = image_BD @ (plain[0] + plain[1][:, None] * text_KD).T
         F.cross_entropy(logits_BK, B_LABELS).backward()
-        for each in (optimizer, expected):
-            each.step()
-            each.zero_grad()
+        for item in (optimizer, expected):
+            item.step()
+            item.zero_grad()
     roots = made.head.root_rates
     found = (made.head.weight * roots[0], made.head.alpha * roots[1])
     for value, wanted in zip(found, plain, strict=True):

@@ -118,7 +118,7 @@ def test_training_after_an_evaluation_finds_no_trace_of_it(classifier, dtype):
     fresh = Classifier(classifier.backbone, classifier.backbone.tokenize(PROMPTS))
     opened = _open(fresh, "vision")
     gradients = [
-        torch.autograd.grad(each(IMAGES_BCHW)[:, 0].sum(), opened) for each in (classifier, fresh)
+        torch.autograd.grad(item(IMAGES_BCHW)[:, 0].sum(), opened) for item in (classifier, fresh)
     ]
     for after, before in zip(*gradients, strict=True):
         assert torch.equal(after, before)

@@ -310,7 +310,7 @@ def test_bf16_autocast_is_as_exact_as_open_clips(quick_gelu: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             image_BD, grads = gradients(of, encode)
         pairs = [(image_BD, exact_BD), *((grads[name], exact[name]) for name in exact)]
-        return torch.stack([(found - each).norm() / each.norm() for found, each in pairs])
+        return torch.stack([(found - item).norm() / item.norm() for found, item in pairs])
 
     plain_error = error(lambda: reference.encode_image(images_BCHW), reference)
     for memory in MEMORY_MODES:

@@ -56,8 +56,8 @@ COSTLY: dict[str, Callable[[], Any]] = {
 }
 
 
-def modules(*each: Any) -> nn.ModuleList:
-    return nn.ModuleList(module for module in each if isinstance(module, nn.Module))
+def modules(*item: Any) -> nn.ModuleList:
+    return nn.ModuleList(module for module in item if isinstance(module, nn.Module))
 
 
 def gradients(
@@ -75,8 +75,8 @@ def gradients(
 
 def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
     assert len(found) == len(expected)
-    for each, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(each, other, rtol=0, atol=0)
+    for item, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(item, other, rtol=0, atol=0)
 
 
 @settings(max_examples=40, deadline=None)

@@ -63,7 +63,7 @@ class Run:
 
 def _run(root: Path, results: Path, *arguments: str, dataset: str = "eurosat") -> Run:
     places = (f"dataset={dataset}", f"data_root={root}", f"results_dir={results}")
-    methods = [each for each in arguments if each.startswith("method=")]
+    methods = [item for item in arguments if item.startswith("method=")]
     return Run(call(*places, *QUICK, *([] if methods else ADAMW), *arguments))
 
 
@@ -88,7 +88,7 @@ def test_base_to_new_trains_on_base_classes_and_tests_on_both(root, tmp_path):
     # The new classes' labels are the dataset's own.
     ours, theirs = done.columns("predictions_new_classes"), new.columns("predictions")
     for column in ("label", "zero_shot_prediction"):
-        assert [int(label) - 3 for label in ours[column]] == [int(each) for each in theirs[column]]
+        assert [int(label) - 3 for label in ours[column]] == [int(item) for item in theirs[column]]
     assert ours["path"] == theirs["path"]
     assert ours["zero_shot_confidence"] != ours["confidence"]
     per_class = done.columns("per_class_new_classes")
@@ -139,7 +139,7 @@ def test_other_kinds_of_methods_reach_new_classes(root, tmp_path, method):
     plain = _run(root, tmp_path, "method=zero_shot", "protocol=base_to_new", "transfer=[dtd]")
     for name in ("predictions", "predictions_new_classes", "predictions_dtd"):
         column = "zero_shot_confidence"
-        ours, theirs = (map(float, each.columns(name)[column]) for each in (done, plain))
+        ours, theirs = (map(float, item.columns(name)[column]) for item in (done, plain))
         assert list(ours) == pytest.approx(list(theirs), abs=1e-4)
 
 
@@ -171,10 +171,10 @@ def test_transfer_tests_the_trained_model_on_other_datasets(root, tmp_path, monk
         assert figures_of["test_images"] == len(columns["path"])
         assert figures_of["classes"] == 3
     for prefix in ("zero_shot_", ""):
-        each = [
+        item = [
             figures_of[f"{prefix}accuracy_percent"] for figures_of in metrics["transfer"].values()
         ]
-        assert metrics[f"{prefix}transfer_accuracy_percent"] == pytest.approx(sum(each) / 2)
+        assert metrics[f"{prefix}transfer_accuracy_percent"] == pytest.approx(sum(item) / 2)
     for words in ("on dtd", "on imagenet_v2", "average of these"):
         assert words in done.text
     _check_by_hand(models[-1].classifier, root, done)
@@ -192,8 +192,8 @@ def _check_by_hand(classifier: Classifier, root: Path, done: Run) -> None:
     with torch.no_grad():
         rows = torch.cat([other(images_BCHW) for images_BCHW, _ in stream]).softmax(dim=1)
     columns = done.columns("predictions_dtd")
-    assert [int(each) for each in columns["prediction"]] == rows.argmax(dim=1).tolist()
-    confidence = [float(each) for each in columns["confidence"]]
+    assert [int(item) for item in columns["prediction"]] == rows.argmax(dim=1).tolist()
+    confidence = [float(item) for item in columns["confidence"]]
     assert confidence == pytest.approx(rows.amax(dim=1).tolist(), abs=1e-4)
     assert columns["confidence"] != columns["zero_shot_confidence"]
 
@@ -246,7 +246,7 @@ def test_training_classes_are_columns_of_the_logits(root, tmp_path, kin, monkeyp
 
     monkeypatch.setattr(gather_module, "_transfer_test_set", renamed)
     by_prompts = _run(root, tmp_path / "prompts", "transfer=[imagenet_a]")
-    ours, theirs = (each.columns("predictions_imagenet_a") for each in (done, by_prompts))
+    ours, theirs = (item.columns("predictions_imagenet_a") for item in (done, by_prompts))
     for column in ("path", "label", "zero_shot_prediction", "prediction"):
         assert ours[column] == theirs[column]
     for column in ("zero_shot_confidence", "confidence"):

@@ -258,7 +258,7 @@ def _without(option: str) -> DictConfig:
 # What an adapter or optimizer needs, its own signature says; see test_run.py.
 @pytest.mark.parametrize(
     "option",
-    [each for each in OTHER_VALUES if not each.startswith(("adapter.", "optimizer."))]
+    [item for item in OTHER_VALUES if not item.startswith(("adapter.", "optimizer."))]
     + [*NO_DIFFERENCE, "schedule", "optimizer.lr"]
     + ["adapter.name", "adapter._target_", "optimizer.name", "optimizer._target_"],
 )
@@ -310,7 +310,7 @@ def test_evaluation_uses_the_precision_of_the_run_by_default(precision, evaluati
 
 
 @pytest.mark.parametrize(
-    "option", [each for each in OTHER_VALUES if not each.startswith(("adapter.", "optimizer."))]
+    "option", [item for item in OTHER_VALUES if not item.startswith(("adapter.", "optimizer."))]
 )
 def test_training_options_do_not_change_a_zero_shot_run(option):
     before = _settings({}, "method=zero_shot")

@@ -62,6 +62,6 @@ def test_its_state_holds_tensors_and_numbers_and_resumes(projection):
     file.seek(0)
     other, again = made(matrix.detach())
     other.load_state_dict(torch.load(file, weights_only=True))
-    for each, its in ((optimizer, matrix), (other, again)):
-        steps(each, its, grads[4:])
+    for item, its in ((optimizer, matrix), (other, again)):
+        steps(item, its, grads[4:])
     assert torch.equal(matrix, again)

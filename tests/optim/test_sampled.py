@@ -60,7 +60,7 @@ def test_gradients_are_the_dense_ones_at_the_support(
         assert torch.equal(layer.weight.grad, dense.weight.grad)
         return
     g_NO, x_NI = grad.reshape(-1, rows).double(), x.detach().reshape(-1, columns).double()
-    exact_M, terms_M = (each.take(support_M) for each in (g_NO.T @ x_NI, g_NO.abs().T @ x_NI.abs()))
+    exact_M, terms_M = (item.take(support_M) for item in (g_NO.T @ x_NI, g_NO.abs().T @ x_NI.abs()))
     # Sums over bfloat16 are in float32, hence closer than the dense gradient is.
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     values_M = layer.weight.sampled_grad
@@ -222,9 +222,9 @@ def test_compiled_under_autocast():
     for layer in layers:
         sampled_gradients(layer, SO(layer.parameters(), density_ratio=0.1))
     plain, other = layers
-    for each in (plain, torch.compile(other, backend="aot_eager", fullgraph=True)):
+    for item in (plain, torch.compile(other, backend="aot_eager", fullgraph=True)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            each(inputs(20, 64, dtype=torch.float32)).float().square().mean().backward()
+            item(inputs(20, 64, dtype=torch.float32)).float().square().mean().backward()
     torch.testing.assert_close(plain.weight.sampled_grad, other.weight.sampled_grad)
 
 

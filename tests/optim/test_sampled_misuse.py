@@ -42,8 +42,8 @@ def test_gradients_do_not_accumulate_for_any_way_to_clear_them(clear):
     plain, optimizer = _optimizer(dense), _optimizer(model)
     sampled_gradients(model, optimizer, always=True)
     for step in range(12):
-        for each, its in ((dense, plain), (model, optimizer)):
-            _loss(each, step).backward()
+        for item, its in ((dense, plain), (model, optimizer)):
+            _loss(item, step).backward()
             its.step()
         plain.zero_grad()
         clear(model, optimizer)

@@ -49,7 +49,7 @@ def lp_plus_plus_start(
     for f_D, label in zip(image_ND, labels, strict=True):
         w_KD[label] += f_D
         own[label].append(float(torch.dot(f_D, text_KD[label])))
-    alpha = 250 * sum(sum(each) / len(each) for each in own) / classes
+    alpha = 250 * sum(sum(item) / len(item) for item in own) / classes
     gram_DD = sum(torch.outer(f_D, f_D) for f_D in image_ND)
     largest = float(torch.linalg.matrix_norm(gram_DD, 2))
     squares = [sum(float(torch.dot(f_D, t_D)) ** 2 for f_D in image_ND) for t_D in text_KD]
@@ -71,7 +71,7 @@ def clap_multipliers(
         for f_D, label in zip(image_ND, labels, strict=True):
             logits = torch.tensor(cosine_logits(f_D, text_KD, scale), dtype=torch.float64)
             kept[label].append(float(logits.softmax(0)[label]))
-    return [sum(each) / len(each) for each in kept]
+    return [sum(item) / len(item) for item in kept]
 
 
 def clap_penalty(weight_KD: Tensor, first_KD: Tensor, multipliers: list[float]) -> float:

@@ -16,8 +16,8 @@ def class_accuracies_percent(rows):
 
 
 def mean_class_accuracy_percent(rows):
-    each = class_accuracies_percent(rows)
-    return sum(each.values()) / len(each)
+    item = class_accuracies_percent(rows)
+    return sum(item.values()) / len(item)
 
 
 def expected_calibration_error_percent(rows, bins=15):

@@ -42,7 +42,7 @@ def _given(root, files, folder=""):
 def test_the_users_archives_are_used_and_kept(folder, flag, root):
     _card(root)
     given = _given(root, {"small.zip": zipped(images()), SPLIT_FILE: split_bytes()}, folder)
-    done = prepare(root, *(each.format(given) for each in flag))
+    done = prepare(root, *(item.format(given) for item in flag))
     assert done.code == 0, done.err
     assert laid_out(root) == images()
     assert (given / folder / "small.zip").is_file()

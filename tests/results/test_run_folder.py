@@ -148,9 +148,9 @@ def test_a_folder_that_is_removed_during_a_claim_is_made_again(folder):
     claims = f"for _ in range(100):\n    exec({CLAIM!r})"
     with ThreadPoolExecutor(2) as pool:
         said = [*pool.map(lambda _: python(claims, folder.path), range(2))]
-    for each in said:
-        assert {line.split()[0] for line in each.splitlines()} <= {"claimed", "RunBusy"}
-        assert len(each.splitlines()) == 100
+    for item in said:
+        assert {line.split()[0] for line in item.splitlines()} <= {"claimed", "RunBusy"}
+        assert len(item.splitlines()) == 100
     assert not folder.path.exists()
 
 
@@ -166,7 +166,7 @@ def test_a_run_is_finished_if_its_metrics_are_complete_and_have_its_fingerprint(
         assert folder.finished("f1") is None
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 7
-    assert all(str(folder.path) in each and "counts as unfinished" in each for each in said)
+    assert all(str(folder.path) in item and "counts as unfinished" in item for item in said)
 
 
 def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):

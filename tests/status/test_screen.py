@@ -29,7 +29,7 @@ class Terminal:
             ioctl(1, termios.TIOCSWINSZ, size)  # before the command reads the size
             command = [sys.executable, "-m", "so_clip", "status", *map(str, arguments)]
             told = ("LINES", "COLUMNS")  # the terminal has its own size
-            known = {name: each for name, each in environment().items() if name not in told}
+            known = {name: item for name, item in environment().items() if name not in told}
             os.execve(sys.executable, command, known | {"TERM": "xterm"})
         self.process = process
         self.shown = ""

@@ -128,7 +128,7 @@ def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path):
     lines = first.out.splitlines()
     assert [re.sub(r"\d+\.\d+", "x", line) for line in lines[:2]] == [
         f"[{number} of 2] {line}: x %, x MiB, x s"
-        for number, line in enumerate((each["run_dir"] for each in _jobs(tmp_path)), start=1)
+        for number, line in enumerate((item["run_dir"] for item in _jobs(tmp_path)), start=1)
     ]
     assert first.err == ""
     folders = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]

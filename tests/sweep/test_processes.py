@@ -61,7 +61,7 @@ def undisturbed(tmp_path_factory) -> dict[str, float]:
     ids=["joblib", "submitit", "ray"],
 )
 def test_a_parallel_sweep_equals_the_serial_one(launcher, undisturbed, tmp_path):
-    arguments = [each for each in QUICK if not each.startswith(("threads", "evaluation"))]
+    arguments = [item for item in QUICK if not item.startswith(("threads", "evaluation"))]
     done = spawn("-m", *launcher, *arguments, "seed=1,-2,2", f"results_dir={tmp_path}")
     assert done.code == 2, done.err
     assert _summary(done) == "sweep of 3 runs: 2 done, 1 failed"
@@ -84,7 +84,7 @@ def test_two_simultaneous_sweeps_run_each_job_once(undisturbed, tmp_path):
     arguments = ("-m", *QUICK, "seed=1,2", f"results_dir={tmp_path}")
     with started(*arguments) as one, started(*arguments) as other:
         outcomes = [ended(one), ended(other)]
-    assert [each.code for each in outcomes] == [0, 0], outcomes
+    assert [item.code for item in outcomes] == [0, 0], outcomes
     states = Counter[str]()
     for file in (tmp_path / ".sweeps").glob("*/jobs/*.json"):
         states[json.loads(file.read_text())["state"]] += 1
