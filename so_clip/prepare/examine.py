@@ -81,7 +81,7 @@ def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
     found = Diagnosis(card.name, WHOLE, folder)
     if not _exists(card, root, folder):
         found.state = ABSENT
-        found.faults.append(f"{root / card.folder} holds none of it")
+        found.faults.append(f"{root / card.folder} does not exist or has none of its files")
         found.remedy = _prepare(card, root)
         return found
     if folder != root / card.folder:

@@ -38,6 +38,11 @@ _IGNORED = frozenset(
         ),
     }
 )
+# Options that a user writes under another name than the one that runs record.
+_PRINTED_NAMES = {
+    "own.class_names": "dataset.class_names",
+    "user_data.class_names": "dataset.class_names",
+}
 # Groups that choose a class. Runs record the choice as `name`, older runs its path as `_target_`.
 _CHOICES = ("adapter", "optimizer")
 # Any other value of these is named even if all runs have it: the numbers then mean something else.
@@ -159,4 +164,4 @@ def _flatten(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if key in ("name", "_target_") and group in _CHOICES:
             yield group, str(value).rpartition(".")[2]
         elif option not in _IGNORED:
-            yield option, str(value)
+            yield _PRINTED_NAMES.get(option, option), str(value)

@@ -62,3 +62,20 @@ def test_a_recorded_name_is_compared_like_a_target():
         "optimizer=so, optimizer.T=10",
         "optimizer=adamw",
     ]
+
+
+def test_the_names_of_classes_are_named_as_the_user_sets_them():
+    runs = [
+        {
+            "method": "so",
+            "method_title": "SO",
+            "dataset": "photos",
+            "shots": 4,
+            "settings": {"user_data": {"class_names": names_file}},
+        }
+        for names_file in (None, "names.json")
+    ]
+    assert list(variants(pd.DataFrame(runs))) == [
+        "dataset.class_names=None",
+        "dataset.class_names=names.json",
+    ]
