@@ -46,6 +46,7 @@ def main(
     ] = False,
 ) -> None:
     """Write the report; see HELP."""
+    from so_clip.forecast.finished_runs import forecast_flops
     from so_clip.report.write import write_report
     from so_clip.system import atomic
 
@@ -55,7 +56,7 @@ def main(
             out or results_dir / "report",
             tables_only=tables_only,
             details=details or (),
-            flops=flops,
+            add_flops=forecast_flops if flops else None,
         )
     print("\n".join(lines))
     for remark in remarks:

@@ -1,6 +1,6 @@
 """Write a report: the tables, the significance, the plots and, last, the page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def write_report(
     *,
     tables_only: bool = False,
     details: Sequence[str] = (),
-    flops: bool = False,
+    add_flops: Callable[[Runs], tuple[Runs, list[str]]] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Write the report of all runs below `results_dir` into the folder `out`.
 
@@ -36,7 +36,8 @@ def write_report(
         out: the report's folder.
         tables_only: write no significance, plots or page.
         details: names of runs whose details the page must have.
-        flops: forecast the training FLOPs.
+        add_flops: returns the runs with `train_flops`, and problems. The forecast is above this
+            room, so the caller passes it in.
 
     Returns:
         The missing runs and the report's place, line by line; and the problems.
@@ -52,10 +53,8 @@ def write_report(
         )
     runs = read_runs(results_dir)
     remarks = [f"left out: {reason}" for reason in runs.skipped]
-    if flops:
-        from so_clip.forecast.finished_runs import forecast_flops
-
-        runs, unknown = forecast_flops(runs)
+    if add_flops:
+        runs, unknown = add_flops(runs)
         remarks += unknown
     tables, lines = add_missing(make_tables(runs), runs)
     tables = add_published(tables, runs)
