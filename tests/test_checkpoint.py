@@ -1,4 +1,4 @@
-"""What a checkpoint is worth: files that are damaged or another run's, seconds, and full disks."""
+"""Checkpoints: damaged files, files of other runs, counted seconds, full disks."""
 
 import math
 import resource
@@ -26,7 +26,7 @@ STOP_LOSS = 0.3
 
 
 class Part:
-    """Something with a state."""
+    """A part with a state."""
 
     def __init__(self, state: Any) -> None:
         self.state = state
@@ -96,7 +96,10 @@ def _with(**changes: Any) -> Callable[[Path], None]:
 
 
 HARMS = [
-    *(_cut, _flip, _empty, _other),
+    _cut,
+    _flip,
+    _empty,
+    _other,
     *(
         _made_by(code="0" * 64),
         _made_by(torch="1.0"),
@@ -123,7 +126,7 @@ def test_a_damaged_or_foreign_file_is_ignored_with_a_message(
 
 
 def test_a_file_of_another_thread_count_is_ignored(path, capsys):
-    """So that no run goes on from it without a word, or mixes both."""
+    """A run must not continue from such a file, or mix both states."""
     part = Part("as it was")
     Checkpoint(path, "run", ALWAYS, Stopwatch(), threads=3, part=part).restore()
     assert part.state == "as it was"
@@ -202,7 +205,7 @@ def test_a_checkpoint_is_written_at_its_interval(tmp_path, clock):
 def test_a_full_disk_is_reported_once_and_the_run_continues(tmp_path, capsys):
     checkpoint = _checkpoint(tmp_path / "checkpoint.pt", Part(torch.zeros(10_000)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Beyond this size, writing fails as it does on a full disk.
+    # Writing more than this fails as it does on a full disk.
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
     try:
@@ -229,14 +232,14 @@ def test_seconds_add_up_without_the_time_of_writing(tmp_path, clock):
     checkpoint.after_step()
     assert first.seconds == 2
     second = Stopwatch()
-    clock.now += 30  # what is done again before training goes on
+    clock.now += 30  # work that is repeated before training continues
     Checkpoint(path, "run", ALWAYS, second).restore()
     clock.now += 1
     assert second.seconds == 3
 
 
 class Cut:
-    """Batches of a toy's, with a place in the epoch; after so many of them, an interrupt."""
+    """Batches with a place in the epoch; an interrupt comes after a number of them."""
 
     def __init__(self, sizes: list[int], left: int = 10**9) -> None:
         self.given, self.left = random_batches(sizes).batches, left
@@ -268,7 +271,9 @@ def _train(
         weights = Module(toy)
         checkpoint = Checkpoint(
             folder / "checkpoint.pt",
-            *("run", ALWAYS, Stopwatch()),
+            "run",
+            ALWAYS,
+            Stopwatch(),
             weights=weights,
             optimizer=optimizer,
             batches=batches,
@@ -281,7 +286,7 @@ def _train(
 
 
 class Module:
-    """A module's state, given back in place."""
+    """A module's state; loading changes the tensors in place."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -305,7 +310,7 @@ class Watched:
         pass
 
 
-# In the midst of an epoch, at its end, and just before training's.
+# In the middle of an epoch, at its end, and just before the end of training.
 @pytest.mark.parametrize(
     ("stop_loss", "cut"),
     [

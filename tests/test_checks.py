@@ -1,4 +1,4 @@
-"""One value at a time: returned in its own type, or refused with its name, value and a way out."""
+"""Checks of single values: a value is returned in its type, or refused with its name."""
 
 import math
 from collections.abc import Callable

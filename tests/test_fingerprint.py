@@ -1,4 +1,4 @@
-"""What makes a run another run, what is remembered of it, and the figures that its version pins."""
+"""Fingerprints of runs, the hashes that a process keeps, and the scores of each version."""
 
 import csv
 import json
@@ -25,8 +25,8 @@ from so_clip.fingerprint import (
 from so_clip.run import run
 from tests.helpers.made_datasets import write_dtd, write_eurosat
 
-# By RESULTS_VERSION, of each run: its overrides, the adapted accuracy in percent, and the first and
-# the last loss. Another processor rounds differently; a change of what is computed is larger.
+# For each RESULTS_VERSION, runs with their overrides, adapted accuracy in percent, and first and
+# last loss. Another processor rounds differently; a change of the computation has a larger effect.
 PINNED = {
     2: [
         ("experiment=demo schedule.max_steps=6", 64.074, 1.567166, 2.600357),
@@ -93,7 +93,7 @@ def test_the_lists_of_every_test_set_count(tmp_path):
 
 
 def test_shortened_lists_change_the_hash():
-    """Not those of the file that they were read from, of which a script may use a part."""
+    """The lists count, not their file: a script may use a part of the file."""
     data = gather(_settings().data)
     lists = data.splits
     first, *others = (
@@ -203,11 +203,11 @@ def test_a_changed_checkpoint_is_not_known(tmp_path):
 
 @pytest.mark.parametrize(("overrides", "accuracy", "first", "last"), PINNED[RESULTS_VERSION])
 def test_results_are_those_of_this_version(overrides, accuracy, first, last, tmp_path):
-    """Where this fails on purpose, raise RESULTS_VERSION and pin the figures under it."""
+    """If a change of results is intended, raise RESULTS_VERSION and add the new values."""
     settings = _settings(*overrides.split(), "threads=1", f"results_dir={tmp_path}")
     result = run(settings, gather(settings.data))
     with (result.folder / "history.csv").open(newline="", encoding="utf-8") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert (losses[0], losses[-1]) == pytest.approx((first, last), rel=1e-3)
-    # Of 540 images, one on the boundary may fall to the other side.
+    # Rounding may change the prediction of one of the 540 images.
     assert result.metrics["accuracy_percent"] == pytest.approx(accuracy, abs=0.4)

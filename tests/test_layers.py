@@ -1,4 +1,4 @@
-"""The walls of the house: which rooms import which, read from the imports of all modules."""
+"""The walls between the folders of the package, read from the imports of all modules."""
 
 import ast
 from collections import defaultdict
@@ -10,7 +10,7 @@ import pytest
 from so_clip.system.paths import PACKAGE_DIR
 from tests.helpers.command import python
 
-# From the top floor to the ground floor. A room imports only rooms that stand below it.
+# The folders and root modules, in order. Each imports only those below it in this list.
 ROOMS = (
     "__main__",
     "cli",
@@ -81,19 +81,19 @@ def room(module: str) -> str:
     return module.partition(".")[0]
 
 
-def test_every_room_has_a_floor():
+def test_every_folder_and_root_module_is_in_the_list():
     assert {room(module) for module in modules()} == {*ROOMS, "__init__"}
 
 
 @pytest.mark.parametrize("name", ROOMS)
-def test_a_room_imports_only_rooms_below_it(name):
+def test_imports_go_only_down_the_list(name):
     below = {name, *ROOMS[ROOMS.index(name) + 1 :]}
     for module, targets in modules().items():
         if room(module) == name:
             assert {room(target) for target in targets} <= below, module
 
 
-def test_no_module_imports_itself_by_a_detour():
+def test_there_is_no_import_circle():
     TopologicalSorter(modules()).prepare()  # raises CycleError
 
 
@@ -105,7 +105,7 @@ def test_adapters_and_optimizers_never_know_each_other():
     assert not by_room["optim"] & {"adapt", "clip", "config"}
 
 
-def test_no_room_below_the_path_of_a_run_imports_it():
+def test_no_folder_below_the_path_of_a_run_imports_it():
     last = max(ROOMS.index(name) for name in PATH_OF_A_RUN)
     for module, targets in modules().items():
         if room(module) in ROOMS[last + 1 :]:
@@ -122,7 +122,7 @@ def is_file(name: str) -> bool:
     return (PACKAGE_DIR / f"{name}.py").exists()
 
 
-def test_rooms_without_torch_import_without_it():
+def test_config_results_system_and_lists_import_without_torch():
     chosen = [
         f"so_clip.{module}"
         for module in modules()

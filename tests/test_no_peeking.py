@@ -1,8 +1,8 @@
 """Training reads no validation or test label: with all of them scrambled, the weights are the same.
 
-Which training images are drawn is settled before. Under split_protocol=clip_lora the published draw
-takes its validation images first, so that their number in each class moves the draw; there labels
-are scrambled after it.
+The training images are drawn before. With split_protocol=clip_lora the published draw takes the
+validation images first, so their number in each class changes the draw. Then the labels are
+scrambled after the draw.
 """
 
 import json
@@ -38,7 +38,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two data roots of the same images; in the second, val and test have each other's labels."""
+    """Two data roots with the same images; the second has shuffled labels in val and test."""
     whole, scrambled = (tmp_path_factory.mktemp(name) for name in ("whole", "scrambled"))
     split = write_eurosat(whole)
     shutil.copytree(whole, scrambled, dirs_exist_ok=True)
@@ -52,7 +52,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 class Trained:
-    """The weights at a run's end, and the labels that it was tested with."""
+    """The weights at the end of a run, and the labels of its test images."""
 
     def __init__(
         self, root: Path, results: Path, monkeypatch: pytest.MonkeyPatch, options: Sequence[str]
@@ -69,8 +69,13 @@ class Trained:
         with monkeypatch.context() as patched:
             patched.setattr(run.Run, "adapt", keep_weights)
             done = call(
-                *("dataset=eurosat", "shots=2", "backbone=tiny", "evaluation.workers=0"),
-                *(f"data_root={root}", f"results_dir={results}", "evaluation.cache_dir=null"),
+                "dataset=eurosat",
+                "shots=2",
+                "backbone=tiny",
+                "evaluation.workers=0",
+                f"data_root={root}",
+                f"results_dir={results}",
+                "evaluation.cache_dir=null",
                 *options,
             )
         assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""Whole runs, from the command line to the folder they leave, on the embedded model and digits."""
+"""Whole runs of the embedded model on the digits, from the command line to the run folder."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from so_clip.results.scores import scores
 from tests.helpers.command import call
 from tests.helpers.whole_runs import STEPS, Run, run
 
-# Of a run whose settings, machine and code are the same, only these may differ.
+# Two runs with the same settings, machine and code may differ only in these.
 TIMINGS = {"train_seconds", "evaluate_seconds"}
 
 
@@ -26,7 +26,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo(results: Path) -> Run:
-    """The demo, cut short."""
+    """The demo with fewer steps."""
     return run(results, "experiment=demo", f"schedule.max_steps={STEPS}")
 
 
@@ -37,8 +37,15 @@ def zero_shot(results: Path) -> Run:
 
 def test_the_folder_holds_what_it_should(demo):
     assert sorted(path.name for path in demo.folder.iterdir()) == [
-        *("changed.csv", "config.yaml", "fewshot.json", "history.csv", "metrics.json"),
-        *("per_class.csv", "predictions.csv", "provenance.json", "summary.txt"),
+        "changed.csv",
+        "config.yaml",
+        "fewshot.json",
+        "history.csv",
+        "metrics.json",
+        "per_class.csv",
+        "predictions.csv",
+        "provenance.json",
+        "summary.txt",
     ]
     assert demo.folder.name.startswith("digits-tiny-so-4shot-seed1-")
 
@@ -46,8 +53,14 @@ def test_the_folder_holds_what_it_should(demo):
 def test_metrics_have_their_keys_units_and_types(demo):
     metrics = demo.metrics
     numbers = (
-        *("zero_shot_accuracy_percent", "accuracy_percent", "peak_memory_mib", "train_seconds"),
-        *("weights_mib", "gradients_mib", "optimizer_state_mib", "activations_mib"),
+        "zero_shot_accuracy_percent",
+        "accuracy_percent",
+        "peak_memory_mib",
+        "train_seconds",
+        "weights_mib",
+        "gradients_mib",
+        "optimizer_state_mib",
+        "activations_mib",
     )
     for key in numbers:
         assert isinstance(metrics[key], float), key
@@ -101,8 +114,12 @@ def test_history_has_a_row_per_step_with_the_cosine_rate(demo):
 def test_predictions_give_both_accuracies(demo):
     rows = demo.rows("predictions.csv")
     assert list(rows[0]) == [
-        *("path", "label", "zero_shot_prediction", "zero_shot_confidence"),
-        *("prediction", "confidence"),
+        "path",
+        "label",
+        "zero_shot_prediction",
+        "zero_shot_confidence",
+        "prediction",
+        "confidence",
     ]
     assert len(rows) == len({row["path"] for row in rows}) == 540
     for key, column in (
@@ -122,7 +139,11 @@ def test_scores_follow_from_the_saved_predictions(demo):
     assert again == {key: demo.metrics[key] for key in again}
     classes = demo.rows("per_class.csv")
     assert list(classes[0]) == [
-        *("label", "name", "images", "zero_shot_accuracy_percent", "accuracy_percent")
+        "label",
+        "name",
+        "images",
+        "zero_shot_accuracy_percent",
+        "accuracy_percent",
     ]
     assert [row["name"] for row in classes][:3] == ["zero", "one", "two"]
     assert [int(row["label"]) for row in classes] == [*range(10)]
@@ -215,8 +236,12 @@ def test_zero_shot_trains_nothing(zero_shot, demo):
     assert metrics["optimizer_state_mib"] == metrics["gradients_mib"] == 0
     assert 0 < metrics["weights_mib"] < metrics["peak_memory_mib"]
     assert sorted(path.name for path in zero_shot.folder.iterdir()) == [
-        *("config.yaml", "metrics.json", "per_class.csv", "predictions.csv"),
-        *("provenance.json", "summary.txt"),
+        "config.yaml",
+        "metrics.json",
+        "per_class.csv",
+        "predictions.csv",
+        "provenance.json",
+        "summary.txt",
     ]
 
 
@@ -238,7 +263,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_recorded(tmp_
     (folder,) = tmp_path.glob("[!.]*")
     names = sorted(path.name for path in folder.iterdir())
     assert names == [
-        *("config.yaml", "error.json", "fewshot.json", "history.csv", "provenance.json"),
+        "config.yaml",
+        "error.json",
+        "fewshot.json",
+        "history.csv",
+        "provenance.json",
     ]
     rows = Run(folder).rows("history.csv")
     assert [row["step"] for row in rows] == ["1", "2"]

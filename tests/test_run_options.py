@@ -1,4 +1,4 @@
-"""Options of a whole run: what each changes, and what it must leave as it is."""
+"""Options of whole runs: what they change, and what they must not change."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo(results: Path) -> Run:
-    """The demo, cut short."""
+    """The demo with fewer steps."""
     return run(results, "experiment=demo", f"schedule.max_steps={STEPS}")
 
 
@@ -51,7 +51,8 @@ def test_sampled_gradients_change_memory_and_nothing_else(results, demo):
     on, off = (
         run(
             results,
-            *("experiment=demo", f"schedule.max_steps={STEPS}"),
+            "experiment=demo",
+            f"schedule.max_steps={STEPS}",
             f"optimizer.sampled_gradients={value}",
         )
         for value in ("true", "false")
@@ -72,7 +73,7 @@ def test_memory_changes_memory_and_nothing_else(tmp_path, demo):
         run(tmp_path / memory, "experiment=demo", f"schedule.max_steps={STEPS}", f"memory={memory}")
         for memory in ("fast", "small")
     )
-    # What is measured differs, so each has a folder of its own.
+    # The measured memory differs, so these are three runs with three folders.
     assert len({fast.folder.name, small.folder.name, demo.folder.name}) == 3
     peaks = [done.metrics["activations_mib"] for done in (fast, demo, small)]
     assert peaks[1] < 0.8 * peaks[0]
@@ -92,15 +93,18 @@ def test_accuracy_during_training_is_written_and_changes_nothing(results, demo):
     assert float(rows[-1]["accuracy_percent"]) == watched.metrics["accuracy_percent"]
     assert watched.column("history.csv", "loss") == demo.column("history.csv", "loss")
     assert not (demo.folder / "curve.csv").exists()
-    # Looking takes more memory than training here, and is no part of it.
+    # Evaluation takes more memory than training here, and does not count.
     assert watched.metrics["peak_memory_mib"] == pytest.approx(demo.metrics["peak_memory_mib"])
 
 
 def test_a_template_and_half_a_model_can_be_chosen(results, demo):
     chosen = run(
         results,
-        *("experiment=demo", "schedule.max_steps=1", "template='a drawn {}'"),
-        *("adapter.encoder=vision", "adapter.position=top"),
+        "experiment=demo",
+        "schedule.max_steps=1",
+        "template='a drawn {}'",
+        "adapter.encoder=vision",
+        "adapter.position=top",
     )
     key = "zero_shot_accuracy_percent"
     assert chosen.metrics[key] != demo.metrics[key]
@@ -109,7 +113,7 @@ def test_a_template_and_half_a_model_can_be_chosen(results, demo):
 
 @pytest.fixture(scope="session")
 def cut_eurosat(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Write EuroSAT's split file with the first images a class alone in its test list."""
+    """Write EuroSAT's split file with only the first test images of each class."""
     split = json.loads((shared / "data" / "eurosat" / "split_zhou_EuroSAT.json").read_text())
 
     def cut(images_per_class: int) -> Path:
@@ -127,8 +131,12 @@ def cut_eurosat(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
 def test_real_images_go_through_the_embedded_model(shared, cut_eurosat, tmp_path):
     real = run(
         tmp_path,
-        *("dataset=eurosat", f"data_root={shared / 'data'}", "shots=4", "backbone=tiny"),
-        *("schedule.max_steps=3", f"dataset.split_file={cut_eurosat(10)}"),
+        "dataset=eurosat",
+        f"data_root={shared / 'data'}",
+        "shots=4",
+        "backbone=tiny",
+        "schedule.max_steps=3",
+        f"dataset.split_file={cut_eurosat(10)}",
     )
     metrics = real.metrics
     assert (metrics["steps"], metrics["test_images"]) == (3, 100)
@@ -140,8 +148,12 @@ def test_real_images_go_through_the_embedded_model(shared, cut_eurosat, tmp_path
 def test_a_random_vit_b32_goes_through_on_real_images(shared, cut_eurosat, tmp_path):
     real = run(
         tmp_path,
-        *("dataset=eurosat", f"data_root={shared / 'data'}", "shots=1", "backbone=vit_b32"),
-        *("backbone.pretrained=null", "schedule.max_steps=1"),
+        "dataset=eurosat",
+        f"data_root={shared / 'data'}",
+        "shots=1",
+        "backbone=vit_b32",
+        "backbone.pretrained=null",
+        "schedule.max_steps=1",
         f"dataset.split_file={cut_eurosat(1)}",
     )
     metrics = real.metrics

@@ -1,4 +1,4 @@
-"""The loop against one written out in numpy, and everything that can end it."""
+"""The loop against a loop in numpy, and the ways in which training ends."""
 
 import math
 from collections.abc import Iterator
@@ -101,7 +101,7 @@ def _loss(pixel: int) -> float:
 
 
 class Scripted(nn.Module):
-    """A classifier whose loss on label 0 is what the image's first pixel stands for."""
+    """A classifier whose loss on label 0 depends on the image's first pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,15 +132,15 @@ class ByEpoch:
 @pytest.mark.parametrize(
     ("epochs", "stop_loss", "steps"),
     [
-        # Falls below in the third epoch.
+        # The loss falls below the limit in the third epoch.
         ([[[0], [0]], [[1], [1]], [[3], [3]], [[3], [3]]], 0.1, 6),
-        # One batch below is not an epoch below.
+        # One batch is below the limit, but the epoch is not.
         ([[[0], [3]], [[3], [0]], [[3], [3]]], 0.1, 6),
         # Four images at 0.31 and one at 0.69: 0.39 an image, 0.50 a batch.
         ([[[1, 1, 1, 1], [0]], [[3], [3]]], 0.45, 2),
         # Four images at 0.69 and one at 0.31: 0.62 an image, 0.50 a batch.
         ([[[0, 0, 0, 0], [1]], [[3], [3]]], 0.55, 4),
-        # Never: below is below, and 0 turns it off even where the loss is 0.
+        # Never: a loss equal to the limit is not below it, and 0 turns the limit off.
         ([[[0], [0]]], math.log(2) - 1e-6, 20),
         ([[[4], [4]]], 0.0, 20),
     ],
@@ -164,7 +164,7 @@ def test_the_history_holds_the_mean_loss_of_each_step():
     [
         ([[[0], "bad"]], 2),
         ([[[0], [1]], [[2], "bad", [1]]], 4),
-        # Far from an epoch's end it is noticed at the next read.
+        # Long before the end of an epoch, the next read finds it.
         ([[*[[0]] * 59, "bad", *[[1]] * 1000]], 60),
     ],
 )
@@ -223,9 +223,9 @@ def test_peak_memory_is_measured_over_the_first_steps_only(max_steps):
 @pytest.mark.parametrize(
     ("steps_an_epoch", "stop_loss", "reads_wanted"),
     [
-        # In each of two epochs: once when enough have gathered, once at the end.
+        # Two reads in each of two epochs: after READ_EVERY_STEPS losses, and at the end.
         (READ_EVERY_STEPS + 10, 1e-9, 4),
-        # Where no epoch can be the last, its end is nothing to wait for.
+        # Without stop_loss no epoch ends training, so its end needs no read.
         (READ_EVERY_STEPS + 10, 0.0, 3),
         (1, 0.0, 1),
     ],

@@ -1,4 +1,4 @@
-"""Everything below conf/ composes, fits the code that it names, and is refused helpfully if not."""
+"""Every file in conf/ composes and fits the code that it names. Mistakes have clear messages."""
 
 import inspect
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_the_released_code_takes_2000_steps_a_shot(how, shots):
     assert settings.method.optimizer.options["T"] == 5
     assert settings.method.optimizer.options["order"] == "update_first"
     assert settings.method.optimizer.target == "so_clip.optim.so.SO"
-    # What is asked for by itself goes before what a method brings.
+    # A choice on the command line replaces the choice of the method.
     assert from_config(compose([how, "schedule=few_shot"])).schedule.max_steps == 2000
     shorter = from_config(compose([how, "schedule.max_steps=5", "optimizer.T=7"]))
     assert (shorter.schedule.max_steps, shorter.method.optimizer.options["T"]) == (5, 7)
@@ -121,7 +121,7 @@ def test_the_demo_is_tiny_on_digits():
     assert (settings.method.name, settings.data.shots) == ("so", 4)
     assert settings.method.optimizer.options["density_ratio"] > 5e-4
     assert settings.method.optimizer.options["lr"] > 2e-4
-    # What is said on the command line goes before what an experiment says.
+    # An option on the command line replaces the value of the experiment.
     assert (
         from_config(compose(["experiment=demo", "optimizer.lr=1"])).method.optimizer.options["lr"]
         == 1

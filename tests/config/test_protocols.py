@@ -1,4 +1,4 @@
-"""Base-to-new, transfer, domain shift and uneven supports: whole runs on small made datasets."""
+"""Base-to-new, transfer, domain shift and imbalance: whole runs on small made datasets."""
 
 import csv
 import json
@@ -23,7 +23,10 @@ from tests.helpers.command import Outcome, call
 from tests.helpers.made_datasets import ANIMALS, write_class_folders, write_dtd, write_eurosat
 
 QUICK = (
-    *("evaluation.workers=0", "evaluation.cache_dir=null", "shots=2", "split_protocol=coop"),
+    "evaluation.workers=0",
+    "evaluation.cache_dir=null",
+    "shots=2",
+    "split_protocol=coop",
     "backbone=tiny",
 )
 STEPS = ("schedule.max_steps=3", "schedule.stop_loss=0")
@@ -36,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_eurosat(folder)
     write_dtd(folder)
-    # Stingray, junco and mushroom, with a file beside the folders as it comes.
+    # Stingray, junco and mushroom, and a file beside the folders, as in the published archive.
     a = folder / "imagenet-adversarial" / "imagenet-a"
     write_class_folders(a, ["n01498041", "n01534433", "n07734744"], images=3)
     (a / "README.txt").write_text("read me")
@@ -68,7 +71,7 @@ def _run(root: Path, results: Path, *arguments: str, dataset: str = "eurosat") -
 
 
 def _cut(root: Path, folder: Path, labels: range) -> str:
-    """Write EuroSAT's split with some classes alone, labelled from 0; return it as an option."""
+    """Write EuroSAT's split with only some classes, labels from 0; return it as an option."""
     split = json.loads((root / "eurosat" / "split_zhou_EuroSAT.json").read_text())
     cut = {
         part: [[path, label - labels[0], name] for path, label, name in entries if label in labels]
@@ -85,7 +88,7 @@ def test_base_to_new_trains_on_base_classes_and_tests_on_both(root, tmp_path):
     new = _run(root, tmp_path, _cut(root, tmp_path, range(3, 5)), "method=zero_shot")
     assert done.columns("predictions") == base.columns("predictions")
     assert done.columns("history") == base.columns("history")
-    # The new classes' labels are the dataset's own.
+    # The new classes keep their labels in the dataset.
     ours, theirs = done.columns("predictions_new_classes"), new.columns("predictions")
     for column in ("label", "zero_shot_prediction"):
         assert [int(label) - 3 for label in ours[column]] == [int(item) for item in theirs[column]]
@@ -155,7 +158,7 @@ def test_transfer_tests_the_trained_model_on_other_datasets(root, tmp_path, monk
     plain = _run(root, tmp_path)
     done = _run(root, tmp_path, "transfer=[imagenet_v2,dtd]")
     monkeypatch.undo()
-    # Training and the run's own test are as without.
+    # Transfer does not change training and the run's own test.
     for name in ("history", "predictions", "per_class"):
         assert done.columns(name) == plain.columns(name)
     metrics = done.metrics
@@ -285,7 +288,10 @@ REFUSED = [
 @pytest.mark.parametrize(("line", "parts"), REFUSED)
 def test_impossible_protocols_are_refused_before_any_work(line, parts, root, tmp_path):
     done = call(
-        *("dataset=eurosat", f"data_root={root}", *QUICK, f"results_dir={tmp_path / 'runs'}"),
+        "dataset=eurosat",
+        f"data_root={root}",
+        *QUICK,
+        f"results_dir={tmp_path / 'runs'}",
         *line.split(),
     )
     assert done.code == 2, done.err

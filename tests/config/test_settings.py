@@ -1,4 +1,4 @@
-"""One run's choices: what is refused, and which choices make another run."""
+"""The settings of a run: refused values, and options that change the fingerprint."""
 
 import json
 import os
@@ -65,7 +65,7 @@ OTHER_VALUES: dict[str, Any] = {
     "image_budget_mib": 64.0,
     "text_budget_mib": 64,
 }
-# Options that no result depends on, or on the contents of the files alone that they name.
+# Options that cannot change a result. Files that they name count by their contents.
 NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
     "threads": 3,
@@ -81,7 +81,7 @@ NO_DIFFERENCE: dict[str, Any] = {
     "data_root": "elsewhere",
 }
 
-# (option, value, what the message says of it)
+# (option, value, a part of the message)
 REFUSED = [
     ("shots", 0, "shots=0: must be 1 or more"),
     ("shots", -3, "shots=-3: must be 1 or more"),
@@ -255,7 +255,7 @@ def _without(option: str) -> DictConfig:
     return config
 
 
-# What an adapter or optimizer needs, its own signature says; see test_run.py.
+# The signature of an adapter or optimizer decides which options it needs; see test_build.py.
 @pytest.mark.parametrize(
     "option",
     [item for item in OTHER_VALUES if not item.startswith(("adapter.", "optimizer."))]
@@ -375,7 +375,7 @@ changes = st.fixed_dictionaries(
         "optimizer.lr": st.floats(1e-6, 1),  # the schedule's lr_min
         "schedule.max_steps": st.integers(1, 3),
         "template": names.map(lambda text: text.replace("{}", "") + "{}"),
-        # ~0 is the home of somebody who does not exist.
+        # ~0 is the home of an unknown user.
         "results_dir": names.filter(lambda text: not text.startswith("~")),
     },
 )
