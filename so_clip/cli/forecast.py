@@ -62,7 +62,7 @@ def table(values: Mapping[str, Any]) -> str:
     if trains:
         rows |= {
             "images in memory": _bytes(values["few_shot_images_bytes"])
-            + f" if of {values['image_pixels']} pixels, on top",
+            + f" more, if an image has {values['image_pixels']} pixels",
             "one step": f"{_flop(values['flops_per_step'])} for {values['batch_size']} images",
             "  forward": _flop(values["forward_flops_per_step"]),
             "  backward": _flop(values["backward_flops_per_step"]),

@@ -19,6 +19,7 @@ _TABLES_OF_RUNS = ("accuracy", "base_accuracy")
 # Further rows are only counted.
 _MAX_ROWS = 20
 _HINT = "The sweep's own command runs what is missing and skips finished runs"
+_NO_SWEEP = "All recorded sweeps are complete; no sweep contains these runs."
 
 
 def add_missing(tables: Sequence[Table], runs: Runs) -> tuple[list[Table], list[str]]:
@@ -38,8 +39,10 @@ def add_missing(tables: Sequence[Table], runs: Runs) -> tuple[list[Table], list[
             printed += [f"{table.caption}:", *(f"  {line}" for line in lines)]
         extended.append(replace(table, notes=(*table.notes, *lines)))
     hints, commands = _unfinished_sweeps(runs, sweeps)
-    if printed or hints:
+    if hints or (printed and not sweeps):
         hints.append(f"{_HINT}: {'; '.join(commands)}" if commands else f"{_HINT}.")
+    elif printed:
+        hints.append(_NO_SWEEP)
     if hints and extended:
         extended[0] = replace(extended[0], notes=(*extended[0].notes, *hints))
     return extended, [*printed, *hints]
@@ -89,6 +92,8 @@ def _missing_runs(table: Table, runs: Runs, only_empty_cells: bool) -> list[str]
         if missing:
             name = f"{title} ({variant})" if variant else title
             where = f"at {shots} shot{'s' if shots > 1 else ''}" if shots else "without shots"
+            if not shots:  # without training, no seed is drawn
+                missing = {dataset: set() for dataset in missing}
             lines.append(f"Missing {where}: {name}: {_in_words(table, missing)}.")
     more = len(lines) - _MAX_ROWS
     return [*lines[:_MAX_ROWS], *([f"{more} more rows have missing runs."] if more > 0 else [])]
@@ -99,7 +104,10 @@ def _in_words(table: Table, missing: Mapping[str, set[int]]) -> str:
     by_seeds: dict[tuple[int, ...], list[str]] = {}
     for dataset, seeds in missing.items():
         by_seeds.setdefault(tuple(sorted(seeds)), []).append(titles[dataset])
-    return "; ".join(
-        f"{', '.join(names)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
-        for seeds, names in by_seeds.items()
-    )
+    return "; ".join(", ".join(names) + _seeds_in_words(seeds) for seeds, names in by_seeds.items())
+
+
+def _seeds_in_words(seeds: tuple[int, ...]) -> str:
+    if not seeds:
+        return ""
+    return f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"

@@ -62,8 +62,8 @@ def write_report(
     atomic.write_text(out / FOLDER / ALL, latex.document(names))
     if not tables_only:
         remarks += _write_page(runs, tables, names, out, details)
-    place = "tables" if tables_only else out / page.FILE
-    return [*lines, f"{runs.counted}; {place} in {out}"], remarks
+    written = f"tables in {out}" if tables_only else f"page: {out / page.FILE}"
+    return [*lines, f"{runs.counted}; {written}"], remarks
 
 
 def _write_page(

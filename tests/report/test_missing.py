@@ -57,7 +57,7 @@ def test_zero_shot_can_miss_a_dataset(tmp_path):
     write_grid(tmp_path)
     write_run(tmp_path, "z", dataset="dtd", method="zero_shot", method_title="Z", shots=0, seed=0)
     table, _ = _missing(tmp_path)
-    assert table.notes[0] == "Missing without shots: Z: EuroSAT (seed 0)."
+    assert table.notes[0] == "Missing without shots: Z: EuroSAT."
 
 
 def test_unfinished_jobs_are_counted_with_the_commands_of_their_sweeps(tmp_path):
@@ -116,3 +116,14 @@ def test_many_rows_with_missing_runs_are_only_counted(tmp_path):
     table, _ = _missing(tmp_path)
     assert len(table.notes) == 22
     assert table.notes[20] == "4 more rows have missing runs."
+
+
+def test_complete_sweeps_do_not_promise_the_missing_runs(tmp_path):
+    folder = write_run(tmp_path, "a", dataset="dtd")
+    other = write_run(tmp_path, "b", dataset="eurosat", method="lora", method_title="LoRA")
+    planned = [["dataset=dtd"], ["dataset=eurosat", "method=lora"]]
+    for job, run in zip(planned, (folder, other), strict=True):
+        write_provenance(run, overrides=job)
+    _sweep(tmp_path, planned, {0: folder.name, 1: other.name}, command="-m dataset=dtd,eurosat")
+    table, _ = _missing(tmp_path)
+    assert table.notes[-1] == "All recorded sweeps are complete; no sweep contains these runs."

@@ -55,7 +55,7 @@ def test_real_runs_make_a_report(real_runs, tmp_path):
     assert set(cells["method"]) == {"so", "zero_shot"}
     pairs = pd.read_csv(tmp_path / "tables" / "significance.csv")
     assert set(pairs["test"]) == {"seeds", "images"}
-    assert f"3 runs; {tmp_path / 'index.html'} in {tmp_path}" in done.out
+    assert f"3 runs; page: {tmp_path / 'index.html'}" in done.out
 
 
 def test_tables_only_writes_no_page_and_no_significance(real_runs, tmp_path):
