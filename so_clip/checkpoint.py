@@ -6,6 +6,7 @@ and predictions bit for bit on the same hardware. Everything that follows from t
 """
 
 import math
+import os
 import time
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from so_clip.errors import InputError, say
 from so_clip.results.provenance import version_of
 from so_clip.system import atomic
 from so_clip.system.code_hash import code_sha256, folders_except
+from so_clip.system.safe_open import open_plain
 
 if TYPE_CHECKING:
     from so_clip.adapt.model import Model
@@ -218,10 +220,12 @@ class Checkpoint(NoCheckpoint):
         if not self._every_seconds or not self._path.exists():
             return {}
         try:
-            with zipfile.ZipFile(self._path) as archive:  # torch's reader does not check checksums
-                if archive.testzip() is not None:
-                    raise zipfile.BadZipFile
-            kept = torch.load(self._path, map_location="cpu", weights_only=True)
+            with os.fdopen(open_plain(self._path), "rb") as file:
+                with zipfile.ZipFile(file) as archive:  # torch's reader does not check checksums
+                    if archive.testzip() is not None:
+                        raise zipfile.BadZipFile
+                file.seek(0)
+                kept = torch.load(file, map_location="cpu", weights_only=True)
             made_by, states = kept["made_by"], kept["states"]
             self._check(made_by, states)
         except Exception as error:  # damaged files raise almost any exception

@@ -18,6 +18,8 @@ from so_clip.errors import InputError, nearest
 
 # A million GiB.
 MAX_MIB = 1e9
+# File systems allow no longer names, and Linux no longer paths.
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
 
 _OPTION_TEXTS = {
     "int_type": "must be a whole number",
@@ -137,6 +139,12 @@ def path(key: str, value: Any) -> Path:
     text = unicode_text(key, str(value))
     if "\0" in text:
         raise InputError(f"{key}={text!a}: holds a NUL character. Choose another name.")
+    longest = max(len(part.encode()) for part in re.split(r"[/\\]", text))
+    if longest > MAX_NAME_BYTES or len(text.encode()) > MAX_PATH_BYTES:
+        raise InputError(
+            f"{key}={text[:60]}…: is too long: a name may have {MAX_NAME_BYTES} bytes, and a path "
+            f"{MAX_PATH_BYTES}. Choose a shorter one."
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~NAME of an unknown user

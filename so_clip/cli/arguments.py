@@ -5,10 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
+from so_clip.checks import path
+
 Words = Annotated[list[str] | None, typer.Argument(metavar="OPTION=VALUE", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ResultsDir = Annotated[
-    Path, typer.Argument(metavar="RESULTS_DIR", help="The folder that holds the run folders.")
+    Path,
+    typer.Argument(
+        metavar="RESULTS_DIR",
+        help="The folder that holds the run folders.",
+        callback=lambda folder: path("RESULTS_DIR", folder),
+    ),
 ]
 # The option in messages about a folder that cannot be written.
 OUT = "-o FOLDER"

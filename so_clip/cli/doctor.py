@@ -79,6 +79,8 @@ def _diagnoses(
     if not root.is_dir():
         raise InputError(f"data_root={root}: there is no such folder. Give the one with datasets.")
     names = card_names(cards_dir)
+    if not names:
+        raise InputError(f"cards_dir={cards_dir}: holds no card of a dataset (NAME.yaml).")
     if options.dataset != ALL:
         names = list(dict.fromkeys(options.dataset.split(",")))
     return [examine(card, root, decode) for card in [load_card(n, cards_dir) for n in names]], []

@@ -5,7 +5,8 @@ text. conf/config.yaml takes the defaults from here, and `--help options` the he
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -383,16 +384,28 @@ def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
+    with resolving():
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return values
+
+
+@contextmanager
+def resolving() -> Iterator[None]:
+    """Turn errors of interpolations, such as seed=${seed}, into InputError."""
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        yield
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, InputError):  # from a resolver that reads the user's images
             raise error.__cause__ from None
-        first = str(error).splitlines()[0]
-        raise InputError(f"the configuration cannot be resolved: {first}") from error
-    return values
+        first, *others = str(error).splitlines()
+        key = next((line.split()[-1] for line in others if "full_key:" in line), "")
+        place = f" ({key})" if key else ""
+        raise InputError(
+            f"the configuration cannot be resolved{place}: {first}. Write ${{NAME}} only for "
+            "options that exist, and for no option that needs this one."
+        ) from error
 
 
 def _check_top_level(values: Mapping[str, Any]) -> None:

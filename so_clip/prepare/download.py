@@ -20,6 +20,7 @@ from so_clip.errors import reason_of
 from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.sources import RemoteFile, SourceFailed
 from so_clip.system import atomic
+from so_clip.system.safe_open import read_plain
 
 CHUNK_BYTES = 1 << 20
 # Refusals that may be temporary.
@@ -211,7 +212,7 @@ class _Download:
 
     def _read_notes(self) -> dict[str, Any]:
         try:
-            notes = json.loads(self._notes_file.read_text(encoding="utf-8"))
+            notes = json.loads(read_plain(self._notes_file))
         except (OSError, ValueError):
             return {}
         return notes if isinstance(notes, dict) else {}

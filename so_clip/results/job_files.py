@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from so_clip.errors import InputError
 from so_clip.system import atomic
+from so_clip.system.safe_open import read_plain
 
 DONE, SKIPPED, BUSY, FAILED, RUNNING = "done", "skipped", "busy", "failed", "running"
 JOBS_DIR = "jobs"
@@ -79,7 +80,7 @@ def job_paths(sweep_dir: Path) -> dict[int, Path]:
 def read_job(file: Path) -> Job | None:
     """Return a job from its file, and None if the file is torn or has values of other types."""
     try:
-        return TypeAdapter(Job).validate_json(file.read_bytes())
+        return TypeAdapter(Job).validate_json(read_plain(file))
     except (OSError, ValueError):
         return None
 
@@ -100,7 +101,7 @@ class SweepPlan:
 def read_plan(sweep_dir: Path) -> SweepPlan | None:
     """Return the plan of a sweep, and None if its sweep.json is torn or not there."""
     try:
-        plan = TypeAdapter(SweepPlan).validate_json((sweep_dir / SWEEP_FILE).read_bytes())
+        plan = TypeAdapter(SweepPlan).validate_json(read_plain(sweep_dir / SWEEP_FILE))
     except (OSError, ValueError):
         return None
     return SweepPlan(plan.command[1:], plan.jobs)

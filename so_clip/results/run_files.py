@@ -16,6 +16,7 @@ import numpy as np
 from so_clip.errors import InputError
 from so_clip.results.progress import PROGRESS_FILE
 from so_clip.results.scores import ZERO_SHOT
+from so_clip.system.safe_open import read_plain
 
 CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.json"
 PROVENANCE_FILE = "provenance.json"
@@ -79,7 +80,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         InputError: the file is not there, is torn, or does not hold a JSON object.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_plain(path))
     except OSError as error:
         raise _unreadable(path, error.strerror or error) from None
     except (ValueError, RecursionError) as error:
@@ -180,7 +181,7 @@ def read_columns(
             values of another kind.
     """
     try:
-        header, *rows = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True)
+        header, *rows = csv.reader(io.StringIO(read_plain(path).decode(), newline=""), strict=True)
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         found: Columns = {name: list(columns[name]) for name in texts}
         found |= {name: np.array([*map(int, columns[name])], dtype=np.int64) for name in whole}

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 
 from so_clip.checks import optional_path, path
 from so_clip.config.compose import CONFIG_NAME
+from so_clip.config.settings import resolving
 from so_clip.errors import BAD_INPUT, FAILED, InputError, exit_code, report
 from so_clip.results.job_files import FAILED as FAILED_JOB
 from so_clip.results.job_files import JOBS_DIR, RUNNING, SWEEP_FILE, Job, JobFiles, may_be_alive
@@ -59,6 +60,12 @@ def flags_of(hydra: Any) -> list[str]:
     if hydra.job.config_name not in (None, CONFIG_NAME):
         flags.append(f"--config-name={hydra.job.config_name}")
     return flags
+
+
+def as_given(overrides: ListConfig) -> list[str]:
+    """Return overrides as the user wrote them: interpolations in them are not resolved."""
+    texts: Any = OmegaConf.to_container(overrides, resolve=False)
+    return list(texts)
 
 
 class Sweep:
@@ -110,8 +117,9 @@ class RecordSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this, and turns exceptions into warnings except for SystemExit."""
         try:
-            check_writable(path("results_dir", config.results_dir))
-            _start(config)
+            with resolving():
+                check_writable(path("results_dir", config.results_dir))
+                _start(config)
         except Exception as error:
             raise SystemExit(report(error)) from error
 
@@ -183,7 +191,7 @@ def _planned(config: DictConfig) -> list[list[str]]:
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     with suppress(HydraException):
-        overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+        overrides = parser.parse_overrides([*params, *as_given(config.hydra.overrides.task)])
         _check_size(overrides)
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
         return [[*flags_of(config.hydra), *job] for job in jobs]
@@ -194,6 +202,9 @@ def _check_size(overrides: Sequence[Override]) -> None:
     """Refuse a sweep with too many jobs before they are listed."""
     counts = {override.get_key_element(): _count(override) for override in overrides}
     jobs = math.prod(counts.values())
+    if not jobs:
+        empty = next(key for key, count in counts.items() if not count)
+        raise InputError(f"{empty}: has no values, so the sweep has no runs. Give at least one.")
     if jobs > MAX_JOBS:
         largest = max(counts, key=lambda key: counts[key])
         raise InputError(
@@ -208,6 +219,8 @@ def _count(override: Override) -> int:
     if isinstance(value, RangeSweep):
         steps = ((value.stop or 0) - (value.start or 0)) / (value.step or 1)
         return max(0, math.ceil(steps)) if math.isfinite(steps) else MAX_JOBS + 1
+    if isinstance(value, Glob):
+        return sum(1 for _ in override.sweep_iterator())
     return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 

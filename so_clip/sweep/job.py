@@ -14,7 +14,7 @@ from so_clip.errors import InputError, RunBusy, exit_code, message_of, report
 from so_clip.fingerprint import KnownRuns
 from so_clip.results.job_files import BUSY, DONE, FAILED, SKIPPED, Job, read_plan
 from so_clip.results.run_folder import RunFolder, check_writable
-from so_clip.sweep.callback import flags_of, job_files
+from so_clip.sweep.callback import as_given, flags_of, job_files
 from so_clip.system.machine import concurrent_runs, shares_gpus
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _task(composed: DictConfig) -> float:
 
     register()  # each process of a parallel sweep needs it
     hydra = HydraConfig.get()
-    overrides = [*flags_of(hydra), *hydra.overrides.task]
+    overrides = [*flags_of(hydra), *as_given(hydra.overrides.task)]
     if hydra.mode == RunMode.MULTIRUN:
         sweep_dir = Path(hydra.runtime.output_dir).parent
         plan = read_plan(sweep_dir)

@@ -11,6 +11,7 @@ from so_clip.data.digits import DIGITS_FILE, digit_path, load_digits
 from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.safe_path import why_outside
 from so_clip.errors import InputError
+from so_clip.system.safe_open import read_plain
 
 # The suffixes of torchvision's ImageFolder, and so the images that CLIP-LoRA draws from.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -145,7 +146,7 @@ def _aircraft_list(
 
 def _lines(file: Path, card: DatasetCard) -> Iterable[tuple[int, str]]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_plain(file).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{file}: cannot be read: {reason}. {how_to_get(card)}") from error
