@@ -12,7 +12,8 @@ from so_clip.build import assemble_model, build_optimizer, class_prompts, make
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
-from so_clip.config.settings import Component, from_config
+from so_clip.config.parse import from_config
+from so_clip.config.settings import Component
 from so_clip.data.cards.card import load_card
 from so_clip.errors import InputError
 from so_clip.runtime.precision import Precision

@@ -9,8 +9,9 @@ from torch import nn
 
 from so_clip.build import build_model, build_optimizer
 from so_clip.config.compose import compose
+from so_clip.config.parse import from_config
 from so_clip.config.resolve import resolved
-from so_clip.config.settings import Settings, from_config
+from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
 from so_clip.optim.gradients import sampled_gradient
 from so_clip.results.run_folder import CHECKPOINT_FILE

@@ -12,8 +12,9 @@ from so_clip import fingerprint as fingerprint_module
 from so_clip.build import build_model
 from so_clip.clip.backbone import load_backbone
 from so_clip.config.compose import compose
+from so_clip.config.parse import from_config
 from so_clip.config.resolve import resolved
-from so_clip.config.settings import Settings, from_config
+from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
 from so_clip.fingerprint import (
     RESULTS_VERSION,

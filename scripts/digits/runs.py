@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from so_clip.config.compose import compose
-from so_clip.config.settings import Settings, from_config
+from so_clip.config.parse import from_config
+from so_clip.config.settings import Settings
 from so_clip.data.examples import Example, Splits
 from so_clip.data.run_data import Data, gather
 

@@ -96,6 +96,6 @@ def _user_diagnosis(options: DoctorOptions, words: list[str], decode: int | None
 
     values: Any = OmegaConf.to_container(compose(words)["dataset"], resolve=True)
     choice = dataset_choice(values, options.data_root)
-    if choice["user_data"] is None:
+    if choice.user_data is None:
         raise InputError(f"{words[1]}: is an option of runs. Leave it out.")
-    return examine_user_images(choice["dataset"], choice["user_data"], decode)
+    return examine_user_images(choice.dataset, choice.user_data, decode)

@@ -43,7 +43,7 @@ def main(
 ) -> None:
     """Print the few-shot images; see HELP."""
     from so_clip.config.compose import compose
-    from so_clip.config.settings import from_config
+    from so_clip.config.parse import from_config
     from so_clip.data.find import find_dataset
     from so_clip.data.run_data import draw
 

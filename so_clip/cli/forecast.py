@@ -31,7 +31,7 @@ def main(
 ) -> None:
     """Print the forecast; see HELP."""
     from so_clip.config.compose import compose
-    from so_clip.config.settings import from_config
+    from so_clip.config.parse import from_config
     from so_clip.data.find import find_card
 
     settings = from_config(compose(words or []))

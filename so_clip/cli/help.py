@@ -9,6 +9,7 @@ from pathlib import Path
 
 from so_clip.cli.program import COMMANDS
 from so_clip.config.settings import declared_options
+from so_clip.config.user_data import PublishedDataset
 from so_clip.data.cards.card import USER_LAYOUTS, card_names
 from so_clip.errors import InputError, nearest
 from so_clip.system.paths import CONF_DIR
@@ -151,11 +152,14 @@ def manual() -> str:
 
 
 def _all_options() -> list[str]:
+    split_file = PublishedDataset.model_fields["split_file"]
     parts = [
         "options (OPTION=VALUE), with their defaults",
         *_declared(),
         "  of any dataset with a split file",
-        _entry("dataset.split_file=null", "read this split file instead of the dataset's own"),
+        _entry(
+            "dataset.split_file=null", str(PublishedDataset.model_fields["split_file"].description)
+        ),
     ]
     for layout in USER_LAYOUTS:
         parts.append(f"  of dataset={layout}")

@@ -63,7 +63,7 @@ def _class_count(dataset: Any, config: DictConfig) -> int:
     options = OmegaConf.to_container(config["dataset"], resolve=True)
     data_root = path("data_root", config["data_root"])
     choice = dataset_choice(options, data_root)
-    return find_card(choice["dataset"], data_root, choice["user_data"]).sizes["classes"]
+    return find_card(choice.dataset, data_root, choice.user_data).sizes["classes"]
 
 
 def _gpus() -> int:

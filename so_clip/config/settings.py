@@ -5,12 +5,8 @@ text. conf/config.yaml takes the defaults from here, and `--help options` the he
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
@@ -24,15 +20,10 @@ from so_clip.checks import (
     option,
     option_key,
     optional_path,
-    path,
-    validated,
 )
-from so_clip.config.user_data import dataset_choice
 from so_clip.data.choice import DataChoice
-from so_clip.errors import InputError, nearest
-from so_clip.optim.options import check_steps, checked_options
+from so_clip.errors import InputError
 from so_clip.system.machine import core_share
-from so_clip.system.paths import CONF_DIR
 
 AUTO = "auto"
 # The method's name is part of the run folder's name. File systems allow 255 bytes for that.
@@ -297,23 +288,23 @@ def _dumped(options: Options) -> dict[str, Any]:
     return options.model_dump(mode="json", warnings=False)
 
 
-_PARTS: dict[str, type[Options]] = {
+PARTS: dict[str, type[Options]] = {
     "backbone": BackboneChoice,
     "schedule": Schedule,
     "augment": Augment,
     "evaluation": Evaluation,
 }
 _DATASET_OPTIONS = ("dataset", "user_data", "split_file")
-_DATA_OPTIONS = tuple(name for name in DataChoice.model_fields if name not in _DATASET_OPTIONS)
-_TOP_LEVEL = (*_DATA_OPTIONS, *Placement.model_fields)
-_GROUPS = ("dataset", "method", "adapter", "optimizer", *_PARTS)
+DATA_OPTIONS = tuple(name for name in DataChoice.model_fields if name not in _DATASET_OPTIONS)
+TOP_LEVEL = (*DATA_OPTIONS, *Placement.model_fields)
+GROUPS = ("dataset", "method", "adapter", "optimizer", *PARTS)
 
 
 def _without_effect() -> frozenset[str]:
     """Return the recorded options that cannot change a result, such as "evaluation.workers"."""
     names = {"method_title"}
     groups: list[tuple[str, type[Options]]] = [("", DataChoice), ("", Placement)]
-    for group, options in [*groups, *_PARTS.items()]:
+    for group, options in [*groups, *PARTS.items()]:
         for name, field in options.model_fields.items():
             extra = field.json_schema_extra
             if isinstance(extra, dict) and not extra["changes_results"]:
@@ -332,7 +323,7 @@ def default_options() -> dict[str, Any]:
         return {name: fields[name].default for name in names or fields}
 
     return {
-        **defaults(DataChoice, _DATA_OPTIONS),
+        **defaults(DataChoice, DATA_OPTIONS),
         **defaults(Placement),
         "augment": defaults(Augment),
         "evaluation": defaults(Evaluation),
@@ -342,155 +333,7 @@ def default_options() -> dict[str, Any]:
 def declared_options() -> dict[str, FieldInfo]:
     """Return every declared option by its name on the command line, such as "schedule.lr_min"."""
     top = {**DataChoice.model_fields, **Placement.model_fields}
-    declared = {name: top[name] for name in _TOP_LEVEL}
-    for group, options in _PARTS.items():
+    declared = {name: top[name] for name in TOP_LEVEL}
+    for group, options in PARTS.items():
         declared |= {f"{group}.{name}": field for name, field in options.model_fields.items()}
     return declared
-
-
-def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
-    """Check a composed configuration and return it as Settings.
-
-    Args:
-        config: as Hydra composes it.
-        parallel_runs: how many runs share this machine's cores and memory. `auto` takes a share.
-
-    Raises:
-        InputError: naming the option, its value, and the values it may take.
-    """
-    values = _plain(config)
-    _check_top_level(values)
-    context = {"parallel_runs": parallel_runs}
-    top = {name: values[name] for name in Placement.model_fields}
-    placement = validated(Placement, top, context=context)  # first: the cache is in results_dir
-    method = _method(values)
-    data = dataset_choice(values["dataset"], path("data_root", values["data_root"]))
-    data |= {name: values[name] for name in _DATA_OPTIONS}
-    parts: dict[str, Any] = {
-        name: validated(options, values[name], f"{name}.", context=context)
-        for name, options in _PARTS.items()
-    }
-    settings = Settings(
-        data=validated(DataChoice, data),
-        method=method,
-        placement=placement,
-        parallel_runs=parallel_runs,
-        **parts,
-    )
-    if method.optimizer is not None:
-        schedule, lr = settings.schedule, method.optimizer.options["lr"]
-        check_steps(method.name, lr, schedule.lr_min, schedule.max_steps)
-    return settings if settings.adapts else _without_shots(settings)
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    with resolving():
-        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return values
-
-
-@contextmanager
-def resolving() -> Iterator[None]:
-    """Turn errors of interpolations, such as seed=${seed}, into InputError."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        yield
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, InputError):  # from a resolver that reads the user's images
-            raise error.__cause__ from None
-        first, *others = str(error).splitlines()
-        key = next((line.split()[-1] for line in others if "full_key:" in line), "")
-        place = f" ({key})" if key else ""
-        raise InputError(
-            f"the configuration cannot be resolved{place}: {first}. Write ${{NAME}} only for "
-            "options that exist, and for no option that needs this one."
-        ) from error
-
-
-def _check_top_level(values: Mapping[str, Any]) -> None:
-    known = (*_GROUPS, *_TOP_LEVEL)
-    for name in known:
-        if name not in values:
-            raise InputError(f"{name} is missing. Give it, or leave out the ~.")
-    for name in values:
-        if name not in known:
-            raise InputError(f"{name}: there is no such option.{nearest(str(name), known)}")
-
-
-def _method(values: Mapping[str, Any]) -> MethodChoice:
-    adapter = _component("adapter", values["adapter"])
-    optimizer = _component("optimizer", values["optimizer"])
-    if optimizer is not None and adapter is None:
-        raise InputError(
-            "adapter=none opens no parameters, so the optimizer has nothing to train. "
-            "Choose adapter=weights, or method=zero_shot to train nothing."
-        )
-    chosen = values["method"]
-    known = [name for name in MethodChoice.model_fields if name not in ("adapter", "optimizer")]
-    if isinstance(chosen, Mapping):
-        chosen = {**chosen, "adapter": adapter, "optimizer": optimizer}
-        known += ["adapter", "optimizer"]
-    return validated(MethodChoice, chosen, "method.", known)
-
-
-def _component(group: str, values: Any) -> Component | None:
-    """Return the adapter or optimizer that a group's values describe; None for `none`."""
-    needed = ("name", "_target_")
-    if not isinstance(values, Mapping):
-        raise InputError(f"{group}={values}: must hold the options {', '.join(needed)}.")
-    for key in needed:
-        if key not in values:
-            raise InputError(f"{group}.{key} is missing. Give it, or leave out the ~.")
-    if values["_target_"] is None:
-        return None
-    for key in needed:
-        if not isinstance(values[key], str):
-            raise InputError(f"{group}.{key}={values[key]}: must be a text.")
-    _check_target(group, values["name"], values["_target_"])
-    options = {str(key): value for key, value in values.items() if key not in needed}
-    for key in options:
-        if key.startswith("_"):
-            raise InputError(f"{group}.{key}: there is no such option. Leave it out.")
-    if group == "optimizer":
-        if "lr" not in options:
-            raise InputError(
-                "optimizer.lr is missing; every optimizer needs a rate. Leave out the ~."
-            )
-        options = checked_options(options)
-    return Component(name=values["name"], target=values["_target_"], options=options)
-
-
-def _check_target(group: str, name: str, target: str) -> None:
-    """Refuse another class under a name of conf/: fingerprints hold the name and not the class."""
-    named = _targets(group).get(name, target)
-    if target != named:
-        raise InputError(
-            f"{group}._target_={target}: {group}.name={name} stands for {named}. Give the other "
-            f"class a name of its own too: {group}.name=NAME."
-        )
-
-
-@cache
-def _targets(group: str) -> dict[str, str]:
-    """Return the import path of each class that conf/ names in a group."""
-    targets = {}
-    for file in sorted((CONF_DIR / group).glob("*.yaml")):
-        match = re.search(r"^_target_: *(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-        if match:
-            targets[file.stem] = match[1]
-    return targets
-
-
-def _without_shots(settings: Settings) -> Settings:
-    """Drop what cannot change zero-shot CLIP, so that a sweep measures it once."""
-    no_draw = {"shots": 0, "seed": 0, "split_protocol": "none", "imbalance": None}
-    no_steps = {"batch_size": 0, "max_steps": 0, "stop_loss": 0.0, "lr_min": 0.0}
-    return settings.model_copy(
-        update={
-            "data": settings.data.model_copy(update=no_draw),
-            "schedule": settings.schedule.model_copy(update=no_steps),
-            "augment": settings.augment.model_copy(update={"scale": (1.0, 1.0), "flip": False}),
-            "evaluation": settings.evaluation.model_copy(update={"every_steps": 0}),
-        }
-    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationInfo, field_validator
 
@@ -77,8 +77,16 @@ class CsvDataset(UserDataset):
     csv_file: OptionalPathOption
 
 
-def dataset_choice(values: Any, data_root: Path) -> dict[str, Any]:
-    """Return `dataset`, `user_data` and `split_file`, as DataChoice takes them.
+class ChosenDataset(NamedTuple):
+    """The part of a DataChoice that the group `dataset` decides."""
+
+    dataset: str
+    user_data: UserData | None
+    split_file: Path | None
+
+
+def dataset_choice(values: Any, data_root: Path) -> ChosenDataset:
+    """Return the dataset that the options of the group `dataset` choose.
 
     Args:
         values: the options of the group `dataset`.
@@ -89,15 +97,11 @@ def dataset_choice(values: Any, data_root: Path) -> dict[str, Any]:
     """
     if not isinstance(values, Mapping) or "layout" not in values:
         published = validated(PublishedDataset, values, "dataset.")
-        return {
-            "dataset": published.name,
-            "user_data": None,
-            "split_file": published.split_file,
-        }
+        return ChosenDataset(published.name, None, published.split_file)
     layout = one_of("dataset.layout", values["layout"], USER_LAYOUTS)
     options = FolderDataset if layout == "folder" else CsvDataset
     chosen = validated(options, values, "dataset.")
     folder = chosen.folder or data_root
     found = {**chosen.model_dump(exclude={"name"}), "folder": folder}
     name = chosen.name or user_name(layout, folder)
-    return {"dataset": name, "user_data": UserData(**found), "split_file": None}
+    return ChosenDataset(name, UserData(**found), None)

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from so_clip.checks import optional_path, path
 from so_clip.config.compose import CONFIG_NAME
-from so_clip.config.settings import resolving
+from so_clip.config.parse import resolving
 from so_clip.errors import BAD_INPUT, FAILED, InputError, exit_code, report
 from so_clip.results.job_files import FAILED as FAILED_JOB
 from so_clip.results.job_files import JOBS_DIR, RUNNING, SWEEP_FILE, Job, JobFiles, may_be_alive
@@ -62,7 +62,7 @@ def flags_of(hydra: Any) -> list[str]:
     return flags
 
 
-def as_given(overrides: ListConfig) -> list[str]:
+def as_given(overrides: Any) -> list[str]:
     """Return overrides as the user wrote them: interpolations in them are not resolved."""
     texts: Any = OmegaConf.to_container(overrides, resolve=False)
     return list(texts)

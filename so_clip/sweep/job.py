@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from so_clip.config.settings import Settings, from_config
+from so_clip.config.parse import from_config
+from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
 from so_clip.errors import InputError, RunBusy, exit_code, message_of, report
 from so_clip.fingerprint import KnownRuns

@@ -13,7 +13,7 @@ from so_clip.adapt.adalora import AdaLoRA
 from so_clip.adapt.peft_adapter import adapted_layers
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.command import call
 from tests.helpers.peft_cases import PATTERNS, loss_of, moved, small, vit_b16

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.system.paths import CONF_DIR

@@ -5,7 +5,7 @@ import torch
 
 from so_clip.adapt.clap import Clap
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, SCALE, Given, classifier
 from tests.oracles.probe_oracle import clap_multipliers, clap_penalty

@@ -16,7 +16,7 @@ from so_clip.adapt.clip_lora import ClipLoRA, LowRank, LowRankLinear
 from so_clip.adapt.random_draws import use_globally
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.clip_lora_cases import IMAGES_BCHW, PROMPTS, adapted, loss_of, small
 from tests.helpers.command import call

@@ -18,7 +18,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.packed_text import PackedPrompts
 from so_clip.clip.prompts import class_prompts
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from so_clip.runtime.peak_memory import PeakMemory
 from tests.helpers.command import call

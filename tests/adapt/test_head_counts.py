@@ -4,7 +4,7 @@ import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.data.cards.card import load_card
 from so_clip.forecast.predict import fake_model
 

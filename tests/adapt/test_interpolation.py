@@ -6,7 +6,7 @@ import torch
 from so_clip.adapt.clip_lora import ClipLoRA
 from so_clip.adapt.weights import Weights
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, Given, classifier
 

@@ -16,7 +16,7 @@ from so_clip.adapt.peft_kinds import KINDS
 from so_clip.adapt.relora import ReLoRA
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.command import call
 from tests.helpers.small_models import small_backbone

@@ -12,7 +12,7 @@ from so_clip.adapt.taskres import TaskRes
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.command import call
 from tests.helpers.small_models import small_backbone, small_clip, weightless_backbone

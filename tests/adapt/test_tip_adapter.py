@@ -5,7 +5,7 @@ import torch
 
 from so_clip.adapt.tip_adapter import CacheHead, TipAdapter
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.tiny_classifiers import SCALE, Given, classifier, features
 from tests.oracles.probe_oracle import tip_keys, tip_logits

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from so_clip.adapt.two_stage import TwoStage
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier
 from tests.oracles.probe_oracle import cosine_logits

@@ -8,7 +8,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from so_clip.config.compose import compose
-from so_clip.config.settings import Component, from_config
+from so_clip.config.parse import from_config
+from so_clip.config.settings import Component
 from so_clip.data.cards.card import card_names
 from so_clip.errors import InputError
 from so_clip.fingerprint import run_dir, settings_sha256

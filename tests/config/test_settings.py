@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from so_clip.config.compose import compose
-from so_clip.config.settings import Augment, Schedule, Settings, from_config
+from so_clip.config.parse import from_config
+from so_clip.config.settings import Augment, Schedule, Settings
 from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError
 from so_clip.fingerprint import run_dir, run_fingerprint, settings_sha256

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.data.batches import TrainBatches
 from so_clip.data.examples import Example
 from so_clip.data.image_memory import (

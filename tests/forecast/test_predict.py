@@ -9,7 +9,7 @@ import pytest
 
 from so_clip.cli.forecast import table
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.data.cards.card import load_card
 from so_clip.forecast.predict import _for_device
 from tests.helpers.command import call, python

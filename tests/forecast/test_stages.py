@@ -9,7 +9,7 @@ import torch
 
 from so_clip.build import assemble_model, build_optimizer, class_prompts, load
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.data.batches import TrainBatches
 from so_clip.data.cards.card import load_card
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings

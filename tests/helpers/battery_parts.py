@@ -13,7 +13,8 @@ from so_clip.build import assemble_model
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.prompts import templated
 from so_clip.config.compose import compose
-from so_clip.config.settings import Settings, from_config
+from so_clip.config.parse import from_config
+from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
 from so_clip.results.progress import Progress
 from so_clip.results.run_folder import RunFolder

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from so_clip.config.compose import compose
-from so_clip.config.settings import from_config
+from so_clip.config.parse import from_config
 from so_clip.fingerprint import settings_sha256
 from so_clip.runtime.device import one_gpu
 from so_clip.system.machine import concurrent_runs, core_share, lease_gpu, shares_gpus, usable_cores

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from so_clip.config.compose import compose
-from so_clip.config.settings import Settings, from_config
+from so_clip.config.parse import from_config
+from so_clip.config.settings import Settings
 from so_clip.data.find import find_card, find_dataset
 from so_clip.data.run_data import gather
 from so_clip.data.user.dataset import UserData, check_name, read_user_data, user_name
