@@ -157,9 +157,7 @@ def _all_options() -> list[str]:
         "options (OPTION=VALUE), with their defaults",
         *_declared(),
         "  of any dataset with a split file",
-        _entry(
-            "dataset.split_file=null", str(PublishedDataset.model_fields["split_file"].description)
-        ),
+        _entry("dataset.split_file=null", split_file.description or ""),
     ]
     for layout in USER_LAYOUTS:
         parts.append(f"  of dataset={layout}")
