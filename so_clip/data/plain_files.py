@@ -35,6 +35,8 @@ def load_plain_yaml(data: bytes) -> Any:
     try:
         _check_events(data)
         return yaml.load(data, _LOADER)
+    except AttributeError as error:  # PyYAML's own, for !!timestamp before other text
+        raise ValueError("a value does not fit its tag") from error
     except yaml.MarkedYAMLError as error:
         # PyYAML 6.0.4 and later have their own limit of nesting, with another message.
         read = data[: error.problem_mark.index] if error.problem_mark else b""

@@ -30,8 +30,9 @@ MAX_MEMBERS = 2_000_000
 SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _NOT_READ = {b"Rar!": "RAR", b"7z\xbc\xaf": "7-Zip"}
 _LONGEST_HEADER_BYTES = 1 << 20
-# gzip and bzip2 raise OSError without a number. A file and a folder of one name raise the others.
-_ERRORS_OF_ARCHIVES = (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+# gzip and bzip2 raise OSError without a number, and a wrong offset in a zip is an invalid argument.
+# A file and a folder of one name raise the others.
+_ERRORS_OF_ARCHIVES = (None, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 class Refused(Exception):

@@ -156,6 +156,15 @@ def test_an_archive_with_a_flipped_byte_is_damaged(tmp_path):
         _unpack(tmp_path, bytes(data))
 
 
+def test_a_zip_with_a_wrong_offset_is_damaged(tmp_path):
+    data = bytearray(zipped({"a": b"x"}))
+    start = data.rindex(b"PK\x05\x06") + 16  # the offset of the directory
+    data[start : start + 4] = (0xFFFFFFF0).to_bytes(4, "little")
+    with pytest.raises(SourceFailed, match="damaged") as caught:
+        _unpack(tmp_path, bytes(data))
+    assert caught.value.spoiled
+
+
 def test_the_archives_name_does_not_matter_and_files_get_default_permissions(tmp_path):
     member, content = _member("run.sh", content=b"x")
     member.mode = 0o6777
