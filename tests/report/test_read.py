@@ -217,7 +217,7 @@ def test_the_place_of_user_data_is_not_named_but_its_class_names_are(tmp_path, g
         metrics = json.loads((folder / "metrics.json").read_text())
         metrics["settings"][group] = options
         (folder / "metrics.json").write_text(json.dumps(metrics))
-    assert _variants(tmp_path) == [f"{group}.class_names={name}.txt" for name in "aab"]
+    assert _variants(tmp_path) == [f"dataset.class_names={name}.txt" for name in "aab"]
 
 
 def test_runs_of_an_older_results_version_are_separate_rows(tmp_path):
