@@ -13,6 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from so_clip.build import build_model, few_shot_batches
+from so_clip.config.compose import compose
+from so_clip.config.parse import from_config
+from so_clip.data.run_data import gather
+from so_clip.errors import InputError
+from so_clip.results.run_folder import RunFolder
+from so_clip.run import Run
 from so_clip.runtime.distributed import Ranks
 from tests.helpers.command import Outcome, call, environment, spawn
 from tests.helpers.made_datasets import write_eurosat
@@ -121,12 +128,15 @@ def test_the_average_of_the_shards_is_the_mean_of_the_batch(size, images):
     assert torch.stack(means).mean() == pytest.approx(losses_B.mean().item())
 
 
-@pytest.mark.slow
-def test_dropout_in_two_processes_is_refused(data_root, tmp_path):
-    done = run_pair(*_options(tmp_path, data_root), "method=clip_lora")
-    assert done.code != 0
-    assert "so_clip: adapter.dropout: 2 processes would drop other values" in done.err
-    assert [*tmp_path.glob("eurosat-*")] == []
+def test_dropout_in_two_processes_is_refused_before_anything_is_written(tmp_path):
+    settings = from_config(compose(["method=clip_lora"]))
+    data = gather(settings.data)
+    model = build_model(settings, data)
+    batches = few_shot_batches(settings, data, model)
+    run = Run(settings, model, RunFolder(tmp_path / "run"), batches, ranks=Ranks(0, 2))
+    with pytest.raises(InputError, match=r"adapter\.dropout: 2 processes would drop other values"):
+        run.do(data)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_sweep_under_torchrun_is_refused(monkeypatch):

@@ -13,7 +13,7 @@ from tests.helpers.command import call, environment
 pytestmark = pytest.mark.slow
 
 # SO_CLIP_KILLS=20 is a longer test. -s prints the number of finished runs at each kill.
-KILLS = int(os.environ.get("SO_CLIP_KILLS", "3"))
+KILLS = int(os.environ.get("SO_CLIP_KILLS", "2"))
 # Metrics that differ between a run and its repetition.
 OWN = ("train_seconds", "evaluate_seconds")
 SWEEP = (
