@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# Takes 40 minutes on an otherwise idle machine.
+# Takes long. Use an otherwise idle machine.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_engine.py
 	$(BIN)/python scripts/bench_report.py

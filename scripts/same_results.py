@@ -45,6 +45,7 @@ PATIENCE_SECONDS = 300
 
 
 def main() -> int:
+    """Record, check or compare results as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("revision", nargs="?", help="the Git revision to compare with")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the results to FILE")

@@ -1,8 +1,8 @@
 """SO as in its released code, one matrix at a time: the reference for the engine.
 
 It was written from a description of that code (github nairouz/SO) and does the same work in fewer
-calls: a permutation of all entries for each new support, a comparison of all pairs of indices to
-intersect two sets, and dense gradients of which a few entries are read.
+calls. It permutes all entries for each new support, compares all pairs of indices to intersect two
+sets, and computes dense gradients but reads few of their entries.
 """
 
 from collections.abc import Iterable

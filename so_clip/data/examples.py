@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 SPLITS = ("train", "val", "test")
 # Choices for images that cannot be decoded: stop, or run without them.
-RAISE, SKIP = ON_CORRUPT = ("raise", "skip")
+SKIP = "skip"
 
 
 class Example(NamedTuple):

@@ -19,26 +19,13 @@ from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from tests.helpers.command import call
+from tests.helpers.peft_cases import OPTIONS, build
 from tests.helpers.small_models import small_backbone
 from tests.helpers.structured_cases import CASES, PATTERNS, Formula, adapted, parts, tolerance
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier
 from tests.oracles.peft_oracle import MATRICES, merged
 
 GIVEN = Given([0, 1, 2])
-OPTIONS: dict[str, tuple[dict[str, Any], float]] = {
-    "lora": ({"rank": 4, "alpha": 6}, 6 / 4),
-    "dora": ({"rank": 4, "alpha": 6}, 6 / 4),
-    "adalora": ({"rank": 4, "target_rank": 2, "alpha": 6}, 6 / 4),
-    "vera": ({"rank": 5}, 1.0),
-    "ia3": ({"inputs": ["mlp.c_proj.weight"]}, 1.0),
-    "loha": ({"rank": 3, "alpha": 2}, 2 / 3),
-    "miss": ({"rank": 6}, 1.0),
-    "delora": ({"rank": 3, "boundary": 2}, 1.0),
-}
-
-
-def build(kind: str, **options: Any) -> Peft:
-    return AdaLoRA(PATTERNS, 9, **options) if kind == "adalora" else Peft(kind, PATTERNS, **options)
 
 
 def move(parameters: dict[str, nn.Parameter]) -> None:

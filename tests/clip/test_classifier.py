@@ -149,7 +149,7 @@ def test_gradients_are_those_of_the_logits(classifier):
         with torch.no_grad():
             for step in (1e-2, -1e-2):
                 weight.add_(direction, alpha=step)
-                with torch.enable_grad():  # so that prompts are encoded anew
+                with torch.enable_grad():  # forces the prompts to be encoded again
                     values.append(classifier(IMAGES_BCHW)[0, 1].item())
                 weight.add_(direction, alpha=-step)
         slope = (values[0] - values[1]) / 2e-2

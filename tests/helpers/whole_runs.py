@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.helpers.command import call
 
-# Of the demo, cut short.
+# The demo with fewer steps.
 STEPS = 6
 
 

@@ -59,7 +59,7 @@ def _escaped(character: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return the table as floats with captions, labels and notes, each of which fits on a page.
+    """Return the table as floats with captions, labels and notes. Each float fits on a page.
 
     The first has the label `tab:NAME`, further ones `tab:NAME-2` and so on.
     """
