@@ -15,7 +15,8 @@ def main(
 
     It needs: pip install 'so-clip[tensorboard]'.
 
-    Exit codes: 0 done, also if unusable runs are left out; 2 the input cannot be used.
+    Exit codes: 0 done, also if unusable runs are left out; 2 no run can be
+    used, or the folder cannot be written.
     """
     from so_clip.report.tensorboard import export, require_tensorboard
     from so_clip.system import atomic

@@ -4,14 +4,13 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from so_clip.errors import InputError
+from so_clip.report.progress import watched
 from so_clip.report.variants import variants
 from so_clip.results.run_files import (
     ERROR_FILE,
@@ -30,8 +29,6 @@ _READERS = 8
 ROW = ["backbone", "shots", "method_title", "variant"]
 # The columns that identify a run, except for the datasets it was transferred to.
 RUN = ["dataset", *ROW, "seed"]
-# The progress bar of a stage of the report, if stderr is a terminal.
-watched = partial(tqdm, disable=None, dynamic_ncols=True, leave=False)
 # The value of `tested_on` in metrics.json for test images; older runs do not have it.
 TEST = "test"
 

@@ -20,7 +20,12 @@ from so_clip.report.averages import (
     statistics,
 )
 from so_clip.report.read import ROW, RUN, Runs, transfers
-from so_clip.report.versions import seconds_notes, skipped_notes, version_notes
+from so_clip.report.versions import (
+    contents_notes,
+    seconds_notes,
+    skipped_notes,
+    version_notes,
+)
 
 # The papers' order and short names; other datasets follow in alphabetical order.
 DATASETS = {
@@ -231,7 +236,12 @@ def table_runs(measure: Measure, frame: pd.DataFrame) -> pd.DataFrame:
 
 def _table(measure: Measure, backbone: str, runs: pd.DataFrame) -> Table:
     different_timing = seconds_notes(runs) if measure.costs or measure.column == SECONDS else []
-    notes = [*version_notes(runs), *skipped_notes(runs), *different_timing]
+    notes = [
+        *version_notes(runs),
+        *contents_notes(runs),
+        *skipped_notes(runs),
+        *different_timing,
+    ]
     if "train_tflops" in runs and (measure.costs or measure.column == "train_tflops"):
         notes.append(FLOPS_NOTE)
     runs, zero_shot_note = _with_zero_shot(measure, runs)

@@ -12,6 +12,7 @@ from typing import Any
 
 from so_clip.config.settings import NO_DIFFERENCE
 from so_clip.errors import InputError
+from so_clip.report.progress import watched
 from so_clip.results.run_files import (
     CURVE_FILE,
     HISTORY_FILE,
@@ -38,6 +39,7 @@ VALUES = (
     "train_seconds",
     "trainable_parameters",
 )
+_WAY_OUT = " Give the folder that holds run folders, such as results/runs."
 _PREFIX = "events.out.tfevents"
 
 Point = tuple[str, int, float]  # tag, step, value
@@ -67,11 +69,13 @@ def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
         The number of written files, and a line for each run that cannot be read, with the reason.
 
     Raises:
-        InputError: the folder does not exist, or `logdir` cannot be written.
+        InputError: the folder does not exist, no run in it can be used, or `logdir` cannot be
+            written.
     """
     unreadable: list[str] = []
-    written, skipped = 0, []
-    for folder, run in sorted(read_states(results_dir, unreadable).items()):
+    written, current, skipped = 0, 0, []
+    runs = sorted(read_states(results_dir, unreadable).items())
+    for folder, run in watched(runs, "runs"):
         sources = [
             path for name in (*CURVES, METRICS_FILE) if (path := Path(folder) / name).is_file()
         ]
@@ -80,6 +84,7 @@ def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
         newest_ns = max(path.stat().st_mtime_ns for path in sources)
         events = logdir / run.name / f"{_PREFIX}.{newest_ns // 10**9:010d}.{newest_ns}.so_clip"
         if events.exists():
+            current += 1
             continue
         try:
             points, settings = _read(Path(folder))
@@ -91,7 +96,12 @@ def export(results_dir: Path, logdir: Path) -> tuple[int, list[str]]:
             if path != events:
                 path.unlink()
         written += 1
-    return written, [*skipped, *unreadable]
+    left_out = [*skipped, *unreadable]
+    if not (written or current):
+        reasons = f" Left out: {' '.join(left_out)}" if left_out else ""
+        begun = " Its runs have measured nothing yet." if runs and not left_out else ""
+        raise InputError(f"{results_dir}: no run in it to export.{begun}{reasons or _WAY_OUT}")
+    return written, left_out
 
 
 def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:

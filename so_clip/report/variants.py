@@ -1,5 +1,6 @@
 """Name the settings in which runs of one method differ: these names distinguish table rows."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import fields
@@ -57,6 +58,8 @@ _USUAL: dict[str, Any] = {
 _COLUMNS = ("processes", SKIPPED["test"], "results_version")
 
 Flat = dict[str, str]
+# The contents of a file with one name, by the date of the first run that used them.
+AS_OF = "as of "
 
 
 def variants(frame: pd.DataFrame) -> pd.Series:
@@ -103,6 +106,10 @@ def _add_contents(frame: pd.DataFrame, flat: list[Flat]) -> None:
         f"{dataset}, {settings.get('template')}, {settings.get('protocol')}"
         for dataset, settings in zip(frame["dataset"], frame["settings"], strict=True)
     ]
+    files = pd.DataFrame(index=frame.index)
+    files["split"] = [_file_name(settings.get("split_file")) for settings in frame["settings"]]
+    files["weights"] = ""  # a file of weights is part of the backbone's name
+    files["prompts"] = [options.get("dataset.class_names", "") for options in flat]
     for column, option, by, none_counts in (
         ("split_sha256", "split", "dataset", True),
         ("weights_sha256", "weights", "backbone", False),
@@ -112,9 +119,39 @@ def _add_contents(frame: pd.DataFrame, flat: list[Flat]) -> None:
             continue
         contents = frame[column].map(lambda value: value if isinstance(value, str) else None)
         several = contents.groupby(names[by]).nunique(dropna=not none_counts) > 1
-        for options, sha256, differ in zip(flat, contents, names[by].map(several), strict=True):
-            if differ and isinstance(sha256, str):
-                options[option] = sha256[:8]
+        for _, group in contents[names[by].map(several)].groupby(names[by]):
+            by_file = _distinct(group, files[option])
+            if by_file and option == "prompts":  # the row has dataset.class_names already
+                continue
+            labels = by_file or _first_dates(group, frame)
+            for place, sha256 in zip(frame.index.get_indexer(group.index), group, strict=True):
+                if sha256 in labels:
+                    flat[place][option] = labels[sha256]
+
+
+def _file_name(path: Any) -> str:
+    # A comma separates the options of a row's name.
+    return re.split(r"[/\\]", str(path))[-1].replace(",", "_") if path else ""
+
+
+def _distinct(contents: pd.Series, files: pd.Series) -> dict[str, str]:
+    """Return the file of each content if the files distinguish the contents, else nothing."""
+    pairs = set(zip(contents.dropna(), files[contents.dropna().index], strict=True))
+    found = dict(pairs)
+    different = len(pairs) == len(found) == len(set(found.values()))
+    return found if different and "" not in found.values() else {}
+
+
+def _first_dates(contents: pd.Series, frame: pd.DataFrame) -> dict[str, str]:
+    """Return for each content when the first run with it finished; its checksum if unknown."""
+    found = sorted(set(contents.dropna()))
+    finished = frame["finished_at"][contents.index] if "finished_at" in frame else contents.iloc[:0]
+    first = finished.map(str).groupby(contents).min()
+    for digits in (len("2026-11-22"), len("2026-11-22T12:00"), len("2026-11-22T12:00:00")):
+        dates = [str(first.get(sha256, ""))[:digits].replace("T", " ") for sha256 in found]
+        if len(set(dates)) == len(dates) and all(date[:1].isdigit() for date in dates):
+            return {sha256: f"{AS_OF}{date}" for sha256, date in zip(found, dates, strict=True)}
+    return {sha256: sha256[:8] for sha256 in found}
 
 
 def _varied(frame: pd.DataFrame, flat: list[Flat]) -> dict[str, list[str]]:

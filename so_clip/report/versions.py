@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 
+from so_clip.report.variants import AS_OF
 from so_clip.results.run_files import SKIPPED
 from so_clip.version import RESULTS_VERSION
 
@@ -46,6 +47,18 @@ def version_notes(runs: pd.DataFrame) -> list[str]:
         if dirty:
             notes.append(f"{dirty} of {len(runs)} runs used code with uncommitted changes.")
     return notes
+
+
+def contents_notes(runs: pd.DataFrame) -> list[str]:
+    """Return a sentence if a row is named by the date of a file's contents, else nothing."""
+    options = ("split", "weights", "prompts")
+    found = [name for name in options if runs["variant"].str.contains(f"{name}={AS_OF}").any()]
+    if not found:
+        return []
+    return [
+        f'The contents of {" and ".join(found)} changed between runs. "{AS_OF.strip()}" names '
+        "the contents by the time at which the first run with them finished."
+    ]
 
 
 def skipped_notes(runs: pd.DataFrame) -> list[str]:

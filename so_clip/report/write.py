@@ -43,7 +43,8 @@ def write_report(
         The missing runs and the report's place, line by line; and the problems.
 
     Raises:
-        InputError: no run can be used, a package is missing, or `out` cannot be written.
+        InputError: no run can be used, a name in `details` is no run, a package is missing, or
+            `out` cannot be written.
     """
     absent = [name for name in _PACKAGES if find_spec(name) is None]
     if absent:
@@ -51,7 +52,12 @@ def write_report(
             f"the report needs {', '.join(absent)}: not installed. "
             "Get it with: pip install 'so-clip[report]'"
         )
+    if details and tables_only:
+        raise InputError(
+            f"--details {details[0]}: --tables-only writes no page. Leave out one of the two."
+        )
     runs = read_runs(results_dir)
+    places = page.places_of(details, runs)
     remarks = [f"left out: {reason}" for reason in runs.skipped]
     if add_flops:
         runs, unknown = add_flops(runs)
@@ -61,13 +67,13 @@ def write_report(
     names = write_tables(tables, out / FOLDER)
     atomic.write_text(out / FOLDER / ALL, latex.document(names))
     if not tables_only:
-        remarks += _write_page(runs, tables, names, out, details)
+        remarks += _write_page(runs, tables, names, out, places)
     written = f"tables in {out}" if tables_only else f"page: {out / page.FILE}"
     return [*lines, f"{runs.counted}; {written}"], remarks
 
 
 def _write_page(
-    runs: Runs, tables: Sequence[Table], names: list[str], out: Path, details: Sequence[str]
+    runs: Runs, tables: Sequence[Table], names: list[str], out: Path, details: Sequence[int]
 ) -> list[str]:
     """Write significance, plots and last the page; return remarks for the user."""
     comparisons, remarks = compare(runs)

@@ -142,6 +142,23 @@ def test_a_torn_run_is_one_line_on_stderr(tmp_path):
     assert (cells["dtd"], cells["eurosat"]) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--details", "nope"), "--details nope: there is no finished run of that name"),
+        (("--details", "a", "--tables-only"), "--details a: --tables-only writes no page"),
+    ],
+)
+def test_details_that_cannot_be_shown_are_refused_before_anything_is_written(
+    tmp_path, options, message
+):
+    write_run(tmp_path / "runs", "a")
+    done = _report(tmp_path / "runs", "-o", tmp_path / "out", *options)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.messages[0]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("place", ["", "nowhere", "file"])
 def test_a_folder_without_runs_is_bad_input(tmp_path, place):
     (tmp_path / "file").write_text("")

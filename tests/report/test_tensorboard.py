@@ -148,6 +148,27 @@ def test_an_unwritable_logdir_is_bad_input(tmp_path: Path) -> None:
     assert f"cannot write {tmp_path / 'file'}" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no run in it to export. Give the folder that holds run folders"),
+        ({"a/config.yaml": "{}"}, "no run in it to export. Its runs have measured nothing yet."),
+        ({"a/metrics.json": "{"}, "no run in it to export. Left out: "),
+    ],
+)
+def test_a_folder_without_a_run_to_export_is_bad_input(
+    files: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    for name, text in files.items():
+        (tmp_path / "runs" / name).parent.mkdir()
+        (tmp_path / "runs" / name).write_text(text)
+    outcome = call("tensorboard", tmp_path / "runs", "-o", tmp_path / "logs")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"{tmp_path / 'runs'}: {message}" in outcome.messages[0]
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_missing_folder_is_bad_input(tmp_path: Path) -> None:
     outcome = call("tensorboard", tmp_path / "no", "-o", tmp_path / "logs")
     assert outcome.code == 2

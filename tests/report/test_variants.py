@@ -3,6 +3,7 @@
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from so_clip.report.variants import variants
 
@@ -41,14 +42,55 @@ def test_options_are_compared_between_runs_with_one_optimizer():
     ]
 
 
-def test_prompts_from_a_changed_file_are_different_rows():
-    settings = {"template": "/home/me/templates.txt", "protocol": "all"}
+def _changed(column: str, finished: tuple[str, ...], **settings: Any) -> list[str]:
     common = {"method": "so", "method_title": "SO", "dataset": "dtd", "shots": 4}
     runs = [
-        {**common, "settings": settings, "prompts_sha256": letter * 64} for letter in ("a", "b")
+        {
+            **common,
+            "settings": {key: values[at] for key, values in settings.items()},
+            column: f"{'ab'[at]}" * 64,
+            "finished_at": time,
+        }
+        for at, time in enumerate(finished)
     ]
-    assert list(variants(pd.DataFrame(runs))) == ["prompts=aaaaaaaa", "prompts=bbbbbbbb"]
-    assert list(variants(pd.DataFrame([runs[0], runs[0]]))) == ["", ""]
+    return list(variants(pd.DataFrame(runs)))
+
+
+@pytest.mark.parametrize(
+    ("column", "option"),
+    [("prompts_sha256", "prompts"), ("split_sha256", "split"), ("weights_sha256", "weights")],
+)
+def test_changed_contents_are_named_by_the_date_of_their_first_run(column, option):
+    days = ("2026-11-22T12:00:01+00:00", "2026-11-23T12:00:01+00:00")
+    assert _changed(column, days) == [f"{option}=as of 2026-11-22", f"{option}=as of 2026-11-23"]
+    minutes = ("2026-11-22T12:00:01+00:00", "2026-11-22T12:07:01+00:00")
+    assert _changed(column, minutes)[1] == f"{option}=as of 2026-11-22 12:07"
+    assert _changed(column, days[:1]) == [""]
+
+
+def test_without_different_dates_contents_are_named_by_their_checksum():
+    same = ("2026-11-22T12:00:01+00:00",) * 2
+    assert _changed("prompts_sha256", same) == ["prompts=aaaaaaaa", "prompts=bbbbbbbb"]
+    assert _changed("prompts_sha256", ("", "")) == ["prompts=aaaaaaaa", "prompts=bbbbbbbb"]
+
+
+def test_split_files_are_named_by_their_names_if_these_differ():
+    days = ("2026-11-22T12:00:01+00:00", "2026-11-23T12:00:01+00:00")
+    files = ("lists/mine.json", "C:\\lists\\yours, new.json")
+    assert _changed("split_sha256", days, split_file=files) == [
+        "split=mine.json",
+        "split=yours_ new.json",
+    ]
+    assert _changed("split_sha256", days, split_file=files[:1] * 2)[0] == "split=as of 2026-11-22"
+
+
+def test_files_of_class_names_that_differ_name_the_prompts():
+    days = ("2026-11-22T12:00:01+00:00", "2026-11-23T12:00:01+00:00")
+    files = ({"class_names": "a.json"}, {"class_names": "b.json"})
+    assert _changed("prompts_sha256", days, user_data=files) == [
+        "dataset.class_names=a.json",
+        "dataset.class_names=b.json",
+    ]
 
 
 def test_an_option_that_only_one_run_has_is_named():

@@ -21,7 +21,8 @@ from so_clip.report.page.thumbnails import Thumbnails
 from so_clip.report.plots import style
 from so_clip.report.plots.drawing import Plot
 from so_clip.report.plots.svg import inline
-from so_clip.report.read import Runs, watched
+from so_clip.report.progress import watched
+from so_clip.report.read import Runs
 from so_clip.report.tables import Table
 from so_clip.system import atomic
 
@@ -39,7 +40,7 @@ def write(
     out: Path,
     plots: Sequence[Plot] = (),
     *,
-    details: Sequence[str] = (),
+    details: Sequence[int] = (),
     notes: Sequence[str] = (),
     frames: Sequence[dict[str, Any]] = (),
 ) -> Path:
@@ -54,17 +55,16 @@ def write(
         tables: shown first.
         out: the report's folder.
         plots: shown after the tables.
-        details: names of run folders whose details the page must have.
+        details: places of the runs whose details the page must have; see `places_of`.
         notes: sentences for the reader, such as reasons for left-out runs.
         frames: further tables, from `frame_data`.
 
     Raises:
-        InputError: a name in `details` is not a run, or the file cannot be written.
+        InputError: the file cannot be written.
     """
     import jinja2
 
-    names = folder_names(runs)
-    order = detail_order(runs.frame, [_find(name, runs, names) for name in details])
+    order = detail_order(runs.frame, details)
     data = run_data(runs) | {
         "tables": [table_data(table) for table in tables],
         "frames": list(frames),
@@ -89,6 +89,16 @@ def write(
     file = out / FILE
     atomic.write_text(file, page)
     return file
+
+
+def places_of(names: Sequence[str], runs: Runs) -> list[int]:
+    """Return the places of the runs whose folders have these names or paths.
+
+    Raises:
+        InputError: a name fits no run, or several.
+    """
+    known = folder_names(runs)
+    return [_find(name, runs, known) for name in names]
 
 
 def detail_order(runs: pd.DataFrame, wanted: Sequence[int] = ()) -> list[int]:

@@ -11,7 +11,7 @@ from so_clip.report.plots.drawing import Plot
 from so_clip.report.plots.kappa_t import kappa_t
 from so_clip.report.plots.support import support
 from so_clip.report.plots.training import accuracy_curves, loss_curves
-from so_clip.report.read import watched
+from so_clip.report.progress import watched
 
 FOLDER = "plots"
 PLOTS = (

@@ -25,6 +25,7 @@ NASTY = '</script><script>alert("x")</script><!-- & \u2028 数 {{ 7*7 }}'
 
 def _page(root: Path, **options) -> str:
     runs = read_runs(root)
+    options["details"] = page.places_of(options.get("details", ()), runs)
     file = page.write(runs, make_tables(runs), root / "out", **options)
     return file.read_text(encoding="utf-8")
 
@@ -202,15 +203,14 @@ def test_an_unknown_or_ambiguous_name_is_refused(tmp_path, name, message):
     write_run(tmp_path / "a", folder="twice", seed=2)
     write_run(tmp_path / "b", folder="twice", seed=3)
     with pytest.raises(InputError, match=f"--details {name}: {message}"):
-        _page(tmp_path, details=[name])
-    assert not (tmp_path / "out").exists()
+        page.places_of([name], read_runs(tmp_path))
 
 
 def test_a_run_can_be_named_by_its_path(tmp_path):
     for folder, seed in (("a", 1), ("b", 2)):
         write_run(tmp_path / folder, folder="twice", seed=seed)
-    for name in ("b/twice", str(tmp_path / "b" / "twice"), str(tmp_path / "b" / "twice") + "/"):
-        _page(tmp_path, details=[name])
+    names = ["b/twice", str(tmp_path / "b" / "twice"), str(tmp_path / "a" / "twice") + "/"]
+    assert page.places_of(names, read_runs(tmp_path)) == [1, 1, 0]
 
 
 def test_names_are_relative_to_the_results_folder(tmp_path):
