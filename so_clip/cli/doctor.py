@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from so_clip.checks import OptionalPathOption, Options, PathOption, option
 from so_clip.cli.arguments import AsJson, Words
-from so_clip.cli.words import help_of, parsed
+from so_clip.cli.words import help_of, is_run_option, parsed
 from so_clip.errors import InputError
+from so_clip.system.commands import override
 
 if TYPE_CHECKING:
-    from so_clip.prepare.examine import Diagnosis
+    from so_clip.prepare.examine import Diagnosis, Place
 
 ALL = "all"
 
@@ -36,7 +37,8 @@ and used in place.
 
 {help_of(DoctorOptions)}
 
-dataset=folder and dataset=csv examine your own images in data_root, with the options of runs.
+dataset=folder and dataset=csv examine your own images in data_root. The options of runs are
+allowed, and the next command that is printed repeats them.
 
 Exit codes: 0 all datasets are whole, 1 a dataset is not, 2 the input cannot be used."""
 
@@ -49,33 +51,41 @@ def main(
     from so_clip.prepare.report import conclusion, report
 
     words = words or []
-    data_words = [word for word in words if word.startswith("dataset.")]
-    options = parsed(DoctorOptions, [word for word in words if word not in data_words], "doctor")
-    diagnoses, user_options = _diagnoses(options, data_words)
-    root, all_cards = options.data_root, options.dataset == ALL
+    run_words = [word for word in words if is_run_option(word, DoctorOptions)]
+    options = parsed(DoctorOptions, [word for word in words if word not in run_words], "doctor")
+    diagnoses, run_options = _diagnoses(options, run_words)
+    place, all_cards = _place(options), options.dataset == ALL
     if as_json:
         documents = [found.as_json() for found in diagnoses]
         print(json.dumps(documents, indent=2, ensure_ascii=False))
     else:
-        print("\n".join(report(diagnoses, root, all_cards)))
-    last_line = conclusion(diagnoses, root, all_cards, user_options)
+        print("\n".join(report(diagnoses, place, all_cards)))
+    last_line = conclusion(diagnoses, place, all_cards, run_options)
     if not as_json:
         print(last_line)
 
 
-def _diagnoses(
-    options: DoctorOptions, data_words: list[str]
-) -> tuple[list["Diagnosis"], list[str]]:
-    """Return the diagnoses, and the options of the user's own images if there are any."""
+def _place(options: DoctorOptions) -> "Place":
+    from so_clip.prepare.examine import Place
+
+    return Place(options.data_root, options.cards_dir)
+
+
+def _diagnoses(options: DoctorOptions, run_words: list[str]) -> tuple[list["Diagnosis"], list[str]]:
+    """Return the diagnoses, and the options of runs that the next command repeats."""
+    from so_clip.config.compose import compose
     from so_clip.data.cards.card import USER_LAYOUTS, card_names, load_card
     from so_clip.prepare.examine import examine
     from so_clip.system.paths import CARDS_DIR
 
     decode = None if options.check == "all" else options.samples
     root, cards_dir = options.data_root, options.cards_dir or CARDS_DIR
-    if data_words or options.dataset in USER_LAYOUTS:
-        user_options = [f"dataset={options.dataset}", *data_words]
-        return [_user_diagnosis(options, user_options, decode)], user_options
+    has_user_options = any(word.startswith("dataset.") for word in run_words)
+    if has_user_options or options.dataset in USER_LAYOUTS:
+        run_words = [override("dataset", options.dataset), *run_words]
+        return [_user_diagnosis(options, run_words, decode)], run_words
+    if run_words:
+        compose(run_words)  # refuses what no run accepts
     if not root.is_dir():
         raise InputError(f"data_root={root}: there is no such folder. Give the one with datasets.")
     names = card_names(cards_dir)
@@ -83,7 +93,8 @@ def _diagnoses(
         raise InputError(f"cards_dir={cards_dir}: holds no card of a dataset (NAME.yaml).")
     if options.dataset != ALL:
         names = list(dict.fromkeys(options.dataset.split(",")))
-    return [examine(card, root, decode) for card in [load_card(n, cards_dir) for n in names]], []
+    cards = [load_card(name, cards_dir) for name in names]
+    return [examine(card, _place(options), decode) for card in cards], run_words
 
 
 def _user_diagnosis(options: DoctorOptions, words: list[str], decode: int | None) -> "Diagnosis":
@@ -91,11 +102,15 @@ def _user_diagnosis(options: DoctorOptions, words: list[str], decode: int | None
     from omegaconf import OmegaConf
 
     from so_clip.config.compose import compose
+    from so_clip.config.parse import resolving
     from so_clip.config.user_data import dataset_choice
     from so_clip.prepare.examine import examine_user_images
 
-    values: Any = OmegaConf.to_container(compose(words)["dataset"], resolve=True)
+    composed = compose(words)
+    with resolving():
+        values: Any = OmegaConf.to_container(composed["dataset"], resolve=True)
     choice = dataset_choice(values, options.data_root)
     if choice.user_data is None:
-        raise InputError(f"{words[1]}: is an option of runs. Leave it out.")
+        first = next(word for word in words if word.startswith("dataset."))
+        raise InputError(f"{first}: is an option of runs. Leave it out.")
     return examine_user_images(choice.dataset, choice.user_data, decode)

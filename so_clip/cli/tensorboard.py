@@ -20,6 +20,7 @@ def main(
     """
     from so_clip.report.tensorboard import export, require_tensorboard
     from so_clip.system import atomic
+    from so_clip.system.commands import command
 
     require_tensorboard()
     out = out or results_dir / "events"
@@ -28,4 +29,5 @@ def main(
     for reason in skipped:
         print(f"so_clip: left out: {reason}", file=sys.stderr)
     runs = "run" if written == 1 else "runs"
-    print(f"{written} new or changed {runs}; look at them with: tensorboard --logdir {out}")
+    look = command("--logdir", out, program=("tensorboard",))
+    print(f"{written} new or changed {runs}; look at them with: {look}")

@@ -1,5 +1,6 @@
 """OPTION=VALUE words of the commands that compose no run, declared as `so_clip.checks.Options`."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -45,14 +46,44 @@ def parsed(
     return validated(options, defaults | values | flags)
 
 
+def is_run_option(word: str, options: type[Options]) -> bool:
+    """Return whether a word is an option of runs, and none of this class."""
+    from so_clip.config.settings import GROUPS, TOP_LEVEL
+
+    name = word.partition("=")[0].lstrip("+~")
+    first = name.partition(".")[0].partition("@")[0]
+    return name not in options.model_fields and first in (*GROUPS, *TOP_LEVEL, "experiment")
+
+
 def _value(word: str, text: str, field: FieldInfo) -> Any:
     """Return numbers and booleans as YAML reads them, and all other values as text."""
     if field.annotation not in _PARSED_TYPES:
-        return text
+        return _text(word, text)
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{word}: cannot be read as a value.") from error
+
+
+def _text(word: str, text: str) -> str:
+    """Return a text without Hydra's quotes, so that an option of a run means the same here.
+
+    A text that Hydra cannot read, such as a folder with brackets in its name, is taken as it is.
+    """
+    if not re.search(r"""["'\\\\]|\$\{""", text):
+        return text
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from so_clip.config.parse import resolving
+
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+    except HydraException:
+        return text
+    with resolving():
+        return OmegaConf.create({"value": value}).value if isinstance(value, str) else text
 
 
 def help_of(options: type[Options], *flags: str) -> str:

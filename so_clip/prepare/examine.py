@@ -1,7 +1,6 @@
 """Examines one dataset: its split file, missing images, and images that cannot be decoded."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from so_clip.errors import InputError
 from so_clip.prepare.dataset import LAYOUTS
 from so_clip.prepare.image_health import spread, suspicious
 from so_clip.prepare.missing import is_empty_file
+from so_clip.system.commands import command, install, override
 
 STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
 # Parts of the commands that repair a dataset.
@@ -25,6 +25,20 @@ SHOWN = 3  # examples of one kind of fault
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 # The last bytes of this many images are read. All of ImageNet's would take an hour.
 MAX_ENDS_READ = 200_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the datasets are, and their cards if these are not the program's own."""
+
+    root: Path
+    cards_dir: Path | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """The options that name both, for commands."""
+        named = {"data_root": self.root, "cards_dir": self.cards_dir}
+        return [override(name, folder) for name, folder in named.items() if folder is not None]
 
 
 @dataclass
@@ -57,32 +71,34 @@ class Diagnosis:
         return values | {"folder": None if self.folder is None else str(self.folder)}
 
 
-def examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
+def examine(card: DatasetCard, place: Place, decode: int | None) -> Diagnosis:
     """Examine one dataset and report all its faults. Nothing is written.
 
     Args:
         card: the dataset.
-        root: the folder of all datasets, which need not exist.
+        place: the folder of all datasets, which need not exist.
         decode: the number of images to decode in addition to suspicious ones; None for all images.
     """
+    root = place.root
     if card.layout not in LAYOUTS:
         return _examine_package(card, root)
     try:
-        return _examine(card, root, decode)
+        return _examine(card, place, decode)
     except OSError as error:
-        place = error.filename or root
-        fault = f"{place} cannot be read: {error.strerror or error}"
-        remedy = _chmod([place]) if isinstance(error, PermissionError) else ""
+        locked = error.filename or root
+        fault = f"{locked} cannot be read: {error.strerror or error}"
+        remedy = _chmod([locked]) if isinstance(error, PermissionError) else ""
         return Diagnosis(card.name, FAULTY, root / card.folder, faults=[fault], remedy=remedy)
 
 
-def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
+def _examine(card: DatasetCard, place: Place, decode: int | None) -> Diagnosis:
+    root = place.root
     folder = dataset_folder(card, root) if root.is_dir() else root / card.folder
     found = Diagnosis(card.name, WHOLE, folder)
     if not _exists(card, root, folder):
         found.state = ABSENT
         found.faults.append(f"{root / card.folder} does not exist or has none of its files")
-        found.remedy = _prepare(card, root)
+        found.remedy = _prepare(card, place)
         return found
     if folder != root / card.folder:
         found.notes.append(f"used in place, where another code base keeps it: {folder}")
@@ -92,7 +108,7 @@ def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
     except InputError as error:
         found.faults.append(_without_advice(str(error), card))
         # An existing split file may be the user's own, so only repair=true replaces it.
-        found.remedy = _prepare(card, root, repair=file is not None)
+        found.remedy = _prepare(card, place, repair=file is not None)
     else:
         found.faults += [_without_advice(str(problem), card) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
@@ -103,7 +119,7 @@ def _examine(card: DatasetCard, root: Path, decode: int | None) -> Diagnosis:
         bad_split_file = bool(found.faults) and file is not None
         _examine_images(card, splits, found, decode)
         if found.faults and not found.remedy.startswith(CHMOD):
-            found.remedy = _prepare(card, root, repair=bad_split_file or found.remedy != "")
+            found.remedy = _prepare(card, place, repair=bad_split_file or found.remedy != "")
     found.state = FAULTY if found.faults else WHOLE
     return found
 
@@ -112,7 +128,7 @@ def _examine_package(card: DatasetCard, root: Path) -> Diagnosis:
     try:
         splits = load_splits(card, root)
     except InputError as error:
-        remedy = f"pip install '{card.package['install']}'" if card.package else ""
+        remedy = install(card.package["install"]) if card.package else ""
         return Diagnosis(card.name, ABSENT, None, faults=[str(error)], remedy=remedy)
     return Diagnosis(
         card.name, WHOLE, None, len(splits.examples), notes=["comes with a Python package"]
@@ -209,7 +225,7 @@ def _locked(folder: Path, missing: list[str]) -> list[Path]:
 
 
 def _chmod(places: Sequence[Path | str]) -> str:
-    return shlex.join([*CHMOD.split(), *map(str, places)])
+    return command(*map(Path, places), program=tuple(CHMOD.split()))
 
 
 def _compare_with_published(card: DatasetCard, splits: Splits, found: Diagnosis) -> None:
@@ -321,15 +337,14 @@ def _without_advice(message: str, card: DatasetCard) -> str:
     return " ".join(without.split())
 
 
-def prepare_command(names: str, root: Path) -> str:
-    """Return the command that prepares one dataset, or several (a,b)."""
-    return f"python -m so_clip prepare dataset={names} data_root={shlex.quote(str(root))}"
+def prepare_command(names: str, place: Place, *more: str) -> str:
+    """Return the command that prepares one dataset, or several (a,b), with more of its words."""
+    return command("prepare", f"dataset={names}", *place.options, *more)
 
 
-def _prepare(card: DatasetCard, root: Path, repair: bool = False) -> str:
+def _prepare(card: DatasetCard, place: Place, repair: bool = False) -> str:
     if not card.sources:
         return ""
-    command = prepare_command(card.name, root)
     if card.layout == "imagenet":
-        return f"{command} {IMAGENET}FOLDER_WITH_TRAIN_AND_VAL"
-    return f"{command} {REPAIR}" if repair else command
+        return prepare_command(card.name, place, f"{IMAGENET}FOLDER_WITH_TRAIN_AND_VAL")
+    return prepare_command(card.name, place, *([REPAIR] if repair else []))

@@ -21,6 +21,7 @@ from so_clip.results.run_files import (
     read_object,
     run_folders,
 )
+from so_clip.system.commands import command, override
 from so_clip.system.locks import is_locked
 
 # Reading threads: the files are small, and on a network disk every file costs a round trip.
@@ -69,7 +70,7 @@ def read_runs(results_dir: Path) -> Runs:
     rows, other = _tested_on_test_images(rows)
     skipped += other
     if not rows:
-        way_out = "Start one: python -m so_clip experiment=demo"
+        way_out = f"Start one: {command('experiment=demo', override('results_dir', results_dir))}"
         if skipped:
             way_out = f"Left out: {' '.join(skipped)}"
         raise InputError(f"{results_dir}: no finished run in it. {way_out}")

@@ -1,6 +1,5 @@
 """The sweeps of a results folder, and the run of each of their jobs."""
 
-import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from so_clip.status.runs import (
     WAITING,
     Run,
 )
+from so_clip.system.commands import command
 from so_clip.system.locks import is_locked
 
 SWEEPS_DIR = ".sweeps"
@@ -70,7 +70,7 @@ class Sweep:
     def command_line(self) -> str:
         """The sweep's command without `force`, which would repeat finished runs."""
         arguments = [text for text in self.command if text.partition("=")[0] != "force"]
-        return shlex.join(["python", "-m", "so_clip", *arguments])
+        return command(*arguments)
 
 
 def read_sweeps(results_dir: Path, unreadable: list[str]) -> list[Sweep]:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import sys
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from so_clip.results.job_files import JOBS_DIR, RUNNING, SWEEP_FILE, Job, JobFil
 from so_clip.results.run_folder import check_writable
 from so_clip.sweep.interrupts import Interrupts
 from so_clip.system import atomic
+from so_clip.system.commands import command
 from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
 from so_clip.system.paths import CONF_DIR
 
@@ -267,8 +267,7 @@ def _close(sweep: Sweep, problem: BaseException | None) -> int | None:
     print(f"\n{summary(sweep.planned, jobs, states)}", flush=True)
     if code or "busy" in states.values():
         again = [argument for argument in sys.argv[1:] if not argument.startswith("force=")]
-        command = shlex.join(["python", "-m", "so_clip", *again])
-        print(f"The same command runs only what is missing:\n  {command}", flush=True)
+        print(f"The same command runs only what is missing:\n  {command(*again)}", flush=True)
     return code
 
 
@@ -325,6 +324,5 @@ def summary(
             continue
         job = jobs[number]
         lines.append(f"{state}: {job.message or LOST}")
-        command = ["python", "-m", "so_clip", *(job.overrides or planned[number])]
-        lines.append(f"  {shlex.join(command)}")
+        lines.append(f"  {command(*(job.overrides or planned[number]))}")
     return "\n".join(lines)

@@ -177,7 +177,7 @@ def test_a_fault_is_found_and_its_command_repairs_it(plant, fault, root):
     assert command[:4] == ["python", "-m", "so_clip", "prepare"]
     next_command = remedy.removeprefix("repair: ")
     assert done.messages == [f"so_clip: 1 of 1 datasets is not whole. Next: {next_command}"]
-    repaired = prepare(root, *[word for word in command[4:] if not word.startswith("dat")])
+    repaired = call(*command[3:])
     assert repaired.code == 0, repaired.err
     assert {path: laid_out(root)[path] for path in paths()} == images()
     assert _doctor(root, "check=all").code == 0
@@ -186,7 +186,8 @@ def test_a_fault_is_found_and_its_command_repairs_it(plant, fault, root):
 def test_a_whole_dataset_ends_with_a_first_run(root):
     done = _doctor(root)
     assert (done.code, done.err) == (0, "")
-    run = f"python -m so_clip dataset=small data_root={root} backbone=vit_b16"
+    places = f"data_root={root} cards_dir={root.parent / 'cards'}"
+    run = f"python -m so_clip dataset=small {places} backbone=vit_b16"
     assert done.out == (
         f"small: whole, 12 images, 12 of them decoded\n1 dataset is whole. Next: {run}\n"
     )
@@ -311,7 +312,8 @@ def test_an_absent_dataset_is_a_fault_only_if_it_is_named(root):
     write_card(root.parent / "cards", gone, name="other", folder="other")
     done = _doctor(root)
     assert done.code == 0
-    command = f"python -m so_clip prepare dataset=NAME data_root={root}"
+    cards = root.parent / "cards"
+    command = f"python -m so_clip prepare dataset=NAME data_root={root} cards_dir={cards}"
     assert done.out.splitlines()[1] == f"absent: other; each is fetched by: {command}"
     assert _doctor(root, "dataset=other").code == 1
     assert _doctor(root, "dataset=small,other").code == 1

@@ -36,5 +36,5 @@ def test_a_sweep_goes_on_after_a_job_with_an_interpolation_without_a_value(tmp_p
     outcome = call("-m", "seed='${nope}',-1")
     assert outcome.code == 2
     assert "sweep of 2 runs: 2 failed" in outcome.out
-    assert "'${nope}'" in outcome.out
+    assert "seed='\\${nope}'" in outcome.out
     assert not [*tmp_path.iterdir()]

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import pytest
 
 from so_clip.__main__ import main
 
@@ -110,6 +113,16 @@ def until(true: Callable[[], T], process: subprocess.Popen[str]) -> T:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     raise TimeoutError
+
+
+def shell_words(line: str) -> list[str]:
+    """Return the words that a shell gives to the program `python` for a command line."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    script = f"python() {{ printf '%s\\0' \"$@\"; }}; {line}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    assert not done.stderr, done.stderr
+    return done.stdout.decode().split("\0")[:-1]
 
 
 def python(code: str, *arguments: object) -> str:

