@@ -67,7 +67,7 @@ def test_the_summary_has_counts_and_a_command_for_each_failed_job():
         "sweep of 5 runs: 1 done, 1 skipped (finished before), 1 failed, 1 lost (its process "
         "ended), 1 not started",
         "failed: the loss became nan",
-        """  python -m so_clip seed=2 'template='"'"'a {} of'"'"''""",
+        """  python -m so_clip seed=2 "template='a {} of'\"""",
         f"lost: {LOST}",
         "  python -m so_clip seed=3",
     ]
