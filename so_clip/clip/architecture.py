@@ -1,19 +1,18 @@
 """Build an open_clip model with random weights, and its tokenizer, from an architecture name."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from so_clip.clip.whole_prompts import Tokenizer
 from so_clip.errors import InputError, nearest
 from so_clip.system.paths import ASSETS_DIR
 
 TINY = "tiny"
 TINY_CARD, TINY_WEIGHTS = "tiny.json", "tiny.safetensors"
-Tokenizer = Callable[..., Tensor]
 
 
 def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.architecture import (
     TINY,
-    Tokenizer,
     architecture_config,
     build_model,
     build_tokenizer,
@@ -30,6 +29,7 @@ from so_clip.clip.embedded import embedded_weights
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
 from so_clip.clip.image_tower import encode_image, in_pieces
 from so_clip.clip.packed_text import ClassPrompts
+from so_clip.clip.whole_prompts import Tokenizer, tokenize_whole
 from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
 
@@ -42,7 +42,7 @@ class Backbone(nn.Module):
 
     Args:
         model: an open_clip CLIP, CustomTextCLIP or CoCa.
-        tokenizer: maps texts to token ids [texts, context length].
+        tokenizer: maps texts to token ids [texts, context length]; takes context_length=.
         mean, std: of the pixels, per channel, for pixels in [0, 1].
         logit_scale: the factor from cosines to logits; fixed, never trained.
         description: architecture and origin of the weights, for records.
@@ -84,20 +84,10 @@ class Backbone(nn.Module):
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Return the prompts' token ids, tokens_KL int64, padded to the context length.
 
-        open_clip cuts a prompt that is too long, and this usually cuts the class name.
-
         Raises:
             InputError: a prompt is longer than the context.
         """
-        encode = getattr(self._tokenizer, "encode", None)  # only open_clip's own tokenizer has it
-        for prompt in prompts:
-            count = len(encode(prompt)) + 2 if encode else 0  # with the start and the end token
-            if count > self.context_length:
-                raise InputError(
-                    f"the prompt {prompt!r} takes {count} tokens, but the text encoder reads "
-                    f"{self.context_length}. Shorten the class name or the template."
-                )
-        return self._tokenizer(prompts)
+        return tokenize_whole(self._tokenizer, prompts)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, or their ids if the tokenizer cannot decode."""
