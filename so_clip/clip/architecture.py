@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from so_clip.clip.architecture_names import TINY, check_architecture
+from so_clip.clip.weights_file import TINY_CARD
 from so_clip.clip.whole_prompts import Tokenizer
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
-
-TINY = "tiny"
-TINY_CARD, TINY_WEIGHTS = "tiny.json", "tiny.safetensors"
 
 
 def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:
@@ -62,12 +61,7 @@ def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, 
 
     if name == TINY:
         return dict(tiny_card(tiny_folder)["architecture"])
-    known = open_clip.list_models()
-    if name not in known:
-        raise InputError(
-            f"backbone.architecture={name}: open_clip has no such model."
-            f"{nearest(name, known)} open_clip.list_models() lists all {len(known)}."
-        )
+    check_architecture(name)
     return dict(open_clip.get_model_config(name))
 
 

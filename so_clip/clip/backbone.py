@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.architecture import (
-    TINY,
     architecture_config,
     build_model,
     build_tokenizer,
     tiny_card,
 )
+from so_clip.clip.architecture_names import TINY
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import Memory
 from so_clip.clip.checkpoint import load_weights, read_weights
@@ -176,7 +176,8 @@ def load_backbone(
     """Load a backbone in float32 on the CPU, in evaluation mode, with every tensor frozen.
 
     QuickGELU, OpenAI's activation, is on if the architecture's name ends in "-quickgelu", if the
-    published weights were trained with it, or if the file is one of OpenAI's own.
+    published weights were trained with it, or if the file is one of OpenAI's own. Hugging Face's
+    config.json beside the file decides if there is one.
 
     Args:
         architecture: "tiny" or an open_clip model name.
@@ -224,8 +225,9 @@ def load_backbone(
         weights = read_weights(path)
         state, origin = weights.state_dict, str(path) if checkpoint else f"{pretrained} weights"
         if checkpoint is not None:
-            _check_gelu(architecture, quick_gelu, weights.from_openai, pretrained, published)
-        quick_gelu |= weights.from_openai
+            _check_gelu(architecture, quick_gelu, weights.quick_gelu, pretrained, published)
+        if weights.quick_gelu is not None:
+            quick_gelu = weights.quick_gelu
     elif pretrained == EMBEDDED:
         state, origin = embedded_weights(), "embedded weights"
     model = build_model(config, quick_gelu, seed)
@@ -259,12 +261,12 @@ def _published(architecture: str, pretrained: str | None) -> dict[str, Any]:
 def _check_gelu(
     architecture: str,
     quick_gelu: bool,
-    from_openai: bool,
+    stated: bool | None,
     pretrained: str | None,
     published: dict[str, Any],
 ) -> None:
     """Raise InputError if two options contradict: a wrong activation lowers accuracy silently."""
-    if from_openai or not published or bool(published.get("quick_gelu")) == quick_gelu:
+    if stated is not None or not published or bool(published.get("quick_gelu")) == quick_gelu:
         return
     base = architecture.removesuffix("-quickgelu")
     raise InputError(

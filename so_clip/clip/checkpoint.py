@@ -3,6 +3,7 @@
 Only tensors are read. Code in a file, pickled or TorchScript, never runs.
 """
 
+import argparse
 import math
 import pickle
 import re
@@ -13,44 +14,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from so_clip.clip.layouts import (
+    architectures_of,
+    from_hugging_face,
+    other_model,
+    state_dict_in,
+    stated_quick_gelu,
+    without_prefix,
+)
 from so_clip.clip.torchscript import is_torchscript, read_torchscript
+from so_clip.clip.weights_file import SAFETENSORS, ZIP, kind_of_weights
 from so_clip.errors import InputError
 
 # Buffers that only OpenAI's released models have.
 _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
-_WAY_OUT = (
-    "Give a file with backbone.checkpoint=FILE that is an OpenAI archive, a PyTorch or open_clip "
-    "state dict, or safetensors."
-)
-_MAX_RATIO = 20  # of the unpacked size to the file size; checkpoints compress only small parts
+# Plain values that training programs save beside the weights: arguments, and scores as NumPy's
+# numbers. Reading them runs no code.
+_NUMPY_NUMBER = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64)),
+    _NUMPY_NUMBER,
+    (_NUMPY_NUMBER, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+]
 _SHOWN = 3  # keys of each kind in an error message
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict from a file, and whether OpenAI released the file."""
+    """A state dict from a file.
+
+    Attributes:
+        state_dict: the tensors.
+        quick_gelu: whether they were trained with QuickGELU; None if the file does not say it.
+    """
 
     state_dict: dict[str, Tensor]
-    from_openai: bool
+    quick_gelu: bool | None
 
 
 def read_weights(path: Path) -> Weights:
     """Read the state dict in `path`. The content decides the format, not the suffix.
 
-    A training checkpoint's "state_dict" entry is unwrapped, and the prefix "module." of
-    data-parallel training is removed from every key.
+    The state dict of a training checkpoint is found in any of its entries; other entries are left
+    out.
 
     Raises:
         InputError: the path is missing or not a file; or the file is empty, damaged, of no known
-            format, or holds anything but tensors (pickled objects are refused, not loaded).
+            format, holds two state dicts, or pickled objects, which are refused and not loaded.
     """
     path = Path(path)
-    _check_file(path)
+    kind = kind_of_weights(path)
     try:
-        content = _read(path)
+        content = _read(path, kind)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
@@ -63,18 +84,21 @@ def read_weights(path: Path) -> Weights:
             f"{path}: is damaged or cut short; its weights cannot be read "
             f"({type(error).__name__}: {_reason(error)}). Copy or download it again."
         ) from error
-    state_dict = _unwrap(content, path)
+    state_dict = state_dict_in(content, path)
     from_openai = all(mark in state_dict for mark in _OPENAI_MARKS)
     for mark in _OPENAI_MARKS:
         state_dict.pop(mark, None)
-    return Weights(state_dict, from_openai)
+    return Weights(state_dict, True if from_openai else stated_quick_gelu(path, state_dict))
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
     """Copy `state_dict` into an open_clip model, in the model's precision.
 
     Position embeddings of another image size or context length are resized as in open_clip. Keys of
-    open_clip's older layouts are renamed.
+    open_clip's older layouts and of Hugging Face's CLIPModel are renamed, and the prefixes of
+    training programs are removed. Tensors that do not have the model's prefix are left out, with a
+    warning. logit_scale may be missing, and logit_bias is left out: class scores here use
+    backbone.logit_scale, and one bias for all classes changes no probability.
 
     Args:
         model: an open_clip CLIP, CustomTextCLIP or CoCa.
@@ -103,7 +127,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
             + _listed("missing", missing)
             + _listed("unexpected", unexpected)
             + _listed("of another shape", differing)
-            + ". Choose the architecture that the file was saved from with backbone.architecture=."
+            + f". {_way_out(state_dict, state, missing, unexpected + differing)}"
         )
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -111,70 +135,53 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     model.load_state_dict(state)
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a checkpoint. {_WAY_OUT}")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such checkpoint. {_WAY_OUT}")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if empty:
-        raise InputError(f"{path} is empty. Copy or download it again.")
+def _way_out(
+    state_dict: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    others: list[str],
+) -> str:
+    """Return the last sentences of a refusal.
+
+    Args:
+        state_dict: as in the file.
+        state: in the model's layout.
+        missing: tensors of the model that are missing.
+        others: unexpected tensors, and tensors of another shape.
+    """
+    if what := other_model(state_dict):
+        return f"It is {what}."
+    if not missing and not any(" instead of " in name for name in others):
+        return "It holds more than the backbone: save the model's state_dict() alone."
+    if architectures := architectures_of(state):
+        names = " or ".join(architectures[:_SHOWN])
+        return f"It has the sizes of {names}. Choose it with backbone.architecture=."
+    if not others:
+        return (
+            "It is incomplete: save the whole model's state_dict(). Or it is of another "
+            "architecture: choose that with backbone.architecture=."
+        )
+    return "Choose the architecture that the file was saved from with backbone.architecture=."
 
 
-def _read(path: Path) -> Any:
-    with path.open("rb") as file:
-        head = file.read(9)
-    # A safetensors file begins with eight bytes, the length of its JSON header; then the header.
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+def _read(path: Path, kind: str) -> Any:
+    if kind == SAFETENSORS:
         from safetensors.torch import load_file
 
         return load_file(path, device="cpu")
-    if head[:2] == b"PK":
+    if kind == ZIP:
         with zipfile.ZipFile(path) as archive:
-            _refuse_bomb(archive, path)
             if is_torchscript(archive):
                 return read_torchscript(path)
-    elif head[:1] != b"\x80":  # first byte of a pickle, PyTorch's format before version 1.6
-        raise InputError(f"{path} is not a checkpoint in any known format. {_WAY_OUT}")
-    with path.open("rb") as file, warnings.catch_warnings():
+    with (
+        path.open("rb") as file,
+        warnings.catch_warnings(),
+        torch.serialization.safe_globals(_HARMLESS),
+    ):
         # torch also warns about pickles that it then refuses.
         warnings.simplefilter("ignore")
         # With a path, torch would choose the format by the suffix; so pass the open file.
         return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _refuse_bomb(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise InputError for an archive that unpacks to much more than its size (a zip bomb).
-
-    Checkpoints store tensors uncompressed.
-    """
-    size = sum(member.file_size for member in archive.infolist())
-    if size > _MAX_RATIO * path.stat().st_size:
-        raise InputError(
-            f"{path}: refused, because it would unpack to {size / 2**20:.0f} MiB, more than "
-            f"{_MAX_RATIO} times its size. No checkpoint does that. {_WAY_OUT}"
-        )
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{path} holds no state dict. {_WAY_OUT}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InputError(
-                f"{path} holds no state dict: its entry {name!r} is a {type(value).__name__}, "
-                f"not a tensor. {_WAY_OUT}"
-            )
-    state = {str(name): value for name, value in content.items()}
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
 
 
 def _in_model_layout(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -182,8 +189,16 @@ def _in_model_layout(model: nn.Module, state: dict[str, Tensor], source: str) ->
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
-    state = convert_state_dict(model, state)
-    if hasattr(model, "text"):
+    expected = model.state_dict()
+    state, left_out = without_prefix(state, expected, source)
+    if left_out:
+        warnings.warn(
+            f"{source}:{_listed('tensors outside the model are left out', left_out)}", stacklevel=3
+        )
+    state = convert_state_dict(model, from_hugging_face(state))
+    if not hasattr(model, "text"):
+        state = {name.removeprefix("text."): value for name, value in state.items()}
+    else:
         if "positional_embedding" in state:
             state = convert_to_custom_text_state_dict(state)
         state.pop("text.transformer.embeddings.position_ids", None)
@@ -191,8 +206,10 @@ def _in_model_layout(model: nn.Module, state: dict[str, Tensor], source: str) ->
         parameter = getattr(model, name, None)
         if parameter is not None and name in state and state[name].numel() == 1:
             state[name] = state[name].reshape(parameter.shape)
-    if getattr(model, "logit_bias", None) is not None:
-        state.setdefault("logit_bias", torch.zeros_like(model.get_parameter("logit_bias")))
+        elif parameter is None:
+            state.pop(name, None)
+        elif name not in state:
+            state[name] = torch.zeros_like(parameter) if name == "logit_bias" else parameter.data
     _resize_positions(model, state, source)
     return state
 

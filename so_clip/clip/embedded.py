@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from so_clip.clip.architecture import TINY_WEIGHTS, tiny_card
+from so_clip.clip.architecture import tiny_card
 from so_clip.clip.checkpoint import read_weights
+from so_clip.clip.weights_file import TINY_WEIGHTS
 from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from so_clip.clip.weights_file import check_backbone
 from so_clip.config.parse import from_config
 from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
@@ -118,6 +119,7 @@ def _run(
     gpu_job: int | None = None,
 ) -> "Result | None":
     check_writable(settings.placement.results_dir)
+    check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
     evaluation = settings.evaluation
     data = gather(settings.data, cache_dir=evaluation.cache_dir, workers=evaluation.workers)
     # torch takes seconds to import, and most bad input is refused without it.
