@@ -13,6 +13,7 @@ from so_clip.checks import (
     one_of,
     option,
     option_key,
+    path,
     unicode_text,
     validated,
 )
@@ -40,6 +41,7 @@ class UserDataset(Options):
     split_shares: tuple[float, float, float]
     split_seed: int = option(ge=0, le=MAX_SEED)
     class_names: OptionalPathOption
+    follow_links: bool
 
     @field_validator("name", mode="before")
     @classmethod
@@ -68,13 +70,33 @@ class FolderDataset(UserDataset):
     """dataset=folder: a folder for each class."""
 
     split: Literal["auto", "folders", "drawn"]
-    follow_links: bool
+    train_folder: tuple[str, ...]
+    val_folder: tuple[str, ...]
+    test_folder: tuple[str, ...]
+
+    @field_validator("train_folder", "val_folder", "test_folder", mode="before")
+    @classmethod
+    def _check_folders(cls, value: Any, info: ValidationInfo) -> tuple[str, ...]:
+        key = option_key(info)
+        names = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
+        return tuple(str(path(key, name)) for name in names)
 
 
 class CsvDataset(UserDataset):
     """dataset=csv: a list of images, labels and splits."""
 
     csv_file: OptionalPathOption
+    split: Literal["auto", "drawn"]
+    path_column: str | None
+    label_column: str | None
+    split_column: str | None
+
+    @field_validator("path_column", "label_column", "split_column", mode="before")
+    @classmethod
+    def _check_column(cls, value: Any, info: ValidationInfo) -> str | None:
+        if value is None or (str(value).strip() and not isinstance(value, (list, dict))):
+            return None if value is None else unicode_text(option_key(info), str(value))
+        raise InputError(f"{option_key(info)}={value}: must be the name of a column.")
 
 
 class ChosenDataset(NamedTuple):

@@ -7,9 +7,13 @@ from so_clip.checks import path
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, check_trainable, load_card
 from so_clip.data.examples import Splits
 from so_clip.data.lists.splits import load_splits
+from so_clip.data.user.class_names import pairs_text
 from so_clip.data.user.dataset import UserData, read_user_data, user_name
 from so_clip.data.user.prompt_file import is_prompt_file, read_prompt_file
 from so_clip.errors import InputError
+
+# A run shows some names of a list; the doctor shows them all.
+_SHOWN_PAIRS = 6
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,11 @@ def find_dataset(
         found = Dataset(card, load_splits(card, data_root, split_file), data_root)
     else:
         card, splits, listing = read_user_data(user, name)
-        found = Dataset(card, splits, user.folder, tuple(listing.notes))
+        notes = [*listing.notes]
+        if listing.pairs:
+            pairs = pairs_text(listing.pairs, _SHOWN_PAIRS)
+            notes.append(f"{user.class_names} names the classes by position: {pairs}")
+        found = Dataset(card, splits, user.folder, tuple(notes))
     return _with_prompts(found, template)
 
 

@@ -17,6 +17,7 @@ from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
 from so_clip.data.lists.splits import dataset_folder
 from so_clip.data.safe_path import why_outside
+from so_clip.data.unicode_names import DiskNames
 from so_clip.errors import InputError, reason_of
 from so_clip.system.threads import in_threads
 
@@ -61,10 +62,14 @@ class ImageFolder:
     """The images below one folder.
 
     Args:
-        root: the folder; paths are relative to it and never leave it.
+        root: the folder; paths are relative to it and never leave it. A name is found in either
+            of its Unicode forms.
     """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        self._names = DiskNames(self.root)
 
     def read(self, path: str) -> Image.Image:
         """Decode one image as CLIP's reference pipeline does: PIL, converted to RGB.
@@ -98,7 +103,7 @@ class ImageFolder:
     def _inside(self, path: str) -> str:
         if reason := why_outside(path):
             raise InputError(f"{self.root}: the path {path!r} is refused: {reason}.")
-        return path
+        return self._names.find(path)
 
     def _read(self, path: str, take: Callable[[BinaryIO], _Result]) -> _Result:
         file = self.root / self._inside(path)

@@ -1,6 +1,7 @@
 """Small files that people write: YAML and JSON as plain data, and text."""
 
 import json
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -9,12 +10,16 @@ from typing import Any
 
 import yaml
 
+from so_clip.data.json_faults import json_fault
 from so_clip.errors import InputError
 
 # libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML has it.
 _LOADER: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
 _DEEPEST = 20
 _TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
+# Before and after code in Markdown, as language models write it.
+FENCE = "```"
+_MARKED = re.compile(r"([-*+•]|\d{1,5}[.)]|\d{1,5}:)\s")
 # Several prompts for each of 20,000 classes take a tenth of it.
 MAX_BYTES = 64 * 2**20
 
@@ -49,7 +54,8 @@ def load_plain_json(text: str | bytes) -> Any:
     """Return the content of JSON text.
 
     Raises:
-        ValueError: it is not JSON, or gives a key twice in one mapping.
+        ValueError: it is not JSON, or gives a key twice in one mapping. The message names the
+            line and says in plain words what to write.
         RecursionError: it is nested too deep.
     """
 
@@ -60,7 +66,12 @@ def load_plain_json(text: str | bytes) -> Any:
             raise ValueError(f"the key {repeated!r} is given twice")
         return content
 
-    return json.loads(text, object_pairs_hook=mapping)
+    try:
+        return json.loads(text, object_pairs_hook=mapping)
+    except json.JSONDecodeError as error:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text), "replace")
+        raise ValueError(json_fault(text, error)) from error
 
 
 def read_values(file: Path, option: str) -> Any:
@@ -86,12 +97,30 @@ def read_values(file: Path, option: str) -> Any:
         raise
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind = "JSON" if suffix == ".json" else "YAML"
-        raise InputError(f"{file}: is not {kind}: {' '.join(str(error).split())}.") from error
+        problem = _fenced(data) or " ".join(str(error).split())
+        raise InputError(f"{file}: is not {kind}: {problem}.") from error
 
 
-def lines_of(text: str) -> list[str]:
-    """Return the lines of a text that are not blank, without blanks at their ends."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def text_lines(file: Path, text: str) -> list[str]:
+    """Return the lines of a text that are not blank, without blanks at their ends.
+
+    Raises:
+        InputError: the lines have marks of Markdown, such as code fences, bullets or numbers. They
+            would become part of names and prompts.
+    """
+    numbered = enumerate(map(str.strip, text.splitlines()), start=1)
+    lines = [(number, line) for number, line in numbered if line]
+    for number, line in lines:
+        if line.startswith(FENCE):
+            raise InputError(f"{file}: line {number}: is a code fence, {FENCE}. Delete such lines.")
+    if len(lines) > 1 and all(_MARKED.match(line) for _, line in lines):
+        number, line = lines[0]
+        mark = shortened(line.split()[0])
+        raise InputError(
+            f"{file}: line {number}: begins with {mark}, as all lines begin with a bullet or a "
+            "number. Delete these marks, which would become part of the text."
+        )
+    return [line for _, line in lines]
 
 
 def decoded(file: Path, data: bytes, encoding: str = "utf-8-sig") -> str:
@@ -101,6 +130,14 @@ def decoded(file: Path, data: bytes, encoding: str = "utf-8-sig") -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{file}: line {line}: is not UTF-8 text. Save it as UTF-8.") from error
+
+
+def _fenced(data: bytes) -> str:
+    """Return the place of a code fence, which is neither JSON nor YAML; "" without one."""
+    for number, line in enumerate(data.splitlines(), start=1):
+        if line.strip().startswith(FENCE.encode()):
+            return f"line {number} is a code fence, {FENCE}; delete such lines"
+    return ""
 
 
 def _content(file: Path, option: str) -> bytes:

@@ -11,7 +11,10 @@ from so_clip.data.examples import SPLITS, Splits
 from so_clip.data.images import ImageFolder
 from so_clip.data.lists.split_file import MAX_PROBLEMS, read_sound_part
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
+from so_clip.data.unicode_names import DiskNames
+from so_clip.data.user.class_names import pairs_text
 from so_clip.data.user.dataset import UserData, read_user_data
+from so_clip.data.user.links import LinkCheck, is_below
 from so_clip.errors import InputError
 from so_clip.prepare.dataset import LAYOUTS
 from so_clip.prepare.image_health import spread, suspicious
@@ -21,6 +24,7 @@ from so_clip.system.commands import command, install, override
 STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
 # Parts of the commands that repair a dataset.
 REPAIR, IMAGENET, CHMOD = "repair=true", "imagenet_dir=", "chmod -R u+rX"
+MAX_PAIRS = 1000  # names of classes
 SHOWN = 3  # examples of one kind of fault
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 # The last bytes of this many images are read. All of ImageNet's would take an hour.
@@ -144,6 +148,9 @@ def examine_user_images(name: str, data: UserData, decode: int | None) -> Diagno
         found.faults.append(str(error))
     else:
         found.notes += listing.notes
+        if listing.pairs:
+            pairs = pairs_text(listing.pairs, MAX_PAIRS)
+            found.notes.append(f"{data.class_names} names the classes by position: {pairs}")
         counts = ", ".join(f"{splits.sizes[split]} {split}" for split in SPLITS)
         found.notes.append(f"{splits.sizes['classes']} classes; images: {counts}")
         _examine_images(card, splits, found, decode)
@@ -159,7 +166,8 @@ def _examine_images(
     """Add the faults of the images, and the remedy for permissions or "repair" for damage."""
     assert found.folder is not None
     folder = found.folder / card.image_dir
-    paths = [example.path for example in splits.examples]
+    names = DiskNames(folder)
+    paths = [names.find(example.path) for example in splits.examples]
     found.images = len(paths)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises below a locked folder
         found.faults.append(f"the image folder {folder} is missing")
@@ -288,13 +296,9 @@ def _names_in(folder: Path) -> list[str]:
 
 def _note_links(folder: Path, paths: list[str], found: Diagnosis) -> None:
     """Note links out of the folder. Runs follow them, since large sets are often linked."""
+    links = LinkCheck(folder, follow_links=True)
     root = os.path.realpath(folder)
-    outside = [
-        path
-        for path in paths
-        if os.path.islink(folder / path)  # noqa: PTH114 - faster, for a million images
-        and not os.path.realpath(folder / path).startswith(f"{root}{os.sep}")
-    ]
+    outside = [path for path in paths if not is_below(links.real_path(path), root)]
     _add(found.notes, outside, found.images, f"links that lead out of {folder}, and are followed")
 
 

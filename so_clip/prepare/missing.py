@@ -5,6 +5,7 @@ from pathlib import Path
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.images import ImageFolder
 from so_clip.data.lists.splits import dataset_folder, load_splits
+from so_clip.data.unicode_names import DiskNames
 from so_clip.errors import InputError
 
 
@@ -27,8 +28,10 @@ def missing_images(card: DatasetCard, root: Path) -> list[str]:
     paths = [example.path for example in splits.examples]
     folder = dataset_folder(card, root) / card.image_dir
     missing = ImageFolder(folder).missing(paths)
-    absent = set(missing)
-    missing += [path for path in paths if path not in absent and is_empty_file(folder / path)]
+    absent, names = set(missing), DiskNames(folder)
+    missing += [
+        path for path in paths if path not in absent and is_empty_file(folder / names.find(path))
+    ]
     published = sum(card.sizes[split] for split in ("train", "val", "test"))
     if not missing and not has_split_file and len(paths) != published:
         return [f"{folder} holds {len(paths)} images where {published} were published"]

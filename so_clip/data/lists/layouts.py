@@ -10,6 +10,7 @@ from so_clip.data.cards.card import DatasetCard, how_to_get
 from so_clip.data.digits import DIGITS_FILE, digit_path, load_digits
 from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.safe_path import why_outside
+from so_clip.data.unicode_names import DiskNames, composed
 from so_clip.errors import InputError
 from so_clip.system.commands import install
 from so_clip.system.safe_open import read_plain
@@ -55,8 +56,8 @@ def _paths_sha256(examples: Iterable[Example]) -> str:
 
 def _class_folders(card: DatasetCard, image_dir: Path, split: str) -> list[Example]:
     root = image_dir / split
-    found = sorted(entry.name for entry in _visible(root, card) if entry.is_dir())
-    wanted = sorted(card.class_folders) or found
+    found = sorted(composed(entry.name) for entry in _visible(root, card) if entry.is_dir())
+    wanted = sorted(map(composed, card.class_folders)) or found
     missing = [name for name in wanted if name not in set(found)]
     extra = [name for name in found if name not in set(wanted)]
     if missing or extra or len(found) != len(card.class_names):
@@ -66,17 +67,18 @@ def _class_folders(card: DatasetCard, image_dir: Path, split: str) -> list[Examp
             f"{root}: {len(found)} class folders, but {card.title} has "
             f"{len(card.class_names)}{first}. {how_to_get(card)}"
         )
-    labels = {name: label for label, name in enumerate(card.class_folders or found)}
+    labels = {composed(name): label for label, name in enumerate(card.class_folders or found)}
     return [
         Example(f"{split}/{name}/{file}", labels[name])
         for name in wanted
-        for file in _images_in(root / name, card)
+        for file in _images_in(root / DiskNames(root).find(name), card)
     ]
 
 
 def _images_in(folder: Path, card: DatasetCard) -> list[str]:
     names = (entry.name for entry in _visible(folder, card))
-    files = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+    # The order decides draws. It must not depend on the Unicode form on a disk.
+    files = sorted((name for name in names if name.lower().endswith(IMAGE_SUFFIXES)), key=composed)
     if not files:
         raise InputError(f"{folder}: holds no images. {how_to_get(card)}")
     return files
@@ -224,8 +226,9 @@ def class_folder_splits(card: DatasetCard, folder: Path) -> Splits:
     """
     root = folder / card.image_dir
     numbered = card.layout == "numbered_folders"
-    wanted = list(map(str, card.parent_labels)) if numbered else list(card.class_folders)
-    found = {entry.name for entry in _visible(root, card) if entry.is_dir()}
+    names = map(str, card.parent_labels) if numbered else card.class_folders
+    wanted = list(map(composed, names))
+    found = {composed(entry.name) for entry in _visible(root, card) if entry.is_dir()}
     extra = sorted(found - set(wanted))
     if extra or not found:
         problem = (
@@ -236,7 +239,7 @@ def class_folder_splits(card: DatasetCard, folder: Path) -> Splits:
     test = [
         Example(f"{wanted[index]}/{file}", label)
         for label, index in enumerate(present)
-        for file in _images_in(root / wanted[index], card)
+        for file in _images_in(root / DiskNames(root).find(wanted[index]), card)
     ]
     return Splits.of(
         {"train": [], "val": [], "test": test},

@@ -12,6 +12,7 @@ from so_clip.data.cards.card import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.plain_files import load_plain_json, shortened
 from so_clip.data.safe_path import why_outside
+from so_clip.data.unicode_names import composed
 from so_clip.errors import InputError
 
 # A hostile file may have millions.
@@ -133,7 +134,7 @@ class _SplitFileReader:
         if reason := why_outside(path):
             return f"names {shortened(path)}, outside the dataset's image folder: {reason}"
         # "a//b.jpg" and "a/./b.jpg" open the same file as "a/b.jpg".
-        first = self.seen.setdefault(normpath(path), place)
+        first = self.seen.setdefault(composed(normpath(path)), place)
         return "" if first == place else f"repeats the image {shortened(path)} of {first}"
 
     def _label_problem(self, place: str, label: Any, name: Any) -> str:
@@ -143,6 +144,6 @@ class _SplitFileReader:
         if not isinstance(name, str) or not name.strip():
             return f"has the class name {shortened(name)}, which is not a name"
         known, first = self.names.setdefault(label, (name, place))
-        if known == name:
+        if composed(known) == composed(name):
             return ""
         return f"has {shortened(name)} for label {label}, but {first} has {shortened(known)}"

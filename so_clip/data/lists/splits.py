@@ -9,6 +9,7 @@ from so_clip.data.cards.card import PACKAGE_LAYOUT, TEST_LAYOUTS, DatasetCard, h
 from so_clip.data.examples import SPLITS, Splits
 from so_clip.data.lists import layouts
 from so_clip.data.lists.split_file import read_split_file
+from so_clip.data.unicode_names import composed
 from so_clip.errors import InputError
 
 _COUNTED = {"classes": "classes"} | {split: f"{split} images" for split in SPLITS}
@@ -58,7 +59,7 @@ def _compare(splits: Splits, card: DatasetCard) -> None:
     place = f"{splits.file}, which datasets/{card.name}.yaml describes"
     names = zip(splits.class_names, card.class_names, strict=False)
     for label, (found, expected) in enumerate(names):
-        if found != expected:
+        if composed(found) != composed(expected):
             raise InputError(
                 f"{place}: label {label} is {found!r} there, but class_names[{label}] is "
                 f"{expected!r} in the card. Make them equal."

@@ -2,34 +2,64 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from so_clip.data.cards.card_file import problem_of_class_names
-from so_clip.data.plain_files import lines_of, read_values
-from so_clip.data.user.listing import composed
+from so_clip.data.plain_files import read_values, text_lines
+from so_clip.data.unicode_names import composed
 from so_clip.errors import InputError, nearest
 
 _OPTION = "dataset.class_names=FILE"
+# More digits or larger exponents are no labels.
+_NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})(e[+-]?[0-9]{1,3})?", re.I)
 
 
 def readable(key: str) -> str:
-    """Return a key as words: composed Unicode, with single blanks in place of _ and -."""
-    return " ".join(re.sub("[_-]", " ", composed(key)).split())
+    """Return a key as words: composed Unicode, with single blanks in place of _ and -.
+
+    A number keeps its sign.
+    """
+    words = composed(key).strip()
+    return words if number_of(words) is not None else " ".join(re.sub("[_-]", " ", words).split())
+
+
+def number_of(key: str) -> Decimal | None:
+    """Return the value of a key that is a finite number, such as 007, -1, 3.0 or 1e-3."""
+    return Decimal(key) if _NUMBER.fullmatch(key) else None
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
     """Return the keys of all classes in the order of their labels.
 
-    Keys are sorted by number if all are whole numbers, and by code points otherwise.
+    Keys are sorted by value if all are finite numbers, and by code points otherwise.
     """
     found = list(keys)
-    if all(re.fullmatch("[0-9]{1,18}", key) for key in found):
-        return sorted(found, key=lambda key: (int(key), key))
+    values = {key: value for key in found if (value := number_of(key)) is not None}
+    if len(values) == len(found):
+        return sorted(found, key=lambda key: (values[key], key))
     return sorted(found)
 
 
-def class_names(keys: Sequence[str], file: Path | None, place: Path) -> list[str]:
+def pairs_text(pairs: Sequence[tuple[str, str]], most: int) -> str:
+    """Return "key = name" of each class; of the first and the last if there are more than `most`.
+
+    They show to which class each name of a list belongs.
+    """
+    texts = [f"{key} = {name}" for key, name in pairs]
+    if len(texts) > most:
+        texts = [*texts[: most // 2], "...", *texts[-(most // 2) :]]
+    return ", ".join(texts)
+
+
+class Names(list[str]):
+    """The names of classes by label; `by_position` if a list without keys gave them."""
+
+    by_position = False
+
+
+def class_names(keys: Sequence[str], file: Path | None, place: Path) -> Names:
     """Return the names of the classes, by label.
 
     Args:
@@ -42,7 +72,7 @@ def class_names(keys: Sequence[str], file: Path | None, place: Path) -> list[str
         InputError: the file is neither or names unknown classes, a name is impossible in a prompt,
             or two classes have the same name; the message says what to do.
     """
-    names = [readable(key) for key in keys]
+    names = Names(readable(key) for key in keys)
     if file is not None:
         names = _from_file(file, keys, names)
     for key, name in zip(keys, names, strict=True):
@@ -82,12 +112,11 @@ def read_as_number(number: str, known: Set[str]) -> str:
     )
 
 
-def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
+def _from_file(file: Path, keys: Sequence[str], names: Names) -> Names:
     values = read_values(file, "dataset.class_names")
     if isinstance(values, str):
         values = _of_lines(file, values)
     if isinstance(values, Mapping):
-        given = {composed(str(key)): _name(file, str(key), name) for key, name in values.items()}
         known = set(keys)
         for key in values:
             if key is None or isinstance(key, bool):
@@ -96,13 +125,8 @@ def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
                     raise InputError(f"{file}: {problem}")
             elif isinstance(key, int) and (meant := read_as_number(str(key), known)):
                 raise InputError(f"{file}: {meant}")
-        for key in given:
-            if key not in known:
-                raise InputError(
-                    f"{file}: {key!r} is not a class.{nearest(key, keys)} The classes are "
-                    f"{', '.join(map(repr, keys[:5]))}{', ...' if len(keys) > 5 else ''}."
-                )
-        return [given.get(key, name) for key, name in zip(keys, names, strict=True)]
+        given = _by_key(file, values, keys)
+        return Names(given.get(key, name) for key, name in zip(keys, names, strict=True))
     if not isinstance(values, list):
         raise InputError(f"{file}: must hold a mapping from classes to names, or a list of names.")
     if len(values) != len(keys):
@@ -110,11 +134,37 @@ def _from_file(file: Path, keys: Sequence[str], names: list[str]) -> list[str]:
             f"{file}: lists {len(values)} names, but there are {len(keys)} classes, from "
             f"{keys[0]!r} to {keys[-1]!r}. List one name for each, or write a mapping."
         )
-    return [_name(file, key, name) for key, name in zip(keys, values, strict=True)]
+    listed = Names(_name(file, key, name) for key, name in zip(keys, values, strict=True))
+    listed.by_position = True
+    return listed
+
+
+def _by_key(file: Path, values: Mapping[Any, Any], keys: Sequence[str]) -> dict[str, str]:
+    """Return the names of a mapping by the key of each class; 3 is the key of a class 3.0 too."""
+    by_value: dict[Decimal, list[str]] = {}
+    for key in keys:
+        if (value := number_of(key)) is not None:
+            by_value.setdefault(value, []).append(key)
+    given: dict[str, str] = {}
+    for written, name in values.items():
+        key = composed(str(written))
+        number = number_of(key)
+        same = by_value.get(number, []) if number is not None else []
+        if key not in keys and len(same) == 1:
+            key = same[0]
+        if key not in keys:
+            raise InputError(
+                f"{file}: {key[:80]!r} is not a class.{nearest(key, keys)} The classes are "
+                f"{', '.join(map(repr, keys[:5]))}{', ...' if len(keys) > 5 else ''}."
+            )
+        if key in given:
+            raise InputError(f"{file}: the class {key!r} has two names. Leave one of them out.")
+        given[key] = _name(file, key, name)
+    return given
 
 
 def _of_lines(file: Path, text: str) -> Any:
-    lines = lines_of(text)
+    lines = text_lines(file, text)
     if not lines or not all("\t" in line for line in lines):
         return lines
     names: dict[str, str] = {}

@@ -4,22 +4,34 @@ import codecs
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from posixpath import normpath
 
+from so_clip.data.examples import SPLITS
 from so_clip.data.plain_files import decoded
 from so_clip.data.safe_path import why_outside
-from so_clip.data.user.listing import SPLIT_NAMES, Listed, Listing, composed
-from so_clip.errors import InputError
+from so_clip.data.unicode_names import DiskNames, composed
+from so_clip.data.user.class_names import number_of
+from so_clip.data.user.links import LinkCheck, refuse_shared
+from so_clip.data.user.listing import Listed, Listing, is_unusual, splits_of
+from so_clip.errors import InputError, nearest
 
 # Names of the columns, in lower case, by their content.
 COLUMNS = {
-    "path": ("path", "file", "filename", "filepath", "image"),
-    "label": ("label", "class", "class_name", "category"),
+    "path": (
+        *("path", "file", "filename", "filepath", "image"),
+        *("file_name", "file_path", "image_path", "img_path"),
+    ),
+    "label": ("label", "class", "class_name", "category", "labels"),
     "split": ("split", "set", "subset"),
 }
 DELIMITERS = (",", ";", "\t", "|")
+# Spreadsheets read and write such a first line.
+_NAMED_DELIMITER = re.compile(r'"?sep=([^\r\n"])"?[ \t]*(?:\r\n|\r|\n)', re.IGNORECASE)
 _HEAD = "The first line names the columns: path,label or path,label,split"
 
 
@@ -55,28 +67,49 @@ def find_csv(root: Path, given: Path | None) -> Path:
     return root / files[0]
 
 
-def list_csv(file: Path, root: Path | None = None) -> Listing:
+@dataclass(frozen=True)
+class CsvOptions:
+    """How a CSV file is read.
+
+    Attributes:
+        columns: the name of the column for "path", "label" and "split" where the user gives it.
+        draw_split: ignore a split column.
+        follow_links: follow links to places outside the folder of the images.
+    """
+
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    draw_split: bool = False
+    follow_links: bool = False
+
+
+def list_csv(file: Path, root: Path | None = None, options: CsvOptions | None = None) -> Listing:
     """List the images of a CSV file.
 
-    The first line shows the delimiter: comma, semicolon, tab or |. The text is UTF-8, or UTF-16
-    with a byte order mark, with any line ends. Columns other than path, label and split are
-    ignored. Images are not opened.
+    The first line shows the delimiter: comma, semicolon, tab or |; a line before it, such as
+    "sep=;", names it. The text is UTF-8, UTF-16 with a byte order mark, or else Windows-1252, with
+    any line ends. Columns other than path, label and split are ignored. Backslashes in paths are
+    separators, and absolute paths must lead into the folder of the images. Names of files are
+    found in either Unicode form. Images are not opened.
 
     Args:
         file: the list.
         root: the folder that the paths start from; None: the folder of the list.
+        options: columns, splits and links.
 
     Raises:
-        InputError: no text, missing columns, a row with missing values, a path outside the
-            dataset, a repeated image, an unknown split, or splits for some images only. The
+        InputError: no text, missing columns, a row with missing values, a path or a link out of
+            the dataset, a repeated image, an unknown split, or splits for some images only. The
             message names file and line.
     """
-    rows = _rows(file)
-    number, header = next(rows, (1, []))
+    options = options or CsvOptions()
     root = file.parent if root is None else root
-    places = _columns(file, number, header)
     listing = Listing(file, read_from=[file])
-    seen: dict[str, int] = {}
+    rows = _rows(file, listing.notes)
+    number, header = next(rows, (1, []))
+    places = _columns(file, number, header, options)
+    reader = _PathReader(root, options.follow_links)
+    words: dict[str, int] = {}
+    reals: list[str] = []
     first_split: tuple[int, bool] | None = None
     for number, row in rows:
         place = f"{file}: line {number}"
@@ -85,94 +118,188 @@ def list_csv(file: Path, root: Path | None = None) -> Listing:
                 f"{place}: holds {len(row)} values, but line 1 names {len(header)} columns. Put "
                 "a value that contains the delimiter into double quotes."
             )
-        path = _path(place, row[places["path"]], root)
-        before = seen.setdefault(composed(normpath(path)), number)
-        if before != number:
-            raise InputError(
-                f"{place}: repeats the image {path!r} of line {before}. Delete one of the lines."
-            )
+        path, real = reader.read(place, number, row[places["path"]])
+        reals.append(real)
         key = " ".join(composed(row[places["label"]]).split())
         if not key:
             raise InputError(f"{place}: the label is empty. Fill it in, or delete the line.")
-        split = _split(place, row[places["split"]]) if "split" in places else None
-        first_split = first_split or (number, split is None)
-        if first_split[1] != (split is None):
+        split = row[places["split"]].strip() if "split" in places else ""
+        first_split = first_split or (number, not split)
+        if first_split[1] != (not split):
             raise InputError(
-                f"{place}: has {'no' if split is None else 'a'} split, but line {first_split[0]} "
+                f"{place}: has {'a' if split else 'no'} split, but line {first_split[0]} "
                 f"has {'none' if first_split[1] else 'one'}. Give all lines a split, or none."
             )
-        listing.images.append(Listed(path, key, split))
+        if split:
+            words.setdefault(split, number)
+        listing.images.append(Listed(path, key, split or None))
         listing.keys.add(key)
+    _name_splits(file, words, listing)
+    _refuse_equal_numbers(file, listing.keys)
+    if reader.links.linked:
+        refuse_shared(root, zip(listing.images, reals, strict=True))
     return listing
 
 
-def _path(place: str, text: str, root: Path) -> str:
-    path = text.strip()
-    # Blanks at the ends are usually a mistake, but the name of a file may have them.
-    if path != text and os.path.isfile(os.path.join(root, text)):  # noqa: PTH113, PTH118
-        path = text
-    if reason := why_outside(path):
-        raise InputError(
-            f"{place}: the path {path[:200]!r} is refused: {reason}. Paths start in the dataset's "
-            "folder and stay in it."
-        )
-    return path
+class _PathReader:
+    """Turns the paths of a list into the paths of files below one folder.
+
+    Args:
+        root: the folder.
+        follow_links: see LinkCheck.
+    """
+
+    def __init__(self, root: Path, follow_links: bool) -> None:
+        self._root = root
+        self._bases = [
+            f"{folder.rstrip(os.sep)}/".replace(os.sep, "/")
+            # Path.absolute keeps "..".
+            for folder in dict.fromkeys((os.path.abspath(root), os.path.realpath(root)))  # noqa: PTH100
+        ]
+        self._names = DiskNames(root)
+        self._seen: dict[str, int] = {}
+        self.links = LinkCheck(root, follow_links)
+
+    def read(self, place: str, number: int, text: str) -> tuple[str, str]:
+        """Return the path of line `number` below the root, and the real path of its file."""
+        path = self._below(text.strip())
+        # Blanks at the ends are usually a mistake, but the name of a file may have them.
+        if text != text.strip():
+            exact = self._below(text)
+            if os.path.isfile(self._root / exact):  # noqa: PTH113
+                path = exact
+        if reason := why_outside(path):
+            raise InputError(
+                f"{place}: the path {text.strip()[:200]!r} is refused: {reason}. Paths start in "
+                f"the dataset's folder, {self._root}, and stay in it."
+            )
+        before = self._seen.setdefault(composed(normpath(path)), number)
+        if before != number:
+            raise InputError(
+                f"{place}: repeats the image {path[:200]!r} of line {before}. Delete one of the "
+                "lines."
+            )
+        try:
+            return path, self.links.real_path(self._names.find(path))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+
+    def _below(self, text: str) -> str:
+        """Return a path with forward slashes, relative to the root if it is an absolute one."""
+        path = text.replace("\\", "/")
+        base = next((base for base in self._bases if path.startswith(base)), "")
+        return path[len(base) :]
 
 
-def _split(place: str, text: str) -> str | None:
-    name = text.strip().lower()
-    if not name:
-        return None
-    if name not in SPLIT_NAMES:
-        raise InputError(
-            f"{place}: the split {text[:80]!r} is not one of {', '.join(SPLIT_NAMES)}."
-        )
-    return SPLIT_NAMES[name]
+def _name_splits(file: Path, words: Mapping[str, int], listing: Listing) -> None:
+    """Replace the words of the split column by train, val and test."""
+    known = splits_of(words)
+    for word, number in words.items():
+        if word not in known:
+            raise InputError(
+                f"{file}: line {number}: the split {word[:80]!r} is not one of "
+                f"{', '.join(SPLITS)}. Name another column with dataset.split_column=NAME, or "
+                "ignore it with dataset.split=drawn."
+            )
+    if words:
+        listing.images = [image._replace(split=known[str(image.split)]) for image in listing.images]
+    if unusual := [word for word in words if is_unusual(word)]:
+        pairs = ", ".join(f"{word} is {known[word]}" for word in sorted(unusual))
+        listing.notes.append(f"values of the split column are read as splits: {pairs}")
 
 
-def _columns(file: Path, number: int, header: Sequence[str]) -> dict[str, int]:
-    names = [name.strip().lower() for name in header]
+def _refuse_equal_numbers(file: Path, keys: Iterable[str]) -> None:
+    """Refuse labels such as 1 and 1.0: programs write one class in both ways."""
+    seen: dict[Decimal, str] = {}
+    for key in sorted(keys):
+        value = number_of(key)
+        if value is None or value != value.to_integral_value():
+            continue
+        first = seen.setdefault(value, key)
+        if first != key:
+            raise InputError(
+                f"{file}: the labels {first!r} and {key!r} are the same number. Write the label "
+                "of this class in one way."
+            )
+
+
+def _columns(file: Path, number: int, header: Sequence[str], options: CsvOptions) -> dict[str, int]:
+    names = [" ".join(composed(name).lower().split()) for name in header]
     places = {}
     for column, known in COLUMNS.items():
-        found = [index for index, name in enumerate(names) if name in known]
+        option = f"dataset.{column}_column"
+        if column == "split" and options.draw_split:
+            continue
+        given = options.columns.get(column)
+        wanted = known if given is None else (" ".join(composed(given).lower().split()),)
+        found = [index for index, name in enumerate(names) if name in wanted]
         if len(found) > 1:
             both = " and ".join(header[index] for index in found)
             raise InputError(
-                f"{file}: line {number}: {both} are both the column {column}. Rename one."
+                f"{file}: line {number}: {both} are both the column {column}. Name one with "
+                f"{option}=NAME."
             )
         if found:
             places[column] = found[0]
-        elif column != "split":
-            raise InputError(f"{file}: line {number}: there is no column {column}. {_HEAD}.")
+        elif given is not None or column != "split":
+            there = ", ".join(repr(name) for name in header[:12]) or "nothing"
+            if given is not None:
+                problem = f"{option}={given}: {file} has no such column.{nearest(given, header)}"
+                raise InputError(f"{problem} Line {number} names {there}.")
+            raise InputError(
+                f"{file}: line {number}: there is no column {column}. {_HEAD}; it names {there}. "
+                f"Name the column with {option}=NAME."
+            )
     return places
 
 
-def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+def _rows(file: Path, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line number and the values of each row that is not blank."""
-    text = _text(file)
+    text = _text(file, notes)
+    named = _NAMED_DELIMITER.match(text)
+    # The line of the delimiter stays as a blank one, so that the numbers of lines are right.
+    text = text[named.end() :] if named else text
+    skipped = 1 if named else 0
     first = text.lstrip("\r\n").splitlines()[:1] or [""]
-    delimiter = max(DELIMITERS, key=first[0].count)
+    delimiter = named[1] if named else max(DELIMITERS, key=first[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         before = 0
         for row in lines:
             if any(value.strip() for value in row):
-                yield before + 1, row
+                yield before + 1 + skipped, row
             before = lines.line_num
     except csv.Error as error:
         raise InputError(
-            f"{file}: line {lines.line_num}: is not CSV ({error}). Repair its quotes."
+            f"{file}: line {lines.line_num + skipped}: is not CSV ({error}). Repair its quotes."
         ) from error
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, notes: list[str]) -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}.") from error
-    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    text = decoded(file, data, "utf-16" if data.startswith(marks) else "utf-8-sig")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = decoded(file, data, "utf-16")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            text = _windows_text(file, data)
+            line = data.count(b"\n", 0, error.start) + 1
+            notes.append(
+                f"{file} is not UTF-8 text (line {line}), so it is read as Windows-1252, as "
+                "spreadsheets save it; check its special characters"
+            )
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{file}: line {line}: holds a NUL character. Save it as UTF-8 text.")
     return text
+
+
+def _windows_text(file: Path, data: bytes) -> str:
+    try:
+        return data.decode("cp1252")
+    except UnicodeDecodeError:
+        return decoded(file, data)  # it names the line that is not UTF-8

@@ -14,10 +14,11 @@ from pydantic import TypeAdapter
 
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, card_names
 from so_clip.data.examples import SPLITS, Example, Splits
-from so_clip.data.user.class_names import class_names, in_order
-from so_clip.data.user.csv_list import find_csv, list_csv
+from so_clip.data.unicode_names import composed
+from so_clip.data.user.class_names import Names, class_names, in_order, number_of
+from so_clip.data.user.csv_list import COLUMNS, CsvOptions, find_csv, list_csv
 from so_clip.data.user.folder import list_folder
-from so_clip.data.user.listing import Listed, Listing, composed, draw_split
+from so_clip.data.user.listing import Listed, Listing, draw_split
 from so_clip.errors import InputError
 
 SHARES = (0.5, 0.2, 0.3)
@@ -38,6 +39,8 @@ class UserData:
         split_shares, split_seed: see draw_split.
         class_names: a file of readable names; see class_names.
         follow_links: follow links to places outside `folder`.
+        train_folder, val_folder, test_folder: folders of each split; see list_folder.
+        path_column, label_column, split_column: names of columns in the list.
     """
 
     layout: str
@@ -48,6 +51,12 @@ class UserData:
     split_seed: int = 1
     class_names: Path | None = None
     follow_links: bool = False
+    train_folder: tuple[str, ...] = ()
+    val_folder: tuple[str, ...] = ()
+    test_folder: tuple[str, ...] = ()
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any] | None) -> "UserData | None":
@@ -109,10 +118,15 @@ def read_user_data(user: UserData, name: str) -> tuple[DatasetCard, Splits, List
     _note_names(keys, names, user, listing)
     images = listing.images
     if images[0].split is None:
+        _check_counts(listing)
         images = draw_split(images, user.split_shares, user.split_seed)
     labels = {key: label for label, key in enumerate(keys)}
     images = sorted(images, key=lambda image: (labels[image.key], composed(image.path)))
     splits = _splits(images, labels, names, listing, name)
+    for split in ("train", "test"):
+        if not splits.sizes[split]:
+            way = " Or draw a split: dataset.split=drawn." if user.layout == "csv" else ""
+            raise InputError(f"{listing.file}: no image is in {split}. Add images.{way}")
     card = DatasetCard(
         name=name,
         title=name,
@@ -138,8 +152,11 @@ def _listed(user: UserData) -> Listing:
             "data_root=FOLDER."
         )
     if user.layout == "csv":
-        return list_csv(find_csv(user.folder, user.csv_file), user.folder)
-    return list_folder(user.folder, user.split, user.follow_links)
+        columns = {name: getattr(user, f"{name}_column") for name in COLUMNS}
+        options = CsvOptions(columns, user.split == "drawn", user.follow_links)
+        return list_csv(find_csv(user.folder, user.csv_file), user.folder, options)
+    folders = {split: getattr(user, f"{split}_folder") for split in SPLITS}
+    return list_folder(user.folder, user.split, user.follow_links, folders)
 
 
 def _check_classes(listing: Listing, keys: Sequence[str], user: UserData) -> None:
@@ -156,6 +173,17 @@ def _check_classes(listing: Listing, keys: Sequence[str], user: UserData) -> Non
         raise InputError(
             f"{listing.file}: holds {found}. A classifier needs two or more classes: add images "
             "of another class."
+        )
+
+
+def _check_counts(listing: Listing) -> None:
+    """Refuse to draw a split from one image a class: nothing would be left to test on."""
+    counts = Counter(image.key for image in listing.images)
+    if max(counts.values()) < 2:
+        raise InputError(
+            f"{listing.file}: each of {len(counts)} classes has one image, so a drawn split has "
+            "no image to test on. A class needs two images, one to train on and one to test on. "
+            "Add images."
         )
 
 
@@ -184,12 +212,6 @@ def _splits(
         lists[split].append(Example(path, labels[key]))
         # One form of Unicode, so that a copy on another system has the same hash.
         total.update(json.dumps([composed(path), key, split]).encode())
-    for split in ("train", "test"):
-        if not lists[split]:
-            raise InputError(
-                f"{listing.file}: no image is in {split}. Add images, or give no splits: then a "
-                "split is drawn."
-            )
     if not lists["val"]:
         listing.notes.append("there is no val split; no run uses it to choose anything")
     untested = len(names) - len({example.label for example in lists["test"]})
@@ -205,14 +227,14 @@ def _splits(
     )
 
 
-def _note_names(
-    keys: Sequence[str], names: Sequence[str], user: UserData, listing: Listing
-) -> None:
-    if all(name.isdigit() for name in names):
+def _note_names(keys: Sequence[str], names: Names, user: UserData, listing: Listing) -> None:
+    if all(number_of(name) is not None for name in names):
         listing.notes.append(
             f"the classes are numbers, and prompts say {_TEMPLATE.format(names[0])!r}; give them "
             "names with dataset.class_names=FILE"
         )
+    if names.by_position:
+        listing.pairs = list(zip(keys, names, strict=True))
     changed = [pair for pair in zip(keys, names, strict=True) if pair[0] != pair[1]]
     if changed and user.class_names is None:
         key, name = changed[0]

@@ -2,13 +2,17 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from so_clip.data.lists.layouts import IMAGE_SUFFIXES
 from so_clip.data.safe_path import why_outside
-from so_clip.data.user.listing import SPLIT_NAMES, Listed, Listing, composed, counts_text
+from so_clip.data.unicode_names import composed
+from so_clip.data.user.links import is_below, link_outside, refuse_shared
+from so_clip.data.user.listing import Listed, Listing, counts_text
+from so_clip.data.user.split_folders import Content, find_layout
 from so_clip.errors import InputError
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".jpe")
@@ -24,66 +28,76 @@ _SYSTEM_NAMES = {
 SPLIT_CHOICES = ("auto", "folders", "drawn")
 
 
-def list_folder(root: Path, split: str = "auto", follow_links: bool = False) -> Listing:
+def list_folder(
+    root: Path,
+    split: str = "auto",
+    follow_links: bool = False,
+    split_folders: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Listing:
     """List the images below `root`.
 
-    If `root` holds `train` and `test` (and optionally `val`, `valid` or `validation`) and no other
-    folder, these are the splits, and the folders in them are the classes. Otherwise the folders in
-    `root` are the classes. Folders inside the folder of a class belong to the class. Names that
-    begin with a dot and files without the suffix of an image are skipped and counted.
+    If the folders in `root` have the names of splits, such as `train`, `Testing` or `seg_val`, the
+    folders in them are the classes. Otherwise the folders in `root` are the classes. Folders inside
+    the folder of a class belong to the class, unless all of them are splits. Names that begin with
+    a dot and files without the suffix of an image are skipped and counted.
 
     Args:
         root: the folder.
         split: "folders" if the folders in `root` are splits, "drawn" if they are classes, "auto"
             to find out.
         follow_links: also follow links to places outside `root`.
+        split_folders: the folders of train, val and test, as paths below `root`, if their names do
+            not say it.
 
     Raises:
-        InputError: no folders, folders of both kinds, a class in two folders, a link to a place
-            outside or to a folder around it, or an image in two classes or splits through links.
-            The message names it and the way out.
+        InputError: no folders, folders with two readings, images without a label, a class in two
+            folders, a link to a place outside or to a folder around it, or an image in two classes
+            or splits through links. The message names it and the way out.
     """
     walk = _Walk(root, os.path.realpath(root), follow_links)
     folders = walk.folders_in(root)
     if not folders:
         found = f"holds {walk.stray} images, but no" if walk.stray else "holds no"
-        raise InputError(f"{root}: {found} folder of a class. Make one folder per class in it.")
-    if _is_split(root, list(folders), split):
-        for name, path in folders.items():
-            for key, place in walk.classes_in(path).items():
-                walk.add(key, place, SPLIT_NAMES[name.lower()])
-    else:
-        for key, place in walk.classes_in(root, folders).items():
-            walk.add(key, place, None)
+        raise InputError(
+            f"{root}: {found} folder of a class. Make one folder per class in it, or list path and "
+            "label of each image in a CSV file (dataset=csv)."
+        )
+    layout = find_layout(root, list(folders), split, split_folders, _content)
+    walk.found.notes += layout.notes
+    if layout.skipped:
+        walk.found.notes.append(f"folders of no split, skipped: {', '.join(layout.skipped)}")
+    for place, part in layout.splits.items():
+        for key, folder in walk.classes_in(walk.entered(place)).items():
+            walk.add(key, folder, part)
+    if not layout.splits:
+        for key, folder in walk.classes_in(root, folders).items():
+            inside = walk.folders_in(Path(folder)) if layout.inside else {}
+            for name, place in inside.items():
+                walk.add(key, place, layout.inside[name])
+            if not inside:
+                walk.add(key, folder, None)
     return walk.listing()
 
 
-def _is_split(root: Path, names: list[str], choice: str) -> bool:
-    known = [name for name in names if name.lower() in SPLIT_NAMES]
-    splits = [SPLIT_NAMES[name.lower()] for name in known]
-    others = sorted(set(names) - set(known))
-    if choice == "drawn" or (choice == "auto" and "train" not in splits):
-        return False
-    way_out = "If all are classes, add dataset.split=drawn."
-    if choice == "auto" and others and "test" not in splits:
-        return False  # train may be the name of a class
-    if others:
-        raise InputError(
-            f"{root}: {', '.join(sorted(known))} are splits, but {others[0]} is not. Move it "
-            f"away. {way_out}"
-        )
-    for split in sorted(set(splits)):
-        if splits.count(split) > 1:
-            same = sorted(name for name in known if SPLIT_NAMES[name.lower()] == split)
-            raise InputError(f"{root}: {' and '.join(same)} are both {split}. Merge them.")
-    for split in ("train", "test"):
-        if split not in splits:
-            raise InputError(
-                f"{root}: there is {' and '.join(sorted(known)) or 'no split'}, but no {split}/. "
-                "No run uses val/ to choose anything, so you may rename it to test/. Or put the "
-                f"folders of all classes directly into it, and the split is drawn. {way_out}"
-            )
-    return True
+def _content(folder: Path) -> Content:
+    """Return the visible content of a folder; nothing if it cannot be listed."""
+    folders, images = [], 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                else:
+                    images += entry.name.lower().endswith(SUFFIXES)
+    except OSError:
+        return Content((), 0)  # the walk names it
+    return Content(tuple(sorted(folders)), images)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 @dataclass
@@ -99,6 +113,8 @@ class _Walk:
     broken: int = 0
     linked: bool = False
     others: "Counter[str]" = field(default_factory=Counter)
+    # Folders inside the folders of classes.
+    inner: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.found = Listing(self.root)
@@ -144,6 +160,7 @@ class _Walk:
                 raise InputError(f"{place}: contains itself through links. Remove one link.")
             for entry in self._visible(place):
                 if _holds(entry, os.DirEntry.is_dir):
+                    self.inner.append(entry.path[below:])
                     waiting.append((entry.path, around | {real}))
                 elif not entry.name.lower().endswith(SUFFIXES):
                     self.others[_suffix(entry.name)] += 1
@@ -158,7 +175,10 @@ class _Walk:
     def listing(self) -> Listing:
         notes, found = self.found.notes, self.found
         if self.linked:
-            self._refuse_shared()
+            refuse_shared(
+                self.root,
+                ((image, os.path.realpath(self.root / image.path)) for image in self.found.images),
+            )
         skipped = f"skipped in {self.root}"
         if self.others:
             notes.append(
@@ -168,20 +188,14 @@ class _Walk:
             notes.append(f"hidden files and files of the system, {skipped}: {self.hidden}")
         if self.stray:
             notes.append(f"images outside the folders of classes, {skipped}: {self.stray}")
+        if self.inner:
+            notes.append(
+                f"folders inside the folders of classes: {len(self.inner)}, such as "
+                f"{min(self.inner)}; their images belong to the class"
+            )
         if self.broken:
             notes.append(f"broken links, {skipped}: {self.broken}")
         return found
-
-    def _refuse_shared(self) -> None:
-        """Refuse links that put an image into two splits or two classes."""
-        seen: dict[str, Listed] = {}
-        for image in self.found.images:
-            first = seen.setdefault(os.path.realpath(self.root / image.path), image)
-            # A draw could put the image into two splits, even within one class.
-            differs = (first.key, first.split) != (image.key, image.split) or image.split is None
-            if first is not image and differs:
-                both = " and ".join(sorted((first.path, image.path)))
-                raise InputError(f"{self.root}: {both} are links to one file. Remove one of them.")
 
     def _visible(self, folder: str) -> list[os.DirEntry[str]]:
         self.found.read_from.append(Path(folder))
@@ -192,31 +206,33 @@ class _Walk:
             raise InputError(f"{folder}: cannot be listed: {error.strerror or error}.") from error
         visible = []
         for entry in listed:
-            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
+            if _is_hidden(entry.name):
                 self.hidden += 1
-            elif not entry.is_symlink() or self._can_follow(entry, folder):
+            elif not entry.is_symlink() or self._can_follow(entry.path, folder):
                 visible.append(entry)
         return visible
 
-    def _can_follow(self, link: os.DirEntry[str], folder: str) -> bool:
+    def entered(self, place: str) -> Path:
+        """Return a folder below the root after a check of all links on the way to it."""
+        folder = self.root
+        for name in place.split("/"):
+            if (folder / name).is_symlink():
+                self._can_follow(str(folder / name), str(folder))
+            folder /= name
+        return folder
+
+    def _can_follow(self, link: str, folder: str) -> bool:
         """Return False for a broken link; InputError for a link to outside or to a parent."""
-        target = os.path.realpath(link.path)
+        target = os.path.realpath(link)
         if not os.path.exists(target):  # noqa: PTH110 - Path.exists raises below a locked folder
             self.broken += 1
             return False
-        if not self.follow_links and not _is_below(target, self.real_root):
-            raise InputError(
-                f"{link.path}: is a link to {target}, outside the dataset. Copy the images "
-                "there, or add dataset.follow_links=true to follow it."
-            )
-        if _is_below(os.path.realpath(folder), target):
-            raise InputError(f"{link.path}: is a link to a folder around it. Remove it.")
+        if not self.follow_links and not is_below(target, self.real_root):
+            raise link_outside(link, target)
+        if is_below(os.path.realpath(folder), target):
+            raise InputError(f"{link}: is a link to a folder around it. Remove it.")
         self.linked = True
         return True
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _holds(entry: os.DirEntry[str], test: Callable[[os.DirEntry[str]], bool]) -> bool:

@@ -1,7 +1,7 @@
 """The list of a user's own images, from folders or a CSV file, and the split that is drawn."""
 
 import hashlib
-import unicodedata
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,36 @@ from pathlib import Path
 from typing import NamedTuple
 
 from so_clip.data.examples import SPLITS
+from so_clip.data.unicode_names import composed
 
-# What people call the three lists, in lower case.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# What people call the three lists, in lower case and without blanks, _ and -.
+_TRAIN, _VAL, _TEST = SPLITS
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), _TRAIN),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "development"), _VAL),
+    **dict.fromkeys(("test", "testing", "holdout", "heldout"), _TEST),
+}
+# Everybody reads these in the same way. Others need a note.
+_PLAIN_WORDS = (*SPLITS, "training", "testing", "valid", "validation")
+# These are test images, or validation images beside another test list.
+_EVALUATION_WORDS = ("eval", "evaluation")
+
+
+def splits_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the split that each name of a list stands for; other names are left out.
+
+    Capitals, blanks, _ and - do not matter: "Hold-out" is test. "eval" is test, or val if another
+    name stands for test.
+    """
+    words = {name: re.sub(r"[\s_-]", "", name).lower() for name in names}
+    found = {name: _SPLIT_WORDS[word] for name, word in words.items() if word in _SPLIT_WORDS}
+    evaluation = _VAL if _TEST in found.values() else _TEST
+    return found | {name: evaluation for name, word in words.items() if word in _EVALUATION_WORDS}
+
+
+def is_unusual(name: str) -> bool:
+    """Return whether the name of a split may have another meaning, such as dev or eval."""
+    return name.lower() not in _PLAIN_WORDS
 
 
 class Listed(NamedTuple):
@@ -34,7 +61,8 @@ class Listing:
         images: in any order.
         keys: the keys of all classes, also of classes without an image.
         read_from: files and folders; if one of them changes, the listing may change.
-        notes: sentences about skipped files.
+        notes: sentences about skipped files and choices with another reading.
+        pairs: key and name of each class if a list without keys gave the names.
     """
 
     file: Path
@@ -42,11 +70,7 @@ class Listing:
     keys: set[str] = field(default_factory=set)
     read_from: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def composed(text: str) -> str:
-    """Return text in Unicode's composed form (NFC): macOS writes é as two characters."""
-    return unicodedata.normalize("NFC", text)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
 
 
 def counts_text(counts: "Counter[str]", most: int = 4) -> str:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from so_clip.data.plain_files import lines_of, read_values, shortened
+from so_clip.data.plain_files import read_values, shortened, text_lines
 from so_clip.data.user.class_names import read_as_number, readable
 from so_clip.errors import InputError, nearest, say
 
@@ -100,7 +100,7 @@ def read_prompt_file(file: Path) -> PromptFile:
     """
     values = read_values(file, "template")
     if isinstance(values, str):
-        values = [line for line in lines_of(values) if not line.startswith("#")]
+        values = [line for line in text_lines(file, values) if not line.startswith("#")]
     if isinstance(values, Mapping):
         numbers = frozenset(str(key) for key in values if isinstance(key, int))
         return PromptFile(file, descriptions=_descriptions(file, values), numbers=numbers)

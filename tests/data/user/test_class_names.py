@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from so_clip.data.user.class_names import class_names, in_order, readable
+from so_clip.data.user.class_names import class_names, in_order, number_of, pairs_text, readable
 from so_clip.errors import InputError
 
 PLACE = Path("mine")
@@ -24,6 +24,7 @@ PLACE = Path("mine")
         ("猫", "猫"),
         ("🐱_cat", "🐱 cat"),
         ("AnnualCrop", "AnnualCrop"),
+        ("-1", "-1"),
     ],
 )
 def test_underscores_and_hyphens_are_blanks(key: str, name: str):
@@ -35,11 +36,22 @@ def test_underscores_and_hyphens_are_blanks(key: str, name: str):
 def test_readable_names_do_not_change(key: str):
     name = readable(key)
     assert readable(name) == name
-    assert not re.search(r"[_-]|\s\s|^\s|\s$", name)
+    assert number_of(name) is not None or not re.search(r"[_-]|\s\s|^\s|\s$", name)
 
 
 def test_numbers_are_sorted_by_value_and_words_by_letters():
     assert in_order(["10", "9", "0"]) == ["0", "9", "10"]
+    floats = [f"{number}.0" for number in range(12)]
+    assert in_order(sorted(floats)) == floats
+    assert in_order(["010", "9", "-1", "2.5", "1e1", "+3"]) == [
+        "-1",
+        "2.5",
+        "+3",
+        "9",
+        "010",
+        "1e1",
+    ]
+    assert in_order(["10", "9", "nan"]) == ["10", "9", "nan"]
     assert in_order(["10", "9", "a"]) == ["10", "9", "a"]
     assert in_order(["b", "B", "é"]) == ["B", "b", "é"]
 
@@ -64,6 +76,44 @@ def test_a_mapping_may_leave_classes_out(tmp_path: Path):
     file = tmp_path / "some.json"
     file.write_text('{"tc": "tabby cat"}')
     assert class_names(["big_dog", "tc"], file, PLACE) == ["big dog", "tabby cat"]
+
+
+def test_a_number_is_the_key_of_the_class_with_its_value(tmp_path: Path):
+    keys = ["0.0", "1.0", "-2.50"]
+    for name, content in {
+        "map.json": '{"0": "zero", "-2.5": "minus"}',
+        "map.yaml": "0: zero\n-2.5: minus\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        assert class_names(keys, tmp_path / name, PLACE) == ["zero", "1.0", "minus"]
+    (tmp_path / "map.json").write_text('{"0": "zero", "0.0": "nought"}')
+    with pytest.raises(InputError, match=r"the class '0\.0' has two names"):
+        class_names(keys, tmp_path / "map.json", PLACE)
+
+
+def test_only_lists_name_classes_by_position(tmp_path: Path):
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        found = class_names(["0", "1", "2"], tmp_path / name, PLACE)
+        assert found.by_position == name.startswith("names")
+    pairs = [(f"{number}.0", f"name {number}") for number in range(9)]
+    assert pairs_text(pairs[:2], 4) == "0.0 = name 0, 1.0 = name 1"
+    shown = "0.0 = name 0, 1.0 = name 1, ..., 7.0 = name 7, 8.0 = name 8"
+    assert pairs_text(pairs, 4) == shown
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("```\nant\n```\n", r"names\.txt: line 1: is a code fence"),
+        ("1. ant\n2. bee\n", r"names\.txt: line 1: begins with '1\.'.*Delete these marks"),
+        ("- ant\n- bee\n", r"line 1: begins with '-', as all lines begin with a bullet"),
+    ],
+)
+def test_marks_of_markdown_do_not_become_names(content: str, message: str, tmp_path: Path):
+    (tmp_path / "names.txt").write_text(content)
+    with pytest.raises(InputError, match=message):
+        class_names(["a", "b", "c"][: content.count("\n")], tmp_path / "names.txt", PLACE)
 
 
 BAD = {

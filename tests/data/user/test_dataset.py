@@ -13,8 +13,9 @@ from so_clip.data.find import find_card, find_dataset
 from so_clip.data.run_data import gather
 from so_clip.data.user.dataset import UserData, check_name, read_user_data, user_name
 from so_clip.errors import InputError
-from so_clip.fingerprint import settings_sha256
-from tests.helpers.made_datasets import ANIMALS, write_class_folders
+from so_clip.fingerprint import contents_sha256, settings_sha256
+from so_clip.prepare.examine import examine_user_images
+from tests.helpers.made_datasets import ANIMALS, write_class_folders, write_image
 
 
 def touch(root: Path, *paths: str) -> Path:
@@ -92,11 +93,53 @@ def test_class_names_of_a_csv_file_with_numbers_come_from_a_file(tmp_path: Path)
     assert names in named[1].read_from
 
 
+def test_labels_that_are_numbers_follow_their_value(tmp_path: Path):
+    rows = [f"{label}/{n}.jpg,{label}.0" for label in range(12) for n in range(4)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    card, _, listing = read_user_data(UserData("csv", tmp_path), "mine")
+    assert card.class_folders == tuple(f"{label}.0" for label in range(12))
+    assert "the classes are numbers, and prompts say 'a photo of a 0.0.'" in listing.notes[0]
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"number {label}" for label in range(12)))
+    user = UserData("csv", tmp_path, class_names=names)
+    card, splits, listing = read_user_data(user, "mine")
+    assert listing.pairs == [(f"{label}.0", f"number {label}") for label in range(12)]
+    assert {path.split("/")[0]: card.class_names[label] for path, label in splits.examples} == {
+        str(label): f"number {label}" for label in range(12)
+    }
+    (note,) = find_dataset("mine", None, user=user).notes[-1:]
+    shown = "0.0 = number 0, 1.0 = number 1, 2.0 = number 2, ..., 9.0 = number 9, "
+    assert note.startswith(f"{names} names the classes by position: {shown}")
+    every = ", ".join(f"{label}.0 = number {label}" for label in range(12))
+    notes = examine_user_images("mine", user, 0).notes
+    assert f"{names} names the classes by position: {every}" in notes
+
+
+@pytest.mark.parametrize(("listed", "disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_list_finds_files_in_the_other_unicode_form(listed: str, disk: str, tmp_path: Path):
+    paths = [f"{name}/é{n}.png" for name in ("café", "bär") for n in range(4)]
+    for number, path in enumerate(paths):
+        write_image(tmp_path / unicodedata.normalize(disk, path), number)
+    rows = [f"{path},{path.split('/')[0]}" for path in paths]
+    text = unicodedata.normalize(listed, "\n".join(["path,label", *rows]))
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+    user = UserData("csv", tmp_path)
+    found = examine_user_images("mine", user, None)
+    assert (found.state, found.decoded) == ("whole", 8), found.faults
+    data = gather(settings("dataset=csv", f"data_root={tmp_path}", "shots=1").data)
+    for example in data.splits.examples:
+        data.images.read(example.path).close()
+
+
 REFUSED = {
     "one class": (("ant/a.jpg",), "holds one class, 'ant'. A classifier needs two or more"),
     "too deep": (("in/ant/a.jpg", "in/bee/b.jpg"), "holds one class, 'in', with the folders ant,"),
     "empty": (("ant/a.jpg", "bee/b.txt"), "the class 'bee' has no image. Add images, or rem"),
-    "no test": (("ant/a.jpg", "bee/b.jpg"), "no image is in test. Add images"),
+    "no test": (("ant/a.jpg", "bee/b.jpg"), "each of 2 classes has one image, so a drawn"),
+    "no test split": (
+        ("train/a/a.jpg", "train/b/b.jpg", "test/a/x.txt"),
+        "no image is in test. Add images.",
+    ),
     "no train": (("train/a/x.txt", "test/a/a.jpg", "test/b/b.jpg"), "no image is in train"),
 }
 
@@ -152,15 +195,28 @@ def test_options_reach_the_settings(tmp_path: Path):
         "dataset.follow_links=true",
         "dataset.folder='~/x'",
         "dataset.class_names=names.txt",
+        "dataset.train_folder=[2019,2020]",
+        "dataset.test_folder=a/b",
     )
     where = Path.home() / "x"
-    how = ("drawn", (0.6, 0.0, 0.4), 3, Path("names.txt"), True)
+    how = ("drawn", (0.6, 0.0, 0.4), 3, Path("names.txt"), True, ("2019", "2020"), (), ("a/b",))
     assert chosen.data.dataset == "mine"
     assert chosen.data.user_data == UserData("folder", where, None, *how)
     assert UserData.from_json(chosen.record()["user_data"]) == chosen.data.user_data
-    assert settings("dataset=csv", "dataset.csv_file=a.csv").data.user_data.csv_file == Path(
-        "a.csv"
+    columns = ("dataset.path_column=a", "dataset.label_column=7", "dataset.split_column='b c'")
+    ways = ("dataset.split=drawn", "dataset.follow_links=true")
+    chosen = settings("dataset=csv", "dataset.csv_file=a.csv", *columns, *ways)
+    assert chosen.data.user_data == UserData(
+        "csv",
+        Path("data"),
+        Path("a.csv"),
+        "drawn",
+        follow_links=True,
+        path_column="a",
+        label_column="7",
+        split_column="b c",
     )
+    assert UserData.from_json(chosen.record()["user_data"]) == chosen.data.user_data
     assert UserData.from_json(settings().record()["user_data"]) is None
 
 
@@ -173,6 +229,9 @@ BAD_OPTIONS = {
     "dataset.split_seed=-1": "must be 0 or more",
     "dataset.split=none": "must be auto or folders or drawn",
     "dataset.follow_links=3": "must be true or false",
+    "dataset.train_folder={a:b}": "dataset.train_folder={'a': 'b'}: must be a path",
+    "dataset.train_folder=true": "dataset.train_folder=True: must be a path",
+    "dataset.val_folder=['']": "dataset.val_folder is empty",
     "dataset.name=eurosat": "is the name of a published dataset",
     "dataset.name=[a]": "must consist of letters",
     "dataset.layout=csv": "dataset.csv_file is missing",
@@ -186,6 +245,28 @@ BAD_OPTIONS = {
 def test_bad_options_are_refused(option: str, message: str, tmp_path: Path):
     with pytest.raises(InputError, match=message):
         settings("dataset=folder", f"data_root={tmp_path}", option)
+
+
+@pytest.mark.parametrize("option", ["dataset.path_column=''", "dataset.label_column=[a]"])
+def test_names_of_columns_are_texts(option: str, tmp_path: Path):
+    with pytest.raises(InputError, match=r"_column=.*must be the name of a column"):
+        settings("dataset=csv", f"data_root={tmp_path}", option)
+
+
+def test_the_options_of_a_list_count_by_its_content(tmp_path: Path):
+    rows = [f"{name}/{n}.png,{name},{n}" for name in ANIMALS for n in range(4)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,number", *rows]))
+    write_class_folders(tmp_path, ANIMALS, images=4)
+    where = ("dataset=csv", f"data_root={tmp_path}", "shots=1")
+    plain, same, other = (
+        settings(*where, *more)
+        for more in ((), ("dataset.label_column=LABEL",), ("dataset.label_column=number",))
+    )
+    assert len({settings_sha256(chosen) for chosen in (plain, same, other)}) == 1
+    first, second, third = (
+        contents_sha256(gather(chosen.data), "plain") for chosen in (plain, same, other)
+    )
+    assert first == second != third
 
 
 def test_the_place_of_the_lists_does_not_make_another_run(tmp_path: Path):

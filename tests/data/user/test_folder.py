@@ -68,9 +68,11 @@ def test_a_class_may_be_called_train(tmp_path: Path):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (("train", "val"), r"there is train and val, but no test/\. .*rename it to test/"),
+        (("train", "val"), r"no test/\. .*dataset\.train_folder=train dataset\.test_folder=val\."),
+        (("Train", "dev"), r"no test/\. .*dataset\.train_folder=Train dataset\.test_folder=dev\."),
         (("train",), r"there is train, but no test/"),
         (("train", "test", "val", "valid"), r"val and valid are both val\. Merge them"),
+        (("train", "test", "holdout"), r"holdout and test are both test\. Merge them"),
     ],
 )
 def test_half_a_split_is_refused(folders: tuple[str, ...], message: str, tmp_path: Path):
