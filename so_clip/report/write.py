@@ -6,7 +6,12 @@ from pathlib import Path
 
 from so_clip.errors import InputError
 from so_clip.report.formats import latex
-from so_clip.report.formats.files import SIGNIFICANCE, write_significance, write_tables
+from so_clip.report.formats.files import (
+    SIGNIFICANCE,
+    SIGNIFICANCE_FILE,
+    write_significance,
+    write_tables,
+)
 from so_clip.report.missing import add_missing
 from so_clip.report.page import write as page
 from so_clip.report.page.data import frame_data
@@ -80,10 +85,10 @@ def _write_page(
     frames = []
     if len(comparisons):
         pairs = summary(comparisons)
-        frames = [frame_data("Significance", SIGNIFICANCE, pairs)]
+        frames = [frame_data(SIGNIFICANCE_FILE, "Significance", SIGNIFICANCE, pairs)]
         names = [*names, write_significance(comparisons, pairs, out / FOLDER)]
         atomic.write_text(out / FOLDER / ALL, latex.document(names))
-    drawn = plots.write(runs.frame, out)
     notes = [*(f"Left out: {reason}" for reason in runs.skipped), *remarks]
+    drawn, about_plots = plots.write(runs.frame, out)
     page.write(runs, tables, out, drawn, details=details, notes=notes, frames=frames)
-    return remarks
+    return [*remarks, *about_plots]

@@ -3,9 +3,11 @@
 const views = ["tables", "plots", "runs", "run"];
 const filtered = ["tables", "runs"];
 const redraw = {};
+const controls = new Map([["q", $("words")], ["dataset", $("of-dataset")], ["method", $("of-method")], ["shots", $("of-shots")]]);
 
+/** The view and the run's name in the page's address: #/VIEW?CHOICES or #/run/NAME. */
 function route() {
-  const [, view = "tables", ...rest] = location.hash.split("/");
+  const [, view = "tables", ...rest] = location.hash.split("?")[0].split("/");
   const name = decoded(rest.join("/"));
   if (view === "run" && !name) return ["runs", ""];
   return views.includes(view) ? [view, name] : ["tables", ""];
@@ -19,24 +21,53 @@ function decoded(text) {
   }
 }
 
-function show(moved) {
+let last = null;
+
+function show() {
   const [view, name] = route();
   for (const other of views) $(other).hidden = other !== view;
   $("filters").hidden = !filtered.includes(view);
-  if (view === "tables") redraw.tables ??= tablesView();
-  if (view === "runs") redraw.runs ??= runsView();
-  const title = view === "run" ? showRun(name) : $(`${view}-title`).textContent;
-  document.title = `${title} – so_clip report`;
-  for (const link of document.querySelectorAll(".top nav a")) {
-    const here = link.hash === `#/${view === "run" ? "runs" : view}`;
-    if (here) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+  if (filtered.includes(view)) readFilters();
+  if (redraw[view]) redraw[view]();
+  else if (view === "tables") redraw.tables = tablesView();
+  else if (view === "runs") redraw.runs = runsView();
+  const here = `${view}/${name}`;
+  const moved = last !== null && last !== here;
+  if (view === "run" ? last !== here : true) {
+    const title = view === "run" ? showRun(name) : $(`${view}-title`).textContent;
+    document.title = `${title} – so_clip report`;
   }
+  last = here;
+  showLinks();
   if (moved) {
     scrollTo(0, 0);
     // A screen reader then announces the new view.
     (view === "run" ? $("run-title") : $("main")).focus({ preventScroll: true });
   }
+}
+
+/** The links to the views keep the filters. */
+function showLinks() {
+  const [view] = route();
+  for (const link of document.querySelectorAll(".top nav a")) {
+    const target = link.getAttribute("href").slice(2).split("?")[0];
+    if (filtered.includes(target)) link.setAttribute("href", `#/${target}${carried()}`);
+    if (target === (view === "run" ? "runs" : view)) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+/** Set the filters and their form to the address. */
+function readFilters() {
+  const choices = address();
+  for (const [key, control] of controls) {
+    const wanted = choices.get(key) ?? "";
+    if (control.value !== wanted) control.value = wanted;
+    if (control.value !== wanted) control.value = ""; // the report has no such dataset
+  }
+  const text = controls.get("q").value;
+  filter.words = text.toLowerCase().split(/\s+/).filter(Boolean).map(searchFor);
+  for (const key of ["dataset", "method", "shots"]) filter[key] = controls.get(key).value;
 }
 
 function filters() {
@@ -47,18 +78,13 @@ function filters() {
   select("of-dataset", "dataset", "all");
   select("of-method", "method_title", "all");
   select("of-shots", "shots", "all", shotsName);
-  const changed = () => {
-    filter.words = $("words").value.toLowerCase().split(/\s+/).filter(Boolean);
-    filter.dataset = $("of-dataset").value;
-    filter.method = $("of-method").value;
-    filter.shots = $("of-shots").value;
-    for (const draw of Object.values(redraw)) draw();
-  };
+  const changed = (event) =>
+    remember(Object.fromEntries([...controls].map(([key, control]) => [key, control.value])), { typing: event.target === $("words") });
   $("filters").addEventListener("input", changed);
   $("filters").addEventListener("submit", (event) => event.preventDefault());
-  $("clear").addEventListener("click", () => {
+  $("clear").addEventListener("click", (event) => {
     $("filters").reset();
-    changed();
+    changed(event);
   });
   addEventListener("keydown", (event) => {
     const writing = event.target.closest?.("input, select, textarea");
@@ -120,6 +146,6 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   $("main").focus();
 });
-addEventListener("hashchange", () => show(true));
+addEventListener("hashchange", show);
 $("waiting").remove();
-show(false);
+show();

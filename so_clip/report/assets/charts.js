@@ -5,17 +5,17 @@ const HEIGHT = 300;
 const chartWidth = () => Math.min(620, Math.max(300, $("main").clientWidth - 30));
 const FRAME = { left: 52, right: 14, top: 14, bottom: 40 };
 
-/** About `count` round numbers between low and high. */
-function ticks(low, high, count = 5) {
+/** About `count` round numbers between low and high, and the decimals that they need. */
+function ticks(low, high, count = 5, whole = false) {
   const raw = (high - low) / count || 1;
   const size = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * size).find((candidate) => candidate >= raw * 0.999);
-  const found = [];
-  for (let at = Math.ceil(low / step); at * step <= high + step * 1e-6; at++) found.push(Number((at * step).toPrecision(12)));
-  return found;
+  const found = [1, 2, 2.5, 5, 10].map((factor) => factor * size).find((candidate) => candidate >= raw * 0.999);
+  const step = whole ? Math.max(1, found === 2.5 ? 2 : Math.round(found)) : found;
+  const values = [];
+  for (let at = Math.ceil(low / step); at * step <= high + step * 1e-6; at++) values.push(Number((at * step).toPrecision(12)));
+  const digits = [0, 1, 2, 3, 4, 5, 6].find((decimals) => Math.abs(step - Number(step.toFixed(decimals))) < step * 1e-6) ?? 7;
+  return { values, digits };
 }
-
-const tickText = (value) => (Math.abs(value) >= 1000 ? number(value) : String(Number(value.toPrecision(6))));
 
 /** Axes with a grid; x and y map values to coordinates. */
 function axes({ x, y, xTicks, yTicks, xLabel, yLabel, width, height }) {
@@ -25,18 +25,18 @@ function axes({ x, y, xTicks, yTicks, xLabel, yLabel, width, height }) {
   return svg(
     "g",
     { "aria-hidden": "true" },
-    ...yTicks.map((value) => svg("line", { class: "grid-line", x1: FRAME.left, x2: right, y1: y(value), y2: y(value) })),
-    ...yTicks.map((value) => text(tickText(value), { x: FRAME.left - 7, y: y(value) + 4, "text-anchor": "end" })),
-    ...xTicks.map((value) => svg("line", { class: "grid-line", x1: x(value), x2: x(value), y1: FRAME.top, y2: bottom })),
-    ...xTicks.map((value) => text(tickText(value), { x: x(value), y: bottom + 16, "text-anchor": "middle" })),
+    ...yTicks.values.map((value) => svg("line", { class: "grid-line", x1: FRAME.left, x2: right, y1: y(value), y2: y(value) })),
+    ...yTicks.values.map((value) => text(number(value, yTicks.digits), { x: FRAME.left - 7, y: y(value) + 4, "text-anchor": "end" })),
+    ...xTicks.values.map((value) => svg("line", { class: "grid-line", x1: x(value), x2: x(value), y1: FRAME.top, y2: bottom })),
+    ...xTicks.values.map((value) => text(number(value, xTicks.digits), { x: x(value), y: bottom + 16, "text-anchor": "middle" })),
     svg("line", { class: "axis", x1: FRAME.left, x2: right, y1: bottom, y2: bottom }),
     text(xLabel, { class: "axis-label", x: (FRAME.left + right) / 2, y: height - 6, "text-anchor": "middle" }),
     text(yLabel, { class: "axis-label", "text-anchor": "middle", transform: `translate(13 ${(FRAME.top + bottom) / 2}) rotate(-90)` }),
   );
 }
 
-/** One curve over steps, with a dashed line at `reference` unless it is null. */
-function lineChart({ label, xs, ys, yLabel, reference = null }) {
+/** One curve over steps, with a dashed line at `reference` unless it is null. `digits` are those of the values. */
+function lineChart({ label, xs, ys, digits, yLabel, reference = null }) {
   const width = chartWidth();
   const points = xs.map((value, at) => [value, ys[at]]).filter(([, value]) => value !== null);
   const values = points.map(([, value]) => value).concat(reference === null ? [] : [reference]);
@@ -51,10 +51,10 @@ function lineChart({ label, xs, ys, yLabel, reference = null }) {
   return svg(
     "svg",
     { class: "chart", viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": label },
-    axes({ x, y, xTicks: ticks(first, last, width < 450 ? 4 : 6), yTicks: ticks(low, high), xLabel: "step", yLabel, width, height: HEIGHT }),
+    axes({ x, y, xTicks: ticks(first, last, width < 450 ? 4 : 6, true), yTicks: ticks(low, high), xLabel: "step", yLabel, width, height: HEIGHT }),
     reference === null ? null : svg("line", { class: "reference", x1: FRAME.left, x2: width - FRAME.right, y1: y(reference), y2: y(reference) }),
     svg("path", { class: "curve", d: path }),
-    ...(few ? points.map(([step, value]) => svg("circle", { class: "point", cx: x(step), cy: y(value), r: 3.5 }, svg("title", {}, `step ${number(step)}: ${tickText(value)}`))) : []),
+    ...(few ? points.map(([step, value]) => svg("circle", { class: "point", cx: x(step), cy: y(value), r: 3.5 }, svg("title", {}, `step ${number(step)}: ${number(value, digits)}`))) : []),
   );
 }
 
@@ -75,6 +75,7 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
   const most = Math.max(...adapted.images);
   const base = top + inner + 30 + COUNTS;
   const all = adapted.images.reduce((sum, images) => sum + images, 0);
+  const shares = { values: [0, 20, 40, 60, 80, 100], digits: 0 };
   const description = (bin) =>
     `confidence ${Math.round((100 * bin) / bins)} to ${Math.round((100 * (bin + 1)) / bins)} %: ` +
     `${counted(adapted.images[bin], "image")}, ${percent(adapted.accuracy_percent[bin], 1)} correct`;
@@ -98,8 +99,8 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
     axes({
       x: place,
       y: height,
-      xTicks: [0, 20, 40, 60, 80, 100],
-      yTicks: [0, 20, 40, 60, 80, 100],
+      xTicks: shares,
+      yTicks: shares,
       xLabel: "",
       yLabel: "accuracy (%)",
       width: SIDE,
@@ -113,86 +114,4 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
     svg("text", { class: "tick", x: FRAME.left - 7, y: base, "text-anchor": "end" }, "0"),
     svg("text", { class: "axis-label", x: FRAME.left + inner / 2, y: base + 22, "text-anchor": "middle" }, "confidence (%), and its share of images"),
   );
-}
-
-// A confusion matrix with more classes is drawn as a picture without names.
-const NAMED = 24;
-
-/** The confusion matrix from a flat list of [label, prediction, images] triples. */
-function confusionMatrix({ triples, nameOf }) {
-  const cells = new Map();
-  const sums = new Map();
-  const labels = new Set();
-  for (let at = 0; at < triples.length; at += 3) {
-    const [label, prediction, images] = triples.slice(at, at + 3);
-    cells.set(`${label} ${prediction}`, images);
-    sums.set(label, (sums.get(label) ?? 0) + images);
-    labels.add(label).add(prediction);
-  }
-  const classes = [...labels].sort((a, b) => a - b);
-  const share = (label, prediction) => (cells.get(`${label} ${prediction}`) ?? 0) / (sums.get(label) || 1);
-  const draw = classes.length <= NAMED ? namedMatrix : pictureMatrix;
-  return draw({ classes, nameOf, share, images: (label, prediction) => cells.get(`${label} ${prediction}`) ?? 0 });
-}
-
-function namedMatrix({ classes, nameOf, share, images }) {
-  const cell = (label, prediction) => {
-    const count = images(label, prediction);
-    const td = el("td", { class: label === prediction ? "right" : "wrong" }, count ? String(count) : el("span", { class: "none" }, "0"));
-    td.style.setProperty("--share", share(label, prediction).toFixed(3));
-    return td;
-  };
-  const table = el(
-    "table",
-    { class: "confusion" },
-    el("caption", {}, "Images by class (rows) and predicted class (columns)"),
-    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "class \\ predicted"), ...classes.map((prediction) => el("th", { scope: "col" }, el("span", {}, nameOf(prediction)))))),
-    el("tbody", {}, ...classes.map((label) => el("tr", {}, el("th", { scope: "row" }, nameOf(label)), ...classes.map((prediction) => cell(label, prediction))))),
-  );
-  return scrollBox("Confusion matrix", table);
-}
-
-function pictureMatrix({ classes, nameOf, share, images }) {
-  const pixels = Math.max(1, Math.floor(700 / classes.length));
-  const side = pixels * classes.length;
-  const canvas = el("canvas", {
-    class: "confusion",
-    width: side,
-    height: side,
-    role: "img",
-    "aria-label": `Confusion matrix of ${classes.length} classes; the most frequent confusions are in the table below it`,
-  });
-  const context = canvas.getContext("2d");
-  classes.forEach((label, row) =>
-    classes.forEach((prediction, column) => {
-      const fraction = share(label, prediction);
-      if (!fraction) return;
-      context.fillStyle = label === prediction ? `rgba(40, 140, 210, ${0.15 + 0.85 * fraction})` : `rgba(230, 95, 20, ${0.25 + 0.75 * fraction})`;
-      context.fillRect(column * pixels, row * pixels, pixels, pixels);
-    }),
-  );
-  const hint = el("p", { class: "hint", "aria-hidden": "true" }, "Rows: class. Columns: predicted class. Point at a cell to read it.");
-  canvas.addEventListener("mousemove", (event) => {
-    const at = (place, size) => classes[Math.min(classes.length - 1, Math.max(0, Math.floor((place / size) * classes.length)))];
-    const [label, prediction] = [at(event.offsetY, canvas.clientHeight), at(event.offsetX, canvas.clientWidth)];
-    hint.textContent = `${nameOf(label)} predicted as ${nameOf(prediction)}: ${counted(images(label, prediction), "image")}`;
-  });
-  const wrong = classes.flatMap((label) =>
-    classes.filter((prediction) => prediction !== label && images(label, prediction)).map((prediction) => [label, prediction]),
-  );
-  const list = grid({
-    caption: "Most frequent confusions",
-    columns: [
-      { key: "class", title: "class", value: ([label]) => nameOf(label) },
-      { key: "predicted", title: "predicted", value: ([, prediction]) => nameOf(prediction) },
-      { key: "images", title: "images", numeric: true, value: (pair) => images(...pair) },
-      { key: "share", title: "of the class (%)", numeric: true, value: (pair) => 100 * share(...pair), cell: (pair) => number(100 * share(...pair), 1) },
-    ],
-    rows: wrong,
-    sort: { key: "images", down: true },
-    page: 15,
-    name: "pair",
-    wraps: true,
-  });
-  return el("div", {}, canvas, hint, list.element);
 }

@@ -23,6 +23,19 @@ function fill(element, properties, children) {
 }
 
 const MISSING = "–";
+// A number with its sign and exponent, not the digits inside a word.
+const NUMBER = /((?<![\w.])[-+−±]?\d(?:[\d.,]*\d)?(?:e[-+]?\d+)?)/i;
+
+/** A text as nodes: lines break after the dots and underscores of a name, never inside a number. */
+function unbroken(text) {
+  return String(text)
+    .split(NUMBER)
+    .flatMap((piece, at) => {
+      if (at % 2) return [el("span", { class: "whole" }, piece)];
+      return piece.split(/(?<=[a-z][._/])(?=[a-z])/i).flatMap((part, index) => (index ? [el("wbr"), part] : [part]));
+    })
+    .filter((node) => node !== "");
+}
 
 /** Round as Python's format does (ties to even), so the page shows the digits of the tables' files. */
 function round(value, digits) {
@@ -38,6 +51,12 @@ function number(value, digits = 0) {
     minimumFractionDigits: digits,
     maximumFractionDigits: digits,
   });
+}
+
+/** A number in the format of its column: `digits` decimals, or "e" for an exponent. */
+function inFormat(value, digits) {
+  if (digits !== "e" || value === null) return number(value, digits);
+  return value ? value.toExponential(2) : "0";
 }
 
 // With a no-break space.

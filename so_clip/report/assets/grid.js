@@ -42,9 +42,9 @@ function focusHeading(table, key) {
  *
  * columns: {key, title, numeric, value(row) to sort by, cell(row) as node or text}; the first
  * column names the row. sort: the initial {key, down}. name: the noun for a row in the count.
- * wraps: whether long values break into lines.
+ * wraps: whether long values break into lines. sorted(sort): called after a click on a heading.
  */
-function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row", wraps = false }) {
+function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row", wraps = false, sorted = null }) {
   const state = { key: sort.key ?? null, down: sort.down ?? false, first: 0, rows };
   const table = el("table", { class: wraps ? "grid wraps" : "grid" });
   const status = el("p", { class: "status", role: "status" });
@@ -67,6 +67,7 @@ function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row
       sortHeading(column, state, (key) => {
         state.first = 0;
         state.ordered = null;
+        sorted?.(state);
         draw();
         focusHeading(table, key);
       }),
@@ -79,7 +80,7 @@ function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row
           el(
             at ? "td" : "th",
             { scope: at ? null : "row", class: column.numeric ? "number" : null },
-            ...[column.cell ? column.cell(row) : String(column.value(row) ?? MISSING)].flat(),
+            ...[column.cell ? column.cell(row) : column.numeric ? String(column.value(row) ?? MISSING) : unbroken(column.value(row) ?? MISSING)].flat(),
           ),
         ),
       ),
@@ -134,8 +135,8 @@ function grid({ caption, columns: all, rows, sort = {}, page = PAGE, name = "row
   draw();
   return {
     element: el("div", { class: "grid-box" }, status, box, pager),
-    setRows(next) {
-      Object.assign(state, { rows: next, ordered: null, first: 0 });
+    setRows(next, sort = state) {
+      Object.assign(state, { rows: next, ordered: null, first: 0, key: sort.key, down: sort.down });
       draw();
     },
   };

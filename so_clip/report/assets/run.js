@@ -26,18 +26,26 @@ function showRun(name) {
     return "No such run";
   }
   const shots = valueAt(run, "shots");
-  const title = [valueAt(run, "method_title"), valueAt(run, "dataset"), ...(shots ? [shotsName(shots), `seed ${valueAt(run, "seed")}`] : [])].join(" · ");
+  const parts = [valueAt(run, "method_title"), valueAt(run, "dataset"), ...(shots ? [shotsName(shots), `seed ${valueAt(run, "seed")}`] : [])];
+  const title = parts.join(" · ");
   const details = detailsOf(run);
   section.replaceChildren(
-    el("p", { class: "crumbs" }, el("a", { href: "#/runs" }, "← All runs")),
-    el("h2", { id: "run-title", tabindex: "-1" }, title),
-    el("p", { class: "sub" }, [valueAt(run, "backbone"), valueAt(run, "variant")].filter(Boolean).join(" · "), " ", el("code", {}, name)),
+    el("p", { class: "crumbs" }, el("a", { href: `#/runs${carried()}` }, "← All runs")),
+    el("h2", { id: "run-title", tabindex: "-1" }, ...parts.flatMap((text, at) => [at ? " · " : null, el("span", { class: "whole" }, text)])),
+    el("p", { class: "sub" }, ...unbroken([valueAt(run, "backbone"), valueAt(run, "variant")].filter(Boolean).join(" · ")), " ", folderOf(name)),
     cards(run),
     siblings(run),
     ...(details ? detailSections(run, details) : [noDetails(name)]),
     configuration(run, details),
   );
   return title;
+}
+
+/** The run's folder: a link if the report knows its place. */
+function folderOf(name) {
+  const code = el("code", {}, name);
+  if (data.results_link === null) return code;
+  return el("a", { href: `${data.results_link}/${name.split("/").map(encodeURIComponent).join("/")}/` }, code);
 }
 
 function cards(run) {
@@ -101,12 +109,12 @@ function detailSections(run, details) {
   if (details.history || details.curve) sections.push(part("Training", ...training(run, details)));
   if (details.mistakes) sections.push(mistakes(details));
   if (details.confusion) {
-    const { triples, left_out: leftOut } = details.confusion;
+    const { left_out: leftOut } = details.confusion;
     const rest = leftOut ? el("p", { class: "hint" }, `${counted(leftOut, "image")} in rarer pairs of classes are left out.`) : "";
     sections.push(el(
       "div",
       { class: "beside" },
-      part("Confusion matrix", confusionMatrix({ triples, nameOf }), rest),
+      part("Confusion matrix", confusionMatrix({ ...details.confusion, labels: details.labels, nameOf }), rest),
       reliability(run, details.reliability),
     ));
   }
@@ -117,18 +125,18 @@ function detailSections(run, details) {
 
 function training(run, { history, curve }) {
   const charts = [];
-  const ends = (values, unit) => `from ${tickText(values[0])}${unit} to ${tickText(values.at(-1))}${unit}`;
+  const ends = (values, digits, unit) => `from ${number(values[0], digits)}${unit} to ${number(values.at(-1), digits)}${unit}`;
   if (history) {
     const losses = history.loss;
     charts.push(figureOf(
-      lineChart({ label: `Training loss by step, ${ends(losses, "")}`, xs: history.step, ys: losses, yLabel: "loss" }),
+      lineChart({ label: `Training loss by step, ${ends(losses, 4, "")}`, xs: history.step, ys: losses, digits: 4, yLabel: "loss" }),
       "Training loss, a moving average over 5 % of the steps.",
     ));
   }
   if (curve) {
     const zeroShot = valueAt(run, "zero_shot_accuracy_percent");
     charts.push(figureOf(
-      lineChart({ label: `Test accuracy by step, ${ends(curve.accuracy_percent, " %")}`, xs: curve.step, ys: curve.accuracy_percent, yLabel: "test accuracy (%)", reference: zeroShot }),
+      lineChart({ label: `Test accuracy by step, ${ends(curve.accuracy_percent, 2, " %")}`, xs: curve.step, ys: curve.accuracy_percent, digits: 2, yLabel: "test accuracy (%)", reference: zeroShot }),
       "Test accuracy during training; dashed: zero-shot CLIP. It is never used for model selection.",
     ));
   }
@@ -227,8 +235,8 @@ function configuration(run, details) {
   const settings = grid({
     caption: "Settings of the run",
     columns: [
-      { key: "option", title: "option", value: ([key]) => key, cell: ([key]) => el("code", {}, key) },
-      { key: "value", title: "value", value: ([, value]) => String(value) },
+      { key: "option", title: "option", value: ([key]) => key, cell: ([key]) => el("code", {}, ...unbroken(key)) },
+      { key: "value", title: "value", value: ([, value]) => String(value), cell: ([, value]) => unbroken(value) },
     ],
     rows,
     page: 200,
@@ -249,6 +257,6 @@ function provenance(values) {
     {},
     el("summary", {}, "Provenance"),
     command ? el("pre", { tabindex: "0", "aria-label": "Command" }, command) : "",
-    el("dl", { class: "pairs" }, ...flat.flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, value === null ? MISSING : String(value))])),
+    el("dl", { class: "pairs" }, ...flat.flatMap(([key, value]) => [el("dt", {}, key), el("dd", {}, ...unbroken(value ?? MISSING))])),
   );
 }

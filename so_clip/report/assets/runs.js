@@ -9,7 +9,7 @@ function runsView() {
     key: "method_title",
     title: "method",
     value: (run) => `${valueAt(run, "method_title")} ${valueAt(run, "variant") ?? ""}`,
-    cell: (run) => [runLink(run, valueAt(run, "method_title")), el("small", {}, ` ${valueAt(run, "variant") ?? ""}`)],
+    cell: (run) => [runLink(run, valueAt(run, "method_title")), el("small", {}, " ", ...unbroken(valueAt(run, "variant") ?? ""))],
   };
   const same = data.columns.filter((column) => "all" in column && !named(column.key) && column.key !== "finished_at");
   const others = data.columns
@@ -29,17 +29,20 @@ function runsView() {
     cell: (run) => (detailScripts.has(run) ? "yes" : MISSING),
   };
   const some = detailScripts.size < data.count;
-  const only = el("input", { type: "checkbox", onchange: draw });
+  const only = el("input", { type: "checkbox", onchange: () => remember({ details: only.checked ? "yes" : "" }) });
+  const best = { key: "accuracy_percent", down: true };
   const list = grid({
     caption: "All finished runs",
     columns: [name, ...others, ...(some ? [details] : [])],
     rows: allRuns,
-    sort: { key: "accuracy_percent", down: true },
+    sort: best,
     name: "run",
+    sorted: (sort) => remember({ sort: sortText(sort) }, { draws: false }),
   });
 
   function draw() {
-    list.setRows(allRuns.filter((run) => runPasses(run) && (!only.checked || detailScripts.has(run))));
+    only.checked = Boolean(address().get("details"));
+    list.setRows(allRuns.filter((run) => runPasses(run) && (!only.checked || detailScripts.has(run))), sortOf(address().get("sort")) ?? best);
   }
 
   $("runs").append(

@@ -37,6 +37,7 @@ function detailsOf(run) {
   const names = new Map(common.names[details.names] ?? []);
   return {
     ...details,
+    labels: [...names.keys()],
     nameOf: (label) => names.get(label) ?? `class ${label}`,
     pictureOf: (path) => common.pictures[details.pictures[path]] ?? null,
   };
@@ -53,24 +54,60 @@ function settingsOf(run) {
 let searched = null;
 function haystack(run) {
   searched ??= data.folder.map((folder, at) =>
-    [folder, ...["method_title", "variant", "dataset", "backbone"].map((key) => valueAt(at, key))]
+    [folder, ...["method_title", "variant", "dataset", "backbone"].map((key) => valueAt(at, key)), shotsName(valueAt(at, "shots")), `seed ${valueAt(at, "seed")}`]
       .join(" ")
       .toLowerCase(),
   );
   return searched[run];
 }
 
+const SHORT_NAMES = { kappa: "density_ratio", "κ": "density_ratio", t: "optimizer.t", batch: "batch_size" };
+
+/** Return functions that test a text, or a run, for one word of a search: a text, a number, or option=value. */
+function searchFor(word) {
+  const escaped = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  // A number is found as a whole: 2 finds neither 20 nor 0.2; seed2 does not find seed20.
+  const before = /^\d+(\.\d+)?(e[-+]?\d+)?$/.test(word) ? "(?<![\\w.])" : /^\d/.test(word) ? "(?<![\\d.])" : "";
+  const after = before === "(?<![\\w.])" ? "(?!\\w|\\.\\d)" : /\d$/.test(word) ? "(?!\\d|\\.\\d)" : "";
+  const pattern = new RegExp(`${before}${escaped}${after}`);
+  const inText = (text) => pattern.test(text);
+  const [, name, wanted] = /^([^=]+)=(.*)$/.exec(word) ?? [];
+  const option = SHORT_NAMES[name] ?? name;
+  const found = option === undefined ? [] : Object.entries(data.settings).filter(([key]) => `.${key.toLowerCase()}`.endsWith(`.${option}`)).map(([, column]) => column);
+  const isWanted = (value) => value !== null && (wanted === "" || String(value).toLowerCase() === wanted || Number(wanted) === value);
+  return { inText, inRun: (run) => found.some((column) => isWanted(valueOf(column, run))) || inText(haystack(run)) };
+}
+
 /** The reader's filters, for the tables and the runs. */
 const filter = { words: [], dataset: "", method: "", shots: "" };
 
-const hasWords = (text) => filter.words.every((word) => text.includes(word));
+/** The runs of a table's row, by its backbone, shots, method and settings. */
+let rowRuns = null;
+function runsOf(...row) {
+  const keys = ["backbone", "shots", "method_title", "variant"];
+  if (!rowRuns) {
+    rowRuns = new Map();
+    for (let run = 0; run < data.count; run++) {
+      const key = JSON.stringify(keys.map((name) => valueAt(run, name)));
+      if (!rowRuns.has(key)) rowRuns.set(key, []);
+      rowRuns.get(key).push(run);
+    }
+  }
+  return rowRuns.get(JSON.stringify(row)) ?? [];
+}
+
+/** Whether a row's text has all words, or one of its runs has those that the text has not. */
+function rowPasses(text, runs) {
+  const rest = filter.words.filter((word) => !word.inText(text.toLowerCase()));
+  return !rest.length || runs().some((run) => rest.every((word) => word.inRun(run)));
+}
 
 function runPasses(run) {
   return (
     (!filter.dataset || valueAt(run, "dataset") === filter.dataset) &&
     (!filter.method || valueAt(run, "method_title") === filter.method) &&
     (filter.shots === "" || valueAt(run, "shots") === Number(filter.shots)) &&
-    (!filter.words.length || hasWords(haystack(run)))
+    filter.words.every((word) => word.inRun(run))
   );
 }
 

@@ -8,10 +8,12 @@ import pandas as pd
 
 from so_clip.report.formats import latex
 from so_clip.report.formats import text as formats
+from so_clip.report.formats.numbers import readable
 from so_clip.report.significance import MAX_ROWS
 from so_clip.report.tables import Table
 from so_clip.system import atomic
 
+SIGNIFICANCE_FILE = "significance"
 SIGNIFICANCE = (
     "Each row compares two methods; the difference is the first accuracy minus the second. A p "
     "below 0.05 means that chance is an unlikely reason for the difference; a larger p means "
@@ -53,14 +55,16 @@ def write_tables(
 
 def write_significance(comparisons: pd.DataFrame, pairs: pd.DataFrame, folder: Path) -> str:
     """Write all comparisons as CSV and the pairs in the other formats; return the files' name."""
-    name = "significance"
-    texts = formats.readable(pairs)
+    texts = readable(pairs)
     columns = 4  # backbone, shots and two methods
-    atomic.write_text(folder / f"{name}.csv", comparisons.to_csv(index=False))
+    atomic.write_text(folder / f"{SIGNIFICANCE_FILE}.csv", comparisons.to_csv(index=False))
     for ending, text in (
         ("md", formats.frame_to_markdown(texts, SIGNIFICANCE, columns)),
-        ("tex", latex.HEADER + latex.frame_to_latex(texts, SIGNIFICANCE, name, columns)),
-        ("html", formats.frame_to_html(texts, SIGNIFICANCE, name)),
+        (
+            "tex",
+            latex.HEADER + latex.frame_to_latex(texts, SIGNIFICANCE, SIGNIFICANCE_FILE, columns),
+        ),
+        ("html", formats.frame_to_html(texts, SIGNIFICANCE, SIGNIFICANCE_FILE)),
     ):
-        atomic.write_text(folder / f"{name}.{ending}", text)
-    return name
+        atomic.write_text(folder / f"{SIGNIFICANCE_FILE}.{ending}", text)
+    return SIGNIFICANCE_FILE

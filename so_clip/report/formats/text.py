@@ -3,7 +3,6 @@
 import html
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -90,17 +89,6 @@ def text_frame(
             lines.append(line)
     titles = ["shots", "method", *(column.title for column in table.columns)]
     return pd.DataFrame(lines, columns=list(map(escape, titles)))
-
-
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame as texts: numbers with three significant digits, "–" for missing ones."""
-
-    def text(value: Any) -> str:
-        if pd.isna(value):
-            return MISSING
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    return frame.map(text)
 
 
 def to_markdown(table: Table) -> str:

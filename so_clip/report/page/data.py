@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
+from so_clip.report.formats.numbers import digits_of
 from so_clip.report.read import Runs
 from so_clip.report.tables import Cell, Table
 from so_clip.results.run_files import SKIPPED, flat_options
@@ -39,12 +41,13 @@ COLUMNS = (
 )
 
 
-def run_data(runs: Runs) -> dict[str, Any]:
-    """Return all runs for the page.
+def run_data(runs: Runs, out: Path) -> dict[str, Any]:
+    """Return all runs for the page in the folder `out`.
 
     Returns:
         `count`; `folder`, each run's name on the page; `columns`, those of COLUMNS that have
-        values; `settings`, a column for each dotted option; `results_dir`.
+        values; `settings`, a column for each dotted option; `results_dir`, and `results_link`, a
+        relative URL of it.
     """
     frame = runs.frame
     if "train_flops" in frame:
@@ -63,12 +66,21 @@ def run_data(runs: Runs) -> dict[str, Any]:
     return {
         "count": len(frame),
         "results_dir": str(runs.results_dir),
+        "results_link": _link(runs.results_dir, out),
         "folder": folder_names(runs),
         "columns": columns,
         "settings": {
             option: _column([settings.get(option) for settings in flat]) for option in options
         },
     }
+
+
+def _link(folder: Path, start: Path) -> str | None:
+    """Return a relative URL from `start` to `folder`; None between two drives of Windows."""
+    try:
+        return quote(Path(os.path.relpath(folder.resolve(), start.resolve())).as_posix())
+    except ValueError:
+        return None
 
 
 def folder_names(runs: Runs) -> list[str]:
@@ -109,12 +121,15 @@ def table_data(table: Table) -> dict[str, Any]:
     }
 
 
-def frame_data(title: str, caption: str, table: pd.DataFrame) -> dict[str, Any]:
-    """Return a plain table for the page; `caption` explains how to read it."""
+def frame_data(name: str, title: str, caption: str, table: pd.DataFrame) -> dict[str, Any]:
+    """Return a plain table for the page; `name` is that of its files, `caption` explains it."""
     return {
+        "name": name,
         "title": title,
         "caption": caption,
-        "columns": [str(column) for column in table.columns],
+        "columns": [
+            {"title": str(column), "digits": digits_of(table[column])} for column in table.columns
+        ],
         "rows": [list(map(scalar, row)) for row in table.itertuples(index=False)],
     }
 

@@ -94,12 +94,14 @@ def confusion(predictions: Columns) -> dict[str, Any]:
     """Return the confusion matrix as [label, prediction, images] triples in one flat list.
 
     Only the most frequent pairs of classes are listed; `left_out` counts the images of the others.
+    `totals` has all images of each label, as [label, images] pairs in one flat list.
     """
     pairs_N2 = np.stack([predictions["label"], predictions["prediction"]], axis=1)
     pairs, images = np.unique(pairs_N2, axis=0, return_counts=True)
     kept = np.argsort(-images, kind="stable")[:CONFUSIONS]
     return {
         "triples": np.column_stack([pairs[kept], images[kept]]).ravel().tolist(),
+        "totals": np.column_stack(np.unique(pairs_N2[:, 0], return_counts=True)).ravel().tolist(),
         "left_out": int(images.sum() - images[kept].sum()),
     }
 

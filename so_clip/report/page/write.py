@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -29,7 +30,20 @@ from so_clip.system import atomic
 FILE = "index.html"
 ASSETS = Path(__file__).parents[1] / "assets"
 # In order: later scripts use earlier ones.
-SCRIPTS = ("dom.js", "store.js", "grid.js", "charts.js", "tables.js", "runs.js", "run.js", "app.js")
+SCRIPTS = (
+    "dom.js",
+    "address.js",
+    "store.js",
+    "grid.js",
+    "charts.js",
+    "matrix.js",
+    "tables.js",
+    "runs.js",
+    "run.js",
+    "app.js",
+)
+# A number with its sign and exponent, not the digits inside a word.
+_NUMBER = re.compile(r"((?<![\w.])[-+−±]?\d(?:[\d.,]*\d)?(?:e[-+]?\d+)?)", re.IGNORECASE)
 # Runs with details: reading the files of all runs would take long.
 MAX_DETAILS = 250
 
@@ -65,7 +79,7 @@ def write(
     import jinja2
 
     order = detail_order(runs.frame, details)
-    data = run_data(runs) | {
+    data = run_data(runs, out) | {
         "tables": [table_data(table) for table in tables],
         "frames": list(frames),
         "notes": list(notes),
@@ -75,6 +89,7 @@ def write(
     script = f'(() => {{\n"use strict";\n{script}\n}})();'
     common, run_details = _details(runs, order[:MAX_DETAILS])
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["unbroken"] = _unbroken
     template = environment.from_string((ASSETS / "page.html").read_text(encoding="utf-8"))
     page = template.render(
         css=colours() + (ASSETS / "page.css").read_text(encoding="utf-8"),
@@ -155,6 +170,17 @@ def _find(name: str, runs: Runs, names: Sequence[str]) -> int:
     )
 
 
+def _unbroken(text: str) -> Any:
+    """Return a text as HTML in which no line breaks inside a number; dom.js has the same."""
+    from markupsafe import Markup, escape
+
+    pieces = _NUMBER.split(text)
+    return Markup("").join(
+        Markup('<span class="whole">{}</span>').format(piece) if at % 2 else escape(piece)
+        for at, piece in enumerate(pieces)
+    )
+
+
 def _counts(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the counts in the page's header: pairs of number and noun."""
     counted = (
@@ -172,7 +198,8 @@ def _plots(plots: Sequence[Plot]) -> list[dict[str, Any]]:
     for plot in plots:
         label = ", ".join(filter(None, (plot.title, plot.choice))) + ". " + plot.caption
         choice = {"name": plot.name, "choice": plot.choice, "caption": plot.caption}
-        choice["svg"] = inline(plot.svg, plot.name, label)
+        choice["wide"] = inline(plot.svg, plot.name, label)
+        choice["narrow"] = inline(plot.narrow, f"{plot.name}-narrow", label)
         groups.setdefault(plot.title, []).append(choice)
     return [{"title": title, "choices": choices} for title, choices in groups.items()]
 

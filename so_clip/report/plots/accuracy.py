@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -29,7 +30,6 @@ def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dra
         if numbers.empty or numbers["shots"].nunique() < 2:
             continue
         zero_shot = zero_shot_accuracy(backbone_runs)
-        figure = _draw_shots(numbers, lines, zero_shot)
         average = ""
         if AVERAGE in set(numbers["dataset"]):
             average = (
@@ -42,7 +42,7 @@ def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dra
             "Accuracy against shots",
             "Test accuracy in percent: mean over seeds, band ± one standard deviation; the dashed "
             f"line is zero-shot CLIP.{average}{style.others(trained, lines)}",
-            figure,
+            partial(_draw_shots, numbers, lines, zero_shot),
             numbers,
             choice=str(backbone) if several else "",
         )
@@ -86,13 +86,15 @@ def zero_shot_accuracy(runs: pd.DataFrame) -> dict[str, float]:
     return {name: value for name, value in found.items() if value == value}
 
 
-def _draw_shots(numbers: pd.DataFrame, lines: Sequence[Line], zero_shot: dict[str, float]) -> Any:
+def _draw_shots(
+    numbers: pd.DataFrame, lines: Sequence[Line], zero_shot: dict[str, float], narrow: bool
+) -> Any:
     datasets = sorted(set(numbers["dataset"]) - {AVERAGE})
     names = ([AVERAGE] if AVERAGE in set(numbers["dataset"]) else []) + datasets
-    figure, axes = style.panels(len(names))
+    figure, axes = style.panels(len(names), narrow=narrow)
     shots = sorted(numbers["shots"].unique())
     for axis, name in zip(axes, names, strict=True):
-        axis.set_title(name)
+        style.panel_title(axis, name)
         if name in zero_shot:
             style.zero_shot_line(axis, zero_shot[name])
         for line in lines:
@@ -127,7 +129,7 @@ def accuracy_vs_memory(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dr
                 "_".join(["accuracy_vs_memory", *map(style.in_file, choice)]),
                 "Accuracy against peak memory",
                 _memory_caption(len(shared), int(shots)),
-                _draw_memory(numbers, lines),
+                partial(_draw_memory, numbers, lines),
                 numbers,
                 choice=", ".join(choice),
             )
@@ -170,10 +172,13 @@ def _against_memory(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _draw_memory(numbers: pd.DataFrame, lines: Sequence[Line]) -> Any:
+def _draw_memory(numbers: pd.DataFrame, lines: Sequence[Line], narrow: bool) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.6, 4.2) if len(numbers) < 15 else (7.5, 6.5), layout="constrained")
+    width, height = (6.6, 4.2) if len(numbers) < 15 else (7.5, 6.5)
+    figure = Figure(
+        figsize=(style.NARROW_INCHES if narrow else width, height), layout="constrained"
+    )
     axis = figure.subplots()
     looks = {line.title: line for line in lines}
     memory = numbers["peak_memory_mib"]

@@ -1,6 +1,7 @@
 """SO's accuracy by its density κ and the interval T between two draws of its support."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -37,7 +38,7 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             "support (0: it is drawn once). "
             f"{_about_rates(wide, rest)} Hatched: no run."
             + (f" {more} more datasets are in the CSV file." if more > 0 else ""),
-            _draw(wide, datasets[:MAX_PANELS]),
+            partial(_draw, wide, datasets[:MAX_PANELS]),
             wide,
             choice=", ".join([title, backbone, style.in_shots(shots)] + ([rest] if rest else [])),
         )
@@ -79,10 +80,13 @@ def _about_rates(cells: pd.DataFrame, rest: str) -> str:
     return f"All cells have the learning rate {cells['lr'].iloc[0]}."
 
 
-def _draw(cells: pd.DataFrame, datasets: Sequence[str]) -> Any:
+def _draw(cells: pd.DataFrame, datasets: Sequence[str], narrow: bool) -> Any:
     kappas, intervals = (sorted(cells[key].unique()) for key in ("density_ratio", "T"))
     figure, axes = style.panels(
-        len(datasets), width=0.62 * len(intervals) + 1.5, height=0.42 * len(kappas) + 0.9
+        len(datasets),
+        width=0.62 * len(intervals) + 1.5,
+        height=0.42 * len(kappas) + 0.9,
+        narrow=narrow,
     )
     low, high = cells["mean"].min(), cells["mean"].max()
     for axis, dataset in zip(axes, datasets, strict=True):
@@ -98,13 +102,11 @@ def _draw(cells: pd.DataFrame, datasets: Sequence[str]) -> Any:
         image = axis.pcolormesh(mean, cmap="cividis", vmin=low, vmax=high, linewidth=0)
         _annotate(axis, mean, std, image)
         axis.grid(visible=False)
-        axis.set_xticks([i + 0.5 for i in range(len(intervals))], [f"{t:g}" for t in intervals])
-        axis.set_yticks(
-            [i + 0.5 for i in range(len(kappas))], [f"{k:g}".replace("e-0", "e-") for k in kappas]
-        )
+        axis.set_xticks([i + 0.5 for i in range(len(intervals))], [str(t) for t in intervals])
+        axis.set_yticks([i + 0.5 for i in range(len(kappas))], style.one_notation(kappas))
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        axis.set_title(dataset)
+        style.panel_title(axis, dataset)
     style.label_axes(axes, "T (steps between draws)", "density κ")
     bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", shrink=0.9, pad=0.02)
     bar.outline.set_visible(False)

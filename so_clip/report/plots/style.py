@@ -5,11 +5,17 @@ Colours are safe for colour-blind readers; markers distinguish the lines in blac
 
 import math
 import re
+import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from so_clip.report.plots.fonts import FAMILY
 
 # Okabe and Ito's colours (jfly.uni-koeln.de/color) without yellow and black, and two more that stay
 # distinct under the common colour deficiencies. The second of each pair is for a dark background.
@@ -49,9 +55,11 @@ PAGE = {
 }
 ZERO_SHOT = "zero_shot"
 MAX_LINES = len(PALETTE)
+# The width of a figure for phones: 390 CSS pixels less the page's margins.
+NARROW_INCHES = 3.7
 
 RC: Any = {
-    "font.family": "DejaVu Sans",
+    "font.family": FAMILY,
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
@@ -62,6 +70,9 @@ RC: Any = {
     "axes.linewidth": 0.7,
     "axes.grid": True,
     "axes.axisbelow": True,
+    # A tick shows its whole number: no "+8e1" or "1e-4" beside the axis.
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-9, 12),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.color": GRID,
@@ -143,13 +154,26 @@ def grid_shape(panels: int) -> tuple[int, int]:
     return -(-panels // columns), columns
 
 
-def panels(count: int, width: float = 2.5, height: float = 2.1) -> tuple[Any, list[Any]]:
-    """Return a figure and `count` axes in a grid; a single panel is larger. Sizes are in inches."""
+def panels(
+    count: int, width: float = 2.5, height: float = 2.1, *, narrow: bool = False
+) -> tuple[Any, list[Any]]:
+    """Return a figure and `count` axes in a grid; a single panel is larger.
+
+    Args:
+        count: the number of panels.
+        width, height: of a panel, in inches.
+        narrow: fit the figure to a phone: one column, or two of small panels.
+    """
     from matplotlib.figure import Figure
 
     rows, columns = grid_shape(count)
     if count == 1:
         width, height = 4.6, 3.2
+    if narrow:
+        columns = 2 if count > 1 and width <= 2.5 else 1
+        rows = -(-count // columns)
+        height *= max(0.75, NARROW_INCHES / columns / width)
+        width = NARROW_INCHES / columns
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[count:]:
@@ -165,8 +189,27 @@ def legend_below(figure: Any, axes: Sequence[Any]) -> None:
         found |= dict(zip(labels, handles, strict=True))
     if not found:
         return
-    columns = max(1, int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, found)))))
-    figure.legend(found.values(), found, loc="outside lower center", ncols=min(len(found), columns))
+    width = figure.get_figwidth()
+    labels = [_wrapped(label, width - 0.6, 8.5) for label in found]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    columns = max(1, int(width / (0.6 + 0.075 * longest)))
+    figure.legend(
+        found.values(), labels, loc="outside lower center", ncols=min(len(found), columns)
+    )
+
+
+def panel_title(axis: Any, text: str) -> None:
+    """Set a panel's title, in several lines if it is wider than the panel."""
+    columns = axis.get_subplotspec().get_gridspec().ncols
+    axis.set_title(_wrapped(text, axis.figure.get_figwidth() / columns - 0.35, 9.5))
+
+
+def _wrapped(text: str, inches: float, points: float) -> str:
+    """Wrap a text of a font size in points to a width; bold letters are 0.65 of the size wide."""
+    wide = any(unicodedata.east_asian_width(character) in "WF" for character in text)
+    letters = max(8, int(72 * inches / (points * (1.0 if wide else 0.65))))
+    # A comma ends a setting. Other lines break at blanks, and inside a word only if it is too long.
+    return textwrap.fill(text, letters, break_on_hyphens=False)
 
 
 def plot_band(
@@ -201,6 +244,22 @@ def colours() -> list[str]:
     return [light for light, _ in PALETTE.values()]
 
 
+def whole_ticks(axis: Any) -> None:
+    """Let an axis (x or y) have ticks at whole numbers only, such as steps and layers."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def one_notation(values: Sequence[float]) -> list[str]:
+    """Return numbers in one notation: all as decimals, or all with an exponent."""
+    if all(value == 0 or 1e-4 <= abs(value) < 1e6 for value in values):
+        return [f"{value:g}" for value in values]
+    parts = [f"{value:.5e}".split("e") for value in values]
+    return [f"{float(mantissa):g}e{int(exponent)}" for mantissa, exponent in parts]
+
+
 def plain_log(axis: Any, values: pd.Series) -> None:
     """Make an axis (x or y) logarithmic, with plain numbers at a few ticks.
 
@@ -212,13 +271,17 @@ def plain_log(axis: Any, values: pd.Series) -> None:
     decades = math.log10(float(values.max()) / float(values.min()))
     subs = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 1.2 else (1, 1.5, 2, 3, 4, 5, 7)
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    decimal = partial(np.format_float_positional, precision=6, fractional=False, trim="-")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: decimal(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
 def label_axes(axes: Sequence[Any], x: str, y: str) -> None:
     """Label x below the lowest panel of each column, and y to the left of each row."""
     shape = axes[0].get_subplotspec().get_gridspec()
+    width, height = axes[0].figure.get_size_inches()
+    x = _wrapped(x, width / shape.ncols - 0.5, 8.0)
+    y = _wrapped(y, height / shape.nrows - 0.3, 8.0)
     for place, axis in enumerate(axes):
         if place + shape.ncols >= len(axes):
             axis.set_xlabel(x)

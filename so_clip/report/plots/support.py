@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             "Percentage of each matrix's weights that differ from their values before training, by "
             "layer; mean over runs. The dotted line is the percentage of all trainable weights."
             + (" Other settings and runs are left out." if more else ""),
-            _draw(numbers),
+            partial(_draw, numbers),
             numbers,
             choice=f"{backbone}, {style.in_shots(int(shots))}",
         )
@@ -90,30 +92,31 @@ def place_of(tensor: str) -> tuple[str, str, int] | None:
     return tower, match["kind"], int(match["layer"])
 
 
-def _draw(numbers: pd.DataFrame) -> Any:
+def _draw(numbers: pd.DataFrame, narrow: bool) -> Any:
     from matplotlib.figure import Figure
 
     groups = numbers[["method", "variant"]].drop_duplicates().to_records(index=False).tolist()
     towers = [tower for tower in TOWERS if tower in set(numbers["tower"])]
-    height = 2.2 * len(groups) + 0.8
-    figure = Figure(figsize=(3.2 * len(towers) + 0.6, height), layout="constrained")
-    axes = figure.subplots(len(groups), len(towers), squeeze=False, sharex="col", sharey="row")
+    rows, columns = (len(groups) * len(towers), 1) if narrow else (len(groups), len(towers))
+    width = style.NARROW_INCHES if narrow else 3.2 * columns + 0.6
+    figure = Figure(figsize=(width, 2.2 * rows + 0.8), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
+    axes = axes.ravel().tolist()
     kinds = sorted(numbers["kind"].unique())[: style.MAX_LINES]
-    for row, (method, variant) in enumerate(groups):
+    for axis, ((method, variant), tower) in zip(axes, product(groups, towers), strict=True):
         cells = numbers[(numbers["method"] == method) & (numbers["variant"] == variant)]
         share = 100 * cells["changed"].sum() / cells["parameters"].sum()
-        for axis, tower in zip(axes[row], towers, strict=True):
-            axis.axhline(share, color=style.INK, linestyle=":", linewidth=1)
-            for kind, colour, marker in zip(kinds, style.colours(), style.MARKERS, strict=False):
-                line = cells[(cells["tower"] == tower) & (cells["kind"] == kind)]
-                line = line.sort_values("layer")
-                axis.plot(
-                    line["layer"], line["changed_percent"], color=colour, marker=marker, label=kind
-                )
-            axis.set_ylim(0, 1.1 * cells["changed_percent"].max() or 1)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-            name = method + (f" ({style.in_words(variant)})" if variant else "")
-            axis.set_title(f"{name}, {TOWERS[tower]}" if len(groups) > 1 else TOWERS[tower])
-    style.label_axes(axes.ravel().tolist(), "layer", "weights ever changed (%)")
-    style.legend_below(figure, [axes[0][0]])
+        axis.axhline(share, color=style.INK, linestyle=":", linewidth=1)
+        for kind, colour, marker in zip(kinds, style.colours(), style.MARKERS, strict=False):
+            line = cells[(cells["tower"] == tower) & (cells["kind"] == kind)].sort_values("layer")
+            axis.plot(
+                line["layer"], line["changed_percent"], color=colour, marker=marker, label=kind
+            )
+        axis.set_ylim(0, 1.1 * cells["changed_percent"].max() or 1)
+        style.whole_ticks(axis.xaxis)
+        name = method + (f" ({style.in_words(variant)})" if variant else "")
+        title = f"{name}, {TOWERS[tower]}" if len(groups) > 1 else TOWERS[tower]
+        style.panel_title(axis, title)
+    style.label_axes(axes, "layer", "weights ever changed (%)")
+    style.legend_below(figure, axes[:1])
     return figure

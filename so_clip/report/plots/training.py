@@ -1,6 +1,7 @@
 """Loss and test accuracy during training."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,13 @@ def loss_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
         numbers = _read(chosen, lines, HISTORY_FILE, "loss", smoothed)
         if numbers.empty:
             continue
-        figure = _draw(numbers, lines, "training loss (log scale)")
-        for axis in figure.axes:
-            if axis.get_visible() and (numbers["mean"] > 0).all():
-                style.plain_log(axis.yaxis, numbers["mean"])
         yield Drawing(
             f"training_loss_{shots}shot_{style.in_file(backbone)}",
             "Training loss",
             f"Training loss, a moving average over {100 * SMOOTHED:.0f} % of the steps; mean over "
             f"at most {MAX_SEEDS} seeds, band ± one standard deviation between them."
             + style.others(chosen, lines),
-            figure,
+            partial(_draw_losses, numbers, lines),
             numbers,
             choice=f"{backbone}, {style.in_shots(shots)}",
         )
@@ -47,14 +44,14 @@ def accuracy_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawi
         numbers = _read(chosen, lines, CURVE_FILE, "accuracy_percent", lambda values: values)
         if numbers.empty:
             continue
-        figure = _draw(numbers, lines, "test accuracy (%)", zero_shot_accuracy(chosen))
+        zero_shot = zero_shot_accuracy(chosen)
         yield Drawing(
             f"training_accuracy_{shots}shot_{style.in_file(backbone)}",
             "Test accuracy during training",
             "Test accuracy in percent during training (evaluation.every_steps); mean over at most "
             f"{MAX_SEEDS} seeds, band ± one standard deviation between them. It is never used for "
             "model selection.",
-            figure,
+            partial(_draw, numbers, lines, "test accuracy (%)", zero_shot),
             numbers,
             choice=f"{backbone}, {style.in_shots(shots)}",
         )
@@ -104,17 +101,27 @@ def _read(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
+def _draw_losses(numbers: pd.DataFrame, lines: Sequence[Line], narrow: bool) -> Any:
+    figure = _draw(numbers, lines, "training loss (log scale)", {}, narrow)
+    for axis in figure.axes:
+        if axis.get_visible() and (numbers["mean"] > 0).all():
+            style.plain_log(axis.yaxis, numbers["mean"])
+    return figure
+
+
 def _draw(
     numbers: pd.DataFrame,
     lines: Sequence[Line],
     ylabel: str,
-    zero_shot: dict[str, float] | None = None,
+    zero_shot: dict[str, float],
+    narrow: bool,
 ) -> Any:
     names = sorted(numbers["dataset"].unique())
-    figure, axes = style.panels(len(names))
+    figure, axes = style.panels(len(names), narrow=narrow)
     for axis, name in zip(axes, names, strict=True):
-        axis.set_title(name)
-        if zero_shot and name in zero_shot:
+        style.panel_title(axis, name)
+        style.whole_ticks(axis.xaxis)
+        if name in zero_shot:
             style.zero_shot_line(axis, zero_shot[name])
         for line in lines:
             points = line.of(numbers[numbers["dataset"] == name], "method")

@@ -5,14 +5,18 @@ from pathlib import Path
 import pandas as pd
 
 from so_clip.report.averages import few_shot_runs
+from so_clip.report.notices import collected
 from so_clip.report.plots import drawing, style
 from so_clip.report.plots.accuracy import accuracy_vs_memory, accuracy_vs_shots
 from so_clip.report.plots.drawing import Plot
+from so_clip.report.plots.fonts import families_for
 from so_clip.report.plots.kappa_t import kappa_t
 from so_clip.report.plots.support import support
 from so_clip.report.plots.training import accuracy_curves, loss_curves
 from so_clip.report.progress import watched
 
+# The columns whose texts are in plots.
+_TEXTS = ("dataset", "backbone", "method_title", "variant")
 FOLDER = "plots"
 PLOTS = (
     accuracy_vs_shots,
@@ -24,22 +28,30 @@ PLOTS = (
 )
 
 
-def write(runs: pd.DataFrame, out: Path) -> list[Plot]:
-    """Draw every plot that the runs have data for into `out`/plots; return them for the page.
+def write(runs: pd.DataFrame, out: Path) -> tuple[list[Plot], list[str]]:
+    """Draw every plot that the runs have data for into `out`/plots.
 
     Args:
         runs: one line per run: the columns of metrics.json, `variant` and `folder`.
         out: the report's folder.
 
+    Returns:
+        The plots for the page; and remarks: characters without a font, matplotlib's warnings.
+
     Raises:
         InputError: the folder cannot be written.
     """
-    import matplotlib
+    remarks: list[str] = []
+    # Characters without a glyph are one remark of `families_for`, not a warning for each.
+    with collected("matplotlib", remarks, ignored="Glyph "):
+        import matplotlib
 
-    few_shot = few_shot_runs(runs)
-    lines = style.choose_lines(runs if few_shot.empty else few_shot)
-    plots = []
-    for draw in watched(PLOTS, "plots"):
-        with matplotlib.rc_context(style.RC):
-            plots += [drawing.write(drawn, out / FOLDER) for drawn in draw(runs, lines)]
-    return plots
+        few_shot = few_shot_runs(runs)
+        lines = style.choose_lines(runs if few_shot.empty else few_shot)
+        texts = (str(text) for name in _TEXTS for text in runs[name].unique())
+        families, without_font = families_for(texts)
+        plots = []
+        for draw in watched(PLOTS, "plots"):
+            with matplotlib.rc_context(style.RC | {"font.family": families}):
+                plots += [drawing.write(drawn, out / FOLDER) for drawn in draw(runs, lines)]
+    return plots, [*(without_font if plots else ()), *remarks]

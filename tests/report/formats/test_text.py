@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from so_clip.report.formats import latex
 from so_clip.report.formats import text as formats
+from so_clip.report.formats.numbers import readable
 from so_clip.report.published import add_published
 from so_clip.report.read import read_runs
 from so_clip.report.tables import Table, make_tables
@@ -236,19 +237,19 @@ def test_latex_does_not_change_plain_text(text):
 
 def test_a_plain_frame_has_all_formats(tmp_path):
     frame = pd.DataFrame({"method": ["A & B", "c|d"], "p": [0.01234, float("nan")], "n": [3, 4]})
-    texts = formats.readable(frame)
+    texts = readable(frame)
     assert texts.to_dict("list") == {
         "method": ["A & B", "c|d"],
-        "p": ["0.0123", "–"],
+        "p": ["0.012", "–"],
         "n": ["3", "4"],
     }
     lines = squeezed(formats.frame_to_markdown(texts, "Title.", 1)).splitlines()
     assert [lines[2], *lines[4:]] == [
         "| method | p | n |",
-        "| A & B | 0.0123 | 3 |",
+        "| A & B | 0.012 | 3 |",
         "| c\\|d | – | 4 |",
     ]
-    assert _parsed(formats.frame_to_html(texts, "Title.", "x")).rows[1] == ["A & B", "0.0123", "3"]
+    assert _parsed(formats.frame_to_html(texts, "Title.", "x")).rows[1] == ["A & B", "0.012", "3"]
     (tmp_path / "x.tex").write_text(latex.frame_to_latex(texts, "Title, p < 0.05.", "x", 1))
     (tmp_path / "all.tex").write_text(latex.document(["x"]))
     _compile(tmp_path)

@@ -40,10 +40,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(root, method="odd", title=NASTY, class_names=[NASTY, *DIGITS[1:]], folder="o %d#d")
     runs = read_runs(root)
     out = tmp_path_factory.mktemp("out")
-    drawn = plots.write(runs.frame, out)
+    drawn, _ = plots.write(runs.frame, out)
     return page.write(
         runs, make_tables(runs), out, drawn, notes=["Left out: some folder."],
-        frames=[frame_data("Significance", "A p below 0.05 says much.",
+        frames=[frame_data("significance", "Significance", "A p below 0.05 says much.",
                            runs.frame[["method_title", "seed", "accuracy_percent"]])],
     )  # fmt: skip
 

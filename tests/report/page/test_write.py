@@ -59,8 +59,9 @@ class _Tags(HTMLParser):
 
 def test_a_tiny_p_value_is_not_zero():
     pairs = pd.DataFrame({"p": [1.23456789e-9, 0.5, None], "n": [1, 2, 3]})
-    table = frame_data("Pairs", "How.", pairs)
-    assert (table["title"], table["caption"]) == ("Pairs", "How.")
+    table = frame_data("pairs", "Pairs", "How.", pairs)
+    assert (table["name"], table["title"], table["caption"]) == ("pairs", "Pairs", "How.")
+    assert table["columns"] == [{"title": "p", "digits": "e"}, {"title": "n", "digits": 0}]
     assert table["rows"] == [[1.23456789e-9, 1], [0.5, 2], [None, 3]]
 
 
@@ -100,12 +101,14 @@ def test_every_colour_is_defined_for_light_and_dark():
 
 def test_the_page_has_no_outside_references(tmp_path):
     write_run(tmp_path)
-    plot = Plot("p", "A plot", "Of something.", '<svg viewBox="0 0 9 9"><path id="a"/></svg>')
+    svg = '<svg viewBox="0 0 9 9"><path id="a"/></svg>'
+    plot = Plot("p", "A plot", "Of something.", svg, svg)
     text = _page(tmp_path, plots=[plot])
     for tag, attributes in _Tags(text).tags:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
             value = attributes.get(name)
-            assert value is None or value.startswith(("#", "data:")), (tag, name, value)
+            own = tag == "a" and value in ("plots/p.svg", "plots/p.png", "plots/p.csv")
+            assert value is None or own or value.startswith(("#", "data:")), (tag, name, value)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
     (policy,) = (
@@ -122,8 +125,8 @@ def test_the_page_has_no_outside_references(tmp_path):
 def test_no_text_becomes_markup(tmp_path):
     names = [NASTY, *DIGITS[1:]]
     write_run(tmp_path, title=NASTY, class_names=names, method="a", note=NASTY, folder="x<b>")
-    plot = Plot("p", NASTY, NASTY, '<svg viewBox="0 0 9 9"></svg>', NASTY)
-    frames = [frame_data(NASTY, NASTY, pd.DataFrame({NASTY: [NASTY]}))]
+    plot = Plot("p", NASTY, NASTY, '<svg viewBox="0 0 9 9"></svg>', "<svg></svg>", NASTY)
+    frames = [frame_data("n", NASTY, NASTY, pd.DataFrame({NASTY: [NASTY]}))]
     text = _page(tmp_path, plots=[plot], notes=[NASTY], frames=frames)
     tags = [tag for tag, _ in _Tags(text).tags]
     assert tags.count("script") == 4  # data, details, one run, the program

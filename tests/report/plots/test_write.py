@@ -94,7 +94,7 @@ def test_runs_with_nothing_to_plot_make_no_file(tmp_path):
     folder = write_run(tmp_path / "runs")
     for file in ("history.csv", "curve.csv", "changed.csv"):
         (folder / file).unlink()
-    assert plots.write(_frame(tmp_path / "runs"), tmp_path / "out") == []
+    assert plots.write(_frame(tmp_path / "runs"), tmp_path / "out") == ([], [])
     assert not (tmp_path / "out").exists()
 
 
@@ -269,7 +269,7 @@ def test_the_same_runs_give_the_same_files_and_svg_fit_for_a_page(tmp_path):
                 tmp_path / "runs", method=name, title=name, shots=shots, folder=f"{shots}{name[:2]}"
             )
     runs = _frame(tmp_path / "runs")
-    first = plots.write(runs, tmp_path / "one")
+    first, _ = plots.write(runs, tmp_path / "one")
     plots.write(runs, tmp_path / "two")
     files = sorted(path.name for path in (tmp_path / "one" / "plots").iterdir())
     assert {"accuracy_vs_shots.svg", "accuracy_vs_shots.png", "accuracy_vs_shots.csv"} < set(files)

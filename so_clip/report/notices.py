@@ -1,0 +1,42 @@
+"""Warnings and log messages of libraries as remarks: each is told once, in one line."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Collector(logging.Handler):
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.texts = texts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextmanager
+def collected(library: str, remarks: list[str], ignored: str | None = None) -> Iterator[None]:
+    """Add what a library warns about in this block to `remarks`, instead of printing it.
+
+    Args:
+        library: the name of its logger, which begins each remark.
+        remarks: gets each different message once.
+        ignored: messages that begin with this text are dropped.
+    """
+    texts: list[str] = []
+    logger, collector = logging.getLogger(library), _Collector(texts)
+    propagates = logger.propagate
+    logger.addHandler(collector)
+    logger.propagate = False
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            yield
+        texts += [str(warning.message) for warning in caught]
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagates
+        lines = (f"{library}: {' '.join(text.split())}" for text in texts
+                 if ignored is None or not text.startswith(ignored))  # fmt: skip
+        remarks += [line for line in dict.fromkeys(lines) if line not in remarks]
