@@ -100,8 +100,8 @@ def _draw(numbers: pd.DataFrame, narrow: bool) -> Any:
     rows, columns = (len(groups) * len(towers), 1) if narrow else (len(groups), len(towers))
     width = style.NARROW_INCHES if narrow else 3.2 * columns + 0.6
     figure = Figure(figsize=(width, 2.2 * rows + 0.8), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
-    axes = axes.ravel().tolist()
+    grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
+    axes = grid.ravel().tolist()
     kinds = sorted(numbers["kind"].unique())[: style.MAX_LINES]
     for axis, ((method, variant), tower) in zip(axes, product(groups, towers), strict=True):
         cells = numbers[(numbers["method"] == method) & (numbers["variant"] == variant)]
