@@ -13,7 +13,7 @@ from so_clip.config.parse import from_config
 from so_clip.config.resolve import resolved
 from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
-from so_clip.optim.gradients import sampled_gradient
+from so_clip.optim.sampled_gradient import values_of
 from so_clip.results.run_folder import CHECKPOINT_FILE
 from so_clip.run import Result, run
 from so_clip.runtime.peak_memory import MIB
@@ -62,7 +62,7 @@ def test_fp32_gives_the_values_of_the_cpu():
         optimizer = build_optimizer(settings.method.optimizer, model)
         logits_BK = model.classifier(images_BCHW.to(device))
         nn.functional.cross_entropy(logits_BK, labels_B.to(device)).backward()
-        gradients = [sampled_gradient(value) for value in model.parameters.values()]
+        gradients = [values_of(value.grad) for value in model.parameters.values()]
         supports = [optimizer.support(value) for value in model.parameters.values()]
         seen[device] = [
             value.detach().cpu().double() for value in (logits_BK, *gradients, *supports)

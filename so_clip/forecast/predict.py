@@ -34,7 +34,6 @@ from so_clip.evaluate.evaluator import watch_batch
 from so_clip.forecast.disk import disk_bytes
 from so_clip.forecast.flops import Flops, counted, counter
 from so_clip.forecast.test_sets import TestSetSize, test_set_sizes, training_card
-from so_clip.optim.sampled import GradScaler
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision, pick_precision
 from so_clip.train import train_step
@@ -115,7 +114,7 @@ def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> M
         _forget_values(model.classifier, mode)
     named = model.classifier.named()
     # Gradient scaling skips a step if values overflow, and there are no values.
-    model.precision.scaler = GradScaler(CPU.type, enabled=False)
+    model.precision.scaler = torch.amp.GradScaler(CPU.type, enabled=False)
     return replace(model, parameters={name: named[name] for name in model.parameters})
 
 

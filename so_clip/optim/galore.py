@@ -101,7 +101,9 @@ class SavedGaLore(GaLore):
                 held = state_dict["state"].get(key, {}).get(_KEY)
                 if held is not None:
                     projector = GaLoreProjector(**{name: group[name] for name in _OPTIONS})
-                    matrices = tuple(matrix.to(param.device) for matrix in held["matrices"])
+                    matrices = tuple(
+                        matrix.to(param.device, param.dtype) for matrix in held["matrices"]
+                    )
                     projector.ortho_matrix = matrices if len(matrices) > 1 else matrices[0]
                     projector.last_svd_step = held["last_svd_step"]
                     self.state[param][_KEY] = projector

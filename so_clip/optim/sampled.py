@@ -7,13 +7,13 @@
 SO knows before the backward pass which M entries of the gradient its next step reads. For a layer
 y = x Wᵀ with output gradient g, entry (i, j) of the gradient is Σ_tokens g[:, i] · x[:, j]. A
 sampled layer computes these M sums alone. It keeps for the backward pass only the columns of x that
-they need, if these take less memory than x. The whole gradient never exists: `weight.grad` stays
-None, and the gradient is `weight.sampled_grad` [M], the values at the flat indices
-`optimizer.support(weight)`.
+they need, if these take less memory than x. The whole gradient never exists: `weight.grad` is a
+SampledGradient, which holds the M values at the flat indices `optimizer.support(weight)`.
 
-Code between backward and step must read `sampled_grad`: use `GradScaler` and `clip_grad_norm_` from
-this module, and `SampledGradients.all_reduce` for data parallelism. Accumulation, autocast,
+torch's tools for clipping and gradient scaling work on it, so those of Lightning and Accelerate do
+too; norms then cover the computed entries alone (see `clip_grad_norm_`). Accumulation, autocast,
 activation checkpointing, torch.compile, weights used several times and `zero_grad` work as usual.
+For data parallelism there is `SampledGradients.all_reduce`.
 
 Design: autograd's graph has a leaf of M values in the place of each weight. So autograd itself adds
 up several uses, replays checkpoints and compiles. A hook hands the leaf's gradient to the weight.
@@ -33,17 +33,18 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from so_clip.errors import InputError
+from so_clip.optim.functional import moment_dtype
 from so_clip.optim.gradients import (
-    GradScaler,
-    Guard,
     add_sampled_gradient,
     all_reduce_sampled,
     clip_grad_norm_,
+    unwrapped,
 )
+from so_clip.optim.sampled_gradient import SampledGradient
 from so_clip.optim.sampled_product import Method, fastest, sampled_product
 
 __all__ = [
-    "GradScaler",
+    "SampledGradient",
     "SampledGradients",
     "SampledLinear",
     "clip_grad_norm_",
@@ -63,9 +64,9 @@ def sampled_gradients(
 
     Args:
         model: any module.
-        optimizer: an SO, or any optimizer that reads `weight.sampled_grad` and has a method
-            `support(weight)`. It returns the flat indices (ascending int64 [M]) of the entries that
-            the next step reads, or None for all entries.
+        optimizer: an SO, also inside the wrapper of Accelerate or Lightning; or any optimizer that
+            reads SampledGradients and has a method `support(weight)`. It returns the flat indices
+            (ascending int64 [M]) of the entries that the next step reads, or None for all entries.
         always: False leaves a layer dense if the whole product should be faster: at densities from
             about 1/8, and lower ones for small layers (scripts/bench_sampled.py). True samples such
             layers too, which saves memory.
@@ -74,7 +75,8 @@ def sampled_gradients(
         A handle. Its `remove()` restores the layers; it is also a context manager.
 
     Raises:
-        InputError: the optimizer has no `support`, or layers are sampled already.
+        InputError: the optimizer has no `support`, layers are sampled already, or the model is in
+            a DistributedDataParallel that waits for whole gradients.
 
     Example:
         >>> optimizer = SO(model.parameters(), density_ratio=5e-4)
@@ -83,12 +85,14 @@ def sampled_gradients(
         >>> optimizer.step()
         >>> handle.remove()
     """
-    if not callable(getattr(optimizer, "support", None)):
+    inner = unwrapped(optimizer)
+    if not callable(getattr(inner, "support", None)):
         raise InputError(
-            f"{type(optimizer).__name__} reads whole gradients: sampled gradients are for "
-            "optimizers that know before the backward pass what they read, such as SO."
+            f"{type(inner).__name__} reads whole gradients: sampled gradients are for optimizers "
+            "that know before the backward pass what they read, such as SO. If an SO is inside, "
+            "call sampled_gradients with it before it is wrapped."
         )
-    return SampledGradients(model, optimizer, always)
+    return SampledGradients(model, inner, always)
 
 
 class SampledGradients:
@@ -117,14 +121,14 @@ class SampledGradients:
                     layer.__class__ = SampledLinear
                     self._layers.append(cast(SampledLinear, layer))
                     self.methods[f"{name}.weight" if name else "weight"] = method
+        self._hooks: list[RemovableHandle | _Listener] = []
+        self._refuse_ddp()
         self._refresh()
-        self._hooks: list[RemovableHandle | Guard | _Listener] = []
         if self._layers:
             self._hooks += [
                 optimizer.register_step_post_hook(lambda *_: self._refresh()),
                 optimizer.register_load_state_dict_post_hook(lambda *_: self._refresh()),
                 _Listener(optimizer, self._refresh),
-                Guard(optimizer),
             ]
 
     def remove(self) -> None:
@@ -132,7 +136,7 @@ class SampledGradients:
         for hook in self._hooks:
             hook.remove()
         for layer in self._layers:
-            del layer.sampling
+            vars(layer).pop("sampling", None)
             layer.__class__ = nn.Linear  # type: ignore[assignment]
         self._layers, self._hooks, self.methods = [], [], {}
 
@@ -173,6 +177,18 @@ class SampledGradients:
         trace: TracebackType | None,
     ) -> None:
         self.remove()
+
+    def _refuse_ddp(self) -> None:
+        wrapped = any(
+            isinstance(m, nn.parallel.DistributedDataParallel) for m in self._model.modules()
+        )
+        if wrapped and self._layers:
+            self.remove()
+            raise InputError(
+                "the model is in a DistributedDataParallel, which waits for whole gradients. "
+                "Call sampled_gradients and the handle's exclude_from_ddp() before the model is "
+                "wrapped (by accelerator.prepare, for example), and all_reduce() before each step."
+            )
 
     def _method(self, weight: Tensor, always: bool) -> Method | None:
         support_M = self._optimizer.support(weight)
@@ -215,11 +231,21 @@ class Sampling:
     def __init__(self, weight: Tensor, support_M: Tensor) -> None:
         self.weight, self.support_M = weight, support_M
         self.method, _ = fastest(len(support_M), tuple(weight.shape), weight.device)
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.leaf_M = torch.zeros((), dtype=dtype, device=weight.device).expand(len(support_M))
-        self.leaf_M.requires_grad_()
+        self.leaf_M = self._new_leaf()
+
+    def leaf(self) -> Tensor:
+        """Return the leaf; a new one after `module.to(dtype)`, as it decides the values' dtype."""
+        if self.leaf_M.dtype != moment_dtype(self.weight):
+            self.leaf_M = self._new_leaf()
+        return self.leaf_M
+
+    def _new_leaf(self) -> Tensor:
+        zero = torch.zeros((), dtype=moment_dtype(self.weight), device=self.weight.device)
+        leaf_M = zero.expand(len(self.support_M)).requires_grad_()
         # The hook holds no reference to the leaf, so both are freed with the support.
-        self.leaf_M.register_post_accumulate_grad_hook(partial(_deliver, weight, support_M))
+        deliver = partial(_deliver, self.weight, self.support_M)
+        leaf_M.register_post_accumulate_grad_hook(deliver)
+        return leaf_M
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         # A copied model has new weights, and no optimizer samples them yet: copy as None.
@@ -269,7 +295,7 @@ class SampledLinear(nn.Linear):
             input.reshape(-1, self.in_features),
             weight.detach(),
             bias,
-            sampling.leaf_M,
+            sampling.leaf(),
             sampling.support_M,
             method,
         )

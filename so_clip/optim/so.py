@@ -16,6 +16,7 @@ from so_clip.optim.state import (
     State,
     batches,
     complete_states,
+    fitted,
     new_state,
     set_supports,
     stack_moments,
@@ -39,7 +40,7 @@ class SO(Optimizer):
 
     Moments are float32, or float64 for float64 weights; float16 and bfloat16 weights are rounded
     once a step. A sampled entry takes 32 bytes of state (36 with "age"). The gradient is
-    `param.grad`, `param.sampled_grad` (see `support`), or their sum if both exist.
+    `param.grad`, whole or a SampledGradient (see `support`).
 
     Args:
         params: tensors, or parameter groups. A group may set any option but `seed`.
@@ -151,7 +152,7 @@ class SO(Optimizer):
                 if group["T"] and states[0]["step"] % group["T"] == 0:
                     due += zip(params, states, strict=True)
             self._draw_supports(group, due)
-        # `model.zero_grad()` clears `.grad` alone; sampled gradients must not accumulate.
+        # Their supports may have been drawn again, so they must not accumulate.
         self._clear_sampled_gradients()
         return loss
 
@@ -166,9 +167,9 @@ class SO(Optimizer):
     def support(self, param: Tensor) -> Tensor | None:
         """Return the entries of the gradient that the coming step reads.
 
-        They are known before the backward pass, so it can compute these entries alone. Put their
-        values, in this order, into `param.sampled_grad` [M], of any float dtype, in place of
-        `param.grad`. If it already holds values, add to them. A step clears it.
+        They are known before the backward pass, so it can compute these entries alone. Hand their
+        values over, in this order, with so_clip.optim.gradients.add_sampled_gradient. A step sets
+        a sampled gradient to None.
 
         Returns:
             Flat indices [M] int64 on the parameter's device, ascending, row-major in the logical
@@ -188,11 +189,6 @@ class SO(Optimizer):
                 )
         support: Tensor | None = self.state[param].get("support")
         return support
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear all gradients; see torch.optim.Optimizer. Sampled gradients become None."""
-        super().zero_grad(set_to_none)
-        self._clear_sampled_gradients()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, including SO's generator; see torch.optim.Optimizer."""
@@ -218,7 +214,7 @@ class SO(Optimizer):
             saved = chain.from_iterable(group["params"] for group in final["param_groups"])
             for key, param in zip(saved, self._params(), strict=True):
                 if key in final["state"]:
-                    self.state[param] = _copy_to(param.device, final["state"][key])
+                    self.state[param] = fitted(_copy_to(param.device, final["state"][key]), param)
             self._generator.set_state(final["generator"].cpu())
 
         # `keep` runs after the user's pre-hooks, `restore` before the user's post-hooks.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from so_clip.optim.functional import Moments, moment_dtype
-from so_clip.optim.gradients import has_gradient, most_important
+from so_clip.optim.gradients import most_important
 from so_clip.optim.sparse_entries import locate
 from so_clip.optim.support import entry_count, to_device
 
@@ -49,7 +49,9 @@ def batches(
     sparse, M.
     """
     alike = defaultdict(list)
-    for param in filter(has_gradient, group["params"]):
+    for param in group["params"]:
+        if param.grad is None:
+            continue
         state = states[param]
         dense = state["size"] == param.numel() or group["moment_selection"] == "dense"
         size = 0 if dense else state["size"]
@@ -62,9 +64,23 @@ def batches(
             yield list(params), list(batch_states)
 
 
+def fitted(state: State, param: Tensor) -> State:
+    """Give the moments the dtype that they have for this tensor; return the state.
+
+    They have another one if the state was saved for weights of another precision, or if
+    `module.to(dtype)` has changed the weights since.
+    """
+    dtype = moment_dtype(param)
+    for key in ("exp_avg", "exp_avg_sq"):
+        if key in state and state[key].dtype != dtype:
+            state[key] = state[key].to(dtype)
+    return state
+
+
 def complete_states(params: list[Tensor], states: list[State], group: dict[str, Any]) -> None:
     """Complete the states of one batch for the coming step."""
     for param, state in zip(params, states, strict=True):
+        fitted(state, param)
         if "support" in state and state["support"] is None:
             state["support"] = most_important(param, state["size"])
         if "exp_avg" not in state and group["moment_selection"] != "none":

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from so_clip.errors import InputError
-from so_clip.optim.gradients import sampled_gradient
+from so_clip.optim.sampled_gradient import values_of
 from so_clip.runtime.device import pick_device
 from so_clip.system import torchrun
 
@@ -79,13 +79,8 @@ class Ranks:
         if self.size == 1:
             return
         parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-        gradients = [
-            gradient
-            for parameter in parameters
-            for gradient in (parameter.grad, sampled_gradient(parameter))
-            if gradient is not None
-        ]
-        self._average(gradients)
+        gradients = (values_of(parameter.grad) for parameter in parameters)
+        self._average([gradient for gradient in gradients if gradient is not None])
 
     def average(self, value: Tensor) -> Tensor:
         """Return the average of a value over the processes."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from so_clip.optim.gradients import sampled_gradient
+from so_clip.optim.sampled_gradient import values_of
 
 MIB = 2**20
 CATEGORIES = ("weights", "gradients", "optimizer_state", "activations")
@@ -31,8 +31,8 @@ class PeakMemory:
     the few-shot images in memory) are not counted.
 
     Args:
-        model: its parameters and buffers are the weights; `.grad` and sampled gradients of its
-            parameters are the gradients.
+        model: its parameters and buffers are the weights; `.grad` of its parameters are the
+            gradients, whole or sampled.
         optimizer: the tensors in its `state` are the optimizer state; None in evaluation.
         device: of the model; on CUDA the allocator gives the total.
     """
@@ -53,7 +53,7 @@ class PeakMemory:
         for parameter in self._model.parameters():
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(
-                    lambda parameter: self._log.add([parameter.grad], "gradients")
+                    lambda parameter: self._log.add([values_of(parameter.grad)], "gradients")
                 )
                 self._hooks.append(hook)
         if optimizer := self._optimizer:
@@ -114,7 +114,7 @@ class PeakMemory:
 
     def _add_sampled_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
-            self._log.add(map(sampled_gradient, group["params"]), "gradients")
+            self._log.add([values_of(param.grad) for param in group["params"]], "gradients")
 
 
 class _StorageLog(TorchDispatchMode):

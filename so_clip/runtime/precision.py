@@ -2,8 +2,6 @@
 
 import torch
 
-from so_clip.optim.sampled import GradScaler
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -17,7 +15,7 @@ class Precision:
         self.name = pick_precision(name, device)
         self._device_type = device.type
         self._dtype = _DTYPES[self.name]
-        self.scaler = GradScaler(device.type, enabled=self.name == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
     def autocast(self) -> torch.autocast:
         """Return a context in which matrix products run in this precision."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip import SO
-from so_clip.optim.sampled import SampledLinear, sampled_gradients
+from so_clip.optim.sampled import SampledGradient, SampledLinear, sampled_gradients
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -50,11 +50,11 @@ def assert_sampled(module: nn.Module, optimizer: SO, reference: nn.Module, rtol=
     assert sampled
     for param, whole in zip(module.parameters(), reference.parameters(), strict=True):
         if id(param) in sampled:
-            assert param.grad is None
-            expected = whole.grad.take(optimizer.support(param))
-            torch.testing.assert_close(param.sampled_grad, expected, rtol=rtol, atol=atol)
+            assert param.grad.support_M is optimizer.support(param)
+            expected = whole.grad.take(param.grad.support_M)
+            torch.testing.assert_close(param.grad.values_M, expected, rtol=rtol, atol=atol)
         else:
-            assert getattr(param, "sampled_grad", None) is None
+            assert not isinstance(param.grad, SampledGradient)
             torch.testing.assert_close(param.grad, whole.grad, rtol=rtol, atol=atol)
 
 

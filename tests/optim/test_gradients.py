@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from so_clip import SO
+from so_clip.optim.gradients import add_sampled_gradient
+from so_clip.optim.sampled_gradient import SampledGradient
 
 
 def pair(**options: object) -> list[tuple[nn.Parameter, SO]]:
@@ -14,11 +16,11 @@ def pair(**options: object) -> list[tuple[nn.Parameter, SO]]:
     return [(param, SO([param], 0.1, density_ratio=0.2, T=2, **options)) for param in twins]
 
 
-def sample(optimizer: SO, param: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient on the coming support, as a layer computes it."""
+def add_sample(optimizer: SO, param: Tensor, grad: Tensor) -> None:
+    """Add the gradient on the coming support, as a layer computes it."""
     support = optimizer.support(param)
     assert support is not None
-    return grad.reshape(-1)[support]
+    add_sampled_gradient(param, support, grad.reshape(-1)[support])
 
 
 @pytest.mark.parametrize("foreach", [None, False])
@@ -32,20 +34,25 @@ def test_sampled_gradients_take_the_steps_of_whole_ones(
     draw = torch.Generator().manual_seed(1)
     for _ in range(7):
         whole.grad = torch.randn(whole.shape, generator=draw)
-        sampled.sampled_grad = sample(by_sample, sampled, whole.grad)
+        add_sample(by_sample, sampled, whole.grad)
         by_whole.step()
         by_sample.step()
         assert sampled.grad is None
         assert torch.equal(whole, sampled)
 
 
-def test_sampled_and_whole_gradients_add_up() -> None:
+@pytest.mark.parametrize("sample_first", [False, True])
+def test_sampled_and_whole_gradients_add_up(sample_first: bool) -> None:
     # A weight of two layers, one of which samples.
     (whole, by_whole), (tied, by_both) = pair()
     for _ in range(3):
         one, other = torch.randn(2, *whole.shape, generator=torch.Generator().manual_seed(2))
-        whole.grad, tied.grad = one + other, one.clone()
-        tied.sampled_grad = sample(by_both, tied, other)
+        whole.grad = one + other
+        if sample_first:
+            add_sample(by_both, tied, other)
+        (tied * one).sum().backward()
+        if not sample_first:
+            add_sample(by_both, tied, other)
         by_whole.step()
         by_both.step()
         assert torch.equal(whole, tied)
@@ -55,7 +62,7 @@ def test_low_precision_weights_take_float32_samples() -> None:
     param = nn.Parameter(torch.zeros(100, dtype=torch.bfloat16))
     optimizer = SO([param], density_ratio=0.05)
     values = torch.linspace(1, 2, 5) + 2**-12
-    param.sampled_grad = values
+    add_sampled_gradient(param, optimizer.support(param), values)
     optimizer.step()
     state = optimizer.state[param]
     order = state["index"].argsort()
@@ -74,7 +81,8 @@ def test_a_layer_can_compute_only_what_is_asked_for() -> None:
         outputs_BO.requires_grad_()
         (grad_BO,) = torch.autograd.grad(outputs_BO.square().sum(), outputs_BO)
         rows, columns = optimizer.support(weight) // 5, optimizer.support(weight) % 5
-        weight.sampled_grad = (grad_BO[:, rows] * inputs_BI[:, columns]).sum(0)
+        values_M = (grad_BO[:, rows] * inputs_BI[:, columns]).sum(0)
+        add_sampled_gradient(weight, optimizer.support(weight), values_M)
         optimizer.step()
 
         by_whole.zero_grad()
@@ -85,9 +93,9 @@ def test_a_layer_can_compute_only_what_is_asked_for() -> None:
 
 def test_zero_grad_clears_samples() -> None:
     (param, optimizer), _ = pair()
-    param.sampled_grad = sample(optimizer, param, torch.ones(param.shape))
+    add_sample(optimizer, param, torch.ones(param.shape))
     optimizer.zero_grad()
-    assert param.sampled_grad is None
+    assert param.grad is None
     before = param.detach().clone()
     optimizer.step()
     assert torch.equal(param, before)
@@ -132,12 +140,8 @@ def _sparse(param: nn.Parameter) -> None:
     param.grad = torch.eye(10).to_sparse()
 
 
-def _too_long(param: nn.Parameter) -> None:
-    param.sampled_grad = torch.zeros(11)
-
-
 def _unexpected(param: nn.Parameter) -> None:
-    param.sampled_grad = torch.zeros(10)
+    param.grad = SampledGradient(param, torch.arange(10), torch.zeros(10))
 
 
 @pytest.mark.parametrize(
@@ -145,11 +149,11 @@ def _unexpected(param: nn.Parameter) -> None:
     [
         (_sparse, {}, r"shape \(10, 10\) is torch\.sparse_coo: .* does not support sparse"),
         (_sparse, {"gradient_selection": "dense"}, "does not support sparse"),
-        (_too_long, {}, r"sampled_grad has shape \(11,\), but SO\.support .* has shape \(10,\)"),
+        (_unexpected, {}, "on a support that has been drawn again"),
         (_unexpected, {"gradient_selection": "importance"}, "reads the whole gradient"),
         (_unexpected, {"density_ratio": 1}, "reads the whole gradient"),
     ],
-    ids=["sparse", "sparse for dense", "too long", "not yet chosen", "dense tensor"],
+    ids=["sparse", "sparse for dense", "other support", "not yet chosen", "dense tensor"],
 )
 def test_bad_gradients(give: object, options: dict[str, object], message: str) -> None:
     param = nn.Parameter(torch.zeros(10, 10))

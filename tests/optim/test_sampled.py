@@ -63,7 +63,7 @@ def test_gradients_are_the_dense_ones_at_the_support(
     exact_M, terms_M = (item.take(support_M) for item in (g_NO.T @ x_NI, g_NO.abs().T @ x_NI.abs()))
     # Sums over bfloat16 are in float32, hence closer than the dense gradient is.
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
-    values_M = layer.weight.sampled_grad
+    values_M = layer.weight.grad.values_M
     assert values_M.dtype == torch.promote_types(dtype, torch.float32)
     assert ((values_M - exact_M).abs() <= tolerance * terms_M).all()
 
@@ -88,7 +88,7 @@ def test_under_autocast_sums_are_in_float32(dtype):
         assert y_NO.dtype == dtype
         y_NO.backward(grad_NO)
     support_M = optimizer.support(layer.weight)
-    values_M = layer.weight.sampled_grad
+    values_M = layer.weight.grad.values_M
     assert values_M.dtype == torch.float32
     # Layers read x and the gradient in half precision; their sums are in float32.
     g_NO, x_NI = grad_NO.double(), x_NI.to(dtype).double()
@@ -131,7 +131,8 @@ def test_gradients_accumulate_until_zero_grad():
             optimizer.step()
         by_dense.zero_grad()
         optimizer.zero_grad(set_to_none)
-        assert sampled[0].weight.sampled_grad is None
+        gradient = sampled[0].weight.grad
+        assert gradient is None or (not set_to_none and not step and not gradient.values_M.any())
 
 
 class Tied(nn.Module):
@@ -164,12 +165,10 @@ def test_uses_of_shared_weights_add_up_and_frozen_weights_have_no_gradient():
         for module, by in zip(modules, optimizers, strict=True):
             by.zero_grad()
             module(tokens_BL).square().mean().backward()
-        # The embedding and the product have dense gradients, which the step adds.
+        # The embedding and the product have dense gradients; their entries on the support count.
         support_M, tied = optimizer.support(sampled.first.weight), sampled.first.weight
-        both_M = tied.sampled_grad + tied.grad.take(support_M)
-        torch.testing.assert_close(both_M, dense.first.weight.grad.take(support_M))
+        torch.testing.assert_close(tied.grad.values_M, dense.first.weight.grad.take(support_M))
         assert sampled.unused.weight.grad is None
-        assert getattr(sampled.unused.weight, "sampled_grad", None) is None
         assert sampled.frozen.weight.grad is None
         by_dense.step()
         optimizer.step()
@@ -225,7 +224,29 @@ def test_compiled_under_autocast():
     for item in (plain, torch.compile(other, backend="aot_eager", fullgraph=True)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             item(inputs(20, 64, dtype=torch.float32)).float().square().mean().backward()
-    torch.testing.assert_close(plain.weight.sampled_grad, other.weight.sampled_grad)
+    torch.testing.assert_close(plain.weight.grad.values_M, other.weight.grad.values_M)
+
+
+@pytest.mark.parametrize("pending", [False, True])
+@pytest.mark.parametrize("after", [torch.bfloat16, torch.float64])
+def test_gradients_have_the_precision_of_weights_that_were_converted(after, pending):
+    module = mlp(torch.float32)
+    optimizer = SO(module.parameters(), 1e-2, density_ratio=0.05, T=3)
+    sampled_gradients(module, optimizer)
+    for step in range(3):
+        if step == 1:
+            module.to(after)  # with a gradient that is still to be used, or without one
+        if step != 1 or not pending:
+            optimizer.zero_grad()
+            dtype = module[0].weight.dtype
+            module(inputs(4, 20, dtype=dtype)).square().sum().backward()
+            values_dtype = torch.promote_types(dtype, torch.float32)
+            assert module[0].weight.grad.values_M.dtype == values_dtype
+        if step or not pending:
+            optimizer.step()
+            assert module[0].weight.dtype == (after if step else torch.float32)
+            assert module[0].weight.isfinite().all()
+    assert optimizer.state[module[0].weight]["step"] == (2 if pending else 3)
 
 
 @pytest.mark.parametrize("order", ["prune_first", "update_first"])

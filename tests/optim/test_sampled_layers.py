@@ -77,10 +77,8 @@ def test_without_a_support_nothing_changes():
     layer = nn.Linear(4, 4)
     optimizer = SO(layer.parameters(), density_ratio=1.0)
     assert sampled_gradients(layer, optimizer).methods == {}
-    scaler = torch.amp.GradScaler("cpu")  # sees all there is
-    scaler.scale(layer(torch.ones(2, 4)).sum()).backward()
-    assert layer.weight.grad is not None
-    scaler.step(optimizer)
+    layer(torch.ones(2, 4)).sum().backward()
+    assert type(layer.weight.grad) is torch.Tensor
 
 
 def test_remove_restores_the_layer_and_the_optimizer():
@@ -126,15 +124,15 @@ def test_copies_have_whole_gradients():
     for other in (copy.deepcopy(sampled), pickle.loads(pickle.dumps(sampled))):
         other.zero_grad()
         other(inputs(4, 20)).sum().backward()
-        assert all(param.grad is not None for param in other.parameters())
+        assert all(type(param.grad) is torch.Tensor for param in other.parameters())
 
 
 def test_weights_of_a_functional_call_have_whole_gradients():
     _, (sampled, _) = twins()
     others = {name: p.detach().clone().requires_grad_() for name, p in sampled.named_parameters()}
     torch.func.functional_call(sampled, others, inputs(4, 20)).sum().backward()
-    assert all(param.grad is not None for param in others.values())
-    assert getattr(sampled[0].weight, "sampled_grad", None) is None
+    assert all(type(param.grad) is torch.Tensor for param in others.values())
+    assert sampled[0].weight.grad is None
 
 
 def test_evaluation_and_a_frozen_weight_need_no_gradient():
@@ -142,7 +140,6 @@ def test_evaluation_and_a_frozen_weight_need_no_gradient():
     sampled[0].weight.requires_grad_(False)
     sampled(inputs(4, 20)).sum().backward()
     assert sampled[0].weight.grad is None
-    assert getattr(sampled[0].weight, "sampled_grad", None) is None
     assert sampled[0].bias.grad is not None
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from so_clip.errors import InputError
-from so_clip.optim.sampled import GradScaler, clip_grad_norm_, sampled_gradients
+from so_clip.optim.sampled import clip_grad_norm_, sampled_gradients
 from so_clip.optim.so import SO
 
 
@@ -51,11 +51,11 @@ def test_gradients_do_not_accumulate_for_any_way_to_clear_them(clear):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_skipped_step_clears_sampled_gradients_too():
+def test_training_goes_on_after_a_skipped_step():
     model = _model()
     optimizer = _optimizer(model)
     sampled_gradients(model, optimizer, always=True)
-    scaler = GradScaler("cpu", enabled=True)
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
     before = model[0].weight.detach().clone()
     scaler.scale(_loss(model, 0) * float("inf")).backward()
     scaler.step(optimizer)
@@ -118,3 +118,16 @@ def test_a_norm_that_is_not_positive_is_refused(max_norm):
     _loss(model, 0).backward()
     with pytest.raises(InputError, match="max_norm"):
         clip_grad_norm_(optimizer, max_norm)
+
+
+def test_a_model_in_ddp_is_refused_and_stays_as_it_was():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        model = nn.parallel.DistributedDataParallel(_model())
+        with pytest.raises(InputError, match=r"before the model is wrapped.*all_reduce"):
+            sampled_gradients(model, _optimizer(model))
+        assert type(model.module[0]) is nn.Linear
+    finally:
+        torch.distributed.destroy_process_group()

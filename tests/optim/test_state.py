@@ -114,6 +114,48 @@ def test_loading_copies_and_keeps_types() -> None:
                 assert torch.equal(value, before["state"][key][name])
 
 
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("how", ["load", "to"])
+@pytest.mark.parametrize("options", [*VARIANTS[:2], VARIANTS[4], VARIANTS[7]], ids=str)
+@pytest.mark.parametrize("after", FLOATS, ids=str)
+@pytest.mark.parametrize("before", FLOATS, ids=str)
+def test_a_state_serves_weights_of_another_precision(
+    before: torch.dtype, after: torch.dtype, options: dict[str, Any], how: str
+) -> None:
+    net = model(before)
+    optimizer = optimizer_of(net, **options)
+    run(net, optimizer, range(6))
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    other, resumed = net, optimizer
+    if how == "load":
+        other = model(after)
+        resumed = optimizer_of(other, **options)
+        resumed.load_state_dict(optimizer.state_dict())
+        assert {moments_of(resumed, param).dtype for param in other.parameters()} == {
+            torch.promote_types(after, torch.float32)
+        }
+    other.to(after)
+    run(other, resumed, range(6, 7))
+    for i, param in enumerate(other.parameters()):
+        moments = moments_of(resumed, param)
+        assert moments.dtype == torch.promote_types(after, torch.float32)
+        assert moments.isfinite().all()
+        assert param.isfinite().all()
+        assert resumed.state[param]["step"] == 7
+        if i == 1:  # a dense bias: its moments show that the old ones were kept
+            grad = param.grad.to(moments.dtype)
+            expected = state[i]["exp_avg"].to(moments.dtype) * 0.9 + grad * (1 - 0.9)
+            torch.testing.assert_close(moments, expected)
+    run(other, resumed, range(7, 12))
+
+
+def moments_of(optimizer: SO, param: Tensor) -> Tensor:
+    moments: Tensor = optimizer.state[param]["exp_avg"]
+    return moments
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 @pytest.mark.parametrize("steps", [0, 6])
 def test_copies_go_their_own_ways(steps: int, clone: Any) -> None:
