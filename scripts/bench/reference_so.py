@@ -34,13 +34,21 @@ class ReferenceSO(torch.optim.Optimizer):
         order: str = "prune_first",
         seed: int = 0,
     ) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
         defaults = {"lr": lr, "betas": betas, "eps": eps, "density_ratio": density_ratio, "T": T}
         super().__init__(params, defaults | {"order": order})
 
     def draw(self, param: Tensor, count: int) -> Tensor:
-        """Draw a support: the first `count` flat indices of a random permutation."""
-        return torch.randperm(param.numel(), generator=self._generator)[:count]
+        """Draw a support: the first `count` flat indices of a random permutation.
+
+        The permutation is made on the parameter's device, as the released code does.
+        """
+        device = param.device
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        generator = self._generators[device]
+        return torch.randperm(param.numel(), generator=generator, device=device)[:count]
 
     def allocate(self) -> None:
         """Create the state that the first step needs."""
@@ -74,7 +82,7 @@ class ReferenceSO(torch.optim.Optimizer):
     ) -> None:
         count, (beta1, beta2) = state["support"].shape[1], group["betas"]
         if state["step"] == 0 or (group["T"] and state["step"] % group["T"] == 0):
-            flat = self.draw(param, count).to(param.device)
+            flat = self.draw(param, count)
             state["support"] = torch.stack((flat // param.shape[1], flat % param.shape[1]))
         state["step"] += 1
         support, index = state["support"], state["index"]

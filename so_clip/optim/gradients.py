@@ -143,8 +143,9 @@ def clip_grad_norm_(
     norms, grads = [], []
     for group in inner.param_groups:
         for param in group["params"]:
-            if param.grad is not None:
-                grads.append(values_of(param.grad))
+            grad = values_of(param.grad)
+            if grad is not None:
+                grads.append(grad)
                 norms.append(_norm(inner, group, param, estimate_dense))
     if not norms:
         return torch.zeros(())

@@ -60,7 +60,7 @@ class SampledGradient(Tensor):
     def _made(
         cls, like: Tensor, dtype: torch.dtype, support_M: Tensor, values_M: Tensor
     ) -> "SampledGradient":
-        made: SampledGradient = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: SampledGradient = Tensor._make_wrapper_subclass(
             cls,
             like.shape,
             strides=like.stride(),
@@ -75,10 +75,10 @@ class SampledGradient(Tensor):
         """Return shape and values; torch's own would read entries that are not known."""
         return f"SampledGradient(shape={tuple(self.shape)}, values_M={self.values_M})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call a torch function on the known entries."""

@@ -65,3 +65,21 @@ def test_its_state_holds_tensors_and_numbers_and_resumes(projection):
     for item, its in ((optimizer, matrix), (other, again)):
         steps(item, its, grads[4:])
     assert torch.equal(matrix, again)
+
+
+@pytest.mark.parametrize("before", [torch.float32, torch.float64])
+def test_its_state_serves_weights_of_another_precision(before):
+    after = torch.float64 if before == torch.float32 else torch.float32
+    draw = torch.Generator().manual_seed(0)
+    gradient = torch.randn(12, 20, generator=draw, dtype=torch.float64)
+    weights = [torch.nn.Parameter(torch.zeros(12, 20, dtype=dtype)) for dtype in (before, after)]
+    one, other = (galore([weight], lr=0.1, rank=2) for weight in weights)
+    for optimizer, weight in ((one, weights[0]), (other, weights[1])):
+        if optimizer is other:
+            weight.data.copy_(weights[0].data)
+            optimizer.load_state_dict(one.state_dict())
+        for _ in range(2):
+            weight.grad = gradient.to(weight.dtype)
+            optimizer.step()
+    assert {v.dtype for v in other.state[weights[1]].values() if torch.is_tensor(v)} == {after}
+    assert weights[1].isfinite().all()

@@ -172,6 +172,23 @@ def test_the_reference_draws_new_supports_of_the_right_size_every_t_steps() -> N
     assert len(flat.unique()) == 20
 
 
+def test_the_reference_permutes_on_the_device_of_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def randperm(count: int, **options) -> Tensor:
+        seen.append((options["device"], options["generator"].device))
+        return original(count, **options)
+
+    original = torch.randperm
+    monkeypatch.setattr(torch, "randperm", randperm)
+    for device in ["cpu", *["cuda:0"] * torch.cuda.is_available()]:
+        param = nn.Parameter(torch.zeros(40, 50, device=device))
+        assert ReferenceSO([param]).draw(param, 7).device == param.device
+        assert seen.pop() == (param.device, param.device)
+
+
 def test_contenders_match_their_names() -> None:
     reference = make_trainer(REFERENCE, TINY, CPU).classifier
     kinds = {type(module) for module in reference.modules()}
