@@ -22,8 +22,8 @@ class FewShot:
     """The drawn images: the content of a run's `fewshot.json`.
 
     Attributes:
-        train, val: the drawn examples, in the order of the draw. Images repeat if a class has
-            fewer images than shots.
+        train, val: the drawn examples, in the order of the draw. If a class has fewer images than
+            shots, "clip_lora" repeats some of them and "coop" takes each of them once.
         dataset, shots, seed, protocol: the arguments of the draw.
         imbalance: alpha, if classes have different numbers of train images.
         base_only: whether only the base classes of the draw are left.
@@ -81,19 +81,21 @@ def draw_few_shot(
 
     One stream random.Random(seed) draws both lists; Python's global generator is never used.
     Classes come in order of their first appearance in a list. A class with enough images is drawn
-    without replacement, any other class with replacement. "coop" draws train, then val;
-    "clip_lora" (SO's protocol too) draws val, then train.
+    without replacement. "coop" draws train, then val, and takes a smaller class whole, each image
+    once and without a random number. "clip_lora" (SO's protocol too) draws val, then train, and
+    draws a smaller class with replacement.
 
     ImageNet has no val list. "coop" then draws train only: CoOp validates on the test images, and
-    no run here does that. "clip_lora" draws shots + min(4, shots) train images per class at once,
-    and the first `shots` of them are train.
+    no run here does that. CoOp's list has the order of the directory on its authors' disk, so
+    nobody can repeat its draws of ImageNet. "clip_lora" draws shots + min(4, shots) train images
+    per class at once, and the first `shots` of them are train.
 
     With `imbalance`, the stream first draws the number of train images of each class (see
-    class_counts). Their sum and everything else stay the same.
+    class_counts). Their sum stays the same, so a small class repeats its images.
 
     Args:
         splits: the dataset's lists.
-        shots: train images per class, 1 or more; with `imbalance` on average.
+        shots: train images per class, 1 or more; with `imbalance` on average, with "coop" at most.
         seed: 0 or more; the published draws have seeds 1, 2 and 3.
         split_protocol: "coop" or "clip_lora".
         imbalance: alpha of the Dirichlet distribution; None: equal counts.
@@ -102,7 +104,7 @@ def draw_few_shot(
         InputError: a class without a train image, or an ImageNet class with too few images for
             train and val.
 
-    Source: generate_fewshot_dataset in github.com/KaiyangZhou/Dassl.pytorch and
+    Source: generate_fewshot_dataset in github.com/KaiyangZhou/Dassl.pytorch (repeat=False) and
         github.com/MaxZanella/CLIP-LoRA; datasets/imagenet.py of both CoOp and CLIP-LoRA.
     """
     _check_classes(splits, shots)
@@ -112,8 +114,8 @@ def draw_few_shot(
     held_back = val_shots if shared else 0
     counts = _counts(splits, shots, held_back, imbalance, stream)
     if split_protocol == "coop":
-        train = _draw_train(splits.train, counts, imbalance, stream)
-        val = _draw(splits.val, val_shots, stream)
+        train = _draw_train(splits.train, counts, imbalance, stream, repeat=False)
+        val = _draw(splits.val, val_shots, stream, repeat=False)
     elif shared:
         train, val = _draw_shared(splits, counts, val_shots, stream)
     else:
@@ -144,11 +146,15 @@ def _counts(
     return class_counts(available, shots * classes, imbalance, stream)
 
 
-def _draw(examples: Iterable[Example], shots: int, stream: random.Random) -> list[Example]:
+def _draw(
+    examples: Iterable[Example], shots: int, stream: random.Random, *, repeat: bool = True
+) -> list[Example]:
     drawn: list[Example] = []
     for group in _by_class(examples):
-        few = len(group) < shots
-        drawn += stream.choices(group, k=shots) if few else stream.sample(group, shots)
+        if len(group) >= shots:
+            drawn += stream.sample(group, shots)
+        else:
+            drawn += stream.choices(group, k=shots) if repeat else group
     return drawn
 
 
@@ -157,9 +163,11 @@ def _draw_train(
     counts: Sequence[int],
     imbalance: float | None,
     stream: random.Random,
+    *,
+    repeat: bool = True,
 ) -> list[Example]:
     if imbalance is None:
-        return _draw(examples, counts[0], stream)
+        return _draw(examples, counts[0], stream, repeat=repeat)
     drawn = (draw_count(group, counts[group[0].label], stream) for group in _by_class(examples))
     return [example for group in drawn for example in group]
 

@@ -168,16 +168,21 @@ def _print_notes(found: Dataset) -> None:
 
 
 def _note_repeats(few_shot: FewShot, splits: Splits) -> None:
-    """Print the number of classes with fewer images than shots."""
+    """Print the number of classes with fewer images than shots, and what the draw does there."""
     available = Counter(example.label for example in splits.train)
     drawn = Counter(example.label for example in few_shot.train)
-    small = [label for label, count in sorted(drawn.items()) if count > available[label]]
+    wanted = Counter(dict.fromkeys(drawn, few_shot.shots)) if few_shot.imbalance is None else drawn
+    small = [label for label, count in sorted(wanted.items()) if count > available[label]]
     if small:
         first = small[0]
+        repeats = drawn[first] > available[first]
         say(
             f"shots={few_shot.shots}: {len(small)} of {len(drawn)} classes have fewer "
             f"training images than that, such as {splits.class_names[first]!r} with "
-            f"{available[first]}. Some of their images are drawn more than once."
+            f"{available[first]}. "
+            + ("Some" if repeats else "All")
+            + " of their images are drawn"
+            + (" more than once." if repeats else ", each once.")
         )
 
 

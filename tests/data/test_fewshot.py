@@ -74,6 +74,20 @@ def test_draws_agree_with_the_oracle_on_any_lists(splits, shots, seed, protocol)
     assert (few.train, few.val) == expected
 
 
+def test_coop_takes_each_image_of_a_small_class_once_and_clip_lora_repeats_them():
+    ants = [Example(f"ant{i}.jpg", 0) for i in range(3)]
+    bees = [Example(f"bee{i}.jpg", 1) for i in range(9)]
+    splits = Splits([*ants, *bees], [*ants[:2]], [], ["ant", "bee"])
+    coop = draw_few_shot(splits, 8, 1, "coop")
+    assert coop.train[:3] == ants
+    assert len(set(coop.train)) == len(coop.train) == 3 + 8
+    assert coop.val == ants[:2]
+    repeated = draw_few_shot(splits, 8, 1, "clip_lora")
+    assert (len(repeated.train), len(set(repeated.train[:8]))) == (16, 3)
+    uneven = draw_few_shot(splits, 8, 1, "coop", imbalance=1e6)
+    assert len(uneven.train) == 16
+
+
 @pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
 def test_imagenet_shares_one_draw_between_train_and_val_under_clip_lora(shots):
     train = [Example(f"train/n{c}/{i}.JPEG", c) for c in range(5) for i in range(25)]

@@ -1,4 +1,4 @@
-"""A draw of more images than a class has gives one note with the number of classes."""
+"""A draw of more images than a class has gives one note: how many classes, and what happens."""
 
 import json
 from pathlib import Path
@@ -39,6 +39,13 @@ def test_more_shots_than_images_are_noted(
         f"so_clip: shots={shots}: {count} of 3 classes have fewer training images than that, such "
         f"as {example}. Some of their images are drawn more than once.\n"
     )
+
+
+def test_coop_draws_each_image_of_a_small_class_once(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _draw(root, 6, split_protocol="coop")
+    assert capsys.readouterr().err.endswith("All of their images are drawn, each once.\n")
 
 
 def test_half_of_the_classes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

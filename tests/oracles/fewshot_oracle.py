@@ -16,32 +16,34 @@ def seeded_global_random(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def few_shot_list(items, number):
-    """`number` items of each label; items are (path, label)."""
+def few_shot_list(items, number, repeat):
+    """`number` items of each label; a short label repeats items, or gives each once."""
     of_label = defaultdict(list)
     for item in items:
         of_label[item[1]].append(item)
     result = []
     for label in of_label:
         candidates = of_label[label]
-        if len(candidates) < number:
+        if len(candidates) >= number:
+            result.extend(random.sample(candidates, number))
+        elif repeat:
             result.extend(random.choices(candidates, k=number))
         else:
-            result.extend(random.sample(candidates, number))
+            result.extend(candidates)
     return result
 
 
 def coop(train, val, shots, seed):
     with seeded_global_random(seed):
-        drawn_train = few_shot_list(train, shots)
-        drawn_val = few_shot_list(val, min(shots, 4))
+        drawn_train = few_shot_list(train, shots, repeat=False)
+        drawn_val = few_shot_list(val, min(shots, 4), repeat=False)
     return drawn_train, drawn_val
 
 
 def clip_lora(train, val, shots, seed):
     with seeded_global_random(seed):
-        drawn_val = few_shot_list(val, min(4, shots))
-        drawn_train = few_shot_list(train, shots)
+        drawn_val = few_shot_list(val, min(4, shots), repeat=True)
+        drawn_train = few_shot_list(train, shots, repeat=True)
     return drawn_train, drawn_val
 
 

@@ -124,7 +124,8 @@ def replace_in_draw(few_shot: FewShot, splits: Splits, find: Find) -> tuple[FewS
 
     The seed and the class decide the order of the images that were not drawn; these come first. If
     they are used up, as in a class with fewer images than shots, readable images of the draw
-    repeat. So each class keeps its number of images, and readable images keep their places.
+    repeat (split_protocol=coop too). So each class keeps its number of images, and readable images
+    keep their places.
 
     Args:
         few_shot: the draw, or its base classes.
