@@ -189,6 +189,8 @@ def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatch
         model.device,
         scale=settings.augment.scale,
         flip=settings.augment.flip,
+        drop_last=settings.schedule.drop_last,
+        crops=settings.schedule.crops,
     )
 
 

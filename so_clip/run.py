@@ -298,6 +298,7 @@ class Run:
                 max_steps=schedule.max_steps,
                 stop_loss=schedule.stop_loss,
                 lr_min=schedule.lr_min,
+                restarts=adapter.rate_restarts(),
             )
         except TrainingDiverged as error:
             if ranks.first:

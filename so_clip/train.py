@@ -2,14 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, SequentialLR
 from tqdm import tqdm
 
 from so_clip.checkpoint import NoCheckpoint
@@ -106,7 +107,14 @@ class Loop:
             _drop_state(self.optimizer, parameter)
 
 
-def train(loop: Loop, *, max_steps: int, stop_loss: float, lr_min: float) -> History:
+def train(
+    loop: Loop,
+    *,
+    max_steps: int,
+    stop_loss: float,
+    lr_min: float,
+    restarts: Sequence[int] = (),
+) -> History:
     """Minimise the cross-entropy for `max_steps` steps or until the loss of an epoch is small.
 
     Args:
@@ -114,13 +122,15 @@ def train(loop: Loop, *, max_steps: int, stop_loss: float, lr_min: float) -> His
         max_steps: the last step, and the length of the cosine in steps.
         stop_loss: an epoch with a mean loss over its images below this is the last. 0: never.
         lr_min: where the cosine ends.
+        restarts: the steps after which a new cosine starts, in order. Each cosine falls from the
+            optimizer's lr to lr_min within its own steps.
 
     Raises:
         TrainingDiverged: a loss is not finite. The message names step, lr and precision.
 
     Source: the loop of CLIP-LoRA (arXiv 2405.18541). SO (arXiv 2504.12436) uses the same.
     """
-    scheduler = CosineAnnealingLR(loop.optimizer, T_max=max_steps, eta_min=lr_min)
+    scheduler = _cosines(loop.optimizer, max_steps, lr_min, restarts)
     history = History()
     hidden = None if loop.ranks.first else True  # None: hidden if stderr is not a terminal
     with (
@@ -153,6 +163,17 @@ def train(loop: Loop, *, max_steps: int, stop_loss: float, lr_min: float) -> His
         recorder.read()
     loop.checkpoint.after_training()
     return history
+
+
+def _cosines(
+    optimizer: torch.optim.Optimizer, max_steps: int, lr_min: float, restarts: Sequence[int]
+) -> LRScheduler:
+    ends = [step for step in restarts if step < max_steps]
+    cosines: list[LRScheduler] = [
+        CosineAnnealingLR(optimizer, T_max=end - begin, eta_min=lr_min)
+        for begin, end in pairwise([0, *ends, max_steps])
+    ]
+    return SequentialLR(optimizer, cosines, milestones=ends) if ends else cosines[0]
 
 
 def train_step(

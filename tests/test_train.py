@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def _train(classifier: nn.Module, batches: Any, optimizer: Any = None, **changes: Any) -> History:
     lengths = {"max_steps": 60, "stop_loss": 0.0, "lr_min": 1e-6}
-    lengths |= {name: changes.pop(name) for name in lengths.keys() & changes}
+    lengths |= {name: changes.pop(name) for name in {*lengths, "restarts"} & changes.keys()}
     parts = {"precision": Precision("fp32", CPU), "peak_memory": nullcontext()} | changes
     optimizer = optimizer or torch.optim.SGD(classifier.parameters(), lr=1.0)
     return train(Loop(classifier, batches, optimizer, **parts), **lengths)
@@ -90,6 +90,25 @@ def test_gradients_do_not_accumulate_across_steps():
     toy = Toy()
     _train(toy, random_batches([4, 4]), max_steps=3)
     assert toy.weight_KP.grad is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("restarts", [(5,), (3, 7)])
+def test_each_restart_begins_a_cosine_that_ends_at_the_next(restarts: tuple[int, ...]) -> None:
+    history = _train(Toy(), random_batches([8]), max_steps=12, lr_min=0.1, restarts=restarts)
+    ends = [*restarts, 12]
+    expected = [
+        0.1 + 0.9 * (1 + math.cos(math.pi * step / (end - begin))) / 2
+        for begin, end in zip([0, *ends], ends, strict=False)
+        for step in range(end - begin)
+    ]
+    np.testing.assert_allclose(history.lrs, expected, rtol=1e-9)
+
+
+def test_a_restart_at_the_end_or_after_it_changes_nothing() -> None:
+    plain = _train(Toy(), random_batches([8]), max_steps=6)
+    restarted = _train(Toy(), random_batches([8]), max_steps=6, restarts=(6, 9))
+    assert plain.lrs == restarted.lrs
 
 
 # pixel -> margin; the loss of label 0 among two classes is log(1 + exp(-margin)).

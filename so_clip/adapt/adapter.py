@@ -72,6 +72,10 @@ class Adapter:
         """Return in order the steps after which a step computes something else than before."""
         return ()
 
+    def rate_restarts(self) -> Sequence[int]:
+        """Return in order the steps after which a new cosine of the learning rate starts."""
+        return ()
+
     def training_state(self, classifier: Classifier) -> dict[str, Any]:
         """Return the state for a checkpoint, beyond opened tensors, buffers and the optimizer.
 

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from so_clip.adapt.adapter import Adapter, FewShots
 from so_clip.adapt.options import flag, whole, zero_or_above
+from so_clip.checks import one_of
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Head
 from so_clip.errors import InputError
+
+CONSTANTS = ("paper", "released")
 
 
 class TipAdapter(Adapter):
@@ -29,11 +32,13 @@ class TipAdapter(Adapter):
     unit-length, we average them after.
 
     Args:
-        shots: training images per class.
+        shots: training images per class, at most.
         alpha: weight of the cache against the class prompts, 0 or above.
         beta: how fast a key's weight falls with its distance, 0 or above.
         views: random crops of each image; 0 takes the centre crop of test images.
         train: whether to train the keys.
+        constants: the source of alpha and beta in the configuration: "paper" (before any search) or
+            "released" (the authors' configuration of the dataset).
     """
 
     class_bound = True
@@ -41,11 +46,18 @@ class TipAdapter(Adapter):
     def __init__(
         self,
         shots: int,
-        alpha: float = 1.0,
+        alpha: float | None = 1.0,
         beta: float = 5.5,
         views: int = 10,
         train: bool = False,
+        constants: str = "paper",
     ) -> None:
+        one_of("adapter.constants", constants, CONSTANTS)
+        if alpha is None and constants == "released":
+            raise InputError(
+                "adapter.constants=released: Tip-Adapter's authors released no alpha for this "
+                "dataset. Set adapter.alpha=, or take adapter.constants=paper."
+            )
         self.shots, self.views = whole("shots", shots, 1), whole("views", views, 0)
         self.alpha, self.beta = zero_or_above("alpha", alpha), zero_or_above("beta", beta)
         self.train = flag("train", train)
@@ -62,24 +74,25 @@ class TipAdapter(Adapter):
 
     @torch.no_grad()
     def start(self, classifier: Classifier, few_shots: FewShots) -> None:
-        """Fill the cache.
+        """Fill the cache. With fewer images the rest of the keys stays zero and has no class.
 
         Raises:
-            InputError: the number of training images per class is not `shots`.
+            InputError: there are more training images than `shots` per class.
         """
         head, labels_N = classifier.head, few_shots.labels_N
         assert isinstance(head, CacheHead)
-        if len(labels_N) != len(head.keys):
+        count = len(labels_N)
+        if count > len(head.keys):
             raise InputError(
-                f"adapter.shots={self.shots}: {len(labels_N)} training images of "
-                f"{classifier.class_count} classes are more or fewer. Leave the option out."
+                f"adapter.shots={self.shots}: {count} training images of {classifier.class_count} "
+                "classes are more. Leave the option out."
             )
         # One view at a time: all views at once would take ten times the memory.
         sum_ND = few_shots.encode(min(self.views, 1))[0].clone()
         for _ in range(1, self.views):
             sum_ND += few_shots.encode(1)[0]
-        head.keys.copy_(F.normalize(sum_ND, dim=-1))
-        head.values.copy_(F.one_hot(labels_N, classifier.class_count))
+        head.keys[:count] = F.normalize(sum_ND, dim=-1)
+        head.values[:count] = F.one_hot(labels_N, classifier.class_count).to(head.values.dtype)
 
 
 class CacheHead(Head):

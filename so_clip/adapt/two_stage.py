@@ -25,9 +25,7 @@ class TwoStage(Weights):
     The first stage takes floor(steps · first_stage) steps, at least one. The second stage
     initialises the classifier with the class embeddings of the tuned text tower, and makes it
     unit-length in use. Classes that were not trained use the tuned text tower; see `StagedHead`.
-
-    Deviation from the published method: the cosine of the learning rate spans both stages. The
-    authors restart it with the second stage.
+    Each stage has a cosine of the learning rate of its own.
 
     Args:
         patterns, encoder, position: see Weights.
@@ -73,6 +71,10 @@ class TwoStage(Weights):
         return tuned
 
     def stage_ends(self) -> Sequence[int]:
+        """Return the last step of the first stage."""
+        return (self.switch,)
+
+    def rate_restarts(self) -> Sequence[int]:
         """Return the last step of the first stage."""
         return (self.switch,)
 

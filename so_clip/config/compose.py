@@ -1,7 +1,7 @@
 """Compose the Hydra configuration. Errors of Hydra become messages for users."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from so_clip.checks import path
 from so_clip.config.settings import default_options
 from so_clip.config.user_data import dataset_choice
+from so_clip.data.base_to_new import BASE_TO_NEW, base_count
 from so_clip.data.cards.card import card_names
 from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
@@ -31,13 +32,19 @@ def register() -> None:
 
     - the options that so_clip.config.settings declares, as the configuration "options"
     - a choice of the group `dataset` for each card in datasets/
-    - the resolvers `${times:a,b}` (the product), `${epochs:n,dataset,shots,batch_size}` (the steps
-      of n epochs), `${gpus:}` (the number of GPUs, at least 1) and `${expanded:path}` (~ expanded)
+    - the resolvers `${times:a,b}` (the product), `${gpus:}` (the number of GPUs, at least 1) and
+      `${expanded:path}` (~ expanded)
+    - `${epochs:n,dataset,shots,batch_size,drop_last}`: the steps of n epochs; see `_steps`
+    - `${choose:key,{a:1,b:2},other}`: the value of the key, or the other value (null if left out)
+    - `${up_to:number,{4:100,16:200},other}`: the value of the first bound that is not below the
+      number, or the other value
     """
     from hydra.core.config_store import ConfigStore
 
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("epochs", _steps, replace=True)
+    OmegaConf.register_new_resolver("choose", _choose, replace=True)
+    OmegaConf.register_new_resolver("up_to", _up_to, replace=True)
     OmegaConf.register_new_resolver("expanded", _expanded, replace=True)
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     store = ConfigStore.instance()
@@ -51,19 +58,44 @@ def _expanded(folder: Any) -> str:
     return os.path.expanduser(str(folder))  # noqa: PTH111
 
 
-def _steps(epochs: int, dataset: Any, shots: Any, batch_size: Any, *, _root_: DictConfig) -> int:
-    """Return the steps in a number of epochs over a dataset's few-shot images."""
+def _choose(key: Any, values: Mapping[Any, Any], other: Any = None) -> Any:
+    return values.get(key, other)
+
+
+def _up_to(number: Any, values: Mapping[int, Any], other: Any = None) -> Any:
+    if type(number) is not int:
+        return other  # the check of the option names it
+    return next((value for bound, value in values.items() if number <= bound), other)
+
+
+def _steps(
+    epochs: int,
+    dataset: Any,
+    shots: Any,
+    batch_size: Any,
+    drop_last: Any = False,
+    *,
+    _root_: DictConfig,
+) -> int:
+    """Return the steps in a number of epochs over a dataset's few-shot images.
+
+    Without the last batch, an epoch of fewer images than a batch still has one step.
+    """
     if not all(type(value) is int and value > 0 for value in (shots, batch_size)):
         return 0  # the checks of these options name them
-    return epochs * -(-_class_count(dataset, _root_) * shots // batch_size)
+    images = _class_count(dataset, _root_) * shots
+    if drop_last is True:
+        return epochs * max(1, images // batch_size)
+    return epochs * -(-images // batch_size)
 
 
 def _class_count(dataset: Any, config: DictConfig) -> int:
-    """Return a dataset's number of classes, from its card or from the user's own images."""
+    """Return the number of classes to train on, from the card or from the user's own images."""
     options = OmegaConf.to_container(config["dataset"], resolve=True)
     data_root = path("data_root", config["data_root"])
     choice = dataset_choice(options, data_root)
-    return find_card(choice.dataset, data_root, choice.user_data).sizes["classes"]
+    classes = find_card(choice.dataset, data_root, choice.user_data).sizes["classes"]
+    return base_count(classes) if config["protocol"] == BASE_TO_NEW else classes
 
 
 def _gpus() -> int:

@@ -28,6 +28,8 @@ from so_clip.system.machine import core_share
 AUTO = "auto"
 # The method's name is part of the run folder's name. File systems allow 255 bytes for that.
 MAX_METHOD_NAME = 64
+# A typing error must not fill the memory with the order of an epoch.
+MAX_CROPS = 1000
 # Each worker is a thread of the operating system.
 MAX_WORKERS = 256
 
@@ -137,6 +139,10 @@ class Schedule(Options):
         help="an epoch with a mean training loss below this is the last; 0: never", ge=0
     )
     lr_min: float = option(help="where the cosine ends", ge=0)
+    drop_last: bool = option(
+        False, "leave out the last batch of an epoch if it is incomplete and not the only one"
+    )
+    crops: int = option(1, "random crops of each image in an epoch", ge=1, le=MAX_CROPS)
 
 
 class Augment(Options):

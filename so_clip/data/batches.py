@@ -40,6 +40,8 @@ class TrainBatches:
         image_budget_mib: limit of the original images on the device, MiB.
         scale: lowest and highest share of an image's area that a crop covers.
         flip: mirror half of the images.
+        drop_last: leave out the last batch of an epoch if it is smaller and not the only one.
+        crops: random crops of each image in an epoch.
     """
 
     def __init__(
@@ -53,13 +55,15 @@ class TrainBatches:
         image_budget_mib: float = 4096,
         scale: tuple[float, float] = (0.08, 1.0),
         flip: bool = True,
+        drop_last: bool = False,
+        crops: int = 1,
     ) -> None:
         if not len(images) or len(images) != len(labels):
             raise InputError(f"{len(images)} training images, but {len(labels)} labels.")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be 1 or more.")
         self.device = torch.device(device)
-        self.batch_size = batch_size
+        self.batch_size, self.drop_last, self.crops = batch_size, drop_last, crops
         self.crop = RandomResizedCrop(image_size, scale, flip)
         self.generator = generator
         self.streamed = isinstance(images, StreamedImages)
@@ -74,16 +78,16 @@ class TrainBatches:
         self._epoch_state, self._taken, self._to_skip = generator.get_state(), 0, 0
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images_BCHW uint8, labels_B int64) on the device; every image comes once.
+        """Yield (images_BCHW uint8, labels_B int64) on the device; every image comes `crops` times.
 
         After `load_state_dict` the first epoch is the rest of the loaded epoch. Nothing here waits
         for the device.
         """
         to_skip, self._to_skip = self._to_skip, 0
         self._epoch_state, self._taken = self.generator.get_state(), 0
-        order_N = torch.randperm(len(self.images), generator=self.generator)
+        order_N = self._order()
         labels_N = self._to_device(self.labels_N[order_N])
-        starts = range(0, len(self.images), self.batch_size)
+        starts = range(0, len(order_N), self.batch_size)
         for start, images in zip(starts, self.in_groups(order_N.tolist()), strict=True):
             self._taken += 1
             if self._taken <= to_skip:
@@ -91,6 +95,15 @@ class TrainBatches:
                 continue
             images_BCHW = self.crop(images, self.generator)
             yield self._to_device(images_BCHW), labels_N[start : start + self.batch_size]
+
+    def _order(self) -> Tensor:
+        """Return the indices of an epoch's images: N images, each `crops` times."""
+        count = len(self.images)
+        order_N = torch.randperm(self.crops * count, generator=self.generator) % count
+        incomplete = len(order_N) % self.batch_size
+        if self.drop_last and incomplete < len(order_N):
+            return order_N[: len(order_N) - incomplete]
+        return order_N
 
     def in_groups(self, order: Sequence[int]) -> Iterator[list[Tensor]]:
         """Yield the images of these indices, one batch at a time, uncropped."""

@@ -199,11 +199,12 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
     """
     assert model.adapter is not None
     optimizer = build_optimizer(settings.method.optimizer, model)
-    schedule, images = settings.schedule, settings.data.shots * card.sizes["classes"]
+    schedule = settings.schedule
+    images = settings.data.shots * card.sizes["classes"] * schedule.crops
     if schedule.max_steps > 1:
         _make_state(optimizer)
     full = min(schedule.batch_size, images)
-    epoch, last = -(-images // full), images % full
+    epoch, last = -(-images // full), 0 if schedule.drop_last else images % full
     peak = PeakMemory(model.classifier, optimizer, CPU)
     steps: list[Flops] = []
     total = 0

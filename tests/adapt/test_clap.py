@@ -79,5 +79,9 @@ def test_the_method_is_the_papers():
     assert settings.method.adapter.record() == {"name": "clap", "views": 20}
     optimizer = settings.method.optimizer.options
     assert (optimizer["lr"], optimizer["momentum"]) == (0.1, 0.9)
-    assert (settings.schedule.max_steps, settings.schedule.batch_size) == (300 * 4, 256)
+    schedule = settings.schedule
+    assert (schedule.max_steps, schedule.batch_size) == (300 * 3, 256)  # whole batches of 1000
+    assert (schedule.drop_last, schedule.crops) == (True, 20)
+    few = from_config(compose(["method=clap", "shots=1", "dataset=eurosat"])).schedule
+    assert few.max_steps == 300  # one step each, of 200 crops of 10 images
     assert Clap().class_bound

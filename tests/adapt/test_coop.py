@@ -190,12 +190,34 @@ def test_the_methods_have_the_papers_settings() -> None:
     assert options_of("coop", "adapter") == random
     words = {"words": "a photo of a", "reduction": 16}
     assert options_of("cocoop", "adapter") == random | words
-    for method, batch_size in (("coop", 32), ("cocoop", 1)):
+    for method, batch_size, steps in (("coop", 32, 200 * 5), ("cocoop", 1, 10 * 160)):
         schedule = from_config(compose([f"method={method}", "shots=16"])).schedule
-        assert (schedule.max_steps, schedule.batch_size) == (8000, batch_size)
+        assert (schedule.max_steps, schedule.batch_size) == (steps, batch_size)
         assert (schedule.stop_loss, schedule.lr_min) == (0, 0)
         optimizer = options_of(method, "optimizer")
         assert optimizer == {"lr": 2e-3, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+def test_coops_steps_are_those_of_its_authors_epochs() -> None:
+    config = compose(["method=coop"])
+    for dataset, shots, steps in (
+        ("eurosat", 1, 50),  # 10 images are one batch
+        ("dtd", 2, 100 * 2),  # 94 images, whole batches only
+        ("dtd", 4, 100 * 5),
+        ("dtd", 8, 200 * 11),
+        ("sun397", 16, 200 * 198),
+        ("imagenet", 1, 50 * 31),
+        ("imagenet", 16, 50 * 500),
+    ):
+        config.dataset.name, config.shots = dataset, shots
+        assert config.schedule.max_steps == steps
+
+
+def test_cocoops_steps_are_10_epochs_of_the_classes_that_it_trains_on() -> None:
+    config = compose(["method=cocoop", "shots=16", "dataset=dtd"])
+    assert config.schedule.max_steps == 10 * 47 * 16
+    config.protocol = "base_to_new"
+    assert config.schedule.max_steps == 10 * 24 * 16
 
 
 @pytest.mark.parametrize("adapter", [CoOp(), CoCoOp()])

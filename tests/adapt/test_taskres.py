@@ -105,15 +105,29 @@ def test_it_has_a_parameter_for_each_class_and_dimension_of_vit_b16() -> None:
 
 
 def test_the_method_has_the_papers_settings() -> None:
-    settings = from_config(compose(["method=taskres", "shots=16"]))
+    settings = from_config(compose(["method=taskres", "shots=16", "dataset=dtd"]))
     assert settings.method.adapter is not None
     assert settings.method.adapter.options["alpha"] == 0.5
     optimizer = settings.method.optimizer
     assert (optimizer.target, optimizer.options["lr"]) == ("torch.optim.Adam", 2e-3)
     assert optimizer.options["weight_decay"] == 5e-4
     schedule = settings.schedule
-    assert (schedule.max_steps, schedule.batch_size) == (1600, 256)
+    # 200 epochs of 752 images: two whole batches each.
+    assert (schedule.max_steps, schedule.batch_size, schedule.drop_last) == (400, 256, True)
     assert (schedule.stop_loss, schedule.lr_min) == (0, 0)
+
+
+def test_the_epochs_follow_the_shots_and_rate_and_alpha_the_dataset() -> None:
+    config = compose(["method=taskres", "dataset=eurosat"])
+    for shots, steps in ((1, 100), (4, 100), (5, 200), (8, 200), (16, 200)):
+        config.shots = shots
+        assert config.schedule.max_steps == steps  # an epoch is one batch of up to 160 images
+    assert (config.optimizer.lr, config.adapter.alpha) == (2e-3, 0.5)
+    config.dataset.name = "oxford_flowers"
+    assert (config.optimizer.lr, config.adapter.alpha) == (2e-3, 1)
+    config.dataset.name = "imagenet"
+    assert (config.optimizer.lr, config.adapter.alpha) == (2e-4, 0.5)
+    assert config.schedule.max_steps == 200 * 62
 
 
 @pytest.mark.parametrize(

@@ -76,12 +76,62 @@ def test_keys_are_trained_if_asked_and_nothing_else_ever(train):
         assert made.head.keys.grad.abs().max() > 0
 
 
-def test_a_cache_that_the_images_do_not_fill_is_refused():
+def test_more_images_than_shots_are_refused():
     made = classifier()
-    adapter = TipAdapter(shots=3)
+    adapter = TipAdapter(shots=1)
     adapter(made)
-    with pytest.raises(InputError, match=r"adapter.shots=3: 6 training images of 3 classes"):
+    with pytest.raises(InputError, match=r"adapter.shots=1: 6 training images of 3 classes are more"):
         adapter.start(made, Given(LABELS))
+
+
+def test_with_fewer_images_than_shots_the_empty_keys_have_no_effect():
+    support, made = Given([0, 1, 1, 2]), classifier()
+    adapter = TipAdapter(shots=2, views=3, train=True)
+    opened = adapter(made)
+    adapter.start(made, support)
+    keys_ND, image_BD = tip_keys(support.view_VND[:3]), features()
+    logits_BK = made.logits(image_BD)
+    for f_D, found_K in zip(image_BD, logits_BK.detach(), strict=True):
+        expected = tip_logits(f_D, made.classes(), keys_ND, support.labels, SCALE, 1.0, 5.5)
+        assert found_K.tolist() == pytest.approx(expected, abs=1e-10)
+    logits_BK.logsumexp(-1).sum().backward()
+    torch.optim.AdamW(opened.values(), lr=0.1).step()
+    assert len(made.head.keys) == 6
+    assert not made.head.keys[4:].any()
+
+
+# The configurations of github gaopengcuhk/Tip-Adapter: alpha of each dataset; beta is always 1.
+RELEASED = {
+    "caltech101": 3,
+    "dtd": 2,
+    "eurosat": 2,
+    "fgvc": 5,
+    "food101": 1.17,
+    "imagenet": 1.17,
+    "oxford_flowers": 10,
+    "oxford_pets": 1.17,
+    "stanford_cars": 3,
+    "sun397": 1.17,
+    "ucf101": 3,
+}
+
+
+def test_released_constants_are_those_of_the_authors_configurations():
+    config = compose(["method=tip_adapter_f", "adapter.constants=released"])
+    for dataset, alpha in RELEASED.items():
+        config.dataset.name = dataset
+        assert (config.adapter.alpha, config.adapter.beta) == (alpha, 1)
+    config.adapter.constants = "paper"
+    assert (config.adapter.alpha, config.adapter.beta) == (1, 5.5)
+
+
+def test_a_dataset_without_released_constants_is_refused():
+    overrides = ["method=tip_adapter", "dataset=digits", "adapter.constants=released"]
+    options = from_config(compose(overrides)).method.adapter.options
+    with pytest.raises(InputError, match=r"released no alpha for this dataset. Set adapter.alpha="):
+        TipAdapter(**options)
+    options = from_config(compose([*overrides, "adapter.alpha=2"])).method.adapter.options
+    assert (TipAdapter(**options).alpha, TipAdapter(**options).beta) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +144,8 @@ def test_a_cache_that_the_images_do_not_fill_is_refused():
         ({"beta": -0.5}, "adapter.beta=-0.5: must be 0 or above"),
         ({"beta": "x"}, "adapter.beta=x: must be a finite number"),
         ({"train": 1}, "adapter.train=1: must be true or false"),
+        ({"alpha": None}, "adapter.alpha=None: must be a finite number"),
+        ({"constants": "searched"}, "adapter.constants=searched: must be paper or released"),
     ],
 )
 def test_bad_options_are_errors(options, message):
@@ -107,6 +159,7 @@ def test_the_methods_are_the_papers():
     assert settings.adapts
     assert not settings.trains
     options = {"shots": 16, "alpha": 1, "beta": 5.5, "views": 10, "train": False}
+    options["constants"] = "paper"
     assert settings.method.adapter.record() == {"name": "tip_adapter", **options}
     settings = from_config(compose(["method=tip_adapter_f", "shots=16", "dataset=imagenet"]))
     assert settings.method.adapter.options["train"] is True
@@ -115,6 +168,8 @@ def test_the_methods_are_the_papers():
     schedule = settings.schedule
     assert (schedule.batch_size, schedule.stop_loss, schedule.lr_min) == (256, 0, 0)
     assert schedule.max_steps == 20 * 63  # 16,000 images in batches of 256, the last one smaller
+    schedule = from_config(compose(["method=tip_adapter_f", "dataset=eurosat"])).schedule
+    assert schedule.max_steps == 100  # the authors' epochs for EuroSAT; 40 images are one batch
 
 
 def test_it_is_bound_to_its_classes():

@@ -1,13 +1,18 @@
 """2SFS: what each stage trains, the change between them, and what comes of it on other classes."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from so_clip.adapt.two_stage import TwoStage
+from so_clip.build import make
+from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError
+from tests.helpers.small_models import weightless_backbone
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier
 from tests.oracles.probe_oracle import cosine_logits
 
@@ -148,6 +153,24 @@ def test_bad_options_are_errors(options, message):
     with pytest.raises(InputError) as caught:
         TwoStage(**{"patterns": NORMS, "steps": 10} | options)
     assert message in str(caught.value)
+
+
+def test_the_released_first_stage_trains_the_96_tensors_of_the_blocks():
+    """The released code freezes ln_pre, ln_post and ln_final again before it trains."""
+    settings = from_config(compose(["method=two_stage"]))
+    backbone = weightless_backbone()
+    made = Classifier(backbone, backbone.tokenize(list(PROMPTS)))
+    released = make("adapter", settings.method.adapter).select(made)
+    assert len(released) == 96
+    assert all(re.search(r"resblocks\.\d+\.ln_[12]\.(weight|bias)$", name) for name in released)
+    everything = TwoStage(NORMS, 10).select(made)
+    assert len(everything) == 102
+    outside = {name.rpartition(".")[0] for name in everything.keys() - released.keys()}
+    assert outside == {"visual.ln_pre", "visual.ln_post", "ln_final"}
+
+
+def test_each_stage_has_a_cosine_of_its_own():
+    assert TwoStage(NORMS, 10).rate_restarts() == (6,)
 
 
 def test_the_method_is_the_papers():

@@ -87,6 +87,22 @@ def test_an_epoch_has_as_many_batches_as_its_images_need(count, batch_size):
     assert len(list(batches.epoch())) == math.ceil(count / batch_size)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 4))
+def test_an_epoch_of_whole_batches_has_several_crops_of_each_image(count, batch_size, crops):
+    batches = _train(count, batch_size, drop_last=True, crops=crops)
+    sizes = [len(labels_B) for _, labels_B in batches.epoch()]
+    total = count * crops
+    whole = total // batch_size
+    assert sizes == ([batch_size] * whole if whole else [total])
+    seen = Counter(
+        number
+        for images_BCHW, _ in _train(count, total, crops=crops).epoch()
+        for number in images_BCHW[:, 0, 0, 0].tolist()
+    )
+    assert seen == dict.fromkeys(range(count), crops)
+
+
 def test_epochs_are_seeded_shuffled_and_leave_the_global_generators_alone(
     eurosat_images: list[Path],
 ):

@@ -56,10 +56,39 @@ def lp_plus_plus_start(
     return w_KD, alpha, 4 * count / largest, count / (4 * max(squares))
 
 
-def lp_plus_plus_logits(f_D: Tensor, w_KD: Tensor, alpha_K: Tensor, text_KD: Tensor) -> Tensor:
-    """f (w_k + alpha_k t_k) of one image."""
+def lp_plus_plus_logits(
+    f_D: Tensor, w_KD: Tensor, bias_K: Tensor, alpha_K: Tensor, text_KD: Tensor
+) -> Tensor:
+    """f (w_k + alpha_k t_k) + b_k of one image."""
     rows = [w_KD[k] + alpha_K[k] * text_KD[k] for k in range(len(text_KD))]
-    return torch.stack([torch.dot(f_D, row_D) for row_D in rows])
+    return torch.stack([torch.dot(f_D, row_D) for row_D in rows]) + bias_K
+
+
+def lp_plus_plus_training(
+    image_ND: Tensor, labels: list[int], text_KD: Tensor, bias_K: Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """w_KD, b_K and alpha_K after full-batch steps of LP++'s released code, by explicit gradients.
+
+    w and b have momentum 0.9. The gradients of alpha are summed up and never reset; alpha moves
+    along the sum after each tenth step.
+    """
+    w_KD, first, rate, alpha_rate = lp_plus_plus_start(image_ND, labels, text_KD)
+    b_K, alpha_K = bias_K.clone(), torch.full_like(bias_K, first)
+    truth_NK = torch.zeros(len(labels), len(text_KD), dtype=image_ND.dtype)
+    for n, label in enumerate(labels):
+        truth_NK[n, label] = 1
+    speed_KD, speed_K, sum_K = torch.zeros_like(w_KD), torch.zeros_like(b_K), torch.zeros_like(b_K)
+    for step in range(1, steps + 1):
+        text_NK = image_ND @ text_KD.T
+        share_NK = (image_ND @ w_KD.T + b_K + alpha_K * text_NK).softmax(1)
+        error_NK = (share_NK - truth_NK) / len(labels)
+        sum_K = sum_K + (error_NK * text_NK).sum(0)
+        speed_KD = 0.9 * speed_KD + error_NK.T @ image_ND
+        speed_K = 0.9 * speed_K + error_NK.sum(0)
+        w_KD, b_K = w_KD - rate * speed_KD, b_K - rate * speed_K
+        if step % 10 == 0:
+            alpha_K = alpha_K - alpha_rate * sum_K
+    return w_KD, b_K, alpha_K
 
 
 def clap_multipliers(
