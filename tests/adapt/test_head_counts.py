@@ -13,9 +13,9 @@ COUNTS = {
     "tip_adapter": 0,
     "tip_adapter_f": 4 * 10 * 512,
     "linear_probe": 10 * 512,
-    "lp_plus_plus": 10 * 512 + 10,
+    "lp_plus_plus": 10 * 512 + 10 + 10,  # w, b and the descent of alpha
     "clap": 10 * 512,
-    "two_stage": 2 * (26 * 768 + 25 * 512) + 10 * 512,
+    "two_stage": 2 * 24 * (768 + 512) + 10 * 512,  # the blocks' ln_1 and ln_2
     "wise_ft": 122_683_392,
 }
 

@@ -80,7 +80,9 @@ def test_more_images_than_shots_are_refused():
     made = classifier()
     adapter = TipAdapter(shots=1)
     adapter(made)
-    with pytest.raises(InputError, match=r"adapter.shots=1: 6 training images of 3 classes are more"):
+    with pytest.raises(
+        InputError, match=r"adapter.shots=1: 6 training images of 3 classes are more"
+    ):
         adapter.start(made, Given(LABELS))
 
 

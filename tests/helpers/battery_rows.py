@@ -79,7 +79,11 @@ ROWS: dict[str, Row] = {
         r"head\.(keys|values)", zero_shot_start=False, resnet=True, overrides=_FAST
     ),
     "linear_probe": Row(r"head\.weight", resnet=True),
-    "lp_plus_plus": Row(r"head\.(weight|bias|descent|alpha|alpha_rate|root_rate)", zero_shot_start=False, resnet=True),
+    "lp_plus_plus": Row(
+        r"head\.(weight|bias|descent|alpha|alpha_rate|root_rate)",
+        zero_shot_start=False,
+        resnet=True,
+    ),
     "clap": Row(r"head\.weight", resnet=True),
     "two_stage": Row(r"ln_\w+\.(weight|bias)|head\.weight", overrides=_FAST),
     "coop": Row(r"token_embedding\.context", zero_shot_start=False, resnet=True, overrides=_FAST),
