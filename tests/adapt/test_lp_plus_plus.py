@@ -51,7 +51,7 @@ def test_it_begins_with_the_released_codes_values_and_rates():
     first_KD, bias_K, alpha_K = weights(made)
     torch.testing.assert_close(first_KD, w_KD, rtol=1e-9, atol=1e-9)
     assert alpha_K.tolist() == pytest.approx([alpha] * 3, rel=1e-9)
-    assert 0 < bias_K.abs().min()
+    assert bias_K.abs().min() > 0
     assert bias_K.abs().max() <= 32**-0.5
     with torch.no_grad():
         logits_BK = made.logits(features())
