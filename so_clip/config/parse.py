@@ -167,6 +167,7 @@ def _without_shots(settings: Settings) -> Settings:
     """Drop what cannot change zero-shot CLIP, so that a sweep measures it once."""
     no_draw = {"shots": 0, "seed": 0, "split_protocol": "none", "imbalance": None}
     no_steps = {"batch_size": 0, "max_steps": 0, "stop_loss": 0.0, "lr_min": 0.0}
+    no_steps |= {"drop_last": False, "crops": 0}
     return settings.model_copy(
         update={
             "data": settings.data.model_copy(update=no_draw),
