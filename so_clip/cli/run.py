@@ -1,11 +1,14 @@
 """`python -m so_clip OPTION=VALUE ...`: one run, or a sweep with -m."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from so_clip import __version__
+from so_clip.checks import path
+from so_clip.cli.config_folders import check_config_folders
 from so_clip.cli.program import COMMANDS
 from so_clip.errors import InputError, nearest
 from so_clip.system.torchrun import processes
@@ -34,6 +37,12 @@ def main(
     info: Annotated[
         INFO_TYPES | None,
         typer.Option("-i", "--info", help="Print how Hydra composes the configuration."),
+    ] = None,
+    from_run: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN", help="Repeat the run in this folder; OPTION=VALUE changes it."
+        ),
     ] = None,
     config_path: Annotated[
         str | None, typer.Option("-cp", "--config-path", help="Use another configuration folder.")
@@ -71,6 +80,11 @@ def main(
             f"--multirun: torchrun's {processes()} processes do one run together. Leave it out, or "
             "start the sweep without torchrun."
         )
+    folders = {"--config-path": config_path, "--config-dir": config_dir}
+    check_config_folders({flag: folder for flag, folder in folders.items() if folder is not None})
+    if from_run is not None:
+        own_choices = None if config_dir is None else path("--config-dir", config_dir)
+        words = _repeating(from_run, words, own_choices)
     # Hydra reads sys.argv, and only accepts flags before or after all overrides.
     sys.argv[1:] = [*_hydra_flags(context.params), *words]
     from so_clip.sweep.job import task
@@ -79,11 +93,20 @@ def main(
     hydra_main(task)
 
 
+def _repeating(run: str, words: list[str], config_dir: Path | None) -> list[str]:
+    from so_clip.config.recorded import FROM, repeating
+
+    return repeating(path(FROM, run), words, config_dir)
+
+
 def _hydra_flags(parameters: dict[str, object]) -> list[str]:
     """Return the flags of a run as Hydra spells them."""
     flags = []
     for name, value in parameters.items():
-        if name != "words" and value:
+        if name not in ("words", "from_run") and value:
             flag = "-m" if name == "multirun" else f"--{name.replace('_', '-')}"
-            flags += [flag] if value is True else [flag, str(value)]
+            # Hydra looks for a relative folder beside the module that starts it.
+            is_folder = name in ("config_path", "config_dir") and "://" not in str(value)
+            text = str(path(flag, value).absolute()) if is_folder else str(value)
+            flags += [flag] if value is True else [flag, text]
     return flags

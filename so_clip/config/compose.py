@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,7 @@ from so_clip.data.base_to_new import BASE_TO_NEW, base_count
 from so_clip.data.cards.card import card_names
 from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
+from so_clip.system.commands import override
 from so_clip.system.paths import CONF_DIR
 
 CONFIG_NAME = "config"
@@ -104,8 +106,18 @@ def _gpus() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def compose(overrides: Sequence[str]) -> DictConfig:
+def choices(group: str, config_dir: Path | None = None) -> list[Path]:
+    """Return the files of a group's choices: the program's, and those of the user's folder."""
+    folders = [CONF_DIR, *([config_dir] if config_dir else [])]
+    return sorted(file for folder in folders for file in (folder / group).glob("*.yaml"))
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """Return the configuration that `overrides` select, as `python -m so_clip` would see it.
+
+    Args:
+        overrides: GROUP=CHOICE and OPTION=VALUE, as on the command line.
+        config_dir: the user's own configuration folder, as --config-dir names it.
 
     Raises:
         InputError: an unknown group option, key or malformed override.
@@ -114,6 +126,9 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import initialize_config_dir
 
     register()
+    if config_dir is not None:
+        folders = override("hydra.searchpath", [f"file://{config_dir.absolute()}"])
+        overrides = [*overrides, folders]
     with readable_errors(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return hydra_compose(CONFIG_NAME, overrides=list(overrides))
 

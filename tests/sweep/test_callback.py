@@ -115,7 +115,7 @@ def test_the_record_of_a_sweep_has_its_plan_and_the_end_of_each_job(tmp_path):
         assert job["accuracy_percent"] == metrics["accuracy_percent"]
     assert "sweep of 4 runs: 2 done, 2 failed" in done.out
     # The command repeats exactly this job.
-    assert "shots=0 'template='\"'\"'a {}, blurred'\"'\"''\n" in done.out
+    assert "shots=0 \"template='a {}, blurred'\"\n" in done.out
 
 
 def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path):

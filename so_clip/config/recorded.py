@@ -1,0 +1,179 @@
+"""Options that repeat a finished run, from the config.yaml of its folder."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from so_clip.config.compose import choices, compose
+from so_clip.config.parse import from_config
+from so_clip.config.settings import GROUPS
+from so_clip.data.plain_files import load_plain_yaml
+from so_clip.errors import InputError
+from so_clip.results.run_files import CONFIG_FILE
+from so_clip.system.commands import override
+from so_clip.system.safe_open import read_plain
+
+FROM = "--from"
+# The key of config.yaml that no configuration of Hydra's has.
+_MARK = "method_title"
+# What a choice brings with it.
+_PARTS = {"method": ("adapter", "optimizer", "schedule")}
+_TITLE = {"method": "method.name", "method_title": "method.title"}
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a folder has the recorded configuration of a run."""
+    try:
+        return _MARK in _content(folder)
+    except InputError:
+        return False
+
+
+def repeating(run: Path, given: Sequence[str], config_dir: Path | None = None) -> list[str]:
+    """Return the options that make a recorded run, followed by the user's own.
+
+    Only what differs from the choices' own values is listed, so that an option that depends on
+    another (the seed of an optimizer) follows the user's options.
+
+    Args:
+        run: the run folder.
+        given: the user's options. They replace the recorded values.
+        config_dir: the user's own configuration folder, if the run was made with one.
+
+    Raises:
+        InputError: the folder holds no recorded run, or one that cannot be repeated.
+    """
+    record = _content(run)
+    if _MARK not in record:
+        raise InputError(f"{FROM} {run}: its {CONFIG_FILE} is not that of a run.")
+    names = {word.partition("=")[0].lstrip("+~") for word in given}
+    if "experiment" in names:
+        raise InputError(f"experiment goes with no {FROM}: the recorded run has all its options.")
+    _check_keys(record, run / CONFIG_FILE)
+    made = partial(compose, config_dir=config_dir)
+    options = _choices(record, run, config_dir)
+    # First the options that others depend on.
+    for groups in ((), GROUPS):
+        current = from_config(made(options)).record()
+        options += _differences(current, record, groups)
+    return [*_without(options, names), *given]
+
+
+def _content(run: Path) -> dict[str, Any]:
+    file = run / CONFIG_FILE
+    try:
+        content = load_plain_yaml(read_plain(file))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or "it is not plain YAML"
+        raise InputError(f"{FROM} {run}: {file} cannot be read: {reason}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{FROM} {run}: {file} holds no options.")
+    return content
+
+
+def _check_keys(values: Mapping[Any, Any], file: Path, place: str = "") -> None:
+    """Refuse keys that no run records. A key such as _target_ would name code."""
+    for key, value in values.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", str(key), re.ASCII):
+            raise InputError(f"{file}: {place}{str(key)[:80]!r} is not the name of an option.")
+        if isinstance(value, Mapping):
+            _check_keys(value, file, f"{place}{key}.")
+
+
+def _choices(record: Mapping[str, Any], run: Path, config_dir: Path | None) -> list[str]:
+    """Return GROUP=CHOICE for each group whose recorded choice has a name."""
+    user_data = record.get("user_data")
+    is_user_data = isinstance(user_data, Mapping)
+    chosen = {"dataset": user_data.get("layout") if is_user_data else record.get("dataset")}
+    known = partial(choices, config_dir=config_dir)
+    chosen["backbone"] = next(
+        (
+            file.stem
+            for file in known("backbone")
+            if f"\narchitecture: {_part(record, 'backbone').get('architecture')}\n"
+            in f"\n{_without_comments(file)}"
+        ),
+        None,
+    )
+    method = record.get("method")
+    chosen["method"] = method if method in [file.stem for file in known("method")] else None
+    options = [override(name, value) for name, value in chosen.items() if value is not None]
+    current = from_config(compose(options, config_dir)).record()
+    for group in ("adapter", "optimizer"):
+        name = _part(record, group).get("name", "none")
+        if name == (current[group] or {"name": "none"})["name"]:
+            continue
+        if name not in [file.stem for file in known(group)]:
+            raise InputError(
+                f"{FROM} {run}: {group}.name={str(name)[:80]} is no {group} of the program. Add "
+                "--config-dir FOLDER with the folder that the run was made with."
+            )
+        options.append(override(group, name))
+    return options
+
+
+def _without_comments(file: Path) -> str:
+    return re.sub(r" *#.*", "", file.read_text(encoding="utf-8"))
+
+
+def _part(record: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    part = record.get(group)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _differences(
+    current: Mapping[str, Any], record: Mapping[str, Any], groups: Sequence[str]
+) -> Iterator[str]:
+    """Yield an option for each recorded value that the current options do not give.
+
+    Args:
+        current: the record of the current options.
+        record: the record of the run.
+        groups: of options to look at, such as "schedule"; () for the options outside of groups.
+    """
+    for name, value in record.items():
+        is_part = name in (*GROUPS, *_TITLE, "user_data", "split_file")
+        if name == "force" or value == current.get(name) or is_part != bool(groups):
+            continue
+        if name == "dataset":
+            if record.get("user_data"):
+                yield override("dataset.name", value)
+        elif name in _TITLE:
+            yield override(_TITLE[name], value)
+        elif name == "split_file":
+            yield override("dataset.split_file", value)
+        elif isinstance(value, Mapping):
+            prefix = "dataset." if name == "user_data" else f"{name}."
+            yield from _part_differences(prefix, current.get(name) or {}, value)
+        else:
+            yield override(name, value)
+
+
+def _part_differences(
+    prefix: str, current: Mapping[str, Any], record: Mapping[str, Any]
+) -> Iterator[str]:
+    for name, value in record.items():
+        if name in current and current[name] == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(current.get(name), Mapping):
+            yield from _part_differences(f"{prefix}{name}.", current[name], value)
+        else:
+            yield override(f"{'' if name in current else '+'}{prefix}{name}", value)
+    if prefix in ("adapter.", "optimizer."):
+        yield from (f"~{prefix}{name}" for name in current if name not in record)
+
+
+def _without(options: Sequence[str], names: set[str]) -> list[str]:
+    """Return the options that the user has not given, alone or with a choice that brings them."""
+    groups = {name for name in names if name in GROUPS}
+    groups |= {part for name in groups for part in _PARTS.get(name, ())}
+
+    def is_given(option: str) -> bool:
+        name = option.partition("=")[0].lstrip("+~")
+        return name in names or name.partition(".")[0] in groups
+
+    return [option for option in options if not is_given(option)]
