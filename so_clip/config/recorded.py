@@ -86,9 +86,8 @@ def _check_keys(values: Mapping[Any, Any], file: Path, place: str = "") -> None:
 
 def _choices(record: Mapping[str, Any], run: Path, config_dir: Path | None) -> list[str]:
     """Return GROUP=CHOICE for each group whose recorded choice has a name."""
-    user_data = record.get("user_data")
-    is_user_data = isinstance(user_data, Mapping)
-    chosen = {"dataset": user_data.get("layout") if is_user_data else record.get("dataset")}
+    user_data = _part(record, "user_data")
+    chosen = {"dataset": user_data.get("layout") if user_data else record.get("dataset")}
     known = partial(choices, config_dir=config_dir)
     chosen["backbone"] = next(
         (
