@@ -68,7 +68,10 @@ def test_the_wheel_contains_only_the_files_of_a_run(wheel):
         assert {name for name in inside if name.startswith(f"{folder}/")} == expected
     assert {"__main__.py", "assets/tiny.safetensors", "assets/tiny.json"} <= inside
     assert {f"report/assets/{name}" for name in ("page.html", "page.css", "app.js")} <= inside
-    assert {name.split("/")[0].partition("-")[0] for name in names} == {"so_clip"}
+    top = {name.split("/")[0].partition("-")[0] for name in names}
+    assert top == {"so_clip", "hydra_plugins"}
+    plugins = [name for name in names if name.startswith("hydra_plugins")]
+    assert plugins == ["hydra_plugins/so_clip_sweeper.py"]  # a namespace, shared with others
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".pyc", ".log"))]
     assert wheel.stat().st_size < 8 * 2**20

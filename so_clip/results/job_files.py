@@ -7,7 +7,7 @@ A job may run in another process or on another machine. The process that started
 import os
 import platform
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -92,10 +92,26 @@ class SweepPlan:
     Attributes:
         command: the arguments of the sweep's command line.
         jobs: the overrides of each job; empty for a sweeper that chooses its jobs as it goes.
+        finished: the number of jobs, the first ones, whose runs were finished before the sweep.
+        launched_at: when the first of the other jobs could start, in seconds since 1970.
     """
 
     command: list[str]
     jobs: list[list[str]]
+    finished: int = 0
+    launched_at: float | None = None
+
+    def seconds_left(self, ended: int, now: float) -> float | None:
+        """Return the remaining seconds of the sweep at its mean speed; None if it is unknown.
+
+        Args:
+            ended: the number of jobs that ended, without the finished ones.
+            now: in seconds since 1970.
+        """
+        remaining = len(self.jobs) - self.finished - ended
+        if self.launched_at is None or ended <= 0 or remaining <= 0:
+            return None
+        return max(0.0, now - self.launched_at) / ended * remaining
 
 
 def read_plan(sweep_dir: Path) -> SweepPlan | None:
@@ -104,7 +120,7 @@ def read_plan(sweep_dir: Path) -> SweepPlan | None:
         plan = TypeAdapter(SweepPlan).validate_json(read_plain(sweep_dir / SWEEP_FILE))
     except (OSError, ValueError):
         return None
-    return SweepPlan(plan.command[1:], plan.jobs)
+    return replace(plan, command=plan.command[1:])
 
 
 def may_be_alive(job: Job) -> bool:

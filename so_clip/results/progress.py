@@ -92,5 +92,18 @@ class Progress:
         return round(step_seconds * (self._max_steps - self._step), 1)
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as text for people: 40 s, 12 min, 1 h 05 min, 2 d 3 h."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = minutes // 60
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from so_clip.results.progress import duration
 from so_clip.status.runs import (
     DONE,
     FAILED,
@@ -155,19 +156,6 @@ def _cells(run: Run) -> list[Text]:
         Text("" if run.accuracy_percent is None else f"{run.accuracy_percent:.2f} %"),
         _plain(remark),
     ]
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as text for people: 40 s, 12 min, 1 h 05 min, 2 d 3 h."""
-    minutes = round(seconds / 60)
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = minutes // 60
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def _limited(lines: Sequence[str], shown: int | None) -> list[Text]:

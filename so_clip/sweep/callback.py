@@ -32,6 +32,8 @@ MAX_JOBS = 100_000
 LOST = "its process ended before the run, or the disk was too full to record how the run ended"
 # How long to wait for the worker processes of a launcher that raised an error.
 PATIENCE_SECONDS = 3.0
+# Sweepers that list all jobs at the start.
+_LISTING_SWEEPERS = (".BasicSweeper", ".SkippingSweeper")
 # The states of jobs in the summary, in order.
 _STATES = {
     "done": "done",
@@ -75,15 +77,33 @@ class Sweep:
         folder: the sweep's folder.
         planned: the overrides of each job; empty if the sweeper chooses jobs as it goes.
         new_folders: parents of the folder that did not exist before, innermost first.
+
+    Attributes:
+        finished: the number of jobs, the first ones of `planned`, whose runs were finished before.
+        launched_at: when the launcher got the other jobs, in seconds since 1970.
     """
 
     def __init__(
         self, folder: Path, planned: list[list[str]], new_folders: Sequence[Path] = ()
     ) -> None:
         self.folder, self.planned, self.new_folders = folder, planned, new_folders
+        self.finished = 0
+        self.launched_at: float | None = None
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.job_files = JobFiles(folder)
         self.interrupts = Interrupts()
         self._lock: FolderLock | None = None
+
+    def write_plan(self) -> None:
+        """Write sweep.json, for the workers of launchers and for `status`."""
+        values = {
+            "command": sys.argv,
+            "started_at": self._started_at,
+            "finished": self.finished,
+            "launched_at": self.launched_at,
+            "jobs": self.planned,
+        }
+        atomic.write_json(self.folder / SWEEP_FILE, values)
 
     def lock(self) -> None:
         """Hold the folder's lock, so other processes see that the sweep is running."""
@@ -137,12 +157,7 @@ def _start(config: DictConfig) -> None:
     sweep = RecordSweep.sweep = Sweep(folder, _planned(config), new_folders)
     sweep.interrupts.watch()
     _hand_out_single_runs(config)
-    values = {
-        "command": sys.argv,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "jobs": sweep.planned,
-    }
-    atomic.write_json(folder / SWEEP_FILE, values)
+    sweep.write_plan()
     sweep.lock()
     _remove_leftovers(config)
 
@@ -186,7 +201,7 @@ def _planned(config: DictConfig) -> list[list[str]]:
     from hydra.errors import HydraException
 
     sweeper = config.hydra.sweeper
-    if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+    if not str(sweeper.get("_target_")).endswith(_LISTING_SWEEPERS):
         return []
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())

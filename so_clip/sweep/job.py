@@ -1,8 +1,9 @@
 """The Hydra task function: one run, alone or as one job of a sweep."""
 
-import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,20 +14,26 @@ from so_clip.config.parse import from_config
 from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
 from so_clip.errors import InputError, RunBusy, exit_code, message_of, report
-from so_clip.fingerprint import KnownRuns
-from so_clip.results.job_files import BUSY, DONE, FAILED, SKIPPED, Job, read_plan
+from so_clip.results.job_files import (
+    BUSY,
+    DONE,
+    FAILED,
+    SKIPPED,
+    Job,
+    SweepPlan,
+    read_plan,
+)
+from so_clip.results.job_names import JobNames
+from so_clip.results.progress import duration
 from so_clip.results.run_folder import RunFolder, check_writable
 from so_clip.sweep.callback import as_given, flags_of, job_files
+from so_clip.sweep.finished import KNOWN_RUNS, finished
 from so_clip.system.machine import concurrent_runs, shares_gpus
 
 if TYPE_CHECKING:
     from so_clip.run import Result
 
 FINISHED = "finished before: skipped. force=true repeats it."
-
-# One for each process: Hydra calls the task function anew for every job of a sweep, and a launcher
-# may hand several jobs to one process.
-_KNOWN_RUNS = KnownRuns()
 
 
 def task(composed: DictConfig) -> float:
@@ -52,31 +59,41 @@ def _task(composed: DictConfig) -> float:
     overrides = [*flags_of(hydra), *as_given(hydra.overrides.task)]
     if hydra.mode == RunMode.MULTIRUN:
         sweep_dir = Path(hydra.runtime.output_dir).parent
-        plan = read_plan(sweep_dir)
-        jobs = len(plan.jobs) if plan else 0
-        concurrent = concurrent_runs(hydra.launcher, jobs)
-        accuracy_percent, text = _job(composed, overrides, sweep_dir, hydra.job.num, concurrent)
-        if text:
-            total = f" of {jobs}" if jobs else ""
-            print(f"[{hydra.job.num + 1}{total}] {text}", flush=True)
+        plan, names = _plan(sweep_dir)
+        concurrent = concurrent_runs(hydra.launcher, len(plan.jobs))
+        number = hydra.job.num
+        name = names.name(number, overrides)
+        print(f"{name} ...", flush=True)
+        accuracy_percent, text = _job(composed, overrides, sweep_dir, number, concurrent)
+        ended = number - plan.finished + 2 - concurrent  # the others have begun with later jobs
+        left = plan.seconds_left(ended, time.time())
+        text += f"; {duration(left)} left for the sweep" if left is not None else ""
+        print(f"{name}: {text}", flush=True)
         return accuracy_percent
     settings = from_config(composed)
-    result = _finished(settings) or _run(settings, overrides)
+    result = finished(settings) or _run(settings, overrides)
     if result is None:  # one of several processes, and not the first
         return float("nan")
     print(f"\n{FINISHED}\n\n{result.table}" if result.skipped else f"\n{result.table}")
     return result.metrics["accuracy_percent"]
 
 
+@cache
+def _plan(sweep_dir: Path) -> tuple[SweepPlan, JobNames]:
+    """Return the plan of a sweep, which no longer changes, and the names of its jobs."""
+    plan = read_plan(sweep_dir) or SweepPlan([], [])
+    return plan, JobNames(plan.jobs)
+
+
 def _job(
     composed: DictConfig, overrides: Sequence[str], sweep_dir: Path, number: int, concurrent: int
 ) -> tuple[float, str]:
-    """Do one run of a sweep; return its accuracy, and the text to print if it did not fail."""
+    """Do one run of a sweep; return its accuracy, and the line to print."""
     files, job = job_files(sweep_dir), Job(list(overrides))
     settings = None
     try:
         settings = from_config(composed, concurrent)
-        result = _finished(settings)
+        result = finished(settings)
         if result is None:
             files.write(number, job)
             gpu_job = number if shares_gpus(settings.placement.device, concurrent) else None
@@ -89,26 +106,11 @@ def _job(
         job.run_dir = _existing_folder(settings)
         report(error)
         files.write(number, job)
-        return float("nan"), ""
+        return float("nan"), job.state
     job.state = SKIPPED if result.skipped else DONE
     job.run_dir, job.accuracy_percent = str(result.folder), accuracy_percent
     files.write(number, job)
-    if result.skipped:
-        return accuracy_percent, f"{result.folder}: {FINISHED}"
-    # A log file gets one line a job, so that a reader finds one among thousands.
-    return accuracy_percent, f"\n{result.table}" if sys.stdout.isatty() else result.line
-
-
-def _finished(settings: Settings) -> "Result | None":
-    """Return a finished run's result if this process knows its lists and weights already."""
-    found = None if settings.placement.force else _KNOWN_RUNS.find(settings)
-    if found is None:
-        return None
-    from so_clip.run import Result
-
-    folder, fingerprint = found
-    metrics = RunFolder(folder).finished(fingerprint)
-    return None if metrics is None else Result(folder, metrics, skipped=True)
+    return accuracy_percent, FINISHED if result.skipped else result.line
 
 
 def _run(
@@ -140,7 +142,7 @@ def _run(
                 overrides=overrides,
                 keep_refusals=keep_refusals,
                 ranks=ranks,
-                known=_KNOWN_RUNS,
+                known=KNOWN_RUNS,
             )
         follow(settings, data, ranks)
         return None
@@ -150,6 +152,6 @@ def _existing_folder(settings: Settings | None) -> str | None:
     """Return a failed run's folder, if it got that far."""
     if settings is not None:
         with suppress(InputError):
-            found = _KNOWN_RUNS.find(settings)
+            found = KNOWN_RUNS.find(settings)
             return str(found[0]) if found and found[0].is_dir() else None
     return None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from so_clip.status.screen import duration
+from so_clip.results.progress import duration
 from tests.helpers.command import environment, spawn
 from tests.helpers.status_runs import METRICS, progress, running_process, status, write_run
 
