@@ -5,10 +5,23 @@ import sys
 import traceback
 from collections.abc import Iterable
 
+from so_clip.escape import terminal
+
 # Exit codes of commands.
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 DEBUG = "--debug"
 debugging = DEBUG in sys.argv
+# A longer message repeats someone's input. Its end has the way out.
+MAX_MESSAGE = 4000
+_noted: set[str] = set()
+
+
+def shortened(text: str, most: int = MAX_MESSAGE) -> str:
+    """Return a text of at most about `most` characters: a longer one loses its middle."""
+    if len(text) <= most:
+        return text
+    start, end = text[: most - most // 4], text[-(most // 4) :]
+    return f"{start}… ({len(text) - most} characters are left out) …{end}"
 
 
 class InputError(ValueError):
@@ -18,9 +31,15 @@ class InputError(ValueError):
     command line prints it without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message)))
+
 
 class RunFailed(RuntimeError):
     """A run failed. The message says why; a traceback would add nothing."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message)))
 
 
 class RunBusy(InputError):
@@ -43,7 +62,7 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "terminated" if isinstance(error, Terminated) else "interrupted"
     expected = isinstance(error, (InputError, RunFailed))
-    return str(error) if expected else f"{type(error).__name__}: {error}"
+    return shortened(str(error) if expected else f"{type(error).__name__}: {error}")
 
 
 def report(error: BaseException) -> int:
@@ -58,8 +77,20 @@ def report(error: BaseException) -> int:
 
 
 def say(message: str) -> None:
-    """Print a message to stderr."""
-    print(f"so_clip: {message}", file=sys.stderr)
+    """Print a message to stderr, without the control codes that foreign text may hold."""
+    print(f"so_clip: {terminal(shortened(message))}", file=sys.stderr, flush=True)
+
+
+def note(message: str) -> None:
+    """Print a remark to stderr, once in this process: the runs of a sweep repeat it."""
+    if message not in _noted:
+        _noted.add(message)
+        say(message)
+
+
+def show(text: str) -> None:
+    """Print a result to stdout, without the control codes that foreign text may hold."""
+    print(terminal(text), flush=True)
 
 
 def reason_of(error: BaseException) -> str:

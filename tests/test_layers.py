@@ -36,6 +36,7 @@ ROOMS = (
     "checks",
     "system",
     "errors",
+    "escape",
     "version",
 )
 PATH_OF_A_RUN = {"run", "metrics", "train", "checkpoint", "build", "fingerprint"}
