@@ -24,8 +24,9 @@ def _main(arguments: list[str]) -> None:
             call([named[0], "--help"])
         else:
             from so_clip.cli.help import shown
+            from so_clip.errors import show
 
-            print(shown(arguments))
+            show(shown(arguments))
     else:
         call([RUN, *arguments])
 

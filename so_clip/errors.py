@@ -13,7 +13,6 @@ DEBUG = "--debug"
 debugging = DEBUG in sys.argv
 # A longer message repeats someone's input. Its end has the way out.
 MAX_MESSAGE = 4000
-_noted: set[str] = set()
 
 
 def shortened(text: str, most: int = MAX_MESSAGE) -> str:
@@ -68,7 +67,7 @@ def message_of(error: BaseException) -> str:
 def report(error: BaseException) -> int:
     """Print one message to stderr, with --debug the traceback too; return the exit code."""
     if debugging:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)))
     say(message_of(error))
     expected = isinstance(error, (InputError, RunFailed, KeyboardInterrupt))
     if not (expected or debugging):
@@ -81,11 +80,27 @@ def say(message: str) -> None:
     print(f"so_clip: {terminal(shortened(message))}", file=sys.stderr, flush=True)
 
 
-def note(message: str) -> None:
-    """Print a remark to stderr, once in this process: the runs of a sweep repeat it."""
-    if message not in _noted:
-        _noted.add(message)
-        say(message)
+class Notes:
+    """Remarks to the user. The runs of a sweep repeat them, so a sweep prints each once."""
+
+    def __init__(self) -> None:
+        self._is_sweep, self._printed = False, set[str]()
+
+    def __call__(self, message: str) -> None:
+        """Print a remark to stderr, unless this process printed it earlier in the same sweep."""
+        if message not in self._printed:
+            say(message)
+        if self._is_sweep:
+            self._printed.add(message)
+
+    def print_once(self, is_sweep: bool) -> None:
+        """Print each of the next remarks once, or every time again."""
+        if is_sweep != self._is_sweep:
+            self._printed.clear()
+        self._is_sweep = is_sweep
+
+
+note = Notes()
 
 
 def show(text: str) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 # Joiners of scripts and emoji. Unlike other format characters they change no order of letters.
 _JOINERS = "\u200c\u200d"
-_MARKUP = re.compile(r"[\\`*_\[\]<>|~$&!@]|(?<=:)//|(?<=\bwww)\.", re.IGNORECASE)
-# A cell that begins with one of these is a formula for a spreadsheet, the last four in some of them.
+_MARKUP = re.compile(r"[\\`*_\[\]<>|~$@]|&(?=#?\w+;)|(?<=:)//|(?<=\bwww)\.", re.IGNORECASE)
+# Spreadsheets take a cell that begins with one of these for a formula.
 _FORMULA = re.compile(r"'*[=+\-@\t\r＝＋－＠]")
+_BREAKS = {ord(letter): " " for letter in "\n\r\t\v\f\x85\u2028\u2029"}
 _CODE = re.compile(r"\\u[0-9a-f]{4}")
 
 
@@ -28,26 +29,26 @@ def terminal(text: str) -> str:
 
 
 def line(text: str) -> str:
-    r"""Return text on one line: white space becomes one blank, other control codes \uXXXX."""
-    return terminal(" ".join(text.split()))
+    r"""Return text on one line: line breaks and tabs become blanks, other control codes \uXXXX."""
+    return terminal(text.replace("\r\n", " ").translate(_BREAKS))
 
 
 def markdown(text: str) -> str:
     """Return text on one line for Markdown, without markup, links, images or addresses."""
-    return _MARKUP.sub(lambda match: f"\\{match[0]}", line(text))
+    return _MARKUP.sub(lambda match: f"\\{match[0]}", line(" ".join(text.split())))
 
 
 def csv_cell(value: Any) -> Any:
     r"""Return a cell for a CSV file; `csv_text` reads it back. Only texts are changed.
 
-    A formula gets an apostrophe in front, as in spreadsheets. Control codes become \uXXXX.
+    A formula gets an apostrophe in front, as in spreadsheets. Control codes become \uXXXX, but
+    lines stay lines.
     """
     if not isinstance(value, str):
         return value
-    is_plain = value.isprintable() or all(map(_is_shown, value))
-    if not is_plain or _CODE.search(value):
-        escaped = value.replace("\\", "\\\\")
-        value = "".join(letter if _is_shown(letter) else _code(letter) for letter in escaped)
+    shown = terminal(value)
+    if shown != value or _CODE.search(value):
+        value = terminal(value.replace("\\", "\\\\"))
     return f"'{value}" if _FORMULA.match(value) and not _is_number(value) else value
 
 

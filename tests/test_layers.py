@@ -51,7 +51,7 @@ WITHOUT_TORCH = (
     "data.lists",
     "data.user",
 )
-MAX_ROOT_MODULES = 12
+MAX_ROOT_MODULES = 13
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from so_clip.checks import OptionalPathOption, Options, PathOption, option
 from so_clip.cli.arguments import AsJson, Words
 from so_clip.cli.words import help_of, is_run_option, parsed
-from so_clip.errors import InputError
+from so_clip.errors import InputError, show
 from so_clip.system.commands import override
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ def main(
     place, all_cards = _place(options), options.dataset == ALL
     if as_json:
         documents = [found.as_json() for found in diagnoses]
-        print(json.dumps(documents, indent=2, ensure_ascii=False))
+        show(json.dumps(documents, indent=2, ensure_ascii=False))
     else:
-        print("\n".join(report(diagnoses, place, all_cards)))
+        show("\n".join(report(diagnoses, place, all_cards)))
     last_line = conclusion(diagnoses, place, all_cards, run_options)
     if not as_json:
-        print(last_line)
+        show(last_line)
 
 
 def _place(options: DoctorOptions) -> "Place":

@@ -1,8 +1,8 @@
 """`python -m so_clip draw`: print the few-shot images of a run, from the split file alone."""
 
 import csv
+import io
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from so_clip.data.find import Dataset
 
 from so_clip.cli.arguments import Words
+from so_clip.errors import show
+from so_clip.escape import csv_row
 
 HELP = """Print the few-shot images of a run as one JSON document, the content of fewshot.json.
 
@@ -54,7 +56,7 @@ def main(
     if split:
         _print_split(found)
         return
-    print(json.dumps(draw(found.splits, choice).as_json()))
+    show(json.dumps(draw(found.splits, choice).as_json()))
 
 
 def _print_split(found: "Dataset") -> None:
@@ -63,8 +65,10 @@ def _print_split(found: "Dataset") -> None:
 
     is_user_data = found.card.layout in USER_LAYOUTS
     labels = found.card.class_folders if is_user_data else found.splits.class_names
-    rows = csv.writer(sys.stdout, lineterminator="\n")
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "label", "split"])
     for split in SPLITS:
         for path, label in getattr(found.splits, split):
-            rows.writerow([path, labels[label], split])
+            rows.writerow(csv_row([path, labels[label], split]))
+    show(text.getvalue().removesuffix("\n"))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from so_clip.cli.arguments import AsJson, Words
+from so_clip.errors import show
 
 HELP = """Forecast a run: peak memory by category, floating-point operations, and bytes on disk.
 
@@ -41,7 +42,7 @@ def main(
     from so_clip.forecast.predict import forecast
 
     values = forecast(settings, card)
-    print(json.dumps(values, indent=2) if as_json else table(values))
+    show(json.dumps(values, indent=2) if as_json else table(values))
 
 
 def table(values: Mapping[str, Any]) -> str:

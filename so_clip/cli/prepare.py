@@ -1,6 +1,5 @@
 """`python -m so_clip prepare`: download or unpack datasets into the layout that runs read."""
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ import typer
 from so_clip.checks import path
 from so_clip.cli.arguments import Words
 from so_clip.cli.words import help_of, parsed
-from so_clip.errors import InputError, RunFailed
+from so_clip.errors import InputError, RunFailed, say, show
 from so_clip.prepare.options import PrepareOptions
 
 if TYPE_CHECKING:
@@ -78,11 +77,11 @@ def main(
 def _prepare(card: "DatasetCard", options: PrepareOptions) -> None:
     from so_clip.prepare.dataset import prepare
 
-    print(f"{card.name}: {prepare(card, options, partial(_say, card))}", flush=True)
+    show(f"{card.name}: {prepare(card, options, partial(_say, card))}")
 
 
 def _say(card: "DatasetCard", text: str) -> None:
-    print(f"so_clip: {card.name}: {text}", file=sys.stderr, flush=True)
+    say(f"{card.name}: {text}")
 
 
 def _cards(options: PrepareOptions) -> list["DatasetCard"]:

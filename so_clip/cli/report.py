@@ -1,12 +1,12 @@
 """`python -m so_clip report`: runs as tables, plots and one page."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from so_clip.cli.arguments import OUT, ResultsDir, out_option
+from so_clip.errors import say, show
 
 HELP = """Write runs as tables, plots and one page.
 
@@ -58,6 +58,6 @@ def main(
             details=details or (),
             add_flops=forecast_flops if flops else None,
         )
-    print("\n".join(lines))
+    show("\n".join(lines))
     for remark in remarks:
-        print(f"so_clip: {remark}", file=sys.stderr)
+        say(remark)

@@ -1,6 +1,7 @@
 """`python -m so_clip OPTION=VALUE ...`: one run, or a sweep with -m."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,9 +11,13 @@ from so_clip import __version__
 from so_clip.checks import path
 from so_clip.cli.config_folders import check_config_folders
 from so_clip.cli.program import COMMANDS
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError, nearest, say, show
+from so_clip.system.commands import command
 from so_clip.system.torchrun import processes
 
+# The tables at the end of a sweep. Reading more runs would keep the user waiting.
+_ACCURACIES = ("accuracy", "base_accuracy", "new_accuracy", "harmonic_mean", "transfer")
+_MAX_TABLE_RUNS = 2000
 CFG_TYPES = Literal["job", "hydra", "all"]
 INFO_TYPES = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
@@ -65,7 +70,7 @@ def main(
     """
     words = words or []
     if version:
-        print(f"so_clip {__version__}")
+        show(f"so_clip {__version__}")
         return
     for word in words:
         if word in COMMANDS:
@@ -90,7 +95,24 @@ def main(
     from so_clip.sweep.job import task
     from so_clip.sweep.launch import hydra_main
 
-    hydra_main(task)
+    hydra_main(task, _show_runs)
+
+
+def _show_runs(folders: Sequence[Path]) -> None:
+    """Print the accuracy of a sweep's runs as tables, and the command for the whole report."""
+    from so_clip.report.formats.screen import show_tables
+    from so_clip.report.read import read_runs
+    from so_clip.report.tables import make_tables
+
+    results_dir = folders[0].parent
+    try:
+        if len(folders) <= _MAX_TABLE_RUNS:
+            tables = make_tables(read_runs(results_dir, folders))
+            show("")
+            show_tables([table for table in tables if table.measure.name in _ACCURACIES])
+    except InputError as error:  # someone removed a run meanwhile
+        say(f"there is no table of this sweep: {error}")
+    show(f"All tables, plots and a page of all runs:\n  {command('report', results_dir)}")
 
 
 def _repeating(run: str, words: list[str], config_dir: Path | None) -> list[str]:

@@ -1,10 +1,10 @@
 """`python -m so_clip table`: print the report's tables of accuracy and memory."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from so_clip.cli.arguments import OUT, ResultsDir, out_option
+from so_clip.errors import say, show
 
 SHOWN = ("accuracy", "base_accuracy", "new_accuracy", "harmonic_mean", "transfer", "memory")
 
@@ -21,7 +21,7 @@ def main(
     cannot be written.
     """
     from so_clip.report.formats.files import write_tables
-    from so_clip.report.formats.text import to_markdown
+    from so_clip.report.formats.screen import show_tables
     from so_clip.report.read import read_runs
     from so_clip.report.tables import make_tables
     from so_clip.system import atomic
@@ -31,7 +31,7 @@ def main(
     tables = [table for table in make_tables(runs) if table.measure.name in SHOWN]
     with atomic.output_option(OUT):
         write_tables(tables, out, endings=("md",))
-    print("\n".join(map(to_markdown, tables)))
-    print(f"{runs.counted}; tables in {out}")
+    show_tables(tables)
+    show(f"{runs.counted}; tables in {out}")
     for reason in runs.skipped:
-        print(f"so_clip: left out: {reason}", file=sys.stderr)
+        say(f"left out: {reason}")

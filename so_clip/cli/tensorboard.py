@@ -1,10 +1,10 @@
 """`python -m so_clip tensorboard`: runs as event files for TensorBoard."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from so_clip.cli.arguments import OUT, ResultsDir, out_option
+from so_clip.errors import say, show
 
 
 def main(
@@ -27,7 +27,7 @@ def main(
     with atomic.output_option(OUT):
         written, skipped = export(results_dir, out)
     for reason in skipped:
-        print(f"so_clip: left out: {reason}", file=sys.stderr)
+        say(f"left out: {reason}")
     runs = "run" if written == 1 else "runs"
     look = command("--logdir", out, program=("tensorboard",))
-    print(f"{written} new or changed {runs}; look at them with: {look}")
+    show(f"{written} new or changed {runs}; look at them with: {look}")

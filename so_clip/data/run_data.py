@@ -14,7 +14,7 @@ from so_clip.data.examples import SKIP, Splits
 from so_clip.data.fewshot import FewShot, draw_few_shot
 from so_clip.data.find import Dataset, find_dataset
 from so_clip.data.images import ImageSource, open_images, require_images
-from so_clip.errors import InputError, say
+from so_clip.errors import InputError, note
 
 # The name of the second half of the classes among a run's test sets.
 NEW_CLASSES = "new_classes"
@@ -130,7 +130,7 @@ def _without_corrupt(data: Data, cache_dir: Path | None, workers: int | None) ->
         others.append(replace(test_set, splits=left))
     if skipped:
         counts = Counter(image.split for image in skipped)
-        say(
+        note(
             f"on_corrupt=skip: {counts['train']} training and {counts['test']} test "
             "images cannot be decoded. The run skips them; its skipped.csv lists them."
         )
@@ -163,8 +163,8 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _print_notes(found: Dataset) -> None:
-    for note in found.notes:
-        say(f"{found.card.title}: {note}.")
+    for remark in found.notes:
+        note(f"{found.card.title}: {remark}.")
 
 
 def _note_repeats(few_shot: FewShot, splits: Splits) -> None:
@@ -176,7 +176,7 @@ def _note_repeats(few_shot: FewShot, splits: Splits) -> None:
     if small:
         first = small[0]
         repeats = drawn[first] > available[first]
-        say(
+        note(
             f"shots={few_shot.shots}: {len(small)} of {len(drawn)} classes have fewer "
             f"training images than that, such as {splits.class_names[first]!r} with "
             f"{available[first]}. "
@@ -191,7 +191,7 @@ def _note_incomplete(card: DatasetCard, splits: Splits) -> None:
     found = len(splits.class_names), len(splits.test)
     full = card.sizes["classes"], card.sizes["test"]
     if card.test_only and found != full:
-        say(
+        note(
             f"{card.title}: only {found[0]} of {full[0]} classes and {found[1]} of {full[1]} "
             "images exist. The accuracy is about these."
         )

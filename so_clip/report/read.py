@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +59,19 @@ class Runs:
         return f"{len(self.frame)} run{'' if len(self.frame) == 1 else 's'}"
 
 
-def read_runs(results_dir: Path) -> Runs:
+def read_runs(results_dir: Path, folders: Sequence[Path] | None = None) -> Runs:
     """Read every finished run below `results_dir`.
+
+    Args:
+        results_dir: the folder of the runs.
+        folders: read only these run folders.
 
     Raises:
         InputError: the folder does not exist, or has no finished run.
     """
     if not results_dir.is_dir():
         raise InputError(f"{results_dir}: no such folder. Give the folder that holds the runs.")
-    rows, skipped = _read_all(results_dir)
+    rows, skipped = _read_all(results_dir, folders)
     rows, other = _tested_on_test_images(rows)
     skipped += other
     if not rows:
@@ -114,11 +119,14 @@ def _tested_on_test_images(rows: list[dict[str, Any]]) -> tuple[list[dict[str, A
     return kept, [f"{place}: {runs} not tested on test images but on others ({images})."]
 
 
-def _read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _read_all(
+    results_dir: Path, chosen: Sequence[Path] | None
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Return a row for each usable run, sorted by folder, and a reason for each other folder."""
     skipped: list[str] = []
     rows: list[dict[str, Any]] = []
-    folders = sorted(run_folders(results_dir, skipped))
+    found = run_folders(results_dir, skipped) if chosen is None else map(str, chosen)
+    folders = sorted(found)
     with ThreadPoolExecutor(_READERS) as pool:
         for row in watched(pool.map(_row_or_reason, folders), "runs", len(folders)):
             if isinstance(row, str):

@@ -12,6 +12,7 @@ from typing import Any
 
 from so_clip.config.settings import NO_DIFFERENCE
 from so_clip.errors import InputError
+from so_clip.escape import line
 from so_clip.report.progress import watched
 from so_clip.results.run_files import (
     CURVE_FILE,
@@ -121,7 +122,7 @@ def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:
     settings = metrics.get("settings")
     options = flat_options(settings) if isinstance(settings, dict) else {}
     return points, {
-        name: value if isinstance(value, bool) or number(value) is not None else str(value)
+        name: value if isinstance(value, bool) or number(value) is not None else line(str(value))
         for name, value in options.items()
         if name not in NO_DIFFERENCE
     }

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from so_clip.errors import InputError
+from so_clip.escape import csv_text
 from so_clip.results.progress import PROGRESS_FILE
 from so_clip.results.scores import ZERO_SHOT
 from so_clip.system.safe_open import read_plain
@@ -183,7 +184,7 @@ def read_columns(
     try:
         header, *rows = csv.reader(io.StringIO(read_plain(path).decode(), newline=""), strict=True)
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        found: Columns = {name: list(columns[name]) for name in texts}
+        found: Columns = {name: list(map(csv_text, columns[name])) for name in texts}
         found |= {name: np.array([*map(int, columns[name])], dtype=np.int64) for name in whole}
         for name in numbers:
             found[name] = np.array([float(cell or "nan") for cell in columns[name]])

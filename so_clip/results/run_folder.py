@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from so_clip.errors import InputError, RunBusy, exit_code, say
+from so_clip.errors import InputError, RunBusy, exit_code, say, shortened
+from so_clip.escape import csv_row, terminal
 from so_clip.results.progress import PROGRESS_FILE, Progress
 from so_clip.results.run_files import (
     CHANGED_FILE,
@@ -33,6 +34,7 @@ SKIPPED_FILE = "skipped.csv"
 # Files of an unfinished run. A finished run does not have them.
 _UNFINISHED_FILES = (PROGRESS_FILE, CHECKPOINT_FILE)
 _ATTEMPTS = 20
+MAX_TRACEBACK = 50_000
 
 
 def check_writable(folder: Path) -> None:
@@ -140,6 +142,9 @@ class RunFolder:
         except InputError as error:
             say(f"{error} It counts as unfinished.")
             return None
+        if not (self.path / CONFIG_FILE).exists():
+            say(f"{self.path} has no {CONFIG_FILE}. It counts as unfinished.")
+            return None
         if metrics.get("run_fingerprint") != fingerprint:
             say(f"{path} does not have the fingerprint of its run. It counts as unfinished.")
             return None
@@ -211,7 +216,7 @@ class RunFolder:
 
     def finish(self, metrics: Mapping[str, Any], summary: str) -> None:
         """Write the summary for people and, last of all files, metrics.json."""
-        atomic.write_text(self.path / "summary.txt", summary + "\n")
+        atomic.write_text(self.path / "summary.txt", terminal(summary) + "\n")
         atomic.write_json(self.path / METRICS_FILE, metrics)
         for name in _UNFINISHED_FILES:
             (self.path / name).unlink(missing_ok=True)
@@ -233,8 +238,8 @@ class RunFolder:
         """Write error.json, unless the disk refuses that too."""
         values = {
             "kind": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
+            "message": shortened(str(error)),
+            "traceback": shortened("".join(traceback.format_exception(error)), MAX_TRACEBACK),
             "exit_code": exit_code(error),
             "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "overrides": self.overrides,
@@ -246,8 +251,8 @@ class RunFolder:
     def _write_csv(self, name: str, header: Sequence[str], rows: Any) -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerow(csv_row(header))
+        writer.writerows(map(csv_row, rows))
         atomic.write_text(self.path / name, text.getvalue())
 
 

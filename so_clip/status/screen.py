@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from so_clip import escape
+from so_clip.results.job_names import differing, options_of, short_names
 from so_clip.results.progress import duration
 from so_clip.status.runs import (
     DONE,
@@ -35,6 +37,9 @@ _REMARK_CHARACTERS = 300
 # The length of each list without `--all`.
 SHOWN = 20
 _NUMBERS = ("step", "loss", "time left", "accuracy")
+_NUMBER_COLUMNS = (*STATES, "jobs", *_NUMBERS)
+# Further options in which runs differ share a column.
+_OPTION_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,12 @@ def report(view: View, shown: int | None = SHOWN) -> Group:
     if view.sweeps:
         parts += [Text(), _sweeps_table(view.sweeps[::-1][:shown])]
     if view.runs:
-        table = _table("state", "run", *_NUMBERS, "remark")
+        options = _Options(view.runs)
+        table = _runs_table(options)
         for state, colour in COLOURS.items():
             runs = [run for run in _sorted(view.runs) if run.state == state]
             for run in runs[:shown]:
-                table.add_row(*_cells(run))
+                table.add_row(*_cells(run, options))
             if shown is not None and len(runs) > shown:
                 table.add_row(Text(state, colour), _hidden(len(runs) - shown))
         parts += [Text(), table]
@@ -87,9 +93,10 @@ def dashboard(view: View, height: int) -> Group:
         parts += [Text(), _sweeps_table(running, one_line=True)]
     # Five lines are for the totals, an empty line, the header, the hidden runs and the cursor.
     room = max(3, height - 5 - (len(running) + 2 if running else 0))
-    table = _table("state", "run", *_NUMBERS, "remark")
+    options = _Options(view.runs)
+    table = _runs_table(options)
     for run in _sorted(view.runs)[:room]:
-        table.add_row(*_one_line(_cells(run)))
+        table.add_row(*_one_line(_cells(run, options)))
     parts += [Text(), table]
     if len(view.runs) > room:
         parts.append(Text(f"… and {len(view.runs) - room} more", style="dim"))
@@ -97,7 +104,7 @@ def dashboard(view: View, height: int) -> Group:
 
 
 def _totals(view: View) -> Text:
-    counts, text = view.counts, _plain(f"{view.results_dir}: ")
+    counts, text = view.counts, Text(f"{escape.line(str(view.results_dir))}: ")
     if not view.runs:
         return text.append("no runs yet")
     text.append(f"{len(view.runs)} run{'s' if len(view.runs) > 1 else ''}: ")
@@ -106,7 +113,7 @@ def _totals(view: View) -> Text:
 
 
 def _sweeps_table(sweeps: Sequence[tuple[Sweep, Sequence[Run]]], one_line: bool = False) -> Table:
-    table = _table("sweep", "jobs", *STATES, "command")
+    table = _table("sweep", "jobs", *STATES, "time left", "command")
     for sweep, runs in sweeps:
         counts = Counter(run.state for run in runs)
         name = f"{sweep.name} (running)" if sweep.is_running else sweep.name
@@ -114,7 +121,7 @@ def _sweeps_table(sweeps: Sequence[tuple[Sweep, Sequence[Run]]], one_line: bool 
         cells += [
             Text(str(counts[state]), COLOURS[state] if counts[state] else "dim") for state in STATES
         ]
-        cells.append(_plain(sweep.command_line))
+        cells += [_seconds(sweep.seconds_left), _plain(sweep.command_line)]
         table.add_row(*(_one_line(cells) if one_line else cells))
     return table
 
@@ -140,22 +147,60 @@ def _sorted(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=place)
 
 
-def _cells(run: Run) -> list[Text]:
+class _Options:
+    """The options in which runs differ, as columns.
+
+    Args:
+        runs: all runs of the table.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        known = [options_of(run.overrides) for run in runs if run.overrides]
+        names = list(short_names(differing(known)).items())
+        self._columns, self._more = names[:_OPTION_COLUMNS], names[_OPTION_COLUMNS:]
+
+    @property
+    def titles(self) -> list[str]:
+        """The titles of the columns."""
+        return [short for _, short in self._columns] + ["more options"] * bool(self._more)
+
+    def cells(self, run: Run) -> list[Text]:
+        """Return the cells of a run; its missing options are empty."""
+        options = options_of(run.overrides or ())
+        values = [options.get(name, "") for name, _ in self._columns]
+        if self._more:
+            given = [f"{short}={options[name]}" for name, short in self._more if name in options]
+            values.append(" ".join(given))
+        return list(map(_plain, values))
+
+
+def _runs_table(options: _Options) -> Table:
+    return _table("state", "run", *_NUMBERS, "remark", options=options.titles)
+
+
+def _cells(run: Run, options: _Options) -> list[Text]:
     step = "" if run.step is None else str(run.step)
     if step and run.max_steps is not None and run.state != DONE:
         step = f"{step}/{run.max_steps}"
     remark = run.remark
     if len(remark) > _REMARK_CHARACTERS:
         remark = f"{remark[:_REMARK_CHARACTERS]}…"
+    # A job without a folder has the name of its options. The columns have those that matter.
+    is_named = run.name != " ".join(run.overrides or ()) or not options.titles
     return [
         Text(run.state, COLOURS[run.state]),
-        _plain(run.name),
+        _plain(run.name if is_named else "–"),
+        *options.cells(run),
         Text(step),
         Text("" if run.loss is None else f"{run.loss:.4f}"),
-        Text("" if run.seconds_left is None else duration(run.seconds_left)),
+        _seconds(run.seconds_left),
         Text("" if run.accuracy_percent is None else f"{run.accuracy_percent:.2f} %"),
         _plain(remark),
     ]
+
+
+def _seconds(seconds: float | None) -> Text:
+    return Text("" if seconds is None else duration(seconds))
 
 
 def _limited(lines: Sequence[str], shown: int | None) -> list[Text]:
@@ -167,15 +212,21 @@ def _hidden(count: int) -> Text:
     return Text(f"… and {count} more (--all lists them)")
 
 
-def _table(*columns: str) -> Table:
+def _table(first: str, second: str, *columns: str, options: Sequence[str] = ()) -> Table:
+    """Return an empty table. The columns of options stand behind the first two columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=first == "state", overflow="fold")
+    is_number = second in _NUMBER_COLUMNS
+    table.add_column(second, justify="right" if is_number else "left", overflow="fold")
+    for option in options:
+        table.add_column(_plain(option), overflow="fold")
     for column in columns:
-        is_number = column in (*STATES, "jobs", *_NUMBERS)
+        is_number = column in _NUMBER_COLUMNS
         table.add_column(
             column,
             justify="right" if is_number else "left",
             overflow="fold",
-            no_wrap=is_number or column == "state",  # on a narrow terminal, texts are folded first
+            no_wrap=is_number,  # on a narrow terminal, texts are folded first
         )
     return table
 
@@ -189,4 +240,4 @@ def _one_line(cells: list[Text]) -> list[Text]:
 
 def _plain(text: str) -> Text:
     """Return a text from a file on one line, without control codes."""
-    return Text("".join(letter if letter.isprintable() else " " for letter in text))
+    return Text(escape.line(text))

@@ -58,6 +58,7 @@ class Sweep:
         jobs: the overrides of all its jobs, by number.
         records: of the jobs that started, by number.
         is_running: whether a process works on it.
+        seconds_left: at the speed of the jobs that have ended; None if it is unknown.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Sweep:
     jobs: Mapping[int, Sequence[str]]
     records: Mapping[int, Record]
     is_running: bool
+    seconds_left: float | None = None
 
     @property
     def command_line(self) -> str:
@@ -93,7 +95,13 @@ def read_sweeps(results_dir: Path, unreadable: list[str]) -> list[Sweep]:
         jobs |= dict(enumerate(plan.jobs))
         running = is_locked(folder) or any(record.is_running for record in records.values())
         jobs = dict(sorted(jobs.items()))
-        sweeps.append(Sweep(folder.name, plan.command, jobs, records, bool(running)))
+        ended = [
+            number
+            for number, record in records.items()
+            if number >= plan.finished and record.job.state != job_files.RUNNING
+        ]
+        left = plan.seconds_left(len(ended), time.time()) if running else None
+        sweeps.append(Sweep(folder.name, plan.command, jobs, records, bool(running), left))
     return sweeps
 
 

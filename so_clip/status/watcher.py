@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 
+from so_clip.errors import show
 from so_clip.status.runs import read_states
 from so_clip.status.screen import View, dashboard
 from so_clip.status.sweeps import match_jobs, read_sweeps
@@ -55,4 +56,4 @@ def print_whole(whole: Group, console: Console) -> None:
     wide = Console(highlight=False, width=_PIPE_COLUMNS)
     with wide.capture() as captured:
         wide.print(whole)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    show("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from so_clip.checks import optional_path, path
 from so_clip.config.compose import CONFIG_NAME
 from so_clip.config.parse import resolving
-from so_clip.errors import BAD_INPUT, FAILED, InputError, exit_code, report
+from so_clip.errors import BAD_INPUT, FAILED, InputError, exit_code, note, report, show
 from so_clip.results.job_files import FAILED as FAILED_JOB
 from so_clip.results.job_files import JOBS_DIR, RUNNING, SWEEP_FILE, Job, JobFiles, may_be_alive
 from so_clip.results.run_folder import check_writable
@@ -156,6 +156,7 @@ def _start(config: DictConfig) -> None:
     new_folders = [parent for parent in folder.parents if not os.path.exists(parent)]  # noqa: PTH110
     sweep = RecordSweep.sweep = Sweep(folder, _planned(config), new_folders)
     sweep.interrupts.watch()
+    note.print_once(True)
     _hand_out_single_runs(config)
     sweep.write_plan()
     sweep.lock()
@@ -240,11 +241,14 @@ def _count(override: Override) -> int:
 
 
 @contextmanager
-def closing() -> Iterator[None]:
-    """End a sweep, if the block runs one, with its summary and its exit code.
+def closing(show_runs: Callable[[Sequence[Path]], None]) -> Iterator[None]:
+    """End a sweep, if the block runs one, with its table, its summary and its exit code.
 
     Hydra makes the sweep's folder before it checks the first run. If no run starts, the folder is
     removed.
+
+    Args:
+        show_runs: prints a table of the runs in the given folders.
     """
     problem: BaseException | None = None
     try:
@@ -252,9 +256,10 @@ def closing() -> Iterator[None]:
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         problem = error
     sweep, RecordSweep.sweep = RecordSweep.sweep, None
+    note.print_once(False)
     if sweep is not None:
         try:
-            code = _close(sweep, problem)
+            code = _close(sweep, problem, show_runs)
         finally:
             sweep.unlock()
             sweep.interrupts.unwatch()
@@ -266,7 +271,11 @@ def closing() -> Iterator[None]:
         raise problem
 
 
-def _close(sweep: Sweep, problem: BaseException | None) -> int | None:
+def _close(
+    sweep: Sweep,
+    problem: BaseException | None,
+    show_runs: Callable[[Sequence[Path]], None] = lambda folders: None,
+) -> int | None:
     """Print the summary and return the exit code; None if no job started and `problem` says why."""
     jobs = sweep.job_files.read()
     states = _states(sweep, jobs, problem)
@@ -277,12 +286,15 @@ def _close(sweep: Sweep, problem: BaseException | None) -> int | None:
     if jobs and all(job.exit_code == BAD_INPUT and not job.run_dir for job in jobs.values()):
         sweep.remove()
     code = exit_code_of(states, jobs, problem)
+    scored = [job for job in jobs.values() if job.accuracy_percent is not None and job.run_dir]
     if problem is not None:
         report(problem)
-    print(f"\n{summary(sweep.planned, jobs, states)}", flush=True)
+    elif scored:
+        show_runs([*dict.fromkeys(Path(str(job.run_dir)) for job in scored)])
+    show(f"\n{summary(sweep.planned, jobs, states)}")
     if code or "busy" in states.values():
         again = [argument for argument in sys.argv[1:] if not argument.startswith("force=")]
-        print(f"The same command runs only what is missing:\n  {command(*again)}", flush=True)
+        show(f"The same command runs only what is missing:\n  {command(*again)}")
     return code
 
 

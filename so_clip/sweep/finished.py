@@ -18,7 +18,7 @@ from so_clip.config.parse import from_config
 from so_clip.config.settings import Settings
 from so_clip.data.examples import SKIP
 from so_clip.data.run_data import gather
-from so_clip.errors import InputError
+from so_clip.errors import InputError, show
 from so_clip.fingerprint import KnownRuns, run_dir
 from so_clip.results.job_files import SKIPPED, Job
 from so_clip.results.run_folder import RunFolder
@@ -89,8 +89,8 @@ def put_finished_first(
         sweep.finished, sweep.launched_at = count, time.time()
         sweep.write_plan()
     if count:
-        runs = "The run is" if len(jobs) == 1 else f"{count} of {len(jobs)} runs are"
-        print(f"{runs} finished before: skipped. force=true repeats.", flush=True)
+        runs = f"{count} of {len(jobs)} run{'' if len(jobs) == 1 else 's'}"
+        show(f"{runs} finished before: skipped. force=true repeats.")
     return jobs, count
 
 

@@ -13,7 +13,7 @@ from so_clip.clip.weights_file import check_backbone
 from so_clip.config.parse import from_config
 from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
-from so_clip.errors import InputError, RunBusy, exit_code, message_of, report
+from so_clip.errors import InputError, RunBusy, exit_code, message_of, note, report, show
 from so_clip.results.job_files import (
     BUSY,
     DONE,
@@ -25,7 +25,7 @@ from so_clip.results.job_files import (
 )
 from so_clip.results.job_names import JobNames
 from so_clip.results.progress import duration
-from so_clip.results.run_folder import RunFolder, check_writable
+from so_clip.results.run_folder import check_writable
 from so_clip.sweep.callback import as_given, flags_of, job_files
 from so_clip.sweep.finished import KNOWN_RUNS, finished
 from so_clip.system.machine import concurrent_runs, shares_gpus
@@ -63,18 +63,19 @@ def _task(composed: DictConfig) -> float:
         concurrent = concurrent_runs(hydra.launcher, len(plan.jobs))
         number = hydra.job.num
         name = names.name(number, overrides)
-        print(f"{name} ...", flush=True)
+        note.print_once(True)
+        show(f"{name} ...")
         accuracy_percent, text = _job(composed, overrides, sweep_dir, number, concurrent)
         ended = number - plan.finished + 2 - concurrent  # the others have begun with later jobs
         left = plan.seconds_left(ended, time.time())
         text += f"; {duration(left)} left for the sweep" if left is not None else ""
-        print(f"{name}: {text}", flush=True)
+        show(f"{name}: {text}")
         return accuracy_percent
     settings = from_config(composed)
     result = finished(settings) or _run(settings, overrides)
     if result is None:  # one of several processes, and not the first
         return float("nan")
-    print(f"\n{FINISHED}\n\n{result.table}" if result.skipped else f"\n{result.table}")
+    show(f"\n{FINISHED}\n\n{result.table}" if result.skipped else f"\n{result.table}")
     return result.metrics["accuracy_percent"]
 
 

@@ -1,6 +1,7 @@
 """Start a run or a sweep with Hydra."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,15 +11,21 @@ from so_clip.sweep.callback import closing
 from so_clip.system.paths import CONF_DIR
 
 
-def hydra_main(task: Callable[[DictConfig], Any]) -> None:
+def hydra_main(
+    task: Callable[[DictConfig], Any], show_runs: Callable[[Sequence[Path]], None]
+) -> None:
     """Call `task` under `hydra.main`, which reads sys.argv and starts sweeps and launchers.
 
-    A sweep ends with its summary, see so_clip.sweep.callback.
+    A sweep ends with a table and its summary, see so_clip.sweep.callback.
+
+    Args:
+        task: does one composed run.
+        show_runs: prints a table of the runs in the given folders.
     """
     import hydra
 
     register()
     entry = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=CONFIG_NAME)
     # Without readable_errors, Hydra prints errors in its own words and exits with code 1.
-    with closing(), readable_errors():
+    with closing(show_runs), readable_errors():
         entry(task)()

@@ -248,7 +248,7 @@ def test_it_needs_no_extras_and_prints_the_report_s_table(tmp_path):
     write_run(tmp_path, "a")
     code = (
         "import sys; from so_clip.__main__ import main; assert main() == 0;"
-        "print({'torch', 'jinja2', 'matplotlib', 'rich'} & set(sys.modules))"
+        "print({'torch', 'jinja2', 'matplotlib'} & set(sys.modules))"
     )
     printed = python(code, "table", tmp_path)
     assert printed.endswith("\nset()\n")

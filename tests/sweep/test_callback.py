@@ -124,20 +124,21 @@ def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path):
     first = call(*sweep)
     assert (first.code, first.messages) == (0, [])
     assert first.out.rstrip().endswith("sweep of 2 runs: 2 done")
-    # The output is not a terminal: one line per job.
-    lines = first.out.splitlines()
-    assert [re.sub(r"\d+\.\d+", "x", line) for line in lines[:2]] == [
-        f"[{number} of 2] {line}: x %, x MiB, x s"
-        for number, line in enumerate((item["run_dir"] for item in _jobs(tmp_path)), start=1)
-    ]
+    names = ("[1 of 2] template=plain", "[2 of 2] template='a {}, blurred'")
+    numbers, lines = re.compile(r"\d+(\.\d+)?"), iter(first.out.splitlines())
+    ends = ("; 1 s left for the sweep", "")
+    for name, job, end in zip(names, _jobs(tmp_path), ends, strict=True):
+        for line in (f"{name} ...", f"{name}: {job['run_dir']}: 1 %, 1 MiB, 1 s{end}"):
+            assert numbers.sub("1", next(lines)) == numbers.sub("1", line)
     assert first.err == ""
+    assert first.out.count("Test accuracy in percent") == 1
+    assert f"\n  python -m so_clip report {tmp_path}\n" in first.out
     folders = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
     again = call(*sweep)
     assert again.code == 0
     assert again.out.rstrip().endswith("sweep of 2 runs: 2 skipped (finished before)")
-    for folder in folders:
-        assert f"{folder}: finished before: skipped" in again.out
+    assert again.out.startswith("2 of 2 runs finished before: skipped. force=true repeats.\n")
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
     (folders[0] / "metrics.json").write_text('{"accuracy_percent": 6')  # torn
     (folders[1] / "metrics.json").unlink()

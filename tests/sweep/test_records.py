@@ -61,6 +61,7 @@ def test_a_finished_run_without_its_scores_counts_as_unfinished(tmp_path, wrong,
     }
     file = tmp_path / "metrics.json"
     file.write_text(json.dumps(metrics))
+    (tmp_path / "config.yaml").touch()
     assert RunFolder(tmp_path).finished("f") == metrics
     file.write_text(json.dumps(metrics | wrong))
     assert RunFolder(tmp_path).finished("f") is None

@@ -33,6 +33,7 @@ from so_clip.data.cache.decoded_file import (
 )
 from so_clip.data.images import ImageSource
 from so_clip.errors import reason_of
+from so_clip.escape import terminal
 from so_clip.system.locks import lock_folder, unlock
 from so_clip.system.threads import in_threads
 
@@ -134,7 +135,7 @@ class DecodeCache:
     def _say(self, text: str) -> None:
         """Print a message to stderr, once, on its own line even below a progress bar."""
         if text not in self._said:
-            tqdm.write(f"so_clip: {text}", file=sys.stderr)
+            tqdm.write(f"so_clip: {terminal(text)}", file=sys.stderr)
         self._said.add(text)
 
     def _not_kept(self, reason: str) -> None:

@@ -44,7 +44,7 @@ def write_tables(
     names = []
     for name, group in groupby(tables, key=lambda table: table.measure.name):
         measured = list(group)
-        atomic.write_text(folder / f"{name}.csv", formats.tidy(measured).to_csv(index=False))
+        atomic.write_text(folder / f"{name}.csv", formats.to_csv(formats.tidy(measured)))
         for ending in endings:
             text = "\n".join(map(_WRITERS[ending], measured))
             head = latex.HEADER if ending == "tex" else ""
@@ -57,7 +57,7 @@ def write_significance(comparisons: pd.DataFrame, pairs: pd.DataFrame, folder: P
     """Write all comparisons as CSV and the pairs in the other formats; return the files' name."""
     texts = readable(pairs)
     columns = 4  # backbone, shots and two methods
-    atomic.write_text(folder / f"{SIGNIFICANCE_FILE}.csv", comparisons.to_csv(index=False))
+    atomic.write_text(folder / f"{SIGNIFICANCE_FILE}.csv", formats.to_csv(comparisons))
     for ending, text in (
         ("md", formats.frame_to_markdown(texts, SIGNIFICANCE, columns)),
         (

@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
+from so_clip.escape import csv_cell, csv_row, markdown
 from so_clip.report.tables import AVERAGE, Block, Cell, Column, Row, Table
 
 MISSING = "–"
@@ -58,6 +60,13 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"runs": "Int64"})
 
 
+def to_csv(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV in which no text is a formula for a spreadsheet."""
+    safe = frame.apply(lambda column: column if is_numeric_dtype(column) else csv_row(column))
+    text: str = safe.rename(columns=csv_cell).to_csv(index=False)
+    return text
+
+
 def text_frame(
     table: Table,
     blocks: Sequence[Block],
@@ -95,30 +104,23 @@ def to_markdown(table: Table) -> str:
     """Return the table in Markdown: caption, cells and notes."""
 
     def name(row: Row) -> str:
-        label = _escape_markdown(row.label)
-        return f"*{label}*" if row.source else label
+        label = markdown(row.name)
+        return f"*{label} [{markdown(row.reference)}]*" if row.source else label
 
-    frame = text_frame(table, table.blocks, _escape_markdown, "**{}**", name)
-    notes = "\n".join(f"- {_escape_markdown(note)}" for note in table.notes)
-    parts = (_escape_markdown(table.caption) + ".", _markdown(frame, texts=2), notes)
+    frame = text_frame(table, table.blocks, markdown, "**{}**", name)
+    notes = "\n".join(f"- {markdown(note)}" for note in table.notes)
+    parts = (markdown(table.caption) + ".", _markdown(frame, texts=2), notes)
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def frame_to_markdown(frame: pd.DataFrame, caption: str, texts: int) -> str:
     """Return a frame of texts in Markdown; its first `texts` columns are no numbers."""
-    return f"{_escape_markdown(caption)}\n\n{_markdown(frame.map(_escape_markdown), texts)}\n"
+    return f"{markdown(caption)}\n\n{_markdown(frame.map(markdown), texts)}\n"
 
 
 def _markdown(frame: pd.DataFrame, texts: int) -> str:
     alignment = ["left"] * texts + ["right"] * (len(frame.columns) - texts)
     return frame.to_markdown(index=False, disable_numparse=True, colalign=alignment)
-
-
-def _escape_markdown(text: str) -> str:
-    """Escape characters that end a cell or are markup."""
-    for character in "\\`*_|<":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
 
 
 def to_html(table: Table) -> str:

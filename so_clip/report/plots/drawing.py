@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from so_clip.report.formats.text import to_csv
 from so_clip.system import atomic
 
 
@@ -59,7 +60,7 @@ def write(drawing: Drawing, folder: Path) -> Plot:
     figure = _laid_out(drawing.figure)
     for suffix in ("svg", "png"):
         atomic.write_bytes(folder / f"{drawing.name}.{suffix}", _rendered(figure, suffix, "path"))
-    atomic.write_text(folder / f"{drawing.name}.csv", drawing.numbers.to_csv(index=False))
+    atomic.write_text(folder / f"{drawing.name}.csv", to_csv(drawing.numbers))
     wide, narrow = (
         _rendered(shown, "svg", "none").decode()
         for shown in (figure, _laid_out(drawing.draw(True)))
