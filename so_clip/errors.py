@@ -67,7 +67,7 @@ def message_of(error: BaseException) -> str:
 def report(error: BaseException) -> int:
     """Print one message to stderr, with --debug the traceback too; return the exit code."""
     if debugging:
-        say("".join(traceback.format_exception(error)))
+        print(terminal("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     say(message_of(error))
     expected = isinstance(error, (InputError, RunFailed, KeyboardInterrupt))
     if not (expected or debugging):

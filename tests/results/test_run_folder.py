@@ -156,6 +156,7 @@ def test_a_folder_that_is_removed_during_a_claim_is_made_again(folder):
 
 def test_a_run_is_finished_if_its_metrics_are_complete_and_have_its_fingerprint(folder, capsys):
     assert folder.finished("f1") is None
+    folder.start(CONFIG, None)
     folder.finish(METRICS, "table")
     assert folder.finished("f1") == METRICS
     assert capsys.readouterr().err == ""
@@ -164,8 +165,12 @@ def test_a_run_is_finished_if_its_metrics_are_complete_and_have_its_fingerprint(
     for content in ("{", "[]", "{}", "", *map(json.dumps, damaged)):
         (folder.path / "metrics.json").write_text(content)
         assert folder.finished("f1") is None
+    (folder.path / "metrics.json").write_text(json.dumps(METRICS))
+    assert folder.finished("f1") == METRICS
+    (folder.path / "config.yaml").unlink()
+    assert folder.finished("f1") is None
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 7
+    assert len(said) == 8
     assert all(str(folder.path) in item and "counts as unfinished" in item for item in said)
 
 
@@ -215,6 +220,7 @@ def test_a_checkpoint_survives_a_kill_but_not_a_finished_run(folder, finished):
 
 
 def test_the_files_of_a_process_killed_at_its_end_are_removed(folder):
+    folder.start(CONFIG, None)
     folder.finish(METRICS, "table")
     left = ("checkpoint.pt", "progress.json", ".lock", ".metrics.json.x.partial")
     for claimed in (True, False):
@@ -222,15 +228,17 @@ def test_the_files_of_a_process_killed_at_its_end_are_removed(folder):
             (folder.path / name).touch()
         with folder.claimed() if claimed else nullcontext():
             assert folder.finished("f1") == METRICS
-        assert _names(folder.path) == ["metrics.json", "summary.txt"]
+        assert _names(folder.path) == ["config.yaml", "metrics.json", "summary.txt"]
 
 
 def test_nothing_is_removed_from_a_finished_run_that_is_repeated(folder):
+    folder.start(CONFIG, None)
     folder.finish(METRICS, "table")
     (folder.path / "progress.json").touch()
     with folder.claimed():
         assert RunFolder(folder.path).finished("f1") == METRICS
-        assert _names(folder.path) == [".lock", "metrics.json", "progress.json", "summary.txt"]
+        kept = ["config.yaml", "metrics.json", "progress.json", "summary.txt"]
+        assert _names(folder.path) == [".lock", *kept]
 
 
 def test_changed_has_one_row_per_tensor(folder):
