@@ -209,7 +209,7 @@ class Checkpoint(NoCheckpoint):
             try:
                 with atomic.writing(self._path) as file:
                     torch.save({"made_by": self._made_by, "states": states}, file)
-            except (InputError, RuntimeError) as error:  # torch's own, if the disk is full
+            except InputError as error:
                 if not self._failed:
                     say(f"no checkpoint is written, and the run continues without one: {error}")
                 self._failed = True

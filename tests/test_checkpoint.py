@@ -215,7 +215,11 @@ def test_a_full_disk_is_reported_once_and_the_run_continues(tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("so_clip: no checkpoint is written, and the run continues without")
+    assert line == (
+        "so_clip: no checkpoint is written, and the run continues without one: cannot write "
+        f"{tmp_path / 'checkpoint.pt'}: File too large. Free the disk, or choose another folder "
+        "with results_dir=FOLDER."
+    )
     assert [*tmp_path.iterdir()] == []
 
 

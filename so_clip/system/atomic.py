@@ -1,5 +1,6 @@
 """Atomic files: written under a temporary name, synced, then renamed."""
 
+import io
 import json
 import os
 import re
@@ -55,7 +56,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
         before, after = f".{path.name}.", f".{_UNFINISHED}"
         descriptor, name = tempfile.mkstemp(after, before, path.parent)
         temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
+        with _write_errors(descriptor) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -69,6 +70,33 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _write_errors(descriptor: int) -> Iterator[IO[bytes]]:
+    """Open a descriptor for writing; raise the error of a failed write in place of all others.
+
+    Libraries such as torch turn it into an error of their own, without the reason.
+    """
+    raw = _Raw(descriptor, "wb")
+    try:
+        with io.BufferedWriter(raw) as file:
+            yield file
+    except Exception as error:
+        if raw.error is not None:
+            raise raw.error from error
+        raise
+
+
+class _Raw(io.FileIO):
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
