@@ -45,8 +45,8 @@ def main(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="A folder of archives with their published names, or one archive with any name. "
-            "Nothing is downloaded.",
+            help="A folder of archives with their published names, a folder with the unpacked "
+            "images, or one archive with any name. Nothing is downloaded.",
         ),
     ] = None,
 ) -> None:

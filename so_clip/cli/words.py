@@ -5,13 +5,13 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from so_clip.checks import Options, OptionsType, validated
 from so_clip.errors import InputError, nearest
 
-_PARSED_TYPES = (bool, int, float)
+# At most as many digits as a float can have, because Python refuses to read thousands.
+_NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d{0,300})?(\.\d{0,300})?([eE][+-]?\d{1,3})?")
 
 
 def parsed(
@@ -41,7 +41,7 @@ def parsed(
             )
         if name in values:
             raise InputError(f"{word}: {name} is given twice. Give it once.")
-        values[name] = _value(word, text, fields[name])
+        values[name] = _value(text, fields[name])
     defaults = {name: field.default for name, field in fields.items()}
     return validated(options, defaults | values | flags)
 
@@ -55,35 +55,16 @@ def is_run_option(word: str, options: type[Options]) -> bool:
     return name not in options.model_fields and first in (*GROUPS, *TOP_LEVEL, "experiment")
 
 
-def _value(word: str, text: str, field: FieldInfo) -> Any:
-    """Return numbers and booleans as YAML reads them, and all other values as text."""
-    if field.annotation not in _PARSED_TYPES:
-        return _text(word, text)
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{word}: cannot be read as a value.") from error
+def _value(text: str, field: FieldInfo) -> Any:
+    """Return a number or a boolean for an option of that type, if the text is one; else the text.
 
-
-def _text(word: str, text: str) -> str:
-    """Return a text without Hydra's quotes, so that an option of a run means the same here.
-
-    A text that Hydra cannot read, such as a folder with brackets in its name, is taken as it is.
+    YAML would also read 1:30 as 90, 010 as 8 and on as true.
     """
-    if not re.search(r"""["'\\\\]|\$\{""", text):
-        return text
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    from so_clip.config.parse import resolving
-
-    try:
-        value = OverridesParser.create().parse_override(word).value()
-    except HydraException:
-        return text
-    with resolving():
-        return OmegaConf.create({"value": value}).value if isinstance(value, str) else text
+    if field.annotation is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if field.annotation in (int, float) and _NUMBER.fullmatch(text):
+        return float(text) if set(text) & set(".eE") else int(text)
+    return text
 
 
 def help_of(options: type[Options], *flags: str) -> str:

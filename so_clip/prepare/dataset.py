@@ -15,10 +15,11 @@ from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
 from so_clip.prepare.missing import missing_images
 from so_clip.prepare.options import PrepareOptions
-from so_clip.prepare.place import move, remove
+from so_clip.prepare.place import move, remove, remove_empty_folders
 from so_clip.prepare.sources import IMAGES, NO_SOURCE, SPLIT, SourceFailed, read_sources
 from so_clip.system import atomic
 from so_clip.system.locks import lock_folder, unlock
+from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 
 # Below the data root: archives and unpacked files. It is removed at the end.
 WORK_DIR = ".prepare"
@@ -49,6 +50,7 @@ def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], Non
     """
     if card.layout not in LAYOUTS:
         return "comes with a Python package, nothing is to be fetched"
+    is_new = not options.data_root.exists()
     try:
         options.data_root.mkdir(parents=True, exist_ok=True)
         with locked(options.data_root, say):
@@ -59,6 +61,10 @@ def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], Non
             f"data_root={options.data_root}: {place} cannot be written: {error.strerror or error}. "
             "Correct that, or choose another folder with data_root=FOLDER."
         ) from error
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                options.data_root.rmdir()
 
 
 @contextmanager
@@ -97,6 +103,7 @@ def _prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], No
         return _complete(card, options, supply, say)
     finally:
         set_aside.give_back()
+        remove_empty_folders(supply.work.parent)
 
 
 def _complete(
@@ -121,9 +128,6 @@ def _complete(
     sources.clear()
     if not options.keep_archives:
         remove(supply.work)
-    for work in (supply.work, supply.work.parent):
-        if work.is_dir() and not any(work.iterdir()):
-            work.rmdir()
     count = len(load_splits(card, root).examples)
     return f"{'completed' if incomplete else 'is complete'}: {count} images in {folder}"
 
@@ -141,7 +145,7 @@ def _ensure_split_file(
         try:
             file = supply.obtain(remote)
             _check_split_file(file, card, remote.url)
-            atomic.write_bytes(places[0], file.read_bytes())
+            atomic.write_bytes(places[0], read_plain(file, MAX_LIST_BYTES))
             supply.forget(remote)
             return
         except SourceFailed as error:

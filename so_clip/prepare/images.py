@@ -14,7 +14,7 @@ from so_clip.prepare.download import fetch, wrong_checksum
 from so_clip.prepare.missing import missing_images
 from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.parquet import Names, extract, listed_files, require_pyarrow
-from so_clip.prepare.place import find_folder, find_images, merge, remove
+from so_clip.prepare.place import copy, find_folder, find_images, merge, remove
 from so_clip.prepare.sources import (
     IMAGES,
     NO_SOURCE,
@@ -27,6 +27,7 @@ from so_clip.prepare.unpack import Budget, nested_archives, unpack
 from so_clip.prepare.videos import extract_frames, find_videos, require_decoder
 
 GIB = 2**30
+Take = Callable[[Path, Path], object]
 
 
 @dataclass
@@ -48,21 +49,28 @@ class Supply:
         given = self.options.offline_from
         if given is None:
             return fetch(remote, self._folder(remote), self.options)
-        if remote.url == str(given):
-            return given
-        base = given if given.is_dir() else given.parent
-        folders = (base, base / self.card.folder, base / self.card.name, base / "splits")
-        files = [folder / remote.name for folder in folders]
-        file = next((file for file in files if file.is_file()), None)
+        file = self.given_file(remote)
         if file is None:
-            raise SourceFailed(f"{remote.name} is not in {base} (published at {remote.url}).")
-        if problem := wrong_checksum(file, remote):
+            raise SourceFailed(
+                f"{remote.name} is not in {_folder_of(given)} (published at {remote.url})."
+            )
+        if file != given and (problem := wrong_checksum(file, remote)):
             raise SourceFailed(
                 f"{file}: {problem}. It is damaged or another version: download it again from "
                 f"{remote.url}, or name the file itself, --offline-from {file}, to use it without "
                 "its checksum."
             )
         return file
+
+    def given_file(self, remote: RemoteFile) -> Path | None:
+        """Return the user's copy of a file; None without one."""
+        given = self.options.offline_from
+        if given is None or remote.url == str(given):
+            return given
+        base = _folder_of(given)
+        folders = (base, base / self.card.folder, base / self.card.name, base / "splits")
+        files = [folder / remote.name for folder in folders]
+        return next((file for file in files if file.is_file()), None)
 
     def forget(self, remote: RemoteFile) -> None:
         """Remove a bad download; the user's own files stay."""
@@ -72,6 +80,10 @@ class Supply:
         # Several sources may have files of one name.
         key = hashlib.sha256(remote.url.encode()).hexdigest()[:12]
         return self.work / "downloads" / key
+
+
+def _folder_of(given: Path) -> Path:
+    return given if given.is_dir() else given.parent
 
 
 class ImageSources:
@@ -100,6 +112,8 @@ class ImageSources:
             file = RemoteFile.model_construct(url=str(self.given), name=self.given.name)
             kind = "parquet" if self.given.suffix == ".parquet" else "archive"
             sources = [Source.model_construct(kind=kind, holds=IMAGES, files=[file])]
+        if self._place_unpacked(sources):
+            return True
         for source in sources:
             self.clear()
             try:
@@ -113,6 +127,23 @@ class ImageSources:
         if not sources:
             self.say(NO_SOURCE)
         return False
+
+    def _place_unpacked(self, sources: Sequence[Source]) -> bool:
+        """Copy the images from the user's folder if it is unpacked; return whether they are there.
+
+        A folder with an archive of a source is not searched.
+        """
+        files = [remote for source in sources for remote in source.files]
+        if self.given is None or not self.given.is_dir() or any(map(self.supply.given_file, files)):
+            return False
+        self.clear()
+        try:
+            problem = self._place(self.given, copy)
+        except SourceFailed as error:
+            problem = str(error)
+        if problem:
+            self.say(f"{self.given} is not this dataset unpacked: {problem.rstrip('.')}.")
+        return not problem
 
     def clear(self) -> None:
         """Remove unpacked images that are not in place."""
@@ -133,9 +164,9 @@ class ImageSources:
             self._read_parquet(source)
         else:
             self._unpack(source)
-        problem = self._place()
+        problem = self._place(self.tree)
         if problem and source.kind not in ("videos", "parquet") and self._open_nested():
-            problem = self._place()
+            problem = self._place(self.tree)
         if problem:
             raise SourceFailed(f"{_name(source, self.card)}: {problem}.", spoiled=True)
         return True
@@ -150,7 +181,7 @@ class ImageSources:
         for archive in nested:
             inner = archive.with_name(f"{archive.name}.unpacked")
             inner.mkdir()
-            unpack(archive, inner, self.budget)
+            unpack(archive, inner, self.budget, inside_another=True)
             archive.unlink()
         sources = read_sources(self.card, IMAGES)
         has_videos = any(source.kind == "videos" for source in sources)
@@ -207,10 +238,15 @@ class ImageSources:
         extract_frames(videos, self.tree / "frames")
         return True
 
-    def _place(self) -> str:
-        """Stage the images in the tree, check them and move them into place; return a problem."""
+    def _place(self, tree: Path, take: Take = Path.rename) -> str:
+        """Stage the images in the tree, check them and move them into place; return a problem.
+
+        Args:
+            tree: the folder of an unpacked source.
+            take: brings a file of the tree to its staged path.
+        """
         stage = self._stage_listed if self.card.layout == "split_file" else self._stage_folder
-        if problem := stage():
+        if problem := stage(tree, take):
             return problem
         _check_pixels(self.staged)
         if hasattr(os, "sync"):
@@ -219,9 +255,9 @@ class ImageSources:
         merge(self.staged / self.card.folder, dataset_folder(self.card, self.root))
         return ""
 
-    def _stage_listed(self) -> str:
+    def _stage_listed(self, tree: Path, take: Take) -> str:
         missing = missing_images(self.card, self.root)
-        found = find_images(self.tree, missing)
+        found = find_images(tree, missing)
         if len(found) < len(missing):
             first = next(path for path in missing if path not in found)
             count = len(missing) - len(found)
@@ -229,17 +265,17 @@ class ImageSources:
         images = self.staged / self.card.folder / self.card.image_dir
         for path, file in found.items():
             (images / path).parent.mkdir(parents=True, exist_ok=True)
-            file.rename(images / path)
+            take(file, images / path)
         return ""
 
-    def _stage_folder(self) -> str:
-        found = find_folder(self.tree, self.card)
+    def _stage_folder(self, tree: Path, take: Take) -> str:
+        found = find_folder(tree, self.card)
         if found is None:
             return "the folders of this dataset are not in it"
         has_lists = self.card.layout == "fgvc_aircraft"
         place = self.staged / self.card.folder / ("" if has_lists else self.card.image_dir)
         place.parent.mkdir(parents=True)
-        found.rename(place)
+        take(found, place)
         if missing := missing_images(self.card, self.staged):
             raise SourceFailed(f"{self.card.title}: {missing[0]}.", spoiled=True)
         return ""

@@ -25,5 +25,5 @@ class PrepareOptions(Options):
     timeout_seconds: float = option(60, "how long a server may send nothing", gt=0)
     cards_dir: OptionalPathOption = option(None, "another folder of dataset cards")
     offline_from: Path | None = option(
-        None, "a folder of archives, or one archive; then nothing is downloaded"
+        None, "a folder of archives, an unpacked folder, or one archive; nothing is downloaded"
     )

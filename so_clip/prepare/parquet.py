@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,14 +17,8 @@ from tqdm import tqdm
 
 from so_clip.data.images import why_too_large
 from so_clip.prepare.sources import RemoteFile, SourceFailed
-from so_clip.prepare.unpack import (
-    HARMLESS_BYTES,
-    MAX_RATIO,
-    Budget,
-    Refused,
-    check_ratio,
-    source_errors,
-)
+from so_clip.prepare.unpack import Budget, Refused, source_errors
+from so_clip.system.safe_open import MAX_VALUES_BYTES, read_plain
 
 _ROWS_PER_BATCH = 32
 
@@ -66,7 +61,7 @@ def listed_files(listing: Path, source: str) -> list[RemoteFile]:
         SourceFailed: it is not JSON, or names no parquet file.
     """
     try:
-        content = json.loads(listing.read_bytes())
+        content = json.loads(read_plain(listing, MAX_VALUES_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceFailed(
             f"{source}: is not a listing of files ({error}).", spoiled=True
@@ -119,7 +114,8 @@ def extract(
     with source_errors(file, target), pq.ParquetFile(file) as table:
         groups = range(table.metadata.num_row_groups)
         size = sum(table.metadata.row_group(index).total_byte_size for index in groups)
-        check_ratio(size, max(HARMLESS_BYTES, MAX_RATIO * file.stat().st_size))
+        budget.add_archive(file.stat().st_size)
+        replace(budget).spend(size)  # before any of it is read; only images are spent
         return _write_rows(table, target, names, name_column, below, budget)
 
 

@@ -9,10 +9,12 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from so_clip.data.cards.card import TEST_LAYOUTS, DatasetCard
 from so_clip.prepare.missing import is_empty_file
+from so_clip.system.safe_open import open_plain
 
 _AIRCRAFT_LISTS = ("variants.txt", "images_variant_train.txt")
 
@@ -97,12 +99,33 @@ def move(source: Path, place: Path) -> None:
             raise
     beside = place.with_name(f".{place.name}.part")
     remove(beside)
-    if source.is_dir():
-        shutil.copytree(source, beside)
-    else:
-        shutil.copy2(source, beside)
+    copy(source, beside)
     beside.rename(place)
     remove(source)
+
+
+def copy(source: Path, place: Path) -> None:
+    """Copy a plain file, or a folder with its content.
+
+    Raises:
+        OSError: a file is a pipe or a device. Reading it could take forever.
+    """
+    if source.is_dir():
+        shutil.copytree(source, place, copy_function=_copy_file)
+    else:
+        _copy_file(str(source), str(place))
+
+
+def _copy_file(source: str, place: str) -> None:
+    os.close(open_plain(Path(source)))
+    shutil.copy2(source, place)
+
+
+def remove_empty_folders(folder: Path) -> None:
+    """Remove the empty folders below `folder`, and `folder` itself if nothing is left."""
+    for root, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):  # it is not empty
+            Path(root).rmdir()
 
 
 def remove(path: Path) -> None:

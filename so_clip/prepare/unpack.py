@@ -41,22 +41,40 @@ class Refused(Exception):
 
 @dataclass
 class Budget:
-    """The bytes and members that may still come out of an archive and of the archives in it."""
+    """The bytes and members that may still come out of archives and of the archives in them.
+
+    Attributes:
+        bytes_left: of `max_unpacked_gib`.
+        members_left: files and folders.
+        by_ratio: bytes that the sizes of the outermost archives still allow. Archives in archives
+            spend them and add nothing, because a small bomb would grow at every level.
+    """
 
     bytes_left: int
     members_left: int = MAX_MEMBERS
+    by_ratio: int = 0
+
+    def add_archive(self, size: int) -> None:
+        """Allow the bytes that may come out of an outermost archive of `size` bytes."""
+        self.by_ratio += max(HARMLESS_BYTES, MAX_RATIO * size)
 
     def spend(self, size: int, members: int = 1) -> None:
         """Subtract `size` bytes and some members; Refused if the budget is too small."""
+        self.by_ratio -= size
         self.bytes_left -= size
         self.members_left -= members
+        if self.by_ratio < 0:
+            raise Refused(
+                f"it would unpack to more than {MAX_RATIO} times its size, together with the "
+                "archives in it"
+            )
         if self.bytes_left < 0:
             raise Refused("it unpacks to more than is allowed (max_unpacked_gib)")
         if self.members_left < 0:
             raise Refused(f"it holds more than {MAX_MEMBERS} members")
 
 
-def unpack(archive: Path, target: Path, budget: Budget) -> None:
+def unpack(archive: Path, target: Path, budget: Budget, inside_another: bool = False) -> None:
     """Unpack a zip or tar (plain, gzip, bzip2, xz) below `target`; its content decides the kind.
 
     Files get default permissions. macOS's shadow files (__MACOSX, ._NAME) are left out.
@@ -65,6 +83,7 @@ def unpack(archive: Path, target: Path, budget: Budget) -> None:
         archive: the file.
         target: an existing folder that holds only files from this function.
         budget: is spent.
+        inside_another: the archive comes out of another one, and adds nothing to the budget.
 
     Raises:
         SourceFailed: the archive is damaged, hostile, of an unknown kind, or the disk is full;
@@ -79,8 +98,9 @@ def unpack(archive: Path, target: Path, budget: Budget) -> None:
                     f"it is a {kind} archive, which cannot be read. Unpack it by hand, pack it as "
                     "zip or tar and repeat with --offline-from FOLDER"
                 )
-        allowed = max(HARMLESS_BYTES, MAX_RATIO * archive.stat().st_size)
-        (_unpack_zip if head.startswith(b"PK") else _unpack_tar)(archive, target, budget, allowed)
+        if not inside_another:
+            budget.add_archive(archive.stat().st_size)
+        (_unpack_zip if head.startswith(b"PK") else _unpack_tar)(archive, target, budget)
 
 
 @contextmanager
@@ -107,12 +127,11 @@ def source_errors(file: Path, target: Path) -> Iterator[None]:
         ) from error
 
 
-def _unpack_zip(archive: Path, target: Path, budget: Budget, allowed: int) -> None:
+def _unpack_zip(archive: Path, target: Path, budget: Budget) -> None:
     with zipfile.ZipFile(archive) as opened:
         members = opened.infolist()
         # zipfile never reads more of a member than its declared size.
         size = sum(member.file_size for member in members)
-        check_ratio(size, allowed)
         budget.spend(size, len(members))
         check_space(size, target)
         for member in tqdm(members, f"unpack {archive.name}", unit="file", disable=None):
@@ -123,16 +142,18 @@ def _unpack_zip(archive: Path, target: Path, budget: Budget, allowed: int) -> No
                 opened.extract(member, target)
 
 
-def _unpack_tar(archive: Path, target: Path, budget: Budget, allowed: int) -> None:
+def _unpack_tar(archive: Path, target: Path, budget: Budget) -> None:
     with (
         tarfile.open(archive, tarinfo=_TarInfo) as opened,
         tqdm(desc=f"unpack {archive.name}", unit="file", disable=None) as bar,
     ):
+        end = 0
         for member in opened:
             if not member.isdir() and (not member.isreg() or member.issparse()):
                 raise _not_plain(member.name, is_link=member.issym() or member.islnk())
-            check_ratio(member.offset_data + member.size, allowed)
-            budget.spend(member.size)
+            # From the end of the member before, so that headers count too.
+            budget.spend(member.offset_data + member.size - end)
+            end = member.offset_data + member.size
             if _is_wanted(member.name):
                 opened.extract(member, target, set_attrs=False, filter="data")
             bar.update()
@@ -148,15 +169,6 @@ class _TarInfo(tarfile.TarInfo):
         if not is_content and header.size > _LONGEST_HEADER_BYTES:
             raise Refused(f"{shortened(header.name)} is a header of {header.size} bytes")
         return header
-
-
-def check_ratio(size: int, allowed: int) -> None:
-    """Refuse an archive that unpacks to more than `allowed` bytes."""
-    if size > allowed:
-        raise Refused(
-            f"it would unpack to {size / 2**20:.0f} MiB or more, but {allowed / 2**20:.0f} MiB are "
-            f"the most for an archive of its size ({MAX_RATIO} times)"
-        )
 
 
 def check_space(size: int, target: Path) -> None:

@@ -1,10 +1,17 @@
-"""Opens files in folders that others can write to. A pipe is refused: reading it would block."""
+"""Opens and reads files of unknown origin: plain files only, and never more than a limit.
+
+Reading a pipe would block. Reading a huge file would fill the memory.
+"""
 
 import errno
 import os
 import stat
 from pathlib import Path
 
+# The largest files that are read whole. JSON can take twenty times its size in memory.
+MAX_VALUES_BYTES = 64 * 2**20  # several prompts for each of 20,000 classes take a tenth of it
+MAX_YAML_BYTES = 4 * 2**20  # YAML takes a second or two for each MiB
+MAX_LIST_BYTES = 256 * 2**20  # three million images, or as many rows
 # Windows has neither flag and needs neither.
 _NO_WAIT, _NO_LINK = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -24,7 +31,16 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def read_plain(path: Path) -> bytes:
-    """Return the content of a plain file; OSError as in `open_plain`."""
+def read_plain(path: Path, most_bytes: int = MAX_VALUES_BYTES) -> bytes:
+    """Return the content of a plain file of up to `most_bytes` bytes.
+
+    Raises:
+        OSError: the file is larger, or as in `open_plain`.
+    """
     with os.fdopen(open_plain(path), "rb") as file:
-        return file.read()
+        if os.fstat(file.fileno()).st_size <= most_bytes:
+            data = file.read(most_bytes + 1)  # the file may grow meanwhile
+            if len(data) <= most_bytes:
+                return data
+    text = f"it is larger than {most_bytes / 2**20:g} MiB, the most that is read"
+    raise OSError(errno.EFBIG, text)
