@@ -12,6 +12,7 @@ from so_clip.clip.weights_file import TINY_CARD
 from so_clip.clip.whole_prompts import Tokenizer
 from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
+from so_clip.system.safe_open import read_plain
 
 
 def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:
     """
     path = folder / TINY_CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads(read_plain(path))
     except (OSError, ValueError) as error:
         raise InputError(
             f"backbone.checkpoint={folder}: {TINY_CARD} in this folder cannot be read ({error}). "

@@ -1,8 +1,8 @@
 """Small files that people write: YAML and JSON as plain data, and text."""
 
+import errno
 import json
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ import yaml
 
 from so_clip.data.json_faults import json_fault
 from so_clip.errors import InputError
+from so_clip.system.safe_open import MAX_VALUES_BYTES, MAX_YAML_BYTES, read_plain
 
 # libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML has it.
 _LOADER: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
@@ -20,8 +21,7 @@ _TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
 # Before and after code in Markdown, as language models write it.
 FENCE = "```"
 _MARKED = re.compile(r"([-*+•]|\d{1,5}[.)]|\d{1,5}:)\s")
-# Several prompts for each of 20,000 classes take a tenth of it.
-MAX_BYTES = 64 * 2**20
+YAML_SUFFIXES = (".yaml", ".yml")
 
 
 def shortened(value: Any, most: int = 80) -> str:
@@ -90,7 +90,7 @@ def read_values(file: Path, option: str) -> Any:
     try:
         if suffix == ".json":
             return load_plain_json(decoded(file, data))
-        if suffix in (".yaml", ".yml"):
+        if suffix in YAML_SUFFIXES:
             return load_plain_yaml(data)
         return decoded(file, data)
     except InputError:
@@ -141,19 +141,16 @@ def _fenced(data: bytes) -> str:
 
 
 def _content(file: Path, option: str) -> bytes:
+    is_yaml = file.suffix.lower() in YAML_SUFFIXES
     try:
-        status = file.stat()
-        # Reading a pipe would wait forever.
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{option}: {file} is not a file.")
-        if status.st_size > MAX_BYTES:
-            raise InputError(f"{option}: {file} is larger than {MAX_BYTES // 2**20} MiB.")
-        return file.read_bytes()
-    except InputError:
-        raise
+        return read_plain(file, MAX_YAML_BYTES if is_yaml else MAX_VALUES_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{option}: {file} cannot be read: {reason}.") from error
+        # JSON is read fifty times faster.
+        way_out = " Write it as JSON." if getattr(error, "errno", None) == errno.EFBIG else ""
+        raise InputError(
+            f"{option}: {file} cannot be read: {reason}.{way_out if is_yaml else ''}"
+        ) from error
 
 
 def _check_events(data: bytes) -> None:

@@ -17,7 +17,7 @@ from so_clip.errors import InputError
 from so_clip.escape import csv_text
 from so_clip.results.progress import PROGRESS_FILE
 from so_clip.results.scores import ZERO_SHOT
-from so_clip.system.safe_open import read_plain
+from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 
 CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.json"
 PROVENANCE_FILE = "provenance.json"
@@ -182,7 +182,9 @@ def read_columns(
             values of another kind.
     """
     try:
-        header, *rows = csv.reader(io.StringIO(read_plain(path).decode(), newline=""), strict=True)
+        header, *rows = csv.reader(
+            io.StringIO(read_plain(path, MAX_LIST_BYTES).decode(), newline=""), strict=True
+        )
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         found: Columns = {name: list(map(csv_text, columns[name])) for name in texts}
         found |= {name: np.array([*map(int, columns[name])], dtype=np.int64) for name in whole}

@@ -1,6 +1,7 @@
 """The user's archives, links to ImageNet, and datasets without a split file."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -76,6 +77,67 @@ def test_an_archive_with_any_name_is_used(root):
     given = _given(root, {"archive (3).zip": zipped(images()), SPLIT_FILE: split_bytes()})
     assert prepare(root, "--offline-from", given / "archive (3).zip").code == 0
     assert laid_out(root) == images()
+
+
+@pytest.mark.parametrize("inside", ["", "small/photos", "some/where"])
+def test_an_unpacked_folder_is_copied(inside, root):
+    _card(root)
+    given = _given(root, {SPLIT_FILE: split_bytes()})
+    for name, data in images().items():
+        (given / inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (given / inside / name).write_bytes(data)
+    before = sorted(given.rglob("*"))
+    done = prepare(root, "--offline-from", given)
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert laid_out(root) == images()
+    assert sorted(given.rglob("*")) == before
+
+
+def test_an_unpacked_folder_that_lacks_images_is_not_used(root):
+    _card(root)
+    given = _given(root, {SPLIT_FILE: split_bytes()})
+    first, *others = images().items()
+    for name, data in others:
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        (given / name).write_bytes(data)
+    done = prepare(root, "--offline-from", given)
+    assert done.code == 1
+    assert f"{given} is not this dataset unpacked: 1 of {len(others) + 1} images are" in done.err
+    assert f"not in it, first {first[0]}" in done.err
+    assert not (root / ".prepare").exists()
+
+
+def test_a_pipe_in_an_unpacked_folder_is_not_read(root):
+    _card(root)
+    given = _given(root, {SPLIT_FILE: split_bytes()})
+    for name in images():
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(given / name)
+    done = prepare(root, "--offline-from", given)
+    assert done.code != 0
+    assert "not a plain file" in done.err
+
+
+def test_unpacked_class_folders_are_copied(root):
+    _aircraft_card(root)
+    given = root.parent / "given"
+    for name, data in below("fgvc-2013b/data", _aircraft()).items():
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        (given / name).write_bytes(data)
+    done = prepare(root, "--offline-from", given)
+    assert done.out == f"small: completed: 6 images in {root / 'small'}\n", done.err
+    assert (given / "fgvc-2013b/data/variants.txt").is_file()
+
+
+@pytest.mark.parametrize("has_root", [True, False])
+def test_a_failed_preparation_leaves_nothing_behind(has_root, root):
+    _card(root)
+    if has_root:
+        root.mkdir()
+    before = sorted(root.parent.rglob("*"))
+    assert prepare(root).code == 1
+    assert sorted(root.parent.rglob("*")) == before
 
 
 def _aircraft():

@@ -10,8 +10,15 @@ import pytest
 from PIL import Image
 
 from so_clip.prepare.sources import SourceFailed
-from so_clip.prepare.unpack import Budget, check_space, source_errors, unpack
+from so_clip.prepare.unpack import (
+    Budget,
+    check_space,
+    nested_archives,
+    source_errors,
+    unpack,
+)
 from tests.helpers.archives import (
+    SPLIT_FILE,
     archive,
     images,
     laid_out,
@@ -217,3 +224,39 @@ def test_after_a_hostile_source_the_next_one_is_used(server, root):
     assert prepare(root).code == 0
     assert laid_out(root) == images()
     assert picture(0) == laid_out(root)["ant/ant_0.jpg"]
+
+
+def _inner_bomb(levels: int) -> bytes:
+    """Return an archive of a few KiB; each of its archives unpacks to nearly a hundred times."""
+    data = bytes(15 * MIB)
+    for level in range(levels):
+        names = [f"{number}.zip" for number in range(40)] if level else ["image.jpg"]
+        data = zipped(dict.fromkeys(names, data), zipfile.ZIP_DEFLATED)
+    return data
+
+
+def test_archives_in_archives_share_the_budget_of_the_outermost(root):
+    data = _inner_bomb(2)
+    assert len(data) < 100_000
+    card = archive("http://127.0.0.1:9/never/small.zip")
+    split = split_source("http://127.0.0.1:9/never/split.json")
+    write_card(root.parent / "cards", card, split)
+    given = root.parent / "given"
+    given.mkdir()
+    (given / "small.zip").write_bytes(data)
+    (given / SPLIT_FILE).write_bytes(split_bytes())
+    done = prepare(root, "--offline-from", given)
+    assert done.code == 1
+    assert "more than 100 times its size, together with the archives in it" in done.err
+    assert not (root / ".prepare").exists()
+
+
+def test_what_the_outermost_archive_allows_is_spent_at_all_levels(tmp_path):
+    (tmp_path / "outer.zip").write_bytes(_inner_bomb(2))
+    target, budget = tmp_path / "target", Budget(GIB)
+    target.mkdir()
+    unpack(tmp_path / "outer.zip", target, budget)
+    first, second, *_ = nested_archives(target)
+    unpack(first, target, budget, inside_another=True)
+    with pytest.raises(SourceFailed, match="together with the archives in it"):
+        unpack(second, target, budget, inside_another=True)

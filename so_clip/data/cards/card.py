@@ -13,7 +13,7 @@ from so_clip.data.plain_files import load_plain_yaml
 from so_clip.errors import InputError, nearest
 from so_clip.system.commands import command, install, override
 from so_clip.system.paths import CARDS_DIR
-from so_clip.system.safe_open import read_plain
+from so_clip.system.safe_open import MAX_YAML_BYTES, read_plain
 
 __all__ = ["LAYOUTS", "PACKAGE_LAYOUT", "TEST_LAYOUTS", "USER_LAYOUTS", "DatasetCard"]
 
@@ -131,7 +131,7 @@ def load_card(name: str, cards_dir: Path = CARDS_DIR) -> DatasetCard:
 def _read_card(name: str, cards_dir: Path, is_parent: bool = False) -> DatasetCard:
     file = cards_dir / f"{name}.yaml"
     try:
-        content = load_plain_yaml(read_plain(file))
+        content = load_plain_yaml(read_plain(file, MAX_YAML_BYTES))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file}: the card cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -120,7 +120,7 @@ def aircraft_splits(card: DatasetCard, folder: Path) -> Splits:
     lists = {split: _aircraft_list(file, labels, seen, card) for split, file in files.items()}
     digest = hashlib.sha256()
     for file in (names_file, *files.values()):
-        digest.update(file.read_bytes())
+        digest.update(read_plain(file))
     sha256 = digest.hexdigest()
     return Splits.of(lists, class_names=names, file=folder, sha256=sha256, dataset=card.name)
 

@@ -1,6 +1,5 @@
 """CoOp's split files: JSON lists of images with their labels and class names."""
 
-import errno
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from so_clip.data.plain_files import load_plain_json, shortened
 from so_clip.data.safe_path import why_outside
 from so_clip.data.unicode_names import composed
 from so_clip.errors import InputError
+from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 
 # A hostile file may have millions.
 MAX_PROBLEMS = 100
@@ -55,10 +55,7 @@ def read_sound_part(file: Path, card: DatasetCard) -> tuple[Splits, list[InputEr
 
 def _read_json(file: Path, card: DatasetCard) -> tuple[Any, str]:
     try:
-        # Reading a pipe or a device could take forever.
-        if file.exists() and not file.is_file() and not file.is_dir():
-            raise OSError(errno.EINVAL, "it is not a plain file")
-        data = file.read_bytes()
+        data = read_plain(file, MAX_LIST_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(

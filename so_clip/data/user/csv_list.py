@@ -19,6 +19,7 @@ from so_clip.data.user.class_names import number_of
 from so_clip.data.user.links import LinkCheck, refuse_shared
 from so_clip.data.user.listing import Listed, Listing, is_unusual, splits_of
 from so_clip.errors import InputError, nearest
+from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 
 # Names of the columns, in lower case, by their content.
 COLUMNS = {
@@ -277,7 +278,7 @@ def _rows(file: Path, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 def _text(file: Path, notes: list[str]) -> str:
     try:
-        data = file.read_bytes()
+        data = read_plain(file, MAX_LIST_BYTES)
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}.") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
