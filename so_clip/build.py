@@ -74,7 +74,7 @@ def check_classes(method: MethodChoice, choice: DataChoice) -> None:
         )
     for name in choice.transfer:
         is_users = user_dataset(name, choice.data_root) is not None
-        if is_users or load_card(name).classes_of != choice.dataset:
+        if is_users or load_card(name, choice.cards_dir).classes_of != choice.dataset:
             raise InputError(
                 f"transfer={name}: {bound}, and {name} has others. Leave it out, or take another "
                 "method."

@@ -105,6 +105,8 @@ def contents_sha256(data: Data, template: str) -> str:
         total.update(json.dumps(values).encode())
         if descriptions is not None:
             total.update(json.dumps(descriptions).encode())
+        # It has the place of the images, which the lists do not have.
+        total.update(test_set.card.user_sha256.encode())
         for examples in (splits.train, splits.val, splits.test):
             # Text is several times faster than JSON: a second for a million images.
             lines = "".join([f"{path}\0{label}\0" for path, label in examples])
@@ -175,7 +177,7 @@ def _images_root(choice: DataChoice) -> str | None:
         if user is not None:
             roots.add(os.path.realpath(user.folder))
         else:
-            layouts.add(load_card(name).layout)
+            layouts.add(load_card(name, choice.cards_dir).layout)
     if layouts - {"digits", PACKAGE_LAYOUT}:
         roots.add(os.path.realpath(choice.data_root))
     return "\0".join(sorted(roots)) or None
@@ -194,6 +196,7 @@ def _contents_key(choice: DataChoice) -> Key:
         choice.data_root,
         choice.split_file,
         choice.user_data,
+        choice.cards_dir,
         choice.protocol,
         choice.transfer,
         choice.template,

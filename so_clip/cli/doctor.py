@@ -22,7 +22,7 @@ class DoctorOptions(Options):
     dataset: str = option(ALL, "one, several (a,b) or all; absent datasets are no fault of all")
     check: Literal["sampled", "all"] = option("sampled", "decode a sample of the images, or all")
     samples: int = option(500, "how many images per dataset a sample has", ge=0)
-    cards_dir: OptionalPathOption = option(None, "another folder of dataset cards")
+    cards_dir: OptionalPathOption = option(None, "a folder of your own dataset cards; all is these")
 
 
 HELP = f"""Examine the datasets in a data root. Nothing is written.

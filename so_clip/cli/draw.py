@@ -31,6 +31,7 @@ Options are those of runs, with the same defaults. These change the draw:
   protocol            all | base_to_new (the first half of the classes)
   imbalance           the alpha of a Dirichlet distribution of images over classes | null
   data_root           the folder of all datasets, or of split files
+  cards_dir           a folder of your own dataset cards
   dataset.split_file  another split file"""
 
 
@@ -51,7 +52,12 @@ def main(
 
     choice = from_config(compose(words or [])).data
     found = find_dataset(
-        choice.dataset, choice.data_root, choice.split_file, choice.user_data, trains=not split
+        choice.dataset,
+        choice.data_root,
+        choice.split_file,
+        user=choice.user_data,
+        trains=not split,
+        cards_dir=choice.cards_dir,
     )
     if split:
         _print_split(found)

@@ -37,7 +37,13 @@ def main(
 
     settings = from_config(compose(words or []))
     choice = settings.data
-    card = find_card(choice.dataset, choice.data_root, choice.user_data, choice.template)
+    card = find_card(
+        choice.dataset,
+        choice.data_root,
+        choice.user_data,
+        template=choice.template,
+        cards_dir=choice.cards_dir,
+    )
     # torch takes seconds to import, so most bad input is refused before.
     from so_clip.forecast.predict import forecast
 

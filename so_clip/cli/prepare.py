@@ -90,6 +90,7 @@ def _cards(options: PrepareOptions) -> list["DatasetCard"]:
     `all` omits datasets that come with a package, and ImageNet if there is no copy to link.
     """
     from so_clip.data.cards.card import card_names, load_card
+    from so_clip.data.lists.splits import refuse_misplaced
     from so_clip.system.paths import CARDS_DIR
 
     cards_dir = options.cards_dir or CARDS_DIR
@@ -99,7 +100,10 @@ def _cards(options: PrepareOptions) -> list["DatasetCard"]:
     if options.dataset == ALL:
         cards = [load_card(name, cards_dir) for name in card_names(cards_dir)]
         return [card for card in cards if _belongs_to_all(card, options)]
-    return [load_card(name, cards_dir) for name in dict.fromkeys(options.dataset.split(","))]
+    cards = [load_card(name, cards_dir) for name in dict.fromkeys(options.dataset.split(","))]
+    for card in cards:
+        refuse_misplaced(card, options.data_root)
+    return cards
 
 
 def _belongs_to_all(card: "DatasetCard", options: PrepareOptions) -> bool:

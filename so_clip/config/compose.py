@@ -1,6 +1,7 @@
 """Compose the Hydra configuration. Errors of Hydra become messages for users."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from so_clip.checks import path
+from so_clip.checks import optional_path, path
 from so_clip.config.settings import default_options
 from so_clip.config.user_data import dataset_choice
 from so_clip.data.base_to_new import BASE_TO_NEW, base_count
-from so_clip.data.cards.card import card_names
+from so_clip.data.cards.card import known_cards
 from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
 from so_clip.system.commands import override
@@ -29,11 +30,12 @@ LAUNCHERS = {
 }
 
 
-def register() -> None:
+def register(overrides: Sequence[str] = ()) -> None:
     """Register with Hydra what is not a file under conf/.
 
     - the options that so_clip.config.settings declares, as the configuration "options"
-    - a choice of the group `dataset` for each card in datasets/
+    - a choice of the group `dataset` for each card in datasets/, and in the folder of the user's
+      cards if one of the `overrides` is cards_dir=FOLDER
     - the resolvers `${times:a,b}` (the product), `${gpus:}` (the number of GPUs, at least 1) and
       `${expanded:path}` (~ expanded)
     - `${epochs:n,dataset,shots,batch_size,drop_last}`: the steps of n epochs; see `_steps`
@@ -51,8 +53,24 @@ def register() -> None:
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     store = ConfigStore.instance()
     store.store(name="options", node=default_options())
-    for name in card_names():
+    folders = [None, *_cards_dirs(overrides)]
+    for name in dict.fromkeys(name for folder in folders for name in known_cards(folder)):
         store.store(group="dataset", name=name, node={"name": name, "split_file": None})
+
+
+def _cards_dirs(overrides: Sequence[str]) -> list[Path]:
+    """Return the folders that cards_dir=FOLDER gives; several in a sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = [word for word in overrides if re.match(r"\+{0,2}cards_dir=.", word)]
+    folders: list[Any] = []
+    for word in words:
+        with readable_errors():
+            found = OverridesParser.create().parse_override(word)
+            values = list(found.sweep_iterator()) if found.is_sweep_override() else [found.value()]
+        # A value of a sweep keeps its quotes, as an object with the text inside.
+        folders += [getattr(value, "text", value) for value in values if value is not None]
+    return [path("cards_dir", folder) for folder in folders]
 
 
 def _expanded(folder: Any) -> str:
@@ -96,7 +114,9 @@ def _class_count(dataset: Any, config: DictConfig) -> int:
     options = OmegaConf.to_container(config["dataset"], resolve=True)
     data_root = path("data_root", config["data_root"])
     choice = dataset_choice(options, data_root)
-    classes = find_card(choice.dataset, data_root, choice.user_data).sizes["classes"]
+    cards_dir = optional_path("cards_dir", config["cards_dir"])
+    card = find_card(choice.dataset, data_root, choice.user_data, cards_dir=cards_dir)
+    classes = card.sizes["classes"]
     return base_count(classes) if config["protocol"] == BASE_TO_NEW else classes
 
 
@@ -125,7 +145,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    register()
+    register(overrides)
     if config_dir is not None:
         folders = override("hydra.searchpath", [f"file://{config_dir.absolute()}"])
         overrides = [*overrides, folders]

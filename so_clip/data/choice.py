@@ -6,7 +6,7 @@ from pydantic import ValidationInfo, field_validator
 
 from so_clip.checks import OptionalPathOption, Options, PathOption, number, option, unicode_text
 from so_clip.data.base_to_new import BASE_TO_NEW
-from so_clip.data.cards.card import USER_LAYOUTS, card_names
+from so_clip.data.cards.card import USER_LAYOUTS, known_cards
 from so_clip.data.imbalance import LEAST_ALPHA, MOST_ALPHA
 from so_clip.data.user.dataset import UserData
 from so_clip.data.user.prompt_file import is_prompt_file
@@ -44,6 +44,11 @@ class DataChoice(Options):
     imbalance: float | None = option(
         None, "null | the alpha of a Dirichlet draw that gives classes unequal numbers of images"
     )
+    cards_dir: OptionalPathOption = option(
+        None,
+        "null | a folder of your own dataset cards (NAME.yaml each), for dataset= and transfer=",
+        changes_results=False,
+    )
     transfer: tuple[str, ...] = option(
         [], "other datasets to test on after training, such as [dtd,imagenet_v2]"
     )
@@ -69,7 +74,7 @@ class DataChoice(Options):
             raise InputError(
                 f"transfer={value}: must be a list of datasets, such as [dtd,imagenet_v2]."
             )
-        known = card_names() if value else []
+        known = known_cards(info.data.get("cards_dir")) if value else []
         for name in value:
             if name not in known and str(name).partition(":")[0] not in USER_LAYOUTS:
                 raise InputError(

@@ -33,6 +33,7 @@ def find_dataset(
     user: UserData | None = None,
     template: str = "plain",
     trains: bool = False,
+    cards_dir: Path | None = None,
 ) -> Dataset:
     """Find a dataset's card and lists, and read the prompts if `template` names a file.
 
@@ -42,6 +43,7 @@ def find_dataset(
         user: a user's own images.
         template: the run's setting.
         trains: refuse a dataset that has only test images, before its lists are read.
+        cards_dir: a folder of the user's own cards.
 
     Raises:
         InputError: no such dataset, or files that are missing or malformed.
@@ -49,10 +51,13 @@ def find_dataset(
     if user is None and (found_user := user_dataset(name, data_root)) is not None:
         name, user = found_user
     if user is None:
-        card = load_card(name)
+        card = load_card(name, cards_dir)
         if trains:
             check_trainable(card)
-        found = Dataset(card, load_splits(card, data_root, split_file), data_root)
+        splits = load_splits(card, data_root, split_file)
+        if card.user_file is not None:
+            splits = replace(splits, read_from=(*splits.read_from, card.user_file))
+        found = Dataset(card, splits, data_root)
     else:
         card, splits, listing = read_user_data(user, name)
         notes = [*listing.notes]
@@ -64,7 +69,11 @@ def find_dataset(
 
 
 def find_card(
-    name: str, data_root: Path | None, user: UserData | None = None, template: str = "plain"
+    name: str,
+    data_root: Path | None,
+    user: UserData | None = None,
+    template: str = "plain",
+    cards_dir: Path | None = None,
 ) -> DatasetCard:
     """Return a dataset's card, for class names, templates and sizes, without its lists.
 
@@ -75,7 +84,7 @@ def find_card(
     """
     if user is not None or user_dataset(name, data_root) is not None:
         return find_dataset(name, data_root, user=user, template=template).card
-    card = load_card(name)
+    card = load_card(name, cards_dir)
     lists = Splits([], [], [], list(card.class_names))
     return _with_prompts(Dataset(card, lists, data_root), template).card
 

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, how_to_get
 from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
-from so_clip.data.lists.splits import dataset_folder
+from so_clip.data.lists.splits import dataset_folder, refuse_misplaced
 from so_clip.data.safe_path import why_outside
 from so_clip.data.unicode_names import DiskNames
 from so_clip.errors import InputError, reason_of
@@ -169,6 +169,8 @@ def open_images(card: DatasetCard, data_root: Path | None) -> ImageSource:
         return DigitArray()
     root = dataset_folder(card, data_root) / card.image_dir
     if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises on a locked folder
+        if data_root is not None:
+            refuse_misplaced(card, data_root)
         raise InputError(
             f"{root}: the image folder of {card.title} does not exist. {how_to_get(card)}"
         )

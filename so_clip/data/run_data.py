@@ -79,7 +79,15 @@ def gather(
     """
     name, data_root, template = choice.dataset, choice.data_root, choice.template
     trains, user = choice.shots > 0, choice.user_data
-    found = find_dataset(name, data_root, choice.split_file, user, template, trains)
+    found = find_dataset(
+        name,
+        data_root,
+        choice.split_file,
+        user=user,
+        template=template,
+        trains=trains,
+        cards_dir=choice.cards_dir,
+    )
     card, splits = found.card, found.splits
     few_shot = draw(splits, choice) if choice.shots else None
     images = open_images(card, found.root)
@@ -141,7 +149,9 @@ def _without_corrupt(data: Data, cache_dir: Path | None, workers: int | None) ->
 
 def _transfer_test_set(name: str, choice: DataChoice) -> TestSet:
     try:
-        found = find_dataset(name, choice.data_root, template=choice.template)
+        found = find_dataset(
+            name, choice.data_root, template=choice.template, cards_dir=choice.cards_dir
+        )
         images = open_images(found.card, found.root)
     except InputError as error:
         raise InputError(f"transfer={name}: {error}") from error

@@ -84,7 +84,12 @@ def _card(settings: Settings, run: Mapping[Any, Any]) -> DatasetCard:
     """Return the card of a run's dataset, unless the user's images have changed since the run."""
     choice = settings.data
     if choice.user_data is None:
-        return find_card(choice.dataset, choice.data_root, template=choice.template)
+        return find_card(
+            choice.dataset,
+            choice.data_root,
+            template=choice.template,
+            cards_dir=choice.cards_dir,
+        )
     found = find_dataset(choice.dataset, choice.data_root, None, choice.user_data, choice.template)
     if found.splits.sha256 != run.get("split_sha256"):
         folder = choice.user_data.folder
@@ -120,7 +125,9 @@ def _settings(values: Mapping[str, Any], steps: int) -> Settings:
 
 def _options(options: type[OptionsType], values: Mapping[str, Any], **changes: Any) -> OptionsType:
     """Return recorded values as an object of the class `options`."""
-    given = {name: values[name] for name in options.model_fields} | changes
+    # Older runs have no option that was added since, and it had no effect on them.
+    added = {"cards_dir": None}
+    given = {name: {**added, **values}[name] for name in options.model_fields} | changes
     return options.model_validate(given)
 
 

@@ -45,5 +45,8 @@ def test_set_sizes(settings: Settings, card: DatasetCard) -> list[TestSetSize]:
             TestSetSize(base_images, base),
             TestSetSize(images - base_images, classes - base),
         ]
-    others = [find_card(name, settings.data.data_root).sizes for name in settings.data.transfer]
+    data = settings.data
+    others = [
+        find_card(name, data.data_root, cards_dir=data.cards_dir).sizes for name in data.transfer
+    ]
     return sizes + [TestSetSize(other["test"], other["classes"]) for other in others]

@@ -9,6 +9,7 @@ from so_clip.data.cache.corrupt import errors_of
 from so_clip.data.cards.card import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Splits
 from so_clip.data.images import ImageFolder
+from so_clip.data.lists.misplaced import find_misplaced
 from so_clip.data.lists.split_file import MAX_PROBLEMS, read_sound_part
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
 from so_clip.data.unicode_names import DiskNames
@@ -100,6 +101,11 @@ def _examine(card: DatasetCard, place: Place, decode: int | None) -> Diagnosis:
     folder = dataset_folder(card, root) if root.is_dir() else root / card.folder
     found = Diagnosis(card.name, WHOLE, folder)
     if not _exists(card, root, folder):
+        if misplaced := find_misplaced(card, root):
+            found.state = FAULTY
+            found.faults.append(f"{misplaced.problem}. {misplaced.way_out.removesuffix('.')}")
+            found.remedy = misplaced.remedy
+            return found
         found.state = ABSENT
         found.faults.append(f"{root / card.folder} does not exist or has none of its files")
         found.remedy = _prepare(card, place)

@@ -23,7 +23,7 @@ class PrepareOptions(Options):
     retries: int = option(5, "how often a download that makes no progress is tried again", ge=0)
     retry_seconds: float = option(1, "the wait before the first retry; it doubles", ge=0)
     timeout_seconds: float = option(60, "how long a server may send nothing", gt=0)
-    cards_dir: OptionalPathOption = option(None, "another folder of dataset cards")
+    cards_dir: OptionalPathOption = option(None, "a folder of your own dataset cards; all is these")
     offline_from: Path | None = option(
         None, "a folder of archives, an unpacked folder, or one archive; nothing is downloaded"
     )

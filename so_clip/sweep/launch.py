@@ -1,5 +1,6 @@
 """Start a run or a sweep with Hydra."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def hydra_main(
     """
     import hydra
 
-    register()
+    register(sys.argv[1:])
     entry = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=CONFIG_NAME)
     # Without readable_errors, Hydra prints errors in its own words and exits with code 1.
     with closing(show_runs), readable_errors():

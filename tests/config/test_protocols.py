@@ -221,8 +221,8 @@ def kin(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ImageNet-A be test images of EuroSAT's classes bee and dog."""
     names = ["n01498041", "n01534433", "n07734744"]
 
-    def load(name: str) -> Any:
-        card = load_card(name)
+    def load(name: str, cards_dir: Path | None = None) -> Any:
+        card = load_card(name, cards_dir)
         if name != "imagenet_a":
             return card
         return replace(

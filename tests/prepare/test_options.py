@@ -35,7 +35,7 @@ BAD = [
     ("dataset=dtd keep_archives=on", ["keep_archives=on", "true or false"]),
     ("dataset=dtd mend=true", ["mend=true: there is no such option", "prepare --help"]),
     ("dataset=dtd keep_archives=perhaps", ["keep_archives=perhaps", "true or false"]),
-    ("dataset=dtd cards_dir=/no/such", ["dataset=dtd: there is no dataset"]),
+    ("dataset=dtd cards_dir=/no/such", ["cards_dir=/no/such: there is no such folder"]),
     ("dataset=dtd data_root={file}", ["data_root={file}", "cannot be written", "data_root=FOLDER"]),
 ]
 

@@ -1,7 +1,10 @@
 """Dataset cards: facts about a dataset, read from one YAML file and checked."""
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,11 @@ __all__ = ["LAYOUTS", "PACKAGE_LAYOUT", "TEST_LAYOUTS", "USER_LAYOUTS", "Dataset
 
 # Layouts of a user's own images. Their cards have no files: they are made from the folder.
 USER_LAYOUTS = ("folder", "csv")
+# Fields of a card that cannot change a result, or do not come from its file.
+_WITHOUT_EFFECT = {
+    *("title", "licence", "homepage", "citation", "sources"),
+    *("template_files", "descriptions", "user_file", "user_sha256"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class DatasetCard:
         template_ensemble: more prompts, to be averaged (`templates.ensemble` in the file).
         template_files: the templates of a user's file, by the value of the run's `template`.
         descriptions: the prompts of each class from a user's file; they replace all templates.
+        user_file: the file of a card in a folder of the user's cards.
+        user_sha256: of everything in that card that can change a result.
     """
 
     name: str
@@ -77,6 +87,8 @@ class DatasetCard:
     template_ensemble: tuple[str, ...] = ()
     template_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     descriptions: Mapping[str, tuple[str, ...]] | None = None
+    user_file: Path | None = None
+    user_sha256: str = ""
 
     @property
     def template_sets(self) -> dict[str, tuple[str, ...]]:
@@ -103,18 +115,33 @@ def card_names(cards_dir: Path = CARDS_DIR) -> list[str]:
     return sorted(path.stem for path in cards_dir.glob("*.yaml"))
 
 
-def load_card(name: str, cards_dir: Path = CARDS_DIR) -> DatasetCard:
+def known_cards(cards_dir: Path | None = None) -> list[str]:
+    """Return the names of all cards: the program's own, and those in the user's folder of cards.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if cards_dir is None:
+        return card_names()
+    if not os.path.isdir(cards_dir):  # noqa: PTH112 - Path.is_dir raises below a locked folder
+        raise InputError(
+            f"cards_dir={cards_dir}: there is no such folder. Give the one with cards."
+        )
+    return sorted({*card_names(), *card_names(cards_dir)})
+
+
+def load_card(name: str, cards_dir: Path | None = None) -> DatasetCard:
     """Read and check the card of one dataset.
 
     Args:
         name: the dataset's name, such as "eurosat".
-        cards_dir: the folder of cards, one NAME.yaml each.
+        cards_dir: a folder of the user's own cards, one NAME.yaml each, beside the program's own.
 
     Raises:
-        InputError: no such dataset (the message offers the nearest names), or a malformed card
-            (the message names file and key).
+        InputError: no such folder or dataset (the message offers the nearest names), a malformed
+            card (the message names file and key), or another card for a published name.
     """
-    known = card_names(cards_dir)
+    known = known_cards(cards_dir)
     if name in USER_LAYOUTS:
         raise InputError(
             f"dataset={name}: is for your own images. They need no card and no preparation; see "
@@ -123,13 +150,24 @@ def load_card(name: str, cards_dir: Path = CARDS_DIR) -> DatasetCard:
     if name not in known:
         raise InputError(
             f"dataset={name}: there is no dataset of that name.{nearest(name, known)} "
-            f"Known: {', '.join(known)}."
+            f"Known: {', '.join(known)}. cards_dir=FOLDER adds your own cards."
         )
     return _read_card(name, cards_dir)
 
 
-def _read_card(name: str, cards_dir: Path, is_parent: bool = False) -> DatasetCard:
-    file = cards_dir / f"{name}.yaml"
+def _card_file(name: str, cards_dir: Path | None) -> Path:
+    """Return the file of a card; InputError if the user's card has the name of another one."""
+    own = CARDS_DIR / f"{name}.yaml"
+    file = own if cards_dir is None else cards_dir / own.name
+    if not file.exists():
+        return own
+    if own.exists() and file.read_bytes() != own.read_bytes():
+        raise InputError(f"{file}: {name} is the name of a published dataset. Choose another name.")
+    return own if own.exists() else file
+
+
+def _read_card(name: str, cards_dir: Path | None, is_parent: bool = False) -> DatasetCard:
+    file = _card_file(name, cards_dir)
     try:
         content = load_plain_yaml(read_plain(file, MAX_YAML_BYTES))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -137,7 +175,7 @@ def _read_card(name: str, cards_dir: Path, is_parent: bool = False) -> DatasetCa
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"{type(content).__name__} {str(content)[:40]!r}"
         raise InputError(f"{file}: a card is a mapping of keys, not {kind}.")
-    content, parent_labels = _with_parent_classes(file, content, is_parent)
+    content, parent_labels = _with_parent_classes(file, content, cards_dir, is_parent)
     try:
         checked = CardFile.model_validate(content)
     except ValidationError as error:
@@ -148,13 +186,18 @@ def _read_card(name: str, cards_dir: Path, is_parent: bool = False) -> DatasetCa
     ensemble = values["templates"].pop("ensemble")
     lists = ("class_names", "sources", "class_folders", "other_folders")
     values |= {key: tuple(values[key] or ()) for key in lists}
-    return DatasetCard(
+    card = DatasetCard(
         **values, parent_labels=parent_labels, template_ensemble=tuple(ensemble or ())
     )
+    if file.parent == CARDS_DIR:
+        return card
+    facts = {key: value for key, value in vars(card).items() if key not in _WITHOUT_EFFECT}
+    sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return replace(card, user_file=file, user_sha256=sha256)
 
 
 def _with_parent_classes(
-    file: Path, content: dict[Any, Any], is_parent: bool
+    file: Path, content: dict[Any, Any], cards_dir: Path | None, is_parent: bool
 ) -> tuple[dict[Any, Any], tuple[int, ...]]:
     """Add class names and templates of the card that `classes_of` names.
 
@@ -175,9 +218,9 @@ def _with_parent_classes(
     for key in ("class_names", "templates"):
         if key in content:
             raise wrong(key, f"comes from classes_of: {name}. Leave it out")
-    if is_parent or name not in card_names(file.parent) or name == file.stem:
+    if is_parent or name not in known_cards(cards_dir) or name == file.stem:
         raise wrong("classes_of", f"must name another card that has class_names, not {name!r}")
-    parent = _read_card(name, file.parent, is_parent=True)
+    parent = _read_card(name, cards_dir, is_parent=True)
     labels = {folder: label for label, folder in enumerate(parent.class_folders)}
     folders = content.get("class_folders")
     if folders is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from so_clip.data.cards.card import PACKAGE_LAYOUT, TEST_LAYOUTS, DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Splits
 from so_clip.data.lists import layouts
+from so_clip.data.lists.misplaced import find_misplaced
 from so_clip.data.lists.split_file import read_split_file
 from so_clip.data.unicode_names import composed
 from so_clip.errors import InputError
@@ -52,7 +53,16 @@ def load_splits(
     read = {"imagenet": layouts.imagenet_splits, "fgvc_aircraft": layouts.aircraft_splits}
     read |= dict.fromkeys(TEST_LAYOUTS, layouts.class_folder_splits)
     read[PACKAGE_LAYOUT] = layouts.package_splits
-    return read[card.layout](card, dataset_folder(card, data_root))
+    folder = dataset_folder(card, data_root)
+    if data_root is not None and not folder.exists():
+        refuse_misplaced(card, data_root)
+    return read[card.layout](card, folder)
+
+
+def refuse_misplaced(card: DatasetCard, data_root: Path) -> None:
+    """Raise InputError if the files of a dataset are there, but in another place."""
+    if misplaced := find_misplaced(card, data_root):
+        raise InputError(f"dataset={card.name}: {misplaced.problem}. {misplaced.way_out}")
 
 
 def _compare(splits: Splits, card: DatasetCard) -> None:
@@ -134,6 +144,8 @@ def _find_split_file(card: DatasetCard, data_root: Path | None) -> Path:
     for candidate in candidates:
         if os.path.isfile(candidate):  # noqa: PTH113 - Path.is_file raises on a locked folder
             return candidate
+    assert data_root is not None, "require_data_root checks it"
+    refuse_misplaced(card, data_root)
     looked = "\n".join(f"  {candidate}" for candidate in candidates)
     raise InputError(
         f"the split file of dataset={card.name} was not found. Looked for:\n{looked}\n"

@@ -11,6 +11,7 @@ from so_clip.data.safe_path import why_outside
 from so_clip.data.unicode_names import composed
 from so_clip.data.user.listing import is_unusual, splits_of
 from so_clip.errors import InputError, nearest
+from so_clip.system.commands import command, override
 
 _ALL_CLASSES = "If all are classes, add dataset.split=drawn."
 
@@ -197,11 +198,12 @@ def _check_labels(root: Path, splits: Mapping[str, str], contents: Mapping[str, 
     )
     labelled = {split: place for place, split in splits.items() if place not in bad}
     if "train" in labelled:
-        train, val = root / labelled["train"], labelled.get("val")
+        val = labelled.get("val")
+        folder = command(override("dataset.folder", root / labelled["train"]), program=())
         tested = f"; to test on {val}/, add {_options(labelled['train'], val)}" if val else ""
         way_out = (
             "so these images have no label, and cannot be tested on. To draw a split from the "
-            f"images of {labelled['train']}/, add dataset.folder={train}{tested}. If you know the "
+            f"images of {labelled['train']}/, add {folder}{tested}. If you know the "
             "labels, put each image into the folder of its class."
         )
     raise InputError(f"{root}: {problem}, {way_out}")
@@ -269,7 +271,8 @@ def _chosen(
 
 
 def _options(train: str, test: str) -> str:
-    return f"dataset.train_folder={train} dataset.test_folder={test}"
+    named = {"dataset.train_folder": train, "dataset.test_folder": test}
+    return command(*(override(name, folder) for name, folder in named.items()), program=())
 
 
 def _pairs(splits: Mapping[str, str]) -> str:

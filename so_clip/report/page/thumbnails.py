@@ -5,7 +5,7 @@ import io
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from so_clip.data.cards.card import load_card
 from so_clip.data.images import ImageFolder, ImageSource, open_images
@@ -26,34 +26,43 @@ class Thumbnails:
 
     def uri(self, settings: dict[str, Any], path: str) -> str | None:
         """Return the thumbnail of one test image of a run; None if the image cannot be read."""
-        return self._made(*_place(settings), path)
+        return self._made(_place(settings), path)
 
     def reason(self, settings: dict[str, Any]) -> str:
         """Return why a run's dataset has no images on this machine; empty if it has."""
-        source = self._source(*_place(settings))
+        source = self._source(_place(settings))
         return source if isinstance(source, str) else ""
 
-    def _make(self, dataset: str | None, folder: str, path: str) -> str | None:
-        source = self._source(dataset, folder)
+    def _make(self, place: "_Place", path: str) -> str | None:
+        source = self._source(place)
         with suppress(InputError):
             return None if isinstance(source, str) else thumbnail(source.read(path))
         return None
 
 
-def _place(settings: dict[str, Any]) -> tuple[str | None, str]:
-    """Return the dataset (None for user data) and its folder."""
+class _Place(NamedTuple):
+    """The dataset (None for user data), its folder, and the folder of the user's cards."""
+
+    dataset: str | None
+    folder: str
+    cards_dir: str = ""
+
+
+def _place(settings: dict[str, Any]) -> _Place:
     user = settings.get("user_data", settings.get("own"))  # `own` in older runs
     if isinstance(user, dict):
-        return None, str(user.get("folder") or "")
-    return str(settings.get("dataset")), str(settings.get("data_root") or "")
+        return _Place(None, str(user.get("folder") or ""))
+    names = ("dataset", "data_root", "cards_dir")
+    return _Place(*(str(settings.get(name) or "") for name in names))
 
 
-def _source(dataset: str | None, folder: str) -> ImageSource | str:
+def _source(place: _Place) -> ImageSource | str:
     """Return a dataset's images, or the reason why it has none."""
-    root = Path(folder) if folder else None
+    root = Path(place.folder) if place.folder else None
+    cards_dir = Path(place.cards_dir) if place.cards_dir else None
     try:
-        if dataset is not None:
-            return open_images(load_card(dataset), root)
+        if place.dataset is not None:
+            return open_images(load_card(place.dataset, cards_dir), root)
     except InputError as error:
         return str(error)
     if root is None or not root.is_dir():
