@@ -104,7 +104,9 @@ def _examine(card: DatasetCard, place: Place, decode: int | None) -> Diagnosis:
         if misplaced := find_misplaced(card, root):
             found.state = FAULTY
             found.faults.append(f"{misplaced.problem}. {misplaced.way_out.removesuffix('.')}")
-            found.remedy = misplaced.remedy
+            again = Place(misplaced.data_root, place.cards_dir).options
+            doctor = command("doctor", override("dataset", card.name), *again)
+            found.remedy = misplaced.move or doctor
             return found
         found.state = ABSENT
         found.faults.append(f"{root / card.folder} does not exist or has none of its files")

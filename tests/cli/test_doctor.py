@@ -348,6 +348,40 @@ def test_a_folder_of_another_code_base_is_noted(root):
     assert f"used in place, where another code base keeps it: {root / 'small'}" in done.out
 
 
+def test_links_of_folders_are_noted_as_those_of_files(root):
+    ant = root / "small" / "pictures" / "ant"
+    ant.rename(root.parent / "elsewhere")
+    ant.symlink_to(root.parent / "elsewhere")
+    done = _doctor(root)
+    assert done.code == 0
+    assert "images links that lead out of" in done.out
+
+
+def test_a_data_root_that_is_the_dataset_itself_is_named(root):
+    done = call("doctor", f"data_root={root / 'small'}", f"cards_dir={root.parent / 'cards'}")
+    assert done.code == 1
+    assert f"fault: data_root={root / 'small'} is the folder of " in done.out
+    assert f"itself. Give the folder around it: data_root={root}\n" in done.out
+    again = f"doctor dataset=small data_root={root} cards_dir={root.parent / 'cards'}"
+    assert done.err.rstrip().endswith(f"Next: python -m so_clip {again}")
+    assert call(*again.split()).code == 0
+    done = call(*f"prepare dataset=small data_root={root / 'small'}".split(), *again.split()[-1:])
+    assert done.code == 2
+    assert f"itself. Give the folder around it: data_root={root}." in done.err
+    assert not (root / "small" / "small").exists()
+
+
+def test_a_folder_with_capitals_is_named(root):
+    (root / "small").rename(root / "Small")
+    done = _doctor(root)
+    assert done.code == 1
+    assert f"fault: {root / 'Small'} is there, but the folder must have the name small" in done.out
+    move = done.err.rstrip().partition("Next: ")[2]
+    assert move == f"mv {root / 'Small'} {root / 'small'}"
+    subprocess.run(shlex.split(move), check=True)
+    assert _doctor(root).code == 0
+
+
 def test_json_has_all_facts(root):
     _remove(IMAGE)(root)
     done = _doctor(root, "--json")

@@ -10,11 +10,18 @@ from so_clip.system.commands import command, override
 
 
 class Misplaced(NamedTuple):
-    """The `problem` as a sentence, the way out as words, and as a command."""
+    """A dataset in another place.
+
+    Attributes:
+        problem, way_out: sentences.
+        data_root: the data root to give.
+        move: the command that renames the folder; "" if its name is right.
+    """
 
     problem: str
     way_out: str
-    remedy: str
+    data_root: Path
+    move: str = ""
 
 
 def find_misplaced(card: DatasetCard, root: Path) -> Misplaced | None:
@@ -35,19 +42,19 @@ def find_misplaced(card: DatasetCard, root: Path) -> Misplaced | None:
         _folded(name.split("/")[0]) for name in (card.folder, card.name, *card.other_folders)
     }
     if root != root.parent and _holds(card, root, need_both=not named):
-        option = override("data_root", root.parent)
+        option = command(override("data_root", root.parent), program=())
         problem = f"data_root={root} is the folder of {card.title} itself"
-        doctor = command("doctor", override("dataset", card.name), option)
         if root.name == card.folder:
-            return Misplaced(problem, f"Give the folder around it: {option}.", doctor)
+            way_out = f"Give the folder around it: {option}."
+            return Misplaced(problem, way_out, root.parent)
         move = command(root, root.parent / card.folder, program=("mv",))
         way_out = f"Rename it to {card.folder}, and give the folder around it: {move}; {option}."
-        return Misplaced(problem, way_out, move)
+        return Misplaced(problem, way_out, root.parent, move)
     for name in _names_in(root):
         if _folded(name) == _folded(card.folder) and _holds(card, root / name, need_both=False):
             move = command(root / name, root / card.folder, program=("mv",))
             problem = f"{root / name} is there, but the folder must have the name {card.folder}"
-            return Misplaced(problem, f"Rename it: {move}.", move)
+            return Misplaced(problem, f"Rename it: {move}.", root, move)
     return None
 
 
