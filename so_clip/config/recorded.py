@@ -55,7 +55,11 @@ def repeating(run: Path, given: Sequence[str], config_dir: Path | None = None) -
         raise InputError(f"experiment goes with no {FROM}: the recorded run has all its options.")
     _check_keys(record, run / CONFIG_FILE)
     made = partial(compose, config_dir=config_dir)
-    options = _choices(record, run, config_dir)
+    # The choice of a dataset needs the folder of its card.
+    cards = [word for word in given if word.startswith("cards_dir=")]
+    if record.get("cards_dir") and not cards:
+        cards = [override("cards_dir", record["cards_dir"])]
+    options = _choices(record, run, cards, config_dir)
     # First the options that others depend on.
     for groups in ((), GROUPS):
         current = from_config(made(options)).record()
@@ -84,7 +88,9 @@ def _check_keys(values: Mapping[Any, Any], file: Path, place: str = "") -> None:
             _check_keys(value, file, f"{place}{key}.")
 
 
-def _choices(record: Mapping[str, Any], run: Path, config_dir: Path | None) -> list[str]:
+def _choices(
+    record: Mapping[str, Any], run: Path, cards: Sequence[str], config_dir: Path | None
+) -> list[str]:
     """Return GROUP=CHOICE for each group whose recorded choice has a name."""
     user_data = _part(record, "user_data")
     chosen = {"dataset": user_data.get("layout") if user_data else record.get("dataset")}
@@ -101,6 +107,7 @@ def _choices(record: Mapping[str, Any], run: Path, config_dir: Path | None) -> l
     method = record.get("method")
     chosen["method"] = method if method in [file.stem for file in known("method")] else None
     options = [override(name, value) for name, value in chosen.items() if value is not None]
+    options += cards
     current = from_config(compose(options, config_dir)).record()
     for group in ("adapter", "optimizer"):
         name = _part(record, group).get("name", "none")

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from so_clip.build import check_classes
 from so_clip.config.compose import compose, register
 from so_clip.config.parse import from_config
+from so_clip.config.recorded import repeating
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import load_card
 from so_clip.data.find import find_card
@@ -105,7 +106,11 @@ def test_every_command_takes_the_folder(home: Path):
     assert f"cards_dir={home / 'cards'}" in outcome.out.splitlines()[-1]
     outcome = call("-m", *where(home), *SHORT, f"results_dir={home / 'runs'}", "seed=1,2")
     assert outcome.code == 0, outcome.err
-    assert len(list((home / "runs").glob("mine-tiny-so-1shot-*"))) == 2
+    run, other = sorted((home / "runs").glob("mine-tiny-so-1shot-*"))
+    for more in ([], [f"cards_dir={home / 'cards'}"]):
+        again = from_config(compose(repeating(run, more))).record()
+        assert again == json.loads(json.dumps(yaml.safe_load((run / "config.yaml").read_text())))
+    assert other.is_dir()
 
 
 @pytest.mark.slow
