@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from hydra.utils import get_object
 
+from so_clip.adapt.adapter import Adapter
 from so_clip.adapt.model import Model
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import BackboneChoice, Component, Evaluation, MethodChoice, Settings
@@ -98,7 +100,8 @@ def assemble_model(
         weights_sha256: of the backbone.
 
     Raises:
-        InputError: the adapter opens parameters and there is no optimizer.
+        InputError: the adapter opens parameters and there is no optimizer, or cannot have the
+            precision.
     """
     placement, adapter_choice = settings.placement, settings.method.adapter
     backbone.memory = placement.memory
@@ -119,7 +122,19 @@ def assemble_model(
             "optimizer, or method=zero_shot to train nothing."
         )
     precision = Precision(placement.precision, device)
+    if precision.name == HALF_WEIGHTS:
+        _check_takes_half_weights(adapter, settings.method.name)
+        backbone.use_half_weights()
     return Model(classifier, adapter, parameters, device, precision, weights_sha256)
+
+
+def _check_takes_half_weights(adapter: Adapter | None, method: str) -> None:
+    if adapter is not None and not adapter.half_weights:
+        raise InputError(
+            f"precision={HALF_WEIGHTS}: method={method} computes with float32 weights. The option "
+            "is for clip_lora, zero_shot, and methods that train CLIP's own weights, such as so "
+            "and adamw. Use precision=fp16."
+        )
 
 
 def class_prompts(template: str, class_names: Sequence[str], card: DatasetCard) -> Prompts:

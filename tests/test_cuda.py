@@ -81,7 +81,7 @@ def test_a_run_on_the_gpu_has_the_cpus_accuracy(tmp_path):
         assert on_gpu[key] == pytest.approx(on_cpu[key], abs=points)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp16_authors"])
 def test_the_loss_falls_in_half_precision(tmp_path, precision):
     seen = losses(run_on("cuda", tmp_path, f"precision={precision}", steps=80))
     assert sum(seen[-10:]) < 0.8 * sum(seen[:10])

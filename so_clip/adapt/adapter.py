@@ -37,10 +37,13 @@ class Adapter:
     Attributes:
         class_bound: True if the trained tensors belong to the training classes. The adapted model
             then cannot classify other classes.
+        half_weights: True if the adapter works with frozen weights and embeddings in float16; see
+            so_clip.clip.half_weights.
         draws: the generator of dropout; None without dropout.
     """
 
     class_bound = False
+    half_weights = False
     draws: DropoutDraws | None = None
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:

@@ -47,6 +47,8 @@ class ClipLoRA(Adapter):
         InputError: an option is out of range.
     """
 
+    half_weights = True
+
     def __init__(
         self,
         rank: int = 2,

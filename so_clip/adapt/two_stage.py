@@ -33,6 +33,8 @@ class TwoStage(Weights):
         first_stage: the first stage's share of the steps, between 0 and 1.
     """
 
+    half_weights = False  # the second stage's classifier is float32
+
     def __init__(
         self,
         patterns: Sequence[str],

@@ -79,6 +79,8 @@ class Weights(Adapter):
         InputError: an option is out of range.
     """
 
+    half_weights = True
+
     def __init__(
         self,
         patterns: Sequence[str],

@@ -26,6 +26,7 @@ from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import Memory
 from so_clip.clip.checkpoint import load_weights, read_weights
 from so_clip.clip.embedded import embedded_weights
+from so_clip.clip.half_weights import halve_frozen, unit_half
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
 from so_clip.clip.image_tower import encode_image, in_pieces
 from so_clip.clip.packed_text import ClassPrompts
@@ -49,6 +50,9 @@ class Backbone(nn.Module):
         architecture: settings that the weights do not show, such as heads and activation.
         memory: fast | balanced | small, what is kept for the backward pass; see
             `so_clip.clip.blocks`.
+
+    Attributes:
+        half_weights: whether `use_half_weights` was called.
 
     Raises:
         InputError: the model takes images that are not square.
@@ -75,6 +79,7 @@ class Backbone(nn.Module):
         self.description = description
         self.architecture = dict(architecture or {})
         self.memory = memory
+        self.half_weights = False
         self.image_size = _square(model.visual.image_size)
         self.context_length = int(model.context_length)
         self._tokenizer = tokenizer
@@ -97,7 +102,8 @@ class Backbone(nn.Module):
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return unit-length image_BD for uint8 pixels of `image_size` x `image_size`.
 
-        The normalisation to unit length is in float32, even under autocast.
+        The normalisation to unit length is in float32, even under autocast; with half weights it
+        is in float16.
         """
         if images_BCHW.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 pixels, not {images_BCHW.dtype}")
@@ -107,13 +113,30 @@ class Backbone(nn.Module):
     def _encode_pixels(self, images_BCHW: Tensor) -> Tensor:
         pixels_BCHW = images_BCHW.to(self.mean.dtype).div_(255)
         pixels_BCHW = pixels_BCHW.sub_(self.mean).div_(self.std)
-        return _unit(encode_image(self.model, pixels_BCHW, self.memory))
+        return self._unit(encode_image(self.model, pixels_BCHW, self.memory))
 
     def encode_text(self, prompts: Tensor | ClassPrompts) -> Tensor:
         """Return unit-length class_KD for token ids from `tokenize`, or for packed prompts."""
         if isinstance(prompts, ClassPrompts):
-            return _unit(prompts(self.model, self.memory))
-        return _unit(self.model.encode_text(prompts))
+            return self._unit(prompts(self.model, self.memory))
+        return self._unit(self.model.encode_text(prompts))
+
+    def use_half_weights(self) -> None:
+        """Turn frozen weights into float16, and compute embeddings in it from now on.
+
+        Call it after an adapter has opened its parameters. See `so_clip.clip.half_weights`, also
+        for the errors.
+        """
+        halve_frozen(self.model)
+        self.half_weights = True
+
+    def _unit(self, features: Tensor) -> Tensor:
+        if self.half_weights:
+            return unit_half(features)
+        # Half precision has three digits, and logits are products of these features times 100.
+        if features.dtype in (torch.float16, torch.bfloat16):
+            features = features.float()
+        return F.normalize(features, dim=-1)
 
     def blocks(self, tower: Tower) -> nn.ModuleList:
         """Return a tower's residual attention blocks, from input to output.
@@ -303,10 +326,3 @@ def _square(size: int | tuple[int, int]) -> int:
             f"the backbone takes images of {height}x{width} pixels; only square ones are supported."
         )
     return height
-
-
-def _unit(features: Tensor) -> Tensor:
-    # Half precision has three digits, and logits are products of these features times 100.
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
-    return F.normalize(features, dim=-1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.clip.backbone import Backbone, Tower
-from so_clip.clip.heads import CosineHead, Head, exact
+from so_clip.clip.heads import Classes, CosineHead, Head, exact
 from so_clip.clip.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 
 TOWERS: tuple[Tower, Tower] = ("vision", "text")
@@ -89,15 +89,22 @@ class Classifier(nn.Module):
         return self.logits(image_BD)
 
     def logits(self, image_BD: Tensor) -> Tensor:
-        """Return logits_BK for unit-length image embeddings, in float32 even under autocast."""
-        logits_BK: Tensor = self.head(image_BD, self.classes)
+        """Return logits_BK for unit-length image embeddings, in float32 even under autocast.
+
+        They are in float16 if the backbone has half weights.
+        """
+        classes: Classes = self.classes
+        if self.backbone.half_weights:
+            image_BD, classes = image_BD.half(), lambda: self.classes().half()
+        logits_BK: Tensor = self.head(image_BD, classes)
         return logits_BK
 
     def classes(self) -> Tensor:
         """Return class_KD. If the text tower is trained, each call encodes the prompts again.
 
         A frozen tower encodes them once, and again after its parameters were loaded or moved.
-        Without a graph, class_KD is float32 even under autocast. See `held_classes`.
+        Without a graph, class_KD is float32 even under autocast, unless the backbone has half
+        weights. See `held_classes`.
         """
         trained = self.trains("text")
         if trained and torch.is_grad_enabled():
@@ -108,7 +115,10 @@ class Classifier(nn.Module):
         if not may_cache or self._cached is None or self._cached[0] != versions:
             # The cache outlives the mode and precision of this call: training must get neither a
             # tensor of inference mode nor values that an evaluation in bf16 rounded.
-            with torch.inference_mode(False), torch.no_grad(), exact(device):
+            precision = exact(device)
+            if self.backbone.half_weights:
+                precision = torch.autocast(device.type, torch.float16)
+            with torch.inference_mode(False), torch.no_grad(), precision:
                 self._cached = versions, self._encode_classes()
         return self._cached[1]
 

@@ -58,6 +58,7 @@ def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
         parallel_runs=parallel_runs,
         **parts,
     )
+    settings.check_precision()
     if method.optimizer is not None:
         schedule, lr = settings.schedule, method.optimizer.options["lr"]
         check_steps(method.name, lr, schedule.lr_min, schedule.max_steps)

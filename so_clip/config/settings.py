@@ -33,8 +33,7 @@ MAX_CROPS = 1000
 # Each worker is a thread of the operating system.
 MAX_WORKERS = 256
 
-Precision = Literal["fp32", "bf16", "fp16"]
-AutoPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+AutoPrecision = Literal["auto", "fp32", "bf16", "fp16", "fp16_authors"]
 
 
 def _whole_or_share(least: int) -> Any:
@@ -175,7 +174,7 @@ class Evaluation(Options):
         le=MAX_WORKERS,
     )
     precision: AutoPrecision = option(
-        AUTO, "of the image tower: auto (the run's) | fp32 | bf16 | fp16; the rest is fp32"
+        AUTO, "of the image tower: auto (the run's; needed for fp16_authors) | fp32 | bf16 | fp16"
     )
     every_steps: int = option(
         0, "test accuracy after so many steps, in curve.csv; 0: never. It chooses nothing", ge=0
@@ -200,7 +199,8 @@ class Placement(Options):
     device: str = option(AUTO, "auto | cpu | cuda | cuda:N")
     precision: AutoPrecision = option(
         AUTO,
-        "auto (bf16 on a GPU that supports it, else fp32) | fp32 | bf16 | fp16; weights stay fp32",
+        "auto (bf16 on a GPU that supports it, else fp32) | fp32 | bf16 | fp16, with fp32 weights "
+        "| fp16_authors (frozen weights and logits in fp16, as in CLIP-LoRA's code)",
     )
     memory: Literal["fast", "balanced", "small"] = option(
         "balanced",
@@ -261,6 +261,15 @@ class Settings(Options):
         """The precision in which test images are encoded."""
         precision = self.evaluation.precision
         return self.placement.precision if precision == AUTO else precision
+
+    def check_precision(self) -> None:
+        """Raise InputError if test images would need other weights than training."""
+        training, evaluation = self.placement.precision, self.evaluation_precision
+        if "fp16_authors" in (training, evaluation) and training != evaluation:
+            raise InputError(
+                f"evaluation.precision={evaluation} with precision={training}: fp16_authors "
+                "changes the weights, for training and evaluation. Leave evaluation.precision out."
+            )
 
     @property
     def adapts(self) -> bool:

@@ -1,21 +1,29 @@
-"""The number format of matrix products: float32, bf16 or fp16."""
+"""The number format of matrix products: float32, bf16 or fp16.
+
+fp16_authors is fp16 with frozen weights in float16 too; see so_clip.clip.half_weights.
+"""
 
 import torch
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp16_authors": torch.float16,
+}
 
 
 class Precision:
-    """Autocast and gradient scaling for one device: fp32 | bf16 | fp16, or auto.
+    """Autocast and gradient scaling for one device: fp32 | bf16 | fp16 | fp16_authors, or auto.
 
-    Weights are always float32. Only fp16 needs scaled gradients.
+    Trained weights are always float32. Only float16 needs scaled gradients.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = pick_precision(name, device)
         self._device_type = device.type
         self._dtype = _DTYPES[self.name]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
 
     def autocast(self) -> torch.autocast:
         """Return a context in which matrix products run in this precision."""
