@@ -35,11 +35,21 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
     model = assemble_model(settings, backbone, class_prompts("plain", card.class_names, card))
     assert model.adapter is not None
     adapter, classifier = model.adapter, model.classifier
-    # Black images, 4 of each digit: an epoch has batches of 32 and 8 images.
+    # Black images, 4 of each digit: an epoch of SO's schedule has batches of 32 and 8 images.
     side, generator = backbone.image_size, torch.Generator().manual_seed(1)
     images = [torch.zeros(3, side, side, dtype=torch.uint8) for _ in range(40)]
     labels = [label for label in range(10) for _ in range(4)]
-    batches = TrainBatches(images, labels, settings.schedule.batch_size, side, generator, CPU)
+    schedule = settings.schedule
+    batches = TrainBatches(
+        images,
+        labels,
+        schedule.batch_size,
+        side,
+        generator,
+        CPU,
+        drop_last=schedule.drop_last,
+        crops=schedule.crops,
+    )
     adapter.start(classifier, FewShotEmbeddings(classifier, batches, model.precision, 1))
     classifier.classes()  # the zero-shot evaluation has computed those of a frozen text tower
     optimizer = build_optimizer(settings.method.optimizer, model)
