@@ -19,10 +19,11 @@ from so_clip.results.run_files import (
     HISTORY_FILE,
     METRICS_FILE,
     flat_options,
+    number_of,
     read_columns,
     read_metrics,
 )
-from so_clip.status.runs import number, read_states
+from so_clip.status.runs import read_states
 from so_clip.system import atomic
 
 # The columns of a run's CSV files, and their tags in the events.
@@ -114,18 +115,23 @@ def _read(folder: Path) -> tuple[list[Point], dict[str, Any]]:
     if not (folder / METRICS_FILE).is_file():
         return points, {}
     metrics = read_metrics(folder / METRICS_FILE)
-    last = int(number(metrics.get("steps")) or 0)
+    last = int(number_of(metrics, "steps") or 0)
     for key in VALUES:
-        value = number(metrics.get(key))
+        value = number_of(metrics, key)
         if value is not None:
             points.append((f"final/{key}", last, value))
     settings = metrics.get("settings")
     options = flat_options(settings) if isinstance(settings, dict) else {}
     return points, {
-        name: value if isinstance(value, bool) or number(value) is not None else line(str(value))
+        name: value if _is_plain(value) else line(str(value))
         for name, value in options.items()
         if name not in NO_DIFFERENCE
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether TensorBoard shows a value as a number or as true and false."""
+    return isinstance(value, (bool, int, float)) and abs(value) < 2**63
 
 
 def _columns(path: Path, tags: dict[str, str]) -> Iterator[Point]:

@@ -42,7 +42,7 @@ class Job:
     run_dir: str | None = None
     message: str | None = None
     exit_code: int | None = None
-    accuracy_percent: float | None = None
+    accuracy_percent: Annotated[float, Field(ge=0, le=100)] | None = None
     pid: Annotated[int, Field(ge=0, lt=2**31)] = 0
     host: str = ""
 
@@ -98,8 +98,8 @@ class SweepPlan:
 
     command: list[str]
     jobs: list[list[str]]
-    finished: int = 0
-    launched_at: float | None = None
+    finished: Annotated[int, Field(ge=0)] = 0
+    launched_at: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     def seconds_left(self, ended: int, now: float) -> float | None:
         """Return the remaining seconds of the sweep at its mean speed; None if it is unknown.

@@ -4,7 +4,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +27,18 @@ class Progress:
         folder: the run's folder; None writes nothing.
         max_steps: the largest number of training steps; 0 if nothing is trained.
         overrides: of the run.
+        check: raises an error if the folder is no longer in its place.
     """
 
-    def __init__(self, folder: Path | None, max_steps: int, overrides: Sequence[str] = ()) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path | None,
+        max_steps: int,
+        overrides: Sequence[str] = (),
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._folder, self._check = folder, check
         self._max_steps, self._overrides = max_steps, list(overrides)
         self._started_at = _now()
         self._stage, self._step = EVALUATE, 0
@@ -79,6 +87,7 @@ class Progress:
             "host": platform.node(),
             "overrides": self._overrides,
         }
+        self._check()
         if self._folder is not None:
             with suppress(InputError):
                 atomic.write_json(self._folder / PROGRESS_FILE, values)

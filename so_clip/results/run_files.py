@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ SKIPPED = {"train": "skipped_train_images", "test": "skipped_test_images"}
 RUN_FILES = frozenset({CONFIG_FILE, METRICS_FILE, ERROR_FILE, PROGRESS_FILE})
 # Larger than any true value. The limit also refuses NaN and infinity.
 _LARGEST = 2**63
+# The largest values of numbers by the end of their names. Rounding may exceed them a little.
+_LIMITS = {"percent": 100.0, "confidence": 1.0, "seconds": 1e10, "mib": 1e9}
+_ROUNDING = 1e-3
+# Only these may be negative: a loss may hold penalties or rewards.
+_SIGNED = "loss"
 # What a table needs of metrics.json, by type, and the numbers that it shows if they are there.
 _TEXTS = ("dataset", "backbone", "method", "method_title")
 _COUNTS = ("shots", "seed")
@@ -137,15 +143,18 @@ def finished_metrics(folder: Path) -> dict[str, Any]:
     path = folder / METRICS_FILE
     metrics = read_metrics(path)
     transfer = metrics.get("transfer") or {}
-    checks = {key: isinstance(metrics.get(key), str) for key in _TEXTS}
-    checks |= {key: _is_number(metrics.get(key), int) for key in _COUNTS}
-    checks |= {key: _is_number(metrics.get(key)) for key in _NUMBERS}
+    checks = {key: _is_possible(key, value) for key, value in metrics.items()}
+    checks |= {key: isinstance(metrics.get(key), str) for key in _TEXTS}
+    checks |= {key: _is_number(key, metrics.get(key), int) for key in _COUNTS}
+    checks |= {key: _is_number(key, metrics.get(key)) for key in _NUMBERS}
     checks["settings"] = isinstance(metrics.get("settings"), dict)
     for key in (*_OPTIONAL_NUMBERS, *(f"{ZERO_SHOT}{key}" for key in _OPTIONAL_NUMBERS)):
         if metrics.get(key) is not None:
-            checks[key] = _is_number(metrics[key])
+            checks[key] = _is_number(key, metrics[key])
     checks["transfer"] = isinstance(transfer, dict) and all(
-        isinstance(scores, dict) and _is_number(scores.get("accuracy_percent"))
+        isinstance(scores, dict)
+        and _is_number("accuracy_percent", scores.get("accuracy_percent"))
+        and all(_is_possible(key, value) for key, value in scores.items())
         for scores in transfer.values()
     )
     for key, is_valid in checks.items():
@@ -155,8 +164,29 @@ def finished_metrics(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def _is_number(value: Any, *types: type) -> bool:
-    return type(value) in (types or (int, float)) and 0 <= value < _LARGEST
+def number_of(values: Mapping[str, Any], name: str) -> float | None:
+    """Return a number of a JSON object by its name; None if it is missing or impossible."""
+    value: Any = values.get(name)
+    return float(value) if _is_number(name, value) else None
+
+
+def _is_number(name: str, value: Any, *types: type) -> bool:
+    """Return whether a value is a number, and one that a number of that name can be."""
+    return type(value) in (types or (int, float)) and _least(name) <= value <= _most(name)
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    """Return whether a value is no number, or one that a number of that name can be."""
+    return type(value) not in (int, float) or _is_number(name, value)
+
+
+def _least(name: str) -> float:
+    return -_LARGEST if name.endswith(_SIGNED) else 0
+
+
+def _most(name: str) -> float:
+    limit = _LIMITS.get(re.split("[_.]", name)[-1])
+    return _LARGEST - 1 if limit is None else limit + _ROUNDING
 
 
 def read_columns(
@@ -190,6 +220,13 @@ def read_columns(
         found |= {name: np.array([*map(int, columns[name])], dtype=np.int64) for name in whole}
         for name in numbers:
             found[name] = np.array([float(cell or "nan") for cell in columns[name]])
+        for name in (*whole, *numbers):
+            values = found[name]
+            wrong = (values < _least(name)) | (values > _most(name))
+            if name.endswith(_SIGNED):  # a loss may become infinite; the run then ends
+                wrong &= np.isfinite(values)
+            if wrong.any():
+                raise ValueError(f"{name} is {values[wrong][0]}")
     except OSError as error:
         raise _unreadable(path, error.strerror or error) from None
     except KeyError as error:

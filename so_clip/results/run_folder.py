@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from so_clip.errors import InputError, RunBusy, exit_code, say, shortened
+from so_clip.errors import InputError, RunBusy, RunFailed, exit_code, say, shortened
 from so_clip.escape import csv_row, terminal
 from so_clip.results.progress import PROGRESS_FILE, Progress
 from so_clip.results.run_files import (
@@ -27,7 +27,7 @@ from so_clip.results.run_files import (
     finished_metrics,
 )
 from so_clip.system import atomic
-from so_clip.system.locks import LOCK_FILE, lock_folder, unlock
+from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
 
 CHECKPOINT_FILE = "checkpoint.pt"
 SKIPPED_FILE = "skipped.csv"
@@ -88,6 +88,7 @@ class RunFolder:
         self.path = path
         self.overrides: list[str] = []
         self._started = self._claimed = self._watched = False
+        self._lock: FolderLock | None = None
 
     @contextmanager
     def claimed(self, overrides: Sequence[str] = (), keep_refusals: bool = False) -> Iterator[None]:
@@ -101,6 +102,7 @@ class RunFolder:
         Raises:
             RunBusy: another process holds the lock.
             InputError: the folder cannot be written.
+            RunFailed: someone removed or renamed the folder meanwhile.
         """
         self.overrides = list(overrides)
         created = _missing_folders(self.path)
@@ -113,7 +115,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        self._claimed = True
+        self._claimed, self._lock = True, lock
         try:
             yield
         except Exception as error:
@@ -125,8 +127,30 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # the lock must be given back in any case
                     (self.path / PROGRESS_FILE).unlink()
             self._claimed = self._watched = False
+            self._lock = None
             unlock(lock)
             _remove_empty([self.path, *created])
+
+    def check_in_place(self) -> None:
+        """Check that nobody removed or renamed the folder since this process claimed it.
+
+        Otherwise each further file would make the folder again, without the earlier files.
+
+        Raises:
+            RunFailed: naming the folder.
+        """
+        if not self._is_in_place:
+            raise RunFailed(
+                f"{self.path} was removed or renamed while its run worked, so the run has no place "
+                "for its results. Run the same command again."
+            )
+
+    @property
+    def _is_in_place(self) -> bool:
+        if self._lock is not None:
+            return self._lock.is_in_place
+        # A file system without locks, or a caller that claims nothing.
+        return not self._started or (self.path / CONFIG_FILE).exists()
 
     def finished(self, fingerprint: str) -> dict[str, Any] | None:
         """Return the metrics if the run with this fingerprint is finished, and None otherwise.
@@ -154,7 +178,7 @@ class RunFolder:
     def watched(self, max_steps: int) -> Progress:
         """Start progress.json, and return its writer."""
         self._watched = True
-        progress = Progress(self.path, max_steps, self.overrides)
+        progress = Progress(self.path, max_steps, self.overrides, check=self.check_in_place)
         progress.evaluate()
         return progress
 
@@ -166,6 +190,7 @@ class RunFolder:
         """
         from omegaconf import OmegaConf
 
+        self.check_in_place()
         self._started = True
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -212,12 +237,15 @@ class RunFolder:
 
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write provenance.json: the versions, code and hardware of the run."""
+        self.check_in_place()
         atomic.write_json(self.path / PROVENANCE_FILE, values)
 
     def finish(self, metrics: Mapping[str, Any], summary: str) -> None:
         """Write the summary for people and, last of all files, metrics.json."""
+        self.check_in_place()
         atomic.write_text(self.path / "summary.txt", terminal(summary) + "\n")
         atomic.write_json(self.path / METRICS_FILE, metrics)
+        self.check_in_place()
         for name in _UNFINISHED_FILES:
             (self.path / name).unlink(missing_ok=True)
 
@@ -235,7 +263,9 @@ class RunFolder:
                 unlock(lock)
 
     def _write_error(self, error: Exception) -> None:
-        """Write error.json, unless the disk refuses that too."""
+        """Write error.json, unless the disk refuses that too or the folder is gone."""
+        if not self._is_in_place:
+            return
         values = {
             "kind": type(error).__name__,
             "message": shortened(str(error)),
@@ -249,6 +279,7 @@ class RunFolder:
         (self.path / PROGRESS_FILE).unlink(missing_ok=True)
 
     def _write_csv(self, name: str, header: Sequence[str], rows: Any) -> None:
+        self.check_in_place()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(csv_row(header))

@@ -1,8 +1,8 @@
 """The state of each run, from the files of its folder and from its lock. Needs no torch."""
 
-import math
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from so_clip.results.run_files import (
     PROVENANCE_FILE,
     finished_metrics,
     is_texts,
+    number_of,
     read_object,
     run_folders,
     skipped_images,
@@ -96,14 +97,14 @@ def _finished(folder: Path, changed_at: float) -> Run:
     if isinstance(version, int) and version != RESULTS_VERSION:
         older = "older" if version < RESULTS_VERSION else "newer"
         remarks.append(f"{older} results version ({version}): a sweep runs it again")
-    steps = _whole(metrics.get("steps"))
+    steps = _whole(metrics, "steps")
     return Run(
         "",
         DONE,
         changed_at,
         step=steps,
         max_steps=steps,
-        loss=number(metrics.get("final_loss")),
+        loss=number_of(metrics, "final_loss"),
         accuracy_percent=metrics["accuracy_percent"],
         remark="; ".join(remarks),
         overrides=_texts(provenance.get("overrides")),
@@ -120,7 +121,7 @@ def _failed(folder: Path, changed_at: float) -> Run:
 def _unfinished(folder: Path, changed_at: float) -> Run:
     """Return a run that is running or interrupted, by its lock and the age of its progress."""
     progress = read_object(folder / PROGRESS_FILE)
-    stage, left = progress.get("stage"), number(progress.get("seconds_left"))
+    stage, left = progress.get("stage"), number_of(progress, "seconds_left")
     remarks = [stage] if isinstance(stage, str) and stage != TRAIN else []
     updated_at = _timestamp(progress.get("updated_at"))
     silent_seconds = time.time() - (changed_at if updated_at is None else updated_at)
@@ -134,27 +135,18 @@ def _unfinished(folder: Path, changed_at: float) -> Run:
         "",
         RUNNING if held else INTERRUPTED,
         changed_at,
-        step=_whole(progress.get("step")),
-        max_steps=_whole(progress.get("max_steps")),
-        loss=number(progress.get("loss")),
+        step=_whole(progress, "step"),
+        max_steps=_whole(progress, "max_steps"),
+        loss=number_of(progress, "loss"),
         seconds_left=left if held else None,
         remark=", ".join(remarks),
         overrides=_texts(progress.get("overrides")),
     )
 
 
-def number(value: Any) -> float | None:
-    """Return a finite number, and None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # a whole number larger than all floats
-        return None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _whole(values: Mapping[str, Any], name: str) -> int | None:
+    number = number_of(values, name)
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:

@@ -57,10 +57,18 @@ class FolderLock:
                 if error.errno not in _REMOVED or attempt == _ATTEMPTS - 1:
                     raise
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the folder still holds the locked file, so nobody removed or renamed it."""
+        try:
+            return self._status is not None and os.path.samestat(self._status, self._file.stat())
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Remove the file and give the lock back."""
-        with suppress(OSError):  # a file of that name may be another process's by now
-            if self._status and os.path.samestat(self._status, self._file.stat()):
+        with suppress(OSError):
+            if self.is_in_place:  # a file of that name may be another process's by now
                 self._file.unlink()
         with suppress(OSError):
             self._lock.release()

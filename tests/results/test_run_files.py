@@ -1,5 +1,7 @@
 """Files of runs: complete ones are read, torn ones are refused by their path."""
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 from so_clip.errors import InputError
 from so_clip.results.run_files import (
     columns_if_whole,
+    finished_metrics,
+    number_of,
     read_columns,
     read_metrics,
     read_object,
@@ -16,7 +20,7 @@ from so_clip.results.run_files import (
 )
 from tests.helpers.report_runs import write_run
 
-TABLE = 'path,label,loss\n"a, b",3,0.5\nnan,-1,\n'
+TABLE = 'path,label,loss\n"a, b",3,0.5\nnan,1,\n'
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,7 @@ def test_columns_are_read_by_their_type(tmp_path: Path) -> None:
     found = read_columns(path, whole=("label",), numbers=("loss", "label"), texts=("path",))
     assert found["path"] == ["a, b", "nan"]
     np.testing.assert_array_equal(found["loss"], [0.5, np.nan])
-    assert found["label"].tolist() == [3.0, -1.0]
+    assert found["label"].tolist() == [3.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,7 @@ def test_columns_are_read_by_their_type(tmp_path: Path) -> None:
         (TABLE + "c,,0\n", "it is not a complete table"),
         (TABLE + f"c,{2**63},0\n", "it is not a complete table"),
         (TABLE + "c,1,high\n", "it is not a complete table"),
+        (TABLE + "c,-1,0\n", "it is not a complete table (label is -1"),
         (TABLE + "c" * 200_000 + ",1,1\n", "it is not a complete table"),
         ("path,label\na,1\n", "it has no column 'loss'"),
         ("path,label,loss,loss\na,1,1,1,1\n", "it is not a complete table"),
@@ -100,3 +105,59 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     finally:
         closed.chmod(0o700)
     assert unreadable == [f"{closed} cannot be read: Permission denied."]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("accuracy_percent", 5000),
+        ("accuracy_percent", -0.5),
+        ("accuracy_percent", math.inf),
+        ("zero_shot_accuracy_percent", 100.5),
+        ("mean_class_accuracy_percent", 101),
+        ("new_accuracy_percent", -1e-9),
+        ("train_seconds", -3),
+        ("train_seconds", math.nan),
+        ("evaluate_seconds", 1e20),
+        ("peak_memory_mib", 1e300),
+        ("weights_mib", -1),
+        ("shots", -4),
+        ("shots", 4.5),
+        ("seed", 2**64),
+        ("steps", -200),
+        ("final_loss", math.nan),
+        ("processes", -2),
+        ("transfer", {"dtd": {"accuracy_percent": 5000}}),
+        ("transfer", {"dtd": {"accuracy_percent": 50, "zero_shot_accuracy_percent": -1}}),
+    ],
+)
+def test_a_run_with_an_impossible_number_is_refused_by_its_name(tmp_path, key, value):
+    folder = write_run(tmp_path, "a")
+    file = folder / "metrics.json"
+    metrics = json.loads(file.read_text())
+    assert finished_metrics(folder) == metrics
+    file.write_text(json.dumps(metrics | {key: value}))
+    with pytest.raises(InputError, match=f"metrics.json: {key} is ") as caught:
+        finished_metrics(folder)
+    assert len(str(caught.value)) < 400
+    if not isinstance(value, dict):
+        assert number_of({key: value}, key) is None or key == "shots"
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("accuracy_percent", "5000"),
+        ("accuracy_percent", "inf"),
+        ("confidence", "7"),
+        ("images", "-3"),
+        ("step", "-1"),
+    ],
+)
+def test_a_table_with_an_impossible_number_is_refused(tmp_path, column, cell):
+    path = tmp_path / "table.csv"
+    path.write_text(f"{column},loss\n,-0.5\n0.5,inf\n")
+    assert read_columns(path, numbers=(column, "loss"))["loss"].tolist() == [-0.5, math.inf]
+    path.write_text(f"{column},loss\n{cell},1\n")
+    with pytest.raises(InputError, match=f"{column} is "):
+        read_columns(path, numbers=(column, "loss"))

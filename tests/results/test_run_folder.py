@@ -4,8 +4,9 @@ import csv
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -358,3 +359,64 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path):
 def test_the_summary_has_two_aligned_columns():
     text = summary_table({"accuracy": "50 %", "peak memory": "1 MiB"})
     assert text.splitlines() == ["accuracy     50 %", "peak memory  1 MiB"]
+
+
+def _rename(folder: Path) -> None:
+    folder.parent.rename(folder.parent.with_name("elsewhere"))
+
+
+def _replace(folder: Path) -> None:
+    """Put another process's folder of the same configuration in the place of this one."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+
+
+_WRITES: dict[str, Callable[[RunFolder], object]] = {
+    "finish": lambda folder: folder.finish(METRICS, "table"),
+    "history": lambda folder: folder.write_history([1.0], [0.1]),
+    "provenance": lambda folder: folder.write_provenance({}),
+    "progress": lambda folder: folder.watched(10),
+    "start": lambda folder: folder.start(CONFIG, None),
+}
+
+
+@pytest.mark.parametrize("write", _WRITES)
+@pytest.mark.parametrize("lose", [shutil.rmtree, _rename, _replace])
+def test_a_run_whose_folder_is_removed_or_renamed_fails_and_leaves_nothing(folder, lose, write):
+    """Otherwise the folder has metrics.json without config.yaml, and counts as finished."""
+
+    def work() -> None:
+        with folder.claimed():
+            folder.start(CONFIG, None)
+            lose(folder.path)
+            _WRITES[write](folder)
+
+    with pytest.raises(RunFailed, match="was removed or renamed while its run worked"):
+        work()
+    left = ["config.yaml"] if lose is _replace else []
+    assert _names(folder.path) == left
+
+
+def test_a_removed_folder_is_noticed_without_locks_too(folder, monkeypatch):
+    monkeypatch.setattr("so_clip.results.run_folder.lock_folder", lambda folder: None)
+
+    def work() -> None:
+        with folder.claimed():
+            folder.start(CONFIG, None)
+            shutil.rmtree(folder.path)
+            folder.finish(METRICS, "table")
+
+    with pytest.raises(RunFailed, match="was removed or renamed"):
+        work()
+    assert not folder.path.exists()
+
+
+def test_a_folder_moved_behind_a_link_is_the_same_folder(folder):
+    with folder.claimed():
+        folder.start(CONFIG, None)
+        place = folder.path.parent
+        place.rename(place.with_name("elsewhere"))
+        place.symlink_to(place.with_name("elsewhere"))
+        folder.finish(METRICS, "table")
+        assert folder.finished("f1") == METRICS
