@@ -1,21 +1,27 @@
 """Read images from a dataset's folder or from the package, as RGB; bad images are named."""
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import Image, UnidentifiedImageError, features
 
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, how_to_get
 from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
+from so_clip.data.image_kinds import kind_of
 from so_clip.data.lists.splits import dataset_folder, refuse_misplaced
+from so_clip.data.pillow_warnings import naming
 from so_clip.data.safe_path import why_outside
 from so_clip.data.unicode_names import DiskNames
 from so_clip.errors import InputError, reason_of
@@ -26,11 +32,15 @@ if TYPE_CHECKING:
 
 # Image formats of datasets, for any suffix (Oxford Pets has GIFs with the suffix .jpg). Without
 # this list Pillow tries all its formats, and some (PostScript) run other programs.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
+_HEIC = "HEIF"  # Pillow's name of the format that pillow-heif reads
 # Pillow's limit against decompression bombs. Such an image takes half a GiB in memory.
 MAX_PIXELS = 2 * (1 << 30) // 12
 # Modes with values that 8 bits may not hold. Pillow itself reduces 16-bit colours.
 _DEEP = ("I", "F")
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CODECS = ("jpg", "zlib", "libtiff", "webp", "avif", "libjpeg_turbo")
 
 _Result = TypeVar("_Result")
 
@@ -42,6 +52,10 @@ class CorruptImage(InputError):
     """
 
     reason = ""
+
+
+class UnreadFormat(CorruptImage):
+    """The file is whole, but its format is not read."""
 
 
 class ImageSource(Protocol):
@@ -108,7 +122,7 @@ class ImageFolder:
     def _read(self, path: str, take: Callable[[BinaryIO], _Result]) -> _Result:
         file = self.root / self._inside(path)
         try:
-            with _open_plain(file) as stream:
+            with _open_plain(file) as stream, naming(file):
                 return take(stream)
         except FileNotFoundError as error:
             raise InputError(
@@ -117,6 +131,8 @@ class ImageFolder:
             ) from error
         except InputError:
             raise
+        except _Unread as error:
+            raise _corrupt(file, str(error), UnreadFormat) from error
         except _Unusable as error:
             raise _corrupt(file, str(error)) from error
         # Decoders raise nearly every kind of exception for broken data.
@@ -246,12 +262,16 @@ class _Unusable(Exception):
     """A file that Pillow cannot or must not decode; the message says why."""
 
 
+class _Unread(_Unusable):
+    """The file is whole, but its format is not read."""
+
+
 class _TooLarge(_Unusable):
     """The image has more than `MAX_PIXELS` pixels."""
 
 
-def _corrupt(file: Path, reason: str) -> CorruptImage:
-    error = CorruptImage(f"{file}: {reason} on_corrupt=skip runs without it.")
+def _corrupt(file: Path, reason: str, kind: type[CorruptImage] = CorruptImage) -> CorruptImage:
+    error = kind(f"{file}: {reason} on_corrupt=skip runs without it.")
     error.reason = reason
     return error
 
@@ -297,14 +317,41 @@ def _check_fits_8_bits(image: Image.Image) -> None:
         )
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that this installation reads."""
+    formats = [name for name in FORMATS if name != "AVIF" or features.check("avif")]
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(thumbnails=False)
+        formats.append(_HEIC)
+    return tuple(formats)
+
+
+def decoder_versions() -> list[str | None]:
+    """Return the versions of what decodes images, since pixels can depend on them."""
+    try:
+        heic: str | None = version("pillow-heif")
+    except PackageNotFoundError:
+        heic = None
+    return [PIL.__version__, *map(features.version, _CODECS), heic]
+
+
 def _opened(stream: BinaryIO) -> Image.Image:
     try:
-        image = Image.open(stream, formats=FORMATS)
+        image = _identified(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _TooLarge(f"the image is too large ({error}). Scale it down.") from error
     except UnidentifiedImageError as error:
+        kind = kind_of(stream)
+        if kind and kind.whole and kind.reader not in _formats():
+            text = f"this is {kind.what}, a format that is not read. {kind.way_out}"
+            raise _Unread(text) from error
+        if kind and not kind.whole:
+            raise _Unusable(f"this is {kind.what}, not an image. {kind.way_out}") from error
         raise _Unusable(
-            f"not an image, or not in one of the formats {', '.join(FORMATS)}. Fetch it again."
+            f"not an image, or not in one of the formats {', '.join(_formats())}. Fetch it again."
         ) from error
     width, height = image.size
     # Any library may have switched off Pillow's own check, a global setting.
@@ -314,3 +361,26 @@ def _opened(stream: BinaryIO) -> Image.Image:
             f"the image is too large: {width} x {height} pixels, above {MAX_PIXELS}. Scale it down."
         )
     return image
+
+
+def _identified(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream, formats=_formats())
+    except ValueError:
+        # Pillow refuses long texts in a PNG, which have nothing to do with its pixels.
+        stream.seek(0)
+        data = stream.read()
+        if not data.startswith(_PNG):
+            raise
+        return Image.open(io.BytesIO(_without_texts(data)), formats=("PNG",))
+
+
+def _without_texts(png: bytes) -> bytes:
+    """Return a PNG without its chunks of text."""
+    parts, start = [_PNG], len(_PNG)
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4], "big")  # length, kind, checksum
+        if png[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            parts.append(png[start:end])
+        start = end
+    return b"".join(parts)

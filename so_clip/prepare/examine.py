@@ -8,7 +8,7 @@ from pathlib import Path
 from so_clip.data.cache.corrupt import errors_of
 from so_clip.data.cards.card import DatasetCard, how_to_get
 from so_clip.data.examples import SPLITS, Splits
-from so_clip.data.images import ImageFolder
+from so_clip.data.images import ImageFolder, UnreadFormat
 from so_clip.data.lists.misplaced import find_misplaced
 from so_clip.data.lists.split_file import MAX_PROBLEMS, read_sound_part
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
@@ -27,7 +27,7 @@ STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
 REPAIR, IMAGENET, CHMOD = "repair=true", "imagenet_dir=", "chmod -R u+rX"
 MAX_PAIRS = 1000  # names of classes
 SHOWN = 3  # examples of one kind of fault
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic")
 # The last bytes of this many images are read. All of ImageNet's would take an hour.
 MAX_ENDS_READ = 200_000
 
@@ -59,6 +59,7 @@ class Diagnosis:
         faults: one sentence per fault.
         notes: one sentence per fact that is not a fault.
         remedy: the one command that repairs it; "" if nothing is wrong, or no command repairs it.
+        bad_images: what is wrong with each image that a run would refuse, by path.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Diagnosis:
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     remedy: str = ""
+    bad_images: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
         """Return all attributes as JSON values."""
@@ -187,9 +189,13 @@ def _examine_images(
     if locked:
         found.remedy = _chmod([folder] if folder in locked else locked[:SHOWN])
         missing = [path for path in missing if not set(locked) & set((folder / path).parents)]
-    _add(found.faults, missing, len(paths), "missing")
-    _add(found.faults, no_files, len(paths), "not plain files")
-    _add(found.faults, empty, len(paths), "empty files")
+    for bad_paths, fault, what in (
+        (missing, "missing", "missing"),
+        (no_files, "not plain files", "not a plain file"),
+        (empty, "empty files", "an empty file"),
+    ):
+        _add(found.faults, bad_paths, len(paths), fault)
+        found.bad_images |= dict.fromkeys(bad_paths, what)
     if folder in locked:
         return
     if missing:
@@ -205,9 +211,14 @@ def _examine_images(
     found.decoded = len(chosen)
     unreadable = [path for path in bad if not os.access(folder / path, os.R_OK)]
     _add(found.faults, unreadable, len(paths), "not readable: their permissions forbid it")
-    damaged = [path for path in bad if path not in unreadable]
+    unread = [path for path in bad if isinstance(bad[path], UnreadFormat)]
+    damaged = [path for path in bad if path not in {*unreadable, *unread}]
     _add(found.faults, damaged, len(paths), "damaged")
-    found.notes += [str(bad[path]) for path in damaged[:SHOWN]]
+    _add(found.faults, unread, len(paths), "in formats that are not read")
+    found.notes += [str(bad[path]) for path in (*damaged[:SHOWN], *unread[:SHOWN])]
+    found.bad_images |= {
+        path: getattr(error, "reason", "") or str(error) for path, error in bad.items()
+    }
     if unreadable and not locked:
         found.remedy = _chmod([folder])
     found.remedy = found.remedy or ("repair" if damaged or no_files else "")

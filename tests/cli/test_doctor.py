@@ -30,6 +30,7 @@ from tests.helpers.archives import (
 )
 from tests.helpers.command import call, environment
 from tests.helpers.file_server import running
+from tests.helpers.made_datasets import write_class_folders
 
 IMAGE = "ant/ant_0.jpg"
 
@@ -388,7 +389,28 @@ def test_json_has_all_facts(root):
     (found,) = json.loads(done.out)
     assert (found["name"], found["state"], found["images"]) == ("small", "faulty", 12)
     assert found["faults"] == ["1 of 12 images missing: ant/ant_0.jpg"]
+    assert found["bad_images"] == {"ant/ant_0.jpg": "missing"}
     assert found["remedy"].startswith("python -m so_clip prepare dataset=small")
+
+
+def test_json_lists_every_bad_image_and_formats_that_are_not_read_are_not_damaged(tmp_path):
+    write_class_folders(tmp_path, ("ant", "bee"), images=6)
+    with Image.open(tmp_path / "ant" / "0.png") as image:
+        for index in range(5):
+            image.save(tmp_path / "ant" / f"{index}.png", format="JPEG2000")
+    for index in range(4):
+        (tmp_path / "bee" / f"{index}.png").write_bytes(b"<html>")
+    words = "dataset=folder", f"data_root={tmp_path}", "check=all"
+    (found,) = json.loads(call("doctor", *words, "--json").out)
+    assert sorted(found["bad_images"]) == [
+        *(f"ant/{index}.png" for index in range(5)),
+        *(f"bee/{index}.png" for index in range(4)),
+    ]
+    assert "JPEG 2000 image, a format that is not read" in found["bad_images"]["ant/4.png"]
+    damaged, unread = found["faults"]
+    assert damaged.startswith("4 of 12 images damaged: bee/")
+    assert unread.startswith("5 of 12 images in formats that are not read: ant/")
+    assert "Convert it to PNG or JPEG" in call("doctor", *words).out
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def test_missing_empty_folder_text_and_pipe_are_refused(folder):
         "b/none.jpg": r"the image is missing.*complete the dataset",
         "empty.jpg": r"the image is empty \(0 bytes\)\. Fetch it again",
         "a": "this is a folder",
-        "text.jpg": "not an image, or not in one of the formats JPEG",
-        "script.jpg": "not an image, or not in one of the formats JPEG",
+        "text.jpg": "this is a web page, not an image. The download failed",
+        "script.jpg": "this is a PostScript document, a format that is not read. Export",
         "pipe.jpg": "this is not a plain file",
         "a/good.jpg/x.jpg": r"cannot be read \(Not a directory\)",
     }.items():

@@ -163,7 +163,7 @@ def test_corrupt_and_missing_images_are_different_errors(tmp_path):
     for name, data, reason in (
         ("cut.jpg", whole[: len(whole) // 2], "the image cannot be decoded"),
         ("zero.jpg", b"", "the image is empty"),
-        ("text.jpg", b"<html>404</html>", "not an image"),
+        ("text.jpg", b"<html>404</html>", "this is a web page, not an image"),
         ("random.jpg", bytes(range(256)), "not an image"),
         ("head.png", _encoded(_picture(), "PNG")[:90], "the image cannot be decoded"),
     ):

@@ -9,11 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import PIL
-
 from so_clip.data.examples import Example, Splits
 from so_clip.data.fewshot import FewShot
-from so_clip.data.images import CorruptImage, ImageSource
+from so_clip.data.images import CorruptImage, ImageSource, decoder_versions
 from so_clip.errors import InputError, say
 from so_clip.system import atomic
 from so_clip.system.code_hash import code_sha256
@@ -98,7 +96,7 @@ def _key(images: ImageSource, paths: Sequence[str]) -> str:
     root = getattr(images, "root", None)
     if root is None:
         return ""
-    decoder = PIL.__version__, code_sha256("data")
+    decoder = decoder_versions(), code_sha256("data")
     total = hashlib.sha256(f"{decoder} {os.path.realpath(root)}\0".encode())
     for path in paths:
         try:

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 from numpy.lib import format as npy
-from PIL import features
 
+from so_clip.data.images import decoder_versions
 from so_clip.system.code_hash import code_sha256
 from so_clip.system.safe_open import open_plain
 
@@ -31,7 +30,6 @@ except ImportError:  # Windows
 _FORMAT_VERSION = 2
 # The code that decodes images. It has no version number.
 _CODE = ("data",)
-_CODECS = ("jpg", "zlib", "libtiff", "webp", "jpg_2000", "libjpeg_turbo")
 # The system maps up to this many bytes before an address when the address is read.
 _MAPPED_TOGETHER = 2**20
 
@@ -58,8 +56,7 @@ class Layout:
             "count": count,
             "image_size": image_size,
             "transform": "RGB; shorter side to image_size, bicubic; central square",
-            "pillow": PIL.__version__,
-            "codecs": [features.version(codec) for codec in _CODECS],
+            "decoders": decoder_versions(),
             "code_sha256": code_sha256(*_CODE),
         }
         self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,7 @@ from so_clip.data.user.listing import Listed, Listing, counts_text
 from so_clip.data.user.split_folders import Content, find_layout
 from so_clip.errors import InputError
 
-SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".jpe")
+SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".jpe", ".avif", ".heic", ".heif")
 # Folders and files that systems and archives create, beside all names that begin with a dot.
 _SYSTEM_NAMES = {
     "__macosx",

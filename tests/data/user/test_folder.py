@@ -90,9 +90,7 @@ def test_without_train_folders_are_classes_unless_the_option_says_splits(tmp_pat
 
 def test_files_that_are_not_images_are_counted(tmp_path: Path):
     touch(tmp_path, "ant/a.jpg", "ant/.DS_Store", "ant/._a.jpg", "ant/Thumbs.db", "__MACOSX/x.jpg")
-    touch(
-        tmp_path, ".git/y.jpg", "bee/b.jpg", "bee/n.txt", "bee/m.TXT", "bee/p.heic", "bee/LICENSE"
-    )
+    touch(tmp_path, ".git/y.jpg", "bee/b.jpg", "bee/n.txt", "bee/m.TXT", "bee/p.psd", "bee/LICENSE")
     touch(tmp_path, "readme.md", "lost.png")
     found = list_folder(tmp_path)
     assert {image.path for image in found.images} == {"ant/a.jpg", "bee/b.jpg"}
@@ -100,7 +98,7 @@ def test_files_that_are_not_images_are_counted(tmp_path: Path):
     place = f"skipped in {tmp_path}"
     assert found.notes == [
         f"files without the suffix of an image, {place}: "
-        ".txt (2), .heic (1), .md (1), no suffix (1)",
+        ".txt (2), .md (1), .psd (1), no suffix (1)",
         f"hidden files and files of the system, {place}: 5",
         f"images outside the folders of classes, {place}: 1",
     ]
