@@ -14,11 +14,11 @@ def main() -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    from so_clip.cli.program import COMMANDS, COMPLETION_FLAGS, HELP_FLAGS, RUN, call
+    from so_clip.cli.program import COMMANDS, COMPLETION_FLAGS, HELP_FLAGS, RUN, call, completes
 
-    if arguments and arguments[0] in (RUN, *COMMANDS, *COMPLETION_FLAGS):
+    if completes() or (arguments and arguments[0] in (RUN, *COMMANDS, *COMPLETION_FLAGS)):
         call(arguments)
-    elif any(argument.partition("=")[0] in HELP_FLAGS for argument in arguments):
+    elif not arguments or any(argument.partition("=")[0] in HELP_FLAGS for argument in arguments):
         named = [argument for argument in arguments if argument in COMMANDS]
         if named:
             call([named[0], "--help"])

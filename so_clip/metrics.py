@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from so_clip.adapt.model import Model
@@ -17,6 +18,9 @@ from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class,
 from so_clip.runtime.device import describe
 from so_clip.train import History
 from so_clip.version import RESULTS_VERSION
+
+# The stop reason of a run that adapts nothing.
+NOT_ADAPTED = "zero_shot"
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,20 @@ class Outcome:
     adapted: Predictions
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the columns of predictions.csv. Labels are those of the dataset."""
-        first = self.test_set.first_label
-        return {
-            "path": [example.path for example in self.test_set.splits.test],
-            "label": (self.adapted.label_N + first).tolist(),
-            "zero_shot_prediction": (self.zero_shot.predicted_N + first).tolist(),
-            "zero_shot_confidence": self.zero_shot.confidence_N.tolist(),
-            "prediction": (self.adapted.predicted_N + first).tolist(),
-            "confidence": self.adapted.confidence_N.tolist(),
+        """Return the columns of predictions.csv: labels of the dataset, and their names."""
+        splits, first = self.test_set.splits, self.test_set.first_label
+        numbers_N = {
+            "label": self.adapted.label_N.tolist(),
+            "zero_shot_prediction": self.zero_shot.predicted_N.tolist(),
+            "prediction": self.adapted.predicted_N.tolist(),
         }
+        columns: dict[str, list[Any]] = {"path": [example.path for example in splits.test]}
+        for name, classes_N in numbers_N.items():
+            columns[name] = [number + first for number in classes_N]
+            columns[f"{name}_name"] = [splits.class_names[number] for number in classes_N]
+        columns["zero_shot_confidence"] = self.zero_shot.confidence_N.tolist()
+        columns["confidence"] = self.adapted.confidence_N.tolist()
+        return columns
 
 
 def write_outcomes(outcomes: Sequence[Outcome], folder: RunFolder) -> dict[str, dict[str, float]]:
@@ -137,20 +145,21 @@ def run_metrics(
 
 def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the run's accuracies for people, by their labels."""
-    rows = {
-        "zero-shot accuracy": f"{metrics['zero_shot_accuracy_percent']:.2f} %",
-        "adapted accuracy": f"{metrics['accuracy_percent']:.2f} %",
-    }
+    adapts = metrics["stop_reason"] != NOT_ADAPTED
+    both = partial(_both, adapts=adapts)
+    rows = {"zero-shot accuracy": f"{metrics['zero_shot_accuracy_percent']:.2f} %"}
+    if adapts:
+        rows["adapted accuracy"] = f"{metrics['accuracy_percent']:.2f} %"
     if metrics["protocol"] == BASE_TO_NEW:
         rows = {
-            "base classes": _both(metrics, "base_accuracy_percent"),
-            "new classes": _both(metrics, "new_accuracy_percent"),
-            "harmonic mean": _both(metrics, "harmonic_mean_percent"),
+            "base classes": both(metrics, "base_accuracy_percent"),
+            "new classes": both(metrics, "new_accuracy_percent"),
+            "harmonic mean": both(metrics, "harmonic_mean_percent"),
         }
     transfer = metrics.get("transfer", {})
-    rows |= {f"on {name}": _both(scores, "accuracy_percent") for name, scores in transfer.items()}
+    rows |= {f"on {name}": both(scores, "accuracy_percent") for name, scores in transfer.items()}
     if len(transfer) > 1:
-        rows["average of these"] = _both(metrics, "transfer_accuracy_percent")
+        rows["average of these"] = both(metrics, "transfer_accuracy_percent")
     if skipped := skipped_images(metrics, *transfer.values()):
         rows["skipped images"] = f"{skipped}: see {SKIPPED_FILE}"
     return rows
@@ -162,8 +171,9 @@ def _skipped(data: Data, dataset: str) -> dict[str, int]:
     return {key: counts[split] for split, key in SKIPPED.items()}
 
 
-def _both(values: Mapping[str, Any], key: str) -> str:
-    return f"{values[f'{ZERO_SHOT}{key}']:.2f} % zero-shot, {values[key]:.2f} % adapted"
+def _both(values: Mapping[str, Any], key: str, adapts: bool) -> str:
+    zero_shot = f"{values[f'{ZERO_SHOT}{key}']:.2f} % zero-shot"
+    return f"{zero_shot}, {values[key]:.2f} % adapted" if adapts else zero_shot
 
 
 def _base_to_new(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

@@ -30,7 +30,14 @@ from so_clip.fingerprint import (
     run_dir,
     run_fingerprint,
 )
-from so_clip.metrics import Adaptation, Outcome, run_metrics, summary_rows, write_outcomes
+from so_clip.metrics import (
+    NOT_ADAPTED,
+    Adaptation,
+    Outcome,
+    run_metrics,
+    summary_rows,
+    write_outcomes,
+)
 from so_clip.results.progress import Progress
 from so_clip.results.provenance import provenance
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder, summary_table
@@ -187,7 +194,7 @@ class Run:
                 raise
             adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
         else:
-            adapted, adaptation = zero_shot, Adaptation(History(stop_reason="zero_shot"), 0.0, 0)
+            adapted, adaptation = zero_shot, Adaptation(History(stop_reason=NOT_ADAPTED), 0.0, 0)
         memory = self._memory(evaluators[""])
         outcomes = [
             Outcome(test_set, zero_shot[test_set.name], adapted[test_set.name])

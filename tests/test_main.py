@@ -3,12 +3,15 @@
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import so_clip
 from so_clip.cli.guard import guarded
 from so_clip.errors import InputError, RunFailed, Terminated
+from so_clip.system.paths import PACKAGE_DIR
 from tests.helpers.command import call, captured, ended, environment, spawn, started, until
 
 QUICK = ("method=zero_shot", "evaluation.workers=0")
@@ -54,7 +57,6 @@ def test_a_run_ends_with_zero_and_a_table(tmp_path):
     assert done.code == 0, done.err
     assert [line.split("  ")[0] for line in done.out.strip().splitlines()] == [
         "zero-shot accuracy",
-        "adapted accuracy",
         "peak memory",
         "training",
         "run folder",
@@ -64,6 +66,28 @@ def test_a_run_ends_with_zero_and_a_table(tmp_path):
     # Hydra and torch leave nothing in the working directory.
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert "Warning" not in done.err
+
+
+def test_the_short_help_is_the_answer_to_no_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bare = call()
+    assert (bare.code, bare.err) == (0, "")
+    assert bare.out == call("--help").out
+    assert "python -m so_clip experiment=demo" in bare.out
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_version_is_the_projects():
+    assert call("--version").out == f"so_clip {so_clip.__version__}\n"
+    assert so_clip.__version__ == version("so-clip")
+
+
+def test_the_package_shows_what_can_be_imported_from_it():
+    assert dir(so_clip) == ["SO", "__version__", "clip_grad_norm_", "sampled_gradients"]
+    assert all(getattr(so_clip, name) is not None for name in dir(so_clip))
+    with pytest.raises(AttributeError, match="'nothing'"):
+        so_clip.nothing  # noqa: B018
+    assert (PACKAGE_DIR / "py.typed").exists()
 
 
 def test_bad_input_is_one_message_and_debug_adds_the_traceback():

@@ -116,11 +116,17 @@ def test_predictions_give_both_accuracies(demo):
     assert list(rows[0]) == [
         "path",
         "label",
+        "label_name",
         "zero_shot_prediction",
-        "zero_shot_confidence",
+        "zero_shot_prediction_name",
         "prediction",
+        "prediction_name",
+        "zero_shot_confidence",
         "confidence",
     ]
+    names = {row["label"]: row["name"] for row in demo.rows("per_class.csv")}
+    for key in ("label", "zero_shot_prediction", "prediction"):
+        assert all(row[f"{key}_name"] == names[row[key]] for row in rows)
     assert len(rows) == len({row["path"] for row in rows}) == 540
     for key, column in (
         ("accuracy_percent", "prediction"),

@@ -66,7 +66,7 @@ def test_the_wheel_contains_only_the_files_of_a_run(wheel):
         expected = {f"{folder}/{name}" for name in _files(ROOT / folder, "*.yaml")}
         assert expected
         assert {name for name in inside if name.startswith(f"{folder}/")} == expected
-    assert {"__main__.py", "assets/tiny.safetensors", "assets/tiny.json"} <= inside
+    assert {"__main__.py", "py.typed", "assets/tiny.safetensors", "assets/tiny.json"} <= inside
     assert {f"report/assets/{name}" for name in ("page.html", "page.css", "app.js")} <= inside
     top = {name.split("/")[0].partition("-")[0] for name in names}
     assert top == {"so_clip", "hydra_plugins"}

@@ -73,6 +73,11 @@ class Program(TyperGroup):
         return [*super().shell_complete(ctx, incomplete), *flags]
 
 
+def completes() -> bool:
+    """Return whether the shell asks for completions instead of a command."""
+    return COMPLETION_VARIABLE in os.environ
+
+
 def call(arguments: Sequence[str]) -> None:
     """Call the command that `arguments` begin with.
 
@@ -81,7 +86,7 @@ def call(arguments: Sequence[str]) -> None:
     """
     app = typer.Typer(cls=Program, rich_markup_mode=None, callback=lambda: None)
     program: Any = typer.main.get_command(app)
-    if COMPLETION_VARIABLE in os.environ:
+    if completes():
         program.main(prog_name="so_clip")  # prints the completions and exits
     name = "so_clip" if arguments[0] in COMPLETION_FLAGS else "python -m so_clip"
     command = program.get_command(None, arguments[0]) or program

@@ -196,7 +196,7 @@ class Evaluation(Options):
 class Placement(Options):
     """Device, precision, memory, and where the results go."""
 
-    device: str = option(AUTO, "auto | cpu | cuda | cuda:N")
+    device: str = option(AUTO, "auto | cpu | cuda | cuda:N | mps (Apple silicon)")
     precision: AutoPrecision = option(
         AUTO,
         "auto (bf16 on a GPU that supports it, else fp32) | fp32 | bf16 | fp16, with fp32 weights "
@@ -235,8 +235,8 @@ class Placement(Options):
     @field_validator("device", mode="before")
     @classmethod
     def _check_device(cls, value: Any) -> str:
-        if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", str(value)):
-            raise InputError(f"device={value}: must be auto, cpu, cuda or cuda:N.")
+        if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,2})?", str(value)):
+            raise InputError(f"device={value}: must be auto, cpu, cuda, cuda:N or mps.")
         return str(value)
 
 

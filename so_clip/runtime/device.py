@@ -10,14 +10,19 @@ from so_clip.system.machine import lease_gpu
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that `name` (auto | cpu | cuda | cuda:N) means on this machine.
+    """Return the device that `name` (auto | cpu | cuda | cuda:N | mps) means on this machine.
 
     Raises:
-        InputError: the machine has no CUDA, or fewer CUDA devices than the name needs.
+        InputError: the machine has no such device, or fewer CUDA devices than the name needs.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(
+            f"device={name}: torch {torch.__version__} finds no Apple GPU on this machine. Use "
+            "device=cpu or device=auto."
+        )
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
@@ -34,7 +39,7 @@ def pick_device(name: str) -> torch.device:
 
 def describe(device: torch.device) -> str:
     """Return the device's name for a record."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @contextmanager

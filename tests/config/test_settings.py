@@ -115,7 +115,7 @@ REFUSED = [
     ("threads", 0, "must be 1 or more"),
     ("threads", "all", "must be a whole number"),
     ("memory", "low", "must be fast or balanced or small"),
-    ("device", "gpu", "device=gpu: must be auto, cpu, cuda or cuda:N"),
+    ("device", "gpu", "device=gpu: must be auto, cpu, cuda, cuda:N or mps"),
     ("device", "cpu:", "must be auto"),
     ("device", "cuda:", "must be auto"),
     ("device", "cuda:-1", "must be auto"),

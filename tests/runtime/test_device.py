@@ -27,6 +27,20 @@ def test_cuda_on_a_machine_without_it_is_an_error_with_a_way_out(name):
         pick_device(name)
 
 
+@pytest.mark.skipif(
+    torch.backends.mps.is_available(), reason="needs a machine without an Apple GPU"
+)
+def test_mps_on_a_machine_without_it_is_an_error_with_a_way_out():
+    with pytest.raises(InputError, match=r"device=mps: .*device=cpu"):
+        pick_device("mps")
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs an Apple GPU")
+def test_mps_is_used_and_described():
+    assert pick_device("mps") == torch.device("mps")
+    assert describe(torch.device("mps")) == "mps"
+
+
 @with_cuda
 def test_cuda_is_used_and_described():
     device = pick_device("cuda:0")
