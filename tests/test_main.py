@@ -111,13 +111,17 @@ def test_an_unknown_flag_is_named(flag):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_so_and_does_not_count_as_finished(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_an_interrupted_run_says_so_and_does_not_count_as_finished(number, code, word, tmp_path):
     arguments = ("experiment=demo", "schedule.stop_loss=0", "schedule.max_steps=100000")
     with started(*arguments, f"results_dir={tmp_path}") as process:
         until(lambda: [*tmp_path.glob("*/config.yaml")], process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         done = ended(process)
-    assert (done.code, done.out, done.err) == (130, "", "so_clip: interrupted\n")
+    assert (done.code, done.out, done.err) == (code, "", f"so_clip: {word}\n")
     (folder,) = tmp_path.glob("[!.]*")
     assert not (folder / "metrics.json").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -32,10 +32,12 @@ def main(
 ) -> None:
     """Print the forecast; see HELP."""
     from so_clip.config.compose import compose
+    from so_clip.config.early_checks import check_packages
     from so_clip.config.parse import from_config
     from so_clip.data.find import find_card
 
     settings = from_config(compose(words or []))
+    check_packages(settings.method)
     choice = settings.data
     card = find_card(
         choice.dataset,

@@ -12,6 +12,7 @@ from so_clip.checks import (
     path,
     validated,
 )
+from so_clip.config.early_checks import check_adapter_options
 from so_clip.config.settings import (
     DATA_OPTIONS,
     GROUPS,
@@ -134,6 +135,8 @@ def _component(group: str, values: Any) -> Component | None:
     for key in options:
         if key.startswith("_"):
             raise InputError(f"{group}.{key}: there is no such option. Leave it out.")
+    if group == "adapter" and values["name"] in _targets(group):
+        check_adapter_options(options)
     if group == "optimizer":
         if "lr" not in options:
             raise InputError(

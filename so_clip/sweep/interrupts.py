@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a sweep: the first ends it with its summary, the second kills it."""
+"""Ctrl-C and SIGTERM: the first ends a command in words, a sweep too; the second kills it."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ _DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: 
 
 
 class Interrupts:
-    """Handlers of both signals for the time of a sweep.
+    """Handlers of both signals for the time of a command or a sweep.
 
     The first signal raises KeyboardInterrupt or Terminated; then the system's default handlers are
     set. A signal that is ignored (nohup) or has another handler is left alone.
