@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.utils import get_object
@@ -34,6 +34,7 @@ from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 
 CPU = torch.device("cpu")
+Made = TypeVar("Made")
 # Contexts of an evaluator for the classes that the classifier has anyway.
 _SAME_CLASSES: tuple[Classes, Classes] = (nullcontext, nullcontext)
 
@@ -176,7 +177,8 @@ def build_optimizer(choice: Component | None, model: Model) -> torch.optim.Optim
     constructor = _constructor("optimizer", choice.target)
     _refuse_foreign_options("optimizer", constructor, options)
     try:
-        optimizer: torch.optim.Optimizer = constructor([*model.parameters.values()], **options)
+        made = constructor([*model.parameters.values()], **options)
+        optimizer = _of_type(torch.optim.Optimizer, made, "optimizer", choice)
         if sampled:
             sampled_gradients(model.classifier, optimizer, always=sampled is True)
     except (TypeError, ValueError) as error:
@@ -283,16 +285,27 @@ def _other_classes(template: str, test_set: TestSet, model: Model) -> tuple[Clas
     return plain, partial(plain, rewrite=adapter.prompts_for)
 
 
-def make(group: str, choice: Component) -> Any:
-    """Return the object that a choice describes. Refusals of its class become InputError."""
+def make(group: str, choice: Component) -> Adapter:
+    """Return the adapter that a choice describes. Refusals of its class become InputError."""
     constructor = _constructor(group, choice.target)
     _refuse_foreign_options(group, constructor, choice.options)
     try:
-        return constructor(**choice.options)
+        made = constructor(**choice.options)
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"{group}: {error}") from error
+    return _of_type(Adapter, made, group, choice)
+
+
+def _of_type(needed: type[Made], made: Any, group: str, choice: Component) -> Made:
+    """Return the made object; InputError unless it has the type that the group needs."""
+    if not isinstance(made, needed):
+        raise InputError(
+            f"{group}._target_={choice.target}: makes a {type(made).__name__}, not a "
+            f"{needed.__module__}.{needed.__name__}."
+        )
+    return made
 
 
 def _constructor(group: str, target: str) -> Callable[..., Any]:
@@ -318,7 +331,10 @@ def _refuse_foreign_options(
     Raises:
         InputError: with the nearest option that it has.
     """
-    parameters = inspect.signature(constructor).parameters
+    try:
+        parameters = inspect.signature(constructor).parameters
+    except ValueError:  # some classes of Python itself have no signature
+        return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for key, value in options.items():

@@ -14,7 +14,7 @@ ResultsDir = Annotated[
     typer.Argument(
         metavar="RESULTS_DIR",
         help="The folder that holds the run folders.",
-        callback=lambda folder: path("RESULTS_DIR", folder),
+        parser=lambda folder: path("RESULTS_DIR", folder),
     ),
 ]
 # The option in messages about a folder that cannot be written.
@@ -24,4 +24,6 @@ OUT = "-o FOLDER"
 def out_option(content: str, name: str) -> Any:
     """Declare `-o`, the folder for `content`; the default is the folder `name` in RESULTS_DIR."""
     text = f"Folder for {content}. Default: RESULTS_DIR/{name}."
-    return typer.Option("-o", "--out", metavar="FOLDER", help=text)
+    return typer.Option(
+        "-o", "--out", metavar="FOLDER", help=text, parser=lambda folder: path("-o", folder)
+    )

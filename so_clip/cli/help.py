@@ -39,6 +39,8 @@ _FLAGS = """\
 flags
   -m, --multirun   run every combination of comma-separated values
   --cfg job        print the composed configuration instead of running it
+  --from RUN       repeat the run in this folder; options change it
+  --config-dir DIR a folder with choices of your own (docs/methods.md)
   --debug          print the traceback of an error
   --help TOPIC     a group, launcher, options, commands or all; also: GROUP=CHOICE --help
 exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
@@ -47,6 +49,7 @@ _MORE = """\
 Completion: so_clip --install-completion completes commands and flags in your shell. Instead, in
 bash, eval "$(so_clip -sc install=bash)" completes GROUP=CHOICE and OPTION=VALUE (by Hydra).
 A failed run does not stop a sweep. The sweep then ends with 1, or with 2 if only bad input failed.
+If an option is given twice, the last value counts.
 Repeat a sweep's command to run what is missing: finished runs are skipped, others are resumed."""
 
 _HELP = "python -m so_clip --help"

@@ -89,6 +89,8 @@ def call(arguments: Sequence[str]) -> None:
     if completes():
         program.main(prog_name="so_clip")  # prints the completions and exits
     name = "so_clip" if arguments[0] in COMPLETION_FLAGS else "python -m so_clip"
+    if arguments[0] in COMPLETION_FLAGS and len(arguments) > 1:
+        raise InputError(f"{arguments[0]}: takes nothing else. It finds your shell itself.")
     command = program.get_command(None, arguments[0]) or program
     try:
         with program.make_context(name, list(arguments)) as context:

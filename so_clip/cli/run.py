@@ -10,8 +10,8 @@ import typer
 from so_clip import __version__
 from so_clip.checks import path
 from so_clip.cli.config_folders import check_config_folders
-from so_clip.cli.program import COMMANDS
-from so_clip.errors import InputError, nearest, say, show
+from so_clip.cli.run_checks import check_flags, check_words, package_errors
+from so_clip.errors import InputError, say, show
 from so_clip.system.commands import command
 from so_clip.system.torchrun import processes
 
@@ -69,17 +69,20 @@ def main(
     `python -m so_clip --help` explains the options.
     """
     words = words or []
+    given = {name for name, value in context.params.items() if value not in (None, False, [])}
+    if not given:
+        from so_clip.cli.help import shown
+
+        show(shown([]))
+        return
     if version:
+        if len(given) > 1:
+            raise InputError("--version: prints the version and takes nothing else.")
         show(f"so_clip {__version__}")
         return
-    for word in words:
-        if word in COMMANDS:
-            raise InputError(f"{word}: a command comes first: python -m so_clip {word} ...")
-        if "=" not in word and not word.startswith("~"):
-            raise InputError(
-                f"{word}: there is no such command.{nearest(word, COMMANDS)} A run's options are "
-                "written OPTION=VALUE. See `python -m so_clip --help`."
-            )
+    check_flags(context.params)
+    if not shell_completion:
+        check_words(words, multirun)
     if multirun and processes() > 1:
         raise InputError(
             f"--multirun: torchrun's {processes()} processes do one run together. Leave it out, or "
@@ -95,7 +98,8 @@ def main(
     from so_clip.sweep.job import task
     from so_clip.sweep.launch import hydra_main
 
-    hydra_main(task, _show_runs)
+    with package_errors(package):
+        hydra_main(task, _show_runs)
 
 
 def _show_runs(folders: Sequence[Path]) -> None:

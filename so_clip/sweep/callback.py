@@ -215,7 +215,15 @@ def _planned(config: DictConfig) -> list[list[str]]:
 
 
 def _check_size(overrides: Sequence[Override]) -> None:
-    """Refuse a sweep with too many jobs before they are listed."""
+    """Refuse a sweep with too many jobs, or several folders, before its jobs are listed."""
+    for override in overrides:
+        value = override.value()
+        if isinstance(value, RangeSweep) and not value.step:
+            raise InputError(f"{override.input_line}: the step of a range must not be 0.")
+        if override.get_key_element() == "results_dir" and override.is_sweep_override():
+            raise InputError(
+                f"{override.input_line}: a sweep has one folder. Start a sweep for each."
+            )
     counts = {override.get_key_element(): _count(override) for override in overrides}
     jobs = math.prod(counts.values())
     if not jobs:
