@@ -1,5 +1,6 @@
 """`python -m so_clip OPTION=VALUE ...`: one run, or a sweep with -m."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ def main(
         show(f"so_clip {__version__}")
         return
     check_flags(context.params)
+    if info is not None:
+        logging.raiseExceptions = False  # Hydra logs it, and the reader may have enough (`| head`)
     if not shell_completion:
         check_words(words, multirun)
     if multirun and processes() > 1:
