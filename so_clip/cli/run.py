@@ -70,7 +70,7 @@ def main(
     `python -m so_clip --help` explains the options.
     """
     words = words or []
-    given = {name for name, value in context.params.items() if value not in (None, False, [])}
+    given = {name for name, value in context.params.items() if value not in (None, False, [], ())}
     if not given:
         from so_clip.cli.help import shown
 

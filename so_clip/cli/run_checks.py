@@ -30,7 +30,7 @@ def check_words(words: Sequence[str], multirun: bool) -> None:
             )
         name, _, value = word.partition("=")
         name = name.lstrip("+~")
-        if name in (*GROUPS, "experiment") and value.startswith("{"):
+        if name in (*GROUPS, "experiment") and value.startswith(("{", "[")):
             raise InputError(
                 f"{shell_word(word)}: a group takes the name of a choice, {name}=NAME. A single "
                 f"option is written {name}.OPTION=VALUE."

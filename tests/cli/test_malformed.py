@@ -110,7 +110,6 @@ FLAGS = """
 -m hydra.sweeper._target_=nope seed=1
 -m hydra/launcher=nope seed=1
 -m hydra/launcher=joblib hydra.launcher.nope=0 seed=1
--m ~seed
 hydra=1
 hydra.run.dir=x
 hydra.mode=MULTIRUN
