@@ -41,7 +41,7 @@ def parsed(
             )
         if name in values:
             raise InputError(f"{word}: {name} is given twice. Give it once.")
-        values[name] = _value(text, fields[name])
+        values[name] = _value(_text(word, text), fields[name])
     defaults = {name: field.default for name, field in fields.items()}
     return validated(options, defaults | values | flags)
 
@@ -53,6 +53,27 @@ def is_run_option(word: str, options: type[Options]) -> bool:
     name = word.partition("=")[0].lstrip("+~")
     first = name.partition(".")[0].partition("@")[0]
     return name not in options.model_fields and first in (*GROUPS, *TOP_LEVEL, "experiment")
+
+
+def _text(word: str, text: str) -> str:
+    """Return a text without Hydra's quotes, so that an option of a run means the same here.
+
+    A text that Hydra cannot read, such as a folder with brackets in its name, is taken as it is.
+    """
+    if not re.search(r"""["'\\]|\$\{""", text):
+        return text
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from so_clip.config.parse import resolving
+
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+    except HydraException:
+        return text
+    with resolving():
+        return OmegaConf.create({"value": value}).value if isinstance(value, str) else text
 
 
 def _value(text: str, field: FieldInfo) -> Any:

@@ -154,6 +154,8 @@ report {dir} --details ''
 tensorboard {text}
 """
 LINES = [line for group in (VALUES, GRAMMAR, FLAGS, COMMANDS) for line in group.split("\n") if line]
+# What is refused before Hydra composes anything.
+QUICK = [line for line in FLAGS.split("\n") if line and not line.startswith("-m seed")]
 NUL_AND_SURROGATES = ("seed=\0", "\0=1", "results_dir=a\0b", "results_dir=\udc80", "a=\udc80")
 
 
@@ -167,7 +169,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("dir", "text", "pipe", "zoo")}
 
 
-@pytest.mark.parametrize("line", [*LINES, *NUL_AND_SURROGATES], ids=lambda line: ascii(line)[:60])
+@pytest.mark.parametrize(
+    "line",
+    [
+        line if line in QUICK else pytest.param(line, marks=pytest.mark.slow)
+        for line in (*LINES, *NUL_AND_SURROGATES)
+    ],
+    ids=lambda line: ascii(line)[:60],
+)
 def test_it_is_refused_with_one_message_and_leaves_nothing(line, places, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     filled = line
