@@ -220,7 +220,7 @@ def _check_size(overrides: Sequence[Override]) -> None:
         value = override.value()
         if isinstance(value, RangeSweep) and not value.step:
             raise InputError(f"{override.input_line}: the step of a range must not be 0.")
-        if override.input_line.endswith("="):
+        if str(override.input_line).endswith("="):
             raise InputError(f"{override.input_line}: has no values. Give at least one.")
         if override.get_key_element() == "results_dir" and override.is_sweep_override():
             raise InputError(
