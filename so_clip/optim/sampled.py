@@ -13,7 +13,8 @@ SampledGradient, which holds the M values at the flat indices `optimizer.support
 torch's tools for clipping and gradient scaling work on it, so those of Lightning and Accelerate do
 too; norms then cover the computed entries alone (see `clip_grad_norm_`). Accumulation, autocast,
 activation checkpointing, torch.compile, weights used several times and `zero_grad` work as usual.
-For data parallelism there is `SampledGradients.all_reduce`.
+Hooks of the weight get the SampledGradient. For data parallelism there is
+`SampledGradients.all_reduce`.
 
 Design: autograd's graph has a leaf of M values in the place of each weight. So autograd itself adds
 up several uses, replays checkpoints and compiles. A hook hands the leaf's gradient to the weight.
@@ -253,9 +254,16 @@ class Sampling:
 
 
 def _deliver(weight: Tensor, support_M: Tensor, leaf_M: Tensor) -> None:
+    """Add the leaf's gradient to the weight's, and call the weight's hooks as autograd does."""
     values_M, leaf_M.grad = leaf_M.grad, None
     assert values_M is not None
+    for hook in list((weight._backward_hooks or {}).values()):
+        changed = hook(SampledGradient(weight, support_M, values_M))
+        if changed is not None:
+            values_M = cast(SampledGradient, changed).values_M
     add_sampled_gradient(weight, support_M, values_M)
+    for hook in list((weight._post_accumulate_grad_hooks or {}).values()):
+        hook(weight)
 
 
 class SampledLinear(nn.Linear):

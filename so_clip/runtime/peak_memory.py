@@ -58,10 +58,7 @@ class PeakMemory:
                 self._hooks.append(hook)
         if optimizer := self._optimizer:
             self._add_optimizer_state(optimizer)
-            self._hooks += [
-                optimizer.register_step_pre_hook(self._add_sampled_gradients),
-                optimizer.register_step_post_hook(self._add_optimizer_state),
-            ]
+            self._hooks.append(optimizer.register_step_post_hook(self._add_optimizer_state))
         self._log.__enter__()
         return self
 
@@ -111,10 +108,6 @@ class PeakMemory:
     def _add_optimizer_state(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         leaves = tree_leaves(list(optimizer.state.values()))
         self._log.add([leaf for leaf in leaves if isinstance(leaf, Tensor)], "optimizer_state")
-
-    def _add_sampled_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            self._log.add([values_of(param.grad) for param in group["params"]], "gradients")
 
 
 class _StorageLog(TorchDispatchMode):

@@ -223,3 +223,18 @@ def test_cfg_job_prints_the_configuration_and_runs_nothing(tmp_path, monkeypatch
 def test_an_option_of_another_choice_is_not_suggested() -> None:
     with pytest.raises(InputError, match="the chosen optimizer has no such option"):
         compose(["method=clip_lora", "optimizer.density_ratio=0.1"])
+
+
+@pytest.mark.parametrize(
+    ("choice", "precision"),
+    [
+        ("method=so_official", "fp32"),
+        ("experiment=so_main", "fp32"),
+        ("experiment=so_ablations", "fp32"),
+        ("experiment=kappa_t", "fp32"),
+        ("experiment=clip_lora_main", "fp16_authors"),
+    ],
+)
+def test_published_experiments_have_their_authors_precision(choice, precision):
+    assert from_config(compose([choice])).placement.precision == precision
+    assert from_config(compose([choice, "precision=bf16"])).placement.precision == "bf16"

@@ -85,6 +85,24 @@ def one_pair() -> tuple[nn.Module, SO]:
     return module, optimizer
 
 
+def test_hooks_of_a_weight_see_its_sampled_gradient() -> None:
+    (dense, by_dense), (module, optimizer) = twins()
+    seen = []
+    for one in (dense, module):
+        one[0].weight.register_hook(lambda grad: grad.clamp(-1e-3, 1e-3))
+        one[2].weight.register_hook(lambda grad: None)
+        one[2].weight.register_post_accumulate_grad_hook(lambda param: seen.append(param.grad))
+    for seed in range(7):
+        for one, by in ((dense, by_dense), (module, optimizer)):
+            one(inputs(4, 20, seed=seed)).square().mean().backward()
+            if by is optimizer:
+                assert float(one[0].weight.grad.abs().max()) == 1e-3
+            by.step()
+            by.zero_grad()
+    assert_equal(module, dense)
+    assert [type(grad) for grad in seen] == [Tensor, SampledGradient] * 7
+
+
 def test_logs_and_checks_of_gradients_read_the_sampled_values() -> None:
     read, (grad, *_), module, _ = gradients()
     values = read[0]
