@@ -16,13 +16,13 @@ class _Collector(logging.Handler):
 
 
 @contextmanager
-def collected(library: str, remarks: list[str], ignored: str | None = None) -> Iterator[None]:
+def collected(library: str, remarks: list[str], ignored: tuple[str, ...] = ()) -> Iterator[None]:
     """Add what a library warns about in this block to `remarks`, instead of printing it.
 
     Args:
         library: the name of its logger, which begins each remark.
         remarks: gets each different message once.
-        ignored: messages that begin with this text are dropped.
+        ignored: messages that begin with one of these texts are dropped.
     """
     texts: list[str] = []
     logger, collector = logging.getLogger(library), _Collector(texts)
@@ -37,6 +37,6 @@ def collected(library: str, remarks: list[str], ignored: str | None = None) -> I
     finally:
         logger.removeHandler(collector)
         logger.propagate = propagates
-        lines = (f"{library}: {' '.join(text.split())}" for text in texts
-                 if ignored is None or not text.startswith(ignored))  # fmt: skip
-        remarks += [line for line in dict.fromkeys(lines) if line not in remarks]
+        told = dict.fromkeys(text for text in texts if not text.startswith(ignored))
+        lines = (f"{library}: {' '.join(text.split())}" for text in told)
+        remarks += [line for line in lines if line not in remarks]

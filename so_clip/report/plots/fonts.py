@@ -37,7 +37,7 @@ def _visible(texts: Iterable[str]) -> set[str]:
     return {
         character
         for character in characters
-        if unicodedata.category(character)[0] not in "CZ"
+        if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")
         and not unicodedata.name(character, "").startswith("VARIATION SELECTOR")
     }
 

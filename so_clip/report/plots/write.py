@@ -42,8 +42,8 @@ def write(runs: pd.DataFrame, out: Path) -> tuple[list[Plot], list[str]]:
         InputError: the folder cannot be written.
     """
     remarks: list[str] = []
-    # Characters without a glyph are one remark of `families_for`, not a warning for each.
-    with collected("matplotlib", remarks, ignored="Glyph "):
+    # `families_for` has one remark on missing glyphs; a font without bold letters is no problem.
+    with collected("matplotlib", remarks, ignored=("Glyph ", "findfont: ")):
         import matplotlib
 
         few_shot = few_shot_runs(runs)

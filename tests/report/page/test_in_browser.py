@@ -267,3 +267,179 @@ def test_without_javascript_the_plots_and_a_notice_are_shown(file, open_page):
     tab = open_page(file, java_script_enabled=False)
     assert tab.locator("#plots").is_visible()
     assert "need JavaScript" in tab.locator("main").inner_text()
+
+
+def _settled(tab: Any) -> str:
+    return tab.evaluate("location.hash")
+
+
+def test_the_address_keeps_the_filters_and_back_restores_them(file, open_page):
+    tab = open_page(file, "runs")
+    status = tab.locator("#runs [role=status]")
+    tab.select_option("#of-method", "SO")
+    tab.fill("#words", "seed2")
+    tab.select_option("#of-shots", "16")
+    tab.click("#runs button[data-key=dataset]")
+    assert _settled(tab) == "#/runs?method=SO&q=seed2&shots=16&sort=dataset"
+    assert status.inner_text() == "1 run"
+    tab.go_back()
+    tab.go_back()
+    assert tab.input_value("#of-shots") == ""
+    assert status.inner_text() == "3 runs"
+    tab.go_back()
+    assert (tab.input_value("#of-method"), tab.input_value("#words")) == ("", "")
+    assert status.inner_text() == "34 runs"
+    tab.go_forward()
+    assert tab.input_value("#of-method") == "SO"
+    tab.click("nav a[href^='#/tables']")
+    assert _settled(tab) == "#/tables?method=SO&q=seed2"
+    shared = open_page(file, "tables?shots=4&table=memory_tiny&sort=-digits")
+    assert shared.input_value("#table") == "memory_tiny"
+    assert shared.locator("#tables tr.block").all_inner_texts() == ["4 shots"]
+    heading = shared.locator("#tables th:has(button[data-key=digits])")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert open_page(file, "runs?dataset=nowhere").input_value("#of-dataset") == ""
+
+
+def test_a_runs_page_leads_back_to_the_same_filters(file, open_page):
+    tab = open_page(file, "runs?q=lora&shots=16")
+    tab.click("#runs tbody a >> nth=0")
+    tab.wait_for_selector("#run h2")
+    tab.click("#run .crumbs a")
+    assert tab.locator("#runs [role=status]").inner_text() == "3 runs"
+    assert tab.input_value("#words") == "lora"
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        ("seed=2", 9),
+        ("16", 9),
+        ("16 seed=2", 3),
+        ("shots=16 clip", 3),
+        ("kappa=0.05", 2),
+        ("density_ratio=5e-4 T=10", 1),
+        ("optimizer.density_ratio=", 4),
+        ("0.05", 2),
+        ("seed=22", 0),
+        ("1", 16),
+        ("(", 9),
+    ],
+)
+def test_the_search_finds_settings_and_whole_numbers(file, open_page, words, runs):
+    tab = open_page(file, f"runs?q={quote(words)}")
+    shown = tab.locator("#runs tbody tr").count()
+    assert shown == runs, tab.locator("#runs tbody tr").all_inner_texts()
+
+
+def test_the_search_finds_rows_of_tables_by_their_runs(file, open_page):
+    tab = open_page(file, "tables?q=seed%3D2+16")
+    assert tab.locator("#tables tr.block").all_inner_texts() == ["16 shots"]
+    assert tab.locator("#tables .results tbody tr:not(.block)").count() == 3
+
+
+def test_nothing_is_cut_on_a_phone(file, open_page):
+    tab = open_page(file, "plots", width=390)
+    widths = tab.evaluate(
+        """() => [...document.querySelectorAll('#plots svg')].filter(s => s.checkVisibility())
+          .map(svg => {
+            const box = svg.getBoundingClientRect();
+            const texts = [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect());
+            return [box.left, box.right, Math.min(...texts.map(t => t.left)) - box.left,
+              box.right - Math.max(...texts.map(t => t.right)),
+              Math.min(...texts.map(t => Math.min(t.height, t.width || t.height)))];
+          })"""
+    )
+    assert len(widths) >= 5
+    for left, right, inside_left, inside_right, height in widths:
+        assert 0 <= left < right <= 390
+        assert inside_left > -2
+        assert inside_right > -2
+        assert height > 5
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    assert tab.locator(".sheet.narrow:visible").count() == 0
+    assert tab.locator(".sheet.wide:visible").count() == len(widths)
+
+
+def test_no_line_breaks_inside_a_number(file, open_page):
+    tab = open_page(file, width=390)
+    for view in VIEWS:
+        tab.evaluate(f"location.hash = '#/{view}'")
+        broken = tab.evaluate(
+            r"""() => {
+              const broken = [];
+              const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+              while (walk.nextNode()) {
+                const node = walk.currentNode;
+                const parent = node.parentElement;
+                if (parent.closest('script, svg, style, option')) continue;
+                if (!parent.checkVisibility()) continue;
+                for (const found of node.data.matchAll(/[-+]?\d[\d.]*(e[-+]?\d+)?/g)) {
+                  const range = document.createRange();
+                  range.setStart(node, found.index);
+                  range.setEnd(node, found.index + found[0].length);
+                  const lines = new Set([...range.getClientRects()].map(r => Math.round(r.top)));
+                  if (lines.size > 1) broken.push(node.data);
+                }
+              }
+              return broken;
+            }"""
+        )
+        assert broken == [], view
+
+
+def test_links_lead_to_files_of_the_report(file, open_page):
+    tab = open_page(file, "plots")
+    links = tab.eval_on_selector_all(
+        "#plots .files a", "all => all.map(a => a.getAttribute('href'))"
+    )
+    assert len(links) > 10
+    assert all((file.parent / link).is_file() for link in links)
+    tab.evaluate("location.hash = '#/tables'")
+    links = tab.eval_on_selector_all(
+        "#tables .files a", "all => all.map(a => a.getAttribute('href'))"
+    )
+    assert {"tables/accuracy.csv", "tables/accuracy.tex", "tables/significance.md"} <= set(links)
+    tab.evaluate("location.hash = '#/run/digits-tiny-so-4shot-seed1'")
+    link = tab.locator("#run .sub a")
+    assert (file.parent / link.get_attribute("href") / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("classes", [2, 30, 31, 1000])
+def test_a_confusion_matrix_fits_its_page(tmp_path, open_page, width, classes):
+    names = [f"a class with the long name {number}" for number in range(classes)]
+    write_run(tmp_path, class_names=names, test_images=4 * classes, folder="run")
+    runs = read_runs(tmp_path)
+    tab = open_page(page.write(runs, make_tables(runs), tmp_path / "out"), "run/run", width=width)
+    box = tab.locator(".matrix")
+    bounds = box.bounding_box()
+    assert bounds["x"] >= 0
+    assert bounds["x"] + bounds["width"] <= width
+    assert bounds["height"] <= 900
+    assert not _overflows(tab)
+    if classes <= 30:
+        cells = tab.locator("table.confusion tbody td")
+        assert cells.count() == classes**2
+        assert cells.last.bounding_box()["width"] < 220
+        return
+    canvas = tab.locator("canvas.confusion")
+    assert canvas.get_attribute("width") == str(classes)
+    assert canvas.bounding_box()["width"] / classes >= 4
+    canvas.hover(position={"x": 1, "y": 1})
+    assert tab.locator(".reading").inner_text().startswith(f"{names[0]} predicted as {names[0]}: ")
+    tab.locator("#run .choice select").select_option("0")
+    assert canvas.bounding_box()["width"] <= bounds["width"]
+
+
+def test_step_axes_have_whole_numbers(tmp_path, open_page):
+    for steps in (1, 3):
+        write_run(tmp_path, steps=steps, seed=steps, folder=f"run{steps}", test_images=20)
+    runs = read_runs(tmp_path)
+    drawn, _ = plots.write(runs.frame, tmp_path / "out")
+    file = page.write(runs, make_tables(runs), tmp_path / "out", drawn)
+    for steps in (1, 3):
+        tab = open_page(file, f"run/run{steps}")
+        ticks = tab.locator("svg.chart >> nth=0 >> text.tick[text-anchor=middle]").all_inner_texts()
+        assert ticks
+        assert all(tick.isdigit() for tick in ticks), ticks
