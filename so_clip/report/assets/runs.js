@@ -59,6 +59,7 @@ function runsView() {
       : "",
     list.element,
   );
+  draw();
   return draw;
 }
 

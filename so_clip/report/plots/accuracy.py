@@ -225,7 +225,7 @@ def _draw_method(axis: Any, row: Any, line: Line | None) -> Any:
     return axis.text(
         row.peak_memory_mib,
         row.accuracy_percent,
-        row.method_title,
+        style.wrapped(row.method_title, 0.5 * axis.figure.get_figwidth(), 8),
         fontsize=8 if line else 7,
         fontweight="bold" if row.method == "so" else "normal",
         color=style.INK if line else style.MUTED,

@@ -24,7 +24,7 @@ def place(axis: Any, texts: Sequence[Any], points: Sequence[tuple[float, float]]
     """Move each text to the nearest free place around its point, with a thin line if it is far.
 
     Texts are placed in order, so the first has the best choice. A text without a free place stays
-    to the right of its point.
+    to the right of its point, or further left if it would leave the panel.
 
     Args:
         axis: with its final limits.
@@ -45,8 +45,7 @@ def place(axis: Any, texts: Sequence[Any], points: Sequence[tuple[float, float]]
             for box, is_far in _candidates(x, y, width, height)
             if _within(box, inside) and not any(_overlap(box, other) for other in others)
         )
-        right = (x + _GAP, y - height / 2, x + _GAP + width, y + height / 2)
-        box, is_far = next(free, (right, False))
+        box, is_far = next(free, (_beside(x, y, width, height, inside), False))
         taken.append(box)
         corner = to_data.transform((box[0] + _PAD, box[1] + _PAD))
         text.set(position=corner, ha="left", va="bottom")
@@ -54,6 +53,13 @@ def place(axis: Any, texts: Sequence[Any], points: Sequence[tuple[float, float]]
             near = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
             line = to_data.transform([(x, y), near]).T
             axis.plot(*line, color=MUTED, linewidth=0.45, zorder=1.5)
+
+
+def _beside(x: float, y: float, width: float, height: float, inside: Box) -> Box:
+    """Return the box to the right of a point, moved into the panel."""
+    left = max(inside[0], min(x + _GAP, inside[2] - width))
+    bottom = max(inside[1], min(y - height / 2, inside[3] - height))
+    return left, bottom, left + width, bottom + height
 
 
 def _candidates(x: float, y: float, width: float, height: float) -> Iterator[tuple[Box, bool]]:

@@ -190,7 +190,7 @@ def legend_below(figure: Any, axes: Sequence[Any]) -> None:
     if not found:
         return
     width = figure.get_figwidth()
-    labels = [_wrapped(label, width - 0.6, 8.5) for label in found]
+    labels = [wrapped(label, width - 0.6, 8.5) for label in found]
     longest = max(len(line) for label in labels for line in label.splitlines())
     columns = max(1, int(width / (0.6 + 0.075 * longest)))
     figure.legend(
@@ -201,10 +201,10 @@ def legend_below(figure: Any, axes: Sequence[Any]) -> None:
 def panel_title(axis: Any, text: str) -> None:
     """Set a panel's title, in several lines if it is wider than the panel."""
     columns = axis.get_subplotspec().get_gridspec().ncols
-    axis.set_title(_wrapped(text, axis.figure.get_figwidth() / columns - 0.35, 9.5))
+    axis.set_title(wrapped(text, axis.figure.get_figwidth() / columns - 0.35, 9.5))
 
 
-def _wrapped(text: str, inches: float, points: float) -> str:
+def wrapped(text: str, inches: float, points: float) -> str:
     """Wrap a text of a font size in points to a width; bold letters are 0.65 of the size wide."""
     wide = any(unicodedata.east_asian_width(character) in "WF" for character in text)
     letters = max(8, int(72 * inches / (points * (1.0 if wide else 0.65))))
@@ -280,8 +280,8 @@ def label_axes(axes: Sequence[Any], x: str, y: str) -> None:
     """Label x below the lowest panel of each column, and y to the left of each row."""
     shape = axes[0].get_subplotspec().get_gridspec()
     width, height = axes[0].figure.get_size_inches()
-    x = _wrapped(x, width / shape.ncols - 0.5, 8.0)
-    y = _wrapped(y, height / shape.nrows - 0.3, 8.0)
+    x = wrapped(x, width / shape.ncols - 0.5, 8.0)
+    y = wrapped(y, height / shape.nrows - 0.3, 8.0)
     for place, axis in enumerate(axes):
         if place + shape.ncols >= len(axes):
             axis.set_xlabel(x)

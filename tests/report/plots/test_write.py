@@ -215,6 +215,21 @@ def test_no_label_covers_another_label_or_a_point():
         assert axis.bbox.containsx(box.x1)
 
 
+def test_a_label_without_a_free_place_stays_in_the_panel():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3, 2))
+    axis = figure.subplots()
+    points = [(1.9, 1.0 + 0.001 * n) for n in range(40)]
+    axis.set(xlim=(0, 2), ylim=(0, 2))
+    texts = [axis.text(x, y, f"a long name of method {n}", fontsize=7) for n, (x, y) in
+             enumerate(points)]  # fmt: skip
+    labels.place(axis, texts, points)
+    for text in texts:
+        box = text.get_window_extent()
+        assert axis.bbox.x0 <= box.x0 < box.x1 <= axis.bbox.x1
+
+
 def test_loss_curves_are_moving_averages_and_skip_damaged_files(tmp_path):
     folder = write_run(tmp_path, steps=100)
     damaged = write_run(tmp_path, method="lora", title="LoRA", steps=100)
