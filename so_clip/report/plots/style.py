@@ -172,7 +172,7 @@ def panels(
     if narrow:
         columns = 2 if count > 1 and width <= 2.5 else 1
         rows = -(-count // columns)
-        height *= max(0.75, NARROW_INCHES / columns / width)
+        height *= max(0.9, NARROW_INCHES / columns / width)
         width = NARROW_INCHES / columns
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -193,6 +193,9 @@ def legend_below(figure: Any, axes: Sequence[Any]) -> None:
     labels = [wrapped(label, width - 0.6, 8.5) for label in found]
     longest = max(len(line) for label in labels for line in label.splitlines())
     columns = max(1, int(width / (0.6 + 0.075 * longest)))
+    # Further lines of the legend make the figure higher, not the panels lower.
+    lines = math.ceil(len(labels) / columns) * max(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.19 * (lines - 1))
     figure.legend(
         found.values(), labels, loc="outside lower center", ncols=min(len(found), columns)
     )
@@ -208,7 +211,6 @@ def wrapped(text: str, inches: float, points: float) -> str:
     """Wrap a text of a font size in points to a width; bold letters are 0.65 of the size wide."""
     wide = any(unicodedata.east_asian_width(character) in "WF" for character in text)
     letters = max(8, int(72 * inches / (points * (1.0 if wide else 0.65))))
-    # A comma ends a setting. Other lines break at blanks, and inside a word only if it is too long.
     return textwrap.fill(text, letters, break_on_hyphens=False)
 
 

@@ -322,7 +322,7 @@ def test_a_runs_page_leads_back_to_the_same_filters(file, open_page):
         ("optimizer.density_ratio=", 4),
         ("0.05", 2),
         ("seed=22", 0),
-        ("1", 16),
+        ("1", 21),
         ("(", 9),
     ],
 )
