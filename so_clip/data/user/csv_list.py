@@ -5,9 +5,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from posixpath import normpath
 
@@ -15,7 +14,6 @@ from so_clip.data.examples import SPLITS
 from so_clip.data.plain_files import decoded
 from so_clip.data.safe_path import why_outside
 from so_clip.data.unicode_names import DiskNames, composed
-from so_clip.data.user.class_names import number_of
 from so_clip.data.user.links import LinkCheck, refuse_shared
 from so_clip.data.user.listing import Listed, Listing, is_unusual, splits_of
 from so_clip.errors import InputError, nearest
@@ -33,6 +31,8 @@ COLUMNS = {
 DELIMITERS = (",", ";", "\t", "|")
 # Spreadsheets read and write such a first line.
 _NAMED_DELIMITER = re.compile(r'"?sep=([^\r\n"])"?[ \t]*(?:\r\n|\r|\n)', re.IGNORECASE)
+# Longer names of columns are mistakes. Messages show them.
+_MAX_HEADER = 80
 _HEAD = "The first line names the columns: path,label or path,label,split"
 
 
@@ -107,6 +107,7 @@ def list_csv(file: Path, root: Path | None = None, options: CsvOptions | None = 
     listing = Listing(file, read_from=[file])
     rows = _rows(file, listing.notes)
     number, header = next(rows, (1, []))
+    header = [name[:_MAX_HEADER] for name in header]
     places = _columns(file, number, header, options)
     reader = _PathReader(root, options.follow_links)
     words: dict[str, int] = {}
@@ -136,7 +137,8 @@ def list_csv(file: Path, root: Path | None = None, options: CsvOptions | None = 
         listing.images.append(Listed(path, key, split or None))
         listing.keys.add(key)
     _name_splits(file, words, listing)
-    _refuse_equal_numbers(file, listing.keys)
+    if not words:
+        _note_folders_of_splits(listing, options.draw_split)
     if reader.links.linked:
         refuse_shared(root, zip(listing.images, reals, strict=True))
     return listing
@@ -209,19 +211,15 @@ def _name_splits(file: Path, words: Mapping[str, int], listing: Listing) -> None
         listing.notes.append(f"values of the split column are read as splits: {pairs}")
 
 
-def _refuse_equal_numbers(file: Path, keys: Iterable[str]) -> None:
-    """Refuse labels such as 1 and 1.0: programs write one class in both ways."""
-    seen: dict[Decimal, str] = {}
-    for key in sorted(keys):
-        value = number_of(key)
-        if value is None or value != value.to_integral_value():
-            continue
-        first = seen.setdefault(value, key)
-        if first != key:
-            raise InputError(
-                f"{file}: the labels {first!r} and {key!r} are the same number. Write the label "
-                "of this class in one way."
-            )
+def _note_folders_of_splits(listing: Listing, draws: bool) -> None:
+    """Note that a split is drawn although the folders in the paths have the names of splits."""
+    folders = {image.path.split("/")[0] for image in listing.images if "/" in image.path}
+    splits = splits_of(folders)
+    if not draws and len(splits) == len(folders) and {"train", "test"} <= {*splits.values()}:
+        listing.notes.append(
+            f"the paths begin with {' and '.join(sorted(folders))}, but no column has the split, "
+            "so a split is drawn from all images; add a column split to keep theirs"
+        )
 
 
 def _columns(file: Path, number: int, header: Sequence[str], options: CsvOptions) -> dict[str, int]:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def read_user_data(user: UserData, name: str) -> tuple[DatasetCard, Splits, List
     """
     listing = _listed(user)
     keys = in_order(listing.keys)
+    _refuse_equal_numbers(listing.file, keys)
     _check_classes(listing, keys, user)
     names = class_names(keys, user.class_names, listing.file)
     if user.class_names is not None:
@@ -174,6 +176,22 @@ def _check_classes(listing: Listing, keys: Sequence[str], user: UserData) -> Non
             f"{listing.file}: holds {found}. A classifier needs two or more classes: add images "
             "of another class."
         )
+
+
+def _refuse_equal_numbers(place: Path, keys: Sequence[str]) -> None:
+    """Refuse classes such as 1 and 1.0: programs write one class in both ways."""
+    seen: dict[Decimal, str] = {}
+    for key in keys:
+        value = number_of(key)
+        # 1.1 and 1.10 may be two sections of a catalogue.
+        if value is None or value != value.to_integral_value():
+            continue
+        first = seen.setdefault(value, key)
+        if first != key:
+            raise InputError(
+                f"{place}: the classes {first!r} and {key!r} are the same number. Write the label "
+                "of this class in one way."
+            )
 
 
 def _check_counts(listing: Listing) -> None:

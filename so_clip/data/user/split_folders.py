@@ -95,10 +95,18 @@ def _by_words(root: Path, names: Sequence[str], choice: str) -> dict[str, str]:
         return {}
     if choice == "auto" and others and "test" not in splits:
         return {}  # train may be the name of a class
+    of = {split: name for name, split in known.items()}
     if others:
+        named = _options(of.get("train", "TRAIN"), of.get("test", "TEST"))
         raise InputError(
             f"{root}: {', '.join(sorted(known))} are splits, but {others[0]} is not. Move it away, "
-            f"or name the splits: {_options('train', 'test')}. {_ALL_CLASSES}"
+            f"or name the splits: {named}. {_ALL_CLASSES}"
+        )
+    if len(names) == 1:
+        alone = command(override("dataset.folder", root / names[0]), program=())
+        raise InputError(
+            f"{root}: there is {names[0]}, but no other split. To draw a split from its images, "
+            f"add {alone}."
         )
     for split in SPLITS:
         if splits.count(split) > 1:
@@ -109,11 +117,10 @@ def _by_words(root: Path, names: Sequence[str], choice: str) -> dict[str, str]:
             )
     for split in ("train", "test"):
         if split not in splits:
-            train = next((name for name in names if known[name] == "train"), "TRAIN")
-            val = next((name for name in names if known[name] == "val"), "TEST")
+            named = _options(of.get("train", "TRAIN"), of.get("val", "TEST"))
             raise InputError(
                 f"{root}: there is {' and '.join(names)}, but no {split}/. Name the folders of "
-                f"both: {_options(train, val)}. Or put the folders of all classes directly into "
+                f"both: {named}. Or put the folders of all classes directly into "
                 f"{root}, and the split is drawn. {_ALL_CLASSES}"
             )
     return known

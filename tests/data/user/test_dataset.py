@@ -136,6 +136,10 @@ REFUSED = {
     "too deep": (("in/ant/a.jpg", "in/bee/b.jpg"), "holds one class, 'in', with the folders ant,"),
     "empty": (("ant/a.jpg", "bee/b.txt"), "the class 'bee' has no image. Add images, or rem"),
     "no test": (("ant/a.jpg", "bee/b.jpg"), "each of 2 classes has one image, so a drawn"),
+    "one number": (
+        ("train/1/a.jpg", "test/01/a.jpg"),
+        "the classes '01' and '1' are the same numb",
+    ),
     "no test split": (
         ("train/a/a.jpg", "train/b/b.jpg", "test/a/x.txt"),
         "no image is in test. Add images.",

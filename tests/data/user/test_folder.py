@@ -70,7 +70,7 @@ def test_a_class_may_be_called_train(tmp_path: Path):
     [
         (("train", "val"), r"no test/\. .*dataset\.train_folder=train dataset\.test_folder=val\."),
         (("Train", "dev"), r"no test/\. .*dataset\.train_folder=Train dataset\.test_folder=dev\."),
-        (("train",), r"there is train, but no test/"),
+        (("train",), r"there is train, but no other split\. .* add dataset\.folder=.*/train\."),
         (("train", "test", "val", "valid"), r"val and valid are both val\. Merge them"),
         (("train", "test", "holdout"), r"holdout and test are both test\. Merge them"),
     ],
