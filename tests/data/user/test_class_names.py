@@ -169,7 +169,7 @@ def test_a_repeated_key_in_a_text_file_is_refused(tmp_path: Path):
 def test_a_path_that_is_not_a_file_is_named(tmp_path: Path):
     for file, reason in (
         (tmp_path / "no.txt", "cannot be read: No such"),
-        (tmp_path, "is not a"),
+        (tmp_path, "cannot be read: it is not a plain file"),
     ):
         with pytest.raises(InputError, match=re.escape(f"dataset.class_names: {file} {reason}")):
             class_names(["ant", "cat"], file, PLACE)

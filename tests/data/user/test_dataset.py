@@ -137,7 +137,7 @@ REFUSED = {
     "empty": (("ant/a.jpg", "bee/b.txt"), "the class 'bee' has no image. Add images, or rem"),
     "no test": (("ant/a.jpg", "bee/b.jpg"), "each of 2 classes has one image, so a drawn"),
     "one number": (
-        ("train/1/a.jpg", "test/01/a.jpg"),
+        ("train/1/a.jpg", "train/2/b.jpg", "test/01/a.jpg", "test/2/b.jpg"),
         "the classes '01' and '1' are the same numb",
     ),
     "no test split": (
