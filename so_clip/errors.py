@@ -103,6 +103,11 @@ class Notes:
 note = Notes()
 
 
+def show_progress(text: str) -> None:
+    """Print to stderr, without the program's name, how far a run is."""
+    print(terminal(text), file=sys.stderr, flush=True)
+
+
 def show(text: str) -> None:
     """Print a result to stdout, without the control codes that foreign text may hold."""
     print(terminal(text), flush=True)

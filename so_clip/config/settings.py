@@ -225,6 +225,12 @@ class Placement(Options):
         changes_results=False,
         ge=0,
     )
+    rank_timeout_seconds: float = option(
+        300,
+        "under torchrun: a process without a sign of life for this time ends the run",
+        changes_results=False,
+        ge=1,
+    )
     force: bool = option(False, "true repeats a finished run", changes_results=False)
     results_dir: PathOption = option(
         "results/runs",

@@ -9,13 +9,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from so_clip.errors import InputError
+from so_clip.errors import InputError, show_progress
 from so_clip.system import atomic
 
 PROGRESS_FILE = "progress.json"
 TRAIN, EVALUATE = "train", "evaluate"  # stages
 # `status` looks about this often; a step on a GPU is much shorter.
 WRITE_EVERY_SECONDS = 3.0
+# A run into a pipe or file prints so many lines, unless its steps are very fast.
+_LINES, _LINE_SECONDS = 20, 1.0
 
 
 class Progress:
@@ -28,6 +30,7 @@ class Progress:
         max_steps: the largest number of training steps; 0 if nothing is trained.
         overrides: of the run.
         check: raises an error if the folder is no longer in its place.
+        prints: print a line to stderr every so many steps, for a run without a progress bar.
     """
 
     def __init__(
@@ -37,7 +40,9 @@ class Progress:
         overrides: Sequence[str] = (),
         *,
         check: Callable[[], None] = lambda: None,
+        prints: bool = False,
     ) -> None:
+        self._line_steps = -(-max_steps // _LINES) if prints and max_steps else 0
         self._folder, self._check = folder, check
         self._max_steps, self._overrides = max_steps, list(overrides)
         self._started_at = _now()
@@ -45,6 +50,7 @@ class Progress:
         self._loss: float | None = None
         self._first: tuple[int, float] | None = None  # first step of this process, its time
         self._written = -math.inf
+        self._printed_at = time.monotonic()
 
     def train(self) -> None:
         """Record that training begins."""
@@ -71,7 +77,18 @@ class Progress:
         """
         self._step, self._loss = step, loss
         self._first = self._first or (step, time.monotonic())
+        is_line = self._line_steps and step % self._line_steps == 0
+        if is_line and time.monotonic() - self._printed_at >= _LINE_SECONDS:
+            self._print()
         self.tick()
+
+    def _print(self) -> None:
+        self._printed_at = time.monotonic()
+        parts = [f"step {self._step} of {self._max_steps}"]
+        parts += [] if self._loss is None else [f"loss {self._loss:.4f}"]
+        left = self._seconds_left()
+        parts += [f"{duration(left)} left"] if left else []
+        show_progress(", ".join(parts))
 
     def _write(self) -> None:
         self._written = time.monotonic()

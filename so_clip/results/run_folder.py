@@ -5,6 +5,7 @@ import csv
 import io
 import os
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from rich.cells import cell_len
 
 from so_clip.errors import InputError, RunBusy, RunFailed, exit_code, say, shortened
 from so_clip.escape import csv_row, terminal
@@ -88,6 +91,7 @@ class RunFolder:
         self.path = path
         self.overrides: list[str] = []
         self._started = self._claimed = self._watched = False
+        self._is_job = False
         self._lock: FolderLock | None = None
 
     @contextmanager
@@ -96,7 +100,7 @@ class RunFolder:
 
         Args:
             overrides: of the run, for error.json and progress.json.
-            keep_refusals: also write error.json for bad input that is found before `start`.
+            keep_refusals: for a job of a sweep, which prints no progress. Also write error.json for bad input that is found before `start`.
                 Otherwise such bad input leaves no folder.
 
         Raises:
@@ -115,7 +119,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        self._claimed, self._lock = True, lock
+        self._claimed, self._lock, self._is_job = True, lock, keep_refusals
         try:
             yield
         except Exception as error:
@@ -178,7 +182,13 @@ class RunFolder:
     def watched(self, max_steps: int) -> Progress:
         """Start progress.json, and return its writer."""
         self._watched = True
-        progress = Progress(self.path, max_steps, self.overrides, check=self.check_in_place)
+        progress = Progress(
+            self.path,
+            max_steps,
+            self.overrides,
+            check=self.check_in_place,
+            prints=not self._is_job and not sys.stderr.isatty(),
+        )
         progress.evaluate()
         return progress
 
@@ -313,5 +323,7 @@ def _clear(folder: Path) -> None:
 
 def summary_table(rows: Mapping[str, str]) -> str:
     """Return the rows as a text table of two aligned columns."""
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    widths = {name: cell_len(name) for name in rows}
+    width = max(widths.values())
+    lines = (name + " " * (width - widths[name]) + f"  {rows[name]}" for name in rows)
+    return "\n".join(lines)

@@ -19,13 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from so_clip.errors import InputError
+from so_clip.errors import FAILED, InputError, RunFailed
 from so_clip.optim.sampled_gradient import values_of
 from so_clip.runtime.device import pick_device
+from so_clip.runtime.peers import Peers, ignore_termination
 from so_clip.system import torchrun
 
-# The other processes wait this long for the first one's evaluation. If one process dies, torchrun
-# ends the others.
+# The other processes wait this long for the first one's evaluation. so_clip.runtime.peers ends the
+# run much earlier if a process is gone.
 _TIMEOUT = timedelta(days=7)
 
 
@@ -144,13 +145,15 @@ ALONE = Ranks()
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Ranks]:
+def process_group(device: str, limit_seconds: float = 300.0) -> Iterator[Ranks]:
     """Join the processes that torchrun started for this run; without torchrun, do nothing.
 
     Args:
         device: the run's setting. With CUDA, each process gets its own GPU.
+        limit_seconds: a process without a sign of life for this time ends the run.
 
     Raises:
+        RunFailed: another process was killed or failed; the message names it.
         InputError: there are more processes than GPUs, or the setting names one GPU for all.
     """
     size = torchrun.processes()
@@ -162,13 +165,33 @@ def process_group(device: str) -> Iterator[Ranks]:
         _take_gpu(device)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
     ranks = Ranks(torchrun.rank(), size)
+    store = dist.distributed_c10d._get_default_store()
+    peers = Peers(store, ranks.rank, size, limit_seconds)
+    problem: BaseException | None = None
     try:
         yield ranks
+    except BaseException as error:
+        problem = _explained(error, peers)
+        raise problem from error
     finally:
         if ranks.first:
             with suppress(RuntimeError):  # the others may have failed as well and be gone
                 ranks.broadcast(None)  # sends nothing if training has begun
-        dist.destroy_process_group()
+        peers.close(problem)
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _explained(error: BaseException, peers: Peers) -> BaseException:
+    """Return a message about a lost process in place of the error that its loss caused here."""
+    is_consequence = isinstance(error, (RuntimeError, KeyboardInterrupt))
+    if isinstance(error, RunFailed) or not is_consequence:
+        return error
+    ignore_termination()
+    loss = peers.loss()
+    if loss is None:
+        return error
+    return loss if peers.speaks else SystemExit(FAILED)
 
 
 def _take_gpu(device: str) -> None:

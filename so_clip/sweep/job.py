@@ -140,7 +140,7 @@ def _run(
     with (
         cpu_threads(placement.threads),
         one_gpu(gpu_job),
-        process_group(placement.device) as ranks,
+        process_group(placement.device, placement.rank_timeout_seconds) as ranks,
     ):
         if ranks.first:
             return run(

@@ -1,6 +1,9 @@
 """The processes that torchrun started for one run, read without importing torch."""
 
 import os
+import sys
+
+from so_clip.system.commands import command
 
 
 def processes() -> int:
@@ -14,3 +17,11 @@ def processes() -> int:
 def rank() -> int:
     """Return the number of this process among them, from 0."""
     return int(os.environ["RANK"]) if processes() > 1 else 0
+
+
+def command_line() -> str:
+    """Return the command that starts the processes of this run again."""
+    nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
+    words = ["--nnodes", nodes] if nodes != "1" else []
+    words += ["--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(processes()))]
+    return command(*words, "-m", "so_clip", *sys.argv[1:], program=("torchrun",))

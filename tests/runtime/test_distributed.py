@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from so_clip.errors import InputError
 from so_clip.results.run_folder import RunFolder
 from so_clip.run import Run
 from so_clip.runtime.distributed import Ranks
+from so_clip.system.commands import command
 from tests.helpers.command import Outcome, call, environment, spawn
 from tests.helpers.made_datasets import write_eurosat
 
 STEPS = 15
+HOST = platform.node()
 METHODS = {
     "so": ("method=so", "optimizer.density_ratio=0.02", "optimizer.sampled_gradients=true"),
     "clip_lora": ("method=clip_lora", "adapter.dropout=0"),
@@ -163,10 +167,14 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(data_root, tmp_pat
         first = json.loads(progress.read_text())["pid"]
         (second,) = {*_children(running.pid)} - {first}
         os.kill(second, signal.SIGKILL)
-        assert running.wait(timeout=120) != 0
+        _, err = running.communicate(timeout=120)
+        assert running.returncode != 0
         assert not Path(f"/proc/{first}").exists()  # torchrun has ended and reaped it
     finally:
         running.kill()
+    process = f"process 2 of 2 (rank 1, process id {second} on {HOST})"
+    assert _messages(err) == [f"so_clip: {process} was killed"]
+    assert f"\n  {_command(pair, data_root, more)}\n" in err
     done = run_pair(*_options(pair, data_root), *more)
     assert done.code == 0, done.err
     assert "left aside" not in done.err
@@ -175,6 +183,51 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(data_root, tmp_pat
     (_, losses, predicted), (_, shared_losses, shared_predicted) = _read(alone), _read(pair)
     assert shared_losses == pytest.approx(losses, abs=1e-4)
     assert shared_predicted == predicted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_process_is_not_waited_for(rank, data_root, tmp_path):
+    """A stopped process keeps its connections, so that only a time limit ends the wait."""
+    more = [*METHODS["so"], "schedule.max_steps=100000", "rank_timeout_seconds=6"]
+    running = start(*_options(tmp_path, data_root), *more)
+    stopped = 0
+    try:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            assert running.poll() is None
+            time.sleep(0.05)
+            more_steps = [
+                json.loads(f.read_text())["step"] for f in tmp_path.glob("*/progress.json")
+            ]
+            if any(more_steps):
+                break
+        (progress,) = tmp_path.glob("eurosat-*/progress.json")
+        first = json.loads(progress.read_text())["pid"]
+        (second,) = {*_children(running.pid)} - {first}
+        stopped = (first, second)[rank]
+        os.kill(stopped, signal.SIGSTOP)
+        _, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
+        with suppress(ProcessLookupError):
+            os.kill(stopped or running.pid, signal.SIGKILL)
+    assert running.returncode != 0
+    process = f"process {rank + 1} of 2 (rank {rank}, process id {stopped} on {HOST})"
+    problem = "gave no sign of life for 6 s (rank_timeout_seconds)"
+    assert _messages(err) == [f"so_clip: {process} {problem}"]
+    assert f"\n  {_command(tmp_path, data_root, more)}\n" in err
+
+
+def _messages(err: str) -> list[str]:
+    """Return the first part of each message of so_clip, without torchrun's own report."""
+    lines = [line for line in err.splitlines() if line.startswith("so_clip: process")]
+    return [line.partition(", and the others")[0] for line in lines]
+
+
+def _command(folder: Path, data_root: Path, more: list[str]) -> str:
+    words = ("--nproc-per-node", "2", "-m", "so_clip", *_options(folder, data_root), *more)
+    return command(*words, program=("torchrun",))
 
 
 def _children(pid: int) -> list[int]:
