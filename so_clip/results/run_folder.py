@@ -100,8 +100,9 @@ class RunFolder:
 
         Args:
             overrides: of the run, for error.json and progress.json.
-            keep_refusals: for a job of a sweep, which prints no progress. Also write error.json for bad input that is found before `start`.
-                Otherwise such bad input leaves no folder.
+            keep_refusals: the run is a job of a sweep. It prints no progress, and also writes
+                error.json for bad input that is found before `start`. Otherwise such bad input
+                leaves no folder.
 
         Raises:
             RunBusy: another process holds the lock.

@@ -73,6 +73,7 @@ NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
     "threads": 3,
     "checkpoint_seconds": 5,
+    "rank_timeout_seconds": 60,
     "force": True,
     "on_corrupt": "skip",
     "evaluation.workers": 0,

@@ -46,7 +46,8 @@ def test_a_terminal_gets_aligned_columns_in_colour(table, terminal, capsys, monk
     assert "\x1b" not in plain  # a dumb terminal knows no codes at all
     assert "\\_" not in plain
     assert "|" not in plain
-    assert "a_b [link](https://evil.example) \\u001b[31m" in plain.replace("\n", " ") or True
+    assert "a_b [link]" in plain
+    assert "\\u001b[31m" in plain
     rows = [line for line in plain.splitlines() if "±" in line or "Dataset" in line]
     assert all(cell_len(line) <= 100 for line in plain.splitlines())
     ends = {cell_len(line.rstrip()) for line in rows if "Dataset 0" in line or "81.25" in line}
