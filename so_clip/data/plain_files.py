@@ -182,3 +182,9 @@ def _mapping(loader: Any, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
 
 
 _LOADER.add_constructor("tag:yaml.org,2002:map", _mapping)
+# YAML 1.1 reads 1:30 as 90, a number with the base 60. It stays text here, as in YAML 1.2.
+_BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?\Z")
+_LOADER.yaml_implicit_resolvers = {
+    first: [("tag:yaml.org,2002:str", _BASE_60)] * (first in [*"-+0123456789"]) + known
+    for first, known in _LOADER.yaml_implicit_resolvers.items()
+}
