@@ -350,6 +350,11 @@ def _opened(stream: BinaryIO) -> Image.Image:
             raise _Unread(text) from error
         if kind and not kind.whole:
             raise _Unusable(f"this is {kind.what}, not an image. {kind.way_out}") from error
+        if kind:
+            raise _Unusable(
+                f"this is {kind.what} that cannot be decoded. It is damaged, or of a kind that its "
+                "reader does not know. Convert it to PNG or JPEG, or fetch it again."
+            ) from error
         raise _Unusable(
             f"not an image, or not in one of the formats {', '.join(_formats())}. Fetch it again."
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 # The largest files that are read whole. JSON can take twenty times its size in memory.
 MAX_VALUES_BYTES = 64 * 2**20  # several prompts for each of 20,000 classes take a tenth of it
 MAX_YAML_BYTES = 4 * 2**20  # YAML takes a second or two for each MiB
-MAX_LIST_BYTES = 256 * 2**20  # three million images, or as many rows
+MAX_LIST_BYTES = 128 * 2**20  # two million images, or as many rows
 # Windows has neither flag and needs neither.
 _NO_WAIT, _NO_LINK = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)

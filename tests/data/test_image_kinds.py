@@ -101,8 +101,8 @@ def test_heic_is_read_with_the_extra(tmp_path: Path) -> None:
     heif.from_pillow(smooth).save(stream, quality=95)
     found = np.asarray(read(tmp_path, stream.getvalue()), int)
     assert np.abs(found - np.asarray(smooth, int)).max() <= 8
-    with pytest.raises(CorruptImage, match="damaged"):
-        read(tmp_path, stream.getvalue()[:-200])
+    with pytest.raises(CorruptImage, match=r"a HEIC image that cannot be decoded.* Convert it"):
+        read(tmp_path, box(b"heic"))
 
 
 def test_heic_without_the_extra_names_its_command(
