@@ -30,6 +30,7 @@ _ADAPTER_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "views": partial(whole, least=0),
     "reduction": partial(whole, least=1),
     "seed": partial(whole, least=0, most=MAX_SEED),
+    "constants": partial(one_of, allowed=("paper", "released")),
     "alpha": number,
     "normalize": flag,
     "encoder": partial(one_of, allowed=("vision", "text", "both")),
@@ -39,7 +40,9 @@ _ADAPTER_CHECKS: dict[str, Callable[[str, Any], Any]] = {
 def check_adapter_options(options: Mapping[str, Any]) -> None:
     """Raise InputError for an option of an adapter of the program that is out of range."""
     for name, check in _ADAPTER_CHECKS.items():
-        if name in options and options[name] != "auto":
+        # The adapter refuses alpha=null: Tip-Adapter's authors released none for the dataset.
+        late = name == "alpha" and options.get("alpha") is None
+        if name in options and options[name] != "auto" and not late:
             check(f"adapter.{name}", options[name])
     for name, bound, closed in (("dropout", "[0, 1)", False), ("interpolation", "[0, 1]", True)):
         if name in options:
