@@ -194,7 +194,8 @@ def _declared() -> list[str]:
     """Return "  name=default  help" lines for the options that belong to no group."""
     lines = []
     for name, field in declared_options().items():
-        if not field.is_required():
+        is_of_choice = name.partition(".")[0] in GROUPS  # listed with the file of the choice
+        if not field.is_required() and not is_of_choice:
             default = field.default
             shown = default if isinstance(default, str) else json.dumps(default)
             lines.append(_entry(f"{name}={shown}", field.description or ""))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from so_clip.data.base_to_new import BASE_TO_NEW, base_count
 from so_clip.data.cards.card import known_cards
 from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
-from so_clip.system.commands import override
+from so_clip.system.commands import hydra_text, override, shell_word
 from so_clip.system.paths import CONF_DIR
 
 CONFIG_NAME = "config"
@@ -220,8 +221,16 @@ def _explain(error: BaseException) -> str:
         return f"{first}. Several values are a sweep, which -m runs; a list is written [a,b]."
     return (
         f"the command line cannot be read: {first}. It takes GROUP=CHOICE and OPTION=VALUE; values "
-        "with special characters need quotes twice: 'data_root=\"~/a=b\"'."
+        f"with special characters need quotes twice: {_example(error)}."
     )
+
+
+def _example(error: BaseException) -> str:
+    """Return the option that Hydra cannot read, with its value in both kinds of quotes."""
+    name, equals, value = str(getattr(error, "override", None) or "").partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", name) or not value:
+        name, value = "data_root", "~/a=b"
+    return shell_word(f"{name}={hydra_text(value)}")
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

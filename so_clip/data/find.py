@@ -51,7 +51,7 @@ def find_dataset(
     if user is None and (found_user := user_dataset(name, data_root)) is not None:
         name, user = found_user
     if user is None:
-        card = load_card(name, cards_dir)
+        card = replace(load_card(name, cards_dir), data_root=data_root)
         if trains:
             check_trainable(card)
         splits = load_splits(card, data_root, split_file)

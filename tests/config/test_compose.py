@@ -14,7 +14,7 @@ from so_clip.data.cards.card import card_names
 from so_clip.errors import InputError
 from so_clip.fingerprint import run_dir, settings_sha256
 from so_clip.system.paths import CONF_DIR
-from tests.helpers.command import call, python
+from tests.helpers.command import call, python, shell_words
 
 SAMPLED = "sampled_gradients"  # an option of the model's layers, see build_optimizer
 FILES = sorted(path.relative_to(CONF_DIR) for path in CONF_DIR.rglob("*.yaml"))
@@ -238,3 +238,10 @@ def test_an_option_of_another_choice_is_not_suggested() -> None:
 def test_published_experiments_have_their_authors_precision(choice, precision):
     assert from_config(compose([choice])).placement.precision == precision
     assert from_config(compose([choice, "precision=bf16"])).placement.precision == "bf16"
+
+
+def test_an_option_that_cannot_be_read_is_printed_as_it_must_be_written() -> None:
+    with pytest.raises(InputError, match="cannot be read") as refused:
+        compose(["data_root=my photos (2)"])
+    words = shell_words("python " + str(refused.value).partition("twice: ")[2].removesuffix("."))
+    assert compose(words).data_root == "my photos (2)"

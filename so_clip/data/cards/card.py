@@ -25,7 +25,7 @@ USER_LAYOUTS = ("folder", "csv")
 # Fields of a card that cannot change a result, or do not come from its file.
 _WITHOUT_EFFECT = {
     *("title", "licence", "homepage", "citation", "sources"),
-    *("template_files", "descriptions", "user_file", "user_sha256"),
+    *("template_files", "descriptions", "user_file", "user_sha256", "data_root"),
 }
 
 
@@ -60,6 +60,7 @@ class DatasetCard:
         template_ensemble: more prompts, to be averaged (`templates.ensemble` in the file).
         template_files: the templates of a user's file, by the value of the run's `template`.
         descriptions: the prompts of each class from a user's file; they replace all templates.
+        data_root: where a run looks for the dataset, for messages.
         user_file: the file of a card in a folder of the user's cards.
         user_sha256: of everything in that card that can change a result.
     """
@@ -88,6 +89,7 @@ class DatasetCard:
     template_files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     descriptions: Mapping[str, tuple[str, ...]] | None = None
     user_file: Path | None = None
+    data_root: Path | None = None
     user_sha256: str = ""
 
     @property
@@ -261,5 +263,9 @@ def how_to_get(card: DatasetCard) -> str:
     )
     if not card.sources:
         return f"L{by_hand}"
-    prepare = command("prepare", override("dataset", card.name), "data_root=FOLDER")
+    root = "data_root=FOLDER"
+    if card.data_root is not None:
+        root = override("data_root", card.data_root)
+    places = [root, *([override("cards_dir", card.user_file.parent)] if card.user_file else [])]
+    prepare = command("prepare", override("dataset", card.name), *places)
     return f"Run {prepare}; or l{by_hand}"
