@@ -2,7 +2,6 @@
 
 import os
 import re
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
