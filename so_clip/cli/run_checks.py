@@ -3,14 +3,13 @@
 import io
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 from so_clip.cli.program import COMMANDS
 from so_clip.config.settings import GROUPS
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError, nearest, show_progress
 from so_clip.system.commands import shell_word
 
 # Hydra's own options that have an effect here, all of them in sweeps only.
@@ -87,5 +86,5 @@ def package_errors(package: str | None) -> Iterator[None]:
             "--package optimizer."
         ) from error
     finally:
-        if "not found in config" not in said.getvalue():
-            sys.stderr.write(said.getvalue())
+        if said.getvalue() and "not found in config" not in said.getvalue():
+            show_progress(said.getvalue().removesuffix("\n"))

@@ -155,7 +155,8 @@ class _Options:
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        known = [options_of(run.overrides) for run in runs if run.overrides]
+        named = sorted(runs, key=lambda run: run.name)
+        known = [options_of(run.overrides) for run in named if run.overrides]
         names = list(short_names(differing(known)).items())
         self._columns, self._more = names[:_OPTION_COLUMNS], names[_OPTION_COLUMNS:]
 

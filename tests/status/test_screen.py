@@ -136,3 +136,19 @@ def test_all_lists_every_run(tmp_path: Path) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_runs_have_a_column_for_each_option_that_differs(tmp_path: Path) -> None:
+    common = ["method=so", "optimizer.T=10"]
+    for number, kappa in enumerate(("0.0005", "0.01")):
+        overrides = [*common, f"optimizer.density_ratio={kappa}", f"seed={number}"]
+        write_run(tmp_path, f"a{number}", metrics=METRICS, provenance={"overrides": overrides})
+    hostile = {"kind": "Bad", "message": "\x1b[31m[link](x)", "overrides": [*common, "seed=7"]}
+    write_run(tmp_path, "b", error=hostile)
+    out = status(tmp_path, "--once").out
+    (header,) = [line for line in out.splitlines() if line.startswith("state")]
+    assert header.split()[:4] == ["state", "run", "kappa", "seed"]
+    rows = [line.split()[:4] for line in out.splitlines() if line.startswith(("done", "failed"))]
+    assert sorted(rows)[:2] == [["done", "a0", "0.0005", "0"], ["done", "a1", "0.01", "1"]]
+    assert rows[0][:3] == ["failed", "b", "7"]
+    assert "Bad: \\u001b[31m[link](x)" in out
