@@ -71,6 +71,7 @@ OTHER_VALUES: dict[str, Any] = {
 # Options that cannot change a result. Files that they name count by their contents.
 NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
+    "cards_dir": str(CARDS_DIR),
     "threads": 3,
     "checkpoint_seconds": 5,
     "rank_timeout_seconds": 60,
