@@ -18,6 +18,7 @@ from so_clip.config.settings import Augment, Schedule, Settings
 from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError
 from so_clip.fingerprint import run_dir, run_fingerprint, settings_sha256
+from so_clip.system.paths import CARDS_DIR
 
 # For every option of a run with SO, a value that is not the default.
 OTHER_VALUES: dict[str, Any] = {
