@@ -113,7 +113,8 @@ def _totals(view: View) -> Text:
 
 
 def _sweeps_table(sweeps: Sequence[tuple[Sweep, Sequence[Run]]], one_line: bool = False) -> Table:
-    table = _table("sweep", "jobs", *STATES, "time left", "command")
+    times = ["time left"] if any(sweep.seconds_left is not None for sweep, _ in sweeps) else []
+    table = _table("sweep", "jobs", *STATES, *times, "command")
     for sweep, runs in sweeps:
         counts = Counter(run.state for run in runs)
         name = f"{sweep.name} (running)" if sweep.is_running else sweep.name
@@ -121,7 +122,8 @@ def _sweeps_table(sweeps: Sequence[tuple[Sweep, Sequence[Run]]], one_line: bool 
         cells += [
             Text(str(counts[state]), COLOURS[state] if counts[state] else "dim") for state in STATES
         ]
-        cells += [_seconds(sweep.seconds_left), _plain(sweep.command_line)]
+        cells += [_seconds(sweep.seconds_left) for _ in times]
+        cells.append(_plain(sweep.command_line))
         table.add_row(*(_one_line(cells) if one_line else cells))
     return table
 

@@ -17,7 +17,7 @@ from so_clip.report.tables import Column, Row, Table
 # Longer names of methods are folded.
 _NAME_CELLS = 40
 # Blanks between two columns.
-_GAP = 2
+_GAP = 3
 _BEST, _PUBLISHED, _HEADING = "bold green", "dim italic", "bold"
 
 
