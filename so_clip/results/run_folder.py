@@ -110,6 +110,12 @@ class RunFolder:
             RunFailed: someone removed or renamed the folder meanwhile.
         """
         self.overrides = list(overrides)
+        for name in (*_UNFINISHED_FILES, METRICS_FILE):
+            if os.path.isdir(self.path / name):  # noqa: PTH112 - Path.is_dir raises on a locked folder
+                raise InputError(
+                    f"{self.path / name}: is a folder, and the run writes a file of that name. "
+                    "Remove it and repeat the run."
+                )
         created = _missing_folders(self.path)
         try:
             lock = lock_folder(self.path)

@@ -203,6 +203,7 @@ def test_the_lock_is_released_if_the_progress_file_cannot_be_removed(folder):
         (folder.path / "progress.json").unlink()
         (folder.path / "progress.json").mkdir()
     assert is_locked(folder.path) is False
+    (folder.path / "progress.json").rmdir()
     with folder.claimed():
         pass
 
@@ -420,3 +421,12 @@ def test_a_folder_moved_behind_a_link_is_the_same_folder(folder):
         place.symlink_to(place.with_name("elsewhere"))
         folder.finish(METRICS, "table")
         assert folder.finished("f1") == METRICS
+
+
+@pytest.mark.parametrize("name", ["progress.json", "checkpoint.pt", "metrics.json"])
+def test_a_folder_in_place_of_a_file_is_refused_in_words(name, tmp_path):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(InputError, match=f"{name}: is a folder"), folder.claimed():
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
