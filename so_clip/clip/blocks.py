@@ -27,7 +27,16 @@ MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
 
 
 def run_block(block: Any, memory: Memory, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return run(block, memory, *inputs), and keep for the backward pass what `memory` selects."""
+    """Return run(block, memory, *inputs), and keep for the backward pass what `memory` selects.
+
+    A block's attribute `around`, if it is set, gets the call; see so_clip.forecast.repeats.
+    """
+    around = getattr(block, "around", None)
+    call = partial(_run_block, block, memory, run, *inputs)
+    return call() if around is None else around(call)
+
+
+def _run_block(block: Any, memory: Memory, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return run(block, "fast", *inputs)  # so all modes agree to the last bit
     if memory != "small":

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import (
-    FlopCounterMode,
+    flop_registry,
     sdpa_backward_flop_count,
     sdpa_flop_count,
+    shape_wrapper,
 )
 
 
@@ -30,40 +32,64 @@ class Flops:
         return self.forward + self.backward
 
 
-def counter() -> FlopCounterMode:
-    """Return torch's counter, with formulas for the attention kernels of the CPU."""
-    return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+class FlopCounter(TorchDispatchMode):
+    """Counts operations by torch's formulas, several times as fast as its FlopCounterMode.
+
+    FlopCounterMode also counts by module and keeps activations alive.
+
+    Attributes:
+        total: the operations until now.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        composite = func.namespace == "aten" and func._overloadpacket not in FORMULAS
+        if composite and torch.is_inference_mode_enabled():
+            # Here linear layers and others are one operation; only its parts have formulas.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        self.add(func, args, kwargs, result)
+        return result
+
+    def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count one operation."""
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
 
 
 @contextmanager
-def counted(classifier: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Flops]:
-    """Count the one training step in the block; the counts are set when the block ends."""
-    flops = Flops()
-    with counter() as counts:
+def counted(module: nn.Module, counter: FlopCounter) -> Iterator[FlopCounter]:
+    """Count in this context the operations inside a module's forward pass separately."""
+    inside = FlopCounter()
 
-        def forward_done(*_: Any) -> None:
-            flops.forward = counts.get_total_flops()
+    def begin(*_: Any) -> None:
+        inside.total -= counter.total
 
-        def backward_done(*_: Any) -> None:
-            flops.backward = counts.get_total_flops() - flops.forward
+    def end(*_: Any) -> None:
+        inside.total += counter.total
 
-        hooks = [
-            classifier.register_forward_hook(forward_done),
-            optimizer.register_step_pre_hook(backward_done),
-        ]
-        try:
-            yield flops
-        finally:
-            for hook in hooks:
-                hook.remove()
+    hooks = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    try:
+        yield inside
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 _aten = torch.ops.aten
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: (
+FORMULAS: dict[Any, Callable[..., int]] = flop_registry | {
+    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(
         lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
     ),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
         lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(grad, query, key, value)
     ),
 }

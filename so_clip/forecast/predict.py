@@ -7,7 +7,6 @@ Tensor names end in their shape: B images of a batch, N few-shot images, D featu
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -32,7 +31,8 @@ from so_clip.data.cards.card import DatasetCard
 from so_clip.errors import InputError
 from so_clip.evaluate.evaluator import watch_batch
 from so_clip.forecast.disk import disk_bytes
-from so_clip.forecast.flops import Flops, counted, counter
+from so_clip.forecast.flops import FlopCounter, Flops, counted
+from so_clip.forecast.repeats import Repeats
 from so_clip.forecast.test_sets import TestSetSize, test_set_sizes, training_card
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision, pick_precision
@@ -159,23 +159,24 @@ def _evaluation(
     batch = min(settings.evaluation.batch_size, test_sets[0].images)
     images_BCHW, _ = _batch(model, batch)
     precision = Precision(settings.evaluation_precision, CPU)
-    peak = PeakMemory(classifier, None, CPU)
-    watch_batch(classifier, images_BCHW, CPU, precision, peak)
-    # Without inference mode: there the counter sees composite operations, not their kernels.
-    with torch.no_grad(), precision.autocast(), classifier.held_classes():
-        with counter() as image_counter:
-            image_BD = classifier.backbone.encode_image(images_BCHW)
-        classifier.classes()  # computed once for all logits, and counted separately
-        with counter() as logit_counter:
-            classifier.logits(image_BD)
-        with counter() as class_counter:
-            classifier.backbone.encode_text(classifier.prompts)
+    peak, counter = PeakMemory(classifier, None, CPU), FlopCounter()
+    with (
+        counter,
+        Repeats(peak, counter).in_towers(classifier),
+        counted(classifier.head, counter) as in_head,
+        counted(classifier.prompts, counter) as in_prompts,
+    ):
+        watch_batch(classifier, images_BCHW, CPU, precision, peak)
+        whole, encoded = counter.total, in_prompts.total
+        if not encoded:  # the head reads no prompts, but the zero-shot evaluation does
+            with torch.no_grad(), precision.autocast():
+                classifier.backbone.encode_text(classifier.prompts)
     class_count = classifier.class_count
     pairs = sum(test_set.images * test_set.classes for test_set in test_sets)
     classes = sum(test_set.classes for test_set in test_sets)
-    image_flops = images * image_counter.get_total_flops() // batch
-    logit_flops = pairs * logit_counter.get_total_flops() // (batch * class_count)
-    class_flops = classes * class_counter.get_total_flops() // class_count
+    image_flops = images * (whole - in_head.total) // batch
+    logit_flops = pairs * (in_head.total - encoded) // (batch * class_count)
+    class_flops = classes * in_prompts.total // class_count
     flops = image_flops + logit_flops + class_flops
     if settings.trains:  # evaluated again after training, without the cached part
         flops += logit_flops
@@ -184,7 +185,7 @@ def _evaluation(
     memory = peak.result()
     return {
         "memory": memory,
-        "dimensions": image_BD.shape[1],
+        "dimensions": classifier.backbone.dimensions,
         "test_images": images,
         "evaluation_peak_memory_mib": memory["peak_memory_mib"],
         "evaluation_flops": flops,
@@ -205,22 +206,23 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
         _make_state(optimizer)
     full = min(schedule.batch_size, images)
     epoch, last = -(-images // full), 0 if schedule.drop_last else images % full
-    peak = PeakMemory(model.classifier, optimizer, CPU)
+    peaks: list[PeakMemory] = []
     steps: list[Flops] = []
     total = 0
     ends = [step for step in model.adapter.stage_ends() if step < schedule.max_steps]
     for begin, end in pairwise([0, *ends, schedule.max_steps]):
         if begin:
-            with counter() as stage_counter:
+            with FlopCounter() as stage:
                 model.adapter.after_step(model.classifier, begin)
-            total += stage_counter.get_total_flops()
+            total += stage.total
         small_steps = end // epoch - begin // epoch if last else 0
-        small = _step(model, optimizer, last) if small_steps else Flops()
-        with nullcontext() if steps else peak:
-            steps.append(_step(model, optimizer, full))
-        total += (end - begin - small_steps) * steps[-1].total + small_steps * small.total
+        small = _step(model, optimizer, last)[0] if small_steps else Flops()
+        step, peak = _step(model, optimizer, full)
+        steps.append(step)
+        peaks.append(peak)
+        total += (end - begin - small_steps) * step.total + small_steps * small.total
     return {
-        "memory": peak.result(),
+        "memory": peaks[0].result(),
         "batch_size": full,
         "forward_flops_per_step": steps[0].forward,
         "backward_flops_per_step": steps[0].backward,
@@ -240,11 +242,27 @@ def _make_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def _step(model: Model, optimizer: torch.optim.Optimizer, images: int) -> Flops:
+def _step(model: Model, optimizer: torch.optim.Optimizer, images: int) -> tuple[Flops, PeakMemory]:
+    """Take one training step; return its operations and its memory."""
     assert model.adapter is not None
-    classifier = model.classifier
+    classifier, flops = model.classifier, Flops()
+    peak, counter = PeakMemory(classifier, optimizer, CPU), FlopCounter()
+    repeats = Repeats(peak, counter)
+    peak.log.after_operation = counter.add  # faster than a second mode
+
+    def forward_done(*_: Any) -> None:
+        flops.forward = counter.total
+
+    def backward_done(*_: Any) -> None:
+        repeats.complete_gradients(optimizer)
+        flops.backward = counter.total - flops.forward
+
     images_BCHW, labels_B = _batch(model, images)
-    with counted(classifier, optimizer) as flops:
+    hooks = [
+        classifier.register_forward_hook(forward_done),
+        optimizer.register_step_pre_hook(backward_done),
+    ]
+    with peak, repeats.in_towers(classifier):
         train_step(
             classifier,
             images_BCHW,
@@ -253,7 +271,9 @@ def _step(model: Model, optimizer: torch.optim.Optimizer, images: int) -> Flops:
             precision=model.precision,
             penalty=partial(model.adapter.penalty, classifier),
         )
-    return flops
+    for hook in hooks:
+        hook.remove()
+    return flops, peak
 
 
 def _batch(model: Model, images: int) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,15 @@ def add_sampled_gradient(param: Tensor, support_M: Tensor, values_M: Tensor) -> 
     param.grad = SampledGradient(param, support_M, values_M)
 
 
+def put_empty_gradient(optimizer: Any, param: Tensor, example: Tensor) -> None:
+    """Give a tensor a gradient of the kind that an equal tensor has, with any values."""
+    if isinstance(example.grad, SampledGradient):
+        values_M = torch.empty_like(example.grad.values_M)
+        add_sampled_gradient(param, optimizer.support(param), values_M)
+    elif example.grad is not None:
+        param.grad = torch.empty_like(example.grad)
+
+
 def read_gradient(param: Tensor, support_M: Tensor | None) -> Tensor:
     """Return the gradient on the support [M]; for None the whole gradient, shaped like the tensor.
 

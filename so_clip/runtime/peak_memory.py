@@ -8,7 +8,7 @@ the log splits it into categories.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,7 +41,7 @@ class PeakMemory:
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, device: torch.device
     ) -> None:
         self._model, self._optimizer, self._device = model, optimizer, device
-        self._log = _StorageLog(device.type)
+        self.log = StorageLog(device.type)
         self._allocated = 0
         self._restored: dict[str, float] | None = None
         self._hooks: list[Any] = []
@@ -49,21 +49,21 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        self._log.add([*self._model.parameters(), *self._model.buffers()], "weights")
+        self.log.add([*self._model.parameters(), *self._model.buffers()], "weights")
         for parameter in self._model.parameters():
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(
-                    lambda parameter: self._log.add([values_of(parameter.grad)], "gradients")
+                    lambda parameter: self.log.add([values_of(parameter.grad)], "gradients")
                 )
                 self._hooks.append(hook)
         if optimizer := self._optimizer:
             self._add_optimizer_state(optimizer)
             self._hooks.append(optimizer.register_step_post_hook(self._add_optimizer_state))
-        self._log.__enter__()
+        self.log.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._log.__exit__(*error)
+        self.log.__exit__(*error)
         # Now, because later work, such as an evaluation, has another peak.
         self._note_allocated()
         for hook in self._hooks:
@@ -95,7 +95,7 @@ class PeakMemory:
         """Return `peak_memory_mib` and its parts `<category>_mib`, which add up to it."""
         if self._restored is not None:
             return self._restored
-        parts = self._log.peak()
+        parts = self.log.peak()
         if self._device.type == "cuda":
             # Memory that only the allocator sees (workspaces, rounding, few-shot images) counts as
             # activations: it is not weights, gradients or state.
@@ -107,16 +107,22 @@ class PeakMemory:
 
     def _add_optimizer_state(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         leaves = tree_leaves(list(optimizer.state.values()))
-        self._log.add([leaf for leaf in leaves if isinstance(leaf, Tensor)], "optimizer_state")
+        self.log.add([leaf for leaf in leaves if isinstance(leaf, Tensor)], "optimizer_state")
 
 
-class _StorageLog(TorchDispatchMode):
-    """Logs the birth, category, growth and death of every storage on one kind of device."""
+class StorageLog(TorchDispatchMode):
+    """Logs the birth, category, growth and death of every storage on one kind of device.
+
+    Attributes:
+        changes: (storage number, change in bytes), in the order of the operations.
+        after_operation: called with each operation, its arguments and its result.
+    """
 
     def __init__(self, device_type: str) -> None:
         super().__init__()
         self._device_type = device_type
-        self._changes: list[tuple[int, int]] = []  # (storage number, change in bytes)
+        self.changes: list[tuple[int, int]] = []
+        self.after_operation: Callable[..., None] | None = None
         self._numbers: dict[int, int] = {}  # address of a live storage -> storage number
         self._category: list[str] = []  # by storage number
         self._size: list[int] = []  # in bytes, by storage number
@@ -135,13 +141,15 @@ class _StorageLog(TorchDispatchMode):
         for storage in self._storages(result):
             if storage._cdata not in unlogged:
                 self._number(storage)
+        if self.after_operation is not None:
+            self.after_operation(func, args, kwargs or {}, result)
         return result
 
     def peak(self) -> dict[str, int]:
         """Replay the log; return the bytes by category at the moment of the largest sum."""
         alive = dict.fromkeys(CATEGORIES, 0)
         best, best_total, total = dict(alive), 0, 0
-        for number, change in self._changes:
+        for number, change in self.changes:
             alive[self._category[number]] += change
             total += change
             if total > best_total:
@@ -162,11 +170,11 @@ class _StorageLog(TorchDispatchMode):
             weakref.finalize(storage, self._freed, address, self._numbers[address])
         number = self._numbers[address]
         if change := storage.nbytes() - self._size[number]:
-            self._changes.append((number, change))
+            self.changes.append((number, change))
             self._size[number] += change
         return number
 
     def _freed(self, address: int, number: int) -> None:
-        self._changes.append((number, -self._size[number]))
+        self.changes.append((number, -self._size[number]))
         if self._numbers.get(address) == number:
             del self._numbers[address]

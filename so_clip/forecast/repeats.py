@@ -1,0 +1,140 @@
+"""Equal blocks of a tower: a forecast runs three of them, and counts the others by the second.
+
+In a run of n equal blocks, the first and the last can differ from the others, because their
+neighbours keep other tensors alive. So the first, the second and the last block run, and what the
+second does to memory and to the count of operations is repeated n - 2 times, in the forward and in
+the backward pass.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.image_tower import is_read_at_class_token
+from so_clip.clip.packed_text import PackedPrompts
+from so_clip.forecast.flops import FlopCounter
+from so_clip.optim.gradients import put_empty_gradient
+from so_clip.runtime.peak_memory import PeakMemory
+
+_FEWEST = 4  # equal blocks; if there are fewer, all run
+
+
+class ShortList(nn.ModuleList):
+    """All blocks of a tower. Iteration yields only the blocks that run."""
+
+    def __init__(self, blocks: Sequence[nn.Module], kept: Sequence[nn.Module]) -> None:
+        super().__init__(blocks)
+        self._kept = tuple(kept)  # a tuple does not register its modules again
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._kept)
+
+
+class Repeats:
+    """Runs three blocks of each run of equal blocks, and repeats what the second block logs.
+
+    A period of a block goes from the end of the block before it to its own end in the forward pass,
+    and from its own start to the start of the next one in the backward pass. So it includes what is
+    freed between two blocks.
+
+    Args:
+        peak: logs the storages; its log gets the repetitions.
+        flops: counts the operations; it gets the repetitions.
+    """
+
+    def __init__(self, peak: PeakMemory, flops: FlopCounter) -> None:
+        self._log, self._flops = peak.log, flops
+        self._start = (0, 0)  # changes in the log and operations at the start of the open period
+        self._times = 1  # of the open period, in the backward pass
+        self._excess: Counter[int] = Counter()  # storage number -> bytes that repetitions added
+        self._skipped: list[tuple[nn.Module, nn.Module]] = []  # (block, the block that is repeated)
+
+    @contextmanager
+    def in_towers(self, classifier: Classifier) -> Iterator[None]:
+        """Shorten, in this context, the towers whose blocks run through `run_block`."""
+        transformers = _transformers(classifier)
+        whole = [transformer.resblocks for transformer in transformers]
+        self._end_period(1)
+        for transformer in transformers:
+            transformer.resblocks = self._shortened([*transformer.resblocks])
+        try:
+            yield
+        finally:
+            for transformer, blocks in zip(transformers, whole, strict=True):
+                transformer.resblocks = blocks
+                for block in blocks:
+                    block.around = None
+
+    def complete_gradients(self, optimizer: Optimizer) -> None:
+        """Give blocks that did not run the gradients of their equals, before the optimizer's step.
+
+        Their memory is in the log already, by the repetitions, which end here.
+        """
+        self._end_period(self._times)
+        self._log.changes += [(number, -size) for number, size in self._excess.items() if size]
+        self._excess.clear()
+        for block, equal in self._skipped:
+            for parameter, example in zip(block.parameters(), equal.parameters(), strict=True):
+                if parameter.grad is None:
+                    put_empty_gradient(optimizer, parameter, example)
+
+    def _shortened(self, blocks: list[nn.Module]) -> ShortList:
+        kept: list[Any] = []
+        for _, run in groupby(blocks, key=_signature):
+            equal: list[Any] = [*run]
+            times = 1
+            if len(equal) >= _FEWEST:
+                first, second, *skipped, last = equal
+                self._skipped += [(block, second) for block in skipped]
+                times += len(skipped)
+                equal = [first, second, last]
+            for place, block in enumerate(equal):
+                block.around = partial(self._around, times if place == 1 else 1)
+            kept += equal
+        return ShortList(blocks, kept)
+
+    def _around(self, times: int, run: Callable[[], Tensor]) -> Tensor:
+        output = run()
+        self._end_period(times)
+        if output.requires_grad:
+            output.register_hook(lambda grad: self._begin_backward(times))
+        return output
+
+    def _begin_backward(self, times: int) -> None:
+        self._end_period(self._times)
+        self._times = times
+
+    def _end_period(self, times: int) -> None:
+        changes, operations = self._start
+        if times > 1:
+            period = self._log.changes[changes:]
+            self._log.changes += period * (times - 1)
+            for number, change in period:
+                self._excess[number] += change * (times - 1)
+            self._flops.total += (self._flops.total - operations) * (times - 1)
+        self._start, self._times = (len(self._log.changes), self._flops.total), 1
+
+
+def _transformers(classifier: Classifier) -> list[Any]:
+    model: Any = classifier.backbone.model
+    found = [model.visual.transformer] if is_read_at_class_token(model) else []
+    if all(isinstance(chunk, PackedPrompts) for chunk in classifier.prompts.chunks):
+        found.append(getattr(model, "text", model).transformer)
+    return found
+
+
+def _signature(block: nn.Module) -> list[Any]:
+    """Return all that decides a block's operations: equal blocks have equal signatures."""
+    modules = [(name, type(module)) for name, module in block.named_modules()]
+    tensors = [*block.named_parameters(), *block.named_buffers()]
+    return [
+        modules,
+        [(name, x.shape, x.stride(), x.dtype, x.requires_grad) for name, x in tensors],
+    ]
