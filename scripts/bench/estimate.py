@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.bench.contenders import Contender, Shape, Trainer, make_trainer
 from scripts.bench.reference_so import ReferenceSO
-from so_clip.forecast.flops import FORMULAS
+from so_clip.forecast.flops import CPU_ATTENTION
 from so_clip.runtime.peak_memory import PeakMemory
 
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ def count(trainer: Trainer, memory: bool = True) -> Estimate:
     if memory:
         with peak:
             trainer.step()
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as flops:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops:
         trainer.step()
     by_operation = {str(key): value for key, value in flops.get_flop_counts()["Global"].items()}
     return Estimate(by_operation, peak.result() if memory else None)

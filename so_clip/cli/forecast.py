@@ -1,7 +1,9 @@
 """`python -m so_clip forecast`: memory, FLOPs and disk space of a run, without running it."""
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from so_clip.cli.arguments import AsJson, Words
@@ -49,8 +51,25 @@ def main(
     # torch takes seconds to import, so most bad input is refused before.
     from so_clip.forecast.predict import forecast
 
-    values = forecast(settings, card)
+    with _shown_stages() as report:
+        values = forecast(settings, card, report)
     show(json.dumps(values, indent=2) if as_json else table(values))
+
+
+@contextmanager
+def _shown_stages() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows a stage of the forecast on stderr.
+
+    On a terminal one line changes. Into a pipe or a file each stage is a line.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage: print(f"forecast: {stage}", file=sys.stderr, flush=True)
+        return
+    with console.status("") as status:
+        yield status.update
 
 
 def table(values: Mapping[str, Any]) -> str:

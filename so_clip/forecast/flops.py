@@ -47,7 +47,7 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        composite = func.namespace == "aten" and func._overloadpacket not in FORMULAS
+        composite = func.namespace == "aten" and func._overloadpacket not in _FORMULAS
         if composite and torch.is_inference_mode_enabled():
             # Here linear layers and others are one operation; only its parts have formulas.
             with self:
@@ -60,7 +60,7 @@ class FlopCounter(TorchDispatchMode):
 
     def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Count one operation."""
-        formula = FORMULAS.get(func._overloadpacket)
+        formula = _FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=result)
 
@@ -85,11 +85,15 @@ def counted(module: nn.Module, counter: FlopCounter) -> Iterator[FlopCounter]:
 
 
 _aten = torch.ops.aten
-FORMULAS: dict[Any, Callable[..., int]] = flop_registry | {
-    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(
+# torch has no formulas for the attention kernels of the CPU.
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
     ),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(grad, query, key, value)
     ),
+}
+_FORMULAS: dict[Any, Callable[..., int]] = flop_registry | {
+    operation: shape_wrapper(formula) for operation, formula in CPU_ATTENTION.items()
 }

@@ -6,7 +6,7 @@ images and the weights are missing.
 Tensor names end in their shape: B images of a batch, N few-shot images, D features, C H W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -43,12 +43,15 @@ MODELS = "CPU tensors"
 MODELS_CUDA = "CPU tensors; on CUDA other kernels and the allocator make a difference"
 
 
-def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
+def forecast(
+    settings: Settings, card: DatasetCard, report: Callable[[str], None] = lambda stage: None
+) -> dict[str, Any]:
     """Return the memory in MiB, the operations in FLOP and the disk space in bytes of a run.
 
     Args:
         settings: of the run.
         card: of its dataset; its class names and sizes are used.
+        report: called with the name of each stage before its work.
 
     Raises:
         InputError: a run would refuse the settings, or a shape depends on values.
@@ -59,10 +62,15 @@ def forecast(settings: Settings, card: DatasetCard) -> dict[str, Any]:
     # Adapters make tensors in `start` that are not fake yet.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
+        report("building the model")
         model = fake_model(settings, card, mode)
         with mode:
+            report("counting one batch of evaluation")
             evaluation = _evaluation(settings, test_sets, model)
-            training = _training(settings, card, model) if settings.trains else {}
+            training = {}
+            if settings.trains:
+                report("counting training steps")
+                training = _training(settings, card, model)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
             f"this run cannot be forecast: the shapes in {error} depend on values, and a forecast "
@@ -171,6 +179,8 @@ def _evaluation(
         if not encoded:  # the head reads no prompts, but the zero-shot evaluation does
             with torch.no_grad(), precision.autocast():
                 classifier.backbone.encode_text(classifier.prompts)
+    with torch.no_grad(), precision.autocast():
+        classifier.classes()  # a frozen text tower's are computed before training
     class_count = classifier.class_count
     pairs = sum(test_set.images * test_set.classes for test_set in test_sets)
     classes = sum(test_set.classes for test_set in test_sets)

@@ -1,9 +1,9 @@
-"""Equal blocks of a tower: a forecast runs three of them, and counts the others by the second.
+"""Equal blocks of a tower: a forecast runs four of them, and counts the others by the third.
 
-In a run of n equal blocks, the first and the last can differ from the others, because their
-neighbours keep other tensors alive. So the first, the second and the last block run, and what the
-second does to memory and to the count of operations is repeated n - 2 times, in the forward and in
-the backward pass.
+In a run of n equal blocks, the outer ones can differ from the others, because their neighbours keep
+other tensors alive. So the first two blocks, the third and the last one run, and what the third
+does to memory and to the count of operations is repeated n - 3 times, in the forward and in the
+backward pass.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from so_clip.forecast.flops import FlopCounter
 from so_clip.optim.gradients import put_empty_gradient
 from so_clip.runtime.peak_memory import PeakMemory
 
-_FEWEST = 4  # equal blocks; if there are fewer, all run
+_FEWEST = 5  # equal blocks; if there are fewer, all run
 
 
 class ShortList(nn.ModuleList):
@@ -38,7 +38,7 @@ class ShortList(nn.ModuleList):
 
 
 class Repeats:
-    """Runs three blocks of each run of equal blocks, and repeats what the second block logs.
+    """Runs four blocks of each run of equal blocks, and repeats what the third one logs.
 
     A period of a block goes from the end of the block before it to its own end in the forward pass,
     and from its own start to the start of the next one in the backward pass. So it includes what is
@@ -91,12 +91,12 @@ class Repeats:
             equal: list[Any] = [*run]
             times = 1
             if len(equal) >= _FEWEST:
-                first, second, *skipped, last = equal
-                self._skipped += [(block, second) for block in skipped]
+                first, second, third, *skipped, last = equal
+                self._skipped += [(block, third) for block in skipped]
                 times += len(skipped)
-                equal = [first, second, last]
+                equal = [first, second, third, last]
             for place, block in enumerate(equal):
-                block.around = partial(self._around, times if place == 1 else 1)
+                block.around = partial(self._around, times if place == 2 else 1)
             kept += equal
         return ShortList(blocks, kept)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from so_clip.build import assemble_model, build_optimizer, class_prompts, load
 from so_clip.config.compose import compose
@@ -13,7 +14,7 @@ from so_clip.config.parse import from_config
 from so_clip.data.batches import TrainBatches
 from so_clip.data.cards.card import load_card
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
-from so_clip.forecast.flops import counter
+from so_clip.forecast.flops import CPU_ATTENTION
 from so_clip.train import train_step
 from tests.helpers.command import call
 
@@ -59,7 +60,7 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
             step += 1
             if step > steps:
                 break
-            with counter() as counts:
+            with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counts:
                 train_step(
                     classifier,
                     *batch,
