@@ -21,6 +21,7 @@ from so_clip.clip.image_tower import is_read_at_class_token
 from so_clip.clip.packed_text import PackedPrompts
 from so_clip.forecast.flops import FlopCounter
 from so_clip.optim.gradients import put_empty_gradient
+from so_clip.optim.sampled_gradient import values_of
 from so_clip.runtime.peak_memory import PeakMemory
 
 _FEWEST = 5  # equal blocks; if there are fewer, all run
@@ -84,6 +85,7 @@ class Repeats:
             for parameter, example in zip(block.parameters(), equal.parameters(), strict=True):
                 if parameter.grad is None:
                     put_empty_gradient(optimizer, parameter, example)
+                    self._log.add([values_of(parameter.grad)], "gradients")
 
     def _shortened(self, blocks: list[nn.Module]) -> ShortList:
         kept: list[Any] = []
