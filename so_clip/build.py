@@ -66,7 +66,7 @@ def check_classes(method: MethodChoice, choice: DataChoice) -> None:
     Raises:
         InputError: the trained weights belong to the training classes, and others are to be tested.
     """
-    adapter = make("adapter", method.adapter) if method.adapter else None
+    adapter = make_adapter(method.adapter) if method.adapter else None
     if adapter is None or not adapter.class_bound:
         return
     bound = f"what method={method.name} trains belongs to the classes of its training images"
@@ -115,7 +115,7 @@ def assemble_model(
     )
     if device.type != "cpu":  # a forecast's fake tensors are on the CPU and cannot move
         classifier = classifier.to(device)
-    adapter = make("adapter", adapter_choice) if adapter_choice else None
+    adapter = make_adapter(adapter_choice) if adapter_choice else None
     parameters = adapter(classifier) if adapter else {}
     if parameters and not settings.trains:
         raise InputError(
@@ -285,17 +285,17 @@ def _other_classes(template: str, test_set: TestSet, model: Model) -> tuple[Clas
     return plain, partial(plain, rewrite=adapter.prompts_for)
 
 
-def make(group: str, choice: Component) -> Adapter:
+def make_adapter(choice: Component) -> Adapter:
     """Return the adapter that a choice describes. Refusals of its class become InputError."""
-    constructor = _constructor(group, choice.target)
-    _refuse_foreign_options(group, constructor, choice.options)
+    constructor = _constructor("adapter", choice.target)
+    _refuse_foreign_options("adapter", constructor, choice.options)
     try:
         made = constructor(**choice.options)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{group}: {error}") from error
-    return _of_type(Adapter, made, group, choice)
+        raise InputError(f"adapter: {error}") from error
+    return _of_type(Adapter, made, "adapter", choice)
 
 
 def _of_type(needed: type[Made], made: Any, group: str, choice: Component) -> Made:

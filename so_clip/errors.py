@@ -15,7 +15,7 @@ debugging = DEBUG in sys.argv
 MAX_MESSAGE = 4000
 
 
-def shortened(text: str, most: int = MAX_MESSAGE) -> str:
+def without_middle(text: str, most: int = MAX_MESSAGE) -> str:
     """Return a text of at most about `most` characters: a longer one loses its middle."""
     if len(text) <= most:
         return text
@@ -31,14 +31,14 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(shortened(str(message)))
+        super().__init__(without_middle(str(message)))
 
 
 class RunFailed(RuntimeError):
     """A run failed. The message says why; a traceback would add nothing."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(shortened(str(message)))
+        super().__init__(without_middle(str(message)))
 
 
 class RunBusy(InputError):
@@ -61,7 +61,7 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "terminated" if isinstance(error, Terminated) else "interrupted"
     expected = isinstance(error, (InputError, RunFailed))
-    return shortened(str(error) if expected else f"{type(error).__name__}: {error}")
+    return without_middle(str(error) if expected else f"{type(error).__name__}: {error}")
 
 
 def report(error: BaseException) -> int:
@@ -77,7 +77,7 @@ def report(error: BaseException) -> int:
 
 def say(message: str) -> None:
     """Print a message to stderr, without the control codes that foreign text may hold."""
-    print(f"so_clip: {terminal(shortened(message))}", file=sys.stderr, flush=True)
+    print(f"so_clip: {terminal(without_middle(message))}", file=sys.stderr, flush=True)
 
 
 class Notes:

@@ -8,7 +8,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from so_clip.adapt.model import Model
-from so_clip.build import assemble_model, build_optimizer, class_prompts, make
+from so_clip.build import assemble_model, build_optimizer, class_prompts, make_adapter
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
@@ -83,6 +83,6 @@ def test_a_class_that_cannot_be_imported_is_named(target: str, message: str) -> 
     parameters = {"weight": torch.nn.Parameter(torch.ones(1))}
     model = Model(zero_shot("plain", "digits"), None, parameters, CPU, Precision("fp32", CPU), "")
     with pytest.raises(InputError, match=f"adapter.{message}"):
-        make("adapter", choice)
+        make_adapter(choice)
     with pytest.raises(InputError, match=f"optimizer.{message}"):
         build_optimizer(choice, model)

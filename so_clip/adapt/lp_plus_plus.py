@@ -18,7 +18,7 @@ from so_clip.adapt.options import seed as checked_seed
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Head
 
-# alpha moves after each so many steps, as in the released code.
+# Steps between two moves of alpha, as in the released code.
 ALPHA_EVERY = 10
 
 

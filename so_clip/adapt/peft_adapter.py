@@ -20,6 +20,7 @@ from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.classifier import TOWERS, Classifier, tower_of
 from so_clip.clip.heads import exact
 from so_clip.errors import InputError
+from so_clip.system.commands import install
 
 # peft's name for an adapter without a name.
 NAME = "default"
@@ -153,7 +154,7 @@ class Peft(Adapter):
         if make is None:
             raise InputError(
                 f"adapter.kind={self.kind}: peft {library.__version__} is too old for it: "
-                "pip install --upgrade peft."
+                f"{install('--upgrade', 'peft')}."
             )
         try:
             config = make(target_modules=_exact_pattern(names), **self.spec.fixed, **settings)
@@ -208,7 +209,7 @@ def _library(kind: str) -> ModuleType:
         import peft.mapping
     except ImportError as error:
         raise InputError(
-            f"adapter.kind={kind} needs peft ({error}): pip install 'so-clip[methods]'."
+            f"adapter.kind={kind} needs peft ({error}): {install('so-clip[methods]')}."
         ) from error
     return peft
 

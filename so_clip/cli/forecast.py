@@ -1,13 +1,12 @@
 """`python -m so_clip forecast`: memory, FLOPs and disk space of a run, without running it."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from so_clip.cli.arguments import AsJson, Words
-from so_clip.errors import show
+from so_clip.errors import show, show_progress
 
 HELP = """Forecast a run: peak memory by category, floating-point operations, and bytes on disk.
 
@@ -66,7 +65,7 @@ def _shown_stages() -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda stage: print(f"forecast: {stage}", file=sys.stderr, flush=True)
+        yield lambda stage: show_progress(f"forecast: {stage}")
         return
     with console.status("") as status:
         yield status.update

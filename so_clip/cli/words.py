@@ -58,7 +58,7 @@ def is_run_option(word: str, options: type[Options]) -> bool:
 def _text(word: str, text: str) -> str:
     """Return a text without Hydra's quotes, so that an option of a run means the same here.
 
-    A text that Hydra cannot read, such as a folder with brackets in its name, is taken as it is.
+    A text that Hydra cannot read, such as a folder with brackets in its name, stays unchanged.
     """
     if not re.search(r"""["'\\]|\$\{""", text):
         return text

@@ -17,7 +17,7 @@ from so_clip.data.base_to_new import BASE_TO_NEW, base_count
 from so_clip.data.cards.card import known_cards
 from so_clip.data.find import find_card
 from so_clip.errors import InputError, nearest
-from so_clip.system.commands import hydra_text, override, shell_word
+from so_clip.system.commands import hydra_text, install, override, shell_word
 from so_clip.system.paths import CONF_DIR
 
 CONFIG_NAME = "config"
@@ -191,7 +191,7 @@ def _explain(error: BaseException) -> str:
         if option in LAUNCHERS and option not in error.options:
             return (
                 f"{group}={option} needs a package that is not installed: "
-                f"pip install 'so-clip[{LAUNCHERS[option]}]'."
+                f"{install(f'so-clip[{LAUNCHERS[option]}]')}."
             )
         return (
             f"{group}={option}: there is no {group} of that name."

@@ -1,25 +1,21 @@
 """Read images from a dataset's folder or from the package, as RGB; bad images are named."""
 
-import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import PIL
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image
 
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, how_to_get
+from so_clip.data.decode import Unread, Unusable, decode
 from so_clip.data.digits import digit_path, load_digits
 from so_clip.data.examples import Example
-from so_clip.data.image_kinds import kind_of
 from so_clip.data.lists.splits import dataset_folder, refuse_misplaced
 from so_clip.data.pillow_warnings import naming
 from so_clip.data.safe_path import why_outside
@@ -29,18 +25,6 @@ from so_clip.system.threads import in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Image formats of datasets, for any suffix (Oxford Pets has GIFs with the suffix .jpg). Without
-# this list Pillow tries all its formats, and some (PostScript) run other programs.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
-_HEIC = "HEIF"  # Pillow's name of the format that pillow-heif reads
-# Pillow's limit against decompression bombs. Such an image takes half a GiB in memory.
-MAX_PIXELS = 2 * (1 << 30) // 12
-# Modes with values that 8 bits may not hold. Pillow itself reduces 16-bit colours.
-_DEEP = ("I", "F")
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-_CODECS = ("jpg", "zlib", "libtiff", "webp", "avif", "libjpeg_turbo")
 
 _Result = TypeVar("_Result")
 
@@ -103,7 +87,7 @@ class ImageFolder:
 
         Source: `read_image` in dassl/utils/tools.py of github.com/KaiyangZhou/Dassl.pytorch.
         """
-        return self._read(path, _decode)
+        return self._read(path, decode)
 
     def content(self, path: str) -> bytes:
         """Return the bytes of one image's file; InputError as in `read`."""
@@ -131,9 +115,9 @@ class ImageFolder:
             ) from error
         except InputError:
             raise
-        except _Unread as error:
+        except Unread as error:
             raise _corrupt(file, str(error), UnreadFormat) from error
-        except _Unusable as error:
+        except Unusable as error:
             raise _corrupt(file, str(error)) from error
         # Decoders raise nearly every kind of exception for broken data.
         except Exception as error:
@@ -237,11 +221,11 @@ def load_uint8(
     """
     paths = list(dict.fromkeys(example.path for example in examples))
     hidden = None if progress else True  # None: without a terminal
-    decode = in_threads(
+    decoding = in_threads(
         lambda path: to_tensor(images.read(path)), paths, "decode", unit="image", disable=hidden
     )
     tensors = {}
-    with closing(decode) as decoded:
+    with closing(decoding) as decoded:
         for path, tensor in zip(paths, decoded, strict=True):
             budget_bytes -= tensor.nbytes
             if budget_bytes < 0:
@@ -258,18 +242,6 @@ def to_tensor(image: Image.Image) -> "Tensor":
     return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
-class _Unusable(Exception):
-    """A file that Pillow cannot or must not decode; the message says why."""
-
-
-class _Unread(_Unusable):
-    """The file is whole, but its format is not read."""
-
-
-class _TooLarge(_Unusable):
-    """The image has more than `MAX_PIXELS` pixels."""
-
-
 def _corrupt(file: Path, reason: str, kind: type[CorruptImage] = CorruptImage) -> CorruptImage:
     error = kind(f"{file}: {reason} on_corrupt=skip runs without it.")
     error.reason = reason
@@ -283,109 +255,5 @@ def _open_plain(file: Path) -> BinaryIO:
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
         raise InputError(f"{file}: this is {kind}. Put the image in its place.")
     if status.st_size == 0:
-        raise _Unusable("the image is empty (0 bytes). Fetch it again.")
+        raise Unusable("the image is empty (0 bytes). Fetch it again.")
     return file.open("rb")
-
-
-def why_too_large(stream: BinaryIO) -> str:
-    """Return a message if the header says more than `MAX_PIXELS`; "" otherwise, or if no image."""
-    try:
-        _opened(stream).close()
-    except _TooLarge as error:
-        return str(error).removesuffix(".")  # callers put it into a sentence
-    except Exception:
-        return ""
-    return ""
-
-
-def _decode(stream: BinaryIO) -> Image.Image:
-    with _opened(stream) as image:
-        if image.mode in _DEEP or image.mode.startswith("I;16"):
-            _check_fits_8_bits(image)
-        return image.convert("RGB")
-
-
-def _check_fits_8_bits(image: Image.Image) -> None:
-    """Refuse grey values that `convert` would clip or round."""
-    values_HW = np.asarray(image)
-    low, high = values_HW.min(), values_HW.max()
-    whole = image.mode != "F" or bool((values_HW == np.floor(values_HW)).all())
-    if not (low >= 0 and high <= 255 and whole):  # nan is neither
-        raise _Unusable(
-            f"its grey values, from {low:g} to {high:g}, are not 8-bit values: CLIP's reference "
-            "pipeline would clip them. Scale it, and save it with 8 bits per channel."
-        )
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Return the formats that this installation reads."""
-    formats = [name for name in FORMATS if name != "AVIF" or features.check("avif")]
-    with suppress(ImportError):
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener(thumbnails=False)
-        formats.append(_HEIC)
-    return tuple(formats)
-
-
-def decoder_versions() -> list[str | None]:
-    """Return the versions of what decodes images, since pixels can depend on them."""
-    try:
-        heic: str | None = version("pillow-heif")
-    except PackageNotFoundError:
-        heic = None
-    return [PIL.__version__, *map(features.version, _CODECS), heic]
-
-
-def _opened(stream: BinaryIO) -> Image.Image:
-    try:
-        image = _identified(stream)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _TooLarge(f"the image is too large ({error}). Scale it down.") from error
-    except UnidentifiedImageError as error:
-        kind = kind_of(stream)
-        if kind and kind.whole and kind.reader not in _formats():
-            text = f"this is {kind.what}, a format that is not read. {kind.way_out}"
-            raise _Unread(text) from error
-        if kind and not kind.whole:
-            raise _Unusable(f"this is {kind.what}, not an image. {kind.way_out}") from error
-        if kind:
-            raise _Unusable(
-                f"this is {kind.what} that cannot be decoded. It is damaged, or of a kind that its "
-                "reader does not know. Convert it to PNG or JPEG, or fetch it again."
-            ) from error
-        raise _Unusable(
-            f"not an image, or not in one of the formats {', '.join(_formats())}. Fetch it again."
-        ) from error
-    width, height = image.size
-    # Any library may have switched off Pillow's own check, a global setting.
-    if width * height > MAX_PIXELS:
-        image.close()
-        raise _TooLarge(
-            f"the image is too large: {width} x {height} pixels, above {MAX_PIXELS}. Scale it down."
-        )
-    return image
-
-
-def _identified(stream: BinaryIO) -> Image.Image:
-    try:
-        return Image.open(stream, formats=_formats())
-    except ValueError:
-        # Pillow refuses long texts in a PNG, which have nothing to do with its pixels.
-        stream.seek(0)
-        data = stream.read()
-        if not data.startswith(_PNG):
-            raise
-        return Image.open(io.BytesIO(_without_texts(data)), formats=("PNG",))
-
-
-def _without_texts(png: bytes) -> bytes:
-    """Return a PNG without its chunks of text."""
-    parts, start = [_PNG], len(_PNG)
-    while start < len(png):
-        end = start + 12 + int.from_bytes(png[start : start + 4], "big")  # length, kind, checksum
-        if png[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
-            parts.append(png[start:end])
-        start = end
-    return b"".join(parts)

@@ -5,11 +5,12 @@ import re
 
 _QUOTES = "'`´‘’“”„«»"
 _WORDS = {"None": "null", "True": "true", "False": "false", "undefined": "null"}
-_FENCE = "```"
+# Before and after code in Markdown, as language models write it.
+FENCE = "```"
 
 
 def json_fault(text: str, error: json.JSONDecodeError) -> str:
-    """Return the line of the first fault, what is wrong there, and what to write.
+    """Return the line of the first fault, the problem there, and how to correct it.
 
     Args:
         text: the whole text.
@@ -30,8 +31,8 @@ def json_fault(text: str, error: json.JSONDecodeError) -> str:
 def _markdown(text: str, at: int, message: str) -> str:
     rest = text[at:].lstrip()
     place = len(text) - len(rest)
-    if rest.startswith(_FENCE):
-        return _at(text, place, f"is a code fence, {_FENCE}; delete such lines")
+    if rest.startswith(FENCE):
+        return _at(text, place, f"is a code fence, {FENCE}; delete such lines")
     if message.startswith("Extra data"):
         few = rest.splitlines()[0][:40]
         return _at(text, place, f"has {few!r} after the end of the JSON text; delete it")

@@ -10,16 +10,14 @@ from typing import Any
 
 import yaml
 
-from so_clip.data.json_faults import json_fault
-from so_clip.errors import InputError
+from so_clip.data.json_faults import FENCE, json_fault
+from so_clip.errors import InputError, reason_of
 from so_clip.system.safe_open import MAX_VALUES_BYTES, MAX_YAML_BYTES, read_plain
 
 # libyaml reads ImageNet's thousand names thirty times faster, but not every PyYAML has it.
 _LOADER: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
 _DEEPEST = 20
 _TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
-# Before and after code in Markdown, as language models write it.
-FENCE = "```"
 _MARKED = re.compile(r"([-*+•]|\d{1,5}[.)]|\d{1,5}:)\s")
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -145,7 +143,7 @@ def _content(file: Path, option: str) -> bytes:
     try:
         return read_plain(file, MAX_YAML_BYTES if is_yaml else MAX_VALUES_BYTES)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = reason_of(error)
         # JSON is read fifty times faster.
         way_out = " Write it as JSON." if getattr(error, "errno", None) == errno.EFBIG else ""
         raise InputError(

@@ -135,9 +135,8 @@ class FeatureCache:
 
 
 def _read_checked(path: Path, key: str, images: int) -> Tensor:
-    data = read_plain(
-        path, path.stat().st_size
-    )  # no memory map: another process could truncate the file
+    # No memory map: another process could truncate the file.
+    data = read_plain(path, path.stat().st_size)
     image_ND = load(data)["image_ND"]
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})

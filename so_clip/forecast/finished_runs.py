@@ -28,7 +28,7 @@ from so_clip.data.cards.card import DatasetCard
 from so_clip.data.choice import DataChoice
 from so_clip.data.find import find_card, find_dataset
 from so_clip.data.user.dataset import UserData
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
 from so_clip.report.read import Runs
 from so_clip.system.paths import CONF_DIR
 
@@ -120,15 +120,16 @@ def _settings(values: Mapping[str, Any], steps: int) -> Settings:
             ),
         )
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"its settings come from another version ({error})") from error
+        raise InputError(f"its settings come from another version ({reason_of(error)})") from error
 
 
 def _options(options: type[OptionsType], values: Mapping[str, Any], **changes: Any) -> OptionsType:
-    """Return recorded values as an object of the class `options`."""
-    # Older runs have no option that was added since, and it had no effect on them.
-    added = {"cards_dir": None}
-    given = {name: {**added, **values}[name] for name in options.model_fields} | changes
-    return options.model_validate(given)
+    """Return recorded values as an object of the class `options`.
+
+    Older runs lack options that were added since. The defaults of these do what was done before.
+    """
+    given = {name: values[name] for name in options.model_fields if name in values}
+    return options.model_validate(given | changes)
 
 
 def _component(group: str, values: Mapping[str, Any] | None) -> Component | None:

@@ -42,8 +42,8 @@ class Repeats:
     """Runs four blocks of each run of equal blocks, and repeats what the third one logs.
 
     A period of a block goes from the end of the block before it to its own end in the forward pass,
-    and from its own start to the start of the next one in the backward pass. So it includes what is
-    freed between two blocks.
+    and from its own start to the start of the next one in the backward pass. So it includes
+    the memory that is freed between two blocks.
 
     Args:
         peak: logs the storages; its log gets the repetitions.

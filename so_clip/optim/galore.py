@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from so_clip.errors import InputError
+from so_clip.system.commands import install
 
 try:
     from pytorch_optimizer import GaLore
@@ -57,7 +58,7 @@ def galore(
         )
     if missing:
         raise InputError(
-            f"optimizer=galore needs pytorch-optimizer ({missing}): pip install 'so-clip[methods]'."
+            f"optimizer=galore needs pytorch-optimizer ({missing}): {install('so-clip[methods]')}."
         )
     optimizer: torch.optim.Optimizer = SavedGaLore(
         params,

@@ -10,7 +10,7 @@ from so_clip.data.cards.card import TEST_LAYOUTS, DatasetCard
 from so_clip.data.images import ImageFolder
 from so_clip.data.lists.split_file import read_split_file
 from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_places
-from so_clip.errors import InputError, RunFailed
+from so_clip.errors import InputError, RunFailed, reason_of
 from so_clip.prepare.imagenet import link_imagenet
 from so_clip.prepare.images import ImageSources, Supply
 from so_clip.prepare.missing import missing_images
@@ -58,7 +58,7 @@ def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], Non
     except OSError as error:
         place = error.filename or options.data_root
         raise InputError(
-            f"data_root={options.data_root}: {place} cannot be written: {error.strerror or error}. "
+            f"data_root={options.data_root}: {place} cannot be written: {reason_of(error)}. "
             "Correct that, or choose another folder with data_root=FOLDER."
         ) from error
     finally:

@@ -15,8 +15,9 @@ from so_clip.data.lists.splits import dataset_folder, load_splits, split_file_pl
 from so_clip.data.unicode_names import DiskNames
 from so_clip.data.user.class_names import pairs_text
 from so_clip.data.user.dataset import UserData, read_user_data
+from so_clip.data.user.folder import SUFFIXES
 from so_clip.data.user.links import LinkCheck, is_below
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
 from so_clip.prepare.dataset import LAYOUTS
 from so_clip.prepare.image_health import spread, suspicious
 from so_clip.prepare.missing import is_empty_file
@@ -27,14 +28,13 @@ STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
 REPAIR, IMAGENET, CHMOD = "repair=true", "imagenet_dir=", "chmod -R u+rX"
 MAX_PAIRS = 1000  # names of classes
 SHOWN = 3  # examples of one kind of fault
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic")
 # The last bytes of this many images are read. All of ImageNet's would take an hour.
 MAX_ENDS_READ = 200_000
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the datasets are, and their cards if these are not the program's own."""
+    """The folder of all datasets, and that of the user's cards if there is one."""
 
     root: Path
     cards_dir: Path | None = None
@@ -59,7 +59,7 @@ class Diagnosis:
         faults: one sentence per fault.
         notes: one sentence per fact that is not a fault.
         remedy: the one command that repairs it; "" if nothing is wrong, or no command repairs it.
-        bad_images: what is wrong with each image that a run would refuse, by path.
+        bad_images: the fault of each image that a run would refuse, by path.
     """
 
     name: str
@@ -93,7 +93,7 @@ def examine(card: DatasetCard, place: Place, decode: int | None) -> Diagnosis:
         return _examine(card, place, decode)
     except OSError as error:
         locked = error.filename or root
-        fault = f"{locked} cannot be read: {error.strerror or error}"
+        fault = f"{locked} cannot be read: {reason_of(error)}"
         remedy = _chmod([locked]) if isinstance(error, PermissionError) else ""
         return Diagnosis(card.name, FAULTY, root / card.folder, faults=[fault], remedy=remedy)
 
@@ -327,7 +327,7 @@ def _note_other_classes(folder: Path, paths: list[str], found: Diagnosis) -> Non
         name
         for name in sorted(set(_names_in(folder)) - listed if listed else ())
         if os.path.isdir(folder / name)  # noqa: PTH112
-        and any(Path(file).suffix.lower() in _IMAGES for file in _names_in(folder / name)[:100])
+        and any(file.lower().endswith(SUFFIXES) for file in _names_in(folder / name)[:100])
     ]
     if others:
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from so_clip.data.images import why_too_large
+from so_clip.data.decode import why_too_large
 
 # The last bytes of complete files. A file with another end is suspicious, and is decoded.
 _ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from so_clip.data.cards.card import DatasetCard
-from so_clip.data.images import why_too_large
+from so_clip.data.decode import why_too_large
 from so_clip.data.lists.splits import dataset_folder, load_splits
 from so_clip.errors import InputError
 from so_clip.prepare.download import fetch, wrong_checksum

@@ -15,9 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from so_clip.data.images import why_too_large
+from so_clip.data.decode import why_too_large
 from so_clip.prepare.sources import RemoteFile, SourceFailed
 from so_clip.prepare.unpack import Budget, Refused, source_errors
+from so_clip.system.commands import install
 from so_clip.system.safe_open import MAX_VALUES_BYTES, read_plain
 
 _ROWS_PER_BATCH = 32
@@ -86,7 +87,7 @@ def require_pyarrow(what: str) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise SourceFailed(
-            f"{what}: a parquet set needs pyarrow ({error}): pip install 'so-clip[prepare]'."
+            f"{what}: a parquet set needs pyarrow ({error}): {install('so-clip[prepare]')}."
         ) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from so_clip.errors import InputError
 from so_clip.prepare.sources import SourceFailed
+from so_clip.system.commands import install
 from so_clip.system.threads import in_threads
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
@@ -37,7 +38,7 @@ def require_decoder() -> None:
     except ImportError as error:
         raise InputError(
             f"the images are frames of videos, which needs PyAV ({error}): "
-            "pip install 'so-clip[prepare]'."
+            f"{install('so-clip[prepare]')}."
         ) from error
 
 

@@ -25,6 +25,7 @@ from so_clip.results.run_files import (
 )
 from so_clip.status.runs import read_states
 from so_clip.system import atomic
+from so_clip.system.commands import install
 
 # The columns of a run's CSV files, and their tags in the events.
 CURVES = {
@@ -57,7 +58,7 @@ def require_tensorboard() -> None:
         import tensorboard  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"event files need tensorboard ({error}): pip install 'so-clip[tensorboard]'."
+            f"event files need tensorboard ({error}): {install('so-clip[tensorboard]')}."
         ) from None
 
 

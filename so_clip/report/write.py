@@ -22,6 +22,7 @@ from so_clip.report.read import Runs, read_runs
 from so_clip.report.significance import compare, summary
 from so_clip.report.tables import Table, make_tables
 from so_clip.system import atomic
+from so_clip.system.commands import install
 
 FOLDER, ALL = "tables", "all.tex"
 _PACKAGES = ("jinja2", "matplotlib", "scipy")
@@ -56,7 +57,7 @@ def write_report(
     if absent:
         raise InputError(
             f"the report needs {', '.join(absent)}: not installed. "
-            "Get it with: pip install 'so-clip[report]'"
+            f"Get it with: {install('so-clip[report]')}"
         )
     if details and tables_only:
         raise InputError(

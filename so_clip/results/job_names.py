@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-# Options that cannot tell runs apart.
+# Options that do not distinguish runs.
 _IGNORED = frozenset({"force", "results_dir"})
 # Shorter names of options, as papers write them.
 _SHORT_NAMES = {"optimizer.density_ratio": "kappa", "density_ratio": "kappa"}

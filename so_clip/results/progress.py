@@ -16,7 +16,7 @@ PROGRESS_FILE = "progress.json"
 TRAIN, EVALUATE = "train", "evaluate"  # stages
 # `status` looks about this often; a step on a GPU is much shorter.
 WRITE_EVERY_SECONDS = 3.0
-# A run into a pipe or file prints so many lines, unless its steps are very fast.
+# The most lines of a run into a pipe or file, and the shortest time between two of them.
 _LINES, _LINE_SECONDS = 20, 1.0
 
 
@@ -30,7 +30,7 @@ class Progress:
         max_steps: the largest number of training steps; 0 if nothing is trained.
         overrides: of the run.
         check: raises an error if the folder is no longer in its place.
-        prints: print a line to stderr every so many steps, for a run without a progress bar.
+        prints: print lines to stderr during training, for a run without a progress bar.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
 from so_clip.escape import csv_text
 from so_clip.results.progress import PROGRESS_FILE
 from so_clip.results.scores import ZERO_SHOT
@@ -67,7 +67,7 @@ def run_folders(top: Path, unreadable: list[str]) -> Iterator[str]:
 
     def note(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # it was removed meanwhile
-            unreadable.append(f"{error.filename} cannot be read: {error.strerror or error}.")
+            unreadable.append(f"{error.filename} cannot be read: {reason_of(error)}.")
 
     for folder, folders, files in os.walk(top, onerror=note):
         is_top = folder == str(top)
@@ -89,7 +89,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(read_plain(path))
     except OSError as error:
-        raise _unreadable(path, error.strerror or error) from None
+        raise _unreadable(path, reason_of(error)) from None
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
     if not isinstance(values, dict):
@@ -228,7 +228,7 @@ def read_columns(
             if wrong.any():
                 raise ValueError(f"{name} is {values[wrong][0]}")
     except OSError as error:
-        raise _unreadable(path, error.strerror or error) from None
+        raise _unreadable(path, reason_of(error)) from None
     except KeyError as error:
         raise _unreadable(path, f"it has no column {error}") from None
     except (ValueError, OverflowError, csv.Error) as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from so_clip.errors import InputError, RunBusy, RunFailed, exit_code, say, shortened
+from so_clip.errors import InputError, RunBusy, RunFailed, exit_code, reason_of, say, without_middle
 from so_clip.escape import csv_row, terminal
 from so_clip.results.progress import PROGRESS_FILE, Progress
 from so_clip.results.run_files import (
@@ -61,7 +61,7 @@ def check_writable(folder: Path) -> None:
                     raise
     except OSError as error:
         raise InputError(
-            f"results_dir={folder} cannot be written: {error.strerror or error}. "
+            f"results_dir={folder} cannot be written: {reason_of(error)}. "
             "Choose another folder with results_dir=FOLDER."
         ) from error
     finally:
@@ -285,8 +285,8 @@ class RunFolder:
             return
         values = {
             "kind": type(error).__name__,
-            "message": shortened(str(error)),
-            "traceback": shortened("".join(traceback.format_exception(error)), MAX_TRACEBACK),
+            "message": without_middle(str(error)),
+            "traceback": without_middle("".join(traceback.format_exception(error)), MAX_TRACEBACK),
             "exit_code": exit_code(error),
             "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "overrides": self.overrides,
@@ -306,8 +306,7 @@ class RunFolder:
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:
     return InputError(
-        f"cannot write {folder}: {error.strerror or error}. "
-        "Choose another folder with results_dir=FOLDER."
+        f"cannot write {folder}: {reason_of(error)}. Choose another folder with results_dir=FOLDER."
     )
 
 

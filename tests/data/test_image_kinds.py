@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from so_clip.data import images, pillow_warnings
+from so_clip.data import decode, pillow_warnings
 from so_clip.data.images import CorruptImage, ImageFolder, UnreadFormat
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
@@ -116,12 +116,12 @@ def test_heic_without_the_extra_names_its_command(
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    images._formats.cache_clear()
+    decode.formats.cache_clear()
     try:
         with pytest.raises(UnreadFormat, match=r"a HEIC image.* pip install 'so-clip\[heic\]'"):
             read(tmp_path, box(b"heic"))
     finally:
-        images._formats.cache_clear()
+        decode.formats.cache_clear()
 
 
 def test_a_long_text_in_a_png_changes_no_pixel(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from so_clip.data import images as images_module
+from so_clip.data import decode
 from so_clip.data.cards.card import load_card
 from so_clip.data.digits import load_digits
 from so_clip.data.examples import Example
@@ -149,7 +149,7 @@ def test_gigantic_images_are_refused_before_they_are_decoded(tmp_path, monkeypat
 def test_the_pixel_limit_equals_that_of_pillow():
     code = "from PIL import Image; print(2 * Image.MAX_IMAGE_PIXELS)"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(fresh.stdout) == images_module.MAX_PIXELS
+    assert int(fresh.stdout) == decode.MAX_PIXELS
 
 
 def test_contents_are_the_bytes_of_the_files(folder):

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from so_clip.data.decode import decoder_versions
 from so_clip.data.examples import Example, Splits
 from so_clip.data.fewshot import FewShot
-from so_clip.data.images import CorruptImage, ImageSource, decoder_versions
+from so_clip.data.images import CorruptImage, ImageSource
 from so_clip.errors import InputError, say
 from so_clip.system import atomic
 from so_clip.system.code_hash import code_sha256

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from so_clip.data.images import decoder_versions
+from so_clip.data.decode import decoder_versions
 from so_clip.system.code_hash import code_sha256
 from so_clip.system.safe_open import open_plain
 

@@ -11,7 +11,7 @@ from so_clip.data.digits import DIGITS_FILE, digit_path, load_digits
 from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.safe_path import why_outside
 from so_clip.data.unicode_names import DiskNames, composed
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
 from so_clip.system.commands import install
 from so_clip.system.safe_open import read_plain
 
@@ -90,7 +90,7 @@ def _visible(folder: Path, card: DatasetCard) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(
-            f"{folder}: the images of {card.title} cannot be listed: {error.strerror or error}. "
+            f"{folder}: the images of {card.title} cannot be listed: {reason_of(error)}. "
             f"{how_to_get(card)}"
         ) from error
 
@@ -151,7 +151,7 @@ def _lines(file: Path, card: DatasetCard) -> Iterable[tuple[int, str]]:
     try:
         text = read_plain(file).decode()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = reason_of(error)
         raise InputError(f"{file}: cannot be read: {reason}. {how_to_get(card)}") from error
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
     return [(number, line) for number, line in stripped if line]

@@ -12,7 +12,7 @@ from so_clip.data.examples import SPLITS, Example, Splits
 from so_clip.data.plain_files import load_plain_json, shortened
 from so_clip.data.safe_path import why_outside
 from so_clip.data.unicode_names import composed
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
 from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 
 # A hostile file may have millions.
@@ -57,7 +57,7 @@ def _read_json(file: Path, card: DatasetCard) -> tuple[Any, str]:
     try:
         data = read_plain(file, MAX_LIST_BYTES)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = reason_of(error)
         raise InputError(
             f"{file}: the split file cannot be read: {reason}. {how_to_get(card)}"
         ) from error

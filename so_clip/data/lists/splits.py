@@ -11,7 +11,7 @@ from so_clip.data.lists import layouts
 from so_clip.data.lists.misplaced import find_misplaced
 from so_clip.data.lists.split_file import read_split_file
 from so_clip.data.unicode_names import composed
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
 
 _COUNTED = {"classes": "classes"} | {split: f"{split} images" for split in SPLITS}
 
@@ -125,7 +125,7 @@ def require_data_root(card: DatasetCard, data_root: Path | None) -> Path:
                 return data_root
             problem = f"data_root={data_root} is not a folder"
         except (OSError, ValueError) as error:
-            problem = f"data_root={data_root}: {getattr(error, 'strerror', None) or error}"
+            problem = f"data_root={data_root}: {reason_of(error)}"
     raise InputError(
         f"{problem}. Give the folder that holds {card.folder}/ with data_root=FOLDER. "
         f"{how_to_get(card)}"

@@ -16,7 +16,7 @@ from so_clip.data.safe_path import why_outside
 from so_clip.data.unicode_names import DiskNames, composed
 from so_clip.data.user.links import LinkCheck, refuse_shared
 from so_clip.data.user.listing import Listed, Listing, is_unusual, splits_of
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError, nearest, reason_of
 from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 
 # Names of the columns, in lower case, by their content.
@@ -61,7 +61,7 @@ def find_csv(root: Path, given: Path | None) -> Path:
             if entry.name.lower().endswith((".csv", ".tsv")) and entry.is_file()
         )
     except OSError as error:
-        raise InputError(f"{root}: cannot be listed: {error.strerror or error}.") from error
+        raise InputError(f"{root}: cannot be listed: {reason_of(error)}.") from error
     if len(files) != 1:
         number = f"{len(files)} CSV files, the first is {files[0]}" if files else "no CSV file"
         raise InputError(f"{root}: holds {number}. Name the list with dataset.csv_file=FILE.")
@@ -223,14 +223,14 @@ def _note_folders_of_splits(listing: Listing, draws: bool) -> None:
 
 
 def _columns(file: Path, number: int, header: Sequence[str], options: CsvOptions) -> dict[str, int]:
-    names = [" ".join(composed(name).lower().split()) for name in header]
+    names = list(map(_plain, header))
     places = {}
     for column, known in COLUMNS.items():
         option = f"dataset.{column}_column"
         if column == "split" and options.draw_split:
             continue
         given = options.columns.get(column)
-        wanted = known if given is None else (" ".join(composed(given).lower().split()),)
+        wanted = known if given is None else (_plain(given),)
         found = [index for index, name in enumerate(names) if name in wanted]
         if len(found) > 1:
             both = " and ".join(header[index] for index in found)
@@ -250,6 +250,11 @@ def _columns(file: Path, number: int, header: Sequence[str], options: CsvOptions
                 f"Name the column with {option}=NAME."
             )
     return places
+
+
+def _plain(name: str) -> str:
+    """Return the name of a column in lower case, with single blanks."""
+    return " ".join(composed(name).lower().split())
 
 
 def _rows(file: Path, notes: list[str]) -> Iterator[tuple[int, list[str]]]:
@@ -278,7 +283,7 @@ def _text(file: Path, notes: list[str]) -> str:
     try:
         data = read_plain(file, MAX_LIST_BYTES)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{file}: cannot be read: {reason_of(error)}.") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = decoded(file, data, "utf-16")
     else:

@@ -13,7 +13,7 @@ from so_clip.data.unicode_names import composed
 from so_clip.data.user.links import is_below, link_outside, refuse_shared
 from so_clip.data.user.listing import Listed, Listing, counts_text
 from so_clip.data.user.split_folders import Content, find_layout
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".jpe", ".avif", ".heic", ".heif")
 # Folders and files that systems and archives create, beside all names that begin with a dot.
@@ -203,7 +203,7 @@ class _Walk:
             with os.scandir(folder) as entries:
                 listed = list(entries)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be listed: {error.strerror or error}.") from error
+            raise InputError(f"{folder}: cannot be listed: {reason_of(error)}.") from error
         visible = []
         for entry in listed:
             if _is_hidden(entry.name):
@@ -240,7 +240,7 @@ def _holds(entry: os.DirEntry[str], test: Callable[[os.DirEntry[str]], bool]) ->
     try:
         return test(entry)
     except OSError as error:
-        raise InputError(f"{entry.path}: cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{entry.path}: cannot be read: {reason_of(error)}.") from error
 
 
 def _suffix(name: str) -> str:

@@ -63,7 +63,11 @@ def find_layout(
     """
     names = sorted(names)
     if any(chosen.values()):
-        return _chosen(root, names, choice, chosen, look)
+        if choice == "drawn":
+            raise InputError(
+                "dataset.split=drawn: the folders of splits are given too. Leave one of them out."
+            )
+        return _chosen(root, names, chosen, look)
     if choice == "drawn":
         return Layout()
     contents = {name: look(root / name) for name in names}
@@ -244,15 +248,10 @@ def _two_readings(
 def _chosen(
     root: Path,
     names: Sequence[str],
-    choice: str,
     chosen: Mapping[str, Sequence[str]],
     look: Callable[[Path], Content],
 ) -> Layout:
     """Check the folders that the user's options give for each split."""
-    if choice == "drawn":
-        raise InputError(
-            "dataset.split=drawn: the folders of splits are given too. Leave one of them out."
-        )
     for split in ("train", "test"):
         if not chosen.get(split):
             raise InputError(

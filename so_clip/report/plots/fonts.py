@@ -8,7 +8,7 @@ from typing import Any
 FAMILY = "DejaVu Sans"
 # A font whose glyphs only name the script of a character.
 _LAST_RESORT = "Last Resort"
-# A note names so many of the characters.
+# The largest number of characters that a note names.
 _NAMED = 8
 
 
