@@ -10,7 +10,7 @@ from so_clip.errors import InputError, show
 from so_clip.system.commands import override
 
 if TYPE_CHECKING:
-    from so_clip.prepare.examine import Diagnosis, Place
+    from so_clip.prepare.diagnosis import Diagnosis, Place
 
 ALL = "all"
 
@@ -66,7 +66,7 @@ def main(
 
 
 def _place(options: DoctorOptions) -> "Place":
-    from so_clip.prepare.examine import Place
+    from so_clip.prepare.diagnosis import Place
 
     return Place(options.data_root, options.cards_dir)
 

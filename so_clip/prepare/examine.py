@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from so_clip.data.cache.corrupt import errors_of
@@ -19,63 +18,17 @@ from so_clip.data.user.folder import SUFFIXES
 from so_clip.data.user.links import LinkCheck, is_below
 from so_clip.errors import InputError, reason_of
 from so_clip.prepare.dataset import LAYOUTS
+from so_clip.prepare.diagnosis import ABSENT, FAULTY, WHOLE, Diagnosis, Place
 from so_clip.prepare.image_health import spread, suspicious
 from so_clip.prepare.missing import is_empty_file
 from so_clip.system.commands import command, install, override
 
-STATES = WHOLE, FAULTY, ABSENT = "whole", "faulty", "absent"
 # Parts of the commands that repair a dataset.
 REPAIR, IMAGENET, CHMOD = "repair=true", "imagenet_dir=", "chmod -R u+rX"
 MAX_PAIRS = 1000  # names of classes
 SHOWN = 3  # examples of one kind of fault
 # The last bytes of this many images are read. All of ImageNet's would take an hour.
 MAX_ENDS_READ = 200_000
-
-
-@dataclass(frozen=True)
-class Place:
-    """The folder of all datasets, and that of the user's cards if there is one."""
-
-    root: Path
-    cards_dir: Path | None = None
-
-    @property
-    def options(self) -> list[str]:
-        """The options that name both, for commands."""
-        named = {"data_root": self.root, "cards_dir": self.cards_dir}
-        return [override(name, folder) for name, folder in named.items() if folder is not None]
-
-
-@dataclass
-class Diagnosis:
-    """The state of one dataset.
-
-    Attributes:
-        name: the dataset's name.
-        state: `WHOLE`, `FAULTY` or `ABSENT`.
-        folder: its folder, existing or expected; None for images in a package.
-        images: the number of images in its lists.
-        decoded: the number of decoded images.
-        faults: one sentence per fault.
-        notes: one sentence per fact that is not a fault.
-        remedy: the one command that repairs it; "" if nothing is wrong, or no command repairs it.
-        bad_images: the fault of each image that a run would refuse, by path.
-    """
-
-    name: str
-    state: str
-    folder: Path | None
-    images: int = 0
-    decoded: int = 0
-    faults: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    remedy: str = ""
-    bad_images: dict[str, str] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, object]:
-        """Return all attributes as JSON values."""
-        values = vars(self).copy()
-        return values | {"folder": None if self.folder is None else str(self.folder)}
 
 
 def examine(card: DatasetCard, place: Place, decode: int | None) -> Diagnosis:
@@ -207,21 +160,32 @@ def _examine_images(
     if decode is not None:
         bad_ends = suspicious(folder, spread(present, MAX_ENDS_READ))
         chosen = list(dict.fromkeys(bad_ends + spread(present, decode)))
-    bad = errors_of(ImageFolder(folder), chosen, f"decode {card.name}")
+    unreadable, damaged = _decode_images(folder, chosen, found)
+    if unreadable and not locked:
+        found.remedy = _chmod([folder])
+    found.remedy = found.remedy or ("repair" if damaged or no_files else "")
+
+
+def _decode_images(
+    folder: Path, chosen: list[str], found: Diagnosis
+) -> tuple[list[str], list[str]]:
+    """Add the faults of images that cannot be decoded; return unreadable and damaged ones."""
+    bad = errors_of(ImageFolder(folder), chosen, f"decode {found.name}")
     found.decoded = len(chosen)
     unreadable = [path for path in bad if not os.access(folder / path, os.R_OK)]
-    _add(found.faults, unreadable, len(paths), "not readable: their permissions forbid it")
     unread = [path for path in bad if isinstance(bad[path], UnreadFormat)]
     damaged = [path for path in bad if path not in {*unreadable, *unread}]
-    _add(found.faults, damaged, len(paths), "damaged")
-    _add(found.faults, unread, len(paths), "in formats that are not read")
+    for paths, fault in (
+        (unreadable, "not readable: their permissions forbid it"),
+        (damaged, "damaged"),
+        (unread, "in formats that are not read"),
+    ):
+        _add(found.faults, paths, found.images, fault)
     found.notes += [str(bad[path]) for path in (*damaged[:SHOWN], *unread[:SHOWN])]
     found.bad_images |= {
         path: getattr(error, "reason", "") or str(error) for path, error in bad.items()
     }
-    if unreadable and not locked:
-        found.remedy = _chmod([folder])
-    found.remedy = found.remedy or ("repair" if damaged or no_files else "")
+    return unreadable, damaged
 
 
 def _classify(folder: Path, paths: list[str]) -> tuple[list[str], ...]:

@@ -3,17 +3,8 @@
 from collections.abc import Sequence
 
 from so_clip.errors import RunFailed
-from so_clip.prepare.examine import (
-    ABSENT,
-    FAULTY,
-    IMAGENET,
-    REPAIR,
-    STATES,
-    WHOLE,
-    Diagnosis,
-    Place,
-    prepare_command,
-)
+from so_clip.prepare.diagnosis import ABSENT, FAULTY, STATES, WHOLE, Diagnosis, Place
+from so_clip.prepare.examine import IMAGENET, REPAIR, prepare_command
 from so_clip.system.commands import command
 
 

@@ -22,7 +22,8 @@ from so_clip.errors import InputError, show
 from so_clip.fingerprint import KnownRuns, run_dir
 from so_clip.results.job_files import SKIPPED, Job
 from so_clip.results.run_folder import RunFolder
-from so_clip.sweep.callback import RecordSweep, flags_of
+from so_clip.sweep.callback import RecordSweep
+from so_clip.sweep.planned import flags_of
 from so_clip.system.machine import concurrent_runs
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ from so_clip.results.job_files import (
 from so_clip.results.job_names import JobNames
 from so_clip.results.progress import duration
 from so_clip.results.run_folder import check_writable
-from so_clip.sweep.callback import as_given, flags_of, job_files
+from so_clip.sweep.callback import job_files
 from so_clip.sweep.finished import KNOWN_RUNS, finished
+from so_clip.sweep.planned import as_given, flags_of
 from so_clip.system.machine import concurrent_runs, shares_gpus
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from so_clip.config.compose import compose
 from so_clip.data.cards.card import USER_LAYOUTS, card_names
+from so_clip.version import RESULTS_VERSION
 from tests.helpers.command import ROOT, call
 from tests.helpers.doc_pages import (
     ALL_PAGES,
@@ -202,3 +203,7 @@ def test_the_example_of_so_trains_a_module():
         if block.kind == "python":
             exec(block.text, scope)
     assert any(not old.equal(new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_the_results_version_in_the_pages_is_that_of_the_code():
+    assert f"It is {RESULTS_VERSION} since" in (ROOT / "docs" / "runs.md").read_text()
