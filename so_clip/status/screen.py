@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +40,10 @@ _NUMBERS = ("step", "loss", "time left", "accuracy")
 _NUMBER_COLUMNS = (*STATES, "jobs", *_NUMBERS)
 # Further options in which runs differ share a column.
 _OPTION_COLUMNS = 6
+# On a narrow terminal a name keeps at least its last characters, the fingerprint, behind an "…".
+_NAME_CHARACTERS = 13
+# The width that a long remark needs. It is folded before the names are cut.
+_REMARK_WIDTH = 30
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,13 @@ def report(view: View, shown: int | None = SHOWN) -> Group:
         parts += [Text(), _sweeps_table(view.sweeps[::-1][:shown])]
     if view.runs:
         options = _Options(view.runs)
-        table = _runs_table(options)
+        rows = []
         for state, colour in COLOURS.items():
             runs = [run for run in _sorted(view.runs) if run.state == state]
-            for run in runs[:shown]:
-                table.add_row(*_cells(run, options))
+            rows += [_cells(run, options) for run in runs[:shown]]
             if shown is not None and len(runs) > shown:
-                table.add_row(Text(state, colour), _hidden(len(runs) - shown))
-        parts += [Text(), table]
+                rows.append([Text(state, colour), _hidden(len(runs) - shown)])
+        parts += [Text(), _RunsTable(options, rows)]
     commands = _continuing_commands(view)
     if commands:
         parts += [Text(), Text("To continue a sweep:"), *_limited(commands, shown)]
@@ -90,14 +93,12 @@ def dashboard(view: View, height: int) -> Group:
     parts: list[RenderableType] = [_totals(view)]
     running = [entry for entry in view.sweeps[::-1] if entry[0].is_running][:3]
     if running:
-        parts += [Text(), _sweeps_table(running, one_line=True)]
+        parts += [Text(), _sweeps_table(running)]
     # Five lines are for the totals, an empty line, the header, the hidden runs and the cursor.
     room = max(3, height - 5 - (len(running) + 2 if running else 0))
     options = _Options(view.runs)
-    table = _runs_table(options)
-    for run in _sorted(view.runs)[:room]:
-        table.add_row(*_one_line(_cells(run, options)))
-    parts += [Text(), table]
+    rows = [_one_line(_cells(run, options)) for run in _sorted(view.runs)[:room]]
+    parts += [Text(), _RunsTable(options, rows)]
     if len(view.runs) > room:
         parts.append(Text(f"… and {len(view.runs) - room} more", style="dim"))
     return Group(*parts)
@@ -112,19 +113,23 @@ def _totals(view: View) -> Text:
     return text.append_text(Text(", ").join(parts))
 
 
-def _sweeps_table(sweeps: Sequence[tuple[Sweep, Sequence[Run]]], one_line: bool = False) -> Table:
+def _sweeps_table(sweeps: Sequence[tuple[Sweep, Sequence[Run]]]) -> Table:
+    """Return a line for each sweep. The command comes last, and is cut on a narrow terminal."""
+    found = Counter(run.state for _, runs in sweeps for run in runs)
+    states = [state for state in STATES if found[state] or state == DONE]
     times = ["time left"] if any(sweep.seconds_left is not None for sweep, _ in sweeps) else []
-    table = _table("sweep", "jobs", *STATES, *times, "command")
+    table = _table("sweep", "jobs", *states, *times, "command")
+    table.columns[0].no_wrap = True
     for sweep, runs in sweeps:
         counts = Counter(run.state for run in runs)
         name = f"{sweep.name} (running)" if sweep.is_running else sweep.name
         cells = [Text(name), Text(str(len(runs)))]
         cells += [
-            Text(str(counts[state]), COLOURS[state] if counts[state] else "dim") for state in STATES
+            Text(str(counts[state]), COLOURS[state] if counts[state] else "dim") for state in states
         ]
         cells += [_seconds(sweep.seconds_left) for _ in times]
-        cells.append(_plain(sweep.command_line))
-        table.add_row(*(_one_line(cells) if one_line else cells))
+        cells += _one_line([_plain(sweep.command_line)])
+        table.add_row(*cells)
     return table
 
 
@@ -177,8 +182,45 @@ class _Options:
         return list(map(_plain, values))
 
 
-def _runs_table(options: _Options) -> Table:
-    return _table("state", "run", *_NUMBERS, "remark", options=options.titles)
+class _RunsTable:
+    """The table of runs, without empty columns.
+
+    On a narrow terminal the names of runs lose their beginnings: the columns of options repeat
+    these, and the ends are unique.
+
+    Args:
+        options: the columns of options.
+        rows: the cells of each run. A row of two cells is a remark on a state.
+    """
+
+    def __init__(self, options: _Options, rows: Sequence[list[Text]]) -> None:
+        self._titles, self._rows = options.titles, rows
+        used = {place for row in rows for place, cell in enumerate(row) if cell.plain}
+        first = 2 + len(self._titles)
+        self._columns = [
+            (place, title)
+            for place, title in enumerate((*_NUMBERS, "remark"), start=first)
+            if place in used
+        ]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        remarks = max((row[-1].cell_len for row in self._rows if len(row) > 2), default=0)
+        names = max((row[1].cell_len for row in self._rows if len(row) > 2), default=0)
+        whole = console.measure(self._table(names), options=options.update(max_width=10**6))
+        missing = whole.maximum - max(0, remarks - _REMARK_WIDTH) - options.max_width
+        yield self._table(max(_NAME_CHARACTERS, names - max(0, missing)))
+
+    def _table(self, name_characters: int) -> Table:
+        table = _table("state", "run", *(title for _, title in self._columns), options=self._titles)
+        for row in self._rows:
+            head = [row[0], _end_of(row[1], name_characters) if len(row) > 2 else row[1]]
+            head += row[2 : 2 + len(self._titles)]
+            table.add_row(*head, *(row[place] for place, _ in self._columns if place < len(row)))
+        return table
+
+
+def _end_of(name: Text, characters: int) -> Text:
+    return name if name.cell_len <= characters else Text("…") + name[1 - characters :]
 
 
 def _cells(run: Run, options: _Options) -> list[Text]:

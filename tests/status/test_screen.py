@@ -11,10 +11,21 @@ from fcntl import ioctl
 from pathlib import Path
 
 import pytest
+from rich.console import Console, Group
 
 from so_clip.results.progress import duration
+from so_clip.status.screen import report
+from so_clip.status.watcher import look, print_whole
 from tests.helpers.command import environment, spawn
-from tests.helpers.status_runs import METRICS, progress, running_process, status, write_run
+from tests.helpers.status_runs import (
+    METRICS,
+    progress,
+    running_process,
+    status,
+    write_job,
+    write_run,
+    write_sweep,
+)
 
 LINES, COLUMNS = 12, 100
 
@@ -152,3 +163,29 @@ def test_runs_have_a_column_for_each_option_that_differs(tmp_path: Path) -> None
     assert sorted(rows)[:2] == [["done", "a0", "0.0005", "0"], ["done", "a1", "0.01", "1"]]
     assert rows[0][:3] == ["failed", "b", "7"]
     assert "Bad: \\u001b[31m[link](x)" in out
+
+
+def test_a_terminal_of_80_columns_has_one_line_for_each_run_and_sweep(tmp_path: Path) -> None:
+    command = ["-m", "experiment=demo", "dataset=folder", "data_root=photos", "seed=1,2"]
+    jobs = [[*command[1:-1], f"seed={seed}"] for seed in (1, 2)]
+    sweep = write_sweep(tmp_path, "2026-11-30_02-07-54-877713", command, jobs)
+    names = [f"photos-tiny-so-4shot-seed{seed}-{seed}26e5da46700" for seed in (1, 2)]
+    for number, (name, job) in enumerate(zip(names, jobs, strict=True)):
+        run = write_run(tmp_path, name, metrics=METRICS, provenance={"overrides": job})
+        write_job(sweep, number, "done", run_dir=str(run))
+    whole = report(look(tmp_path))
+    lines = printed(whole, 80)
+    assert [line.split()[:2] for line in lines if line.startswith("2026-")] == [[sweep.name, "2"]]
+    ends = [line.split()[1] for line in lines if line.startswith("done")]
+    assert sorted(end[-12:] for end in ends) == [name[-12:] for name in names]
+    assert not [line for line in lines if line.startswith(" ")]
+    assert not {"time left", "remark", "failed"} & set(" ".join(lines).split("  "))
+    assert all(any(name in line for line in printed(whole, 200)) for name in names)
+
+
+def printed(whole: Group, width: int) -> list[str]:
+    """Return the lines on a terminal that has `width` columns."""
+    console = Console(width=width, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        print_whole(whole, console)
+    return captured.get().splitlines()

@@ -41,7 +41,7 @@ def test_jobs_without_a_run_are_missing_and_the_sweeps_command_continues(tmp_pat
     assert outcome.code == 0
     assert outcome.out.splitlines()[0].endswith(": 6 runs: 1 done, 5 missing")
     assert commands(outcome.out) == [COMMAND]  # force would repeat the finished run
-    counts = map(str, (6, 1, 0, 0, 0, 0, 5))
+    counts = map(str, (6, 1, 5))  # states without a run have no column
     assert ["2026-01-01", *counts, "python", "-m", "so_clip", *COMMAND] in [
         line.split() for line in outcome.out.splitlines()
     ]
