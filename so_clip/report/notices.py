@@ -29,9 +29,10 @@ def collected(
     """
     texts: list[str] = []
     logger, collector = logging.getLogger(package or library), _Collector(texts)
-    propagates = logger.propagate
+    propagates, level = logger.propagate, logger.level
     logger.addHandler(collector)
     logger.propagate = False
+    logger.setLevel(logging.WARNING)  # another level can be set above it
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
@@ -40,6 +41,7 @@ def collected(
     finally:
         logger.removeHandler(collector)
         logger.propagate = propagates
+        logger.setLevel(level)
         told = dict.fromkeys(text for text in texts if not text.startswith(ignored))
         lines = (f"{library}: {' '.join(text.split())}" for text in told)
         remarks += [line for line in lines if line not in remarks]

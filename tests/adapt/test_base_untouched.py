@@ -70,7 +70,8 @@ def test_base_weights_stay_equal_bit_for_bit(method: str) -> None:
             precision=model.precision,
             penalty=partial(adapter.penalty, classifier),
         )
-        assert not list(adapter.after_step(classifier, step))
+        for restarted in adapter.after_step(classifier, step):
+            optimizer.state.pop(restarted, None)
     after = classifier.backbone.model.state_dict()
     assert [name for name, value in before.items() if not torch.equal(after[name], value)] == []
     assert any(not torch.equal(model.parameters[name], value) for name, value in first.items())

@@ -115,7 +115,7 @@ def made_card(folder: Path, sha256: str) -> DatasetCard:
 
 
 def test_files_other_than_the_cards_are_refused(made: DatasetCard, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="force-reinstall made-textile") as caught:
+    with pytest.raises(InputError, match="force-reinstall 'made-textile") as caught:
         load_splits(made, None)
     (sha256,) = re.findall(r"SHA-256 ([0-9a-f]{64}),", str(caught.value))
     card = made_card(tmp_path, sha256)

@@ -77,8 +77,7 @@ def test_another_precision_has_its_own_features(dataset, tmp_path):
 
 
 def test_a_run_continues_if_features_cannot_be_cached(dataset, tmp_path):
-    (tmp_path / "file").write_text("")
-    place = f"evaluation.cache_dir={tmp_path / 'file'}"
+    place = "evaluation.cache_dir=/proc/no_features"
     metrics, _, messages = _run(*dataset, f"results_dir={tmp_path}", place)
     assert not metrics["features_from_cache"]
     assert messages.count("features are not cached") == 1

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from so_clip.runtime.peak_memory import _StorageLog
+from so_clip.runtime.peak_memory import StorageLog
 
 
 def kept_bytes(run: Callable[[], Any], known: list[Tensor]) -> int:
     """Return the bytes that `run` allocated and that live as long as its result."""
-    log = _StorageLog("cpu")
+    log = StorageLog("cpu")
     log.add(known, "weights")
-    before = sum(change for _, change in log._changes)
+    before = sum(change for _, change in log.changes)
     with log:
         result = run()
-    after = sum(change for _, change in log._changes)
+    after = sum(change for _, change in log.changes)
     del result
     return after - before
 
