@@ -63,8 +63,6 @@ def _shown_stages() -> Iterator[Callable[[str], None]]:
     """
     from rich.console import Console
 
-    from so_clip.errors import show_progress
-
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda stage: show_progress(f"forecast: {stage}")
