@@ -62,8 +62,10 @@ def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, 
 
     if name == TINY:
         return dict(tiny_card(tiny_folder)["architecture"])
-    check_architecture(name)
-    return dict(open_clip.get_model_config(name))
+    config = open_clip.get_model_config(name)  # it also knows what add_model_config has added
+    if config is None:
+        check_architecture(name)
+    return dict(config)
 
 
 def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Module:
