@@ -92,7 +92,7 @@ def _content(folder: Path) -> Content:
                 else:
                     images += entry.name.lower().endswith(SUFFIXES)
     except OSError:
-        return Content((), 0)  # the walk names it
+        return Content((), 0, is_known=False)  # the walk names it
     return Content(tuple(sorted(folders)), images)
 
 

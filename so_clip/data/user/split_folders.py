@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,12 @@ class Content(NamedTuple):
 
     folders: tuple[str, ...]
     images: int
+    is_known: bool = True  # False if the folder cannot be listed
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder holds neither folders nor images, such as one of notes."""
+        return self.is_known and not self.folders and not self.images
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Layout:
         splits: the split of each folder of splits, by its path below the root. If it is empty, the
             folders in the root are classes.
         inside: the split of each folder inside the folders of classes, by its name.
-        skipped: folders in the root that the user's options leave out.
+        skipped: folders in the root that are no split.
         notes: sentences about names with another reading.
     """
 
@@ -71,10 +77,16 @@ def find_layout(
     if choice == "drawn":
         return Layout()
     contents = {name: look(root / name) for name in names}
+    words = splits_of(names)
+    empty = [name for name in names if contents[name].is_empty and name not in words]
+    if len(empty) < len(names):
+        names = [name for name in names if name not in empty]
+        contents = {name: contents[name] for name in names}
     places = _unwrapped(root, contents, look)
-    splits = _by_words(root, names, choice) or _by_parts_of_words(names)
+    inner = {place.partition("/")[0]: place for place in places}
+    splits = _by_words(root, inner, choice) or _by_parts_of_words(root, inner)
     if splits:
-        return _of_splits(root, splits, places)
+        return replace(_of_splits(root, splits, places), skipped=tuple(empty))
     if choice == "folders":
         raise InputError(
             f"{root}: no folder in it has the name of a split, such as train/ and test/. Name "
@@ -84,14 +96,21 @@ def find_layout(
     if _all_inside(contents, inside):
         note = f"the folders of classes hold splits: {_pairs(inside)}"
         return Layout(inside=inside, notes=(note,))
-    same = _same_folders(contents) or _same_folders(places)
-    if same and not all(content.images for content in contents.values()):
-        raise _two_readings(root, names, same, places)
+    for found in (contents, places):
+        if same := _same_folders(found):
+            raise _two_readings(root, same, found)
     return Layout()
 
 
-def _by_words(root: Path, names: Sequence[str], choice: str) -> dict[str, str]:
-    """Return the split of each folder if all have the names of splits; {} for classes."""
+def _by_words(root: Path, inner: Mapping[str, str], choice: str) -> dict[str, str]:
+    """Return the split of each folder if all have the names of splits; {} for classes.
+
+    Args:
+        root: the folder of all images.
+        inner: the path of each folder in it, or of the folder inside a wrapper, by its name.
+        choice: "auto" or "folders".
+    """
+    names = list(inner)
     known = splits_of(names)
     splits = list(known.values())
     others = [name for name in names if name not in known]
@@ -99,15 +118,11 @@ def _by_words(root: Path, names: Sequence[str], choice: str) -> dict[str, str]:
         return {}
     if choice == "auto" and others and "test" not in splits:
         return {}  # train may be the name of a class
-    of = {split: name for name, split in known.items()}
+    of = {split: inner[name] for name, split in known.items()}
     if others:
-        named = _options(of.get("train", "TRAIN"), of.get("test", "TEST"))
-        raise InputError(
-            f"{root}: {', '.join(sorted(known))} are splits, but {others[0]} is not. Move it away, "
-            f"or name the splits: {named}. {_ALL_CLASSES}"
-        )
+        raise _not_all_splits(root, known, others, of)
     if len(names) == 1:
-        alone = command(override("dataset.folder", root / names[0]), program=())
+        alone = command(override("dataset.folder", root / inner[names[0]]), program=())
         raise InputError(
             f"{root}: there is {names[0]}, but no other split. To draw a split from its images, "
             f"add {alone}."
@@ -130,21 +145,36 @@ def _by_words(root: Path, names: Sequence[str], choice: str) -> dict[str, str]:
     return known
 
 
-def _by_parts_of_words(names: Sequence[str]) -> dict[str, str]:
+def _by_parts_of_words(root: Path, inner: Mapping[str, str]) -> dict[str, str]:
     """Return the splits of names such as seg_train and seg_test, or train2017 and val2017.
 
-    One part of each name must be the word of a split, and the rest the same in all names.
+    One part of each name must be the word of a split, and the rest the same in all of these names.
+    See `_by_words` for the arguments.
     """
-    parts = {name: re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+|\d+", name) for name in names}
+    parts = {name: re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+|\d+", name) for name in inner}
     words = {name: splits_of(found) for name, found in parts.items()}
-    if not all(len(found) == 1 for found in words.values()):
-        return {}
-    word = {name: next(iter(found)) for name, found in words.items()}
-    rests = {tuple(part.lower() for part in parts[name] if part != word[name]) for name in names}
+    word = {name: next(iter(found)) for name, found in words.items() if len(found) == 1}
+    rests = {tuple(part.lower() for part in parts[name] if part != word[name]) for name in word}
     by_word = splits_of(word.values())
-    splits = {name: by_word[word[name]] for name in names}
-    once = len(set(splits.values())) == len(names)
-    return splits if len(rests) == 1 and once and {"train", "test"} <= {*splits.values()} else {}
+    splits = {name: by_word[word[name]] for name in word}
+    once = len(set(splits.values())) == len(splits)
+    if len(rests) != 1 or not once or not {"train", "test"} <= {*splits.values()}:
+        return {}
+    if others := [name for name in inner if name not in splits]:
+        of = {split: inner[name] for name, split in splits.items()}
+        raise _not_all_splits(root, splits, others, of)
+    return splits
+
+
+def _not_all_splits(
+    root: Path, splits: Mapping[str, str], others: Sequence[str], of: Mapping[str, str]
+) -> InputError:
+    """Return the message about folders beside splits. `of` is the path of each split."""
+    named = _options(of.get("train", "TRAIN"), of.get("test", "TEST"))
+    return InputError(
+        f"{root}: {', '.join(sorted(splits))} are splits, but {others[0]} is not. Move it away, "
+        f"or name the splits: {named}. {_ALL_CLASSES}"
+    )
 
 
 def _unwrapped(
@@ -152,25 +182,40 @@ def _unwrapped(
 ) -> dict[str, Content]:
     """Return path and content of each folder, without wrappers such as in seg_train/seg_train.
 
-    A folder is a wrapper if it and all folders beside it hold one folder, with folders in it, and
-    nothing else.
+    A folder is a wrapper if it, and each folder beside it that has folders, hold one folder and
+    nothing else. At least two of the folders inside must hold folders again.
     """
     inner = {}
     for name, content in contents.items():
+        if not content.folders:
+            inner[name] = content
+            continue
         if len(content.folders) != 1 or content.images:
             return dict(contents)
         place = f"{name}/{content.folders[0]}"
         inner[place] = look(root / place)
-    return inner if all(content.folders for content in inner.values()) else dict(contents)
+    nested = [content for content in inner.values() if content.folders]
+    return inner if len(nested) > 1 else dict(contents)
 
 
-def _same_folders(contents: Mapping[str, Content]) -> list[str]:
-    """Return the names that all folders hold in common if there are two or more, sorted."""
-    if len(contents) < 2:
-        return []
-    held = [set(map(composed, content.folders)) for content in contents.values()]
-    same = sorted(set.intersection(*held))
-    return same if len(same) > 1 else []
+def _same_folders(contents: Mapping[str, Content]) -> dict[str, list[str]]:
+    """Return the folders that hold two or more folders of the same names, with these names.
+
+    Images beside them, as in the folders of classes with folders inside, are in not all of them.
+    Up to half of the folders may hold images alone, such as images without labels. Names may
+    differ in case.
+    """
+    holders = {name: content for name, content in contents.items() if content.folders}
+    if len(holders) < 2 or 2 * len(holders) < len(contents):
+        return {}
+    if all(content.images for content in holders.values()):
+        return {}
+    held = [
+        {composed(name).casefold(): name for name in content.folders}
+        for content in holders.values()
+    ]
+    same = sorted(name for key, name in held[0].items() if all(key in names for names in held))
+    return dict.fromkeys(holders, same) if len(same) > 1 else {}
 
 
 def _of_splits(root: Path, splits: Mapping[str, str], places: Mapping[str, Content]) -> Layout:
@@ -191,7 +236,7 @@ def _check_labels(root: Path, splits: Mapping[str, str], contents: Mapping[str, 
     }
     bad, problem = [], ""
     for place, split in sorted(splits.items()):
-        folders, images = contents[place]
+        folders, images = contents[place].folders, contents[place].images
         if split == "val":
             continue
         if images and not folders:
@@ -229,19 +274,21 @@ def _all_inside(contents: Mapping[str, Content], inside: Mapping[str, str]) -> b
 
 
 def _two_readings(
-    root: Path, names: Sequence[str], same: Sequence[str], places: Mapping[str, Content]
+    root: Path, same: Mapping[str, Sequence[str]], contents: Mapping[str, Content]
 ) -> InputError:
-    known = splits_of(names)
+    folders = _few(next(iter(same.values())))
+    of = {place.partition("/")[0]: place for place in same}
+    known = splits_of(of)
     # The name of a split decides first; the others are offered in order.
     ranks = {"train": 0, "val": 1, None: 1, "test": 2}
-    ranked = sorted(names, key=lambda name: ranks[known.get(name)])
+    ranked = sorted(of, key=lambda name: ranks[known.get(name)])
     train = ranked[0]
     test = next((name for name in ranked if known.get(name) == "test"), ranked[1])
-    of = {place.partition("/")[0]: place for place in places}
+    every = _few([place.partition("/")[0] for place in contents])
     return InputError(
-        f"{root}: {_few(names)} hold folders of the same names: {_few(same)}. If {_few(same)} are "
-        f"the classes, say which folder is which split: {_options(of[train], of[test])}. If "
-        f"{_few(names)} are the classes, add dataset.split=drawn."
+        f"{root}: {_few(of)} hold folders of the same names: {folders}. If {folders} are the "
+        f"classes, say which folder is which split: {_options(of[train], of[test])}. If {every} "
+        "are the classes, add dataset.split=drawn."
     )
 
 

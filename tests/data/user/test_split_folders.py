@@ -70,6 +70,48 @@ def test_classes_with_the_same_folders_have_two_readings(first: str, second: str
     assert any("folders inside the folders of classes: 4" in note for note in drawn.notes)
 
 
+@pytest.mark.parametrize("beside", [["notes"], ["samples"], ["samples", "notes"]], ids="+".join)
+def test_folders_beside_them_do_not_hide_the_two_readings(beside: list[str], tmp_path: Path):
+    fill(tmp_path, *both("fold1", "fold2"))
+    for name in beside:
+        (tmp_path / name).mkdir()
+    if "samples" in beside:
+        (tmp_path / "samples" / "0.png").touch()
+    with pytest.raises(InputError, match=r"dataset\.train_folder=fold1.*dataset\.split=drawn"):
+        list_folder(tmp_path)
+
+
+def test_the_same_folders_are_seen_in_either_case(tmp_path: Path):
+    fill(tmp_path, "2019/Cat", "2019/Dog", "2020/cat", "2020/dog")
+    with pytest.raises(InputError, match="2019 and 2020 hold folders of the same names"):
+        list_folder(tmp_path)
+
+
+@pytest.mark.parametrize("wrapper", ["", "/seg_{}"], ids=["plain", "wrapped"])
+def test_a_folder_beside_splits_with_a_common_word_is_named(wrapper: str, tmp_path: Path):
+    wrapped = {name: f"seg_{name}{wrapper.format(name)}" for name in ("train", "test", "pred")}
+    fill(tmp_path, *both(wrapped["train"], wrapped["test"]), wrapped["pred"])
+    with pytest.raises(InputError, match="seg_pred is not") as caught:
+        list_folder(tmp_path)
+    named = {
+        split: re.findall(rf"dataset.{split}_folder=([\w/]+)", str(caught.value))
+        for split in ("train", "test")
+    }
+    assert named == {split: [wrapped[split]] for split in ("train", "test")}
+    assert splits(list_folder(tmp_path, split_folders=named)) == {
+        "seg_train": "train",
+        "seg_test": "test",
+    }
+
+
+def test_an_empty_folder_beside_splits_is_skipped(tmp_path: Path):
+    fill(tmp_path, *both("train", "test"))
+    (tmp_path / "notes").mkdir()
+    found = list_folder(tmp_path)
+    assert splits(found) == {"train": "train", "test": "test"}
+    assert any("skipped: notes" in note for note in found.notes)
+
+
 def test_the_same_folders_are_seen_in_either_unicode_form(tmp_path: Path):
     names = ("café", "öl")
     for form, fold in (("NFC", "fold1"), ("NFD", "fold2")):
