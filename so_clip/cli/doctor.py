@@ -73,19 +73,17 @@ def _place(options: DoctorOptions) -> "Place":
 
 def _diagnoses(options: DoctorOptions, run_words: list[str]) -> tuple[list["Diagnosis"], list[str]]:
     """Return the diagnoses, and the options of runs that the next command repeats."""
-    from so_clip.config.compose import compose
     from so_clip.data.cards.card import USER_LAYOUTS, card_names, load_card
     from so_clip.prepare.examine import examine
     from so_clip.system.paths import CARDS_DIR
 
     decode = None if options.check == "all" else options.samples
     root, cards_dir = options.data_root, options.cards_dir or CARDS_DIR
+    _check_run_words(run_words)
     has_user_options = any(word.startswith("dataset.") for word in run_words)
     if has_user_options or options.dataset in USER_LAYOUTS:
         run_words = [override("dataset", options.dataset), *run_words]
         return [_user_diagnosis(options, run_words, decode)], run_words
-    if run_words:
-        compose(run_words)  # refuses what no run accepts
     if not root.is_dir():
         raise InputError(f"data_root={root}: there is no such folder. Give the one with datasets.")
     names = card_names(cards_dir)
@@ -95,6 +93,19 @@ def _diagnoses(options: DoctorOptions, run_words: list[str]) -> tuple[list["Diag
         names = list(dict.fromkeys(options.dataset.split(",")))
     cards = [load_card(name, cards_dir) for name in names]
     return [examine(card, _place(options), decode) for card in cards], run_words
+
+
+def _check_run_words(words: list[str]) -> None:
+    """Raise InputError for an option that no run accepts. The next command would repeat it.
+
+    The options of a dataset belong to its diagnosis, so they are left out here.
+    """
+    from so_clip.config.compose import compose
+    from so_clip.config.parse import from_config
+
+    others = [word for word in words if not word.lstrip("+~").startswith("dataset.")]
+    if others:
+        from_config(compose(others))
 
 
 def _user_diagnosis(options: DoctorOptions, words: list[str], decode: int | None) -> "Diagnosis":

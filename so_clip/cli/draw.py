@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from so_clip.data.find import Dataset
 
 from so_clip.cli.arguments import Words
+from so_clip.cli.run_checks import check_words
 from so_clip.errors import show
 from so_clip.escape import csv_row
 
@@ -50,7 +51,9 @@ def main(
     from so_clip.data.find import find_dataset
     from so_clip.data.run_data import draw
 
-    choice = from_config(compose(words or [])).data
+    words = words or []
+    check_words(words)
+    choice = from_config(compose(words)).data
     found = find_dataset(
         choice.dataset,
         choice.data_root,

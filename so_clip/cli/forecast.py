@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from so_clip.cli.arguments import AsJson, Words
+from so_clip.cli.run_checks import check_words
 from so_clip.errors import show, show_progress
 
 HELP = """Forecast a run: peak memory by category, floating-point operations, and bytes on disk.
@@ -32,13 +33,17 @@ def main(
     as_json: AsJson = False,
 ) -> None:
     """Print the forecast; see HELP."""
+    from so_clip.clip.architecture_names import check_architecture
     from so_clip.config.compose import compose
     from so_clip.config.early_checks import check_packages
     from so_clip.config.parse import from_config
     from so_clip.data.find import find_card
 
-    settings = from_config(compose(words or []))
+    words = words or []
+    check_words(words)
+    settings = from_config(compose(words))
     check_packages(settings.method)
+    check_architecture(settings.backbone.architecture)
     choice = settings.data
     card = find_card(
         choice.dataset,

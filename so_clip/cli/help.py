@@ -73,7 +73,7 @@ def shown(arguments: Sequence[str]) -> str:
             a topic, the help is the first screen.
 
     Raises:
-        InputError: there is no such topic.
+        InputError: there is no such topic, or no such choice of a group.
     """
     words = [argument.removeprefix("--help=") for argument in arguments]
     topics = [word for word in words if not word.startswith("-") and "=" not in word]
@@ -129,10 +129,19 @@ def _commands() -> str:
 
 
 def _choice(group: str, choice: str) -> str:
-    """Return the summary and options of one choice; "" if there is no such choice."""
-    path = CONF_DIR / group / f"{choice}.yaml"
-    if group not in ("dataset", *GROUPS) or path not in _choices(group):
+    """Return the summary and options of one choice; "" for a card, or for an option."""
+    if group not in ("dataset", *GROUPS):
         return ""
+    files = {path.stem: path for path in _choices(group)}
+    if choice not in files:
+        cards = card_names() if group == "dataset" else []
+        if choice not in cards:
+            raise InputError(
+                f"--help {group}={choice}: there is no {group} of that name."
+                f"{nearest(choice, [*files, *cards])} `{_HELP} {group}` lists them all."
+            )
+        return ""
+    path = files[choice]
     prefix = "" if group in ("method", "experiment") else f"{group}."
     return "\n".join([f"{group}={choice}: {_opening(path)}", *_options(path, prefix)])
 

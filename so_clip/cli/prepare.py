@@ -61,6 +61,10 @@ def main(
             f"{OFFLINE} {offline}: is one file, which cannot hold {len(cards)} datasets. Name "
             "the dataset, or give a folder."
         )
+    if options.imagenet_dir and not any(card.layout == "imagenet" for card in cards):
+        raise InputError(
+            f"imagenet_dir={options.imagenet_dir}: is for dataset=imagenet. Leave it out."
+        )
     failures = []
     for card in cards:
         try:

@@ -17,8 +17,13 @@ SWEEP_OPTIONS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.swe
 SWEEP_DIR = "hydra.sweep.dir"
 
 
-def check_words(words: Sequence[str], multirun: bool) -> None:
-    """Raise InputError for a word that is no option, or for an option without an effect."""
+def check_words(words: Sequence[str], multirun: bool | None = None) -> None:
+    """Raise InputError for a word that is no option, or for an option without an effect.
+
+    Args:
+        words: OPTION=VALUE and GROUP=CHOICE.
+        multirun: whether the run is a sweep; None for a command that has no sweeps.
+    """
     for word in words:
         if word in COMMANDS:
             raise InputError(f"{word}: a command comes first: python -m so_clip {word} ...")
@@ -38,7 +43,7 @@ def check_words(words: Sequence[str], multirun: bool) -> None:
             _check_hydra(name, value, multirun)
 
 
-def _check_hydra(name: str, value: str, multirun: bool) -> None:
+def _check_hydra(name: str, value: str, multirun: bool | None) -> None:
     is_of_sweeps = name == SWEEP_DIR or name.startswith(SWEEP_OPTIONS)
     if not is_of_sweeps or name.endswith("._target_"):
         known = ", ".join((*SWEEP_OPTIONS, SWEEP_DIR))
@@ -47,7 +52,8 @@ def _check_hydra(name: str, value: str, multirun: bool) -> None:
             f"program sets. These can be given, with -m: {known}."
         )
     if not multirun:
-        raise InputError(f"{name}={value[:80]}: is for sweeps. Add -m, or leave it out.")
+        way_out = "Leave it out." if multirun is None else "Add -m, or leave it out."
+        raise InputError(f"{name}={value[:80]}: is for sweeps. {way_out}")
     if name == SWEEP_DIR and not value:
         raise InputError(f"{SWEEP_DIR} is empty: it needs a path, such as {SWEEP_DIR}=FOLDER.")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from so_clip.checks import optional_path, path
 from so_clip.config.settings import default_options
@@ -16,7 +17,7 @@ from so_clip.config.user_data import dataset_choice
 from so_clip.data.base_to_new import BASE_TO_NEW, base_count
 from so_clip.data.cards.card import known_cards
 from so_clip.data.find import find_card
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError, nearest, reason_of
 from so_clip.system.commands import hydra_text, install, override, shell_word
 from so_clip.system.paths import CONF_DIR
 
@@ -169,6 +170,8 @@ def readable_errors() -> Iterator[None]:
         AssertionError,
     ) as error:
         raise InputError(_explain(error)) from error
+    except (YAMLError, RecursionError) as error:  # in a folder of the user's own choices
+        raise InputError(_unreadable(error)) from error
     except BrokenPipeError:  # the reader of stdout has enough, such as `--cfg job | head`
         raise
     except OSError as error:
@@ -222,6 +225,18 @@ def _explain(error: BaseException) -> str:
         f"the command line cannot be read: {first}. It takes GROUP=CHOICE and OPTION=VALUE; values "
         f"with special characters need quotes twice: {_example(error)}."
     )
+
+
+def _unreadable(error: YAMLError | RecursionError) -> str:
+    """Return the message about a configuration file that no YAML reader can read."""
+    if isinstance(error, RecursionError):
+        return (
+            "the configuration names itself without an end: a file lists itself among its "
+            "defaults, or its values are nested too deeply. Look at the files in --config-dir."
+        )
+    mark = getattr(error, "problem_mark", None)
+    place = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
+    return f"{place}: is not YAML: {getattr(error, 'problem', None) or reason_of(error)}."
 
 
 def _example(error: BaseException) -> str:

@@ -135,7 +135,10 @@ def test_a_topic_is_a_part_of_the_manual():
 def test_a_choice_with_help_prints_its_options():
     assert "dataset.split_seed=1 " in call("dataset=folder", "--help").out
     assert "optimizer.density_ratio=" in call("optimizer=so", "shots=4", "-h").out
-    assert call("method=nonsense", "-h").out == f"{overview()}\n"
+    refused = call("method=adamww", "-h")
+    assert (refused.code, refused.out) == (2, "")
+    assert "there is no method of that name. Did you mean 'adamw'" in refused.err
+    assert call("dataset=dtd", "shots=nonsense", "-h").out == f"{overview()}\n"
 
 
 def test_an_unknown_topic_is_refused_with_the_nearest():

@@ -1,7 +1,7 @@
 """Malformed command lines: exit code 2, one message in words, nothing left behind.
 
-Each row is a command line that nothing else tests. {dir}, {text}, {pipe} and {zoo} stand for a
-folder, a text file, a named pipe and a folder of images.
+Each row is a command line that nothing else tests. {dir}, {text}, {pipe}, {zoo} and {choices} stand
+for a folder, a text file, a named pipe, a folder of images and one of configuration files.
 """
 
 import os
@@ -133,6 +133,11 @@ hydra/launcher=joblib
 --from {text}
 --from {pipe}
 --version seed=1
+--help method=nope
+--help dataset=nope
+method= --help
+--config-dir {choices} method=broken
+--config-dir {choices} method=circle
 --install-completion x
 -sc query=bash
 ---m
@@ -152,6 +157,13 @@ table {text}
 report {dir} -o ''
 report {dir} --details ''
 tensorboard {text}
+prepare dataset=dtd data_root={dir} imagenet_dir={dir}
+doctor data_root={zoo} dataset=folder shots=0
+doctor data_root={zoo} dataset=folder seed=x
+draw hydra.run.dir=x
+forecast hydra/launcher=joblib
+forecast hydra.job.chdir=true
+forecast backbone.architecture=nope
 """
 LINES = [line for group in (VALUES, GRAMMAR, FLAGS, COMMANDS) for line in group.split("\n") if line]
 # What is refused before Hydra composes anything.
@@ -166,7 +178,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "dir").mkdir()
     (root / "text").write_text("x")
     os.mkfifo(root / "pipe")
-    return {name: root / name for name in ("dir", "text", "pipe", "zoo")}
+    methods = root / "choices" / "method"
+    methods.mkdir(parents=True)
+    (methods / "broken.yaml").write_text("lr: [1\n")
+    (methods / "circle.yaml").write_text("# @package _global_\ndefaults: [circle]\n")
+    return {name: root / name for name in ("dir", "text", "pipe", "zoo", "choices")}
 
 
 @pytest.mark.parametrize(

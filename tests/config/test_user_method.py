@@ -32,7 +32,7 @@ def run(*options: object) -> Outcome:
 
 def test_the_page_s_method_runs_and_is_repeated_from_its_folder(folder):
     done = run("adapter.tower=text")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.messages) == (0, [])
     (made,) = (folder / "runs").glob("digits-tiny-biases-*")
     metrics = json.loads((made / "metrics.json").read_text())
     assert metrics["settings"]["adapter"] == {"name": "biases", "tower": "text"}
