@@ -15,6 +15,7 @@ from so_clip.report.progress import watched
 from so_clip.report.variants import variants
 from so_clip.results.run_files import (
     ERROR_FILE,
+    MAX_TEXT,
     METRICS_FILE,
     PROVENANCE_FILE,
     finished_metrics,
@@ -170,7 +171,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
     if isinstance(hardware, dict):
         hardware = ", ".join(str(hardware.get(key)) for key in ("device", "processor"))
     version, overrides = provenance.get("results_version"), provenance.get("overrides")
-    return {
+    found = {
         "torch": versions.get("torch") if isinstance(versions, dict) else None,
         "commit": provenance.get("commit"),
         "hardware": hardware,
@@ -180,6 +181,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
         "finished_at": provenance.get("finished_at"),
         "overrides": tuple(overrides) if overrides and is_texts(overrides) else None,
     }
+    return {key: value if len(str(value)) <= MAX_TEXT else None for key, value in found.items()}
 
 
 def _repeats(frame: pd.DataFrame) -> pd.Series:

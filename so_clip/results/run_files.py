@@ -35,6 +35,8 @@ _LIMITS = {"percent": 100.0, "confidence": 1.0, "seconds": 1e10, "mib": 1e9}
 _ROUNDING = 1e-3
 # Only these may be negative: a loss may hold penalties or rewards.
 _SIGNED = "loss"
+# A longer name or value of an option would fill a terminal, once in each row of a table.
+MAX_TEXT = 5000
 # What a table needs of metrics.json, by type, and the numbers that it shows if they are there.
 _TEXTS = ("dataset", "backbone", "method", "method_title")
 _COUNTS = ("shots", "seed")
@@ -161,7 +163,25 @@ def finished_metrics(folder: Path) -> dict[str, Any]:
         if not is_valid:
             shown = repr(metrics.get(key))[:80]
             raise InputError(f"{path}: {key} is {shown}. Delete its folder and repeat the run.")
+    _check_lengths(path, metrics)
     return metrics
+
+
+def _check_lengths(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Refuse texts that are too long for a table: titles, datasets, and options with their names.
+
+    Raises:
+        InputError: naming the text.
+    """
+    try:
+        texts = {key: metrics[key] for key in _TEXTS} | flat_options(metrics["settings"])
+        texts |= dict.fromkeys(metrics.get("transfer") or ())
+        lengths = {key: len(key) + len(str(value)) for key, value in texts.items()}
+    except RecursionError:
+        raise _unreadable(path, "its settings are nested too deeply") from None
+    for key, length in lengths.items():
+        if length > MAX_TEXT:
+            raise _unreadable(path, f"{key[:80]} has {length} characters")
 
 
 def number_of(values: Mapping[str, Any], name: str) -> float | None:

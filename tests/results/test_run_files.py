@@ -161,3 +161,25 @@ def test_a_table_with_an_impossible_number_is_refused(tmp_path, column, cell):
     path.write_text(f"{column},loss\n{cell},1\n")
     with pytest.raises(InputError, match=f"{column} is "):
         read_columns(path, numbers=(column, "loss"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method_title": "x" * 6000},
+        {"settings": {"template": "x" * 6000}},
+        {"settings": {"x" * 6000: 1}},
+        {"settings": {"adapter": {"patterns": ["x" * 99] * 60}}},
+        {"settings": json.loads('{"a":' * 700 + "1" + "}" * 700)},
+        {"transfer": {"x" * 6000: {"accuracy_percent": 50.0}}},
+    ],
+    ids=lambda values: str(values)[:40],
+)
+def test_a_text_that_would_fill_a_terminal_is_refused_by_its_name(tmp_path, values):
+    folder = write_run(tmp_path, "a")
+    file = folder / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(InputError, match="Delete its folder and repeat") as caught:
+        finished_metrics(folder)
+    assert str(folder) in str(caught.value)
+    assert len(str(caught.value)) < 400
