@@ -170,7 +170,6 @@ def test_a_table_with_an_impossible_number_is_refused(tmp_path, column, cell):
         {"settings": {"template": "x" * 6000}},
         {"settings": {"x" * 6000: 1}},
         {"settings": {"adapter": {"patterns": ["x" * 99] * 60}}},
-        {"settings": json.loads('{"a":' * 700 + "1" + "}" * 700)},
         {"transfer": {"x" * 6000: {"accuracy_percent": 50.0}}},
     ],
     ids=lambda values: str(values)[:40],
@@ -179,6 +178,18 @@ def test_a_text_that_would_fill_a_terminal_is_refused_by_its_name(tmp_path, valu
     folder = write_run(tmp_path, "a")
     file = folder / "metrics.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    _is_refused(folder)
+
+
+def test_settings_that_are_nested_too_deeply_are_refused(tmp_path):
+    folder = write_run(tmp_path, "a")
+    file = folder / "metrics.json"
+    metrics = json.dumps(json.loads(file.read_text()) | {"settings": "DEEP"})
+    file.write_text(metrics.replace('"DEEP"', '{"a":' * 3000 + "1" + "}" * 3000))
+    _is_refused(folder)
+
+
+def _is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="Delete its folder and repeat") as caught:
         finished_metrics(folder)
     assert str(folder) in str(caught.value)
