@@ -14,7 +14,6 @@ import PIL
 from so_clip.errors import say
 
 _FOLDER = str(Path(PIL.__file__).parent)
-_told: set[str] = set()
 _lock = threading.Lock()
 _current = threading.local()
 
@@ -44,7 +43,7 @@ def _install() -> None:
 
 class _Printer:
     def __init__(self, others: Any) -> None:
-        self._others = others
+        self._others, self._told = others, set[str]()
 
     def __call__(
         self, message: Any, category: Any, filename: str, lineno: int, *rest: Any, **named: Any
@@ -56,7 +55,7 @@ class _Printer:
         text = " ".join(str(message).split()).rstrip(".")
         kind = re.sub(r"\d+", "0", text)  # numbers differ between images
         with _lock:
-            is_new = kind not in _told
-            _told.add(kind)
+            is_new = kind not in self._told
+            self._told.add(kind)
         if is_new:
             say(f"{file}: Pillow warns: {text}. The image is used; others like it are not named.")

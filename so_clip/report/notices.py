@@ -16,19 +16,16 @@ class _Collector(logging.Handler):
 
 
 @contextmanager
-def collected(
-    library: str, remarks: list[str], ignored: tuple[str, ...] = (), *, package: str | None = None
-) -> Iterator[None]:
+def collected(library: str, remarks: list[str], ignored: tuple[str, ...] = ()) -> Iterator[None]:
     """Add what a library warns about in this block to `remarks`, instead of printing it.
 
     Args:
-        library: its name, which begins each remark.
+        library: the name of its Python package, which begins each remark.
         remarks: gets each different message once.
         ignored: messages that begin with one of these texts are dropped.
-        package: the name of its Python package, if that is another one.
     """
     texts: list[str] = []
-    logger, collector = logging.getLogger(package or library), _Collector(texts)
+    logger, collector = logging.getLogger(library), _Collector(texts)
     propagates, level = logger.propagate, logger.level
     logger.addHandler(collector)
     logger.propagate = False

@@ -13,7 +13,6 @@ from so_clip.report.formats.files import (
     write_tables,
 )
 from so_clip.report.missing import add_missing
-from so_clip.report.notices import collected
 from so_clip.report.page import write as page
 from so_clip.report.page.data import frame_data
 from so_clip.report.plots import write as plots
@@ -92,7 +91,5 @@ def _write_page(
         atomic.write_text(out / FOLDER / ALL, latex.document(names))
     notes = [*(f"Left out: {reason}" for reason in runs.skipped), *remarks]
     drawn, about_plots = plots.write(runs.frame, out)
-    about_images: list[str] = []
-    with collected("Pillow", about_images, package="PIL"):
-        page.write(runs, tables, out, drawn, details=details, notes=notes, frames=frames)
-    return [*remarks, *about_plots, *about_images]
+    page.write(runs, tables, out, drawn, details=details, notes=notes, frames=frames)
+    return [*remarks, *about_plots]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from so_clip.data import decode, pillow_warnings
+from so_clip.data import decode
 from so_clip.data.images import CorruptImage, ImageFolder, UnreadFormat
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
@@ -133,9 +133,8 @@ def test_a_long_text_in_a_png_changes_no_pixel(tmp_path: Path) -> None:
 
 
 def test_pillows_warnings_are_printed_once_with_the_first_image(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pillow_warnings, "_told", set())
     data = io.BytesIO()
     PICTURE.convert("P").save(data, "PNG", transparency=bytes(range(256)))
     with warnings.catch_warnings(record=True) as others:
