@@ -50,7 +50,6 @@ _HF_PROJECTIONS = {
     "text_projection.weight": "text_projection",
 }
 _HF_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
-_MAX_CONFIG_BYTES = 2**20
 
 # Parts of names that only other models have, or files without the weights of a whole CLIP.
 _OTHER_MODELS = (

@@ -94,8 +94,10 @@ class CsvDataset(UserDataset):
     @field_validator("path_column", "label_column", "split_column", mode="before")
     @classmethod
     def _check_column(cls, value: Any, info: ValidationInfo) -> str | None:
-        if value is None or (str(value).strip() and not isinstance(value, (list, dict))):
-            return None if value is None else unicode_text(option_key(info), str(value))
+        if value is None:
+            return None
+        if str(value).strip() and not isinstance(value, (list, dict)):
+            return unicode_text(option_key(info), str(value))
         raise InputError(f"{option_key(info)}={value}: must be the name of a column.")
 
 

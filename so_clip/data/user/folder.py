@@ -25,7 +25,6 @@ _SYSTEM_NAMES = {
     "lost+found",
     "thumbs.db",
 }
-SPLIT_CHOICES = ("auto", "folders", "drawn")
 
 
 def list_folder(
