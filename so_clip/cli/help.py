@@ -43,7 +43,7 @@ flags
   --config-dir DIR a folder with choices of your own (docs/methods.md)
   --debug          print the traceback of an error
   --help TOPIC     a group, launcher, options, commands or all; also: GROUP=CHOICE --help
-exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 interrupted"""
+exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 or 143 interrupted"""
 
 _MORE = """\
 Completion: so_clip --install-completion completes commands and flags in your shell. Instead, in

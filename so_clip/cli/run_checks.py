@@ -17,6 +17,15 @@ SWEEP_OPTIONS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.swe
 SWEEP_DIR = "hydra.sweep.dir"
 
 
+def _meant(word: str) -> str:
+    """Return " Did you mean ...?" for the name of an experiment or a word like a command."""
+    from so_clip.config.compose import choices
+
+    if word in [path.stem for path in choices("experiment")]:
+        return f" Did you mean experiment={word}?"
+    return nearest(word, COMMANDS)
+
+
 def check_words(words: Sequence[str], multirun: bool | None = None) -> None:
     """Raise InputError for a word that is no option, or for an option without an effect.
 
@@ -29,8 +38,8 @@ def check_words(words: Sequence[str], multirun: bool | None = None) -> None:
             raise InputError(f"{word}: a command comes first: python -m so_clip {word} ...")
         if "=" not in word and not word.startswith("~"):
             raise InputError(
-                f"{word}: there is no such command.{nearest(word, COMMANDS)} A run's options are "
-                "written OPTION=VALUE. See `python -m so_clip --help`."
+                f"{word}: there is no such command.{_meant(word)} A run's options are written "
+                "OPTION=VALUE. See `python -m so_clip --help`."
             )
         name, _, value = word.partition("=")
         name = name.lstrip("+~")

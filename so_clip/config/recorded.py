@@ -71,6 +71,11 @@ def _content(run: Path) -> dict[str, Any]:
     file = run / CONFIG_FILE
     try:
         content = load_plain_yaml(read_plain(file))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{FROM} {run}: this is no folder of a run: it has no {CONFIG_FILE}. Give a folder "
+            "such as results/runs/NAME."
+        ) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "it is not plain YAML"
         raise InputError(f"{FROM} {run}: {file} cannot be read: {reason}.") from error

@@ -23,7 +23,7 @@ from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 
 # Below the data root: archives and unpacked files. It is removed at the end.
 WORK_DIR = ".prepare"
-# The images of other layouts come with a Python package.
+# The images of other layouts come with so_clip or with another Python package.
 LAYOUTS = ("split_file", "imagenet", "fgvc_aircraft", *TEST_LAYOUTS)
 # Links to the split files.
 COOP_DATASETS = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
@@ -49,7 +49,7 @@ def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], Non
         RunFailed: no source worked. `say` got the reasons, and the message names the ways out.
     """
     if card.layout not in LAYOUTS:
-        return "comes with a Python package, nothing is to be fetched"
+        return f"{comes_with(card)}, nothing is to be fetched"
     is_new = not options.data_root.exists()
     try:
         options.data_root.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,11 @@ def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], Non
         if is_new:
             with suppress(OSError):  # it is not empty
                 options.data_root.rmdir()
+
+
+def comes_with(card: DatasetCard) -> str:
+    """Return where the images of a card without sources come from."""
+    return f"comes with {'a Python package' if card.package else 'so_clip'}"
 
 
 @contextmanager

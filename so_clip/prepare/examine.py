@@ -17,7 +17,7 @@ from so_clip.data.user.dataset import UserData, read_user_data
 from so_clip.data.user.folder import SUFFIXES
 from so_clip.data.user.links import LinkCheck, is_below
 from so_clip.errors import InputError, reason_of
-from so_clip.prepare.dataset import LAYOUTS
+from so_clip.prepare.dataset import LAYOUTS, comes_with
 from so_clip.prepare.diagnosis import ABSENT, FAULTY, WHOLE, Diagnosis, Place
 from so_clip.prepare.image_health import spread, suspicious
 from so_clip.prepare.missing import is_empty_file
@@ -97,9 +97,7 @@ def _examine_package(card: DatasetCard, root: Path) -> Diagnosis:
     except InputError as error:
         remedy = install(card.package["install"]) if card.package else ""
         return Diagnosis(card.name, ABSENT, None, faults=[str(error)], remedy=remedy)
-    return Diagnosis(
-        card.name, WHOLE, None, len(splits.examples), notes=["comes with a Python package"]
-    )
+    return Diagnosis(card.name, WHOLE, None, len(splits.examples), notes=[comes_with(card)])
 
 
 def examine_user_images(name: str, data: UserData, decode: int | None) -> Diagnosis:

@@ -39,7 +39,7 @@ def _lines(found: Diagnosis) -> list[str]:
     if found.images:
         summary += f", {found.images} images"
     if found.decoded:
-        summary += f", {found.decoded} of them decoded"
+        summary += f", {found.decoded} of them checked"
     lines = [summary]
     lines += [f"  fault: {fault}" for fault in found.faults]
     lines += [f"  note: {note}" for note in found.notes]

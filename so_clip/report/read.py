@@ -71,7 +71,7 @@ def read_runs(results_dir: Path, folders: Sequence[Path] | None = None) -> Runs:
         InputError: the folder does not exist, or has no finished run.
     """
     if not results_dir.is_dir():
-        raise InputError(f"{results_dir}: no such folder. Give the folder that holds the runs.")
+        raise InputError(f"{results_dir}: there is no such folder. Give the one that holds runs.")
     rows, skipped = _read_all(results_dir, folders)
     rows, other = _tested_on_test_images(rows)
     skipped += other

@@ -36,6 +36,7 @@ CHOICES = [
     ("optimizer.kappa=1e-3", ["optimizer.kappa", "--help"]),
     ("~schedule.max_steps", ["schedule.max_steps is missing"]),
     ("shots", ["shots: there is no such command", "OPTION=VALUE"]),
+    ("demo", ["demo: there is no such command. Did you mean experiment=demo?"]),
     ("tabel", ["tabel: there is no such command", "'table'"]),
     ("-m method=lorra,so", ["method=lorra", "'lora'"]),
     ("--sweep", ["--sweep: there is no such flag", "--help"]),

@@ -190,16 +190,16 @@ def test_a_whole_dataset_ends_with_a_first_run(root):
     places = f"data_root={root} cards_dir={root.parent / 'cards'}"
     run = f"python -m so_clip dataset=small {places} backbone=vit_b16"
     assert done.out == (
-        f"small: whole, 12 images, 12 of them decoded\n1 dataset is whole. Next: {run}\n"
+        f"small: whole, 12 images, 12 of them checked\n1 dataset is whole. Next: {run}\n"
     )
 
 
 def test_a_sample_and_suspicious_images_are_decoded(root):
-    assert "3 of them decoded" in _doctor(root, "samples=3").out
+    assert "3 of them checked" in _doctor(root, "samples=3").out
     assert "0 of them" not in _doctor(root, "samples=0").out
     _spoil("cat/cat_3.jpg", picture(0)[:-9])(root)
     done = _doctor(root, "samples=0")
-    assert "1 of them decoded" in done.out
+    assert "1 of them checked" in done.out
     assert "1 of 12 images damaged: cat/cat_3.jpg" in done.out
     # Damage in the middle of a file is found only by decoding it.
     middle = bytearray(picture(0))
@@ -444,4 +444,4 @@ def test_help_names_every_option_and_package_datasets_are_whole(tmp_path):
 def test_the_available_real_images_are_whole(shared):
     done = call("doctor", f"data_root={shared / 'data'}", "dataset=eurosat", "check=all")
     assert done.code == 0
-    assert done.out.startswith("eurosat: whole, 2494 images, 2494 of them decoded")
+    assert done.out.startswith("eurosat: whole, 2494 images, 2494 of them checked")

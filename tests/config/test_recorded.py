@@ -124,7 +124,8 @@ def test_a_record_that_cannot_be_repeated_is_refused(change, parts, tmp_path):
 def test_a_folder_without_a_recorded_run_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(InputError, match=f"--from {tmp_path}"):
+    fault = "no folder of a run" if content is None else "config.yaml"
+    with pytest.raises(InputError, match=f"--from {tmp_path}.*{fault}"):
         repeating(tmp_path, [])
 
 

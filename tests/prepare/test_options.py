@@ -63,7 +63,7 @@ def test_help_names_every_option_with_its_default():
 def test_a_dataset_from_a_package_needs_no_preparation(tmp_path):
     done = call("prepare", "dataset=digits", f"data_root={tmp_path}")
     assert done.code == 0
-    assert done.out == "digits: comes with a Python package, nothing is to be fetched\n"
+    assert done.out == "digits: comes with so_clip, nothing is to be fetched\n"
 
 
 def test_every_dataset_of_the_project_has_sources_that_can_be_read():

@@ -210,7 +210,7 @@ def test_all_continues_after_a_failure_and_names_the_missing_datasets(server, ro
     assert "small: completed" in done.out
     assert "so_clip: lost: dataset=lost: no source of the split file worked" in done.err
     assert done.messages[-1] == "so_clip: 1 of 2 not there: lost."
-    assert prepare(root, dataset="shipped").out.startswith("shipped: comes with a Python package")
+    assert prepare(root, dataset="shipped").out.startswith("shipped: comes with so_clip")
 
 
 def test_a_dataset_folder_may_be_a_link(server, root):

@@ -174,7 +174,7 @@ def test_the_doctor_examines_user_images(zoo: Path, tmp_path: Path):
     where = ("dataset=folder", f"data_root={zoo}")
     found = call("doctor", *where)
     assert found.code == 0
-    assert "zoo: whole, 40 images, 40 of them decoded" in found.out
+    assert "zoo: whole, 40 images, 40 of them checked" in found.out
     assert "5 classes; images: 20 train, 10 val, 10 test" in found.out
     found = call(
         "doctor", "dataset=folder", f"dataset.folder={zoo}", f"data_root={tmp_path / 'none'}"
