@@ -22,7 +22,7 @@ from tests.helpers.battery_parts import TRAINED, batches_of, logits_of, model_of
 
 STEPS = 24
 # One method for each kind of state. The other methods are slow tests.
-FAST = ("so", "adalora", "two_stage", "cocoop")
+FAST = ("so", "two_stage", "cocoop")
 METHODS = [
     method if method in FAST else pytest.param(method, marks=pytest.mark.slow) for method in TRAINED
 ]

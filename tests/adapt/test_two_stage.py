@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from so_clip.adapt.two_stage import TwoStage
-from so_clip.build import make
+from so_clip.build import make_adapter
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
@@ -160,7 +160,7 @@ def test_the_released_first_stage_trains_the_96_tensors_of_the_blocks():
     settings = from_config(compose(["method=two_stage"]))
     backbone = weightless_backbone()
     made = Classifier(backbone, backbone.tokenize(list(PROMPTS)))
-    released = make("adapter", settings.method.adapter).select(made)
+    released = make_adapter(settings.method.adapter).select(made)
     assert len(released) == 96
     assert all(re.search(r"resblocks\.\d+\.ln_[12]\.(weight|bias)$", name) for name in released)
     everything = TwoStage(NORMS, 10).select(made)

@@ -73,6 +73,7 @@ class Terminal:
         return bool(read)
 
 
+@pytest.mark.slow
 def test_the_table_is_live_until_nothing_runs(tmp_path: Path) -> None:
     write_run(tmp_path, "b", metrics=METRICS)
     with running_process(tmp_path / "a") as process:

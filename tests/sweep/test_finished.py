@@ -78,6 +78,7 @@ def test_unknown_options_are_refused_as_by_hydra(tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_finished_jobs_come_first_and_the_others_keep_their_order(tmp_path, unknown_runs):
     templates = [f"'a {{}}, {word}'" for word in ("one", "two", "three", "four")]
     sweep(tmp_path, f"template={templates[1]},{templates[3]}")
@@ -101,6 +102,7 @@ def test_finished_jobs_come_first_and_the_others_keep_their_order(tmp_path, unkn
     assert plan["finished"] == 2
 
 
+@pytest.mark.slow
 def test_a_changed_run_is_launched(tmp_path, unknown_runs):
     """What decides on a run's result is part of its fingerprint; force=true repeats anyway."""
     split, images = tmp_path / "split.json", tmp_path / "data" / "dtd" / "images"
