@@ -109,7 +109,8 @@ def can_run(line: Sequence[str]) -> bool:
 def follow(page: Path, home: Path) -> list[Outcome]:
     """Write the files of a page, run its commands in order and return their outcomes.
 
-    Every backbone becomes the embedded one and a run takes one step. All files are below $HOME.
+    Every backbone becomes the embedded one and a run takes one step. All files are below $HOME, also
+    relative ones.
 
     Args:
         page: of the documentation.
@@ -118,8 +119,7 @@ def follow(page: Path, home: Path) -> list[Outcome]:
     outcomes = []
     for block in blocks(page):
         if block.file:
-            assert block.file.startswith(HOME), block.file
-            _write(Path(block.file.replace(HOME, str(home))), block.text)
+            _write(home / block.file.replace(HOME, str(home)), block.text)
         if block.kind == "sh":
             outcomes += [_run(line) for line in lines(block, str(home)) if can_run(line)]
     return outcomes

@@ -127,7 +127,7 @@ def test_no_value_in_metrics_or_provenance_affects_another_run(
     found = read_runs(runs)
     assert str(runs / "whole") in set(found.frame["folder"])
     assert len(found.frame) + len(found.skipped) == 2
-    script_json(run_data(found)).encode()
+    script_json(run_data(found, runs / "report")).encode()
     done = _command("status", "--once", runs)
     assert done.code == 0 or (done.code == 1 and found.skipped)  # a failed run is in no table
     assert "\x1b" not in done.out
