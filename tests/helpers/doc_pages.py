@@ -109,8 +109,8 @@ def can_run(line: Sequence[str]) -> bool:
 def follow(page: Path, home: Path) -> list[Outcome]:
     """Write the files of a page, run its commands in order and return their outcomes.
 
-    Every backbone becomes the embedded one and a run takes one step. All files are below $HOME, also
-    relative ones.
+    Every backbone becomes the embedded one and a run takes one step. All files are below $HOME,
+    also relative ones.
 
     Args:
         page: of the documentation.
