@@ -69,6 +69,7 @@ def test_prepare_runs_as_printed_and_then_the_first_run_is_named(name, tmp_path)
     assert words == ["dataset=small", *places, "backbone=vit_b16"]
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_the_commands_of_its_failed_runs_and_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = override("results_dir", Path(ODDEST))

@@ -215,6 +215,7 @@ def test_one_compiled_graph_serves_all_supports():
     assert_equal(sampled, dense)
 
 
+@pytest.mark.slow
 def test_compiled_under_autocast():
     torch._dynamo.reset()
     layers = [filled(nn.Linear(64, 48)) for _ in range(2)]

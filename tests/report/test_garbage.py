@@ -71,6 +71,7 @@ def test_damaged_metrics_are_named_and_do_not_affect_other_runs(tmp_path: Path) 
     assert done.out.startswith(f"{runs}: 11 runs: 2 done, ")
 
 
+@pytest.mark.slow
 def test_a_run_with_other_damaged_files_stays_in_the_tables(tmp_path):
     runs = tmp_path / "runs"
     for number, file in enumerate(FILES):

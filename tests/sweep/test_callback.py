@@ -166,6 +166,7 @@ def test_a_failed_run_leaves_its_error_and_the_sweep_goes_on(tmp_path):
     assert _jobs(tmp_path)[0]["run_dir"] == str(file.parent)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_process_is_left_to_it(tmp_path):
     arguments = ("method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     first = call(*arguments)

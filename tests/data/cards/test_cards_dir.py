@@ -97,6 +97,7 @@ def test_a_sweep_sees_that_a_card_has_changed(home: Path):
     assert runs.find(chosen) is None
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_folder(home: Path):
     outcome = call("draw", *where(home), "shots=1")
     assert outcome.code == 0, outcome.err

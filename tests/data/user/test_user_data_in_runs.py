@@ -133,6 +133,7 @@ def test_methods_of_one_prompt_refuse_descriptions(
     assert "template=FILE with class descriptions: a class has 2 prompts here" in outcome.err
 
 
+@pytest.mark.slow
 def test_the_content_of_a_prompt_file_is_part_of_the_run(zoo: Path, tmp_path: Path):
     file = tmp_path / "prompts.json"
     prints = []
