@@ -33,9 +33,10 @@ class Flops:
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts operations by torch's formulas, several times as fast as its FlopCounterMode.
+    """Counts operations by torch's formulas.
 
-    FlopCounterMode also counts by module and keeps activations alive.
+    torch's FlopCounterMode also counts by module, and for that it keeps activations alive, so the
+    peak memory of a step cannot be measured beside it.
 
     Attributes:
         total: the operations until now.

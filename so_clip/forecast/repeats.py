@@ -53,7 +53,7 @@ class Repeats:
     def __init__(self, peak: PeakMemory, flops: FlopCounter) -> None:
         self._log, self._flops = peak.log, flops
         self._start = (0, 0)  # changes in the log and operations at the start of the open period
-        self._times = 1  # of the open period, in the backward pass
+        self._times = 1  # how often the open period of a backward pass counts
         self._excess: Counter[int] = Counter()  # storage number -> bytes that repetitions added
         self._skipped: list[tuple[nn.Module, nn.Module]] = []  # (block, the block that is repeated)
 

@@ -134,7 +134,7 @@ class StorageLog(TorchDispatchMode):
                 self._category[self._number(tensor.untyped_storage())] = category
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # a question of torch's, as often as all others
+        if func is torch.ops.prim.device.default:  # torch asks for a device; nothing is computed
             return func(*args, **(kwargs or {}))
         # A view of an older tensor, such as the few-shot images in memory, is not a new storage.
         inputs = {storage._cdata for storage in self._storages((args, kwargs))}
