@@ -56,7 +56,7 @@ class Point:
     shots: int = 4
     steps: int = 100
     classes: int = 10
-    width: int = SHIPPED_WIDTH  # of CLIP's image tower; the text tower's is 3/4 of it
+    width: int = SHIPPED_WIDTH  # width of CLIP's image tower; the text tower has 3/4 of it
     pretraining_pictures: int = SHIPPED_PICTURES
 
 

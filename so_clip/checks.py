@@ -8,7 +8,7 @@ each; `key` is the option's name as the user writes it, and every message begins
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -85,16 +85,21 @@ def validated(
     names = list(known or options.model_fields)
     if not isinstance(values, Mapping):
         raise InputError(f"{prefix[:-1]}={values}: must hold the options {', '.join(names)}.")
+    check_names(values, names, prefix)
+    try:
+        return options.model_validate(dict(values), context={"prefix": prefix, **(context or {})})
+    except ValidationError as error:
+        raise input_error(error, prefix) from error
+
+
+def check_names(values: Mapping[Any, Any], names: Sequence[str], prefix: str = "") -> None:
+    """Raise InputError about the first option that is missing or unknown."""
     for name in names:
         if name not in values:
             raise InputError(f"{prefix}{name} is missing. Give it, or leave out the ~.")
     for name in values:
         if name not in names:
             raise InputError(f"{prefix}{name}: there is no such option.{nearest(str(name), names)}")
-    try:
-        return options.model_validate(dict(values), context={"prefix": prefix, **(context or {})})
-    except ValidationError as error:
-        raise input_error(error, prefix) from error
 
 
 def input_error(error: ValidationError, prefix: str = "") -> InputError:

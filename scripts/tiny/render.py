@@ -29,11 +29,11 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "h
 TEXTURES = ("striped", "checkered", "dotted", "grid", "gradient", "noisy", "zigzag", "plain")
 LANDS = ("forest", "pasture", "crop", "river", "lake", "highway", "residential", "industrial")
 CATEGORIES = ("digit", "letter", "shape", "texture", "land")
-SHARES = (0.52, 0.14, 0.12, 0.10, 0.12)  # of the pictures, by category
+SHARES = (0.52, 0.14, 0.12, 0.10, 0.12)  # share of the pictures in each category
 # These shares decide how similar the pictures are to real digits. At 0.7 and 0.75 the model needs
 # little adaptation (75% zero-shot); the present ones leave a gap for few-shot methods to close.
-SCANNED_SHARE = 0.45  # of digits and letters, stored like a 1990s scanner; see finish_mask
-HANDWRITTEN_SHARE = 0.65  # of the digits; the others use a font
+SCANNED_SHARE = 0.45  # share of digits and letters stored as by a 1990s scanner
+HANDWRITTEN_SHARE = 0.65  # share of the digits; the others use a font
 
 
 class Picture(NamedTuple):

@@ -11,7 +11,7 @@ class Prompts(NamedTuple):
 
     texts: list[str]  # the prompts of one class after those of another
     per_class: tuple[int, ...]  # the number of prompts of each class
-    templates: tuple[str, ...]  # of all prompts; empty if each class has its own descriptions
+    templates: tuple[str, ...]  # empty if each class has its own descriptions
 
 
 def templated(class_names: Sequence[str], templates: Sequence[str]) -> Prompts:

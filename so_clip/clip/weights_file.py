@@ -17,7 +17,7 @@ WAY_OUT = (
 )
 SAFETENSORS, ZIP, PICKLE = "safetensors", "zip", "pickle"
 
-_MAX_RATIO = 20  # of the unpacked size to the file size; checkpoints compress only small parts
+_MAX_RATIO = 20  # unpacked size / file size; checkpoints compress only small parts
 _MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 # The first bytes of files that are often given in place of weights.
 _OTHER_FILES = (

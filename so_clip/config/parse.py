@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from so_clip.checks import (
+    check_names,
     path,
     validated,
 )
@@ -25,7 +26,7 @@ from so_clip.config.settings import (
 )
 from so_clip.config.user_data import dataset_choice
 from so_clip.data.choice import DataChoice
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError
 from so_clip.optim.options import check_steps, checked_options
 from so_clip.system.paths import CONF_DIR
 
@@ -41,7 +42,7 @@ def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
         InputError: naming the option, its value, and the values it may take.
     """
     values = _plain(config)
-    _check_top_level(values)
+    check_names(values, (*GROUPS, *TOP_LEVEL))
     context = {"parallel_runs": parallel_runs}
     top = {name: values[name] for name in Placement.model_fields}
     placement = validated(Placement, top, context=context)  # first: the cache is in results_dir
@@ -89,16 +90,6 @@ def resolving() -> Iterator[None]:
             f"the configuration cannot be resolved{place}: {first}. Write ${{NAME}} only for "
             "options that exist, and for no option that needs this one."
         ) from error
-
-
-def _check_top_level(values: Mapping[str, Any]) -> None:
-    known = (*GROUPS, *TOP_LEVEL)
-    for name in known:
-        if name not in values:
-            raise InputError(f"{name} is missing. Give it, or leave out the ~.")
-    for name in values:
-        if name not in known:
-            raise InputError(f"{name}: there is no such option.{nearest(str(name), known)}")
 
 
 def _method(values: Mapping[str, Any]) -> MethodChoice:

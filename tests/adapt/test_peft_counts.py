@@ -54,7 +54,7 @@ COUNTS = {
     "lokr": sum(lokr_count(*shape) for shape in matrices()),
     # the triangle of each block of 32 inputs
     "oft": sum(into // 32 * (32 * 31 // 2) for _, into in matrices()),
-    # of each of the smaller side / 32 pairs: 32 scales, and one for each of the smaller side
+    # Each of the (smaller side / 32) pairs has 32 scales, and one for each of the smaller side
     "randlora": sum(min(s) // 32 * (32 + min(s)) for s in matrices()),
     "fourierft": 96 * 1000,
     "miss": sum(8 * out for out, _ in matrices()),

@@ -78,7 +78,7 @@ def test_logits_and_gradients_are_those_of_float32_up_to_rounding(memory: str) -
         gradients.append([value.grad for value in factors.values()])
     assert [logits_BK.dtype for logits_BK in seen] == [FULL, HALF]
     assert classes_of(half).dtype == HALF
-    torch.testing.assert_close(seen[1].float(), seen[0], rtol=0, atol=0.5)  # of 100
+    torch.testing.assert_close(seen[1].float(), seen[0], rtol=0, atol=0.5)  # logits reach 100
     for one, other in zip(*gradients, strict=True):
         assert other.dtype == FULL
         assert float(F.cosine_similarity(one.flatten(), other.flatten(), dim=0)) > 0.99

@@ -21,7 +21,7 @@ from so_clip.runtime.peak_memory import PeakMemory
 from tests.helpers.kept_tensors import OwnLinear, kept_bytes
 from tests.helpers.small_models import CONFIG
 
-EXACT = 1e-5  # of the largest value, in float32
+EXACT = 1e-5  # relative to the largest value, in float32
 SLOW = pytest.mark.slow
 
 

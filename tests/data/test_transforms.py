@@ -12,7 +12,7 @@ from so_clip.data.transforms import LONGEST, TRIES, Crop, RandomResizedCrop, res
 from so_clip.errors import InputError
 from tests.oracles import crop_oracle
 
-MEAN_LIMIT = 2  # of 255, mean absolute difference: the project's promise
+MEAN_LIMIT = 2  # mean absolute difference of pixels from 0 to 255: the project's promise
 sides = st.one_of(st.integers(1, 8), st.integers(1, 400), st.sampled_from([1, 2, 3, 223, 224, 225]))
 
 

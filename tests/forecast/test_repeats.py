@@ -44,4 +44,4 @@ def test_a_forecast_runs_four_of_a_towers_equal_blocks(monkeypatch):
 
     monkeypatch.setattr(repeats.ShortList, "__init__", count)
     forecast_of("method=zero_shot")
-    assert kept == [4, 4]  # of 6 and 4 blocks
+    assert kept == [4, 4]  # the towers have 6 and 4 blocks

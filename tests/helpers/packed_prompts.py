@@ -14,7 +14,7 @@ from so_clip.clip.prompts import class_prompts
 from so_clip.data.cards.card import load_card
 from tests.helpers.small_models import CONFIG
 
-EXACT = 1e-5  # of the largest value, in float32
+EXACT = 1e-5  # relative to the largest value, in float32
 VOCABULARY, CONTEXT = 49408, 77
 START, END = VOCABULARY - 2, VOCABULARY - 1
 NO_CHUNKS = 1e9

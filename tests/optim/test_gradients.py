@@ -43,7 +43,7 @@ def test_sampled_gradients_take_the_steps_of_whole_ones(
 
 @pytest.mark.parametrize("sample_first", [False, True])
 def test_sampled_and_whole_gradients_add_up(sample_first: bool) -> None:
-    # A weight of two layers, one of which samples.
+    # Two layers share a weight, and one of them samples.
     (whole, by_whole), (tied, by_both) = pair()
     for _ in range(3):
         one, other = torch.randn(2, *whole.shape, generator=torch.Generator().manual_seed(2))
