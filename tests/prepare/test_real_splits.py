@@ -75,17 +75,19 @@ def test_real_paths_end_in_the_layout_that_runs_read(name, shared, server, root)
         server.serve(f"images/{index}", data) for index, data in enumerate(PUBLISHED[name](paths))
     ]
     split_url = server.serve(f"splits/{content['split_file']}", split)
+    # A user's card cannot take the name of a published dataset.
+    content["name"] = f"served_{name}"
     content["sources"] = [
         {"kind": "archive", "holds": "images", "files": [{"url": url} for url in urls]},
         {"kind": "file", "holds": "split file", "files": [{"url": split_url}]},
     ]
     cards = root.parent / "cards"
     cards.mkdir()
-    (cards / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    done = prepare(root, dataset=name)
+    (cards / f"served_{name}.yaml").write_text(yaml.safe_dump(content))
+    done = prepare(root, dataset=f"served_{name}")
     assert (done.code, done.err) == (0, "")
     card = load_card(name)
-    assert done.out == f"{name}: completed: {len(paths)} images in {root / card.folder}\n"
+    assert done.out == f"served_{name}: completed: {len(paths)} images in {root / card.folder}\n"
     splits = load_splits(card, root)
     assert splits.sha256 == card.split_sha256
     images = open_images(card, root)
