@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 import torch
 from hydra.utils import get_object
 
-from so_clip.adapt.adapter import Adapter
-from so_clip.adapt.model import Model
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
@@ -29,6 +27,8 @@ from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.errors import InputError, nearest
 from so_clip.evaluate.evaluator import Classes, Evaluator
 from so_clip.evaluate.feature_cache import FeatureCache
+from so_clip.methods.adapter import Adapter
+from so_clip.methods.model import Model
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision

@@ -24,7 +24,7 @@ from so_clip.system.code_hash import code_sha256, folders_except
 from so_clip.system.safe_open import open_plain
 
 if TYPE_CHECKING:
-    from so_clip.adapt.model import Model
+    from so_clip.methods.model import Model
 
 # Left out of the last checkpoint, because only another step needs them.
 _FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches")

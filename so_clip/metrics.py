@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from so_clip.adapt.model import Model
 from so_clip.config.settings import Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator, Predictions
 from so_clip.fingerprint import prompts_sha256, settings_sha256
+from so_clip.methods.model import Model
 from so_clip.results.run_files import PER_CLASS_FILE, PREDICTIONS_FILE, SKIPPED, skipped_images
 from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
 from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class, scores

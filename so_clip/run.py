@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from so_clip.adapt.model import Model
 from so_clip.build import (
     build_evaluators,
     build_model,
@@ -30,6 +29,7 @@ from so_clip.fingerprint import (
     run_dir,
     run_fingerprint,
 )
+from so_clip.methods.model import Model
 from so_clip.metrics import (
     NOT_ADAPTED,
     Adaptation,

@@ -26,7 +26,7 @@ ROOMS = (
     "build",
     "fingerprint",
     "evaluate",
-    "adapt",
+    "methods",
     "config",
     "clip",
     "runtime",
@@ -102,8 +102,8 @@ def test_adapters_and_optimizers_never_know_each_other():
     by_room = defaultdict(set)
     for module, targets in modules().items():
         by_room[room(module)] |= {room(target) for target in targets}
-    assert not by_room["adapt"] & {"optim", "config"}
-    assert not by_room["optim"] & {"adapt", "clip", "config"}
+    assert not by_room["methods"] & {"optim", "config"}
+    assert not by_room["optim"] & {"methods", "clip", "config"}
 
 
 def test_no_folder_below_the_path_of_a_run_imports_it():

@@ -17,9 +17,9 @@ from so_clip.system.commands import install
 # The packages of the extra `methods`, by the module of the class that needs them.
 _EXTRA = "so-clip[methods]"
 _PACKAGES = {
-    "so_clip.adapt.peft_adapter": "peft",
-    "so_clip.adapt.adalora": "peft",
-    "so_clip.adapt.relora": "peft",
+    "so_clip.methods.peft_adapter": "peft",
+    "so_clip.methods.adalora": "peft",
+    "so_clip.methods.relora": "peft",
     "so_clip.optim.galore": "pytorch_optimizer",
 }
 # Options with the same meaning in every adapter of the program.

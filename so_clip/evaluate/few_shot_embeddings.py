@@ -15,7 +15,7 @@ from so_clip.runtime.precision import Precision
 
 
 class FewShotEmbeddings:
-    """Encodes the few-shot images; implements `so_clip.adapt.adapter.FewShots`.
+    """Encodes the few-shot images; implements `so_clip.methods.adapter.FewShots`.
 
     Args:
         classifier: its image tower, in its current state, encodes the images.

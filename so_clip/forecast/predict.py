@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from so_clip.adapt.model import Model
 from so_clip.build import assemble_model, build_optimizer, check_classes, class_prompts, load
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
@@ -34,6 +33,7 @@ from so_clip.forecast.disk import disk_bytes
 from so_clip.forecast.flops import FlopCounter, Flops, counted
 from so_clip.forecast.repeats import Repeats
 from so_clip.forecast.test_sets import TestSetSize, test_set_sizes, training_card
+from so_clip.methods.model import Model
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision, pick_precision
 from so_clip.train import train_step
@@ -127,7 +127,7 @@ def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> M
 
 
 class _FakeFewShots:
-    """The few-shot images of a run, without images; see `so_clip.adapt.adapter.FewShots`."""
+    """The few-shot images of a run, without images; see `so_clip.methods.adapter.FewShots`."""
 
     def __init__(
         self, shots: int, classifier: Classifier, backbone: Backbone, mode: FakeTensorMode

@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import torch
 
-from so_clip.adapt.weights import Weights
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier, tower_of
 from so_clip.clip.heads import CosineHead
 from so_clip.clip.packed_text import TEXT_BUDGETS_MIB
+from so_clip.methods.weights import Weights
 from tests.helpers.small_models import small_backbone
 
 PROMPTS = ["a photo of a dog.", "a photo of a cat.", "a drawing"]

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from open_clip.model import convert_weights_to_lp
 from torch import Tensor, nn
 
-from so_clip.adapt.clip_lora import ClipLoRA
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
@@ -17,6 +16,7 @@ from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from so_clip.fingerprint import settings_sha256
+from so_clip.methods.clip_lora import ClipLoRA
 from tests.helpers.clip_lora_cases import IMAGES_BCHW, LABELS_B, PROMPTS, adapted
 from tests.helpers.command import call
 from tests.helpers.small_models import small_backbone

@@ -198,7 +198,7 @@ REFUSED = [
     ("optimizer.weight_decay", -1, "must be a finite number, at least 0"),
     ("optimizer.amsgrad", "maybe", "must be true or false"),
     ("adapter._partial_", True, "there is no such option"),
-    ("adapter._target_", "mine.Lora", "adapter.name=weights stands for so_clip.adapt.weights"),
+    ("adapter._target_", "mine.Lora", "adapter.name=weights stands for so_clip.methods.weights"),
     ("optimizer._target_", "torch.optim.SGD", "Give the other class a name of its own too"),
     ("shot", 4, "shot: there is no such option. Did you mean 'shots'?"),
     ("schedule.max_step", 4, "no such option. Did you mean 'max_steps'?"),

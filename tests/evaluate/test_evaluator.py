@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from so_clip.adapt.weights import Weights
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.data.batches import TestStream
 from so_clip.data.examples import Example
 from so_clip.evaluate.evaluator import Evaluator, Predictions, classify, encode
 from so_clip.evaluate.feature_cache import FeatureCache
+from so_clip.methods.weights import Weights
 from so_clip.runtime.precision import Precision
 from tests.helpers.small_models import small_backbone
 from tests.helpers.toy import CountReads

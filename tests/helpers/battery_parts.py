@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from so_clip.adapt.model import Model
 from so_clip.build import assemble_model
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.prompts import templated
@@ -16,6 +15,7 @@ from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
+from so_clip.methods.model import Model
 from so_clip.results.progress import Progress
 from so_clip.results.run_folder import RunFolder
 from so_clip.run import Run

@@ -1,4 +1,4 @@
-"""One row per method: the expectations of the shared battery (tests/adapt/test_battery.py).
+"""One row per method: the expectations of the shared battery (tests/methods/test_battery.py).
 
 docs/methods.md lists the other files of a new method.
 """

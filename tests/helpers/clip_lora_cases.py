@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.adapt.clip_lora import ClipLoRA
 from so_clip.clip.classifier import Classifier
+from so_clip.methods.clip_lora import ClipLoRA
 from tests.helpers.peft_cases import IMAGES_BCHW, LABELS_B, NO_CHUNKS, PROMPTS, small
 
 __all__ = ["IMAGES_BCHW", "LABELS_B", "NO_CHUNKS", "PROMPTS", "adapted", "small"]

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from so_clip.adapt.peft_adapter import Peft, adapted_layers
 from so_clip.clip.classifier import Classifier
+from so_clip.methods.peft_adapter import Peft, adapted_layers
 from tests.helpers.tiny_classifiers import classifier
 from tests.oracles import structured_oracle as oracle
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from so_clip.adapt.weights import Weights
 from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
@@ -16,6 +15,7 @@ from so_clip.config.compose import compose
 from so_clip.data.batches import TrainBatches
 from so_clip.data.images import load_uint8
 from so_clip.data.run_data import gather
+from so_clip.methods.weights import Weights
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
 from so_clip.runtime.peak_memory import PeakMemory

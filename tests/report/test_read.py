@@ -202,7 +202,7 @@ def test_reading_and_tables_need_no_torch(tmp_path):
 @pytest.mark.parametrize("choice", ["_target_", "name"])
 def test_runs_with_and_without_target_paths_are_read(tmp_path, choice):
     """Older runs record an adapter's path as `_target_`, newer runs its name."""
-    for at, adapter in enumerate(("so_clip.adapt.coop.CoOp", "so_clip.adapt.taskres.TaskRes")):
+    for at, adapter in enumerate(("so_clip.methods.coop.CoOp", "so_clip.methods.taskres.TaskRes")):
         value = adapter if choice == "_target_" else adapter.rpartition(".")[2].lower()
         write_run(tmp_path, f"{at}", seed=at, adapter={choice: value, "seed": at, "tokens": at})
     names = ["CoOp", "TaskRes"] if choice == "_target_" else ["coop", "taskres"]
@@ -222,7 +222,7 @@ def test_the_place_of_user_data_is_not_named_but_its_class_names_are(tmp_path, g
 
 def test_runs_of_an_older_results_version_are_separate_rows(tmp_path):
     """Their settings have another format, which must not show up as a difference."""
-    old = {"adapter": {"_target_": "so_clip.adapt.coop.CoOp", "tokens": 4}}
+    old = {"adapter": {"_target_": "so_clip.methods.coop.CoOp", "tokens": 4}}
     new = {"adapter": {"name": "coop", "context": 4}}
     for seed in (1, 2):
         for name, settings, version in (

@@ -83,7 +83,7 @@ def test_skipped_images_are_a_remark(tmp_path: Path) -> None:
 def test_a_finished_run_of_an_older_version_says_so(
     tmp_path: Path, version: object, remark: str
 ) -> None:
-    settings = {"adapter": {"_target_": "so_clip.adapt.coop.CoOp"}}
+    settings = {"adapter": {"_target_": "so_clip.methods.coop.CoOp"}}
     provenance = {"results_version": version}
     write_run(tmp_path, "a", metrics=METRICS | {"settings": settings}, provenance=provenance)
     (run,) = look(tmp_path).runs

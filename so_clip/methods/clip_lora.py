@@ -1,0 +1,168 @@
+"""CLIP-LoRA: low-rank updates of query, key and value in every attention block.
+
+Source: Low-Rank Few-Shot Adaptation of Vision-Language Models, arXiv 2405.18541; released code:
+github MaxZanella/CLIP-LoRA.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from so_clip.clip.attention import ExplicitAttention
+from so_clip.clip.classifier import TOWERS, Classifier
+from so_clip.errors import InputError
+from so_clip.methods import options
+from so_clip.methods.adapter import Adapter
+from so_clip.methods.random_draws import Dropout, DropoutDraws
+from so_clip.methods.weights import blocks_at, check_place
+
+PARTS = ("q", "k", "v")
+
+
+class ClipLoRA(Adapter):
+    """Adds B A alpha / sqrt(rank) to the frozen matrices of query, key and value.
+
+    A [rank, D] starts uniform in ±1/sqrt(D) (Kaiming's, with a = sqrt 5), B [D, rank] starts at
+    zero, so the first logits are zero-shot CLIP's. At rank 2, both encoders of ViT-B/16 have
+    184,320 trained parameters.
+
+    In training, dropout acts on the input of A. q, k and v drop different values, and so does each
+    class's prompt: prompts therefore share no rows (see Classifier). As in Classifier, training is
+    where gradients are recorded; `eval()` also ends it.
+
+    Args:
+        rank: columns of B, at least 1.
+        alpha: scales the update, above 0.
+        dropout: probability of dropping a value of the update's input, in [0, 1).
+        encoder: vision | text | both.
+        position: the blocks; see `blocks_at`.
+        seed: of A and of dropout; the global random state does not change.
+        interpolation: share of the update that the final model keeps, in [0, 1], as Weights keeps a
+            share of the change of the model's matrices.
+
+    Raises:
+        InputError: an option is out of range.
+    """
+
+    half_weights = True
+
+    def __init__(
+        self,
+        rank: int = 2,
+        alpha: float = 1.0,
+        dropout: float = 0.25,
+        encoder: str = "both",
+        position: str = "all",
+        seed: int = 0,
+        interpolation: float = 1.0,
+    ) -> None:
+        self.rank, self.alpha = options.whole("rank", rank, 1), options.above_zero("alpha", alpha)
+        self.dropout = options.share_below_one("dropout", dropout)
+        check_place(encoder, position)
+        self.encoder, self.position, self.seed = encoder, position, options.seed(seed)
+        self.interpolation = options.interpolation(interpolation)
+
+    def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
+        """Add the updates to the classifier's model and return A and B by name.
+
+        Raises:
+            InputError: an encoder is not made of open_clip's attention blocks.
+        """
+        towers = [tower for tower in TOWERS if self.encoder in (tower, "both")]
+        attentions = [
+            attention for tower in towers for attention in self._attentions(classifier, tower)
+        ]
+        draws = torch.Generator().manual_seed(self.seed)
+        for attention in attentions:
+            attention.in_proj = self._with_updates(attention.in_proj, draws)
+        if self.dropout:
+            if "text" in towers:
+                classifier.separate_prompts()
+            self.draws = DropoutDraws(self.seed, classifier.backbone.mean.device)
+            self.draws.attach(classifier)
+        added = {
+            id(value)
+            for attention in attentions
+            for value in attention.in_proj.updates.parameters()
+        }
+        named = classifier.backbone.model.named_parameters()
+        return {name: value for name, value in named if id(value) in added}
+
+    def finish(self, classifier: Classifier) -> None:
+        """Keep a share of the update."""
+        for module in classifier.modules():
+            if isinstance(module, LowRank):
+                module.scale *= self.interpolation
+
+    def resume(self, classifier: Classifier) -> None:
+        """Keep the same share of the loaded update."""
+        self.finish(classifier)
+
+    def _attentions(self, classifier: Classifier, tower: Any) -> list[Any]:
+        blocks = classifier.backbone.blocks(tower)
+        attentions: list[Any] = [blocks[i].attn for i in blocks_at(self.position, len(blocks))]
+        for attention in attentions:
+            explicit = isinstance(attention, ExplicitAttention)
+            if not explicit or type(attention.in_proj) is not nn.Linear:
+                raise InputError(
+                    f"the {tower} encoder of {classifier.backbone.description} has attention that "
+                    "CLIP-LoRA cannot be added to, or that has it already. Take a ViT such as "
+                    "backbone=vit_b16, or adapt the other encoder alone with adapter.encoder=."
+                )
+        return attentions
+
+    def _with_updates(self, frozen: nn.Linear, draws: torch.Generator) -> "LowRankLinear":
+        width, scale = frozen.in_features, self.alpha / math.sqrt(self.rank)
+        if self.rank > width:
+            raise InputError(
+                f"adapter.rank={self.rank}: a matrix {width} wide has no higher rank than {width}."
+            )
+        device = frozen.weight.device
+        updates = {}
+        for part in PARTS:
+            down_RD = torch.empty(self.rank, width)
+            nn.init.kaiming_uniform_(down_RD, a=math.sqrt(5), generator=draws)
+            up_DR = torch.zeros(width, self.rank, device=device)
+            updates[part] = LowRank(down_RD.to(device), up_DR, scale, self.dropout)
+        return LowRankLinear(frozen, updates)
+
+
+class LowRank(nn.Module):
+    """The update of one matrix: x -> scale · B A x, with dropout on x in training.
+
+    Args:
+        down_RI, up_OR: A and B, in float32 (R: rank; I, O: inputs and outputs).
+        scale: alpha / sqrt(rank).
+        dropout: probability of dropping a value of x.
+    """
+
+    def __init__(self, down_RI: Tensor, up_OR: Tensor, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(down_RI), nn.Parameter(up_OR)
+        self.scale, self.dropout = scale, Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the update [..., O] of x [..., I]."""
+        return F.linear(F.linear(self.dropout(x), self.down) * self.scale, self.up)
+
+
+class LowRankLinear(nn.Linear):
+    """A frozen linear layer with updates of equal, consecutive parts of its outputs.
+
+    Args:
+        frozen: its parameters are shared, not copied, and keep their names.
+        updates: by part, in the order of the outputs.
+    """
+
+    def __init__(self, frozen: nn.Linear, updates: dict[str, LowRank]) -> None:
+        super().__init__(frozen.in_features, frozen.out_features, bias=False, device="meta")
+        self.weight, self.bias = frozen.weight, frozen.bias
+        self.updates = nn.ModuleDict(updates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the frozen layer's output plus the updates."""
+        update = torch.cat([update(x) for update in self.updates.values()], dim=-1)
+        return super().forward(x) + update

@@ -1,0 +1,22 @@
+"""The model of a run: classifier, adapter and trained parameters."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from so_clip.clip.classifier import Classifier
+from so_clip.methods.adapter import Adapter
+from so_clip.runtime.precision import Precision
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier on its device, its adapter, and the parameters that the adapter opened."""
+
+    classifier: Classifier
+    adapter: Adapter | None
+    parameters: dict[str, nn.Parameter]
+    device: torch.device
+    precision: Precision
+    weights_sha256: str
