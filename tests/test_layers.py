@@ -19,6 +19,7 @@ ROOMS = (
     "status",
     "prepare",
     "sweep",
+    "predict",
     "run",
     "metrics",
     "train",

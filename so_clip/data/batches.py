@@ -1,14 +1,16 @@
 """Batches: the few training images with new crops every epoch, and the stream of test images."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from so_clip.data.cache.decode_cache import DecodeCache, DecodedPass, images_sha256
@@ -21,6 +23,7 @@ from so_clip.errors import InputError
 from so_clip.system.threads import groups_ahead
 
 MIB = 2**20
+Pixels = npt.NDArray[np.uint8]
 
 
 class TrainBatches:
@@ -217,29 +220,69 @@ class TestStream:
             self.from_cache = decoded.from_cache
 
     def _batches(self, decoded: DecodedPass | None) -> Iterator[tuple[Tensor, Tensor]]:
-        begun: deque[tuple[Tensor, Tensor]] = deque()
+        size, label_N = self.batch_size, torch.tensor([example.label for example in self.examples])
+        labels = (label_N[start : start + size] for start in range(0, len(label_N), size))
+        filled = filled_ahead(
+            partial(self._fill, decoded),
+            len(self.examples),
+            self.image_size,
+            size,
+            self.workers,
+            pin=self.pin,
+            prefetch_batches=self.prefetch_batches,
+        )
+        with closing(filled):
+            yield from zip(filled, labels, strict=True)
 
-        def begin_batches() -> Iterator[Iterator[tuple[int, Tensor]]]:
-            for start in range(0, len(self.examples), self.batch_size):
-                chunk = self.examples[start : start + self.batch_size]
-                shape = (len(chunk), 3, self.image_size, self.image_size)
-                images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
-                begun.append((images_BCHW, torch.tensor([example.label for example in chunk])))
-                yield enumerate(images_BCHW, start)
-
-        fill, ahead = partial(self._fill, decoded), self.prefetch_batches
-        with closing(groups_ahead(fill, begin_batches(), self.workers, ahead)) as filled:
-            for _ in filled:
-                yield begun.popleft()
-
-    def _fill(self, decoded: DecodedPass | None, indexed_slot: tuple[int, Tensor]) -> None:
-        index, slot_CHW = indexed_slot
-        # NumPy copies: torch would start its own threads in every decoding thread.
-        out_CHW = slot_CHW.numpy()
+    def _fill(self, decoded: DecodedPass | None, index: int, out_CHW: Pixels) -> None:
         if decoded is not None and decoded.fill(index, out_CHW):
             return
-        image = self.images.read(self.examples[index].path)
-        square = resize_and_centre_crop(image, self.image_size)
-        out_CHW[...] = np.asarray(square).transpose(2, 0, 1)
+        put_square(self.images.read(self.examples[index].path), out_CHW)
         if decoded is not None:
             decoded.keep(index, out_CHW)
+
+
+def filled_ahead(
+    fill: Callable[[int, Pixels], None],
+    count: int,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    *,
+    pin: bool = False,
+    prefetch_batches: int = 2,
+) -> Generator[Tensor, None, None]:
+    """Yield batches images_BCHW uint8 on the CPU, while threads fill the next ones.
+
+    Args:
+        fill: writes the image with this index into an array [3, image_size, image_size]. It must
+            allow calls from several threads.
+        count: the number of images.
+        image_size: side of the square images, pixels.
+        batch_size: images per batch; the last batch may be smaller.
+        workers: threads; 0 fills in the calling thread.
+        pin: put batches into page-locked memory.
+        prefetch_batches: batches that are prepared while one is in use.
+    """
+    begun: deque[Tensor] = deque()
+
+    def begin_batches() -> Iterator[Iterator[tuple[int, Tensor]]]:
+        for start in range(0, count, batch_size):
+            shape = (min(batch_size, count - start), 3, image_size, image_size)
+            begun.append(torch.empty(shape, dtype=torch.uint8, pin_memory=pin))
+            yield enumerate(begun[-1], start)
+
+    def fill_slot(indexed_slot: tuple[int, Tensor]) -> None:
+        index, slot_CHW = indexed_slot
+        # NumPy copies: torch would start its own threads in every decoding thread.
+        fill(index, slot_CHW.numpy())
+
+    with closing(groups_ahead(fill_slot, begin_batches(), workers, prefetch_batches)) as filled:
+        for _ in filled:
+            yield begun.popleft()
+
+
+def put_square(image: Image.Image, out_CHW: Pixels) -> None:
+    """Write the test-time square of an RGB image into an array; see resize_and_centre_crop."""
+    square = resize_and_centre_crop(image, out_CHW.shape[-1])
+    out_CHW[...] = np.asarray(square).transpose(2, 0, 1)

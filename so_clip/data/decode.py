@@ -51,9 +51,14 @@ def why_too_large(stream: BinaryIO) -> str:
 def decode(stream: BinaryIO) -> Image.Image:
     """Return an RGB image; Unusable, or an error of Pillow, if it cannot be decoded."""
     with _opened(stream) as image:
-        if image.mode in _DEEP or image.mode.startswith("I;16"):
-            _check_fits_8_bits(image)
-        return image.convert("RGB")
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of Pillow as RGB; Unusable if its grey values do not fit into 8 bits."""
+    if image.mode in _DEEP or image.mode.startswith("I;16"):
+        _check_fits_8_bits(image)
+    return image.convert("RGB")
 
 
 def _check_fits_8_bits(image: Image.Image) -> None:

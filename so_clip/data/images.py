@@ -106,27 +106,25 @@ class ImageFolder:
     def _read(self, path: str, take: Callable[[BinaryIO], _Result]) -> _Result:
         file = self.root / self._inside(path)
         try:
-            with _open_plain(file) as stream, naming(file):
-                return take(stream)
+            return _taken(file, take)
         except FileNotFoundError as error:
             raise InputError(
                 f"{file}: the image is missing. The split file lists it: complete the dataset, or "
                 "use a split file with the available images only."
             ) from error
-        except InputError:
-            raise
-        except Unread as error:
-            raise _corrupt(file, str(error), UnreadFormat) from error
-        except Unusable as error:
-            raise _corrupt(file, str(error)) from error
-        # Decoders raise nearly every kind of exception for broken data.
-        except Exception as error:
-            reason = reason_of(error)
-            # An error of the system may pass, and does not mean that the image is corrupt.
-            if isinstance(error, MemoryError) or getattr(error, "errno", None):
-                raise InputError(f"{file}: the image cannot be read ({reason}).") from error
-            problem = f"the image cannot be decoded ({reason}). It is damaged or cut short."
-            raise _corrupt(file, f"{problem} Fetch it again.") from error
+
+
+def read_image(file: Path) -> Image.Image:
+    """Decode one file, from any place, as `ImageFolder.read` does.
+
+    Raises:
+        CorruptImage: as in `ImageFolder.read`.
+        InputError: the file is missing, not a plain file, or cannot be read.
+    """
+    try:
+        return _taken(file, decode)
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: there is no such file.") from error
 
 
 class DigitArray:
@@ -246,6 +244,27 @@ def _corrupt(file: Path, reason: str, kind: type[CorruptImage] = CorruptImage) -
     error = kind(f"{file}: {reason} on_corrupt=skip runs without it.")
     error.reason = reason
     return error
+
+
+def _taken(file: Path, take: Callable[[BinaryIO], _Result]) -> _Result:
+    """Return what `take` reads from a file; errors become InputError, but for a missing file."""
+    try:
+        with _open_plain(file) as stream, naming(file):
+            return take(stream)
+    except (InputError, FileNotFoundError):
+        raise
+    except Unread as error:
+        raise _corrupt(file, str(error), UnreadFormat) from error
+    except Unusable as error:
+        raise _corrupt(file, str(error)) from error
+    # Decoders raise nearly every kind of exception for broken data.
+    except Exception as error:
+        reason = reason_of(error)
+        # An error of the system may pass, and does not mean that the image is corrupt.
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+            raise InputError(f"{file}: the image cannot be read ({reason}).") from error
+        problem = f"the image cannot be decoded ({reason}). It is damaged or cut short."
+        raise _corrupt(file, f"{problem} Fetch it again.") from error
 
 
 def _open_plain(file: Path) -> BinaryIO:

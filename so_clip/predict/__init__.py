@@ -1,0 +1,1 @@
+"""Classes of any images: files that are gathered, batches of predictions, and their formats."""
