@@ -13,7 +13,7 @@ Output = TypeVar("Output")
 def mark_saved_anyway(x: Tensor) -> Tensor:
     """Mark a tensor that another operation saves for the backward pass or recomputes there.
 
-    Saving a marked tensor again is free. so_clip.optim.sampled.SampledLinear reads the attribute.
+    Saving a marked tensor again is free. SampledLinear reads the attribute.
     """
     x.saved_anyway = True  # type: ignore[attr-defined]
     return x

@@ -7,6 +7,7 @@ multiply them; torch's sampled product of sparse matrices; whole rows of gᵀx, 
 Names end in their shape: N tokens, O outputs and I inputs of the layer, M selected entries.
 """
 
+import math
 import warnings
 from functools import cache
 from typing import Literal
@@ -14,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+from so_clip.optim.sampled_convolution import is_faster
 
 Method = Literal["columns", "gather", "csr", "rows"]
 
@@ -32,16 +35,18 @@ _BLOCK = 2**20  # values in a block of whole rows
 
 
 def fastest(entries: int, shape: tuple[int, ...], device: torch.device) -> tuple[Method, bool]:
-    """Return how to compute M entries of the gradient of a weight of shape [O, I].
+    """Return how to compute M entries of the gradient of a weight of shape [O, I] or [O, I, k, l].
 
     columns: gather from a copy of the M columns of x, which takes less memory than x. The other
     methods keep x itself.
     gather, csr, rows: the three ways of this module, in its order. csr is for the CPU only, the
-    one device that was measured.
+    one device that was measured. A convolution is always "gather".
 
     Returns:
         The method, and whether it should be faster than the whole product.
     """
+    if len(shape) == 4:
+        return "gather", is_faster(entries, math.prod(shape))
     out_features, in_features = shape
     values, whole = out_features + in_features, _WHOLE_PRODUCT * out_features * in_features
     costs: dict[Method, float] = {

@@ -187,7 +187,7 @@ class SO(Optimizer):
                     f"a tensor of shape {tuple(param.shape)} is not in this optimizer. Ask for one "
                     "of its param_groups."
                 )
-        support: Tensor | None = self.state[param].get("support")
+        support: Tensor | None = fitted(self.state[param], param).get("support")
         return support
 
     def state_dict(self) -> dict[str, Any]:

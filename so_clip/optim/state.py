@@ -65,15 +65,17 @@ def batches(
 
 
 def fitted(state: State, param: Tensor) -> State:
-    """Give the moments the dtype that they have for this tensor; return the state.
+    """Give the state the device, and the moments the dtype, that fit this tensor; return the state.
 
-    They have another one if the state was saved for weights of another precision, or if
-    `module.to(dtype)` has changed the weights since.
+    They do not fit if the state was saved for weights of another precision, or if `module.to(...)`
+    has changed the weights since.
     """
-    dtype = moment_dtype(param)
-    for key in ("exp_avg", "exp_avg_sq"):
-        if key in state and state[key].dtype != dtype:
-            state[key] = state[key].to(dtype)
+    device, dtype = param.device, moment_dtype(param)
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            right = dtype if key in ("exp_avg", "exp_avg_sq") else value.dtype
+            if value.device != device or value.dtype != right:
+                state[key] = value.to(device, right)
     return state
 
 
