@@ -96,8 +96,9 @@ def _check_support(param: Tensor, grad: SampledGradient, support_M: Tensor) -> N
     if grad.support_M is not support_M:
         raise RuntimeError(
             f"the sampled gradient of a tensor of shape {tuple(param.shape)} is on a support that "
-            "has been drawn again or loaded since. Call optimizer.zero_grad() after every step, "
-            "and do not step between a forward pass and its backward pass."
+            "has been drawn again or loaded since, or of another optimizer. Call "
+            "optimizer.zero_grad() after every step, do not step between a forward pass and its "
+            "backward pass, and call sampled_gradients with the optimizer that steps."
         )
 
 

@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 # Each class that can be sampled, and the class that a layer of it becomes.
-_SAMPLED: dict[type[nn.Module], type[SampledLinear | SampledConv2d]] = {
+SampledLayer = SampledLinear | SampledConv2d
+_SAMPLED: dict[type[nn.Module], type[SampledLayer]] = {
     nn.Linear: SampledLinear,
     nn.Conv2d: SampledConv2d,
 }
@@ -58,7 +59,8 @@ def sampled_gradients(
     weight. A convolution is sampled only where this should be faster: at densities up to 1/200. All
     other gradients stay dense: those of frozen weights (none), of weights at density 1, of supports
     chosen by importance, and of other classes of layers. If a weight is also used outside of its
-    layer, that use has a dense gradient, and the step adds both.
+    layer, that use has a dense gradient, and the step adds both. A layer that was sampled for
+    another optimizer is sampled for this one from now on.
 
     Args:
         model: any module.
@@ -73,8 +75,8 @@ def sampled_gradients(
         A handle. Its `remove()` restores the layers; it is also a context manager.
 
     Raises:
-        InputError: the optimizer has no `support`, layers are sampled already, or the model is in
-            a DistributedDataParallel that waits for whole gradients.
+        InputError: the optimizer has no `support`, or the model is in a DistributedDataParallel
+            that waits for whole gradients.
 
     Example:
         >>> optimizer = SO(model.parameters(), density_ratio=5e-4)
@@ -104,23 +106,20 @@ class SampledGradients:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, always: bool) -> None:
         self._optimizer: Any = optimizer
         self._model = model
-        self._layers: list[SampledLinear | SampledConv2d] = []
+        self._layers: dict[str, SampledLayer] = {}  # by weight name
         self.methods: dict[str, Method] = {}
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, layer in model.named_modules():
-            is_sampled = isinstance(layer, tuple(_SAMPLED.values()))
-            if is_sampled and layer.sampling is not None:
-                raise InputError(
-                    f"the gradient of {name or 'the layer'} is sampled for an optimizer already. "
-                    "Call remove() on the handle that sampled_gradients returned for it."
-                )
-            kind = type(layer).__base__ if is_sampled else type(layer)
+            is_sampled = type(layer) in _SAMPLED.values()
+            kind: Any = type(layer).__base__ if is_sampled else type(layer)
             if kind in _SAMPLED and id(layer.weight) in trained:
                 method = self._method(layer.weight, always)
+                if is_sampled and layer.sampling is not None:
+                    layer.sampling.handle._release(layer)
                 if method is not None:
                     layer.__class__ = _SAMPLED[kind]
-                    self._layers.append(layer)
-                    self.methods[f"{name}.weight" if name else "weight"] = method
+                    key = f"{name}.weight" if name else "weight"
+                    self._layers[key], self.methods[key] = layer, method
         self._hooks: list[RemovableHandle | _Listener] = []
         self._refuse_ddp()
         self._refresh()
@@ -131,14 +130,18 @@ class SampledGradients:
                 _Listener(optimizer, self._refresh),
             ]
 
+    def support(self, weight: Tensor) -> Tensor | None:
+        """Return the flat indices of a weight's entries that the next step reads; None: all."""
+        support_M: Tensor | None = self._optimizer.support(weight)
+        return support_M
+
     def remove(self) -> None:
         """Turn the layers back into those of torch. Gradients that exist stay."""
+        for layer in list(self._layers.values()):
+            self._release(layer)
         for hook in self._hooks:
             hook.remove()
-        for layer in self._layers:
-            vars(layer).pop("sampling", None)
-            layer.__class__ = type(layer).__base__  # type: ignore[assignment]
-        self._layers, self._hooks, self.methods = [], [], {}
+        self._hooks = []
 
     def all_reduce(self, group: "dist.ProcessGroup | None" = None) -> None:
         """Average the sampled gradients over all ranks, as DDP does for dense gradients.
@@ -149,7 +152,8 @@ class SampledGradients:
         Args:
             group: the ranks; None: all ranks.
         """
-        samplings = {id(layer.sampling): layer.sampling for layer in self._layers if layer.sampling}
+        layers = self._layers.values()
+        samplings = {id(layer.sampling): layer.sampling for layer in layers if layer.sampling}
         pairs = [(sampling.weight, sampling.support_M) for sampling in samplings.values()]
         all_reduce_sampled(pairs, group)
 
@@ -160,7 +164,7 @@ class SampledGradients:
         must be equal on all ranks at the start; DDP ensures this only for the weights it handles.
         DDP raises an error if no weight is left to it: train without DDP then.
         """
-        weights = {id(layer.weight) for layer in self._layers}
+        weights = {id(layer.weight) for layer in self._layers.values()}
         names = [*getattr(self._model, "_ddp_params_and_buffers_to_ignore", [])]
         names += [name for name, param in self._model.named_parameters() if id(param) in weights]
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
@@ -178,6 +182,12 @@ class SampledGradients:
     ) -> None:
         self.remove()
 
+    def _release(self, layer: SampledLayer) -> None:
+        (name,) = (name for name, other in self._layers.items() if other is layer)
+        del self._layers[name], self.methods[name]
+        vars(layer).pop("sampling", None)
+        layer.__class__ = type(layer).__base__  # type: ignore[assignment]
+
     def _refuse_ddp(self) -> None:
         wrapped = any(
             isinstance(m, nn.parallel.DistributedDataParallel) for m in self._model.modules()
@@ -191,7 +201,7 @@ class SampledGradients:
             )
 
     def _method(self, weight: Tensor, always: bool) -> Method | None:
-        support_M = self._optimizer.support(weight)
+        support_M = self.support(weight)
         if support_M is None or not weight.requires_grad:
             return None
         method, faster = fastest(len(support_M), tuple(weight.shape), weight.device)
@@ -200,13 +210,12 @@ class SampledGradients:
     def _refresh(self) -> None:
         """Give every layer with a new support a new Sampling; layers of one weight share it."""
         by_weight: dict[int, Sampling | None] = {}
-        for layer in self._layers:
-            key, support_M = id(layer.weight), self._optimizer.support(layer.weight)
+        for layer in self._layers.values():
+            key, support_M = id(layer.weight), self.support(layer.weight)
             if layer.sampling is not None and layer.sampling.support_M is support_M:
                 by_weight[key] = layer.sampling
             elif key not in by_weight:
-                support = self._optimizer.support
-                by_weight[key] = None if support_M is None else Sampling(layer.weight, support)
+                by_weight[key] = None if support_M is None else Sampling(layer.weight, self)
             layer.sampling = by_weight[key]
 
 

@@ -31,16 +31,16 @@ class Sampling:
     support and refuses them.
     """
 
-    def __init__(self, weight: Tensor, support: Callable[[Tensor], Tensor]) -> None:
-        self.weight, self._support = weight, support
-        self.support_M = support(weight)
+    def __init__(self, weight: Tensor, handle: Any) -> None:
+        self.weight, self.handle = weight, handle  # a SampledGradients
+        self.support_M: Tensor = handle.support(weight)
         self.method, _ = fastest(len(self.support_M), tuple(weight.shape), weight.device)
         self.leaf_M = self._new_leaf()
 
     def leaf(self) -> Tensor:
         """Return the leaf; a new one after `module.to(...)`, as it has the values' dtype."""
         if self.support_M.device != self.weight.device:
-            self.support_M = self._support(self.weight)
+            self.support_M = self.handle.support(self.weight)
             self.leaf_M = self._new_leaf()
         if self.leaf_M.dtype != moment_dtype(self.weight):
             self.leaf_M = self._new_leaf()

@@ -1,6 +1,7 @@
 """SO, Sparse Optimization (ICCV 2025): Adam on a small, random, changing subset of every tensor."""
 
 from collections.abc import Callable, Iterator
+from inspect import signature
 from itertools import chain
 from typing import Any, overload
 
@@ -206,7 +207,7 @@ class SO(Optimizer):
         final: dict[str, Any] = {}
 
         def keep(_: Optimizer, given: dict[str, Any]) -> None:
-            check_saved(given, self.param_groups, self.defaults)
+            check_saved(given, self.param_groups, _OPTIONS)
             final.update(given)
 
         def restore(_: Optimizer) -> None:
@@ -305,6 +306,10 @@ class SO(Optimizer):
             so_no_moments(params, grads, supports, rule=rule)
         for state in states:
             state["step"] = step
+
+
+# A group's own options. `SO.defaults` has one more after torch has loaded a state.
+_OPTIONS = [name for name in signature(SO).parameters if name not in ("params", "seed")]
 
 
 def _copy_to(device: torch.device, state: dict[str, Any]) -> dict[str, Any]:

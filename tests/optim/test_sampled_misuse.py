@@ -68,16 +68,40 @@ def test_training_goes_on_after_a_skipped_step():
     assert not torch.equal(model[0].weight, before)
 
 
-def test_layers_of_another_optimizer_are_refused_until_remove():
-    model = _model()
-    handle = sampled_gradients(model, _optimizer(model), always=True)
-    with pytest.raises(InputError, match=r"0 is sampled for an optimizer already.*remove\(\)"):
-        sampled_gradients(model, _optimizer(model), always=True)
-    handle.remove()
-    optimizer = _optimizer(model)
-    assert set(sampled_gradients(model, optimizer, always=True).methods) == {"0.weight", "2.weight"}
+def test_the_last_optimizer_samples_the_layers():
+    """A cell of a notebook is run again; Lightning configures optimizers for every fit."""
+    model, once = _model(), _model()
+    early, late, only = _optimizer(model), _optimizer(model), _optimizer(once)
+    handle = sampled_gradients(model, early)
+    assert set(sampled_gradients(model, late).methods) == {"0.weight", "2.weight"}
+    early.zero_grad()
+    sampled_gradients(once, only)
+    for step in range(12):
+        for item, optimizer in ((model, late), (once, only)):
+            _loss(item, step).backward()
+            optimizer.step()
+    assert torch.equal(model[0].weight, once[0].weight)
+    handle.remove()  # has no layer any more
+    _loss(model, 0).backward()
+    with pytest.raises(RuntimeError, match="of another optimizer"):
+        early.step()
+    late.step()
     twin = copy.deepcopy(model)
-    assert sampled_gradients(twin, _optimizer(twin), always=True).methods
+    assert sampled_gradients(twin, _optimizer(twin)).methods
+
+
+def test_optimizers_of_two_parts_of_a_model_sample_their_own_layers():
+    model = _model()
+    parts = [_optimizer(model[0]), _optimizer(model[2])]
+    assert [set(sampled_gradients(model, part).methods) for part in parts] == [
+        {"0.weight"},
+        {"2.weight"},
+    ]
+    for step in range(3):
+        _loss(model, step).backward()
+        assert model[0].weight.grad.support_M is parts[0].support(model[0].weight)
+        for part in parts:
+            part.step()
 
 
 @pytest.mark.parametrize("loaded", [False, True])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from so_clip import SO
 from so_clip.errors import InputError
 from so_clip.optim import state as state_module
+from so_clip.optim.sampled import sampled_gradients
 
 VARIANTS = [
     {},
@@ -83,6 +84,31 @@ def test_a_saved_state_resumes_bit_for_bit(
     assert_equal(through, restarted)
     for one, other in zip(through.parameters(), restarted.parameters(), strict=True):
         assert optimizer.state[one].keys() == resumed.state[other].keys()
+
+
+def test_a_state_is_loaded_into_an_optimizer_that_has_loaded_one_before() -> None:
+    """Accelerate loads a state into every optimizer it prepares, and later that of a checkpoint."""
+    net = model()
+    optimizer = optimizer_of(net)
+    run(net, optimizer, range(3))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert "differentiable" in optimizer.defaults  # torch adds it
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert optimizer.state[net[0].weight]["step"] == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_state_follows_weights_to_another_device() -> None:
+    net = model()
+    optimizer = optimizer_of(net)
+    sampled_gradients(net, optimizer)
+    for device in ("cpu", "cuda", "cpu"):
+        net.to(device)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(torch.ones(2, 30, device=device)).square().mean().backward()
+            optimizer.step()
+    assert optimizer.state[net[0].weight]["step"] == 6
 
 
 def test_loading_copies_and_keeps_types() -> None:
