@@ -142,6 +142,25 @@ def explicit_attention(model: nn.Module) -> int:
     return _replace(visual, causal=False) + _replace(text, causal=_masks_only_the_future(text))
 
 
+def saved_place(model: nn.Module, layer: str) -> tuple[str, tuple[int, int]]:
+    """Return where the state dict of a model has the weight of a linear layer.
+
+    Args:
+        model: an open_clip model.
+        layer: name of the layer in the model, such as `visual.transformer.resblocks.0.attn.q_proj`.
+
+    Returns:
+        The name of the tensor without its ending weight or bias, and the layer's rows in it.
+    """
+    parent, _, name = layer.rpartition(".")
+    height = model.get_submodule(layer).out_features
+    assert isinstance(height, int)
+    if isinstance(model.get_submodule(parent), ExplicitAttention) and name != "out_proj":
+        first = height * _PARTS.index(name) if name in _PARTS else 0
+        return f"{parent}.in_proj_", (first, first + height)
+    return f"{layer}.", (0, height)
+
+
 def _replace(tower: Any, causal: bool) -> int:
     count = 0
     for block in getattr(getattr(tower, "transformer", None), "resblocks", ()):

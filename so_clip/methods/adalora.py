@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import exact
 from so_clip.errors import InputError
-from so_clip.methods.adapter import FewShots
+from so_clip.methods.adapter import FewShots, LowRankUpdate
 from so_clip.methods.options import share_below_one, whole
-from so_clip.methods.peft_adapter import NAME, Peft, adapted_layers
+from so_clip.methods.peft_adapter import Peft
+from so_clip.methods.peft_layers import NAME, adapted_layers, low_rank_updates
 
 # The state of peft's rank allocator: dicts from a tensor's name to its average.
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -116,6 +117,18 @@ class AdaLoRA(Peft):
             parameter.grad = None
         return ()
 
+    def low_rank_updates(self, classifier: Classifier) -> list[LowRankUpdate]:
+        """Return the updates with their E, if `finish` does not merge them."""
+        if self.interpolation < 1:
+            return []
+        return low_rank_updates(
+            classifier,
+            down=f"lora_A.{NAME}",
+            up=f"lora_B.{NAME}",
+            diagonal=f"lora_E.{NAME}",
+            scale=_scale,
+        )
+
     def training_state(self, classifier: Classifier) -> dict[str, Any]:
         """Return the smoothed importance of each entry, and the remaining ranks."""
         averages = {name: getattr(self._tuner.rankallocator, name) for name in _AVERAGES}
@@ -130,6 +143,11 @@ class AdaLoRA(Peft):
             moved = {key: value.to(device) for key, value in values.items()}
             setattr(self._tuner.rankallocator, name, moved)
         self._tuner.peft_config[NAME].rank_pattern = state["ranks"]
+
+
+def _scale(layer: Any) -> float:
+    # peft divides by the number of ranks at the start, and keeps a distance from zero.
+    return layer.scaling[NAME] / (layer.ranknum[NAME].item() + 1e-5)
 
 
 def _save_gradient(parameter: Tensor) -> None:

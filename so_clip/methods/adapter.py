@@ -4,6 +4,7 @@ Tensor names end in their shape: N few-shot images, V views of each image, D emb
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -28,21 +29,50 @@ class FewShots(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """A low-rank update of rows of one weight W [O, I] of the base model.
+
+        W[rows] += scale · up diag(diagonal) down
+
+    Attributes:
+        tensor: name of W in open_clip's state dict.
+        rows: the first row, and the row after the last one.
+        down, up: names in the classifier's state dict of tensors [R, I] and [rows, R].
+        diagonal: name there of a tensor of R numbers, of any shape; None for ones.
+        scale: a factor.
+    """
+
+    tensor: str
+    rows: tuple[int, int]
+    down: str
+    up: str
+    diagonal: str | None
+    scale: float
+
+
 class Adapter:
     """Chooses the tensors of a classifier that training changes.
 
     A run calls the adapter once and measures zero-shot accuracy. It then calls `start`, trains with
     `penalty` and `after_step`, and calls `finish`. By default these methods do nothing.
 
+    A finished model is saved as the classifier's state dict. Another process calls the adapter,
+    loads the state dict and calls `resume`. `rewritten`, `low_rank_updates` and `merge` describe
+    the finished model in terms of CLIP's own weights.
+
     Attributes:
         class_bound: True if the trained tensors belong to the training classes. The adapted model
             then cannot classify other classes.
+        plain: True if the adapted model is CLIP's weights and nothing else after `merge`. False if
+            learned prompts or a head belong to it.
         half_weights: True if the adapter works with frozen weights and embeddings in float16; see
             so_clip.clip.half_weights.
         draws: the generator of dropout; None without dropout.
     """
 
     class_bound = False
+    plain = False
     half_weights = False
     draws: DropoutDraws | None = None
 
@@ -117,4 +147,33 @@ class Adapter:
         """Turn the trained tensors into the evaluated model, after the last step."""
 
     def resume(self, classifier: Classifier) -> None:
-        """Restore the finished model, after `start` and after its state dict is loaded."""
+        """Restore the finished model from its state dict, without few-shot images.
+
+        Called after `__call__` and after the state dict is loaded. `start`, training and `finish`
+        did not run in this process.
+        """
+
+    def rewritten(self, classifier: Classifier) -> dict[str, Tensor]:
+        """Return tensors that `after_step` or `finish` can change, except for opened parameters.
+
+        Called after `__call__`.
+
+        Returns:
+            The current tensors by their names in open_clip's state dict. Clone them to keep values.
+        """
+        return {}
+
+    def low_rank_updates(self, classifier: Classifier) -> list[LowRankUpdate]:
+        """Return the low-rank updates of a finished or resumed model.
+
+        Together with the model's own weights, they are all that its towers compute with. A method
+        whose update has another form returns none.
+        """
+        return []
+
+    def merge(self, classifier: Classifier) -> None:
+        """Turn added modules of a finished or resumed model into weights of CLIP.
+
+        The model's state dict then has open_clip's names only, except for learned prompts. A method
+        that trains CLIP's own weights, or only a head, has nothing to do.
+        """

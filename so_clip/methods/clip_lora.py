@@ -5,17 +5,18 @@ github MaxZanella/CLIP-LoRA.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.attention import ExplicitAttention
+from so_clip.clip.attention import ExplicitAttention, saved_place
 from so_clip.clip.classifier import TOWERS, Classifier
 from so_clip.errors import InputError
 from so_clip.methods import options
-from so_clip.methods.adapter import Adapter
+from so_clip.methods.adapter import Adapter, LowRankUpdate
 from so_clip.methods.random_draws import Dropout, DropoutDraws
 from so_clip.methods.weights import blocks_at, check_place
 
@@ -48,6 +49,7 @@ class ClipLoRA(Adapter):
     """
 
     half_weights = True
+    plain = True
 
     def __init__(
         self,
@@ -100,6 +102,34 @@ class ClipLoRA(Adapter):
     def resume(self, classifier: Classifier) -> None:
         """Keep the same share of the loaded update."""
         self.finish(classifier)
+
+    def low_rank_updates(self, classifier: Classifier) -> list[LowRankUpdate]:
+        """Return the updates of query, key and value in every block."""
+        found = []
+        for name, layer in classifier.backbone.model.named_modules():
+            if isinstance(layer, LowRankLinear):
+                prefix, _ = saved_place(classifier.backbone.model, name)
+                for part, rows, update in layer.parts():
+                    own = f"backbone.model.{name}.updates.{part}"
+                    found.append(
+                        LowRankUpdate(
+                            tensor=f"{prefix}weight",
+                            rows=rows,
+                            down=f"{own}.down",
+                            up=f"{own}.up",
+                            diagonal=None,
+                            scale=update.scale,
+                        )
+                    )
+        return found
+
+    @torch.no_grad()
+    def merge(self, classifier: Classifier) -> None:
+        """Add the updates to the weights of query, key and value, and remove them."""
+        for module in list(classifier.modules()):
+            if isinstance(module, ExplicitAttention) and isinstance(module.in_proj, LowRankLinear):
+                module.in_proj = module.in_proj.merged()
+        classifier.forget_classes()
 
     def _attentions(self, classifier: Classifier, tower: Any) -> list[Any]:
         blocks = classifier.backbone.blocks(tower)
@@ -161,6 +191,23 @@ class LowRankLinear(nn.Linear):
         super().__init__(frozen.in_features, frozen.out_features, bias=False, device="meta")
         self.weight, self.bias = frozen.weight, frozen.bias
         self.updates = nn.ModuleDict(updates)
+
+    def parts(self) -> Iterator[tuple[str, tuple[int, int], LowRank]]:
+        """Yield each part, its rows in the weight (first, after the last), and its update."""
+        first = 0
+        for part, update in self.updates.items():
+            assert isinstance(update, LowRank)
+            yield part, (first, first + len(update.up)), update
+            first += len(update.up)
+
+    def merged(self) -> nn.Linear:
+        """Add the updates to the weight; return a plain linear layer with this weight."""
+        for _, (first, end), update in self.parts():
+            change_OI = update.scale * update.up.double() @ update.down.double()
+            self.weight[first:end] = self.weight[first:end].double() + change_OI
+        plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the frozen layer's output plus the updates."""

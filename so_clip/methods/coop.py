@@ -95,7 +95,11 @@ class CoOp(Adapter):
 
     def start(self, classifier: Classifier, few_shots: FewShots) -> None:
         """Put the context into the prompts."""
-        classifier.use_prompts(self.prompts_for(classifier, classifier.tokens_PL))
+        self._use_context(classifier)
+
+    def resume(self, classifier: Classifier) -> None:
+        """Put the loaded context into the prompts."""
+        self._use_context(classifier)
 
     def prompts_for(self, classifier: Classifier, tokens_PL: Tensor) -> Tensor:
         """Return prompts of any classes with the context in place of the words before the name.
@@ -109,6 +113,9 @@ class CoOp(Adapter):
         """
         context_MW = context_embedding(classifier).context
         return with_context(classifier, split_at_names(classifier, tokens_PL), len(context_MW))
+
+    def _use_context(self, classifier: Classifier) -> None:
+        classifier.use_prompts(self.prompts_for(classifier, classifier.tokens_PL))
 
     def _first_context(
         self,
@@ -170,9 +177,9 @@ class CoCoOp(CoOp):
         super().__init__(length, words, std, seed)
         self.reduction = whole("reduction", reduction, 1)
 
-    def start(self, classifier: Classifier, few_shots: FewShots) -> None:
+    def _use_context(self, classifier: Classifier) -> None:
         """Put the context into the prompts, and let each image shift it."""
-        super().start(classifier, few_shots)
+        super()._use_context(classifier)
         classifier.head = ConditionalHead(classifier)
 
     def _meta_net(

@@ -1,29 +1,33 @@
 """Parameter-efficient adapters of linear layers from the library peft: LoRA and its relatives."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.classifier import TOWERS, Classifier, tower_of
-from so_clip.clip.heads import exact
 from so_clip.errors import InputError
 from so_clip.methods import options as checks
-from so_clip.methods.adapter import Adapter
+from so_clip.methods.adapter import Adapter, LowRankUpdate
 from so_clip.methods.peft_kinds import checked_kind
-from so_clip.methods.random_draws import Dropout, DropoutDraws, use_globally
+from so_clip.methods.peft_layers import (
+    NAME,
+    adapted_layers,
+    frozen_tensors,
+    low_rank_updates,
+    prepare,
+    random_masks,
+    unwrap,
+)
+from so_clip.methods.random_draws import DropoutDraws, use_globally
 from so_clip.methods.weights import Weights, blocks_at
 from so_clip.system.commands import install
 
-# peft's name for an adapter without a name.
-NAME = "default"
 _FUSED, _PARTS = "in_proj", ("q_proj", "k_proj", "v_proj")
 
 
@@ -35,7 +39,9 @@ class Peft(Adapter):
     share no rows. As in Classifier, training is where gradients are recorded; `eval()` also ends
     it.
 
-    State dicts keep the model's own names. The adapters' tensors are stored beside them.
+    State dicts keep the model's own names. The adapters' tensors are stored beside them, with all
+    that was drawn at random: the projections of VeRA and RandLoRA, the places of SHiRA's entries
+    and of FourierFT's frequencies.
 
     Args:
         kind: of adapter; see `peft_kinds`.
@@ -53,6 +59,8 @@ class Peft(Adapter):
 
     Source: github huggingface/peft.
     """
+
+    plain = True
 
     def __init__(
         self,
@@ -87,7 +95,7 @@ class Peft(Adapter):
         config = self._config(library, classifier, names)
         with _seeded(self.seed, classifier.backbone.mean.device):
             self.wrap(library, classifier.backbone.model, config)
-        has_dropout = [self._prepare(layer) for layer in adapted_layers(classifier)]
+        has_dropout = [prepare(layer, self.kind) for layer in adapted_layers(classifier)]
         if any(has_dropout):
             if any(tower_of(name) == "text" for name in names):
                 classifier.separate_prompts()
@@ -128,6 +136,33 @@ class Peft(Adapter):
         """Return copies of zero-shot CLIP's weight and bias. They are frozen: copy them now."""
         return {name: value.clone() for name, value in layer.base_layer.named_parameters()}
 
+    def rewritten(self, classifier: Classifier) -> dict[str, Tensor]:
+        """Return, below interpolation=1, the tensors into which `finish` merges the adapters."""
+        if self.interpolation == 1:
+            return {}
+        # IA3 scales outputs, and with them the bias of a layer.
+        return frozen_tensors(classifier, ("weight", "bias") if self.kind == "ia3" else ("weight",))
+
+    def low_rank_updates(self, classifier: Classifier) -> list[LowRankUpdate]:
+        """Return the updates of kind=lora, if `finish` does not merge them."""
+        if self.kind != "lora" or self.interpolation < 1:
+            return []
+        return low_rank_updates(
+            classifier,
+            down=f"lora_A.{NAME}.weight",
+            up=f"lora_B.{NAME}.weight",
+            scale=lambda layer: layer.scaling[NAME],
+        )
+
+    @torch.no_grad()
+    def merge(self, classifier: Classifier) -> None:
+        """Add the adapters to the weights, unless `finish` has, and remove peft's layers."""
+        for layer in adapted_layers(classifier):
+            if not layer.merged:
+                layer.merge()
+        unwrap(classifier)
+        classifier.forget_classes()
+
     def _selected_layers(self, classifier: Classifier) -> list[str]:
         names = []
         for name in self.weights.select(classifier):
@@ -161,7 +196,7 @@ class Peft(Adapter):
         except (ValueError, TypeError) as error:
             raise InputError(f"adapter.kind={self.kind}: {error}") from error
         if self.kind == "shira":
-            config.mask_fn = _random_masks(self.seed)
+            config.mask_fn = random_masks(self.seed)
         return config
 
     def _split_attention(self, classifier: Classifier) -> None:
@@ -171,36 +206,6 @@ class Peft(Adapter):
                 for i in blocks_at(self.weights.position, len(blocks)):
                     if isinstance(blocks[i].attn, ExplicitAttention):
                         blocks[i].attn.split()
-
-    def _prepare(self, layer: Any) -> bool:
-        """Adjust one of peft's layers to the model; return whether it has dropout."""
-        layer.register_state_dict_post_hook(_save_under_model_name)
-        layer.register_load_state_dict_pre_hook(_load_under_model_name)
-        # Under autocast, peft would copy the input to float32, round it again, and save the copy.
-        layer.cast_input_dtype_enabled = False
-        if self.kind == "shira":
-            layer.get_delta_weight = partial(_dense_update, layer)
-        if self.kind == "dora":
-            vector = layer.lora_magnitude_vector[NAME]
-            vector.forward = partial(_dora_update, vector)
-        has_dropout = False
-        for module in [*layer.modules()]:
-            for name, child in module.named_children():
-                if type(child) is nn.Dropout:
-                    module.add_module(name, Dropout(child.p))
-                    has_dropout = True
-        # In training mode, checkpointing would save the random state of layers without dropout too.
-        layer.train(has_dropout)
-        layer.base_layer.eval()
-        return has_dropout
-
-
-def adapted_layers(classifier: Classifier) -> list[Any]:
-    """Return the layers of a classifier's model that peft has wrapped."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    model = classifier.backbone.model
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _library(kind: str) -> ModuleType:
@@ -235,70 +240,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             stack.enter_context(use_globally(torch.Generator(device).manual_seed(seed)))
         yield
-
-
-def _random_masks(seed: int) -> Callable[..., Tensor]:
-    """Return a function that selects SHiRA's entries: rank · (I + O) random ones per matrix [O, I].
-
-    It replaces peft's function, which starts from the same seed for each matrix and so selects
-    the same entries in all matrices of one size.
-    """
-    draws = torch.Generator().manual_seed(seed)
-
-    def mask(layer: nn.Linear, rank: int, **_: Any) -> Tensor:
-        shape = layer.weight.shape
-        selected = torch.randperm(shape.numel(), generator=draws)[: rank * sum(shape)]
-        mask_OI = torch.zeros(shape.numel(), dtype=torch.bool)
-        mask_OI[selected] = True
-        return mask_OI.view(shape)
-
-    return mask
-
-
-def _dense_update(layer: Any, name: str) -> Tensor:
-    """Return SHiRA's update as a dense tensor: the memory of peft's sparse one is not countable."""
-    values, (rows, columns) = layer.shira_weight[name], layer.shira_indices[name].long()
-    update_OI = values.new_zeros(layer.out_features, layer.in_features)
-    return update_OI.index_put((rows, columns), values * layer.scaling[name])
-
-
-def _dora_update(
-    vector: nn.Module,
-    x: Tensor,
-    *,
-    lora_A: nn.Linear,
-    lora_B: nn.Linear,
-    scaling: float,
-    base_layer: nn.Linear,
-    base_result: Tensor | None = None,
-    adapter_name: str = NAME,
-) -> Tensor:
-    """Return DoRA's change of a layer's output; autograd saves half of what peft's version saves.
-
-    m / |W + s B A| · (W x + s B A x) - W x. The lengths |.| of rows have no gradient (section 4.3
-    of the paper) and the weights' precision, with or without autocast.
-    """
-    with torch.no_grad(), exact(x.device):
-        sum_OI = torch.addmm(base_layer.weight, lora_B.weight, lora_A.weight, alpha=scaling)
-        lengths_O = torch.linalg.vector_norm(sum_OI, dim=1)
-    if base_result is None:
-        plain = F.linear(x, base_layer.weight)
-    else:
-        plain = base_result if base_layer.bias is None else base_result - base_layer.bias
-    return vector.weight / lengths_O * (plain + scaling * lora_B(lora_A(x))) - plain
-
-
-def _save_under_model_name(
-    _layer: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any
-) -> None:
-    for kind in ("weight", "bias"):
-        if f"{prefix}base_layer.{kind}" in state:
-            state[f"{prefix}{kind}"] = state.pop(f"{prefix}base_layer.{kind}")
-
-
-def _load_under_model_name(
-    _layer: nn.Module, state: dict[str, Tensor], prefix: str, *_rest: Any
-) -> None:
-    for kind in ("weight", "bias"):
-        if f"{prefix}{kind}" in state:
-            state[f"{prefix}base_layer.{kind}"] = state.pop(f"{prefix}{kind}")

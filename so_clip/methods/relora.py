@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from so_clip.clip.classifier import Classifier
 from so_clip.methods.adapter import FewShots
 from so_clip.methods.options import whole
-from so_clip.methods.peft_adapter import NAME, Peft, adapted_layers
+from so_clip.methods.peft_adapter import Peft
+from so_clip.methods.peft_layers import NAME, adapted_layers, frozen_tensors
 
 
 class ReLoRA(Peft):
@@ -65,11 +66,9 @@ class ReLoRA(Peft):
         before: dict[str, Tensor] = vars(layer).pop("before")
         return before
 
-    def resume(self, classifier: Classifier) -> None:
-        """Delete the copies of the original weights."""
-        super().resume(classifier)
-        for layer in adapted_layers(classifier):
-            vars(layer).pop("before", None)
+    def rewritten(self, classifier: Classifier) -> dict[str, Tensor]:
+        """Return the matrices into which the restarts merge the updates."""
+        return frozen_tensors(classifier, ["weight"])
 
     @torch.no_grad()
     def after_step(self, classifier: Classifier, step: int) -> Iterable[nn.Parameter]:

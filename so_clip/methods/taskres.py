@@ -45,6 +45,13 @@ class TaskRes(Adapter):
 
     def start(self, classifier: Classifier, few_shots: FewShots) -> None:
         """Give the text embeddings the length of the text tower's output."""
+        self._set_lengths(classifier)
+
+    def resume(self, classifier: Classifier) -> None:
+        """Give the text embeddings their length again. It follows from the frozen text tower."""
+        self._set_lengths(classifier)
+
+    def _set_lengths(self, classifier: Classifier) -> None:
         head, backbone = classifier.head, classifier.backbone
         assert isinstance(head, ResidualHead)
         with torch.no_grad(), exact(backbone.mean.device):

@@ -33,6 +33,7 @@ class TwoStage(Weights):
         first_stage: the first stage's share of the steps, between 0 and 1.
     """
 
+    plain = False
     half_weights = False  # the second stage's classifier is float32
 
     def __init__(
@@ -86,7 +87,7 @@ class TwoStage(Weights):
             self._begin_second_stage(classifier)
 
     def resume(self, classifier: Classifier) -> None:
-        """Use the loaded classifier."""
+        """Begin the second stage with the loaded classifier."""
         _freeze_towers(classifier)
 
     def training_state(self, classifier: Classifier) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Weights(Adapter):
     """
 
     half_weights = True
+    plain = True
 
     def __init__(
         self,
@@ -156,11 +157,6 @@ class Weights(Adapter):
             for name, before in classifier.before.weights.items():
                 before = before.to(trained[name].device)
                 trained[name].copy_(torch.lerp(before, trained[name], self.interpolation))
-            self.resume(classifier)
-
-    def resume(self, classifier: Classifier) -> None:
-        """Delete the copies of the original weights."""
-        if self.interpolation < 1:
             del classifier.before
 
     def _is_candidate(self, name: str, classifier: Classifier) -> bool:

@@ -101,6 +101,16 @@ def model_of(settings: Settings, family: str = "vit") -> Model:
     return assemble_model(settings, backbone, templated(NAMES, ["a photo of a {}."]))
 
 
+def resumed(settings: Settings, state: dict[str, Tensor]) -> Model:
+    """Return the finished model of a state dict. No few-shot image is read for it."""
+    model = model_of(settings)
+    assert model.adapter is not None
+    model.classifier.load_state_dict(state)
+    model.adapter.resume(model.classifier)
+    model.classifier.forget_classes()
+    return model
+
+
 def batches_of(
     settings: Settings,
     model: Model,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from so_clip.clip.classifier import Classifier
-from so_clip.methods.peft_adapter import Peft, adapted_layers
+from so_clip.methods.peft_adapter import Peft
+from so_clip.methods.peft_layers import adapted_layers
 from tests.helpers.tiny_classifiers import classifier
 from tests.oracles import structured_oracle as oracle
 

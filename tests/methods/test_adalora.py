@@ -14,7 +14,7 @@ from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from so_clip.methods.adalora import AdaLoRA
-from so_clip.methods.peft_adapter import adapted_layers
+from so_clip.methods.peft_layers import adapted_layers
 from tests.helpers.command import call
 from tests.helpers.peft_cases import PATTERNS, loss_of, moved, small, vit_b16
 

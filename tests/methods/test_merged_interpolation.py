@@ -15,8 +15,9 @@ from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError
 from so_clip.methods.adalora import AdaLoRA
-from so_clip.methods.peft_adapter import Peft, adapted_layers
+from so_clip.methods.peft_adapter import Peft
 from so_clip.methods.peft_kinds import KINDS
+from so_clip.methods.peft_layers import adapted_layers
 from so_clip.methods.relora import ReLoRA
 from tests.helpers.command import call
 from tests.helpers.peft_cases import OPTIONS, build
@@ -135,10 +136,10 @@ def test_the_interpolated_model_can_be_saved_and_loaded(kind: str) -> None:
         parameters = adapter(made)
         for value in parameters.values():
             value.data = value.double()
-        adapter.start(made, GIVEN)
         return made, adapter, parameters
 
     made, adapter, parameters = opened()
+    adapter.start(made, GIVEN)
     zero_shot = logits_of(made)
     move(parameters)
     whole = logits_of(made)
@@ -150,6 +151,7 @@ def test_the_interpolated_model_can_be_saved_and_loaded(kind: str) -> None:
     its_adapter.resume(again)
     assert torch.equal(logits_of(again), logits_of(made))
     back, adapter, parameters = opened(0)
+    adapter.start(back, GIVEN)
     move(parameters)
     adapter.finish(back)
     torch.testing.assert_close(logits_of(back), zero_shot, rtol=0, atol=1e-6)

@@ -15,8 +15,9 @@ from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.errors import InputError
 from so_clip.methods.clip_lora import ClipLoRA
-from so_clip.methods.peft_adapter import Peft, adapted_layers
+from so_clip.methods.peft_adapter import Peft
 from so_clip.methods.peft_kinds import KINDS
+from so_clip.methods.peft_layers import adapted_layers
 from tests.helpers.command import call
 from tests.helpers.peft_cases import (
     IMAGES_BCHW,

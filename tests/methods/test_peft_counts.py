@@ -8,7 +8,8 @@ import pytest
 
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
-from so_clip.methods.peft_adapter import Peft, adapted_layers
+from so_clip.methods.peft_adapter import Peft
+from so_clip.methods.peft_layers import adapted_layers
 from tests.helpers.command import call
 from tests.helpers.peft_cases import vit_b16
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError
-from so_clip.methods.peft_adapter import adapted_layers
+from so_clip.methods.peft_layers import adapted_layers
 from so_clip.methods.relora import ReLoRA
 from tests.helpers.command import call
 from tests.helpers.peft_cases import IMAGES_BCHW, PATTERNS, loss_of, moved, small, vit_b16
