@@ -22,6 +22,7 @@ from so_clip.methods.peft_layers import (
     low_rank_updates,
     prepare,
     random_masks,
+    save_shared_once,
     unwrap,
 )
 from so_clip.methods.random_draws import DropoutDraws, use_globally
@@ -95,7 +96,9 @@ class Peft(Adapter):
         config = self._config(library, classifier, names)
         with _seeded(self.seed, classifier.backbone.mean.device):
             self.wrap(library, classifier.backbone.model, config)
-        has_dropout = [prepare(layer, self.kind) for layer in adapted_layers(classifier)]
+        layers = adapted_layers(classifier)
+        has_dropout = [prepare(layer, self.kind) for layer in layers]
+        save_shared_once(layers)
         if any(has_dropout):
             if any(tower_of(name) == "text" for name in names):
                 classifier.separate_prompts()

@@ -20,6 +20,8 @@ from so_clip.methods.random_draws import Dropout
 
 # peft's name for an adapter without a name.
 NAME = "default"
+# peft's attributes for the projections that all layers share.
+_SHARED = ("vera_A", "vera_B", "randlora_A", "randlora_B")
 # The kinds whose layers have drawn the places of their entries: peft's attribute for the places.
 _PLACES = {"shira": "shira_indices", "fourierft": "indices"}
 
@@ -116,6 +118,16 @@ def prepare(layer: Any, kind: str) -> bool:
     return has_dropout
 
 
+def save_shared_once(layers: Sequence[Any]) -> None:
+    """Keep the projections that all layers share in the state of the first layer only.
+
+    Otherwise VeRA's and RandLoRA's files would have them once for each layer.
+    """
+    for layer in layers[1:]:
+        layer.register_state_dict_post_hook(_omit_shared)
+        layer.register_load_state_dict_pre_hook(_load_no_shared)
+
+
 def random_masks(seed: int) -> Callable[..., Tensor]:
     """Return a function that selects SHiRA's entries: rank · (I + O) random ones per matrix [O, I].
 
@@ -181,6 +193,19 @@ def _load_under_model_name(
     for kind in ("weight", "bias"):
         if f"{prefix}{kind}" in state:
             state[f"{prefix}base_layer.{kind}"] = state.pop(f"{prefix}{kind}")
+
+
+def _omit_shared(_layer: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
+    for attribute in _SHARED:
+        state.pop(f"{prefix}{attribute}.{NAME}", None)
+
+
+def _load_no_shared(layer: Any, state: dict[str, Tensor], prefix: str, *_rest: Any) -> None:
+    """Give a layer its own projections, already loaded with the first layer."""
+    for attribute in _SHARED:
+        shared = getattr(layer, attribute, None)
+        if shared is not None:
+            state[f"{prefix}{attribute}.{NAME}"] = shared[NAME]
 
 
 def _save_places(

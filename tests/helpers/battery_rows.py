@@ -23,6 +23,7 @@ class Row:
         resnet: whether the method adapts a ResNet image tower; if not, it must refuse it.
         overrides: settings with which the small model learns in a few steps.
         trains: whether it takes gradient steps.
+        plain: whether CLIP's weights are the whole adapted model, after a merge.
     """
 
     changes: str
@@ -30,6 +31,7 @@ class Row:
     resnet: bool = False
     overrides: tuple[str, ...] = ()
     trains: bool = True
+    plain: bool = True
 
 
 _FAST = ("optimizer.lr=1e-2",)
@@ -74,26 +76,36 @@ ROWS: dict[str, Row] = {
     "miss": Row(r"miss_block\.default", overrides=_FAST),
     "delora": Row(r"delora_(A|B|lambda)\.default", overrides=_FAST),
     "wise_ft": Row(MATRICES, overrides=("optimizer.lr=1e-3",)),
-    "tip_adapter": Row(r"head\.(keys|values)", zero_shot_start=False, resnet=True, trains=False),
-    "tip_adapter_f": Row(
-        r"head\.(keys|values)", zero_shot_start=False, resnet=True, overrides=_FAST
+    "tip_adapter": Row(
+        r"head\.(keys|values)", zero_shot_start=False, resnet=True, trains=False, plain=False
     ),
-    "linear_probe": Row(r"head\.weight", resnet=True),
+    "tip_adapter_f": Row(
+        r"head\.(keys|values)", zero_shot_start=False, resnet=True, overrides=_FAST, plain=False
+    ),
+    "linear_probe": Row(r"head\.weight", resnet=True, plain=False),
     "lp_plus_plus": Row(
         r"head\.(weight|bias|descent|alpha|alpha_rate|root_rate)",
         zero_shot_start=False,
         resnet=True,
+        plain=False,
     ),
-    "clap": Row(r"head\.weight", resnet=True),
-    "two_stage": Row(r"ln_\w+\.(weight|bias)|head\.weight", overrides=_FAST),
-    "coop": Row(r"token_embedding\.context", zero_shot_start=False, resnet=True, overrides=_FAST),
+    "clap": Row(r"head\.weight", resnet=True, plain=False),
+    "two_stage": Row(r"ln_\w+\.(weight|bias)|head\.weight", overrides=_FAST, plain=False),
+    "coop": Row(
+        r"token_embedding\.context",
+        zero_shot_start=False,
+        resnet=True,
+        overrides=_FAST,
+        plain=False,
+    ),
     "cocoop": Row(
         r"token_embedding\.(context|meta_net\.\d\.(weight|bias))",
         zero_shot_start=False,
         resnet=True,
         overrides=_FAST,
+        plain=False,
     ),
-    "taskres": Row(r"head\.residual", resnet=True, overrides=_FAST),
+    "taskres": Row(r"head\.residual", resnet=True, overrides=_FAST, plain=False),
 }
 
 

@@ -20,10 +20,6 @@ from tests.helpers.battery_parts import (
 )
 from tests.helpers.battery_rows import ROWS, cases
 
-PROMPTS_AND_HEADS = {
-    *("coop", "cocoop", "taskres", "tip_adapter", "tip_adapter_f", "linear_probe"),
-    *("lp_plus_plus", "clap", "two_stage"),
-}
 HALF = "adapter.interpolation=0.5"
 SPLIT = "adapter.split_qkv=true"
 RESTARTS = ("adapter.every=2", "adapter.restart_warmup=1")
@@ -78,7 +74,7 @@ def test_a_merged_model_is_a_plain_clip_with_the_same_logits(method: str) -> Non
     adapter.merge(model.classifier)
     torch.testing.assert_close(logits_of(model), done.logits_BK, rtol=1e-5, atol=2e-4)
     assert adapter.low_rank_updates(model.classifier) == []
-    assert adapter.plain == (method not in PROMPTS_AND_HEADS)
+    assert adapter.plain == ROWS[method].plain
     if adapter.plain:
         weights = model.classifier.backbone.model.state_dict()
         assert weights.keys() == base_weights(done).keys()
@@ -163,6 +159,23 @@ def test_no_random_choice_is_drawn_again_for_a_finished_model(method: str) -> No
     done = trained(method, steps=3)
     again = resumed(settings_of(method, 3, "seed=2"), state_of(done.model))
     assert torch.equal(logits_of(again), done.logits_BK)
+
+
+@pytest.mark.parametrize("method", cases(ROWS))
+def test_no_tensor_is_saved_twice(method: str) -> None:
+    state = model_of(settings_of(method)).classifier.state_dict()
+    assert len({value.data_ptr() for value in state.values()}) == len(state)
+
+
+def test_clip_lora_in_half_precision_is_rebuilt_exactly() -> None:
+    settings = settings_of("clip_lora", 3, "precision=fp16_authors")
+    model = model_of(settings)
+    with torch.no_grad():
+        for value in model.parameters.values():
+            value.add_(0.1)
+    again = resumed(settings, state_of(model))
+    with model.precision.autocast():
+        assert torch.equal(logits_of(again), logits_of(model))
 
 
 @pytest.mark.parametrize("method", ["shira", "fourierft"])
