@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -218,6 +219,14 @@ def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, 
         InputError: the adapter cannot take the prompts of other classes.
     """
     return {test_set.name: _evaluator(settings, test_set, model) for test_set in data.test_sets}
+
+
+def build_validation_evaluator(settings: Settings, data: Data, model: Model) -> Evaluator | None:
+    """Return an evaluator for the drawn validation images; None if the draw has none."""
+    if data.few_shot is None or not data.few_shot.val:
+        return None
+    splits = replace(data.splits, test=data.few_shot.val)
+    return _evaluator(settings, TestSet("", data.card, splits, data.images), model)
 
 
 def _evaluator(settings: Settings, test_set: TestSet, model: Model) -> Evaluator:

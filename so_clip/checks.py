@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
@@ -205,6 +205,13 @@ def flag(key: str, value: Any) -> bool:
     return value
 
 
+def auto_flag(key: str, value: Any) -> Any:
+    """Return auto, true or false; InputError otherwise."""
+    if value != "auto" and not isinstance(value, bool):
+        raise InputError(f"{key}={value}: must be auto, true or false.")
+    return value
+
+
 def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     """Return one of `allowed`; InputError, with the nearest of them, otherwise."""
     if value not in allowed:
@@ -226,7 +233,12 @@ def _mib_option(value: Any, info: ValidationInfo) -> float | None:
     return auto_mib(option_key(info), value)
 
 
+def _flag_option(value: Any, info: ValidationInfo) -> Any:
+    return auto_flag(option_key(info), value)
+
+
 # Types of options. A path has its ~ expanded. MiB is None for auto.
 PathOption = Annotated[Path, BeforeValidator(_path_option)]
 OptionalPathOption = Annotated[Path | None, BeforeValidator(_optional_path_option)]
 AutoMib = Annotated[float | None, BeforeValidator(_mib_option)]
+AutoFlag = Annotated[bool | Literal["auto"], BeforeValidator(_flag_option)]

@@ -1,5 +1,6 @@
 """The records of a run: predictions and scores of each test set, and metrics.json."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,14 @@ from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator, Predictions
 from so_clip.fingerprint import prompts_sha256, settings_sha256
 from so_clip.methods.model import Model
+from so_clip.results.logits_file import (
+    Keeps,
+    KeptLogits,
+    ModelLogits,
+    Validation,
+    logits_file,
+    logits_kept,
+)
 from so_clip.results.run_files import PER_CLASS_FILE, PREDICTIONS_FILE, SKIPPED, skipped_images
 from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
 from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class, scores
@@ -64,9 +73,66 @@ class Outcome:
         columns["confidence"] = self.adapted.confidence_N.tolist()
         return columns
 
+    def logits(self, validation: Validation | None, fingerprint: str) -> KeptLogits | None:
+        """Return the logits to keep, if there are any; see write_outcomes."""
+        both = {ZERO_SHOT: self.zero_shot.kept, ADAPTED: self.adapted.kept}
+        if self.adapted is self.zero_shot:
+            del both[ADAPTED]
+        models = {
+            prefix: ModelLogits(kept.logits_NK.numpy(), kept.rank_N.numpy())
+            for prefix, kept in both.items()
+            if kept is not None
+        }
+        if not models:
+            return None
+        lines = "".join(f"{path}\0{label}\0" for path, label in self.test_set.splits.test)
+        return KeptLogits(
+            self.adapted.label_N.numpy(),
+            models,
+            validation.temperatures if validation else {},
+            calibrated_on=len(validation.label_V) if validation else 0,
+            images_sha256=hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest(),
+            run_fingerprint=fingerprint,
+            validation=None if self.test_set.name else validation,
+        )
 
-def write_outcomes(outcomes: Sequence[Outcome], folder: RunFolder) -> dict[str, dict[str, float]]:
-    """Write predictions and per-class scores; return the scores of each test set, by its name."""
+
+def logits_to_keep(settings: Settings, data: Data) -> dict[str, Keeps]:
+    """Return the models whose logits the run keeps, by the name of the test set.
+
+    Raises:
+        InputError: evaluation.keep_logits=true and the logits are too many.
+    """
+    validation_images = len(data.few_shot.val) if settings.adapts and data.few_shot else 0
+    return {
+        test_set.name: logits_kept(
+            settings.evaluation.keep_logits,
+            len(test_set.splits.test),
+            0 if test_set.name else validation_images,
+            len(test_set.splits.class_names),
+            settings.adapts,
+        )
+        for test_set in data.test_sets
+    }
+
+
+def write_outcomes(
+    outcomes: Sequence[Outcome],
+    folder: RunFolder,
+    validation: Validation | None = None,
+    fingerprint: str = "",
+) -> dict[str, dict[str, float]]:
+    """Write predictions, per-class scores and kept logits.
+
+    Args:
+        outcomes: of each test set.
+        folder: of the run.
+        validation: logits of the drawn validation images, if there are any.
+        fingerprint: of the run.
+
+    Returns:
+        The scores of each test set, by its name.
+    """
     values = {}
     for outcome in outcomes:
         test_set, columns = outcome.test_set, outcome.columns()
@@ -74,6 +140,8 @@ def write_outcomes(outcomes: Sequence[Outcome], folder: RunFolder) -> dict[str, 
         names, first = test_set.splits.class_names, test_set.first_label
         folder.write_columns(PER_CLASS_FILE, per_class(columns, names, first), test_set.name)
         values[test_set.name] = scores(columns)
+        if logits := outcome.logits(validation, fingerprint):
+            folder.write_bytes(logits_file(test_set.name), logits.to_bytes())
     return values
 
 
@@ -87,6 +155,8 @@ def run_metrics(
     evaluators: Mapping[str, Evaluator],
     memory: Mapping[str, float],
     fingerprint: str,
+    validation: Validation | None = None,
+    validation_seconds: float = 0.0,
     processes: int = 1,
 ) -> dict[str, Any]:
     """Return the content of metrics.json.
@@ -98,6 +168,8 @@ def run_metrics(
         evaluators: of each test set, by the same names.
         memory: as PeakMemory returns it.
         fingerprint: of the run.
+        validation: logits of the drawn validation images, if there are any.
+        validation_seconds: spent on them.
         processes: that trained together.
     """
     choice, history = settings.data, adaptation.history
@@ -122,7 +194,9 @@ def run_metrics(
         "tested_on": data.tested_on,
         "test_images": len(data.splits.test),
         **_skipped(data, data.splits.dataset),
-        "evaluate_seconds": sum(evaluator.seconds for evaluator in evaluators.values()),
+        **_calibration(validation),
+        "evaluate_seconds": validation_seconds
+        + sum(evaluator.seconds for evaluator in evaluators.values()),
         "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),
         "images_from_cache": sum(evaluator.stream.from_cache for evaluator in evaluators.values()),
         **memory,
@@ -169,6 +243,15 @@ def _skipped(data: Data, dataset: str) -> dict[str, int]:
     """Return how many corrupt images of one dataset the run left out, in training and in test."""
     counts = Counter(image.split for image in data.skipped if image.dataset == dataset)
     return {key: counts[split] for split, key in SKIPPED.items()}
+
+
+def _calibration(validation: Validation | None) -> dict[str, Any]:
+    """Return the temperatures of both models and the number of images that they are fitted on."""
+    temperatures = validation.temperatures if validation else {}
+    return {
+        **{f"{prefix}temperature": temperatures.get(prefix) for prefix in (ZERO_SHOT, ADAPTED)},
+        "calibrated_on": len(validation.label_V) if validation else 0,
+    }
 
 
 def _both(values: Mapping[str, Any], key: str, adapts: bool) -> str:

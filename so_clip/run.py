@@ -13,6 +13,7 @@ from so_clip.build import (
     build_evaluators,
     build_model,
     build_optimizer,
+    build_validation_evaluator,
     few_shot_batches,
 )
 from so_clip.checkpoint import Checkpoint, ModelState, Stopwatch
@@ -24,6 +25,7 @@ from so_clip.errors import InputError
 from so_clip.evaluate.accuracy_curve import Curve
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
+from so_clip.evaluate.validation import ValidationImages
 from so_clip.fingerprint import (
     KnownRuns,
     run_dir,
@@ -34,6 +36,7 @@ from so_clip.metrics import (
     NOT_ADAPTED,
     Adaptation,
     Outcome,
+    logits_to_keep,
     run_metrics,
     summary_rows,
     write_outcomes,
@@ -178,10 +181,18 @@ class Run:
         settings, model, folder = self.settings, self.model, self.folder
         check_dropout(model, self.ranks)
         progress = folder.watched(settings.schedule.max_steps if settings.trains else 0)
+        keeps = logits_to_keep(settings, data)
         evaluators = build_evaluators(settings, data, model)
         for evaluator in evaluators.values():
             evaluator.tick = progress.tick
-        zero_shot = {name: evaluator.zero_shot() for name, evaluator in evaluators.items()}
+        zero_shot = {
+            name: evaluator.zero_shot(keeps[name].zero_shot)
+            for name, evaluator in evaluators.items()
+        }
+        images, validation = None, None
+        if settings.adapts and keeps[""].adapted:
+            images = ValidationImages(build_validation_evaluator(settings, data, model))
+            images.zero_shot()
         few_shot = data.few_shot.as_json() if settings.adapts and data.few_shot else None
         folder.start(settings.record(), few_shot)
         if settings.adapts:
@@ -192,7 +203,11 @@ class Run:
             except TrainingDiverged:
                 self._write_provenance(data)
                 raise
-            adapted = {name: evaluator.adapted() for name, evaluator in evaluators.items()}
+            adapted = {
+                name: evaluator.adapted(keeps[name].adapted)
+                for name, evaluator in evaluators.items()
+            }
+            validation = images.adapted() if images else None
         else:
             adapted, adaptation = zero_shot, Adaptation(History(stop_reason=NOT_ADAPTED), 0.0, 0)
         memory = self._memory(evaluators[""])
@@ -200,7 +215,7 @@ class Run:
             Outcome(test_set, zero_shot[test_set.name], adapted[test_set.name])
             for test_set in data.test_sets
         ]
-        scores = write_outcomes(outcomes, folder)
+        scores = write_outcomes(outcomes, folder, validation, self.fingerprint)
         self._write_provenance(data)
         metrics = run_metrics(
             settings,
@@ -211,6 +226,8 @@ class Run:
             evaluators=evaluators,
             memory=memory,
             fingerprint=self.fingerprint,
+            validation=validation,
+            validation_seconds=images.seconds if images else 0.0,
             processes=self.ranks.size,
         )
         folder.finish(metrics, summary(metrics, folder.path))

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from so_clip.checks import (
     MAX_MIB,
+    AutoFlag,
     AutoMib,
     OptionalPathOption,
     Options,
@@ -190,6 +191,11 @@ class Evaluation(Options):
         changes_results=False,
         ge=0,
         le=MAX_MIB / 1024,
+    )
+    keep_logits: AutoFlag = option(
+        AUTO,
+        "keep the logits of test images for rescore: auto (files up to 32 MiB) | true | false",
+        changes_results=False,
     )
 
 

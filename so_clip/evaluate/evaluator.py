@@ -21,6 +21,8 @@ from so_clip.runtime.precision import Precision
 
 # Embeddings that are classified together: with 1000 classes their logits take 16 MiB.
 ROWS = 4096
+# The largest float16 below 0 that no device rounds to 0, and the smallest finite float16.
+_BELOW_ZERO, _LOWEST = -(2.0**-14), -65504.0
 # Number of images whose cached features are compared with new ones, and the largest distance of
 # their cosines from 1, by precision. A wrong activation function gives 0.01 or more.
 PROBED = 8
@@ -41,11 +43,20 @@ class Predictions:
     label_N: Tensor
     predicted_N: Tensor
     confidence_N: Tensor  # softmax probability of the predicted class, in [0, 1]
+    kept: "Kept | None" = None
 
     @property
     def accuracy_percent(self) -> float:
         """Top-1 accuracy over all images, in percent."""
         return 100.0 * (self.label_N == self.predicted_N).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Logits to keep, on the CPU. See so_clip.results.logits_file.ModelLogits."""
+
+    logits_NK: Tensor
+    rank_N: Tensor
 
 
 @dataclass(eq=False)
@@ -87,22 +98,22 @@ class Evaluator:
     tick: Callable[[], None] = _no_tick
     _image_ND: Tensor | None = field(default=None, init=False)
 
-    def zero_shot(self) -> Predictions:
+    def zero_shot(self, keep_logits: bool = False) -> Predictions:
         """Classify the test split with the loaded model."""
         with self._timed():
             image_ND = self._loaded_features()
             self._image_ND = None if self.classifier.trains("vision") else image_ND
             with self.classes():
-                return self._classify(image_ND)
+                return self._classify(image_ND, keep_logits)
 
-    def adapted(self) -> Predictions:
+    def adapted(self, keep_logits: bool = False) -> Predictions:
         """Classify the test split with the adapted model."""
         with self._timed():
             image_ND = self._image_ND
             if image_ND is None:
                 image_ND = self._encode(self.stream, "adapted")
             with self.adapted_classes():
-                return self._classify(image_ND)
+                return self._classify(image_ND, keep_logits)
 
     def watch(self, peak_memory: AbstractContextManager[Any]) -> None:
         """Classify the first batch inside `peak_memory`: evaluation's memory without a cache."""
@@ -150,10 +161,10 @@ class Evaluator:
         encode_image = self.classifier.backbone.encode_image
         return encode(encode_image, stream, self.device, self.precision, description, self.tick)
 
-    def _classify(self, image_ND: Tensor) -> Predictions:
+    def _classify(self, image_ND: Tensor, keep_logits: bool) -> Predictions:
         label_N = torch.tensor([example.label for example in self.stream.examples])
         with self.classifier.held_classes():
-            return classify(self._logits, image_ND, label_N, self.device)
+            return classify(self._logits, image_ND, label_N, self.device, keep_logits)
 
     def _logits(self, image_BD: Tensor) -> Tensor:
         self.tick()
@@ -216,7 +227,11 @@ def encode(
 
 @torch.inference_mode()
 def classify(
-    logits: Callable[[Tensor], Tensor], image_ND: Tensor, label_N: Tensor, device: torch.device
+    logits: Callable[[Tensor], Tensor],
+    image_ND: Tensor,
+    label_N: Tensor,
+    device: torch.device,
+    keep_logits: bool = False,
 ) -> Predictions:
     """Return the predictions for image embeddings. Results move to the CPU once, at the end.
 
@@ -225,10 +240,33 @@ def classify(
         image_ND: on the CPU.
         label_N: on the CPU.
         device: of `logits`.
+        keep_logits: also return the logits.
     """
-    predicted, confidence = [], []
-    for image_BD in image_ND.split(ROWS):
-        top_B = logits(image_BD.to(device)).float().softmax(dim=1).max(dim=1)
+    predicted, confidence, kept = [], [], []
+    for image_BD, label_B in zip(image_ND.split(ROWS), label_N.split(ROWS), strict=True):
+        logits_BK = logits(image_BD.to(device)).float()
+        top_B = logits_BK.softmax(dim=1).max(dim=1)
         predicted.append(top_B.indices)
         confidence.append(top_B.values)
-    return Predictions(label_N, torch.cat(predicted).cpu(), torch.cat(confidence).cpu())
+        if keep_logits:
+            kept.append(_kept(logits_BK, top_B.indices, label_B.to(device)))
+    return Predictions(
+        label_N,
+        torch.cat(predicted).cpu(),
+        torch.cat(confidence).cpu(),
+        Kept(*(torch.cat(parts).cpu() for parts in zip(*kept, strict=True))) if kept else None,
+    )
+
+
+def _kept(logits_BK: Tensor, predicted_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the float16 logits minus that of the predicted class, and the labels' ranks.
+
+    float16 is finest near 0, so the classes near the predicted class lose least. The predicted
+    class alone has 0, so rounding and equal logits never change a prediction.
+    """
+    index_B1 = predicted_B[:, None]
+    gap_BK = logits_BK - logits_BK.gather(1, index_B1)
+    gap_BK = gap_BK.clamp(_LOWEST, _BELOW_ZERO).scatter(1, index_B1, 0.0)
+    rank_B = (logits_BK > logits_BK.gather(1, label_B[:, None])).sum(dim=1)
+    rank_B = torch.where(predicted_B == label_B, 0, rank_B.clamp(min=1))
+    return gap_BK.half(), rank_B.int()

@@ -252,6 +252,11 @@ class RunFolder:
         name = file.replace(".csv", f"_{test_set}.csv") if test_set else file
         self._write_csv(name, [*columns], zip(*columns.values(), strict=True))
 
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file of other content, such as the kept logits."""
+        self.check_in_place()
+        atomic.write_bytes(self.path / name, data)
+
     def write_provenance(self, values: Mapping[str, Any]) -> None:
         """Write provenance.json: the versions, code and hardware of the run."""
         self.check_in_place()

@@ -1,0 +1,66 @@
+"""The drawn validation images of a run: they fit one temperature, and choose nothing."""
+
+from collections.abc import Callable
+
+from so_clip.errors import InputError, note
+from so_clip.evaluate.evaluator import Evaluator, Predictions
+from so_clip.results.logits_file import Validation
+from so_clip.results.scores import ADAPTED, ZERO_SHOT
+
+
+class ValidationImages:
+    """Classifies the drawn validation images, before and after adaptation.
+
+    A run without such images, or with one that cannot be read, gets no temperature. A note says so.
+
+    Args:
+        evaluator: of the validation images; None if the draw has none.
+    """
+
+    def __init__(self, evaluator: Evaluator | None) -> None:
+        self._evaluator = evaluator
+        self._predictions: dict[str, Predictions] = {}
+        if evaluator is None:
+            _note("the draw has no validation image")
+
+    @property
+    def seconds(self) -> float:
+        """The seconds spent so far."""
+        return self._evaluator.seconds if self._evaluator else 0.0
+
+    def zero_shot(self) -> None:
+        """Classify the images with the loaded model."""
+        if self._evaluator is not None:
+            self._classify(ZERO_SHOT, self._evaluator.zero_shot)
+
+    def adapted(self) -> Validation | None:
+        """Classify the images with the adapted model; return the logits of both models."""
+        if self._evaluator is None or ZERO_SHOT not in self._predictions:
+            return None
+        self._classify(ADAPTED, self._evaluator.adapted)
+        if ADAPTED not in self._predictions:
+            return None
+        validation = Validation(
+            self._predictions[ADAPTED].label_N.numpy(),
+            {
+                prefix: predictions.kept.logits_NK.numpy()
+                for prefix, predictions in self._predictions.items()
+                if predictions.kept is not None
+            },
+        )
+        if validation.temperatures[ADAPTED] is None:
+            _note(
+                f"none fits the {len(validation.label_V)} validation images best, because all are "
+                "classified correctly, or no more than by chance"
+            )
+        return validation
+
+    def _classify(self, prefix: str, classify: Callable[[bool], Predictions]) -> None:
+        try:
+            self._predictions[prefix] = classify(True)
+        except InputError as error:
+            _note(f"a validation image cannot be used: {error}")
+
+
+def _note(reason: str) -> None:
+    note(f"no temperature: {reason.rstrip('.')}. The run's confidences cannot be calibrated.")
