@@ -222,11 +222,16 @@ def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, 
 
 
 def build_validation_evaluator(settings: Settings, data: Data, model: Model) -> Evaluator | None:
-    """Return an evaluator for the drawn validation images; None if the draw has none."""
+    """Return an evaluator for the drawn validation images; None if the draw has none.
+
+    It has no cache: another draw has other images, and there are few of them.
+    """
     if data.few_shot is None or not data.few_shot.val:
         return None
     splits = replace(data.splits, test=data.few_shot.val)
-    return _evaluator(settings, TestSet("", data.card, splits, data.images), model)
+    evaluator = _evaluator(settings, TestSet("", data.card, splits, data.images), model)
+    evaluator.cache = evaluator.stream.cache = None
+    return evaluator
 
 
 def _evaluator(settings: Settings, test_set: TestSet, model: Model) -> Evaluator:

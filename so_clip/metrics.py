@@ -75,13 +75,17 @@ class Outcome:
 
     def logits(self, validation: Validation | None, fingerprint: str) -> KeptLogits | None:
         """Return the logits to keep, if there are any; see write_outcomes."""
-        both = {ZERO_SHOT: self.zero_shot.kept, ADAPTED: self.adapted.kept}
+        both = {ZERO_SHOT: self.zero_shot, ADAPTED: self.adapted}
         if self.adapted is self.zero_shot:
             del both[ADAPTED]
         models = {
-            prefix: ModelLogits(kept.logits_NK.numpy(), kept.rank_N.numpy())
-            for prefix, kept in both.items()
-            if kept is not None
+            prefix: ModelLogits(
+                predictions.kept.logits_NK.numpy(),
+                predictions.confidence_N.numpy(),
+                predictions.kept.rank_N.numpy(),
+            )
+            for prefix, predictions in both.items()
+            if predictions.kept is not None
         }
         if not models:
             return None

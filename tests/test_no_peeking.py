@@ -1,10 +1,12 @@
 """Training reads no validation or test label: with all of them scrambled, the weights are the same.
 
-The training images are drawn before. With split_protocol=clip_lora the published draw takes the
-validation images first, so their number in each class changes the draw. Then the labels are
-scrambled after the draw.
+Predictions and confidences are the same too. Validation labels fit one temperature after training,
+and nothing else. The training images are drawn before. With split_protocol=clip_lora the published
+draw takes the validation images first, so their number in each class changes the draw. Then the
+labels are scrambled after the draw.
 """
 
+import csv
 import json
 import random
 import shutil
@@ -80,14 +82,17 @@ class Trained:
             )
         assert done.code == 0, done.err
         folder = Path(done.out.rpartition("run folder")[2].strip())
-        lines = (folder / "predictions.csv").read_text().splitlines()[1:]
-        self.labels = dict(line.split(",")[:2] for line in lines)
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = [*csv.DictReader(file)]
+        self.labels = {row["path"]: row["label"] for row in rows}
+        self.predictions = [(row["prediction"], row["confidence"]) for row in rows]
         self.train = json.loads((folder / "fewshot.json").read_text())["train"]
 
 
 def _check(one: Trained, other: Trained) -> None:
     assert one.train == other.train
     assert one.labels != other.labels
+    assert one.predictions == other.predictions
     assert one.weights
     assert one.weights.keys() == other.weights.keys()
     for name, value in one.weights.items():

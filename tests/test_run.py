@@ -41,6 +41,7 @@ def test_the_folder_holds_what_it_should(demo):
         "config.yaml",
         "fewshot.json",
         "history.csv",
+        "logits.safetensors",
         "metrics.json",
         "per_class.csv",
         "predictions.csv",
@@ -243,6 +244,7 @@ def test_zero_shot_trains_nothing(zero_shot, demo):
     assert 0 < metrics["weights_mib"] < metrics["peak_memory_mib"]
     assert sorted(path.name for path in zero_shot.folder.iterdir()) == [
         "config.yaml",
+        "logits.safetensors",
         "metrics.json",
         "per_class.csv",
         "predictions.csv",

@@ -40,7 +40,7 @@ class ValidationImages:
         self._classify(ADAPTED, self._evaluator.adapted)
         if ADAPTED not in self._predictions:
             return None
-        validation = Validation(
+        return Validation(
             self._predictions[ADAPTED].label_N.numpy(),
             {
                 prefix: predictions.kept.logits_NK.numpy()
@@ -48,12 +48,6 @@ class ValidationImages:
                 if predictions.kept is not None
             },
         )
-        if validation.temperatures[ADAPTED] is None:
-            _note(
-                f"none fits the {len(validation.label_V)} validation images best, because all are "
-                "classified correctly, or no more than by chance"
-            )
-        return validation
 
     def _classify(self, prefix: str, classify: Callable[[bool], Predictions]) -> None:
         try:

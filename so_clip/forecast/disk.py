@@ -10,6 +10,7 @@ from so_clip.config.settings import BackboneChoice, Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS
 from so_clip.forecast.test_sets import TestSetSize
+from so_clip.results.logits_file import logits_bytes, logits_kept
 
 # Bytes per row of a run's CSV files, for paths of 24 letters and float32 values with all digits.
 _PREDICTION_ROW, _CLASS_ROW, _HISTORY_ROW, _FEW_SHOT_ROW = 80, 60, 48, 64
@@ -46,6 +47,17 @@ def disk_bytes(
     test_images = sum(test_set.images for test_set in test_sets)
     rows += test_images * _PREDICTION_ROW
     rows += sum(test_set.classes for test_set in test_sets) * _CLASS_ROW
+    for number, test_set in enumerate(test_sets):
+        validation_images = 0 if number else val_images
+        keeps = logits_kept(
+            settings.evaluation.keep_logits,
+            test_set.images,
+            validation_images,
+            test_set.classes,
+            settings.adapts,
+        )
+        if models := sum(keeps):
+            rows += logits_bytes(models, test_set.images, validation_images, test_set.classes)
     features = 4 * dimensions * test_images + len(test_sets) * _FEATURES_HEADER
     return {
         "weights_download_bytes": _download_bytes(settings.backbone, model),

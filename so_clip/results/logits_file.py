@@ -24,8 +24,8 @@ LOGITS_FILE = "logits.safetensors"
 FORMAT, FORMAT_VERSION = "so_clip.logits", 1
 # The largest file that `auto` writes, and the largest that is written and read at all.
 AUTO_BYTES, MAX_BYTES = 32 * 2**20, 4 * 2**30
-# Bytes of a logit, of a label or rank, and of the header with room to spare.
-_LOGIT, _WHOLE, _HEADER = 2, 4, 2048
+# Bytes of a logit, of a label, rank or confidence, and of the header.
+_LOGIT, _WHOLE, _HEADER = 2, 4, 1024
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +35,12 @@ class Keeps(NamedTuple):
 
     zero_shot: bool
     adapted: bool
+
+
+def logits_bytes(models: int, images: int, validation_images: int, classes: int) -> int:
+    """Return the size of a file with the logits of so many models."""
+    model = images * 2 * _WHOLE + (images + validation_images) * classes * _LOGIT
+    return _HEADER + (images + validation_images) * _WHOLE + models * model
 
 
 def logits_kept(
@@ -53,18 +59,15 @@ def logits_kept(
     Raises:
         InputError: the option is true and the file would be larger than MAX_BYTES.
     """
-    rows = images + validation_images
-    model = images * _WHOLE + rows * classes * _LOGIT
-    shared = rows * _WHOLE + _HEADER
+    one, two = (logits_bytes(models, images, validation_images, classes) for models in (1, 2))
     if option == "auto":
-        both = shared + 2 * model <= AUTO_BYTES
-        one = shared + model <= AUTO_BYTES
-        return Keeps(both, one) if adapts else Keeps(one, False)
-    total = shared + (1 + adapts) * model
-    if option and total > MAX_BYTES:
+        fits = one <= AUTO_BYTES
+        return Keeps(two <= AUTO_BYTES, fits) if adapts else Keeps(fits, False)
+    size = two if adapts else one
+    if option and size > MAX_BYTES:
         raise InputError(
             f"evaluation.keep_logits=true: the logits of {images} images and {classes} classes "
-            f"take {total / 2**30:.1f} GiB, and at most {MAX_BYTES / 2**30:g} GiB are kept. Use "
+            f"take {size / 2**30:.1f} GiB, and at most {MAX_BYTES / 2**30:g} GiB are kept. Use "
             "evaluation.keep_logits=auto."
         )
     return Keeps(option, option and adapts)
@@ -77,10 +80,12 @@ class ModelLogits:
     Attributes:
         logits_NK: float16, minus the logit of the predicted class: the predicted class has 0, and
             every other class is below 0.
+        confidence_N: float32, the softmax probability of the predicted class before rounding.
         rank_N: the number of classes with a larger logit than the label, before rounding.
     """
 
     logits_NK: Array
+    confidence_N: Array
     rank_N: Array
 
 
@@ -139,6 +144,7 @@ class KeptLogits:
         arrays = {"label": self.label_N.astype(np.int32)}
         for prefix, model in self.models.items():
             arrays[f"{prefix}logits"] = model.logits_NK
+            arrays[f"{prefix}confidence"] = model.confidence_N.astype(np.float32)
             arrays[f"{prefix}rank"] = model.rank_N.astype(np.int32)
         if self.validation is not None:
             arrays["validation_label"] = self.validation.label_V.astype(np.int32)
@@ -226,7 +232,10 @@ def _model(arrays: Mapping[str, Array], prefix: str, label_N: Array) -> ModelLog
         raise ValueError(f"{prefix}rank has values that are no ranks of {classes} classes")
     if ((rank_N == 0) != (logits_NK.argmax(axis=1) == label_N)).any():
         raise ValueError(f"{prefix}rank does not agree with {prefix}logits")
-    return ModelLogits(logits_NK, rank_N)
+    confidence_N = _array(arrays, f"{prefix}confidence", np.float32)
+    if confidence_N.shape != label_N.shape or not ((confidence_N >= 0) & (confidence_N <= 1)).all():
+        raise ValueError(f"{prefix}confidence has values that are not between 0 and 1")
+    return ModelLogits(logits_NK, confidence_N, rank_N)
 
 
 def _validation(arrays: Mapping[str, Array], prefixes: Sequence[str], classes: int) -> Validation:
@@ -241,7 +250,7 @@ def _validation(arrays: Mapping[str, Array], prefixes: Sequence[str], classes: i
 def _logits(arrays: Mapping[str, Array], name: str, label_N: Array) -> Array:
     """Return an array of logits; each row must have one 0, for its predicted class."""
     logits_NK = _array(arrays, name, np.float16)
-    if logits_NK.ndim != 2 or len(logits_NK) != len(label_N) or not logits_NK.size:
+    if len(logits_NK) != len(label_N) or not logits_NK.size:
         raise ValueError(f"{name} has shape {list(logits_NK.shape)} for {len(label_N)} labels")
     if not np.isfinite(logits_NK).all():
         raise ValueError(f"{name} has numbers that are not finite")
@@ -258,6 +267,6 @@ def _array(arrays: Mapping[str, Array], name: str, kind: type[np.generic]) -> Ar
     if name not in arrays:
         raise ValueError(f"it has no {name}")
     array = arrays[name]
-    if array.dtype != kind or (kind is np.int32 and array.ndim != 1):
+    if array.dtype != kind or array.ndim != (2 if kind is np.float16 else 1):
         raise ValueError(f"{name} has type {array.dtype} and shape {list(array.shape)}")
     return array

@@ -94,8 +94,8 @@ def _change(classifier: Classifier, encoder: str) -> None:
 
 
 def _same(a: Predictions, b: Predictions) -> bool:
-    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
-    return all(torch.equal(one, two) for one, two in pairs)
+    names = ("label_N", "predicted_N", "confidence_N")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 100])
