@@ -3,7 +3,7 @@
 docs/methods.md lists the other files of a new method.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ FAST = (
 )
 
 
-def cases(methods: Iterable[str]) -> list[Any]:
-    """Return the methods as cases for parametrize, all but FAST marked slow."""
+def cases(methods: Iterable[str], fast: Container[str] = FAST) -> list[Any]:
+    """Return the methods as cases for parametrize, all but `fast` marked slow."""
     slow = pytest.mark.slow
-    return [method if method in FAST else pytest.param(method, marks=slow) for method in methods]
+    return [method if method in fast else pytest.param(method, marks=slow) for method in methods]
