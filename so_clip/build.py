@@ -117,6 +117,7 @@ def assemble_model(
     if device.type != "cpu":  # a forecast's fake tensors are on the CPU and cannot move
         classifier = classifier.to(device)
     adapter = make_adapter(adapter_choice) if adapter_choice else None
+    base_names = frozenset(classifier.state_dict())
     parameters = adapter(classifier) if adapter else {}
     if parameters and not settings.trains:
         raise InputError(
@@ -127,7 +128,7 @@ def assemble_model(
     if precision.name == HALF_WEIGHTS:
         _check_takes_half_weights(adapter, settings.method.name)
         backbone.use_half_weights()
-    return Model(classifier, adapter, parameters, device, precision, weights_sha256)
+    return Model(classifier, adapter, parameters, device, precision, weights_sha256, base_names)
 
 
 def _check_takes_half_weights(adapter: Adapter | None, method: str) -> None:

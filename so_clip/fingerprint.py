@@ -26,13 +26,18 @@ Key = tuple[Any, ...]
 
 def settings_sha256(settings: Settings) -> str:
     """Return the SHA-256 of all choices that can change the result."""
+    return _sha256(counting_options(settings))
+
+
+def counting_options(settings: Settings) -> dict[str, Any]:
+    """Return the options that can change a run's result, as config.yaml records them."""
     values = settings.record()
     for option in NO_DIFFERENCE:
         group, _, key = option.rpartition(".")
         del (values[group] if group else values)[key]
     del values["user_data"]  # its lists, names and place count by their content
     values["device"] = values["device"].partition(":")[0]  # any GPU of a machine
-    return _sha256(values)
+    return values
 
 
 def run_fingerprint(

@@ -162,6 +162,7 @@ def run_metrics(
     validation: Validation | None = None,
     validation_seconds: float = 0.0,
     processes: int = 1,
+    adapter_mib: float | None = None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json.
 
@@ -175,6 +176,7 @@ def run_metrics(
         validation: logits of the drawn validation images, if there are any.
         validation_seconds: spent on them.
         processes: that trained together.
+        adapter_mib: size of the adapter file; None without one.
     """
     choice, history = settings.data, adaptation.history
     return {
@@ -213,6 +215,7 @@ def run_metrics(
         "final_loss": history.losses[-1] if history.losses else None,
         "trainable_parameters": sum(value.numel() for value in model.parameters.values()),
         "changed_parameters": adaptation.changed_parameters,
+        "adapter_mib": adapter_mib,
         "device": describe(model.device),
         "precision": model.precision.name,
         "evaluation_precision": evaluators[""].precision.name,

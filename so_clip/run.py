@@ -1,5 +1,6 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from so_clip.adapters.before import Before
+from so_clip.adapters.change import Change
+from so_clip.adapters.file import save as save_adapter
+from so_clip.adapters.of_run import AUTO_MIB, MIB, adapter_of_run
 from so_clip.build import (
     build_evaluators,
     build_model,
@@ -18,10 +23,10 @@ from so_clip.build import (
 )
 from so_clip.checkpoint import Checkpoint, ModelState, Stopwatch
 from so_clip.config.resolve import resolved
-from so_clip.config.settings import Settings
+from so_clip.config.settings import AUTO, Settings
 from so_clip.data.batches import TrainBatches
 from so_clip.data.run_data import Data
-from so_clip.errors import InputError
+from so_clip.errors import InputError, note
 from so_clip.evaluate.accuracy_curve import Curve
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
@@ -43,6 +48,7 @@ from so_clip.metrics import (
 )
 from so_clip.results.progress import Progress
 from so_clip.results.provenance import provenance
+from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder, summary_table
 from so_clip.runtime.device import describe
 from so_clip.runtime.distributed import ALONE, Ranks
@@ -109,7 +115,11 @@ def run(
     fingerprint = run_fingerprint(settings, contents, weights_sha256, ranks.size)
     folder = RunFolder(run_dir(settings, fingerprint))
     with folder.claimed(overrides, keep_refusals):
-        metrics = None if settings.placement.force else folder.finished(fingerprint)
+        metrics = (
+            None
+            if settings.placement.force
+            else (folder.finished(fingerprint, settings.demanded_files))
+        )
         if metrics is not None:
             return Result(folder.path, metrics, skipped=True)
         model = model or build_model(settings, data)
@@ -172,6 +182,8 @@ class Run:
         self.settings, self.model, self.folder = settings, model, folder
         self.batches, self.fingerprint, self.ranks = batches, fingerprint, ranks
         self.optimizer: torch.optim.Optimizer | None = None
+        # Of the base's tensors, for the adapter file. None: it becomes too large.
+        self.changes: dict[str, Change] | None = {}
         if settings.trains:
             self.optimizer = build_optimizer(settings.method.optimizer, model)
         self.peak_memory = PeakMemory(model.classifier, self.optimizer, model.device)
@@ -216,6 +228,7 @@ class Run:
             for test_set in data.test_sets
         ]
         scores = write_outcomes(outcomes, folder, validation, self.fingerprint)
+        adapter_mib = self._save(data, validation)
         self._write_provenance(data)
         metrics = run_metrics(
             settings,
@@ -229,6 +242,7 @@ class Run:
             validation=validation,
             validation_seconds=images.seconds if images else 0.0,
             processes=self.ranks.size,
+            adapter_mib=adapter_mib,
         )
         folder.finish(metrics, summary(metrics, folder.path))
         return metrics
@@ -252,8 +266,7 @@ class Run:
         adapter.start(classifier, few_shot)
         if self.optimizer is not None:
             self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
-        # In host memory, so that the copy does not count in the device's peak.
-        before = {name: value.detach().cpu().clone() for name, value in model.parameters.items()}
+        before = Before(model)
         curve = Curve(evaluator, settings.evaluation.every_steps, self.peak_memory)
         history = History(stop_reason="training_free")
         if self.optimizer is not None:
@@ -262,13 +275,11 @@ class Run:
         classifier.forget_classes()
         train_seconds = stopwatch.seconds - curve.seconds
         progress.evaluate()
-        changed = [
-            (name, value.numel(), int((value.detach().cpu() != before[name]).sum()))
-            for name, value in model.parameters.items()
-        ]
+        changed = before.counts()
         if self.ranks.first:
             self._write_training(history, curve)
             self.folder.write_changed(changed)
+            self.changes = self._changes(before)
         changed_count = sum(count for *_, count in changed)
         return Adaptation(history, train_seconds, changed_count, batches.streamed)
 
@@ -329,6 +340,34 @@ class Run:
                 self._write_training(error.history, curve)
                 checkpoint.remove()
             raise
+
+    def _changes(self, before: Before) -> dict[str, Change] | None:
+        """Return what training changed in the base; None if it is not to be saved."""
+        save = self.settings.placement.save
+        if save is False:
+            return None
+        most_bytes = AUTO_MIB * MIB if save == AUTO else math.inf
+        changes, nbytes = before.changes(most_bytes)
+        return changes if nbytes <= most_bytes else None
+
+    def _save(self, data: Data) -> float | None:
+        """Write the adapter file; return its size in MiB, or None if none is written."""
+        save = self.settings.placement.save
+        if save is False:
+            return None
+        if self.changes is not None:
+            adapter = adapter_of_run(
+                self.settings, data, self.model, self.changes, fingerprint=self.fingerprint
+            )
+            if save is True or adapter.nbytes <= AUTO_MIB * MIB:
+                self.folder.check_in_place()
+                save_adapter(adapter, self.folder.path / ADAPTER_FILE)
+                return adapter.nbytes / MIB
+        note(
+            f"{self.settings.method.name}: the adapted weights take more than {AUTO_MIB} MiB, so "
+            f"save=auto writes no {ADAPTER_FILE}. save=true writes it."
+        )
+        return None
 
     def _memory(self, evaluator: Evaluator) -> dict[str, float]:
         """Return the peak memory of training. A run that trains nothing has that of evaluation."""

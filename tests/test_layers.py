@@ -21,6 +21,7 @@ ROOMS = (
     "sweep",
     "predict",
     "run",
+    "adapters",
     "metrics",
     "train",
     "checkpoint",

@@ -177,12 +177,18 @@ class Backbone(nn.Module):
         It does not depend on the device or the source file. It takes 1 to 2 seconds per GB. To
         record the origin of the weights, read it before training.
         """
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(flat.view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return sha256_of_weights(self.model.state_dict())
+
+
+def sha256_of_weights(state_dict: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, shapes and values of a state dict."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state_dict.items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        flat_bytes: Any = flat.view(torch.uint8).numpy()
+        digest.update(flat_bytes)
+    return digest.hexdigest()
 
 
 def load_backbone(

@@ -172,15 +172,25 @@ class Classifier(nn.Module):
         """
         replaced = ("tokens_PL", "templates", "prompt_counts", "prompts", "head", "_cached")
         before = {name: getattr(self, name) for name in replaced}
-        self.templates = tuple(templates)
-        self.prompt_counts = _counts(prompts_per_class or len(templates), len(tokens_PL))
-        self.head = self.head.for_other_classes()
         try:
-            self.use_prompts(tokens_PL if rewrite is None else rewrite(self, tokens_PL))
+            self.use_classes(tokens_PL, templates, rewrite, prompts_per_class)
             yield
         finally:
             for name, value in before.items():
                 setattr(self, name, value)
+
+    def use_classes(
+        self,
+        tokens_PL: Tensor,
+        templates: Sequence[str],
+        rewrite: Callable[["Classifier", Tensor], Tensor] | None = None,
+        prompts_per_class: Sequence[int] | None = None,
+    ) -> None:
+        """Classify other classes from now on; the arguments are those of `using_classes`."""
+        self.templates = tuple(templates)
+        self.prompt_counts = _counts(prompts_per_class or len(templates), len(tokens_PL))
+        self.head = self.head.for_other_classes()
+        self.use_prompts(tokens_PL if rewrite is None else rewrite(self, tokens_PL))
 
     def separate_prompts(self) -> None:
         """Share no prefixes between prompts, for a text tower that draws random numbers."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ from so_clip.checks import (
     path,
     validated,
 )
+from so_clip.config.compose import choices
 from so_clip.config.early_checks import check_adapter_options
 from so_clip.config.settings import (
     DATA_OPTIONS,
@@ -28,7 +30,6 @@ from so_clip.config.user_data import dataset_choice
 from so_clip.data.choice import DataChoice
 from so_clip.errors import InputError
 from so_clip.optim.options import check_steps, checked_options
-from so_clip.system.paths import CONF_DIR
 
 
 def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
@@ -126,7 +127,7 @@ def _component(group: str, values: Any) -> Component | None:
     for key in options:
         if key.startswith("_"):
             raise InputError(f"{group}.{key}: there is no such option. Leave it out.")
-    if group == "adapter" and values["name"] in _targets(group):
+    if group == "adapter" and values["name"] in targets_of(group):
         check_adapter_options(options)
     if group == "optimizer":
         if "lr" not in options:
@@ -139,7 +140,7 @@ def _component(group: str, values: Any) -> Component | None:
 
 def _check_target(group: str, name: str, target: str) -> None:
     """Refuse another class under a name of conf/: fingerprints hold the name and not the class."""
-    named = _targets(group).get(name, target)
+    named = targets_of(group).get(name, target)
     if target != named:
         raise InputError(
             f"{group}._target_={target}: {group}.name={name} stands for {named}. Give the other "
@@ -148,10 +149,15 @@ def _check_target(group: str, name: str, target: str) -> None:
 
 
 @cache
-def _targets(group: str) -> dict[str, str]:
-    """Return the import path of each class that conf/ names in a group."""
+def targets_of(group: str, config_dir: Path | None = None) -> dict[str, str]:
+    """Return the import path of each class that conf/ names in a group.
+
+    Args:
+        group: adapter or optimizer.
+        config_dir: the user's own configuration folder, read too.
+    """
     targets = {}
-    for file in sorted((CONF_DIR / group).glob("*.yaml")):
+    for file in choices(group, config_dir):
         match = re.search(r"^_target_: *(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
         if match:
             targets[file.stem] = match[1]

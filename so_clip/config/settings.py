@@ -24,6 +24,7 @@ from so_clip.checks import (
 )
 from so_clip.data.choice import DataChoice
 from so_clip.errors import InputError
+from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.system.machine import core_share
 
 AUTO = "auto"
@@ -237,6 +238,11 @@ class Placement(Options):
         changes_results=False,
         ge=1,
     )
+    save: bool | Literal["auto"] = option(
+        AUTO,
+        "adapter.safetensors in the run's folder: auto (up to 64 MiB) | true | false",
+        changes_results=False,
+    )
     force: bool = option(False, "true repeats a finished run", changes_results=False)
     results_dir: PathOption = option(
         "results/runs",
@@ -287,6 +293,11 @@ class Settings(Options):
     def adapts(self) -> bool:
         """Whether this run draws training images and changes the model with them."""
         return self.method.adapter is not None
+
+    @property
+    def demanded_files(self) -> tuple[str, ...]:
+        """The optional files that a finished run must have, or it is repeated."""
+        return (ADAPTER_FILE,) if self.placement.save is True else ()
 
     @property
     def trains(self) -> bool:

@@ -12,7 +12,11 @@ from so_clip.runtime.precision import Precision
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier on its device, its adapter, and the parameters that the adapter opened."""
+    """A classifier on its device, its adapter, and the parameters that the adapter opened.
+
+    Attributes:
+        base_names: of the classifier's state dict before the adapter added tensors.
+    """
 
     classifier: Classifier
     adapter: Adapter | None
@@ -20,3 +24,4 @@ class Model:
     device: torch.device
     precision: Precision
     weights_sha256: str
+    base_names: frozenset[str] = frozenset()

@@ -163,11 +163,14 @@ class RunFolder:
         # A file system without locks, or a caller that claims nothing.
         return not self._started or (self.path / CONFIG_FILE).exists()
 
-    def finished(self, fingerprint: str) -> dict[str, Any] | None:
+    def finished(
+        self, fingerprint: str, demanded_files: Sequence[str] = ()
+    ) -> dict[str, Any] | None:
         """Return the metrics if the run with this fingerprint is finished, and None otherwise.
 
-        Metrics that the report cannot show count as unfinished, with a message on stderr. Files
-        that a process left when it was killed after its last write are removed.
+        Metrics that the report cannot show count as unfinished, with a message on stderr, and so
+        does a run without one of the demanded files. Files that a process left when it was killed
+        after its last write are removed.
         """
         path = self.path / METRICS_FILE
         if not path.exists():
@@ -183,6 +186,10 @@ class RunFolder:
         if metrics.get("run_fingerprint") != fingerprint:
             say(f"{path} does not have the fingerprint of its run. It counts as unfinished.")
             return None
+        for name in demanded_files:
+            if not (self.path / name).exists():
+                say(f"{self.path} has no {name}. The run is repeated to make it.")
+                return None
         self._remove_leftovers()
         return metrics
 

@@ -46,7 +46,7 @@ def finished(settings: Settings) -> "Result | None":
     from so_clip.run import Result
 
     folder, fingerprint = found
-    metrics = RunFolder(folder).finished(fingerprint)
+    metrics = RunFolder(folder).finished(fingerprint, settings.demanded_files)
     return None if metrics is None else Result(folder, metrics, skipped=True)
 
 

@@ -1,0 +1,192 @@
+"""What an adapter file says of itself: base, classes, prompts, method and calibration.
+
+A file's metadata are texts. Each value here is stored as one JSON text.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from so_clip.clip.prompts import Prompts, described, templated
+from so_clip.errors import InputError
+
+FORMAT, FORMAT_VERSION = "so_clip adapter", 1
+# For adapters that were not made by a run.
+DEFAULT_TEMPLATE = "a photo of a {}."
+Positive = Field(gt=0, lt=1e30)
+
+
+class Record(BaseModel):
+    """Base of the records in a file: immutable and strict; keys of later versions are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=False, allow_inf_nan=False)
+
+
+class Base(Record):
+    """The model that the adapter belongs to.
+
+    Attributes:
+        architecture, pretrained: open_clip's names; `pretrained` is None for other weights.
+        weights_sha256: of its state dict; see Backbone.weights_sha256.
+        logit_scale: the factor from cosines to logits.
+        quick_gelu: whether its activation is QuickGELU, which the weights do not show.
+        description: architecture and origin of the weights, for messages.
+    """
+
+    architecture: str
+    pretrained: str | None = None
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    logit_scale: float = Positive
+    quick_gelu: bool = False
+    description: str = ""
+
+
+class LowRank(Record):
+    """tensor[rows] += scale · up @ diag(diagonal) @ down: a low-rank update of a base tensor.
+
+    Attributes:
+        tensor: its name in open_clip's state dict.
+        shape: of the whole tensor.
+        rows: first row, and the row after the last.
+        down, up: the names of A [rank, inputs] and B [outputs, rank] among the added tensors.
+        diagonal: the name of rank factors, or None for ones.
+        scale: of the update.
+    """
+
+    tensor: str
+    shape: tuple[int, int]
+    rows: tuple[int, int]
+    down: str
+    up: str
+    diagonal: str | None = None
+    scale: float
+
+
+class Shape(Record):
+    """The shape and the type, such as "float32", of a changed tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class About(Record):
+    """The metadata of an adapter file.
+
+    Attributes:
+        kind: "run", or how the file was made: "diff", "merge" or "scale".
+        base: the model that it belongs to.
+        dataset: the name of the run's dataset.
+        class_names: of the training classes, in the order of the logits.
+        templates: of the prompts; empty if `descriptions` are given.
+        descriptions: prompts of each class.
+        method, method_title: of the run.
+        settings: all options of the run that can change its result, as in config.yaml.
+        class_bound: whether the adapter classifies its own classes only.
+        precision, evaluation_precision: of training, and of the image tower on test images.
+        run_fingerprint: of the run.
+        temperature: divides logits, for calibrated confidences; None if no image could be used.
+        calibrated_on: number of validation images that the temperature was fitted on.
+        shapes: of each changed tensor, by name.
+        low_rank: updates that can be added to plain weights.
+        aliases: names of added tensors that equal another one, which is stored once.
+    """
+
+    kind: Literal["run", "diff", "merge", "scale"] = "run"
+    base: Base
+    dataset: str = ""
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    descriptions: tuple[tuple[str, ...], ...] | None = None
+    method: str = ""
+    method_title: str = ""
+    settings: dict[str, Any] = {}
+    class_bound: bool = False
+    precision: str = "fp32"
+    evaluation_precision: str = "fp32"
+    run_fingerprint: str = ""
+    temperature: float | None = Field(default=None, gt=0, lt=1e30)
+    calibrated_on: int = Field(default=0, ge=0)
+    shapes: dict[str, Shape] = {}
+    low_rank: tuple[LowRank, ...] = ()
+    aliases: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """A short name for messages."""
+        parts = (self.method or self.kind, self.dataset and f"on {self.dataset}")
+        return " ".join(part for part in parts if part)
+
+    def prompts(self, class_names: tuple[str, ...] | None = None) -> Prompts:
+        """Return the prompts of the training classes, or of other classes.
+
+        Raises:
+            InputError: other classes are given, but each class has its own descriptions.
+        """
+        if self.descriptions is None:
+            names = self.class_names if class_names is None else class_names
+            return templated(names, self.templates or (DEFAULT_TEMPLATE,))
+        if class_names is not None and class_names != self.class_names:
+            raise InputError(
+                "other class names: each training class has its own descriptions, so no template "
+                "makes the prompts of other classes. Use the training classes."
+            )
+        texts = dict(zip(self.class_names, self.descriptions, strict=True))
+        return described(self.class_names, texts)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the metadata of a file."""
+        values = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **self.model_dump(mode="json"),
+        }
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+
+
+def about_from(metadata: Mapping[str, str] | None, place: str) -> About:
+    """Return a file's metadata, checked.
+
+    Args:
+        metadata: as safetensors returns it.
+        place: the file, for messages.
+
+    Raises:
+        InputError: this is no adapter file, its version is newer, or a value has another type.
+    """
+    try:
+        values = {key: json.loads(text) for key, text in (metadata or {}).items()}
+    except (ValueError, RecursionError):
+        values = {}
+    if values.get("format") != FORMAT:
+        raise InputError(
+            f"{place}: is no adapter of so_clip: its header does not say so. Give a run's folder "
+            "or its adapter.safetensors."
+        )
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{place}: has format version {str(version)[:20]}, and this program reads "
+            f"{FORMAT_VERSION}. Upgrade so_clip."
+        )
+    try:
+        about = About.model_validate(values)
+    except (ValidationError, RecursionError) as error:
+        raise _malformed(place, error) from error
+    descriptions = about.descriptions
+    if descriptions is not None and len(descriptions) != len(about.class_names):
+        raise InputError(
+            f"{place}: is damaged: it has descriptions of {len(descriptions)} classes, and "
+            f"{len(about.class_names)} class names."
+        )
+    return about
+
+
+def _malformed(place: str, error: Exception) -> InputError:
+    problem = "a value is nested too deeply"
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part)[:40] for part in first["loc"])
+        problem = f"{key} is {str(first['input'])[:60]!r} ({first['msg']})"
+    return InputError(f"{place}: is damaged: {problem}. Copy the file again.")

@@ -1,0 +1,324 @@
+"""Put an adapter into a model in place, and take it out again bit for bit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from so_clip.adapters.about import LowRank
+from so_clip.adapters.change import Undo
+from so_clip.adapters.file import SavedAdapter
+from so_clip.build import make_adapter
+from so_clip.clip.backbone import Backbone, sha256_of_weights
+from so_clip.clip.classifier import Classifier
+from so_clip.config.parse import targets_of
+from so_clip.config.settings import Component
+from so_clip.errors import InputError, nearest
+from so_clip.methods.adapter import Adapter
+
+# Attributes of the open_clip model that remember what this module did to it.
+_APPLIED, _BASE = "so_clip_applied", "so_clip_base"
+_SHOWN = 12  # digits of a hash in messages
+
+
+@dataclass(eq=False)
+class _Applied:
+    """An adapter in a model, and what takes it out."""
+
+    adapter: SavedAdapter
+    undo: list[Undo] = field(default_factory=list)
+    structure: "_Structure | None" = None
+
+    def take_out(self) -> None:
+        if self.structure is not None:
+            self.structure.restore()
+        for undo in reversed(self.undo):
+            undo()
+
+
+def apply(model: nn.Module, adapter: SavedAdapter, config_dir: Path | None = None) -> None:
+    """Adapt a model in place. An adapter that is in the model already is removed first.
+
+    A classifier of so_clip takes every adapter. An open_clip model takes adapters that are changes
+    of weights: moved entries and low-rank updates, which are added to the weights.
+
+    Args:
+        model: a Classifier, a Backbone, or a CLIP of open_clip, in the precision of the file.
+        adapter: as `load` returns it.
+        config_dir: the user's own configuration folder, if the adapter's class is named there.
+
+    Raises:
+        InputError: the model is another base, lacks a tensor, or has other classes than the
+            adapter's head. The model does not change.
+
+    Example:
+        >>> model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-16", "openai")
+        >>> apply(model, load("adapter.safetensors"))
+        >>> remove(model)
+    """
+    put_in(model, adapter, config_dir)
+    if isinstance(model, Classifier):
+        structure = vars(_plain(model))[_APPLIED].structure
+        structure.freeze()
+        model.forget_classes()
+
+
+def put_in(
+    model: nn.Module,
+    adapter: SavedAdapter,
+    config_dir: Path | None = None,
+    opens: bool = False,
+) -> Adapter | None:
+    """Do as `apply`, but leave the method's parameters open.
+
+    Args:
+        model, adapter, config_dir: see `apply`.
+        opens: whether to call a method that adds no tensors too, so that it opens its parameters.
+
+    Returns:
+        The method's adapter object, if it was called.
+    """
+    plain = _plain(model)
+    remove(model)
+    _check_base(plain, adapter)
+    tensors = plain.state_dict()
+    _check_tensors(tensors, adapter)
+    if adapter.added and not isinstance(model, Classifier):
+        _check_is_weights(adapter)
+    applied, method = _Applied(adapter), None
+    try:
+        for name, change in adapter.changes.items():
+            applied.undo.append(change.write_into(tensors[name]))
+        if isinstance(model, Classifier):
+            applied.structure = _Structure(model)
+            if adapter.added or opens:
+                method = _attach(model, adapter, config_dir)
+        else:
+            for update in adapter.about.low_rank:
+                applied.undo.append(_add_low_rank(tensors[update.tensor], update, adapter.added))
+    except BaseException:
+        applied.take_out()
+        raise
+    vars(plain)[_APPLIED] = applied
+    _remember(plain, adapter.about.base.weights_sha256)
+    return method
+
+
+def remove(model: nn.Module) -> None:
+    """Take the adapter out of a model: its weights and modules are as before `apply`, bit for bit.
+
+    Does nothing if there is none.
+    """
+    plain = _plain(model)
+    applied = vars(plain).pop(_APPLIED, None)
+    if applied is None:
+        return
+    applied.take_out()
+    if isinstance(model, Classifier):
+        model.forget_classes()
+    _remember(plain, applied.adapter.about.base.weights_sha256)
+
+
+def applied_to(model: nn.Module) -> SavedAdapter | None:
+    """Return the adapter in a model, or None."""
+    applied = vars(_plain(model)).get(_APPLIED)
+    return None if applied is None else applied.adapter
+
+
+def _attach(classifier: Classifier, adapter: SavedAdapter, config_dir: Path | None) -> Adapter:
+    """Build the modules of the adapter's method in a classifier, with the saved tensors.
+
+    The changes of the base's weights must be in the classifier already.
+    """
+    about = adapter.about
+    if about.class_bound:
+        _check_classes(classifier, adapter)
+    method = make_adapter(_component(adapter, config_dir))
+    before = {*classifier.state_dict()}
+    method(classifier)
+    # Detached tensors that share memory with the parameters and buffers.
+    own = {name: value for name, value in classifier.state_dict().items() if name not in before}
+    for name in {*own} ^ {*adapter.added}:
+        place = "lacks" if name in own else "holds"
+        raise InputError(
+            f"{adapter.place}: {place} {name}, and the tensors of {about.method} are others. It "
+            "is damaged, or another version of peft or so_clip wrote it."
+        )
+    for name, value in own.items():
+        if value.shape != adapter.added[name].shape:
+            raise InputError(
+                f"{adapter.place}: {name} has the shape {list(adapter.added[name].shape)} in place "
+                f"of {list(value.shape)}. It is damaged, or belongs to other classes."
+            )
+    with torch.no_grad():
+        classifier.load_state_dict(dict(adapter.added), strict=False)
+    method.resume(classifier)
+    classifier.forget_classes()
+    return method
+
+
+def _component(adapter: SavedAdapter, config_dir: Path | None) -> Component:
+    recorded = adapter.about.settings.get("adapter")
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("name"), str):
+        raise InputError(
+            f"{adapter.place}: does not say which adapter made its tensors. It is damaged."
+        )
+    options = {key: value for key, value in recorded.items() if key != "name"}
+    name, targets = recorded["name"], targets_of("adapter", config_dir)
+    if name not in targets:
+        raise InputError(
+            f"{adapter.place}: adapter {name[:80]!r} is no adapter of the program."
+            f"{nearest(name, targets)} Give the folder of its configuration: --config-dir FOLDER, "
+            "or config_dir= in Python."
+        )
+    return Component(name=name, target=targets[name], options=options)
+
+
+def _plain(model: Any) -> nn.Module:
+    """Return the open_clip model inside a classifier or a backbone."""
+    if isinstance(model, Classifier):
+        model = model.backbone
+    if isinstance(model, Backbone):
+        model = model.model
+    if not (isinstance(model, nn.Module) and hasattr(model, "encode_text")):
+        raise InputError(
+            f"{type(model).__name__}: an adapter goes into a Classifier of so_clip or a CLIP model "
+            "of open_clip. Give one of these."
+        )
+    return model
+
+
+def _check_base(plain: nn.Module, adapter: SavedAdapter) -> None:
+    """Refuse other weights than the adapter's base. The hash of known weights is not computed."""
+    sha256, versions = vars(plain).get(_BASE, (None, None))
+    if versions != _versions(plain):
+        sha256 = sha256_of_weights(plain.state_dict())
+        vars(plain)[_BASE] = sha256, _versions(plain)
+    base = adapter.about.base
+    if sha256 != base.weights_sha256:
+        raise InputError(
+            f"{adapter.place}: belongs to {base.description or base.architecture} "
+            f"({base.weights_sha256[:_SHOWN]}), and this {type(plain).__name__} has other "
+            f"weights ({sha256[:_SHOWN]}). Load the adapter's base, in float32."
+        )
+
+
+def _remember(plain: nn.Module, sha256: str) -> None:
+    """Keep the base's hash, so that the next adapter need not compute it."""
+    vars(plain)[_BASE] = sha256, _versions(plain)
+
+
+def _versions(plain: nn.Module) -> list[tuple[int, int]]:
+    return [(id(value), value._version) for value in plain.parameters()]
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], adapter: SavedAdapter) -> None:
+    """Check every change against the model before the first one is made."""
+    for name, change in adapter.changes.items():
+        have = tensors.get(name)
+        if have is None or (tuple(have.shape), have.dtype) != (change.shape, change.dtype):
+            there = "none" if have is None else f"{list(have.shape)}, {have.dtype}"
+            raise InputError(
+                f"{adapter.place}: changes {name} {list(change.shape)}, {change.dtype}; the model "
+                f"has {there}. It is damaged, or belongs to another architecture."
+            )
+    for update in adapter.about.low_rank:
+        have = tensors.get(update.tensor)
+        if have is None or tuple(have.shape) != update.shape or not _fits(update, adapter.added):
+            raise InputError(
+                f"{adapter.place}: its low-rank update does not fit {update.tensor} of the model. "
+                "It is damaged, or belongs to another architecture."
+            )
+
+
+def _fits(update: LowRank, added: Mapping[str, Tensor]) -> bool:
+    """Return whether the factors of an update have the shapes that its record says."""
+    down_RI, up_OR, (first, last) = added[update.down], added[update.up], update.rows
+    if (down_RI.dim(), up_OR.dim()) != (2, 2) or not 0 <= first < last <= update.shape[0]:
+        return False
+    rank = len(down_RI)
+    diagonal = None if update.diagonal is None else added[update.diagonal]
+    return (
+        down_RI.shape[1] == update.shape[1]
+        and up_OR.shape == (last - first, rank)
+        and (diagonal is None or diagonal.numel() == rank)
+    )
+
+
+def _check_is_weights(adapter: SavedAdapter) -> None:
+    in_updates = {
+        name
+        for update in adapter.about.low_rank
+        for name in (update.down, update.up, update.diagonal)
+    }
+    more = sorted({*adapter.added} - in_updates)
+    if more:
+        raise InputError(
+            f"{adapter.place}: {adapter.about.method} adds {more[0]}, which a bare CLIP model has "
+            "no place for. Give a Classifier of so_clip: so_clip.adapters.restore makes one."
+        )
+
+
+def _check_classes(classifier: Classifier, adapter: SavedAdapter) -> None:
+    about = adapter.about
+    tokens_PL = classifier.backbone.tokenize(about.prompts().texts)
+    if not torch.equal(tokens_PL, classifier.tokens_PL.cpu()):
+        raise InputError(
+            f"{adapter.place}: what {about.method} trained belongs to its "
+            f"{len(about.class_names)} classes, and the classifier has {classifier.class_count} "
+            "classes with other prompts. Use the adapter's own classes."
+        )
+
+
+@torch.no_grad()
+def _add_low_rank(tensor: Tensor, update: LowRank, added: Mapping[str, Tensor]) -> Undo:
+    """Add a low-rank update to rows of a weight, in float64; return what undoes it."""
+    down_RI, up_OR = added[update.down].double(), added[update.up].double()
+    if update.diagonal is not None:
+        up_OR = up_OR * added[update.diagonal].double().view(1, -1)
+    rows = tensor[slice(*update.rows)]
+    before = rows.reshape(-1).clone()
+    sum_OI = rows.double().cpu() + update.scale * (up_OR @ down_RI)
+    rows.copy_(sum_OI)
+    return Undo(rows, None, before)
+
+
+class _Structure:
+    """The modules, parameters, buffers and hooks of a classifier, by their places."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        # torch keeps modules, parameters, buffers and hooks in dicts and sets.
+        self._attributes = [
+            (module, {name: (value, _content(value)) for name, value in vars(module).items()})
+            for module in classifier.modules()
+        ]
+        self._opened = [(value, value.requires_grad) for value in classifier.parameters()]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, attributes in self._attributes:
+            vars(module).clear()
+            for name, (value, content) in attributes.items():
+                vars(module)[name] = value
+                if content is not None:
+                    value.clear()
+                    value.update(content)
+        self._restore_opened()
+
+    def freeze(self) -> None:
+        """Freeze what the method opened, and what it added."""
+        self._classifier.requires_grad_(False)
+        self._restore_opened()
+
+    def _restore_opened(self) -> None:
+        for value, requires_grad in self._opened:
+            value.requires_grad_(requires_grad)
+
+
+def _content(value: Any) -> Any:
+    """Return a copy of a dict or set, so that its content can be put back."""
+    return value.copy() if isinstance(value, (dict, set)) else None

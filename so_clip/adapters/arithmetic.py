@@ -1,0 +1,204 @@
+"""Sums, multiples and differences of adapters."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from so_clip.adapters.about import About, Base, LowRank
+from so_clip.adapters.change import Change, change_between, combined
+from so_clip.adapters.file import SavedAdapter, saved_adapter
+from so_clip.checks import number
+from so_clip.clip.backbone import Backbone, load_backbone, sha256_of_weights
+from so_clip.clip.checkpoint import read_weights
+from so_clip.clip.classifier import Classifier
+from so_clip.errors import InputError
+
+
+def merge(adapters: Sequence[SavedAdapter], weights: Sequence[float] | None = None) -> SavedAdapter:
+    """Return the weighted sum of the changes that several adapters make to one base.
+
+        W = W_base + sum_i weight_i · (W_i - W_base)
+
+    Low-rank updates become changes of whole matrices. The result keeps class names and prompts only
+    if all adapters have the same ones, and it has no temperature.
+
+    Args:
+        adapters: of the same base; all are changes of weights.
+        weights: one number for each adapter; None: 1 / their number, the average.
+
+    Raises:
+        InputError: there is no adapter, their numbers differ, they have different bases, or one
+            adds prompts, a head or other modules, which have no sum.
+
+    Source: task arithmetic, arXiv 2212.04089; averages of weights, arXiv 2203.05482.
+    """
+    if not adapters:
+        raise InputError("merge: there is no adapter. Give at least one.")
+    weights = [1 / len(adapters)] * len(adapters) if weights is None else [*weights]
+    if len(weights) != len(adapters):
+        raise InputError(
+            f"merge: {len(adapters)} adapters and {len(weights)} weights. Give one weight each."
+        )
+    weights = [number("weights", weight) for weight in weights]
+    first = adapters[0].about
+    for adapter in adapters:
+        _check_mergeable(adapter, first.base)
+    terms: dict[str, list[tuple[Change, float]]] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for name, change in _as_changes(adapter).items():
+            terms.setdefault(name, []).append((change, weight))
+    shapes = {name: {change.shape for change, _ in changes} for name, changes in terms.items()}
+    for name, found in shapes.items():
+        if len(found) > 1:
+            raise InputError(f"merge: {name} has the shapes {sorted(found)}. One file is damaged.")
+    changes = {name: combined(found) for name, found in terms.items()}
+    return saved_adapter(_about_merged([adapter.about for adapter in adapters]), changes)
+
+
+def scale(adapter: SavedAdapter, factor: float) -> SavedAdapter:
+    """Return an adapter that changes the base `factor` times as much.
+
+    0 is the base, 1 the adapter; numbers between them are WiSE-FT (arXiv 2109.01903).
+
+    Raises:
+        InputError: see `merge`.
+    """
+    scaled = merge([adapter], [factor])
+    about = adapter.about.model_copy(
+        update={"kind": "scale", "temperature": None, "calibrated_on": 0, "low_rank": ()}
+    )
+    return saved_adapter(_without_method(about), scaled.changes)
+
+
+def diff(base: Any, adapted: Any, architecture: str = "") -> SavedAdapter:
+    """Return the adapter that turns one set of weights into another, bit for bit.
+
+    Args:
+        base, adapted: each a CLIP model of open_clip, a Classifier, its state dict, or a file of
+            weights. Both have the same tensors.
+        architecture: open_clip's name of the model. With it, files may have any layout that
+            so_clip reads; without it, they have open_clip's.
+
+    Raises:
+        InputError: a file cannot be read, or the tensors differ in names, shapes or types.
+    """
+    before, after = _state_of(base, architecture), _state_of(adapted, architecture)
+    for name in {*before} ^ {*after}:
+        owner = "base" if name in before else "adapted"
+        raise InputError(f"diff: only the {owner} weights have {name}. Give two of one model.")
+    changes = {}
+    for name, value in before.items():
+        other = after[name]
+        if (value.shape, value.dtype) != (other.shape, other.dtype):
+            raise InputError(
+                f"diff: {name} is {list(value.shape)}, {value.dtype} in one and "
+                f"{list(other.shape)}, {other.dtype} in the other. Give two of one model."
+            )
+        if value.is_floating_point():
+            if not torch.isfinite(other).all():
+                raise InputError(f"diff: {name} has values that are not finite numbers.")
+            change = change_between(value.cpu(), other.cpu())
+            if change is not None:
+                changes[name] = change
+        elif not torch.equal(value.cpu(), other.cpu()):
+            raise InputError(f"diff: {name} holds whole numbers that differ. These have no change.")
+    base_record = Base(
+        architecture=architecture,
+        weights_sha256=sha256_of_weights(before),
+        logit_scale=float(before["logit_scale"].exp()) if "logit_scale" in before else 100.0,
+    )
+    return saved_adapter(About(kind="diff", base=base_record), changes)
+
+
+def _state_of(source: Any, architecture: str) -> dict[str, Tensor]:
+    if isinstance(source, (str, Path)):
+        if not architecture:
+            return read_weights(Path(source)).state_dict
+        source = load_backbone(architecture, checkpoint=source)
+    if isinstance(source, Classifier):
+        source = source.backbone
+    if isinstance(source, Backbone):
+        source = source.model
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(
+            f"diff: {type(source).__name__} holds no weights. Give a model, a state dict or a file."
+        )
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _check_mergeable(adapter: SavedAdapter, base: Base) -> None:
+    other = adapter.about.base
+    if other.weights_sha256 != base.weights_sha256:
+        raise InputError(
+            f"{adapter.place}: belongs to {other.description or other.architecture} "
+            f"({other.weights_sha256[:12]}), the first adapter to "
+            f"{base.description or base.architecture} ({base.weights_sha256[:12]}). Only adapters "
+            "of one base have a sum."
+        )
+    in_updates = {
+        name
+        for update in adapter.about.low_rank
+        for name in (update.down, update.up, update.diagonal)
+    }
+    more = sorted({*adapter.added} - in_updates)
+    if more:
+        raise InputError(
+            f"{adapter.place}: {adapter.about.method} adds {more[0]}, which has no sum with "
+            "others. Only changes of CLIP's own weights can be merged and scaled."
+        )
+
+
+def _as_changes(adapter: SavedAdapter) -> dict[str, Change]:
+    """Return all changes of an adapter; a low-rank update becomes a dense change."""
+    changes = dict(adapter.changes)
+    for update in adapter.about.low_rank:
+        dense = _dense(update, adapter)
+        if update.tensor in changes:
+            dense = combined([(changes[update.tensor], 1.0), (dense, 1.0)])
+        changes[update.tensor] = dense
+    return changes
+
+
+def _dense(update: LowRank, adapter: SavedAdapter) -> Change:
+    down_RI, up_OR = (adapter.added[name].double() for name in (update.down, update.up))
+    if update.diagonal is not None:
+        up_OR = up_OR * adapter.added[update.diagonal].double().view(1, -1)
+    delta_OI = torch.zeros(update.shape, dtype=torch.float64)
+    delta_OI[slice(*update.rows)] = update.scale * (up_OR @ down_RI)
+    none_X = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    return Change(update.shape, delta_OI.float().view(-1), None, *none_X)
+
+
+def _about_merged(abouts: Sequence[About]) -> About:
+    first = abouts[0]
+    same = all(
+        (about.class_names, about.templates, about.descriptions)
+        == (first.class_names, first.templates, first.descriptions)
+        for about in abouts
+    )
+    classes = (
+        {name: getattr(first, name) for name in ("class_names", "templates", "descriptions")}
+        if same
+        else {}
+    )
+    merged = About(
+        kind="merge",
+        base=first.base,
+        dataset="+".join(dict.fromkeys(about.dataset for about in abouts)),
+        method="+".join(dict.fromkeys(about.method for about in abouts)),
+        settings=first.settings,
+        precision=first.precision,
+        evaluation_precision=first.evaluation_precision,
+        **classes,
+    )
+    return _without_method(merged)
+
+
+def _without_method(about: About) -> About:
+    """Return the metadata of an adapter that is plain changes, made by no adapter class."""
+    settings = {**about.settings, "adapter": None}
+    return about.model_copy(update={"settings": settings, "low_rank": (), "class_bound": False})

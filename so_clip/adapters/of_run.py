@@ -1,0 +1,81 @@
+"""The adapter file of a run."""
+
+from typing import Any
+
+from so_clip.adapters.about import About, Base, LowRank
+from so_clip.adapters.before import added_tensors
+from so_clip.adapters.change import Change
+from so_clip.adapters.file import SavedAdapter, saved_adapter
+from so_clip.config.settings import Settings
+from so_clip.data.run_data import Data
+from so_clip.fingerprint import counting_options
+from so_clip.methods.model import Model
+
+MIB = 2**20
+# save=auto keeps files up to this size.
+AUTO_MIB = 64
+
+
+def adapter_of_run(
+    settings: Settings,
+    data: Data,
+    model: Model,
+    changes: dict[str, Change],
+    *,
+    fingerprint: str,
+    temperature: float | None = None,
+    calibrated_on: int = 0,
+) -> SavedAdapter:
+    """Return the adapter of a finished run.
+
+    Args:
+        settings, data, model: of the run; the model is adapted.
+        changes: of the base's tensors, since before training.
+        fingerprint: of the run.
+        temperature, calibrated_on: see About.
+    """
+    adapter, classifier = model.adapter, model.classifier
+    updates = [] if adapter is None else adapter.low_rank_updates(classifier)
+    state = classifier.backbone.model.state_dict()
+    names, described = data.splits.class_names, data.card.descriptions
+    about = About(
+        base=_base(settings, model),
+        dataset=settings.data.dataset,
+        class_names=tuple(names),
+        templates=classifier.templates,
+        descriptions=None if described is None else tuple(described[name] for name in names),
+        method=settings.method.name,
+        method_title=settings.method.title,
+        settings=_options(settings),
+        class_bound=adapter is not None and adapter.class_bound,
+        precision=model.precision.name,
+        evaluation_precision=settings.evaluation_precision,
+        run_fingerprint=fingerprint,
+        temperature=temperature,
+        calibrated_on=calibrated_on,
+        low_rank=tuple(
+            LowRank(**vars(update), shape=tuple(state[update.tensor].shape)) for update in updates
+        ),
+    )
+    return saved_adapter(about, changes, added_tensors(model))
+
+
+def _base(settings: Settings, model: Model) -> Base:
+    backbone, choice = model.classifier.backbone, settings.backbone
+    return Base(
+        architecture=choice.architecture,
+        # With a checkpoint, the tag names other weights than the loaded ones.
+        pretrained=None if choice.checkpoint else choice.pretrained,
+        weights_sha256=model.weights_sha256,
+        logit_scale=backbone.logit_scale,
+        quick_gelu=bool(backbone.architecture.get("quick_gelu")),
+        description=f"{choice.architecture} ({choice.pretrained or 'other'} weights)",
+    )
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """Return the options that can change the result, without paths of this machine."""
+    options = counting_options(settings)
+    for name in ("template", "transfer"):  # the prompts are in the file; test sets change nothing
+        del options[name]
+    return options

@@ -1,0 +1,191 @@
+"""From a saved adapter to the classifier of its run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from so_clip.adapters.about import About
+from so_clip.adapters.apply import put_in
+from so_clip.adapters.file import SavedAdapter, load
+from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
+from so_clip.config.resolve import resolved_text_budget
+from so_clip.data.plain_files import load_plain_yaml
+from so_clip.errors import InputError
+from so_clip.results.run_files import ADAPTER_FILE, CONFIG_FILE, METRICS_FILE
+from so_clip.runtime.device import pick_device
+from so_clip.runtime.precision import Precision
+from so_clip.system.safe_open import read_plain
+
+
+class Opened(NamedTuple):
+    """An adapter, and the run's folder that it was found in; None for a single file."""
+
+    adapter: SavedAdapter
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A classifier with an adapter in it.
+
+    Attributes:
+        classifier: frozen, on `device`; its logits are those of the run.
+        about: the adapter's metadata.
+        class_names: of the logits, in order.
+        precision: of the image tower on test images.
+        device: of the classifier.
+    """
+
+    classifier: Classifier
+    about: About
+    class_names: tuple[str, ...]
+    precision: Precision
+    device: torch.device
+
+
+def open_saved(path: Path | str) -> Opened:
+    """Read the adapter of a run's folder, or an adapter file.
+
+    Raises:
+        InputError: there is no adapter, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return Opened(load(path), None)
+    file = path / ADAPTER_FILE
+    if file.exists():
+        return Opened(load(file), path)
+    if (path / METRICS_FILE).exists():
+        raise InputError(
+            f"{path}: the run has no {ADAPTER_FILE}: it is older than this file, was too large for "
+            f"save=auto, or had save=false. Repeat it: python -m so_clip --from {path} save=true"
+        )
+    raise InputError(
+        f"{path}: is no folder of a finished run. Give a folder such as results/runs/NAME, or a "
+        "file adapter.safetensors."
+    )
+
+
+def restore(
+    adapter: SavedAdapter,
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    checkpoint: Path | str | None = None,
+    folder: Path | None = None,
+    class_names: Sequence[str] | None = None,
+    config_dir: Path | None = None,
+) -> Restored:
+    """Load the adapter's base and build its run's classifier.
+
+    On the hardware and with the threads of the run, the logits equal the run's bit for bit.
+
+    Args:
+        adapter: as `load` returns it.
+        device: auto | cpu | cuda | cuda:N | mps.
+        precision: of the image tower; None: as the run measured test accuracy.
+        checkpoint: a local file with the base's weights. None: the published weights, or the
+            checkpoint that the run in `folder` names.
+        folder: of the run.
+        class_names: other classes to classify. None: the run's.
+        config_dir: the user's own configuration folder, if the adapter's class is named there.
+
+    Raises:
+        InputError: the base cannot be loaded or has other weights, or the method cannot classify
+            other classes.
+    """
+    about = adapter.about
+    names = about.class_names if class_names is None else tuple(class_names)
+    _check_names(adapter, names)
+    if checkpoint is None and folder is not None:
+        checkpoint = _recorded_checkpoint(folder)
+    backbone, place = _base(adapter, checkpoint), pick_device(device)
+    settings, on_cuda = about.settings, place.type == "cuda"
+    backbone.memory = settings.get("memory", "balanced")
+    own = about.prompts(None if about.class_names else names)
+    classifier = Classifier(
+        backbone,
+        backbone.tokenize(own.texts),
+        resolved_text_budget(settings.get("text_budget_mib"), backbone.memory, on_cuda),
+        prompts_per_class=own.per_class,
+        templates=own.templates,
+    ).to(place)
+    image_precision = Precision(precision or about.evaluation_precision, place)
+    is_half = image_precision.name == HALF_WEIGHTS
+    opens = is_half and settings.get("adapter") is not None
+    method = put_in(classifier, adapter, config_dir, opens)
+    if is_half:
+        backbone.use_half_weights()
+    classifier.requires_grad_(False)
+    classifier.forget_classes()
+    if names != (about.class_names or names):
+        other = about.prompts(names)
+        classifier.use_classes(
+            backbone.tokenize(other.texts),
+            other.templates,
+            rewrite=None if method is None else method.prompts_for,
+            prompts_per_class=other.per_class,
+        )
+    return Restored(classifier, about, names, image_precision, place)
+
+
+def _check_names(adapter: SavedAdapter, names: tuple[str, ...]) -> None:
+    about = adapter.about
+    if not names:
+        raise InputError(
+            f"{adapter.place}: holds no class names, as an adapter made by {about.kind} may. Give "
+            "the classes: --classes a,b,c, or class_names= in Python."
+        )
+    if about.class_bound and names != about.class_names:
+        raise InputError(
+            f"{adapter.place}: what {about.method} trained belongs to its "
+            f"{len(about.class_names)} classes, and cannot classify others. Leave the other class "
+            "names out."
+        )
+
+
+def _base(adapter: SavedAdapter, checkpoint: Path | str | None) -> Backbone:
+    about = adapter.about
+    base = about.base
+    if not base.architecture:
+        raise InputError(
+            f"{adapter.place}: does not name the architecture of its base. Make it with "
+            "diff(..., architecture=NAME), or apply it to a model."
+        )
+    backbone = load_backbone(
+        base.architecture,
+        base.pretrained,
+        checkpoint,
+        logit_scale=base.logit_scale,
+        seed=int(about.settings.get("seed", 0)),
+    )
+    if backbone.weights_sha256 == base.weights_sha256:
+        if bool(backbone.architecture.get("quick_gelu")) != base.quick_gelu:
+            kind = "with" if base.quick_gelu else "without"
+            raise InputError(
+                f"{adapter.place}: its base computes {kind} QuickGELU, and "
+                f"{backbone.description} does not. Give a checkpoint that says so, such as "
+                "OpenAI's own file."
+            )
+        return backbone
+    raise InputError(
+        f"{adapter.place}: belongs to {base.description} ({base.weights_sha256[:12]}), and "
+        f"{backbone.description} has other weights ({backbone.weights_sha256[:12]}). Give the "
+        "base's weights with --checkpoint FILE, or checkpoint= in Python."
+    )
+
+
+def _recorded_checkpoint(folder: Path) -> str | None:
+    """Return the checkpoint that a run's config.yaml names."""
+    try:
+        config: Any = load_plain_yaml(read_plain(folder / CONFIG_FILE))
+        checkpoint = config["backbone"]["checkpoint"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
+        return None
+    return checkpoint if isinstance(checkpoint, str) else None
