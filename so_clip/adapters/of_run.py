@@ -46,7 +46,7 @@ def adapter_of_run(
         descriptions=None if described is None else tuple(described[name] for name in names),
         method=settings.method.name,
         method_title=settings.method.title,
-        settings=_options(settings),
+        settings=options_of(settings),
         class_bound=adapter is not None and adapter.class_bound,
         precision=model.precision.name,
         evaluation_precision=settings.evaluation_precision,
@@ -73,7 +73,7 @@ def _base(settings: Settings, model: Model) -> Base:
     )
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def options_of(settings: Settings) -> dict[str, Any]:
     """Return the options that can change the result, without paths of this machine."""
     options = counting_options(settings)
     for name in ("template", "transfer"):  # the prompts are in the file; test sets change nothing

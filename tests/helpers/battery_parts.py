@@ -37,6 +37,7 @@ class TrainedMethod:
 
     Attributes:
         before: the state dict before the training.
+        changes: of the base's tensors, as the adapter file has them.
         zero_shot_BK, logits_BK: logits of test images before and after the training.
     """
 
@@ -49,7 +50,7 @@ class TrainedMethod:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(self.settings, self.model, RunFolder(Path(folder)), batches)
             self.adaptation = run.adapt(Progress(None, 0))
-        self.memory = run.peak_memory.result()
+        self.memory, self.changes = run.peak_memory.result(), run.changes
         self.logits_BK = logits_of(self.model)
 
 
