@@ -46,10 +46,12 @@ from so_clip.metrics import (
     summary_rows,
     write_outcomes,
 )
+from so_clip.results.logits_file import Validation
 from so_clip.results.progress import Progress
 from so_clip.results.provenance import provenance
 from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder, summary_table
+from so_clip.results.scores import ADAPTED
 from so_clip.runtime.device import describe
 from so_clip.runtime.distributed import ALONE, Ranks
 from so_clip.runtime.peak_memory import PeakMemory
@@ -202,7 +204,7 @@ class Run:
             for name, evaluator in evaluators.items()
         }
         images, validation = None, None
-        if settings.adapts and keeps[""].adapted:
+        if settings.adapts and (keeps[""].adapted or settings.placement.save is not False):
             images = ValidationImages(build_validation_evaluator(settings, data, model))
             images.zero_shot()
         few_shot = data.few_shot.as_json() if settings.adapts and data.few_shot else None
@@ -350,14 +352,20 @@ class Run:
         changes, nbytes = before.changes(most_bytes)
         return changes if nbytes <= most_bytes else None
 
-    def _save(self, data: Data) -> float | None:
+    def _save(self, data: Data, validation: Validation | None) -> float | None:
         """Write the adapter file; return its size in MiB, or None if none is written."""
         save = self.settings.placement.save
         if save is False:
             return None
         if self.changes is not None:
             adapter = adapter_of_run(
-                self.settings, data, self.model, self.changes, fingerprint=self.fingerprint
+                self.settings,
+                data,
+                self.model,
+                self.changes,
+                fingerprint=self.fingerprint,
+                temperature=validation and validation.temperatures[ADAPTED],
+                calibrated_on=len(validation.label_V) if validation else 0,
             )
             if save is True or adapter.nbytes <= AUTO_MIB * MIB:
                 self.folder.check_in_place()

@@ -37,6 +37,7 @@ def zero_shot(results: Path) -> Run:
 
 def test_the_folder_holds_what_it_should(demo):
     assert sorted(path.name for path in demo.folder.iterdir()) == [
+        "adapter.safetensors",
         "changed.csv",
         "config.yaml",
         "fewshot.json",
@@ -243,6 +244,7 @@ def test_zero_shot_trains_nothing(zero_shot, demo):
     assert metrics["optimizer_state_mib"] == metrics["gradients_mib"] == 0
     assert 0 < metrics["weights_mib"] < metrics["peak_memory_mib"]
     assert sorted(path.name for path in zero_shot.folder.iterdir()) == [
+        "adapter.safetensors",
         "config.yaml",
         "logits.safetensors",
         "metrics.json",

@@ -24,6 +24,7 @@ from so_clip.checks import (
 )
 from so_clip.data.choice import DataChoice
 from so_clip.errors import InputError
+from so_clip.results.logits_file import logits_file
 from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.system.machine import core_share
 
@@ -238,7 +239,7 @@ class Placement(Options):
         changes_results=False,
         ge=1,
     )
-    save: bool | Literal["auto"] = option(
+    save: AutoFlag = option(
         AUTO,
         "adapter.safetensors in the run's folder: auto (up to 64 MiB) | true | false",
         changes_results=False,
@@ -297,7 +298,11 @@ class Settings(Options):
     @property
     def demanded_files(self) -> tuple[str, ...]:
         """The optional files that a finished run must have, or it is repeated."""
-        return (ADAPTER_FILE,) if self.placement.save is True else ()
+        options = {
+            ADAPTER_FILE: self.placement.save,
+            logits_file(): self.evaluation.keep_logits,
+        }
+        return tuple(file for file, keeps in options.items() if keeps is True)
 
     @property
     def trains(self) -> bool:

@@ -82,6 +82,7 @@ NO_DIFFERENCE: dict[str, Any] = {
     "evaluation.cache_dir": None,
     "evaluation.decode_cache_gib": 0,
     "evaluation.keep_logits": False,
+    "save": False,
     "dataset.split_file": "mine.json",
     "backbone.checkpoint": "mine.pt",
     "method.title": "Mine",
