@@ -364,7 +364,7 @@ class Run:
                 self.model,
                 self.changes,
                 fingerprint=self.fingerprint,
-                temperature=validation and validation.temperatures[ADAPTED],
+                temperature=validation.temperatures[ADAPTED] if validation else None,
                 calibrated_on=len(validation.label_V) if validation else 0,
             )
             if save is True or adapter.nbytes <= AUTO_MIB * MIB:
