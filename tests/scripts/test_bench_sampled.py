@@ -19,6 +19,17 @@ def test_every_method_is_measured_against_the_dense_product():
     assert bench_sampled.cpu().endswith("cores")
 
 
+def test_the_table_of_convolutions_agrees_with_the_rule(monkeypatch):
+    monkeypatch.setattr(bench_sampled, "CONVOLUTION_DENSITIES", (1e-3, 1e-2))
+    small = pd.DataFrame(bench_sampled.measure_convolution("small", (16, 16, 3, 3), 1, 8))
+    assert [*small["entries"]] == [2304, 2, 23]
+    assert [*small["chosen"]] == ["", "yes", ""]
+    table = pd.read_csv(bench_sampled.CONVOLUTION_TABLE)
+    assert set(table["convolution"]) == set(bench_sampled.CONVOLUTIONS)
+    # A chosen one is not slower than the dense gradient, apart from noise.
+    assert (table[table["chosen"] == "yes"]["times_faster_than_dense"] > 0.9).all()
+
+
 def test_the_table_in_the_repository_agrees_with_the_rule():
     table = pd.read_csv(bench_sampled.TABLE)
     assert table["hardware"].notna().all()
