@@ -189,21 +189,5 @@ def test_the_commands_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeyp
     follow(page, tmp_path)
 
 
-def test_the_example_of_so_trains_a_module():
-    """The Python blocks of docs/so.md run on a small module."""
-    import torch
-    from torch import nn
-
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    batches = [(torch.randn(6, 4), torch.arange(6) % 3)] * 2
-    scope = {"model": model, "batches": batches, "loss_fn": nn.CrossEntropyLoss()}
-    before = [value.clone() for value in model.parameters()]
-    for block in blocks(ROOT / "docs" / "so.md"):
-        if block.kind == "python":
-            exec(block.text, scope)
-    assert any(not old.equal(new) for old, new in zip(before, model.parameters(), strict=True))
-
-
 def test_the_results_version_in_the_pages_is_that_of_the_code():
     assert f"It is {RESULTS_VERSION} since" in (ROOT / "docs" / "runs.md").read_text()

@@ -38,6 +38,16 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def python_under(page: Path, heading: str) -> str:
+    """Return the Python between a heading, such as "## Runs", and the next heading."""
+    text, found = page.read_text(encoding="utf-8"), []
+    for match in _FENCED.finditer(text):
+        headings = re.findall(r"(?m)^#+ .*$", _FENCED.sub("", text[: match.start()]))
+        if match[1] == "python" and headings[-1] == heading:
+            found.append(match[2])
+    return "\n".join(found)
+
+
 def inline_code(page: Path) -> list[str]:
     """Return the text of every `code` outside fenced blocks."""
     return re.findall(r"`([^`\n]+)`", _FENCED.sub("", page.read_text(encoding="utf-8")))

@@ -54,6 +54,25 @@ def test_groups_have_their_own_settings() -> None:
     assert int((late != 0).sum()) == 7
 
 
+def test_named_parameters_train_like_unnamed_ones() -> None:
+    nets = [nn.Sequential(nn.Linear(30, 20), nn.LayerNorm(20)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    named = SO(nets[0].named_parameters(), 0.1, density_ratio=0.02)
+    plain = SO(nets[1].parameters(), 0.1, density_ratio=0.02)
+    start = [param.detach().clone() for param in nets[0].parameters()]
+    for net, optimizer in zip(nets, (named, plain), strict=True):
+        run([*net.parameters()], optimizer, 3)
+    assert named.param_groups[0]["param_names"] == [*dict(nets[0].named_parameters())]
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+    moved = [int((a != b).sum()) for a, b in zip(start, nets[0].parameters(), strict=True)]
+    assert moved == [12, 1, 1, 1]  # a vector has at least one entry in its support
+    named.load_state_dict(named.state_dict())
+    plain.load_state_dict(named.state_dict())
+    for net, optimizer in zip(nets, (named, plain), strict=True):
+        run([*net.parameters()], optimizer, 3)
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
 def test_supports_depend_on_the_seed_alone() -> None:
     def supports(seed: int, dtype: torch.dtype, asked_first: int) -> list[list[int]]:
         params = parameters(dtype)
