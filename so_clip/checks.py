@@ -156,6 +156,13 @@ def path(key: str, value: Any) -> Path:
         raise InputError(f"{key}={text}: there is no such home. Write the path in full.") from error
 
 
+def device_name(value: Any) -> str:
+    """Return the name of a device; InputError for another text."""
+    if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,2})?", str(value)):
+        raise InputError(f"device={value}: must be auto, cpu, cuda, cuda:N or mps.")
+    return str(value)
+
+
 def unicode_text(key: str, text: str) -> str:
     """Return the text; InputError if it cannot be written as UTF-8."""
     try:

@@ -29,6 +29,10 @@ COMMANDS = {
         "dataset=imagenet backbone=vit_l14 shots=16",
         "Forecast memory, FLOPs and disk space of a run; needs no data and no GPU.",
     ),
+    "predict": (
+        "results/runs/NAME photos/",
+        "Classify images with the adapter of a run: the best classes, with confidences.",
+    ),
     "status": (
         "results/runs",
         "Show which runs are done, running, failed or missing, and the command for the rest.",

@@ -17,6 +17,7 @@ from so_clip.checks import (
     OptionalPathOption,
     Options,
     PathOption,
+    device_name,
     number,
     option,
     option_key,
@@ -254,9 +255,7 @@ class Placement(Options):
     @field_validator("device", mode="before")
     @classmethod
     def _check_device(cls, value: Any) -> str:
-        if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,2})?", str(value)):
-            raise InputError(f"device={value}: must be auto, cpu, cuda, cuda:N or mps.")
-        return str(value)
+        return device_name(value)
 
 
 class Settings(Options):

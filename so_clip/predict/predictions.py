@@ -6,7 +6,6 @@ Tensor names end in their shape: B images of a batch, K classes, T best classes,
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from typing import NamedTuple, TypeAlias
 
@@ -74,8 +73,10 @@ class Predictor:
         class_names: by label.
         temperature: divides the logits; None: 1, and confidences are not calibrated.
         precision: of the image tower; None: fp32.
+        top: classes per image; at most all classes.
         batch_size: images per forward pass; the default is that of evaluations.
         workers: threads that decode; None: one per core; 0: the calling thread.
+        keep_logits: also give the logits of all classes.
 
     Raises:
         InputError: the number of names is not the number of classes, or a number is too small.
@@ -85,8 +86,10 @@ class Predictor:
     class_names: Sequence[str]
     temperature: float | None = None
     precision: Precision | None = None
+    top: int = 5
     batch_size: int = 256
     workers: int | None = None
+    keep_logits: bool = False
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.classifier.class_count:
@@ -94,10 +97,10 @@ class Predictor:
                 f"class_names: {len(self.class_names)} names, but the classifier has "
                 f"{self.classifier.class_count} classes. Give one name per class."
             )
-        if self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size}: must be 1 or more.")
-        if self.workers is not None and self.workers < 0:
-            raise InputError(f"workers={self.workers}: must be 0 or more.")
+        for name, least in (("top", 1), ("batch_size", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name}={value}: must be {least} or more.")
 
     @property
     def device(self) -> torch.device:
@@ -105,13 +108,7 @@ class Predictor:
         return self.classifier.backbone.mean.device
 
     def predict(
-        self,
-        pictures: Sequence[Picture],
-        top: int = 5,
-        *,
-        keep_logits: bool = False,
-        unread: Unread | None = None,
-        progress: bool = False,
+        self, pictures: Sequence[Picture], unread: Unread | None = None, progress: bool = False
     ) -> Generator[Prediction, None, None]:
         """Yield the prediction of each image, in order, while threads decode the next ones.
 
@@ -119,36 +116,29 @@ class Predictor:
 
         Args:
             pictures: any number of images.
-            top: classes per image; at most all classes.
-            keep_logits: also give the logits of all classes.
             unread: called with the place and the error of an image that cannot be read; the image
                 is then left out. None: the first such error is raised.
             progress: show a bar on stderr, if it is a terminal.
 
         Raises:
-            InputError: `top` is below 1, or an image cannot be read and `unread` is None.
+            InputError: an image cannot be read, and `unread` is None.
         """
-        if top < 1:
-            raise InputError(f"top={top}: must be 1 or more.")
-        return self._predict(pictures, top, keep_logits, unread, progress)
+        with closing(self.batches(pictures, unread, progress)) as batches:
+            for predictions in batches:
+                yield from predictions
 
-    def _predict(
-        self,
-        pictures: Sequence[Picture],
-        top: int,
-        keep_logits: bool,
-        unread: Unread | None,
-        progress: bool,
-    ) -> Generator[Prediction, None, None]:
-        given = Pictures(pictures, raises=unread is None)
-        size, device = self.batch_size, self.device
-        batches = filled_ahead(
+    def batches(
+        self, pictures: Sequence[Picture], unread: Unread | None = None, progress: bool = False
+    ) -> Generator[list[Prediction], None, None]:
+        """Yield the predictions of `predict`, batch by batch."""
+        given, size = Pictures(pictures, raises=unread is None), self.batch_size
+        filled = filled_ahead(
             given.fill,
             len(pictures),
             self.classifier.backbone.image_size,
             size,
             usable_cores() if self.workers is None else self.workers,
-            pin=device.type == "cuda" and torch.cuda.is_available(),
+            pin=self.device.type == "cuda" and torch.cuda.is_available(),
         )
         bar = tqdm(
             total=len(pictures),
@@ -157,27 +147,32 @@ class Predictor:
             dynamic_ncols=True,
             disable=None if progress else True,  # None: hidden without a terminal
         )
-        with closing(batches), bar, self.classifier.held_classes():
-            ranked = _one_ahead(partial(self._rank, top), batches)
-            for start, batch in zip(count(0, size), ranked, strict=False):
-                places = range(start, start + len(batch.logits_BK))
-                rows = zip(places, *batch.on_host(), strict=True)
-                for index, labels, confidences, logits_K in rows:
-                    if unread is not None and index in given.errors:
-                        unread(index, given.errors.pop(index))
-                        continue
-                    yield Prediction(
-                        index,
-                        path_of(pictures[index]),
-                        tuple(labels),
-                        tuple(self.class_names[label] for label in labels),
-                        tuple(confidences),
-                        logits_K if keep_logits else None,
-                    )
+        with closing(filled), bar, self.classifier.held_classes():
+            for start, ranked in zip(count(0, size), _one_ahead(self._rank, filled), strict=False):
+                places = range(start, start + len(ranked.logits_BK))
+                errors = {place: given.errors.pop(place, None) for place in places}
+                for place, error in errors.items():
+                    if error is not None and unread is not None:
+                        unread(place, error)
+                rows = zip(places, *ranked.on_host(), strict=True)
+                yield [self._prediction(pictures, *row) for row in rows if errors[row[0]] is None]
                 bar.update(len(places))
 
+    def _prediction(
+        self,
+        pictures: Sequence[Picture],
+        index: int,
+        labels: list[int],
+        confidences: list[float],
+        logits_K: Tensor,
+    ) -> Prediction:
+        names = tuple(self.class_names[label] for label in labels)
+        kept_K = logits_K if self.keep_logits else None
+        path = path_of(pictures[index])
+        return Prediction(index, path, tuple(labels), names, tuple(confidences), kept_K)
+
     @torch.inference_mode()
-    def _rank(self, top: int, images_BCHW: Tensor) -> "_Ranked":
+    def _rank(self, images_BCHW: Tensor) -> "_Ranked":
         """Return the best classes of a batch, on the device, which the host does not wait for."""
         with self._autocast():
             image_BD = self.classifier.backbone.encode_image(
@@ -189,7 +184,7 @@ class Predictor:
         best_B1 = logits_BK.softmax(dim=1).max(dim=1, keepdim=True).indices
         ranks_BK = logits_BK.scatter(1, best_B1, torch.inf)
         order_BK = ranks_BK.sort(dim=1, descending=True, stable=True).indices
-        label_BT = order_BK[:, :top]
+        label_BT = order_BK[:, : self.top]
         confidence_BK = (logits_BK / (self.temperature or 1.0)).softmax(dim=1)
         return _Ranked(label_BT, confidence_BK.gather(1, label_BT), logits_BK)
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from so_clip.checks import device_name
 from so_clip.errors import InputError
 from so_clip.system.machine import lease_gpu
 
@@ -13,9 +14,10 @@ def pick_device(name: str) -> torch.device:
     """Return the device that `name` (auto | cpu | cuda | cuda:N | mps) means on this machine.
 
     Raises:
-        InputError: the machine has no such device, or fewer CUDA devices than the name needs.
+        InputError: the name is another one, or the machine has no such device, or fewer CUDA
+            devices than the name needs.
     """
-    if name == "auto":
+    if device_name(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():

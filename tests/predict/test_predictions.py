@@ -52,7 +52,7 @@ def test_predictions_are_those_of_an_evaluation(classifier, folder, precision, t
     evaluated = Evaluator(classifier, "", stream, device, Precision(precision, device))
     expected = evaluated.zero_shot()
     predictor = Predictor(classifier, NAMES, None, Precision(precision, device), batch_size=3)
-    found = list(predictor.predict(files_of(folder), top=1))
+    found = list(predictor.predict(files_of(folder)))
     classifier.backbone.model.requires_grad_(False)
     assert [one.label for one in found] == expected.predicted_N.tolist()
     assert [one.confidence for one in found] == pytest.approx(expected.confidence_N.tolist())
@@ -61,8 +61,8 @@ def test_predictions_are_those_of_an_evaluation(classifier, folder, precision, t
 
 def test_all_classes_are_ranked_and_a_temperature_changes_confidences_only(classifier, folder):
     files = files_of(folder)
-    plain = list(Predictor(classifier, NAMES).predict(files, top=99, keep_logits=True))
-    tempered = list(Predictor(classifier, NAMES, temperature=50.0).predict(files, top=2))
+    plain = list(Predictor(classifier, NAMES, top=99, keep_logits=True).predict(files))
+    tempered = list(Predictor(classifier, NAMES, temperature=50.0, top=2).predict(files))
     for one, other in zip(plain, tempered, strict=True):
         probability_K = one.logits_K.double().softmax(0)
         assert sorted(one.labels) == [0, 1, 2, 3]
@@ -85,7 +85,7 @@ def test_files_images_and_pixels_of_one_picture_have_one_prediction(classifier, 
     file = folder / "7.jpg"
     image = Image.open(file).convert("RGB")
     pictures = [str(file), file, Image.open(file), image, to_tensor(image), np.asarray(image)]
-    found = list(Predictor(classifier, NAMES).predict(pictures, keep_logits=True))
+    found = list(Predictor(classifier, NAMES).predict(pictures))
     assert len({(one.labels, one.confidences) for one in found}) == 1
     assert [one.path for one in found] == [str(file), str(file), None, None, None, None]
     grey = np.asarray(image.convert("L"))
@@ -138,7 +138,7 @@ def test_numbers_that_do_not_fit_are_refused(classifier, folder):
     with pytest.raises(InputError, match="workers=-1"):
         Predictor(classifier, NAMES, workers=-1)
     with pytest.raises(InputError, match="top=0"):
-        Predictor(classifier, NAMES).predict([], top=0)
+        Predictor(classifier, NAMES, top=0)
 
 
 def test_no_image_gives_no_prediction(classifier):

@@ -84,7 +84,7 @@ def _content(folder: Path) -> Content:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _is_hidden(entry.name):
+                if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
@@ -95,7 +95,8 @@ def _content(folder: Path) -> Content:
     return Content(tuple(sorted(folders)), images)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a name begins with a dot, or is that of a system's own file or folder."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
@@ -205,7 +206,7 @@ class _Walk:
             raise InputError(f"{folder}: cannot be listed: {reason_of(error)}.") from error
         visible = []
         for entry in listed:
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 self.hidden += 1
             elif not entry.is_symlink() or self._can_follow(entry.path, folder):
                 visible.append(entry)
