@@ -50,7 +50,7 @@ _BATCH_SIZE, _MOST_IN_A_BATCH = 256, 1024
 def main(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_FILE", show_default=False)],
     images: Annotated[
-        list[str] | None, typer.Argument(metavar="IMAGES...", show_default=False)
+        list[str] | None, typer.Argument(metavar="IMAGES", show_default=False)
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Classes per image.")] = 5,
     form: Annotated[
