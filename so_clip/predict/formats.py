@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rich.cells import cell_len
-
 from so_clip import escape
 
 if TYPE_CHECKING:
@@ -92,8 +90,15 @@ def _line(widths: tuple[int, int], image: str, name: str, confidence: str) -> st
 
 
 def _padded(text: str, width: int) -> str:
-    return text + " " * (width - cell_len(text))
+    return text + " " * (width - _cells(text))
 
 
 def _width(texts: Iterable[str]) -> int:
-    return min(_WIDEST, max(cell_len(escape.line(text)) for text in texts))
+    return min(_WIDEST, max(_cells(escape.line(text)) for text in texts))
+
+
+def _cells(text: str) -> int:
+    """Return the width of a text on a terminal."""
+    from rich.cells import cell_len  # rich slows down --help
+
+    return cell_len(text)

@@ -13,7 +13,17 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 ALL_PAGES = [README, *PAGES, ROOT / "results" / "README.md"]
 HOME = "$HOME"
 PROGRAM = ["python", "-m", "so_clip"]
-COMMANDS = ("prepare", "doctor", "draw", "forecast", "status", "table", "report", "tensorboard")
+COMMANDS = (
+    "prepare",
+    "doctor",
+    "draw",
+    "forecast",
+    "predict",
+    "status",
+    "table",
+    "report",
+    "tensorboard",
+)
 # Runs of a page need one step: the test checks the command, not the score.
 ONE_STEP = "schedule.max_steps=1"
 _FENCED = re.compile(r"(?ms)^```(\w*)\n(.*?)^```$")
@@ -144,13 +154,22 @@ def _run(line: list[str]) -> Outcome:
     """Run one command in this process; what the page sends to a file is written there."""
     target = line[line.index(">") + 1] if ">" in line else ""
     arguments = line[3 : line.index(">")] if target else line[3:]
-    outcome = call(*small(arguments))
+    outcome = call(*small(_expanded(arguments)))
     # The doctor sees that stand-ins are smaller than the published datasets.
     allowed = (0, 1) if arguments[0] == "doctor" else (0,)
     assert outcome.code in allowed, (arguments, outcome.err)
     if target:
         _write(Path(target), outcome.out)
     return outcome
+
+
+def _expanded(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the run folders of a pattern in its place, as the shell does it."""
+    found = [
+        sorted(map(str, Path().glob(word))) if word.startswith("results/") else []
+        for word in arguments
+    ]
+    return [name for word, names in zip(arguments, found, strict=True) for name in names or [word]]
 
 
 def small(arguments: Sequence[str]) -> list[str]:
