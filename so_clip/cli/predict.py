@@ -101,7 +101,8 @@ def main(
     adapter_path = path("RUN_OR_FILE", run)
     target = None if out is None else _target(path("-o", out), adapter_path)
     base = None if checkpoint is None else path("--checkpoint", checkpoint)
-    names = other_classes(classes, classes_file and path(CLASSES_FILE, classes_file))
+    listed = None if classes_file is None else path(CLASSES_FILE, classes_file)
+    names = other_classes(classes, listed)
     paths = _paths(images or [], null, follow_links)
 
     # torch takes seconds to import, so most bad input is refused before.

@@ -98,10 +98,6 @@ def _has_hidden(path: str) -> bool:
     return any(part != ".." and is_hidden(part) for part in PurePath(path).parts)
 
 
-def _has_hidden(path: str) -> bool:
-    return any(part != ".." and is_hidden(part) for part in PurePath(path).parts)
-
-
 def _fixed_part(pattern: str) -> str:
     """Return the folder of a pattern's first part with a mark."""
     parts = PurePath(pattern).parts
