@@ -15,6 +15,7 @@ ROOMS = (
     "__main__",
     "cli",
     "forecast",
+    "rescore",
     "report",
     "status",
     "prepare",
@@ -45,6 +46,7 @@ PATH_OF_A_RUN = {"run", "metrics", "train", "checkpoint", "build", "fingerprint"
 WITHOUT_TORCH = (
     "config",
     "results",
+    "rescore",
     "system",
     "status",
     "sweep",

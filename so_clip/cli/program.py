@@ -37,6 +37,10 @@ COMMANDS = {
         "results/runs",
         "Show which runs are done, running, failed or missing, and the command for the rest.",
     ),
+    "rescore": (
+        "results/runs",
+        "Score finished runs again from their kept logits: calibration, top-5, votes over seeds.",
+    ),
     "table": ("results/runs", "Print all runs as a table of accuracy and a table of memory."),
     "report": (
         "results/runs -o FOLDER",

@@ -33,8 +33,7 @@ def scores(columns: Columns) -> dict[str, float]:
         confidence_N = np.asarray(columns[f"{prefix}confidence"]).astype(np.float64)
         values |= {
             f"{prefix}accuracy_percent": 100.0 * float(right_N.mean()),
-            f"{prefix}mean_class_accuracy_percent": 100.0
-            * float(_by_class(label_N, right_N)[2].mean()),
+            f"{prefix}mean_class_accuracy_percent": 100.0 * mean_class_accuracy(label_N, right_N),
             f"{prefix}expected_calibration_error_percent": 100.0
             * calibration_error(right_N, confidence_N),
         }
@@ -94,6 +93,11 @@ def per_class(
             cells[index] = 100.0 * accuracy
         table[f"{prefix}accuracy_percent"] = cells
     return table
+
+
+def mean_class_accuracy(label_N: npt.NDArray[np.int64], right_N: npt.NDArray[np.bool_]) -> float:
+    """Return the mean over classes of their accuracies, in [0, 1]. Classes need an image."""
+    return float(_by_class(label_N, right_N)[2].mean())
 
 
 def harmonic_mean(a: float, b: float) -> float:

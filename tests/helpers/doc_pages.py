@@ -20,6 +20,7 @@ COMMANDS = (
     "forecast",
     "predict",
     "status",
+    "rescore",
     "table",
     "report",
     "tensorboard",
