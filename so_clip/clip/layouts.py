@@ -49,6 +49,9 @@ _HF_PROJECTIONS = {
     "visual_projection.weight": "visual.proj",
     "text_projection.weight": "text_projection",
 }
+# The same parts in open_clip.
+_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+_FUSED = re.compile(r"(.*attn\.)in_proj_(weight|bias)")
 _HF_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 
 # Parts of names that only other models have, or files without the weights of a whole CLIP.
@@ -211,6 +214,47 @@ def _open_clip_name(name: str) -> str:
     if layer:
         rest = f"transformer.resblocks.{layer[1]}.{rest}"
     return rest if tower[1] == "text" else f"visual.{rest}"
+
+
+def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an open_clip CLIP's tensors under transformers' names; inverts `from_hugging_face`.
+
+    Args:
+        state: of a model that transformers' CLIPModel can hold, with or without the part `text`.
+    """
+    converted: dict[str, Tensor] = {}
+    transposed = {new: old for old, new in _HF_PROJECTIONS.items()}
+    for full_name, value in state.items():
+        name = full_name.removeprefix("text.")
+        if name in transposed:
+            converted[transposed[name]] = value.t()
+        elif name == "logit_scale":
+            converted[name] = value.reshape(())
+        elif fused := _FUSED.fullmatch(name):
+            for part, rows in zip("qkv", value.chunk(3), strict=True):
+                converted[hugging_face_name(f"{fused[1]}{part}_proj.{fused[2]}")] = rows
+        else:
+            converted[hugging_face_name(name)] = value
+    return converted
+
+
+def hugging_face_name(name: str) -> str:
+    """Return transformers' name for a tensor or module of an open_clip CLIP.
+
+    Args:
+        name: of anything but projections to the embedding, and with query, key and value split into
+            attn.q_proj, attn.k_proj and attn.v_proj.
+    """
+    name = name.removeprefix("text.")
+    tower = "vision" if name.startswith("visual.") else "text"
+    rest, layer = name.removeprefix("visual."), ""
+    if block := _LAYER.fullmatch(rest):
+        layer, rest = f"encoder.layers.{block[1]}.", block[2]
+    rest = {new: old for old, new in _HF_NAMES.items()}.get(rest, rest)
+    for old, new in _HF_PARTS.items():
+        if f"{rest}.".startswith(f"{new}."):
+            rest = old + rest.removeprefix(new)
+    return f"{tower}_model.{layer}{rest}"
 
 
 def stated_quick_gelu(path: Path, state: Mapping[str, Tensor]) -> bool | None:

@@ -1,0 +1,1 @@
+"""Adapted models as files of other libraries: open_clip, OpenAI's CLIP, transformers and peft."""

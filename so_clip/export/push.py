@@ -1,0 +1,124 @@
+"""Upload an export to a model repository on the Hugging Face hub, in one commit."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from so_clip.errors import InputError, reason_of
+from so_clip.system.commands import command
+
+# The hub's client has no time limit for an answer.
+PROBE_SECONDS = 5
+_UNAUTHORISED, _FORBIDDEN = 401, 403
+_TOKEN_PAGE = "huggingface.co/settings/tokens"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model repository that the user's token may write to.
+
+    Attributes:
+        name: OWNER/NAME.
+        endpoint: the address of the hub.
+    """
+
+    name: str
+    endpoint: str
+    token: str
+
+
+def check_repository(name: str) -> Repository:
+    """Check name, token and network with one request, before any work is done.
+
+    HF_ENDPOINT and HF_TOKEN set the hub and the token, as for all clients of the hub.
+
+    Args:
+        name: of the repository: OWNER/NAME, or NAME for one of the token's user.
+
+    Raises:
+        InputError: the name is no repository's name, there is no token, the hub refuses it, or the
+            hub does not answer within `PROBE_SECONDS`.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(f"--push {name}: {reason_of(error)} Give OWNER/NAME.") from error
+    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
+    token = get_token()
+    if token is None:
+        raise InputError(
+            f"--push {name}: there is no token of the hub. Set HF_TOKEN to a token with write "
+            f"access ({_TOKEN_PAGE}), or log in: {command('auth', 'login', program=('hf',))}."
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"--push {name}: HF_HUB_OFFLINE forbids requests to the hub. Unset it.")
+    try:
+        answer = get_session().get(
+            f"{endpoint}/api/whoami-v2",
+            headers=build_hf_headers(token=token),
+            timeout=PROBE_SECONDS,
+        )
+        status = answer.status_code
+        user = str(answer.json()["name"]) if status == 200 else ""
+    except Exception as error:  # the client raises the errors of its transport, which vary
+        raise _unreachable(name, endpoint, type(error).__name__) from error
+    if status in (_UNAUTHORISED, _FORBIDDEN):
+        raise _refused(name, endpoint, status)
+    if not user:
+        raise _unreachable(name, endpoint, f"status {status}")
+    return Repository(name if "/" in name else f"{user}/{name}", endpoint, token)
+
+
+def push(repository: Repository, files: Mapping[str, Path | bytes], message: str) -> str:
+    """Upload files in one commit; create the repository if there is none.
+
+    Args:
+        repository: from `check_repository`.
+        files: files or their content, by their paths in the repository.
+        message: of the commit.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: the hub refuses the repository or the commit. The repository has no new file.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(endpoint=repository.endpoint, token=repository.token)
+    operations: list[Any] = [
+        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+        for path, content in files.items()
+    ]
+    try:
+        api.create_repo(repository.name, exist_ok=True)
+        api.create_commit(repository.name, operations, commit_message=message)
+    except Exception as error:  # see check_repository
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (_UNAUTHORISED, _FORBIDDEN):
+            raise _refused(repository.name, repository.endpoint, status) from error
+        raise InputError(
+            f"--push {repository.name}: {repository.endpoint} did not take the files: "
+            f"{type(error).__name__}: {reason_of(error)}. The repository has none of them."
+        ) from error
+    return f"{repository.endpoint}/{repository.name}"
+
+
+def _refused(name: str, endpoint: str, status: int) -> InputError:
+    return InputError(
+        f"--push {name}: {endpoint} refuses the token (status {status}). It needs write access to "
+        f"this repository: make another one at {_TOKEN_PAGE} and set HF_TOKEN."
+    )
+
+
+def _unreachable(name: str, endpoint: str, reason: str) -> InputError:
+    return InputError(
+        f"--push {name}: the hub at {endpoint} gives no answer ({reason}). Check the network and "
+        "HF_ENDPOINT, or leave out --push and upload the files later."
+    )

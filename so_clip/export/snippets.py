@@ -1,0 +1,96 @@
+"""Python that loads an export with its own library and classifies photo.jpg."""
+
+import json
+from collections.abc import Sequence
+
+_IMPORTS = ("import torch", "from PIL import Image", "from safetensors.torch import load_file")
+_CLASSIFY = """\
+classes = load_file("classifier.safetensors")
+logits_BK = image_BD @ classes["weight"].T + classes["bias"]
+class_names = json.loads(Path("classes.json").read_text("utf-8"))["class_names"]
+print(class_names[logits_BK.argmax()])
+"""
+_OPEN_CLIP = """
+model = model.eval()
+with torch.no_grad():
+    image_BD = model.encode_image(preprocess(Image.open("photo.jpg")).unsqueeze(0), normalize=True)
+"""
+_TRANSFORMERS = """
+inputs = processor(images=Image.open("photo.jpg").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    image_BD = model.visual_projection(model.vision_model(**inputs).pooler_output)
+    image_BD = torch.nn.functional.normalize(image_BD, dim=-1)
+"""
+
+
+def open_clip_snippet(
+    architecture: str,
+    file: str,
+    *,
+    config_file: str | None = None,
+    force_quick_gelu: bool = False,
+    pixels: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> str:
+    """Return the snippet for `open_clip.create_model`.
+
+    Args:
+        architecture: open_clip's name.
+        file: the checkpoint.
+        config_file: with the architecture's configuration, if open_clip does not know it.
+        force_quick_gelu: the name says GELU and the model has QuickGELU.
+        pixels: mean and standard deviation, if they are not OpenAI's.
+    """
+    options = [json.dumps(architecture), f"pretrained={json.dumps(file)}"]
+    options += ["force_quick_gelu=True"] if force_quick_gelu else []
+    if pixels is not None:
+        mean, std = (tuple(values) for values in pixels)
+        options += [f"image_mean={mean}", f"image_std={std}"]
+    arguments = "".join(f"    {option},\n" for option in options)
+    added = f"open_clip.add_model_config({json.dumps(config_file)})\n" if config_file else ""
+    load = f"model, _, preprocess = open_clip.create_model_and_transforms(\n{arguments})"
+    return _snippet(["import open_clip"], added + load + _OPEN_CLIP)
+
+
+def hub_snippet(repository: str) -> str:
+    """Return the snippet that loads a repository of the hub with open_clip."""
+    load = f"open_clip.create_model_and_transforms({json.dumps(f'hf-hub:{repository}')})"
+    return _snippet(["import open_clip"], f"model, _, preprocess = {load}{_OPEN_CLIP}")
+
+
+def openai_snippet(file: str) -> str:
+    """Return the snippet for open_clip's reader of OpenAI's files."""
+    load = f"""
+model = open_clip.load_openai_model({json.dumps(file)}, precision="fp32", device="cpu")
+preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
+"""
+    return _snippet(["import open_clip"], load.strip() + _OPEN_CLIP)
+
+
+def transformers_snippet() -> str:
+    """Return the snippet for a folder of transformers."""
+    load = """
+model = CLIPModel.from_pretrained(".").eval()
+processor = CLIPProcessor.from_pretrained(".")
+"""
+    imports = ["from transformers import CLIPModel, CLIPProcessor"]
+    return _snippet(imports, load.strip() + _TRANSFORMERS)
+
+
+def peft_snippet(base: str) -> str:
+    """Return the snippet for a folder of peft.
+
+    Args:
+        base: repository or folder with the base as transformers' CLIPModel.
+    """
+    load = f"""
+base = CLIPModel.from_pretrained({json.dumps(base)})
+model = PeftModel.from_pretrained(base, ".").eval()
+processor = CLIPProcessor.from_pretrained(".")
+"""
+    imports = ["from peft import PeftModel", "from transformers import CLIPModel, CLIPProcessor"]
+    return _snippet(imports, load.strip() + _TRANSFORMERS)
+
+
+def _snippet(imports: Sequence[str], load: str) -> str:
+    lines = sorted({*_IMPORTS, *imports}, key=lambda line: (line.startswith("from"), line.lower()))
+    return "\n".join(["import json", "from pathlib import Path", "", *lines, "", load, _CLASSIFY])
