@@ -22,6 +22,7 @@ ROOMS = (
     "sweep",
     "predict",
     "run",
+    "export",
     "adapters",
     "metrics",
     "train",

@@ -17,6 +17,7 @@ from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.data.plain_files import load_plain_yaml
 from so_clip.errors import InputError
+from so_clip.methods.adapter import Adapter
 from so_clip.results.run_files import ADAPTER_FILE, CONFIG_FILE, METRICS_FILE
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
@@ -40,6 +41,7 @@ class Restored:
         class_names: of the logits, in order.
         precision: of the image tower on test images.
         device: of the classifier.
+        method: the run's method, if its own tensors are in the classifier.
     """
 
     classifier: Classifier
@@ -47,6 +49,7 @@ class Restored:
     class_names: tuple[str, ...]
     precision: Precision
     device: torch.device
+    method: Adapter | None = None
 
 
 def open_saved(path: Path | str) -> Opened:
@@ -132,7 +135,7 @@ def restore(
             rewrite=None if method is None else method.prompts_for,
             prompts_per_class=other.per_class,
         )
-    return Restored(classifier, about, names, image_precision, place)
+    return Restored(classifier, about, names, image_precision, place, method)
 
 
 def _check_names(adapter: SavedAdapter, names: tuple[str, ...]) -> None:

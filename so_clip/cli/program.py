@@ -33,6 +33,10 @@ COMMANDS = {
         "results/runs/NAME photos/",
         "Classify images with the adapter of a run: the best classes, with confidences.",
     ),
+    "export": (
+        "results/runs/NAME --to transformers FOLDER",
+        "Write a run's model as files of open_clip, OpenAI's CLIP, transformers or peft.",
+    ),
     "status": (
         "results/runs",
         "Show which runs are done, running, failed or missing, and the command for the rest.",

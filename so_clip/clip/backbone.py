@@ -94,6 +94,11 @@ class Backbone(nn.Module):
         """
         return tokenize_whole(self._tokenizer, prompts)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """open_clip's tokenizer of the architecture."""
+        return self._tokenizer
+
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, or their ids if the tokenizer cannot decode."""
         decode = getattr(self._tokenizer, "decode", str)

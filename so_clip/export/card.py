@@ -90,7 +90,7 @@ def card(origin: Origin, loading: Loading, needs_classifier: bool) -> str:
     """
     sections = [
         _front_matter(loading),
-        f"# {_text(origin.architecture)} adapted to {_text(origin.dataset_title)}\n",
+        f"# {_text(origin.architecture)} for {_text(origin.dataset_title)}\n",
         _facts(origin, loading),
         *(f"{note}\n" for note in loading.notes),
         _classes(origin, needs_classifier),
@@ -130,14 +130,14 @@ def _classes(origin: Origin, needs_classifier: bool) -> str:
     text = (
         f"`{CLASSIFIER_FILE}` has one row `weight[k]` and one `bias[k]` for each class: logits are "
         "unit-length image embeddings times the transposed weight, plus the bias. "
-        f"`{CLASSES_FILE}` has the names and prompts of the classes in this order.\n"
+        f"`{CLASSES_FILE}` has the names and prompts of the classes in this order."
     )
     if needs_classifier:
         return (
             f"**Classify with `{CLASSIFIER_FILE}`.** The method changes the classifier itself, so "
-            f"the prompts and the text encoder alone give other logits. {text}"
+            f"the prompts and the text encoder alone give other logits. {text}\n"
         )
-    return f"{text}Other prompts, encoded by the text encoder, classify other classes.\n"
+    return f"{text} The text encoder turns other prompts into other classes.\n"
 
 
 def _scores(metrics: Mapping[str, Any]) -> str:
@@ -148,7 +148,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     }
     if not found:
         return ""
-    rows = (found, dict.fromkeys(found, "---:"), found.values())
+    rows = (found, ["---:"] * len(found), found.values())
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"## Scores\n\nOn the test split of its dataset:\n\n{table}\n"
 

@@ -8,8 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from open_clip.tokenizer import SimpleTokenizer
+
 from so_clip.clip.backbone import Backbone
-from so_clip.export.sizes import tower_sizes
+from so_clip.errors import InputError
+from so_clip.export.sizes import WAY_OUT, tower_sizes
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _START_ID, _END_ID = 49406, 49407
@@ -64,13 +67,18 @@ def _tower(sizes: Mapping[str, Any], heads: int) -> dict[str, Any]:
     }
 
 
-def processor_files(backbone: Backbone, tokenizer: Any) -> dict[str, str]:
+def processor_files(backbone: Backbone) -> dict[str, str]:
     """Return the text of each file that CLIPProcessor reads, by the file's name.
 
     Args:
         backbone: gives the image size, mean and standard deviation, and the context length.
-        tokenizer: open_clip's SimpleTokenizer.
+
+    Raises:
+        InputError: its tokenizer is not CLIP's.
     """
+    tokenizer = backbone.tokenizer
+    if not isinstance(tokenizer, SimpleTokenizer):
+        raise InputError(f"{backbone.description} has another tokenizer than CLIP's. {WAY_OUT}")
     side = backbone.image_size
     pixels = {
         "image_processor_type": "CLIPImageProcessor",

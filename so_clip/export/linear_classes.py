@@ -23,12 +23,10 @@ class LinearClasses:
 
     Attributes:
         weight_KD, bias_K: in float32 on the CPU. CLIP's factor of 100 is in the weights.
-        is_clip: whether CLIP's own text encoder and the prompts give the same weights.
     """
 
     weight_KD: Tensor
     bias_K: Tensor
-    is_clip: bool
 
 
 @torch.no_grad()
@@ -60,10 +58,4 @@ def linear_classes(classifier: Classifier, method: str) -> LinearClasses:
             "that. Classify with `python -m so_clip predict`."
         )
     columns_DK = classifier.logits(torch.eye(width, device=device)) - bias_1K
-    weight_KD = columns_DK.T.float().cpu().contiguous()
-    bias_K = bias_1K[0].float().cpu()
-    return LinearClasses(weight_KD, bias_K, _is_clip(classifier, weight_KD, bias_K))
-
-
-def _is_clip(classifier: Classifier, weight_KD: Tensor, bias_K: Tensor) -> bool:
-    return False
+    return LinearClasses(columns_DK.T.float().cpu().contiguous(), bias_1K[0].float().cpu())

@@ -8,7 +8,8 @@ Tensor names end in their shape: R rank, I inputs, O outputs.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,7 @@ def _by_layer(update: LowRankUpdate) -> dict[str, LowRankUpdate]:
     """Return the updates of transformers' layers by their names."""
     if not update.layer.endswith(_FUSED):
         return {hugging_face_name(update.layer): update}
-    names = [
-        hugging_face_name(f"{update.layer.removesuffix(_FUSED)}.{part}") for part in _PARTS
-    ]
+    names = [hugging_face_name(f"{update.layer.removesuffix(_FUSED)}.{part}") for part in _PARTS]
     if update.part is not None:
         return {names[update.part]: update}
     rows = update.up_OR.chunk(len(names))
@@ -185,7 +184,10 @@ def _part(value: Tensor, dimension: int | None, index: int) -> Tensor:
 def _save(
     peft: Any, config: Any, tensors: Mapping[str, Mapping[str, Tensor]], model: Any, folder: Path
 ) -> None:
-    wrapped = peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft calls functions of transformers by their old names.
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = peft.get_peft_model(model, config)
     for name, values in tensors.items():
         target = _tensors(wrapped.get_submodule(f"base_model.model.{name}"))
         assert target.keys() == values.keys(), (name, target.keys() ^ values.keys())

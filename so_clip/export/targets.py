@@ -1,10 +1,9 @@
-"""What each library's export holds: its files, and how the library loads them."""
+"""What the export for each library holds: its files, and how the library loads them."""
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,19 @@ from so_clip.export.bases import hub_name, transformers_name
 from so_clip.export.card import Loading
 from so_clip.export.files import SAFETENSORS, save_tensors
 from so_clip.export.hugging_face import model_config, processor_files
-from so_clip.export.sizes import OPEN_CLIP, OPENAI, PEFT, TRANSFORMERS
+from so_clip.export.sizes import OPEN_CLIP, OPENAI
+from so_clip.system import atomic
 
 _SUFFIXES = {
     OPEN_CLIP: (SAFETENSORS, ".pt", ".pth", ".bin"),
     OPENAI: (".pt", ".pth"),
 }
 _CONFIG_FILE = "open_clip_config.json"
+# open_clip has no architecture of this name, so the export brings its configuration.
 _TINY_NAME = "so_clip_tiny"
-_OPENAI_PIXELS = "OpenAI's mean and standard deviation of pixels"
+_QUICK_GELU = "-quickgelu"
+_UNKNOWN_BASE = "BASE"
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,32 @@ class Content:
         names: of the files.
         write: writes them into a folder.
         loading: for the card.
-        hub_names: names in a repository of the hub, where they differ.
-        hub_loading: for the card in the repository, where it differs.
+        hub_names: names of files on the hub that differ.
+        hub_loading: returns what the card in a repository says, if it differs.
     """
 
-    names: list[str]
+    names: Sequence[str]
     write: Callable[[Path], None]
     loading: Loading
-    hub_names: Mapping[str, str]
-    hub_loading: Callable[[str], Loading]
+    hub_names: Mapping[str, str] = field(default_factory=dict)
+    hub_loading: Callable[[str], Loading] | None = None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An adapted model as CLIP's weights.
+
+    Attributes:
+        backbone: gives sizes, pixels and tokenizer; its model may hold more than these weights.
+        state: the tensors by open_clip's names, in float32, with the classifier's factor on cosines
+            as logit_scale.
+        architecture, pretrained: of the base; `pretrained` is None for other weights.
+    """
+
+    backbone: Backbone
+    state: Mapping[str, Tensor]
+    architecture: str
+    pretrained: str | None
 
 
 def split_place(place: Path, target: str) -> tuple[Path, str]:
@@ -61,16 +81,190 @@ def split_place(place: Path, target: str) -> tuple[Path, str]:
         return place, ""
     if place.suffix not in suffixes:
         raise InputError(
-            f"{place}: --to {target} writes a file that ends in {' or '.join(suffixes)}."
+            f"{place}: --to {target} writes a file, and its name must end in "
+            f"{' or '.join(suffixes)}."
         )
     return place.parent, place.name
 
 
-def full_state(backbone: Backbone) -> dict[str, Tensor]:
-    """Return a plain model's tensors in float32, with the classifier's factor as logit_scale."""
+def plain_state(backbone: Backbone, without: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors of a model for `Plain`.
+
+    Args:
+        backbone: its model.
+        without: names in the state dict that are not CLIP's.
+    """
+    left_out = {*without}
     state = {
         name: value.detach().float() if value.is_floating_point() else value
         for name, value in backbone.model.state_dict().items()
+        if name not in left_out
     }
     scale = torch.tensor(math.log(backbone.logit_scale))
     return state | {"logit_scale": scale.reshape(state["logit_scale"].shape)}
+
+
+def open_clip_content(plain: Plain, name: str) -> Content:
+    """Return a checkpoint for `open_clip.create_model(ARCHITECTURE, pretrained=FILE)`.
+
+    Args:
+        plain: the model.
+        name: of the file; its suffix decides the format.
+    """
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    architecture: dict[str, Any] = json.loads(json.dumps(plain.backbone.architecture))
+    pixels = _pixels(plain.backbone)
+    preprocess = {"interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess |= {"mean": pixels[0], "std": pixels[1]}
+    values: dict[str, Any] = {
+        _CONFIG_FILE: {"model_cfg": architecture, "preprocess_cfg": preprocess}
+    }
+    known_name, forced = _known_name(plain)
+    if plain.architecture == TINY:
+        values[f"{_TINY_NAME}.json"] = architecture
+    loading = Loading(
+        library="open_clip",
+        title="a checkpoint for open_clip",
+        snippet=snippets.open_clip_snippet(
+            known_name,
+            name,
+            config_file=f"{_TINY_NAME}.json" if plain.architecture == TINY else None,
+            force_quick_gelu=forced,
+            pixels=None if pixels == _openai_pixels() else pixels,
+        ),
+        base_model=hub_name(plain.architecture, plain.pretrained),
+    )
+
+    def write(folder: Path) -> None:
+        save_tensors(folder / name, plain.state)
+        for file, value in values.items():
+            atomic.write_json(folder / file, value)
+
+    hub_file = HF_SAFE_WEIGHTS_NAME if name.endswith(SAFETENSORS) else HF_WEIGHTS_NAME
+    return Content(
+        [name, *values],
+        write,
+        loading,
+        {name: hub_file},
+        lambda repository: replace(loading, snippet=snippets.hub_snippet(repository)),
+    )
+
+
+def openai_content(plain: Plain, name: str) -> Content:
+    """Return a checkpoint in the layout of OpenAI's released state dicts.
+
+    Args:
+        plain: the model.
+        name: of the file.
+    """
+    backbone = plain.backbone
+    state = {key.removeprefix("text."): value for key, value in plain.state.items()}
+    marks = {
+        "input_resolution": backbone.image_size,
+        "context_length": backbone.context_length,
+        "vocab_size": len(state["token_embedding.weight"]),
+    }
+    state |= {key: torch.tensor(value) for key, value in marks.items()}
+    loading = Loading(
+        library="open_clip",
+        title="a checkpoint in the layout of OpenAI's CLIP",
+        snippet=snippets.openai_snippet(name),
+        base_model=hub_name(plain.architecture, plain.pretrained),
+        notes=[
+            "OpenAI's own reader and open_clip's round most of these float32 weights to float16."
+        ],
+    )
+    return Content([name], lambda folder: save_tensors(folder / name, state), loading)
+
+
+def transformers_content(plain: Plain) -> Content:
+    """Return a folder for CLIPModel and CLIPProcessor of transformers."""
+    config = model_config(plain.backbone.architecture, plain.backbone.logit_scale)
+    texts = processor_files(plain.backbone)
+    loading = Loading(
+        library="transformers",
+        title="a CLIPModel for transformers",
+        snippet=snippets.transformers_snippet(),
+        base_model=hub_name(plain.architecture, plain.pretrained),
+    )
+
+    def write(folder: Path) -> None:
+        save_tensors(folder / "model.safetensors", to_hugging_face(plain.state))
+        atomic.write_json(folder / "config.json", config)
+        _write_texts(folder, texts)
+
+    return Content(["config.json", "model.safetensors", *texts], write, loading)
+
+
+def peft_content(plain: Plain, save: Callable[[Any, Path, str | None], None]) -> Content:
+    """Return a folder for peft, on top of transformers' CLIPModel.
+
+    Args:
+        plain: the base.
+        save: writes `PEFT_FILES`, given a CLIPModel with the base's weights, a folder, and the
+            base's name on the hub.
+    """
+    base = transformers_name(plain.architecture, plain.pretrained)
+    texts = processor_files(plain.backbone)
+    note = (
+        f"`{_UNKNOWN_BASE}` is the base as a CLIPModel. Export a run with method=zero_shot on the "
+        "same backbone with `--to transformers` to make it."
+    )
+    loading = Loading(
+        library="peft",
+        title="an adapter for peft, on the base as transformers' CLIPModel",
+        snippet=snippets.peft_snippet(base or _UNKNOWN_BASE),
+        base_model=base,
+        notes=[] if base else [note],
+    )
+
+    def write(folder: Path) -> None:
+        save(clip_model(plain), folder, base)
+        _write_texts(folder, texts)
+
+    return Content([*PEFT_FILES, *texts], write, loading)
+
+
+def clip_model(plain: Plain) -> Any:
+    """Return a transformers' CLIPModel with a model's weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config = model_config(plain.backbone.architecture, plain.backbone.logit_scale)
+    model: Any = CLIPModel(CLIPConfig(**config))
+    model.load_state_dict(to_hugging_face(plain.state))
+    return model.eval()
+
+
+def _known_name(plain: Plain) -> tuple[str, bool]:
+    """Return open_clip's name of the architecture, and whether it says GELU for QuickGELU."""
+    import open_clip
+
+    if plain.architecture == TINY:
+        return _TINY_NAME, False
+    if not plain.backbone.architecture.get("quick_gelu"):
+        return plain.architecture, False
+    named = f"{plain.architecture.removesuffix(_QUICK_GELU)}{_QUICK_GELU}"
+    if named in open_clip.list_models():
+        return named, False
+    return plain.architecture, True
+
+
+def _pixels(backbone: Backbone) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation, without the digits that float32 adds."""
+    known = _openai_pixels()
+    mean, std = (values.flatten().cpu() for values in (backbone.mean, backbone.std))
+    if torch.allclose(mean, torch.tensor(known[0])) and torch.allclose(std, torch.tensor(known[1])):
+        return known
+    return [round(value, 6) for value in mean.tolist()], [round(value, 6) for value in std.tolist()]
+
+
+def _openai_pixels() -> tuple[list[float], list[float]]:
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    return list(OPENAI_DATASET_MEAN), list(OPENAI_DATASET_STD)
+
+
+def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        atomic.write_text(folder / name, text)
