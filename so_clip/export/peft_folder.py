@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from so_clip.clip.classifier import Classifier
 from so_clip.clip.layouts import hugging_face_name
 from so_clip.errors import InputError
 from so_clip.export.sizes import PEFT
-from so_clip.methods.peft_adapter import NAME, Peft
+from so_clip.methods.peft_adapter import Peft
+from so_clip.methods.peft_layers import NAME, named_layers
 from so_clip.system.commands import install
 
 _PARTS = ("q_proj", "k_proj", "v_proj")
@@ -110,30 +112,26 @@ def _by_layer(update: LowRankUpdate) -> dict[str, LowRankUpdate]:
 
 
 def save_kind(
-    adapter: Peft, source: nn.Module, model: nn.Module, folder: Path, base: str | None
+    adapter: Peft, classifier: Classifier, model: nn.Module, folder: Path, base: str | None
 ) -> None:
     """Write an adapter of another kind of peft's.
 
     Args:
         adapter: the method.
-        source: open_clip's model, whose layers the adapter has wrapped.
+        classifier: its model has layers that the adapter has wrapped.
         model, folder, base: see `save_lora`.
 
     Raises:
         InputError: peft cannot store the kind, or the adapter is of a fused matrix and its kind
             cannot be split.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     peft = library()
     if adapter.kind == _WITHOUT_PLACES:
         raise InputError(
             f"--to {PEFT}: a file of peft holds no places of the entries that kind={adapter.kind} "
             f"trains. {WAY_OUT}"
         )
-    wrapped = {
-        name: layer for name, layer in source.named_modules() if isinstance(layer, BaseTunerLayer)
-    }
+    wrapped = named_layers(classifier)
     tensors: dict[str, dict[str, Any]] = {}
     for name, layer in wrapped.items():
         tensors |= _renamed(adapter.kind, name, _tensors(layer))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from so_clip.errors import InputError, reason_of
 from so_clip.system.commands import command
 
@@ -43,7 +45,7 @@ def check_repository(name: str) -> Repository:
     """
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)
@@ -59,14 +61,14 @@ def check_repository(name: str) -> Repository:
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"--push {name}: HF_HUB_OFFLINE forbids requests to the hub. Unset it.")
     try:
-        answer = get_session().get(
+        answer = requests.get(
             f"{endpoint}/api/whoami-v2",
-            headers=build_hf_headers(token=token),
+            headers={"Authorization": f"Bearer {token}"},
             timeout=PROBE_SECONDS,
         )
         status = answer.status_code
         user = str(answer.json()["name"]) if status == 200 else ""
-    except Exception as error:  # the client raises the errors of its transport, which vary
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreachable(name, endpoint, type(error).__name__) from error
     if status in (_UNAUTHORISED, _FORBIDDEN):
         raise _refused(name, endpoint, status)
@@ -99,7 +101,7 @@ def push(repository: Repository, files: Mapping[str, Path | bytes], message: str
     try:
         api.create_repo(repository.name, exist_ok=True)
         api.create_commit(repository.name, operations, commit_message=message)
-    except Exception as error:  # see check_repository
+    except Exception as error:  # the client raises the errors of its transport, which vary
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (_UNAUTHORISED, _FORBIDDEN):
             raise _refused(repository.name, repository.endpoint, status) from error

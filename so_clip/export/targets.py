@@ -115,8 +115,8 @@ def open_clip_content(plain: Plain, name: str) -> Content:
 
     architecture: dict[str, Any] = json.loads(json.dumps(plain.backbone.architecture))
     pixels = _pixels(plain.backbone)
-    preprocess = {"interpolation": "bicubic", "resize_mode": "shortest"}
-    preprocess |= {"mean": pixels[0], "std": pixels[1]}
+    resizing = {"interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess = {"mean": pixels[0], "std": pixels[1], **resizing}
     values: dict[str, Any] = {
         _CONFIG_FILE: {"model_cfg": architecture, "preprocess_cfg": preprocess}
     }

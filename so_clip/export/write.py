@@ -9,6 +9,7 @@ from typing import Any
 
 from so_clip.adapters import Restored, SavedAdapter
 from so_clip.adapters.about import LowRank
+from so_clip.clip.classifier import Classifier
 from so_clip.data.cards.card import USER_LAYOUTS, load_card
 from so_clip.errors import InputError
 from so_clip.export.card import USER_IMAGES, Loading, Origin, card
@@ -83,7 +84,7 @@ def make_export(
     classes = linear_classes(restored.classifier, about.method)
     not_clip = [name.removeprefix(_IN_CLASSIFIER) for name in adapter.added]
     if target == PEFT:
-        save = _peft_saver(adapter, backbone.model, method)
+        save = _peft_saver(adapter, restored.classifier, method)
     elif method is not None:
         method.merge(restored.classifier)
     plain = Plain(
@@ -151,7 +152,7 @@ def push_export(export: Export, folder: Path, repository: Repository) -> str:
 
 
 def _peft_saver(
-    adapter: SavedAdapter, model: Any, method: Adapter | None
+    adapter: SavedAdapter, classifier: Classifier, method: Adapter | None
 ) -> Callable[[Any, Path, str | None], None]:
     """Return the function that writes the adapter's files for peft.
 
@@ -168,7 +169,7 @@ def _peft_saver(
         updates = [_update(adapter, record) for record in adapter.about.low_rank]
         return partial(save_lora, updates)
     if isinstance(method, Peft):
-        return partial(save_kind, method, model)
+        return partial(save_kind, method, classifier)
     raise InputError(f"--to {PEFT}: {name} is none of peft's methods. {WAY_OUT}")
 
 
