@@ -40,27 +40,27 @@ def open_clip_snippet(
         force_quick_gelu: the name says GELU and the model has QuickGELU.
         pixels: mean and standard deviation, if they are not OpenAI's.
     """
-    options = [json.dumps(architecture), f"pretrained={json.dumps(file)}"]
+    options = [_quoted(architecture), f"pretrained={_quoted(file)}"]
     options += ["force_quick_gelu=True"] if force_quick_gelu else []
     if pixels is not None:
         mean, std = (tuple(values) for values in pixels)
         options += [f"image_mean={mean}", f"image_std={std}"]
     arguments = "".join(f"    {option},\n" for option in options)
-    added = f"open_clip.add_model_config({json.dumps(config_file)})\n" if config_file else ""
+    added = f"open_clip.add_model_config({_quoted(config_file)})\n" if config_file else ""
     load = f"model, _, preprocess = open_clip.create_model_and_transforms(\n{arguments})"
     return _snippet(["import open_clip"], added + load + _OPEN_CLIP)
 
 
 def hub_snippet(repository: str) -> str:
     """Return the snippet that loads a repository of the hub with open_clip."""
-    load = f"open_clip.create_model_and_transforms({json.dumps(f'hf-hub:{repository}')})"
+    load = f"open_clip.create_model_and_transforms({_quoted(f'hf-hub:{repository}')})"
     return _snippet(["import open_clip"], f"model, _, preprocess = {load}{_OPEN_CLIP}")
 
 
 def openai_snippet(file: str) -> str:
     """Return the snippet for open_clip's reader of OpenAI's files."""
     load = f"""
-model = open_clip.load_openai_model({json.dumps(file)}, precision="fp32", device="cpu")
+model = open_clip.load_openai_model({_quoted(file)}, precision="fp32", device="cpu")
 preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
 """
     return _snippet(["import open_clip"], load.strip() + _OPEN_CLIP)
@@ -83,12 +83,17 @@ def peft_snippet(base: str) -> str:
         base: repository or folder with the base as transformers' CLIPModel.
     """
     load = f"""
-base = CLIPModel.from_pretrained({json.dumps(base)})
+base = CLIPModel.from_pretrained({_quoted(base)})
 model = PeftModel.from_pretrained(base, ".").eval()
 processor = CLIPProcessor.from_pretrained(".")
 """
     imports = ["from peft import PeftModel", "from transformers import CLIPModel, CLIPProcessor"]
     return _snippet(imports, load.strip() + _TRANSFORMERS)
+
+
+def _quoted(text: str) -> str:
+    """Return a Python text that ends no code block of Markdown."""
+    return json.dumps(text, ensure_ascii=False).replace("`", "\\u0060")
 
 
 def _snippet(imports: Sequence[str], load: str) -> str:

@@ -79,7 +79,7 @@ def test_transformers_refuses_a_resnet() -> None:
 
 def test_an_option_that_only_open_clip_knows_is_named() -> None:
     config = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"pool_type": "avg"}}
-    with pytest.raises(InputError, match="has vision_cfg.pool_type=avg, which only open_clip"):
+    with pytest.raises(InputError, match=r"has vision_cfg.pool_type=avg, which only open_clip"):
         adapted("so", config=config).export("transformers")
 
 

@@ -71,7 +71,7 @@ def test_a_refused_commit_leaves_no_file(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--push lab/satellites: .* refuses the token"):
         push_export(export, tmp_path, repository)
     hub.status = 400
-    with pytest.raises(InputError, match="did not take the files: .*none of them"):
+    with pytest.raises(InputError, match=r"did not take the files: .*none of them"):
         push_export(export, tmp_path, repository)
     assert hub.files == {}
 

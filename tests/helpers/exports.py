@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from open_clip.model import CLIP
 from PIL import Image
@@ -147,7 +148,15 @@ def tokens_KL(folder: Path) -> Tensor:
     return TOKENIZER([prompt for prompts in values["prompts"] for prompt in prompts])
 
 
-def save_photo(folder: Path) -> None:
-    """Write the first image as photo.jpg, whose pixels are exact: it is a PNG by content."""
+def snippet_logits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Run the code of an export's card on the first image, and return its logits_BK."""
+    card = (folder / "README.md").read_text("utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0]
+    # A PNG by content: its pixels are exact.
     picture = Image.fromarray(IMAGES_BCHW[0].permute(1, 2, 0).numpy())
     picture.save(folder / "photo.jpg", format="png")
+    names: dict[str, Any] = {}
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(code, "README.md", "exec"), names)
+    return names["logits_BK"]
