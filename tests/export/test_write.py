@@ -42,6 +42,63 @@ def test_the_classifier_is_one_matrix(method: str, needs_classifier: bool) -> No
     torch.testing.assert_close(classified(case, export), case.logits_BK, rtol=1e-5, atol=1e-4)
     text = export.card(export.content.loading)
     assert ("**Classify with `classifier.safetensors`.**" in text) is needs_classifier
+
+
+@pytest.mark.parametrize("method", ["tip_adapter_f", "cocoop"])
+def test_logits_that_no_matrix_gives_are_refused(method: str) -> None:
+    with pytest.raises(InputError, match=rf"method={method}: its logits are not linear.*predict"):
+        adapted(method).export("open_clip", "model.pt")
+
+
+def test_odd_class_names_and_their_prompts_are_written_as_they_are(tmp_path: Path) -> None:
+    case = adapted("so", class_names=ODD_NAMES)
+    case.write(tmp_path, "open_clip", "model.pt")
+    values = json.loads((tmp_path / "classes.json").read_text("utf-8"))
+    assert values["class_names"] == list(ODD_NAMES)
+    assert values["prompts"] == [[f"a photo of a {name}."] for name in ODD_NAMES]
+    with safe_open(tmp_path / "classifier.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["class_names"]) == list(ODD_NAMES)
+        assert file.get_tensor("weight").shape == (len(ODD_NAMES), 32)
+
+
+def run_folder(folder: Path, case: Adapted, **values: object) -> Path:
+    """Write the part of a run's metrics.json that cards read."""
+    folder.mkdir()
+    fingerprint = case.adapter.about.run_fingerprint
+    metrics = {"run_fingerprint": fingerprint, "accuracy_percent": 87.654, **values}
+    (folder / METRICS_FILE).write_text(json.dumps(metrics))
+    return folder
+
+
+def test_the_card_has_the_numbers_of_the_run_and_the_licence_of_the_data(tmp_path: Path) -> None:
+    case = adapted("so")
+    folder = run_folder(tmp_path / "run", case, test_images=1200, zero_shot_accuracy_percent="x")
+    export = make_export(case.adapter, case.restored, "open_clip", "model.pt", folder)
+    text = export.card(export.content.loading)
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "open_clip",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["clip", "few-shot", "so-clip"],
+    }
+    assert "| Accuracy (%) | Test images |\n| ---: | ---: |\n| 87.65 | 1200 |" in body
+    assert "The licence of the data is MIT (<https://github.com/phelber/EuroSAT>)" in body
+    assert case.adapter.about.base.weights_sha256 in body
+    assert "- Trained on: EuroSAT (RGB), 2 images per class, seed 1" in body
+
+
+def test_a_single_file_and_another_run_give_no_numbers(tmp_path: Path) -> None:
+    case = adapted("so")
+    folder = run_folder(tmp_path / "run", case, run_fingerprint="another")
+    export = make_export(case.adapter, case.restored, "open_clip", "model.pt", folder)
+    assert "## Scores" not in export.card(export.content.loading)
+
+
+def test_foreign_texts_are_no_markup_in_the_card() -> None:
+    case = adapted("so")
+    about = case.adapter.about.model_copy(
+        update={"dataset": "x\n# [a](http://b)", "method_title": "`rm`\n---\nlicense: mit"}
+    )
     adapter = type(case.adapter)(about, case.adapter.changes, case.adapter.added)
     restored = Restored(**{**vars(case.restored), "about": about})
     text_of = make_export(adapter, restored, "open_clip", "a```.pt")
