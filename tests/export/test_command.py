@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from so_clip.adapters import open_saved, restore
 from tests.helpers import hub_server
-from tests.helpers.command import call
-from tests.helpers.exports import IMAGES_BCHW, snippet_logits
+from tests.helpers.command import ROOT, call
+from tests.helpers.doc_pages import blocks
+from tests.helpers.exports import IMAGES_BCHW, OPENAI_SIZES, adapted, snippet_logits
 from tests.helpers.hub_server import TOKEN
 from tests.helpers.whole_runs import run
 
@@ -69,6 +71,33 @@ def test_the_code_of_the_card_gives_the_logits_of_the_run(
         assert made.code == 0, made.err
     found_BK = snippet_logits(tmp_path / "out", monkeypatch)
     torch.testing.assert_close(found_BK, expected_BK(runs[method]), rtol=1e-5, atol=1e-4)
+
+
+def test_the_code_of_the_page_loads_the_exports(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+
+    for method, target, place in (
+        ("so", "open_clip", "open_clip/model.safetensors"),
+        ("so", "transformers", "transformers"),
+        ("clip_lora", "peft", "peft"),
+        ("zero_shot", "transformers", "openai/clip-vit-base-patch16"),
+    ):
+        done = call("export", runs[method], "--to", target, tmp_path / place)
+        assert done.code == 0, done.err
+    adapted("so", config=OPENAI_SIZES, quick_gelu=True).write(
+        tmp_path / "openai", "openai", "model.pt"
+    )
+    open_clip.add_model_config(tmp_path / "open_clip" / "so_clip_tiny.json")
+    monkeypatch.chdir(tmp_path)
+    code = [block.text for block in blocks(ROOT / "docs" / "export.md") if block.kind == "python"]
+    for target, text in zip(("open_clip", "openai", "transformers", "peft"), code, strict=True):
+        names: dict[str, Any] = {}
+        exec(
+            text.replace('"out', f'"{target}').replace("ViT-B-16-quickgelu", "so_clip_tiny"), names
+        )
+        assert sum(value.numel() for value in names["model"].parameters()) > 10**6
 
 
 def test_a_push_needs_one_command(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from so_clip.cli.program import COMMANDS
 from tests.helpers.command import ROOT, Outcome, call
 
 README = ROOT / "README.md"
@@ -13,18 +14,6 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 ALL_PAGES = [README, *PAGES, ROOT / "results" / "README.md"]
 HOME = "$HOME"
 PROGRAM = ["python", "-m", "so_clip"]
-COMMANDS = (
-    "prepare",
-    "doctor",
-    "draw",
-    "forecast",
-    "predict",
-    "status",
-    "rescore",
-    "table",
-    "report",
-    "tensorboard",
-)
 # Runs of a page need one step: the test checks the command, not the score.
 ONE_STEP = "schedule.max_steps=1"
 _FENCED = re.compile(r"(?ms)^```(\w*)\n(.*?)^```$")
