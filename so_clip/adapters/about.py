@@ -1,6 +1,7 @@
 """What an adapter file says of itself: base, classes, prompts, method and calibration.
 
-A file's metadata are texts. Each value here is stored as one JSON text.
+A file's metadata have one key, whose text is a JSON object with these values. Several keys would
+have another order in each file.
 """
 
 import json
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.errors import InputError
 
-FORMAT, FORMAT_VERSION = "so_clip adapter", 1
+KEY, FORMAT_VERSION = "so_clip_adapter", 1
 # For adapters that were not made by a run.
 DEFAULT_TEMPLATE = "a photo of a {}."
 Positive = Field(gt=0, lt=1e30)
@@ -83,14 +84,15 @@ class About(Record):
         descriptions: prompts of each class.
         method, method_title: of the run.
         settings: all options of the run that can change its result, as in config.yaml.
+        weights_only: whether the changes and the low-rank updates are the whole adapter.
         class_bound: whether the adapter classifies its own classes only.
         precision, evaluation_precision: of training, and of the image tower on test images.
         run_fingerprint: of the run.
         temperature: divides logits, for calibrated confidences; None if no image could be used.
         calibrated_on: number of validation images that the temperature was fitted on.
         shapes: of each changed tensor, by name.
+        added: names of the added tensors.
         low_rank: updates that can be added to plain weights.
-        aliases: names of added tensors that equal another one, which is stored once.
     """
 
     kind: Literal["run", "diff", "merge", "scale"] = "run"
@@ -102,6 +104,7 @@ class About(Record):
     method: str = ""
     method_title: str = ""
     settings: dict[str, Any] = {}
+    weights_only: bool = True
     class_bound: bool = False
     precision: str = "fp32"
     evaluation_precision: str = "fp32"
@@ -109,8 +112,8 @@ class About(Record):
     temperature: float | None = Field(default=None, gt=0, lt=1e30)
     calibrated_on: int = Field(default=0, ge=0)
     shapes: dict[str, Shape] = {}
+    added: tuple[str, ...] = ()
     low_rank: tuple[LowRank, ...] = ()
-    aliases: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -137,12 +140,8 @@ class About(Record):
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of a file."""
-        values = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **self.model_dump(mode="json"),
-        }
-        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+        values = {"format_version": FORMAT_VERSION, **self.model_dump(mode="json")}
+        return {KEY: json.dumps(values, ensure_ascii=False)}
 
 
 def about_from(metadata: Mapping[str, str] | None, place: str) -> About:
@@ -155,16 +154,16 @@ def about_from(metadata: Mapping[str, str] | None, place: str) -> About:
     Raises:
         InputError: this is no adapter file, its version is newer, or a value has another type.
     """
-    try:
-        values = {key: json.loads(text) for key, text in (metadata or {}).items()}
-    except (ValueError, RecursionError):
-        values = {}
-    if values.get("format") != FORMAT:
+    if KEY not in (metadata or {}):
         raise InputError(
             f"{place}: is no adapter of so_clip: its header does not say so. Give a run's folder "
             "or its adapter.safetensors."
         )
-    version = values.get("format_version")
+    try:
+        values = json.loads((metadata or {})[KEY])
+        version = values.get("format_version")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _malformed(place, error) from error
     if version != FORMAT_VERSION:
         raise InputError(
             f"{place}: has format version {str(version)[:20]}, and this program reads "
@@ -184,7 +183,7 @@ def about_from(metadata: Mapping[str, str] | None, place: str) -> About:
 
 
 def _malformed(place: str, error: Exception) -> InputError:
-    problem = "a value is nested too deeply"
+    problem = "its header is no JSON object, or is nested too deeply"
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part)[:40] for part in first["loc"])

@@ -16,7 +16,7 @@ from so_clip.clip.backbone import Backbone, sha256_of_weights
 from so_clip.clip.classifier import Classifier
 from so_clip.config.parse import targets_of
 from so_clip.config.settings import Component
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError, nearest, reason_of
 from so_clip.methods.adapter import Adapter
 
 # Attributes of the open_clip model that remember what this module did to it.
@@ -86,7 +86,7 @@ def put_in(
     _check_base(plain, adapter)
     tensors = plain.state_dict()
     _check_tensors(tensors, adapter)
-    if adapter.added and not isinstance(model, Classifier):
+    if not isinstance(model, Classifier):
         _check_is_weights(adapter)
     applied, method = _Applied(adapter), None
     try:
@@ -153,8 +153,10 @@ def _attach(classifier: Classifier, adapter: SavedAdapter, config_dir: Path | No
                 f"{adapter.place}: {name} has the shape {list(adapter.added[name].shape)} in place "
                 f"of {list(value.shape)}. It is damaged, or belongs to other classes."
             )
-    with torch.no_grad():
+    try:
         classifier.load_state_dict(dict(adapter.added), strict=False)
+    except RuntimeError as error:  # a tensor of the method refuses its values
+        raise InputError(f"{adapter.place}: is damaged: {reason_of(error)}.") from error
     method.resume(classifier)
     classifier.forget_classes()
     return method
@@ -249,15 +251,10 @@ def _fits(update: LowRank, added: Mapping[str, Tensor]) -> bool:
 
 
 def _check_is_weights(adapter: SavedAdapter) -> None:
-    in_updates = {
-        name
-        for update in adapter.about.low_rank
-        for name in (update.down, update.up, update.diagonal)
-    }
-    more = sorted({*adapter.added} - in_updates)
-    if more:
+    if not adapter.about.weights_only:
+        added = min(adapter.added, default="modules")
         raise InputError(
-            f"{adapter.place}: {adapter.about.method} adds {more[0]}, which a bare CLIP model has "
+            f"{adapter.place}: {adapter.about.method} adds {added}, which a bare CLIP model has "
             "no place for. Give a Classifier of so_clip: so_clip.adapters.restore makes one."
         )
 

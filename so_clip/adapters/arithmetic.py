@@ -139,16 +139,12 @@ def _check_mergeable(adapter: SavedAdapter, base: Base) -> None:
             f"{base.description or base.architecture} ({base.weights_sha256[:12]}). Only adapters "
             "of one base have a sum."
         )
-    in_updates = {
-        name
-        for update in adapter.about.low_rank
-        for name in (update.down, update.up, update.diagonal)
-    }
-    more = sorted({*adapter.added} - in_updates)
-    if more:
+    if not adapter.about.weights_only:
+        added = min(adapter.added, default="modules")
         raise InputError(
-            f"{adapter.place}: {adapter.about.method} adds {more[0]}, which has no sum with "
-            "others. Only changes of CLIP's own weights can be merged and scaled."
+            f"{adapter.place}: {adapter.about.method} adds {added}, which has no sum with "
+            "others. Only changes of CLIP's own weights can be merged and "
+            "scaled."
         )
 
 
@@ -201,4 +197,6 @@ def _about_merged(abouts: Sequence[About]) -> About:
 def _without_method(about: About) -> About:
     """Return the metadata of an adapter that is plain changes, made by no adapter class."""
     settings = {**about.settings, "adapter": None}
-    return about.model_copy(update={"settings": settings, "low_rank": (), "class_bound": False})
+    return about.model_copy(
+        update={"settings": settings, "low_rank": (), "class_bound": False, "weights_only": True}
+    )

@@ -43,29 +43,23 @@ class SavedAdapter:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors in a file."""
-        stored = [value for name, value in self.added.items() if name not in self.about.aliases]
         changed = sum(change.nbytes for change in self.changes.values())
-        return changed + sum(value.nbytes for value in stored)
+        return changed + sum(value.nbytes for value in self.added.values())
 
 
 def saved_adapter(
     about: About, changes: Mapping[str, Change], added: Mapping[str, Tensor] | None = None
 ) -> SavedAdapter:
-    """Return an adapter whose metadata name the shapes and the shared tensors."""
+    """Return an adapter whose metadata name its tensors."""
     shapes = {
         name: Shape(shape=change.shape, dtype=str(change.dtype).removeprefix("torch."))
         for name, change in changes.items()
     }
-    first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
-    aliases: dict[str, str] = {}
-    own: dict[str, Tensor] = {}
-    for name, value in (added or {}).items():
-        key = value.data_ptr(), value.shape, value.stride(), value.dtype
-        if value.numel() and key in first:
-            aliases[name], own[name] = first[key], own[first[key]]
-        else:
-            first[key], own[name] = name, value.detach().to("cpu", copy=True).contiguous()
-    about = about.model_copy(update={"shapes": shapes, "aliases": aliases})
+    own = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in (added or {}).items()
+    }
+    about = about.model_copy(update={"shapes": shapes, "added": tuple(own)})
     return SavedAdapter(about, dict(changes), own)
 
 
@@ -83,9 +77,7 @@ def save(adapter: SavedAdapter, path: Path | str) -> None:
         if len(change.exact_X):
             tensors[f"exact:{name}"] = change.exact_X.contiguous()
             tensors[f"exact_gaps:{name}"] = to_gaps(change.exact_index_X)
-    for name, value in adapter.added.items():
-        if name not in adapter.about.aliases:
-            tensors[f"added:{name}"] = value.contiguous()
+    tensors |= {f"added:{name}": value.contiguous() for name, value in adapter.added.items()}
     atomic.write_bytes(Path(path), to_bytes(tensors, adapter.about.to_metadata()))
 
 
@@ -134,10 +126,9 @@ class _Reader:
         added = dict(self._named("added:"))
         for name in {*dict(self._named("delta:")), *dict(self._named("gaps:"))} - {*changes}:
             raise self._damaged(f"its header has no shape of {name}")
-        for name, other in self.about.aliases.items():
-            if other not in added or name in added:
-                raise self._damaged(f"{name} equals {other}, which it does not hold")
-            added[name] = added[other]
+        for name in {*self.about.added} ^ {*added}:
+            verb = "holds" if name in added else "lacks"
+            raise self._damaged(f"it {verb} added:{name}, against its header")
         for update in self.about.low_rank:
             for name in filter(None, (update.down, update.up, update.diagonal)):
                 if name not in added:

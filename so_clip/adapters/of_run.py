@@ -1,6 +1,9 @@
 """The adapter file of a run."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from so_clip.adapters.about import About, Base, LowRank
 from so_clip.adapters.before import added_tensors
@@ -37,6 +40,7 @@ def adapter_of_run(
     adapter, classifier = model.adapter, model.classifier
     updates = [] if adapter is None else adapter.low_rank_updates(classifier)
     state = classifier.backbone.model.state_dict()
+    added = added_tensors(model)
     names, described = data.splits.class_names, data.card.descriptions
     about = About(
         base=_base(settings, model),
@@ -47,6 +51,7 @@ def adapter_of_run(
         method=settings.method.name,
         method_title=settings.method.title,
         settings=options_of(settings),
+        weights_only=is_weights_only(model, added, updates),
         class_bound=adapter is not None and adapter.class_bound,
         precision=model.precision.name,
         evaluation_precision=settings.evaluation_precision,
@@ -57,7 +62,18 @@ def adapter_of_run(
             LowRank(**vars(update), shape=tuple(state[update.tensor].shape)) for update in updates
         ),
     )
-    return saved_adapter(about, changes, added_tensors(model))
+    return saved_adapter(about, changes, added)
+
+
+def is_weights_only(model: Model, added: Mapping[str, Tensor], updates: Sequence[Any]) -> bool:
+    """Return whether changes and low-rank updates describe the whole adapted model.
+
+    Added tensors then are factors, or were merged into rewritten weights.
+    """
+    adapter = model.adapter
+    if adapter is None or not added:
+        return adapter is None or adapter.plain
+    return adapter.plain and bool(updates or adapter.rewritten(model.classifier))
 
 
 def _base(settings: Settings, model: Model) -> Base:
