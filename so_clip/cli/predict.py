@@ -139,7 +139,7 @@ def _paths(arguments: Sequence[str], null: bool, follow_links: bool) -> list[str
     """Return the images; print what is skipped; InputError if no image is left."""
     listed: list[str] = []
     if STDIN in arguments:
-        listed = paths_from(sys.stdin.buffer.read(), null)
+        listed = paths_from(sys.stdin.buffer.read() if sys.stdin else b"", null)
     elif null:
         raise InputError(f"-0: goes with {STDIN}, which reads paths from stdin. Add {STDIN}.")
     given = [argument for argument in arguments if argument != STDIN]

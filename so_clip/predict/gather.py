@@ -80,7 +80,7 @@ def paths_from(data: bytes, null: bool) -> list[str]:
 def _matches(pattern: str) -> Iterator[str]:
     """Yield the sorted matches of a pattern. Its ** does not follow links to folders."""
     anchor = PurePath(pattern).anchor
-    takes_hidden = _has_hidden(pattern)
+    takes_hidden = _has_hidden(str(PurePath(pattern)))
     try:
         # Python's glob module follows links, and with two circles it would not end.
         found = sorted(map(str, Path(anchor).glob(pattern.removeprefix(anchor))))
@@ -95,7 +95,7 @@ def _matches(pattern: str) -> Iterator[str]:
 
 
 def _has_hidden(path: str) -> bool:
-    return any(part != ".." and is_hidden(part) for part in PurePath(path).parts)
+    return any(part != ".." and part and is_hidden(part) for part in path.split(os.sep))
 
 
 def _fixed_part(pattern: str) -> str:
