@@ -89,16 +89,21 @@ class Outcome:
         }
         if not models:
             return None
-        lines = "".join(f"{path}\0{label}\0" for path, label in self.test_set.splits.test)
         return KeptLogits(
             self.adapted.label_N.numpy(),
             models,
             validation.temperatures if validation else {},
             calibrated_on=len(validation.label_V) if validation else 0,
-            images_sha256=hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest(),
+            images_sha256=images_sha256(self.test_set),
             run_fingerprint=fingerprint,
             validation=None if self.test_set.name else validation,
         )
+
+
+def images_sha256(test_set: TestSet) -> str:
+    """Return the SHA-256 of the paths and labels of a test set, in order."""
+    lines = "".join(f"{path}\0{label}\0" for path, label in test_set.splits.test)
+    return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()
 
 
 def logits_to_keep(settings: Settings, data: Data) -> dict[str, Keeps]:

@@ -9,6 +9,7 @@ import pandas as pd
 from so_clip.errors import InputError
 from so_clip.rescore.kept_runs import KeptRun
 from so_clip.rescore.votes import groups, vote
+from so_clip.rescore.weight_space import WeightSpace
 from so_clip.results.logit_scores import ensemble_accuracy, logit_scores
 from so_clip.results.logits_file import KeptLogits
 from so_clip.results.scores import ADAPTED, ZERO_SHOT
@@ -39,19 +40,23 @@ class Tables:
     left_out: Sequence[str]
 
 
-def make_tables(runs: Sequence[KeptRun], left_out: list[str]) -> Tables:
+def make_tables(
+    runs: Sequence[KeptRun], left_out: list[str], weight_space: WeightSpace | None = None
+) -> Tables:
     """Read the kept logits of runs and score them.
 
     Args:
         runs: with kept logits.
         left_out: lines about other runs; gets more.
+        weight_space: adds curves in weight space; None adds none.
 
     Raises:
-        InputError: a run that the user named cannot be read, or no run can.
+        InputError: a run that the user named cannot be used, or no run can.
     """
     scores: Rows = []
     curves: Rows = []
     images_sha256: dict[tuple[KeptRun, str], str] = {}
+    weights = WEIGHTS if weight_space is None else weight_space.weights
     for run in runs:
         for test_set in run.test_sets:
             try:
@@ -64,7 +69,14 @@ def make_tables(runs: Sequence[KeptRun], left_out: list[str]) -> Tables:
             images_sha256[run, test_set] = kept.images_sha256
             names = _names(run, test_set)
             scores += [names | row for row in _score_rows(kept)]
-            curves += [names | row for row in _curve_rows(kept)]
+            curves += [names | row for row in _output_curve(kept, weights)]
+        if weight_space is not None:
+            try:
+                curves += _weight_curve(run, weight_space)
+            except InputError as error:
+                if run.is_named:
+                    raise
+                left_out.append(f"{run.folder}: no curve in weight space. {error}")
     if not scores:
         raise InputError(f"no run has kept logits. Left out: {' '.join(left_out)}")
     votes = [*_vote_rows(runs, images_sha256, left_out)]
@@ -98,14 +110,30 @@ def _score_rows(kept: KeptLogits) -> Iterator[dict[str, Any]]:
             }
 
 
-def _curve_rows(kept: KeptLogits) -> Iterator[dict[str, Any]]:
+def _output_curve(kept: KeptLogits, weights: Sequence[float]) -> Iterator[dict[str, Any]]:
     if len(kept.models) < len(MODELS):
         return
-    for weight in WEIGHTS:
+    for weight in weights:
         accuracy = ensemble_accuracy(
             kept.models[ZERO_SHOT], kept.models[ADAPTED], kept.label_N, weight
         )
         yield {"space": OUTPUTS, "weight": weight, "accuracy_percent": accuracy}
+
+
+def _weight_curve(run: KeptRun, weight_space: WeightSpace) -> Rows:
+    """Return the lines of all test sets. Weights 0 and 1 are the models with kept logits."""
+    found = [*weight_space.accuracies(run)]
+    for test_set in run.test_sets:
+        models = run.read(test_set).models
+        for weight, prefix in ((0.0, ZERO_SHOT), (1.0, ADAPTED)):
+            if weight in weight_space.weights and prefix in models:
+                accuracy = 100.0 * float((models[prefix].rank_N == 0).mean())
+                found.append((test_set, weight, accuracy))
+    return [
+        _names(run, test_set)
+        | {"space": WEIGHT_SPACE, "weight": weight, "accuracy_percent": accuracy}
+        for test_set, weight, accuracy in sorted(found)
+    ]
 
 
 def _vote_rows(
