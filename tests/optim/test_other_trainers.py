@@ -106,7 +106,7 @@ def lightning_run(
 
 
 def test_lightning_resumes_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    # One batch an epoch: Lightning itself repeats a batch after a checkpoint that `fit` did not save.
+    # One batch an epoch: Lightning repeats a batch if `fit` did not save the checkpoint.
     whole, _ = lightning_run(24, tmp_path, size=64)
     part, trainer = lightning_run(8, tmp_path, size=64)
     trainer.save_checkpoint(tmp_path / "part.ckpt")
