@@ -35,6 +35,12 @@ def check_group(group: dict[str, Any]) -> None:
                 f"{name}={group[name]!r}: must be one of {', '.join(map(str, flags))}."
             )
     for param in group["params"]:
+        if hasattr(param, "full_tensor"):
+            raise InputError(
+                f"a tensor of shape {tuple(param.shape)} is split over processes (a DTensor, made "
+                "by fully_shard or tensor parallelism): SO trains whole tensors. Use "
+                "DistributedDataParallel."
+            )
         if param.layout != torch.strided or param.dtype not in DTYPES:
             raise InputError(
                 f"a tensor of shape {tuple(param.shape)} is {param.layout} and {param.dtype}: SO "

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from so_clip import SO
 from so_clip.optim.sampled import SampledConv2d, SampledGradient, sampled_gradients
 from so_clip.optim.sampled_convolution import entries_of_convolution
+from tests.helpers.other_trainers import assert_small_support
 from tests.helpers.sampled_pairs import assert_equal, filled, inputs
 from tests.helpers.storages import Storages
 
@@ -27,6 +28,7 @@ def layers(make) -> tuple[nn.Module, nn.Module, SO]:
     return dense, sampled, optimizer
 
 
+@pytest.mark.filterwarnings("ignore:Using padding")
 @settings(max_examples=40, deadline=None)
 @given(
     images=st.integers(0, 3),
@@ -48,6 +50,8 @@ def test_gradients_are_the_dense_ones_at_the_support(
         lambda: nn.Conv2d(32, 48, kernel, stride, padding, dilation, groups, bias, mode)
     )
     kind = torch.channels_last if channels_last else torch.contiguous_format
+    dense.to(memory_format=kind)
+    sampled.to(memory_format=kind)
     xs = [inputs(images, 32, 9, 8).to(memory_format=kind).requires_grad_() for _ in range(2)]
     outputs = [module(x) for module, x in zip((dense, sampled), xs, strict=True)]
     assert torch.equal(*outputs)
@@ -130,6 +134,20 @@ def test_one_image_without_a_batch_has_a_dense_gradient():
     for module in (dense, sampled):
         module(inputs(16, 9, 9)).sum().backward()
     assert torch.equal(sampled.weight.grad, dense.weight.grad)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(16, 24, 3), lambda: nn.Linear(16, 24)])
+def test_a_replica_of_data_parallel_has_a_dense_gradient(make):
+    """On several GPUs, nn.DataParallel gives each replica a weight that autograd copied."""
+    dense, sampled, optimizer = layers(make)
+    replica = sampled._replicate_for_data_parallel()
+    replica.weight, replica.bias = sampled.weight.clone(), sampled.bias.clone()
+    x = inputs(3, 16, 16, 16)
+    dense(x).square().sum().backward()
+    replica(x).square().sum().backward()
+    assert torch.equal(sampled.weight.grad, dense.weight.grad)
+    optimizer.step()
+    assert_small_support([*dense.parameters()], optimizer, steps=1)
 
 
 def test_remove_restores_the_convolution():

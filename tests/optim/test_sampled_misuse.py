@@ -1,6 +1,7 @@
 """Sampled gradients in training loops that differ from the example."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -144,14 +145,28 @@ def test_a_norm_that_is_not_positive_is_refused(max_norm):
         clip_grad_norm_(optimizer, max_norm)
 
 
-def test_a_model_in_ddp_is_refused_and_stays_as_it_was():
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """A process group of this process alone."""
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
-    try:
-        model = nn.parallel.DistributedDataParallel(_model())
-        with pytest.raises(InputError, match=r"before the model is wrapped.*all_reduce"):
-            sampled_gradients(model, _optimizer(model))
-        assert type(model.module[0]) is nn.Linear
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_tensors_that_are_split_over_processes_are_refused():
+    from torch.distributed.tensor import DeviceMesh, distribute_module
+
+    model = distribute_module(_model(), DeviceMesh("cpu", [0]))
+    with pytest.raises(InputError, match=r"\(64, 40\) is split over processes.*Use Dist"):
+        _optimizer(model)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_model_in_ddp_is_refused_and_stays_as_it_was():
+    model = nn.parallel.DistributedDataParallel(_model())
+    with pytest.raises(InputError, match=r"before the model is wrapped.*all_reduce"):
+        sampled_gradients(model, _optimizer(model))
+    assert type(model.module[0]) is nn.Linear
