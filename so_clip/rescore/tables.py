@@ -17,6 +17,8 @@ from so_clip.results.scores import ADAPTED, ZERO_SHOT
 MODELS = {ZERO_SHOT: "zero-shot", ADAPTED: "adapted"}
 # The shares of the adapted model along a curve.
 WEIGHTS = tuple(index / 10 for index in range(11))
+# The value of `tested_on` in metrics.json for test images.
+TEST = "test"
 # The values of the column `space` of curves.
 OUTPUTS, WEIGHT_SPACE = "outputs", "weights"
 
@@ -88,11 +90,12 @@ def _names(run: KeptRun, test_set: str) -> dict[str, Any]:
     """Return the columns that name a run and a test set."""
     metrics = run.metrics
     columns = ("dataset", "backbone", "method", "method_title", "shots", "seed")
+    own, tested_on = metrics["dataset"], metrics.get("tested_on", TEST)
     return {
         "folder": str(run.folder),
         "run": run.folder.name,
         **{name: metrics[name] for name in columns},
-        "test_set": test_set or metrics["dataset"],
+        "test_set": test_set or (own if tested_on == TEST else f"{own} ({tested_on})"),
     }
 
 

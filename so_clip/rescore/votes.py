@@ -19,7 +19,7 @@ from so_clip.results.run_files import PROVENANCE_FILE, flat_options, read_object
 
 _SEEDS = ("seed", "adapter.seed", "optimizer.seed")
 # Keys of metrics.json that must be equal beside the settings.
-_CONTENTS = ("prompts_sha256", "results_version", "processes")
+_CONTENTS = ("prompts_sha256", "results_version", "processes", "tested_on", "trained_on")
 
 
 class Votes(NamedTuple):

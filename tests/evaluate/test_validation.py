@@ -88,9 +88,10 @@ def test_without_its_validation_images_a_run_has_no_temperature_and_a_note_says_
         assert np.array_equal(kept.models[""].logits_NK, before.models[""].logits_NK)
 
 
-def test_without_logits_the_validation_images_are_not_read(root, whole, tmp_path):
+@pytest.mark.slow
+def test_without_logits_and_adapter_the_validation_images_are_not_read(root, whole, tmp_path):
     folder, _ = whole
-    other, found, done = _run(root, tmp_path, "evaluation.keep_logits=false")
+    other, found, done = _run(root, tmp_path, "evaluation.keep_logits=false", "save=false")
     assert done.messages == []
     assert not [*other.glob("*.safetensors")]
     assert (found["temperature"], found["calibrated_on"]) == (None, 0)

@@ -14,7 +14,7 @@ from so_clip.results.logit_scores import ensemble_accuracy, logit_scores
 from so_clip.results.logits_file import LOGITS_FILE, read_logits
 from tests.helpers.command import ROOT, Outcome, call, python
 from tests.helpers.doc_pages import blocks
-from tests.helpers.kept_runs import CLASSES, DRAWN, IMAGES, write_kept, write_kept_run
+from tests.helpers.kept_runs import CLASSES, DRAWN, write_kept, write_kept_run
 from tests.helpers.made_datasets import write_dtd, write_eurosat
 
 
@@ -76,18 +76,21 @@ def test_runs_that_differ_only_in_the_seed_vote(tmp_path):
         "seeds, because their test images of pets differ."
     )
     shutil.rmtree(other)
-    done = _done(tmp_path, "-o", tmp_path / "out")
+    done = _done(tmp_path)
     assert done.messages == []
-    (row,) = _rows(tmp_path / "out" / "votes.csv")
-    assert (row["seed"], row["runs"], row["images"]) == ("1 2 3", "3", str(IMAGES))
-    single = [
-        float(r["accuracy_percent"])
-        for r in _rows(tmp_path / "out" / "scores.csv")
-        if r["model"] == "adapted" and not r["temperature"]
-    ]
-    assert float(row["single_accuracy_percent"]) == pytest.approx(np.mean(single))
-    assert float(row["majority_accuracy_percent"]) > np.mean(single)
-    assert "| 1 2 3" in done.out
+    lines = [line.split("|") for line in done.cells.splitlines()]
+    single = [float(line[4]) for line in lines if line[2:3] == [" adapted "]]
+    (row,) = (line for line in lines if line[2:3] == [" 1 2 3 "])
+    mean, majority, mean_probability = map(float, row[3:6])
+    assert mean == pytest.approx(np.mean(single), abs=0.01)
+    assert majority > mean
+    assert mean_probability > mean
+
+
+def test_validation_images_are_named(tmp_path):
+    run = write_kept_run(tmp_path)
+    _metrics(run, tested_on="val")
+    assert "| pets (val) " in _done(run).out
 
 
 def test_foreign_text_is_escaped(tmp_path):
@@ -175,6 +178,7 @@ def test_places_without_runs_are_refused(tmp_path):
     assert "no run has kept logits" in done.messages[0]
 
 
+@pytest.mark.slow
 def test_rescoring_needs_no_torch(tmp_path):
     write_kept_run(tmp_path)
     code = "import sys\nfrom so_clip.__main__ import main\nassert main() == 0\n"

@@ -62,6 +62,8 @@ def test_runs_that_differ_only_in_the_seed_are_a_group():
         _run("b", 2),
         _run("other rate", 4, settings={"optimizer": {"lr": 0.2}}),
         _run("other prompts", 5, prompts_sha256="0"),
+        _run("validation images", 6, tested_on="val"),
+        _run("an adapter tested again", 1, trained_on="digits"),
     ]
     left_out: list[str] = []
     found = [[run.metrics["run_fingerprint"] for run in group] for group in groups(runs, left_out)]
