@@ -45,6 +45,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_engine.py
 	$(BIN)/python scripts/bench_report.py
 	$(BIN)/python scripts/bench_decode.py
+	$(BIN)/python scripts/bench_adapters.py
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

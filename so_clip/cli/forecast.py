@@ -106,7 +106,8 @@ def table(values: Mapping[str, Any]) -> str:
         "whole run": _flop(values["run_flops"]),
         "weights to download": _bytes(values["weights_download_bytes"]),
         "features kept on disk": _bytes(values["features_bytes"]),
-        "run folder": _bytes(values["run_folder_bytes"]) + ", no checkpoint in it",
+        "run folder": _bytes(values["run_folder_bytes"]) + ", without a checkpoint",
+        "  adapter file": _bytes(values["adapter_bytes"]) + " at most",
         "modelled on": values["models"],
     }
     return summary_table(rows)

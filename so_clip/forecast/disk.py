@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from so_clip.adapters.of_run import AUTO_MIB, MIB
 from so_clip.clip.backbone import EMBEDDED
 from so_clip.clip.hub import cached_pretrained
-from so_clip.config.settings import BackboneChoice, Settings
+from so_clip.config.settings import AUTO, BackboneChoice, Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS
 from so_clip.forecast.test_sets import TestSetSize
+from so_clip.methods.model import Model
+from so_clip.optim.support import entry_count
 from so_clip.results.logits_file import logits_bytes, logits_kept
 
 # Bytes per row of a run's CSV files, for paths of 24 letters and float32 values with all digits.
@@ -17,6 +20,8 @@ _PREDICTION_ROW, _CLASS_ROW, _HISTORY_ROW, _FEW_SHOT_ROW = 80, 60, 48, 64
 # Bytes of config.yaml, metrics.json, provenance.json and summary.txt together.
 _SMALL_FILES = 8_000
 _FEATURES_HEADER = 300
+# Metadata of an adapter file, and names and shapes of its tensors.
+_ADAPTER_HEADER = 20_000
 # Pixels of a photograph: the average of ImageNet.
 PIXELS = 500 * 400
 
@@ -67,6 +72,35 @@ def disk_bytes(
         "few_shot_images_bytes": 3 * pixels * train_images,
         "image_pixels": pixels,
     }
+
+
+def adapter_bytes(settings: Settings, model: Model) -> int:
+    """Return the bytes of a run's adapter file at most, and 0 if the run writes none.
+
+    A moved entry takes the bytes of its value and one or two for its place; see docs/adapters.md.
+    """
+    save = settings.placement.save
+    state = model.classifier.state_dict(keep_vars=True)
+    added = [value for name, value in state.items() if name not in model.base_names]
+    places = {id(value) for value in added}
+    moved = [value for value in model.parameters.values() if id(value) not in places]
+    total = _ADAPTER_HEADER + sum(value.nbytes for value in added)
+    total += sum(_change_bytes(settings, value) for value in moved)
+    return 0 if save is False or (save == AUTO and total > AUTO_MIB * MIB) else total
+
+
+def _change_bytes(settings: Settings, value: Tensor) -> int:
+    optimizer = settings.method.optimizer
+    options = optimizer.options if optimizer else {}
+    density_ratio, selections = options.get("density_ratio"), ("gradient", "moment")
+    if density_ratio is None or any(options[f"{name}_selection"] == "dense" for name in selections):
+        return value.nbytes
+    steps, interval = settings.schedule.max_steps, options["T"]
+    draws = 1 if interval == 0 else -(-steps // interval)
+    entries = draws * entry_count(value.numel(), density_ratio)
+    entries *= 2 if options["order"] == "update_first" else 1
+    gap_bytes = 1 if entries > value.numel() / 50 else 2
+    return min(value.nbytes, entries * (value.itemsize + gap_bytes))
 
 
 def _download_bytes(backbone: BackboneChoice, model: nn.Module) -> int:

@@ -29,7 +29,7 @@ from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.errors import InputError
 from so_clip.evaluate.evaluator import watch_batch
-from so_clip.forecast.disk import disk_bytes
+from so_clip.forecast.disk import adapter_bytes, disk_bytes
 from so_clip.forecast.flops import FlopCounter, Flops, counted
 from so_clip.forecast.repeats import Repeats
 from so_clip.forecast.test_sets import TestSetSize, test_set_sizes, training_card
@@ -78,6 +78,8 @@ def forecast(
         ) from error
     memory = training.pop("memory", evaluation.pop("memory"))
     dimensions = evaluation.pop("dimensions")
+    disk = disk_bytes(settings, card, test_sets, model.classifier.backbone, dimensions)
+    adapter = adapter_bytes(settings, model)
     return {
         "dataset": settings.data.dataset,
         "backbone": settings.backbone.architecture,
@@ -91,7 +93,9 @@ def forecast(
         "steps": settings.schedule.max_steps,
         **training,
         "run_flops": evaluation["evaluation_flops"] + training.get("training_flops", 0),
-        **disk_bytes(settings, card, test_sets, model.classifier.backbone, dimensions),
+        **disk,
+        "adapter_bytes": adapter,
+        "run_folder_bytes": disk["run_folder_bytes"] + adapter,
     }
 
 
