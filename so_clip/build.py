@@ -219,7 +219,15 @@ def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, 
     Raises:
         InputError: the adapter cannot take the prompts of other classes.
     """
-    return {test_set.name: _evaluator(settings, test_set, model) for test_set in data.test_sets}
+    return {
+        test_set.name: build_evaluator(settings, test_set, model, has_other_classes(test_set))
+        for test_set in data.test_sets
+    }
+
+
+def has_other_classes(test_set: TestSet) -> bool:
+    """Return whether the text tower must embed the class names of a run's test set."""
+    return bool(test_set.name) and test_set.columns is None
 
 
 def build_validation_evaluator(settings: Settings, data: Data, model: Model) -> Evaluator | None:
@@ -230,20 +238,33 @@ def build_validation_evaluator(settings: Settings, data: Data, model: Model) -> 
     if data.few_shot is None or not data.few_shot.val:
         return None
     splits = replace(data.splits, test=data.few_shot.val)
-    evaluator = _evaluator(settings, TestSet("", data.card, splits, data.images), model)
+    test_set = TestSet("", data.card, splits, data.images)
+    evaluator = build_evaluator(settings, test_set, model, other_classes=False)
     evaluator.cache = evaluator.stream.cache = None
     return evaluator
 
 
-def _evaluator(settings: Settings, test_set: TestSet, model: Model) -> Evaluator:
+def build_evaluator(
+    settings: Settings, test_set: TestSet, model: Model, other_classes: bool
+) -> Evaluator:
+    """Return an evaluator for a test set.
+
+    Args:
+        settings, test_set, model: of the run.
+        other_classes: whether the test set has other classes or prompts than the classifier.
+
+    Raises:
+        InputError: the adapter cannot take the prompts of other classes.
+    """
     options = settings.evaluation
     classes, adapted_classes = _SAME_CLASSES
-    if test_set.name and test_set.columns is None:
+    if other_classes:
         try:
             classes, adapted_classes = _other_classes(settings.data.template, test_set, model)
         except InputError as error:
             is_new = test_set.name == NEW_CLASSES
             option = f"protocol={BASE_TO_NEW}" if is_new else f"transfer={test_set.name}"
+            option = option if test_set.name else f"dataset={settings.data.dataset}"
             raise InputError(f"{option}: {error}") from error
     return Evaluator(
         model.classifier,

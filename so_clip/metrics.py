@@ -73,7 +73,13 @@ class Outcome:
         columns["confidence"] = self.adapted.confidence_N.tolist()
         return columns
 
-    def logits(self, validation: Validation | None, fingerprint: str) -> KeptLogits | None:
+    def logits(
+        self,
+        validation: Validation | None,
+        fingerprint: str,
+        temperatures: Mapping[str, float | None],
+        calibrated_on: int,
+    ) -> KeptLogits | None:
         """Return the logits to keep, if there are any; see write_outcomes."""
         both = {ZERO_SHOT: self.zero_shot, ADAPTED: self.adapted}
         if self.adapted is self.zero_shot:
@@ -92,8 +98,8 @@ class Outcome:
         return KeptLogits(
             self.adapted.label_N.numpy(),
             models,
-            validation.temperatures if validation else {},
-            calibrated_on=len(validation.label_V) if validation else 0,
+            temperatures,
+            calibrated_on=calibrated_on,
             images_sha256=images_sha256(self.test_set),
             run_fingerprint=fingerprint,
             validation=None if self.test_set.name else validation,
@@ -130,6 +136,8 @@ def write_outcomes(
     folder: RunFolder,
     validation: Validation | None = None,
     fingerprint: str = "",
+    temperatures: Mapping[str, float | None] | None = None,
+    calibrated_on: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Write predictions, per-class scores and kept logits.
 
@@ -138,18 +146,21 @@ def write_outcomes(
         folder: of the run.
         validation: logits of the drawn validation images, if there are any.
         fingerprint: of the run.
+        temperatures, calibrated_on: of both models, if there is no `validation`.
 
     Returns:
         The scores of each test set, by its name.
     """
     values = {}
+    if validation is not None:
+        temperatures, calibrated_on = validation.temperatures, len(validation.label_V)
     for outcome in outcomes:
         test_set, columns = outcome.test_set, outcome.columns()
         folder.write_columns(PREDICTIONS_FILE, columns, test_set.name)
         names, first = test_set.splits.class_names, test_set.first_label
         folder.write_columns(PER_CLASS_FILE, per_class(columns, names, first), test_set.name)
         values[test_set.name] = scores(columns)
-        if logits := outcome.logits(validation, fingerprint):
+        if logits := outcome.logits(validation, fingerprint, temperatures or {}, calibrated_on):
             folder.write_bytes(logits_file(test_set.name), logits.to_bytes())
     return values
 

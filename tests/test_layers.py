@@ -21,6 +21,7 @@ ROOMS = (
     "prepare",
     "sweep",
     "predict",
+    "retest",
     "run",
     "export",
     "adapters",

@@ -1,6 +1,7 @@
 """Put an adapter into a model in place, and take it out again bit for bit."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def put_in(
     remove(model)
     _check_base(plain, adapter)
     tensors = plain.state_dict()
-    _check_tensors(tensors, adapter)
+    check_tensors(tensors, adapter)
     if not isinstance(model, Classifier):
         _check_is_weights(adapter)
     applied, method = _Applied(adapter), None
@@ -139,6 +140,25 @@ def _attach(classifier: Classifier, adapter: SavedAdapter, config_dir: Path | No
     method = make_adapter(_component(adapter, config_dir))
     before = {*classifier.state_dict()}
     method(classifier)
+    resume(classifier, method, adapter, before)
+    return method
+
+
+def resume(
+    classifier: Classifier, method: Adapter, adapter: SavedAdapter, before: AbstractSet[str]
+) -> None:
+    """Give the saved tensors to the modules that a method has added to a classifier.
+
+    Args:
+        classifier: with the changes of the base's weights in it.
+        method: has been called.
+        adapter: as `load` returns it.
+        before: the names of the classifier's state dict before the call.
+
+    Raises:
+        InputError: the file has other tensors than the method.
+    """
+    about = adapter.about
     # Detached tensors that share memory with the parameters and buffers.
     own = {name: value for name, value in classifier.state_dict().items() if name not in before}
     for name in {*own} ^ {*adapter.added}:
@@ -159,7 +179,6 @@ def _attach(classifier: Classifier, adapter: SavedAdapter, config_dir: Path | No
         raise InputError(f"{adapter.place}: is damaged: {reason_of(error)}.") from error
     method.resume(classifier)
     classifier.forget_classes()
-    return method
 
 
 def _component(adapter: SavedAdapter, config_dir: Path | None) -> Component:
@@ -217,7 +236,7 @@ def _versions(plain: nn.Module) -> list[tuple[int, int]]:
     return [(id(value), value._version) for value in plain.parameters()]
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], adapter: SavedAdapter) -> None:
+def check_tensors(tensors: Mapping[str, Tensor], adapter: SavedAdapter) -> None:
     """Check every change against the model before the first one is made."""
     for name, change in adapter.changes.items():
         have = tensors.get(name)

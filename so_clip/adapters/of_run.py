@@ -11,6 +11,7 @@ from so_clip.adapters.change import Change
 from so_clip.adapters.file import SavedAdapter, saved_adapter
 from so_clip.config.settings import Settings
 from so_clip.data.run_data import Data
+from so_clip.data.user.prompt_file import is_prompt_file
 from so_clip.fingerprint import counting_options
 from so_clip.methods.model import Model
 
@@ -92,6 +93,7 @@ def _base(settings: Settings, model: Model) -> Base:
 def options_of(settings: Settings) -> dict[str, Any]:
     """Return the options that can change the result, without paths of this machine."""
     options = counting_options(settings)
-    for name in ("template", "transfer"):  # the prompts are in the file; test sets change nothing
-        del options[name]
+    del options["transfer"]  # test sets change nothing
+    if is_prompt_file(options["template"]):  # a path; the prompts are in the file
+        del options["template"]
     return options

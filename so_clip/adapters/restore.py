@@ -18,7 +18,14 @@ from so_clip.config.resolve import resolved_text_budget
 from so_clip.data.plain_files import load_plain_yaml
 from so_clip.errors import InputError
 from so_clip.methods.adapter import Adapter
-from so_clip.results.run_files import ADAPTER_FILE, CONFIG_FILE, METRICS_FILE
+from so_clip.results.run_files import (
+    ADAPTER_FILE,
+    ADAPTER_FROM,
+    CONFIG_FILE,
+    MAX_TEXT,
+    METRICS_FILE,
+    read_object,
+)
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 from so_clip.system.safe_open import read_plain
@@ -65,6 +72,11 @@ def open_saved(path: Path | str) -> Opened:
     if file.exists():
         return Opened(load(file), path)
     if (path / METRICS_FILE).exists():
+        if source := read_object(path / METRICS_FILE).get(ADAPTER_FROM):
+            raise InputError(
+                f"{path}: is an evaluation, which has no adapter of its own. Give the adapter that "
+                f"it names: {str(source)[:MAX_TEXT]}"
+            )
         raise InputError(
             f"{path}: the run has no {ADAPTER_FILE}: it is older than this file, was too large for "
             f"save=auto, or had save=false. Repeat it: python -m so_clip --from {path} save=true"
@@ -108,7 +120,7 @@ def restore(
     _check_names(adapter, names)
     if checkpoint is None and folder is not None:
         checkpoint = _recorded_checkpoint(folder)
-    backbone, place = _base(adapter, checkpoint), pick_device(device)
+    backbone, place = load_base(adapter, checkpoint), pick_device(device)
     settings, on_cuda = about.settings, place.type == "cuda"
     backbone.memory = settings.get("memory", "balanced")
     own = about.prompts(None if about.class_names else names)
@@ -153,7 +165,21 @@ def _check_names(adapter: SavedAdapter, names: tuple[str, ...]) -> None:
         )
 
 
-def _base(adapter: SavedAdapter, checkpoint: Path | str | None) -> Backbone:
+def load_base(
+    adapter: SavedAdapter,
+    checkpoint: Path | str | None,
+    way_out: str = "--checkpoint FILE, or checkpoint= in Python",
+) -> Backbone:
+    """Return the adapter's base.
+
+    Args:
+        adapter: as `load` returns it.
+        checkpoint: a local file with its weights; None: the published weights.
+        way_out: how the user names that file, for messages.
+
+    Raises:
+        InputError: the base cannot be loaded, or has other weights.
+    """
     about = adapter.about
     base = about.base
     if not base.architecture:
@@ -180,7 +206,7 @@ def _base(adapter: SavedAdapter, checkpoint: Path | str | None) -> Backbone:
     raise InputError(
         f"{adapter.place}: belongs to {base.description} ({base.weights_sha256[:12]}), and "
         f"{backbone.description} has other weights ({backbone.weights_sha256[:12]}). Give the "
-        "base's weights with --checkpoint FILE, or checkpoint= in Python."
+        f"base's weights with {way_out}."
     )
 
 

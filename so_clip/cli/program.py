@@ -37,6 +37,10 @@ COMMANDS = {
         "results/runs/NAME --to transformers FOLDER",
         "Write a run's model as files of open_clip, OpenAI's CLIP, transformers or peft.",
     ),
+    "evaluate": (
+        "results/runs/NAME dataset=dtd",
+        "Test the adapter of a run on another dataset or split, without training again.",
+    ),
     "status": (
         "results/runs",
         "Show which runs are done, running, failed or missing, and the command for the rest.",

@@ -6,7 +6,15 @@ from typing import Annotated
 from so_clip.cli.arguments import OUT, ResultsDir, out_option
 from so_clip.errors import say, show
 
-SHOWN = ("accuracy", "base_accuracy", "new_accuracy", "harmonic_mean", "transfer", "memory")
+SHOWN = (
+    "accuracy",
+    "base_accuracy",
+    "new_accuracy",
+    "harmonic_mean",
+    "transfer",
+    "evaluation",
+    "memory",
+)
 
 
 def main(

@@ -9,9 +9,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from so_clip.checks import flag, number, one_of, whole
-from so_clip.config.settings import MethodChoice
+from so_clip.clip.weights_file import check_backbone
+from so_clip.config.settings import MethodChoice, Settings
 from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError
+from so_clip.results.run_folder import check_writable
 from so_clip.system.commands import install
 
 # The packages of the extra `methods`, by the module of the class that needs them.
@@ -60,3 +62,12 @@ def check_packages(method: MethodChoice) -> None:
                 f"method={method.name} needs the package {package.replace('_', '-')}, and it is "
                 f"not installed: {install(_EXTRA)}"
             )
+
+
+def check_places(settings: Settings) -> None:
+    """Raise InputError if results, features or weights cannot be where the settings say."""
+    check_writable(settings.placement.results_dir)
+    check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
+    cache_dir = settings.evaluation.cache_dir
+    if cache_dir is not None and cache_dir.is_file():
+        raise InputError(f"evaluation.cache_dir={cache_dir}: is a file. Give a folder, or null.")

@@ -13,8 +13,8 @@ from so_clip.config.parse import from_config
 from so_clip.config.settings import GROUPS
 from so_clip.data.plain_files import load_plain_yaml
 from so_clip.errors import InputError
-from so_clip.results.run_files import CONFIG_FILE
-from so_clip.system.commands import override
+from so_clip.results.run_files import ADAPTER_FROM, CONFIG_FILE
+from so_clip.system.commands import command, override
 from so_clip.system.safe_open import read_plain
 
 FROM = "--from"
@@ -47,19 +47,55 @@ def repeating(run: Path, given: Sequence[str], config_dir: Path | None = None) -
     Raises:
         InputError: the folder holds no recorded run, or one that cannot be repeated.
     """
-    record = _content(run)
-    if _MARK not in record:
-        raise InputError(f"{FROM} {run}: its {CONFIG_FILE} is not that of a run.")
+    record = recorded_options(run)
     names = {word.partition("=")[0].lstrip("+~") for word in given}
     if "experiment" in names:
         raise InputError(f"experiment goes with no {FROM}: the recorded run has all its options.")
-    _check_keys(record, run / CONFIG_FILE)
+    if ADAPTER_FROM in record:
+        adapter = record[ADAPTER_FROM]
+        raise InputError(
+            f"{FROM} {run}: is an evaluation of a saved adapter, and trained nothing. To repeat "
+            f"it: {command('evaluate', adapter, 'force=true')}. To repeat the training, give the "
+            f"adapter's run with {FROM}."
+        )
+    return options_of_record(record, given, run, config_dir)
+
+
+def recorded_options(run: Path, flag: str = FROM) -> dict[str, Any]:
+    """Return the content of a run's config.yaml.
+
+    Args:
+        run: the run folder.
+        flag: where the user named it, for messages.
+
+    Raises:
+        InputError: the folder holds no recorded run.
+    """
+    record = _content(run, flag)
+    if _MARK not in record:
+        raise InputError(f"{flag} {run}: its {CONFIG_FILE} is not that of a run.")
+    return record
+
+
+def options_of_record(
+    record: Mapping[str, Any], given: Sequence[str], place: Path, config_dir: Path | None = None
+) -> list[str]:
+    """Return the options that make a record, followed by the user's own; see `repeating`.
+
+    Args:
+        record: as in config.yaml. Options that it lacks keep their defaults.
+        given: the user's options. They replace the recorded values.
+        place: the run folder or file of the record, for messages.
+        config_dir: see `repeating`.
+    """
+    names = {word.partition("=")[0].lstrip("+~") for word in given}
+    _check_keys(record, place)
     made = partial(compose, config_dir=config_dir)
     # The choice of a dataset needs the folder of its card.
     cards = [word for word in given if word.startswith("cards_dir=")]
     if record.get("cards_dir") and not cards:
         cards = [override("cards_dir", record["cards_dir"])]
-    options = _choices(record, run, cards, config_dir)
+    options = _choices(record, place, cards, config_dir)
     # First the options that others depend on.
     for groups in ((), GROUPS):
         current = from_config(made(options)).record()
@@ -67,34 +103,34 @@ def repeating(run: Path, given: Sequence[str], config_dir: Path | None = None) -
     return [*_without(options, names), *given]
 
 
-def _content(run: Path) -> dict[str, Any]:
+def _content(run: Path, flag: str = FROM) -> dict[str, Any]:
     file = run / CONFIG_FILE
     try:
         content = load_plain_yaml(read_plain(file))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"{FROM} {run}: this is no folder of a run: it has no {CONFIG_FILE}. Give a folder "
+            f"{flag} {run}: this is no folder of a run: it has no {CONFIG_FILE}. Give a folder "
             "such as results/runs/NAME."
         ) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "it is not plain YAML"
-        raise InputError(f"{FROM} {run}: {file} cannot be read: {reason}.") from error
+        raise InputError(f"{flag} {run}: {file} cannot be read: {reason}.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{FROM} {run}: {file} holds no options.")
+        raise InputError(f"{flag} {run}: {file} holds no options.")
     return content
 
 
-def _check_keys(values: Mapping[Any, Any], file: Path, place: str = "") -> None:
+def _check_keys(values: Mapping[Any, Any], place: Path, prefix: str = "") -> None:
     """Refuse keys that no run records. A key such as _target_ would name code."""
     for key, value in values.items():
         if not re.fullmatch(r"[A-Za-z]\w*", str(key), re.ASCII):
-            raise InputError(f"{file}: {place}{str(key)[:80]!r} is not the name of an option.")
+            raise InputError(f"{place}: {prefix}{str(key)[:80]!r} is not the name of an option.")
         if isinstance(value, Mapping):
-            _check_keys(value, file, f"{place}{key}.")
+            _check_keys(value, place, f"{prefix}{key}.")
 
 
 def _choices(
-    record: Mapping[str, Any], run: Path, cards: Sequence[str], config_dir: Path | None
+    record: Mapping[str, Any], place: Path, cards: Sequence[str], config_dir: Path | None
 ) -> list[str]:
     """Return GROUP=CHOICE for each group whose recorded choice has a name."""
     user_data = _part(record, "user_data")
@@ -120,7 +156,7 @@ def _choices(
             continue
         if name not in [file.stem for file in known(group)]:
             raise InputError(
-                f"{FROM} {run}: {group}.name={str(name)[:80]} is no {group} of the program. Add "
+                f"{place}: {group}.name={str(name)[:80]} is no {group} of the program. Add "
                 "--config-dir FOLDER with the folder that the run was made with."
             )
         options.append(override(group, name))

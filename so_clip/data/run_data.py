@@ -18,6 +18,8 @@ from so_clip.errors import InputError, note
 
 # The name of the second half of the classes among a run's test sets.
 NEW_CLASSES = "new_classes"
+# The list of images that runs are tested on.
+TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Data:
     """The data of one run: a card and its lists, the images, and the few-shot draw.
 
     `others` are further test sets: the new classes of a base-to-new run, and other datasets.
-    `tested_on` is "test", or "training" if a script has put training images into `splits.test`.
+    `tested_on` is "test", the name of another list, or "training" if a script has put training
+    images into `splits.test`.
     `skipped` are the corrupt images that were removed from the lists.
     """
 
@@ -54,7 +57,7 @@ class Data:
     images: ImageSource
     few_shot: FewShot | None
     others: tuple[TestSet, ...] = ()
-    tested_on: str = "test"
+    tested_on: str = TEST
     skipped: tuple[Skipped, ...] = ()
 
     @property
@@ -64,7 +67,11 @@ class Data:
 
 
 def gather(
-    choice: DataChoice, *, cache_dir: Path | None = None, workers: int | None = None
+    choice: DataChoice,
+    *,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    split: str = TEST,
 ) -> Data:
     """Read the datasets' lists, draw the few-shot images, and check that every image is there.
 
@@ -73,6 +80,7 @@ def gather(
         cache_dir: folder of files that record which images are corrupt, so that each is decoded
             once.
         workers: threads that decode to find corrupt images; see so_clip.data.cache.corrupt.
+        split: the list whose images are tested: "train", "val" or "test".
 
     Raises:
         InputError: no such dataset, files missing or malformed; the message names them.
@@ -88,7 +96,7 @@ def gather(
         trains=trains,
         cards_dir=choice.cards_dir,
     )
-    card, splits = found.card, found.splits
+    card, splits = found.card, _with_split(found.splits, split, name)
     few_shot = draw(splits, choice) if choice.shots else None
     images = open_images(card, found.root)
     whole, new_classes = splits, []
@@ -109,8 +117,18 @@ def gather(
     _note_incomplete(card, whole)
     for test_set in transferred:
         _note_incomplete(test_set.card, test_set.splits)
-    data = Data(card, splits, images, few_shot, others)
+    data = Data(card, splits, images, few_shot, others, tested_on=split)
     return _without_corrupt(data, cache_dir, workers) if choice.on_corrupt == SKIP else data
+
+
+def _with_split(splits: Splits, split: str, name: str) -> Splits:
+    """Return the lists with the images of `split` in place of the test images."""
+    if split == TEST:
+        return splits
+    examples = getattr(splits, split)
+    if not examples:
+        raise InputError(f"split={split}: {name} has no {split} images. Use split={TEST}.")
+    return replace(splits, test=examples)
 
 
 def draw(splits: Splits, choice: DataChoice) -> FewShot:

@@ -7,6 +7,7 @@ kind share it.
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -50,9 +51,7 @@ def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
                 remarks[key] = f"{run['folder']}: no FLOPs: {error}"
         found.append(known.get(key, math.nan))
     flops = pd.Series(found, index=runs.frame.index, dtype=float)
-    return Runs(runs.results_dir, runs.frame.assign(train_flops=flops), runs.skipped), [
-        *remarks.values()
-    ]
+    return replace(runs, frame=runs.frame.assign(train_flops=flops)), [*remarks.values()]
 
 
 def _key(run: Mapping[Any, Any]) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from so_clip.errors import InputError
 from so_clip.report.progress import watched
 from so_clip.report.variants import variants
 from so_clip.results.run_files import (
+    ADAPTER_FROM,
     ERROR_FILE,
     MAX_TEXT,
     METRICS_FILE,
@@ -48,16 +49,24 @@ class Runs:
             provenance.json `torch`, `commit`, `hardware`, `torch_threads`, `weights_sha256`,
             `results_version`, `finished_at` and `overrides` (a tuple), None if unknown.
         skipped: one line for each folder that is not a usable run, with the reason.
+        evaluations: one line per evaluation of a saved adapter, with the same columns. The
+            `variant` begins with the dataset that the adapter was trained on.
     """
 
     results_dir: Path
     frame: pd.DataFrame
     skipped: list[str]
+    evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def counted(self) -> str:
         """The number of runs, in words."""
-        return f"{len(self.frame)} run{'' if len(self.frame) == 1 else 's'}"
+        evaluations = f", {_number(len(self.evaluations), 'evaluation')} of saved adapters"
+        return _number(len(self.frame), "run") + (evaluations if len(self.evaluations) else "")
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def read_runs(results_dir: Path, folders: Sequence[Path] | None = None) -> Runs:
@@ -80,13 +89,31 @@ def read_runs(results_dir: Path, folders: Sequence[Path] | None = None) -> Runs:
         if skipped:
             way_out = f"Left out: {' '.join(skipped)}"
         raise InputError(f"{results_dir}: no finished run in it. {way_out}")
-    frame = pd.DataFrame(rows)
+    frame = _frame([row for row in rows if ADAPTER_FROM not in row], rows, skipped)
+    evaluations = _frame([row for row in rows if ADAPTER_FROM in row], rows, skipped)
+    skipped = [line.encode(errors="backslashreplace").decode() for line in skipped]
+    return Runs(results_dir, frame, skipped, evaluations)
+
+
+def _frame(
+    rows: list[dict[str, Any]], all_rows: list[dict[str, Any]], skipped: list[str]
+) -> pd.DataFrame:
+    """Return the lines of runs or of evaluations, without repeats, which become `skipped`."""
+    columns = None if rows else [*all_rows[0], "variant", "transferred"]
+    frame = pd.DataFrame(rows, columns=columns)
+    if not rows:
+        return frame
     frame["variant"] = variants(frame)
+    if ADAPTER_FROM in frame:
+        trained_on = frame["trained_on"] if "trained_on" in frame else frame["dataset"]
+        frame["variant"] = [
+            ", ".join(filter(None, (f"trained on {str(dataset)[:80]}", variant)))
+            for dataset, variant in zip(trained_on, frame["variant"], strict=True)
+        ]
     frame["transferred"] = [str(settings.get("transfer")) for settings in frame["settings"]]
     repeats = _repeats(frame)
     skipped += [f"{folder}: repeats another run." for folder in frame["folder"][repeats]]
-    skipped = [line.encode(errors="backslashreplace").decode() for line in skipped]
-    return Runs(results_dir, frame[~repeats].reset_index(drop=True), skipped)
+    return frame[~repeats].reset_index(drop=True)
 
 
 def transfers(frame: pd.DataFrame) -> pd.DataFrame:

@@ -48,6 +48,7 @@ FLOPS_NOTE = (
     "of the training steps, for the classes and images of the dataset's card."
 )
 UNEVEN_NOTE = "Rows with uneven shots (imbalance) are shown, but never marked as best."
+EVALUATION = "evaluation"
 ZERO_SHOT, ZERO_SHOT_TITLE = "zero_shot", "Zero-shot CLIP"
 
 
@@ -90,6 +91,7 @@ MEASURES = (
         "harmonic_mean", "harmonic_mean_percent", "Harmonic mean of base and new accuracy, percent"
     ),
     Measure("transfer", "accuracy_percent", "Test accuracy on other datasets in percent"),
+    Measure(EVALUATION, "accuracy_percent", "Test accuracy of saved adapters in percent"),
     Measure(
         "calibration",
         "expected_calibration_error_percent",
@@ -215,8 +217,15 @@ def make_tables(runs: Runs) -> list[Table]:
     return [
         _table(measure, str(backbone), group)
         for measure in MEASURES
-        for backbone, group in table_runs(measure, runs.frame).groupby("backbone", sort=True)
+        for backbone, group in _measured(measure, runs).groupby("backbone", sort=True)
     ]
+
+
+def _measured(measure: Measure, runs: Runs) -> pd.DataFrame:
+    """Return the runs in a measure's tables; evaluations have a table of their own."""
+    if measure.name != EVALUATION:
+        return table_runs(measure, runs.frame)
+    return runs.evaluations if len(runs.evaluations) else runs.frame.iloc[:0]
 
 
 def table_runs(measure: Measure, frame: pd.DataFrame) -> pd.DataFrame:

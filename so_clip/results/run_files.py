@@ -23,6 +23,8 @@ from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.json"
 PROVENANCE_FILE = "provenance.json"
 ADAPTER_FILE = "adapter.safetensors"
+# The key of config.yaml and metrics.json that names the adapter of an evaluation.
+ADAPTER_FROM = "adapter_from"
 HISTORY_FILE, CURVE_FILE, CHANGED_FILE = "history.csv", "curve.csv", "changed.csv"
 PREDICTIONS_FILE, PER_CLASS_FILE = "predictions.csv", "per_class.csv"
 # The keys of metrics.json that count skipped corrupt images (on_corrupt=skip), by split.

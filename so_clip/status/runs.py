@@ -12,7 +12,9 @@ from typing import Any
 from so_clip.errors import InputError
 from so_clip.results.progress import PROGRESS_FILE, TRAIN
 from so_clip.results.run_files import (
+    ADAPTER_FROM,
     ERROR_FILE,
+    MAX_TEXT,
     METRICS_FILE,
     PROVENANCE_FILE,
     finished_metrics,
@@ -93,6 +95,8 @@ def _finished(folder: Path, changed_at: float) -> Run:
     provenance = read_object(folder / PROVENANCE_FILE)
     skipped = skipped_images(metrics)
     remarks = [f"corrupt images skipped: {skipped}"] if skipped else []
+    if metrics.get(ADAPTER_FROM):
+        remarks.append(f"evaluation of {str(metrics[ADAPTER_FROM])[:MAX_TEXT]}")
     version = provenance.get("results_version")
     if isinstance(version, int) and version != RESULTS_VERSION:
         older = "older" if version < RESULTS_VERSION else "newer"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from so_clip.clip.weights_file import check_backbone
-from so_clip.config.early_checks import check_packages
+from so_clip.config.early_checks import check_packages, check_places
 from so_clip.config.parse import from_config
 from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
@@ -26,7 +25,6 @@ from so_clip.results.job_files import (
 )
 from so_clip.results.job_names import JobNames
 from so_clip.results.progress import duration
-from so_clip.results.run_folder import check_writable
 from so_clip.sweep.callback import job_files
 from so_clip.sweep.finished import KNOWN_RUNS, finished
 from so_clip.sweep.planned import as_given, flags_of
@@ -124,13 +122,8 @@ def _run(
     gpu_job: int | None = None,
 ) -> "Result | None":
     check_packages(settings.method)
-    check_writable(settings.placement.results_dir)
-    check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
+    check_places(settings)
     evaluation = settings.evaluation
-    if evaluation.cache_dir is not None and evaluation.cache_dir.is_file():
-        raise InputError(
-            f"evaluation.cache_dir={evaluation.cache_dir}: is a file. Give a folder, or null."
-        )
     data = gather(settings.data, cache_dir=evaluation.cache_dir, workers=evaluation.workers)
     # torch takes seconds to import, and most bad input is refused without it.
     from so_clip.run import follow, run

@@ -1,0 +1,1 @@
+"""Saved adapters tested on other images, without training."""
