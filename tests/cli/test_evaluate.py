@@ -29,7 +29,8 @@ def root(tmp_path_factory):
 
 
 def trained(tmp_path: Path, root: Path, method: str, *words: str) -> Run:
-    training = () if method == "tip_adapter" else (f"schedule.max_steps={STEPS}",)
+    training = [] if method == "tip_adapter" else [f"schedule.max_steps={STEPS}"]
+    training += ["adapter.length=8"] if method == "coop" else []
     return run(tmp_path / "runs", f"method={method}", f"data_root={root}", *training, *words)
 
 
