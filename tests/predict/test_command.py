@@ -72,7 +72,8 @@ def test_the_test_images_of_a_run_get_the_predictions_of_the_run(finished, photo
 def test_the_temperature_calibrates_the_confidences(finished, photos, tmp_path):
     plain = changed(finished, tmp_path / "1.safetensors", temperature=1.0)
     tempered = changed(finished, tmp_path / "2.safetensors", temperature=2.0)
-    one, two = (predict(file, photos, "--format", "jsonl") for file in (plain, tempered))
+    images = photos / "ant"
+    one, two = (predict(file, images, "--format", "jsonl") for file in (plain, tempered))
     assert "calibrated" not in one.err
     for before, after in zip(objects(one), objects(two), strict=True):
         roots = [found["confidence"] ** 0.5 for found in before["predictions"]]
@@ -80,15 +81,14 @@ def test_the_temperature_calibrates_the_confidences(finished, photos, tmp_path):
         assert confidences == pytest.approx([root / sum(roots) for root in roots])
 
 
-def test_a_folder_a_pattern_and_a_list_are_read_and_written_as_csv(finished, photos, monkeypatch):
-    names = [f"ant/{number}.png" for number in range(6)]
-    typed(monkeypatch, "\n".join(str(photos / name) for name in names).encode())
-    for images in (["."], [photos / "ant"], [f"{photos}/ant/?.png"], ["-"]):
-        monkeypatch.chdir(photos / "ant")
-        done = predict(finished.folder, *images, "--top", "2")
-        rows = list(csv.DictReader(io.StringIO(done.out)))
-        assert [Path(row["path"]).name for row in rows[::2]] == [Path(name).name for name in names]
-        assert [row["rank"] for row in rows] == ["1", "2"] * 6
+def test_folders_patterns_and_a_list_are_read_and_written_as_csv(finished, photos, monkeypatch):
+    typed(monkeypatch, f"{photos}/cat/1.png\n{photos}/cat/0.png\n".encode())
+    done = predict(finished.folder, "-", photos / "ant", f"{photos}/bee/[45].png", "--top", "2")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    names = [f"ant/{place}.png" for place in range(6)]
+    names += ["bee/4.png", "bee/5.png", "cat/1.png", "cat/0.png"]
+    assert [row["path"] for row in rows[::2]] == [f"{photos}/{name}" for name in names]
+    assert [row["rank"] for row in rows] == ["1", "2"] * len(names)
 
 
 def test_hostile_names_are_escaped_and_read_back(finished, tmp_path, monkeypatch):
