@@ -6,6 +6,7 @@ import typer
 
 from so_clip.checks import path
 from so_clip.errors import note, show
+from so_clip.predict.classes import CLASSES, CLASSES_FILE, other_classes
 
 HELP = """Export the adapter of a run as files of another library, with a model card beside them.
 
@@ -41,6 +42,14 @@ def main(
         str | None,
         typer.Option("--push", metavar="REPO", help="A repository to upload the files to."),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(CLASSES, metavar="A,B,C", help="Other classes, if the method allows it."),
+    ] = None,
+    classes_file: Annotated[
+        str | None,
+        typer.Option(CLASSES_FILE, metavar="FILE", help="Other classes, one name on each line."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     checkpoint: Annotated[
         str | None,
@@ -49,6 +58,7 @@ def main(
 ) -> None:
     """Export an adapter; see HELP."""
     base = None if checkpoint is None else path("--checkpoint", checkpoint)
+    names = other_classes(classes, classes_file and path(CLASSES_FILE, classes_file))
     source, target_place = path("RUN_OR_FILE", run), path("FILE_OR_FOLDER", place)
 
     # torch takes seconds to import.
@@ -63,11 +73,18 @@ def main(
     check_free(folder, [*([file] if file else []), *COMMON_FILES], force)
     adapter, run_folder = open_saved(source)
     hub = None if repository is None else check_repository(repository)
-    restored = restore(adapter, device="cpu", precision="fp32", checkpoint=base, folder=run_folder)
+    restored = restore(
+        adapter,
+        device="cpu",
+        precision="fp32",
+        checkpoint=base,
+        folder=run_folder,
+        class_names=names,
+    )
     export = make_export(adapter, restored, to, file, run_folder)
     with atomic.output_option(f"--to {to} FOLDER"):
-        names = write_export(export, folder, force)
-    show("\n".join(str(folder / name) for name in names))
+        files = write_export(export, folder, force)
+    show("\n".join(str(folder / name) for name in files))
     if export.needs_classifier:
         note(
             f"{adapter.about.method} changes the classifier itself: classify with "

@@ -26,7 +26,7 @@ from so_clip.methods.peft_layers import NAME, named_layers
 from so_clip.system.commands import install
 
 _PARTS = ("q_proj", "k_proj", "v_proj")
-_FUSED = ".in_proj"
+FUSED = ".in_proj"
 # Tensors of peft's layers that have one entry for each output along a dimension. The kinds without
 # an entry here cannot be split.
 _OUTPUTS: dict[str, dict[str, int]] = {
@@ -69,11 +69,17 @@ def save_lora(
         model: transformers' CLIPModel with the base's weights.
         folder: gets adapter_config.json and adapter_model.safetensors.
         base: the name of the base on the hub, if it is known.
+
+    Raises:
+        InputError: there are two updates of one layer or part.
     """
     peft = library()
     layers: dict[str, LowRankUpdate] = {}
     for update in updates:
-        layers |= _by_layer(update)
+        for name, own in _by_layer(update).items():
+            if name in layers:
+                raise InputError(f"--to {PEFT}: two updates of {name} are no LoRA. {WAY_OUT}")
+            layers[name] = own
     ranks = {name: len(update.down_RI) for name, update in layers.items()}
     # alpha / sqrt(rank), as in CLIP-LoRA, is peft's use_rslora.
     alphas = {name: update.scale * math.sqrt(ranks[name]) for name, update in layers.items()}
@@ -99,9 +105,9 @@ def save_lora(
 
 def _by_layer(update: LowRankUpdate) -> dict[str, LowRankUpdate]:
     """Return the updates of transformers' layers by their names."""
-    if not update.layer.endswith(_FUSED):
+    if not update.layer.endswith(FUSED):
         return {hugging_face_name(update.layer): update}
-    names = [hugging_face_name(f"{update.layer.removesuffix(_FUSED)}.{part}") for part in _PARTS]
+    names = [hugging_face_name(f"{update.layer.removesuffix(FUSED)}.{part}") for part in _PARTS]
     if update.part is not None:
         return {names[update.part]: update}
     rows = update.up_OR.chunk(len(names))
@@ -157,7 +163,7 @@ def _tensors(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def _renamed(kind: str, name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    if not name.endswith(_FUSED):
+    if not name.endswith(FUSED):
         return {hugging_face_name(name): dict(tensors)}
     if kind not in _OUTPUTS:
         raise InputError(
@@ -167,7 +173,7 @@ def _renamed(kind: str, name: str, tensors: Mapping[str, Tensor]) -> dict[str, d
         )
     parts: dict[str, dict[str, Tensor]] = {}
     for index, part in enumerate(_PARTS):
-        parts[hugging_face_name(f"{name.removesuffix(_FUSED)}.{part}")] = {
+        parts[hugging_face_name(f"{name.removesuffix(FUSED)}.{part}")] = {
             key: _part(value, _OUTPUTS[kind].get(key.partition(".")[0]), index)
             for key, value in tensors.items()
         }

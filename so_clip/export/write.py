@@ -22,7 +22,7 @@ from so_clip.export.files import (
     staged,
 )
 from so_clip.export.linear_classes import LinearClasses, linear_classes
-from so_clip.export.peft_folder import WAY_OUT, LowRankUpdate, save_kind, save_lora
+from so_clip.export.peft_folder import FUSED, WAY_OUT, LowRankUpdate, save_kind, save_lora
 from so_clip.export.push import Repository, push
 from so_clip.export.sizes import OPEN_CLIP, OPENAI, PEFT, check_fits
 from so_clip.export.targets import (
@@ -166,25 +166,45 @@ def _peft_saver(
             f"hold. {WAY_OUT}"
         )
     if adapter.about.low_rank:
-        updates = [_update(adapter, record) for record in adapter.about.low_rank]
-        return partial(save_lora, updates)
+        return partial(save_lora, _updates(adapter))
     if isinstance(method, Peft):
         return partial(save_kind, method, classifier)
     raise InputError(f"--to {PEFT}: {name} is none of peft's methods. {WAY_OUT}")
+
+
+def _updates(adapter: SavedAdapter) -> list[LowRankUpdate]:
+    """Return the low-rank updates of an adapter.
+
+    Raises:
+        InputError: the adapter adds more than these, or one of them is of other rows than those of
+            query, key, value or a whole matrix.
+    """
+    records = adapter.about.low_rank
+    used = {name for record in records for name in (record.down, record.up, record.diagonal)}
+    for name in sorted({*adapter.added} - used):
+        raise InputError(f"--to {PEFT}: {name} is no part of a low-rank update. {WAY_OUT}")
+    return [_update(adapter, record) for record in records]
 
 
 def _update(adapter: SavedAdapter, record: LowRank) -> LowRankUpdate:
     up_OR = adapter.added[record.up].float()
     if record.diagonal is not None:
         up_OR = up_OR * adapter.added[record.diagonal].float().view(1, -1)
-    first, last = record.rows
-    is_whole = last - first == record.shape[0]
+    layer = record.tensor.removesuffix("weight").rstrip("._")
+    height, (first, last) = record.shape[0], record.rows
+    part, offset = divmod(first, last - first)
+    is_third = layer.endswith(FUSED) and (last - first) * 3 == height and not offset
+    if last - first != height and not is_third:
+        raise InputError(
+            f"--to {PEFT}: the update of rows {first} to {last} of {record.tensor} fits no layer "
+            f"of transformers. {WAY_OUT}"
+        )
     return LowRankUpdate(
-        layer=record.tensor.removesuffix("weight").rstrip("._"),
+        layer=layer,
         down_RI=adapter.added[record.down].float(),
         up_OR=up_OR,
         scale=record.scale,
-        part=None if is_whole else first // (last - first),
+        part=part if is_third else None,
     )
 
 

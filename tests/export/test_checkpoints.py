@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from so_clip.clip.backbone import load_backbone
 from so_clip.clip.checkpoint import read_weights
 from so_clip.errors import InputError
+from so_clip.export.sizes import check_fits
 from tests.helpers.exports import (
     ARCHITECTURE,
     OPENAI_SIZES,
     RESNET,
     Adapted,
     adapted,
+    adapted_so,
     pixels_BCHW,
     snippet_logits,
     tokens_KL,
@@ -51,9 +53,12 @@ def assert_equal(found_BK: Tensor, case: Adapted) -> None:
     torch.testing.assert_close(found_BK, case.logits_BK, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+SLOW = [pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".pt", ".pth", ".bin")]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", *SLOW])
 def test_open_clip_loads_a_checkpoint_by_its_suffix(suffix: str, tmp_path: Path) -> None:
-    case, file = adapted("so"), f"model{suffix}"
+    case, file = adapted_so(), f"model{suffix}"
     case.write(tmp_path / "out", "open_clip", file)
     model = open_clip.create_model(ARCHITECTURE, pretrained=str(tmp_path / "out" / file)).eval()
     assert_equal(logits_BK(model, tmp_path / "out"), case)
@@ -73,6 +78,7 @@ def test_the_weights_of_every_kind_of_method_are_merged(method: str, tmp_path: P
     assert_equal(image_BD @ classes["weight"].T + classes["bias"], case)
 
 
+@pytest.mark.slow
 def test_quick_gelu_is_part_of_the_architecture_that_the_card_names(tmp_path: Path) -> None:
     case = adapted("so", quick_gelu=True)
     export = case.write(tmp_path / "out", "open_clip", "model.pt")
@@ -83,6 +89,7 @@ def test_quick_gelu_is_part_of_the_architecture_that_the_card_names(tmp_path: Pa
     assert_equal(logits_BK(model, tmp_path / "out"), case)
 
 
+@pytest.mark.slow
 def test_open_clip_loads_a_resnet(tmp_path: Path) -> None:
     (tmp_path / "small-ResNet.json").write_text(json.dumps(RESNET))
     open_clip.add_model_config(tmp_path / "small-ResNet.json")
@@ -120,6 +127,7 @@ def test_openais_layout_is_read_by_open_clip_and_by_so_clip(
     torch.testing.assert_close(snippet_BK, case.logits_BK[:1], rtol=0, atol=0.5)
 
 
+@pytest.mark.slow
 def test_so_clip_adapts_an_exported_checkpoint_further(tmp_path: Path) -> None:
     case = adapted("so", config=OPENAI_SIZES, quick_gelu=True)
     (tmp_path / "small-OpenAI.json").write_text(json.dumps(OPENAI_SIZES))
@@ -141,4 +149,4 @@ def test_what_openais_layout_cannot_say_is_refused(
     config: dict[str, object], quick_gelu: bool, reason: str
 ) -> None:
     with pytest.raises(InputError, match=f"--to openai: {ARCHITECTURE} {reason}.* --to open_clip"):
-        adapted("so", config=config, quick_gelu=quick_gelu).export("openai", "model.pt")
+        check_fits(config | {"quick_gelu": quick_gelu}, "openai", ARCHITECTURE)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from so_clip.adapters import open_saved, restore
+from so_clip.adapters import load, merge, open_saved, restore, save
+from so_clip.results.run_files import ADAPTER_FILE
 from tests.helpers import hub_server
 from tests.helpers.command import ROOT, call
 from tests.helpers.doc_pages import blocks
@@ -98,6 +99,23 @@ def test_the_code_of_the_page_loads_the_exports(
             text.replace('"out', f'"{target}').replace("ViT-B-16-quickgelu", "so_clip_tiny"), names
         )
         assert sum(value.numel() for value in names["model"].parameters()) > 10**6
+
+
+def test_an_average_of_two_runs_is_exported_with_classes_of_the_users(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = merge([load(runs[method] / ADAPTER_FILE) for method in ("so", "clip_lora")])
+    save(merged, tmp_path / "average.safetensors")
+    classes = ("--classes", "one,a dog")
+    done = call(
+        "export", tmp_path / "average.safetensors", "--to", "transformers", tmp_path, *classes
+    )
+    assert done.code == 0, done.err
+    restored = restore(merged, device="cpu", class_names=("one", "a dog"))
+    with torch.no_grad():
+        expected_BK = restored.classifier(IMAGES_BCHW[:1])
+    found_BK = snippet_logits(tmp_path, monkeypatch)
+    torch.testing.assert_close(found_BK, expected_BK, rtol=1e-5, atol=1e-4)
 
 
 def test_a_push_needs_one_command(

@@ -1,6 +1,7 @@
 """Folders for transformers and peft, loaded by these libraries: the logits of the adapted model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from so_clip.clip.layouts import from_hugging_face, to_hugging_face
 from so_clip.errors import InputError
+from so_clip.export.sizes import check_fits
 from so_clip.export.targets import Plain, clip_model, plain_state
 from tests.helpers.exports import (
     ARCHITECTURE,
     RESNET,
     Adapted,
     adapted,
+    adapted_so,
     backbone_of,
     pixels_BCHW,
     tokens_KL,
@@ -52,7 +55,7 @@ def test_the_two_directions_of_the_layout_undo_each_other() -> None:
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("quick_gelu", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_transformers_loads_a_folder(quick_gelu: bool, tmp_path: Path) -> None:
     case = adapted("so", quick_gelu=quick_gelu)
     case.write(tmp_path, "transformers")
@@ -62,7 +65,7 @@ def test_transformers_loads_a_folder(quick_gelu: bool, tmp_path: Path) -> None:
 
 def test_the_processor_needs_no_network_and_gives_the_same_tokens(tmp_path: Path) -> None:
     texts = ["a photo of a cat.", "It's 42 % Caf\u00e9, e\u0301clair!", "sea_lake (type  b)"]
-    adapted("so").write(tmp_path, "transformers")
+    adapted_so().write(tmp_path, "transformers")
     processor = transformers.CLIPProcessor.from_pretrained(tmp_path, local_files_only=True)
     rows = processor.tokenizer(texts, padding="max_length")["input_ids"]
     assert len(rows[0]) == CONFIG["text_cfg"]["context_length"]
@@ -74,15 +77,18 @@ def test_the_processor_needs_no_network_and_gives_the_same_tokens(tmp_path: Path
 
 def test_transformers_refuses_a_resnet() -> None:
     with pytest.raises(InputError, match=r"--to transformers: small-ViT has a ResNet .*open_clip"):
-        adapted("bitfit", config=RESNET).export("transformers")
+        check_fits(RESNET, "transformers", ARCHITECTURE)
 
 
 def test_an_option_that_only_open_clip_knows_is_named() -> None:
     config = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"pool_type": "avg"}}
     with pytest.raises(InputError, match=r"has vision_cfg.pool_type=avg, which only open_clip"):
-        adapted("so", config=config).export("transformers")
+        check_fits(config, "transformers", ARCHITECTURE)
+    with pytest.raises(InputError, match=r"has the option multimodal_cfg, which only open_clip"):
+        check_fits(CONFIG | {"multimodal_cfg": {}}, "peft", ARCHITECTURE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["clip_lora", "lora", "adalora"])
 def test_peft_loads_low_rank_updates(method: str, tmp_path: Path) -> None:
     assert_loads_with_peft(adapted(method), tmp_path)
@@ -127,6 +133,7 @@ def assert_loads_with_peft(case: Adapted, folder: Path) -> None:
     assert_equal(logits_BK(model, folder), case, least=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
@@ -142,4 +149,25 @@ def test_what_peft_cannot_hold_is_refused_with_the_way_out(
 ) -> None:
     with pytest.raises(InputError, match=f"--to peft: .*{message}.*Take --to transformers"):
         adapted(method, *options).write(tmp_path / "out", "peft")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": (1, 33)}, "rows 1 to 33 of .* fits no layer"),
+        ({}, "two updates of text_model"),
+        ({"down": "another"}, "is no part of a low-rank update"),
+    ],
+)
+def test_updates_that_are_no_lora_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    case = adapted("clip_lora", "adapter.encoder=text", "adapter.position=last-1")
+    first, *others = case.adapter.about.low_rank
+    records = [first.model_copy(update=change), *others, *([] if change else [first])]
+    about = case.adapter.about.model_copy(update={"low_rank": tuple(records)})
+    case.adapter = replace(case.adapter, about=about)
+    with pytest.raises(InputError, match=f"--to peft: .*{message}"):
+        case.write(tmp_path / "out", "peft")
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from so_clip.export import push as pushing
 from so_clip.export.push import check_repository
 from so_clip.export.write import push_export, write_export
 from tests.helpers import hub_server
-from tests.helpers.exports import adapted, pixels_BCHW
+from tests.helpers.exports import adapted_so, pixels_BCHW
 from tests.helpers.hub_server import TOKEN, Hub
 
 
@@ -29,7 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_an_export_is_one_commit_that_open_clip_loads(hub: Hub, tmp_path: Path) -> None:
-    case = adapted("so")
+    case = adapted_so()
     export, folder = case.export("open_clip", "mine.safetensors"), tmp_path / "out"
     write_export(export, folder)
     repository = check_repository("satellites")
@@ -55,8 +55,9 @@ def test_an_export_is_one_commit_that_open_clip_loads(hub: Hub, tmp_path: Path) 
     torch.testing.assert_close(image_BD, expected_BD, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_other_exports_keep_the_names_of_their_files(hub: Hub, tmp_path: Path) -> None:
-    export = adapted("so").export("transformers")
+    export = adapted_so().export("transformers")
     write_export(export, tmp_path)
     push_export(export, tmp_path, check_repository("lab/satellites"))
     (files,) = hub.files["lab/satellites"]
@@ -64,7 +65,7 @@ def test_other_exports_keep_the_names_of_their_files(hub: Hub, tmp_path: Path) -
 
 
 def test_a_refused_commit_leaves_no_file(hub: Hub, tmp_path: Path) -> None:
-    export = adapted("so").export("transformers")
+    export = adapted_so().export("transformers")
     write_export(export, tmp_path)
     repository = check_repository("lab/satellites")
     hub.refuses = "/commit/"

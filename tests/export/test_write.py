@@ -16,7 +16,7 @@ from so_clip.adapters import Restored
 from so_clip.errors import InputError
 from so_clip.export.write import Export, make_export, write_export
 from so_clip.results.run_files import METRICS_FILE
-from tests.helpers.exports import IMAGES_BCHW, Adapted, adapted
+from tests.helpers.exports import IMAGES_BCHW, Adapted, adapted, adapted_so
 
 ODD_NAMES = ("![x](http://a.b)", "</td>|", "caf\u00e9\u202e", "---")
 
@@ -31,8 +31,14 @@ def classified(case: Adapted, export: Export) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("method", "needs_classifier"),
     [
-        *(("so", False), ("clip_lora", False), ("coop", True), ("taskres", True)),
-        *(("linear_probe", True), ("lp_plus_plus", True), ("two_stage", True)),
+        *(("so", False), ("coop", True), ("lp_plus_plus", True)),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                *(("clip_lora", False), ("ia3", False), ("taskres", True)),
+                *(("linear_probe", True), ("clap", True), ("two_stage", True)),
+            )
+        ),
     ],
 )
 def test_the_classifier_is_one_matrix(method: str, needs_classifier: bool) -> None:
@@ -71,7 +77,7 @@ def run_folder(folder: Path, case: Adapted, **values: object) -> Path:
 
 
 def test_the_card_has_the_numbers_of_the_run_and_the_licence_of_the_data(tmp_path: Path) -> None:
-    case = adapted("so")
+    case = adapted_so()
     folder = run_folder(tmp_path / "run", case, test_images=1200, zero_shot_accuracy_percent="x")
     export = make_export(case.adapter, case.restored, "open_clip", "model.pt", folder)
     text = export.card(export.content.loading)
@@ -88,14 +94,14 @@ def test_the_card_has_the_numbers_of_the_run_and_the_licence_of_the_data(tmp_pat
 
 
 def test_a_single_file_and_another_run_give_no_numbers(tmp_path: Path) -> None:
-    case = adapted("so")
+    case = adapted_so()
     folder = run_folder(tmp_path / "run", case, run_fingerprint="another")
     export = make_export(case.adapter, case.restored, "open_clip", "model.pt", folder)
     assert "## Scores" not in export.card(export.content.loading)
 
 
 def test_foreign_texts_are_no_markup_in_the_card() -> None:
-    case = adapted("so")
+    case = adapted_so()
     about = case.adapter.about.model_copy(
         update={"dataset": "x\n# [a](http://b)", "method_title": "`rm`\n---\nlicense: mit"}
     )
@@ -109,7 +115,7 @@ def test_foreign_texts_are_no_markup_in_the_card() -> None:
 
 
 def test_existing_files_stay_unless_force_is_given(tmp_path: Path) -> None:
-    export = adapted("so").export("transformers")
+    export = adapted_so().export("transformers")
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(InputError, match=r"README.md exists.*--force"):
         write_export(export, tmp_path)
@@ -131,9 +137,11 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("file", ["model.pt", "model.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", pytest.param("model.pt", marks=pytest.mark.slow)]
+)
 def test_a_full_disk_leaves_nothing(file: str, tmp_path: Path) -> None:
-    export = adapted("so").export("open_clip", file)
+    export = adapted_so().export("open_clip", file)
     with full_disk(), pytest.raises(InputError, match=r"cannot write .*File too large"):
         write_export(export, tmp_path / "new" / "folder")
     assert [*tmp_path.iterdir()] == []

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,12 @@ def adapted(
     restored = Restored(classifier, about, class_names, Precision("fp32", CPU), CPU, adapter)
     saved = saved_adapter(about, changes, added)
     return Adapted(saved, restored, logits_of(classifier), zero_shot_BK)
+
+
+@cache
+def adapted_so() -> Adapted:
+    """Return SO's adapted model, shared by tests: its export merges nothing."""
+    return adapted("so")
 
 
 def backbone_of(config: dict[str, Any], quick_gelu: bool) -> Backbone:

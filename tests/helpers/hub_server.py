@@ -44,7 +44,7 @@ def running() -> Iterator[Hub]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Handler.hub = hub = Hub(f"http://127.0.0.1:{http.server_port}")
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub
