@@ -58,7 +58,8 @@ def main(
 ) -> None:
     """Export an adapter; see HELP."""
     base = None if checkpoint is None else path("--checkpoint", checkpoint)
-    names = other_classes(classes, classes_file and path(CLASSES_FILE, classes_file))
+    listed = None if classes_file is None else path(CLASSES_FILE, classes_file)
+    names = other_classes(classes, listed)
     source, target_place = path("RUN_OR_FILE", run), path("FILE_OR_FOLDER", place)
 
     # torch takes seconds to import.
