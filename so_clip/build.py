@@ -40,10 +40,10 @@ Made = TypeVar("Made")
 _SAME_CLASSES: tuple[Classes, Classes] = (nullcontext, nullcontext)
 
 
-def build_model(settings: Settings, data: Data) -> Model:
-    """Load the backbone and turn it into the model that the settings describe."""
+def build_model(settings: Settings, data: Data, backbone: Backbone | None = None) -> Model:
+    """Turn a loaded backbone, or the one that is loaded here, into the model of the settings."""
     check_classes(settings.method, settings.data)
-    backbone = load(settings.backbone, settings.data.seed)
+    backbone = backbone or load(settings.backbone, settings.data.seed)
     prompts = class_prompts(settings.data.template, data.splits.class_names, data.card)
     device = pick_device(settings.placement.device)
     return assemble_model(settings, backbone, prompts, device, backbone.weights_sha256)

@@ -22,6 +22,7 @@ from so_clip.build import (
     few_shot_batches,
 )
 from so_clip.checkpoint import Checkpoint, ModelState, Stopwatch
+from so_clip.clip.backbone import Backbone
 from so_clip.config.resolve import resolved
 from so_clip.config.settings import AUTO, Settings
 from so_clip.data.batches import TrainBatches
@@ -90,6 +91,7 @@ def run(
     keep_refusals: bool = False,
     ranks: Ranks = ALONE,
     known: KnownRuns | None = None,
+    backbone: Backbone | None = None,
 ) -> Result:
     """Do one run, unless it is finished, and leave its folder behind.
 
@@ -100,6 +102,7 @@ def run(
         overrides, keep_refusals: see RunFolder.claimed.
         ranks: the processes that do this run together. This is the first; the others `follow`.
         known: hashes from earlier runs of this process. This run adds its own.
+        backbone: that of the settings, loaded already. The run changes it. None: it is loaded.
 
     Raises:
         InputError: a value or file of the user cannot be used.
@@ -111,7 +114,7 @@ def run(
     model = None
     weights_sha256 = known.weights_sha256(settings)
     if weights_sha256 is None:
-        model = build_model(settings, data)
+        model = build_model(settings, data, backbone)
         weights_sha256 = model.weights_sha256
     contents = known.remember(settings, data, weights_sha256)
     fingerprint = run_fingerprint(settings, contents, weights_sha256, ranks.size)
@@ -124,7 +127,7 @@ def run(
         )
         if metrics is not None:
             return Result(folder.path, metrics, skipped=True)
-        model = model or build_model(settings, data)
+        model = model or build_model(settings, data, backbone)
         work = Run(settings, model, folder, _batches(settings, data, model), fingerprint, ranks)
         return Result(folder.path, work.do(data))
 

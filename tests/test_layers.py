@@ -20,6 +20,7 @@ ROOMS = (
     "status",
     "prepare",
     "sweep",
+    "api",
     "predict",
     "retest",
     "run",

@@ -96,6 +96,7 @@ def restore(
     folder: Path | None = None,
     class_names: Sequence[str] | None = None,
     config_dir: Path | None = None,
+    backbone: Backbone | None = None,
 ) -> Restored:
     """Load the adapter's base and build its run's classifier.
 
@@ -110,6 +111,8 @@ def restore(
         folder: of the run.
         class_names: other classes to classify. None: the run's.
         config_dir: the user's own configuration folder, if the adapter's class is named there.
+        backbone: the base, loaded already and without an adapter. It becomes part of the
+            classifier. None: it is loaded.
 
     Raises:
         InputError: the base cannot be loaded or has other weights, or the method cannot classify
@@ -120,7 +123,7 @@ def restore(
     _check_names(adapter, names)
     if checkpoint is None and folder is not None:
         checkpoint = _recorded_checkpoint(folder)
-    backbone, place = load_base(adapter, checkpoint), pick_device(device)
+    backbone, place = load_base(adapter, checkpoint, loaded=backbone), pick_device(device)
     settings, on_cuda = about.settings, place.type == "cuda"
     backbone.memory = settings.get("memory", "balanced")
     own = about.prompts(None if about.class_names else names)
@@ -169,6 +172,7 @@ def load_base(
     adapter: SavedAdapter,
     checkpoint: Path | str | None,
     way_out: str = "--checkpoint FILE, or checkpoint= in Python",
+    loaded: Backbone | None = None,
 ) -> Backbone:
     """Return the adapter's base.
 
@@ -176,18 +180,19 @@ def load_base(
         adapter: as `load` returns it.
         checkpoint: a local file with its weights; None: the published weights.
         way_out: how the user names that file, for messages.
+        loaded: the base, if it is loaded already; it is only checked.
 
     Raises:
         InputError: the base cannot be loaded, or has other weights.
     """
     about = adapter.about
     base = about.base
-    if not base.architecture:
+    if loaded is None and not base.architecture:
         raise InputError(
             f"{adapter.place}: does not name the architecture of its base. Make it with "
             "diff(..., architecture=NAME), or apply it to a model."
         )
-    backbone = load_backbone(
+    backbone = loaded or load_backbone(
         base.architecture,
         base.pretrained,
         checkpoint,

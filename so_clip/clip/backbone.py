@@ -7,6 +7,7 @@ tokens.
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,10 @@ class Backbone(nn.Module):
         self._tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def copy(self) -> "Backbone":
+        """Return a copy with weights of its own. The tokenizer is shared."""
+        return deepcopy(self, {id(self._tokenizer): self._tokenizer})
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Return the prompts' token ids, tokens_KL int64, padded to the context length.

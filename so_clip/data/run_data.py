@@ -72,6 +72,7 @@ def gather(
     cache_dir: Path | None = None,
     workers: int | None = None,
     split: str = TEST,
+    images: ImageSource | None = None,
 ) -> Data:
     """Read the datasets' lists, draw the few-shot images, and check that every image is there.
 
@@ -81,6 +82,7 @@ def gather(
             once.
         workers: threads that decode to find corrupt images; see so_clip.data.cache.corrupt.
         split: the list whose images are tested: "train", "val" or "test".
+        images: of the run's own dataset; None: the files in its folder.
 
     Raises:
         InputError: no such dataset, files missing or malformed; the message names them.
@@ -98,7 +100,7 @@ def gather(
     )
     card, splits = found.card, _with_split(found.splits, split, name)
     few_shot = draw(splits, choice) if choice.shots else None
-    images = open_images(card, found.root)
+    images = images or open_images(card, found.root)
     whole, new_classes = splits, []
     if choice.base_to_new:
         splits, new = base_and_new(splits)

@@ -53,35 +53,45 @@ class Pictures:
                 or its place in the list.
         """
         try:
-            put_square(self._opened(index), out_CHW)
+            put_square(open_picture(self._pictures[index], f"image {index}", self._lock), out_CHW)
         except InputError as error:
             if self._raises:
                 raise
             self.errors[index] = error
             out_CHW[...] = 0
 
-    def _opened(self, index: int) -> Image.Image:
-        picture, place = self._pictures[index], f"image {index}"
-        if isinstance(picture, (str, os.PathLike)):
-            try:
-                return read_image(Path(picture))
-            except CorruptImage as error:
-                raise InputError(f"{os.fspath(picture)}: {error.reason}") from error
-        if isinstance(picture, (Tensor, np.ndarray)):
-            return Image.fromarray(_pixels(picture, place))
-        if not isinstance(picture, Image.Image):
-            raise InputError(
-                f"{place}: is {type(picture).__name__}. Give a path, an image of Pillow, or uint8 "
-                f"pixels: {_FORMS}."
-            )
+
+def open_picture(picture: Picture, place: str, lock: threading.Lock) -> Image.Image:
+    """Return an image as RGB.
+
+    Args:
+        picture: a file, an image of Pillow, or pixels.
+        place: names an image without a file in messages.
+        lock: held while Pillow may read a file.
+
+    Raises:
+        InputError: the image cannot be read.
+    """
+    if isinstance(picture, (str, os.PathLike)):
         try:
-            with self._lock:
-                return to_rgb(picture)
-        except Unusable as error:
-            raise InputError(f"{place}: {error}") from error
-        # Decoders raise nearly every kind of exception for broken data.
-        except Exception as error:
-            raise InputError(f"{place}: cannot be decoded ({reason_of(error)}).") from error
+            return read_image(Path(picture))
+        except CorruptImage as error:
+            raise InputError(f"{os.fspath(picture)}: {error.reason}") from error
+    if isinstance(picture, (Tensor, np.ndarray)):
+        return Image.fromarray(_pixels(picture, place))
+    if not isinstance(picture, Image.Image):
+        raise InputError(
+            f"{place}: is {type(picture).__name__}. Give a path, an image of Pillow, or uint8 "
+            f"pixels: {_FORMS}."
+        )
+    try:
+        with lock:
+            return to_rgb(picture)
+    except Unusable as error:
+        raise InputError(f"{place}: {error}") from error
+    # Decoders raise nearly every kind of exception for broken data.
+    except Exception as error:
+        raise InputError(f"{place}: cannot be decoded ({reason_of(error)}).") from error
 
 
 def _pixels(picture: Tensor | npt.NDArray[np.uint8], place: str) -> Pixels:

@@ -1,0 +1,174 @@
+"""Load a CLIP, for adaptation and for zero-shot predictions."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from so_clip.api.images import listed
+from so_clip.api.options import python_words, settings_of
+from so_clip.build import load as load_choice
+from so_clip.clip.architecture_names import check_architecture
+from so_clip.clip.backbone import Backbone
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.prompts import templated
+from so_clip.clip.weights_file import check_backbone
+from so_clip.config.compose import choices
+from so_clip.config.resolve import resolved
+from so_clip.errors import InputError, nearest
+from so_clip.predict.pictures import Picture
+from so_clip.predict.predictions import Prediction, Predictor
+from so_clip.runtime.device import pick_device
+from so_clip.runtime.precision import Precision
+from so_clip.system.commands import override
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip:
+    """A loaded CLIP. `adapt` works on a copy of it.
+
+    Attributes:
+        backbone: a torch module: the open_clip model (`backbone.model`) with its tokenizer.
+        precision: of matrix products: fp32, bf16, fp16 or fp16_authors.
+        overrides: the options that chose it, as on the command line.
+    """
+
+    backbone: Backbone
+    precision: str
+    overrides: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<Clip {self.backbone.description} on {self.device}, {self.precision}>"
+
+    @property
+    def device(self) -> str:
+        """The device of the weights."""
+        return str(self.backbone.mean.device)
+
+    def predict(
+        self,
+        images: Sequence[Picture],
+        class_names: Sequence[str],
+        *,
+        template: str = "a photo of a {}.",
+        top: int = 5,
+    ) -> list[Prediction]:
+        """Classify images without any training, by the names of classes.
+
+        Args:
+            images: paths, PIL images, uint8 tensors [3, height, width], or arrays
+                [height, width, 3].
+            class_names: two or more.
+            template: the prompt of a class; {} stands for its name.
+            top: classes per image.
+
+        Returns:
+            The best classes of each image, with confidences; see Prediction.
+
+        Raises:
+            InputError: an image cannot be read, or another argument cannot be used.
+
+        Example:
+            >>> clip = so_clip.load("vit_b16")
+            >>> clip.predict(["a.jpg"], ["cat", "dog"])[0].name
+            'cat'
+        """
+        if isinstance(class_names, str) or len(class_names) < 2:
+            raise InputError(f"class_names={class_names!r}: must be a list of two or more names.")
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise InputError(f"template={template!r}: must hold one {{}}, for the name of a class.")
+        prompts = templated(class_names, [template])
+        backbone = self.backbone
+        if self.precision == HALF_WEIGHTS:
+            backbone = backbone.copy()
+            backbone.use_half_weights()
+        classifier = Classifier(backbone, backbone.tokenize(prompts.texts)).to(self.device)
+        precision = Precision(self.precision, backbone.mean.device)
+        predictor = Predictor(classifier, class_names, None, precision, top=top)
+        return list(predictor.predict(listed(images)))
+
+
+def load(
+    name: str,
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    pretrained: str = AUTO,
+    device: str = AUTO,
+    precision: str = AUTO,
+) -> Clip:
+    """Load a CLIP model, as `backbone=NAME` does on the command line.
+
+    Args:
+        name: vit_b16, vit_b32, vit_l14, vit_h14, tiny (in the package, for trials), or the name of
+            an architecture of open_clip, such as "ViT-B-16-SigLIP".
+        checkpoint: a local file of weights, read in place of the published ones.
+        pretrained: open_clip's tag of published weights, such as "laion2b_s34b_b88k"; auto: those
+            of the named model. An architecture of open_clip needs a tag or a checkpoint.
+        device: auto | cpu | cuda | cuda:N | mps.
+        precision: auto | fp32 | bf16 | fp16 | fp16_authors, of training and evaluation.
+
+    Returns:
+        The model, on its device. The first use downloads published weights.
+
+    Raises:
+        InputError: there is no such model, or its weights cannot be read or downloaded.
+
+    Example:
+        >>> clip = so_clip.load("vit_b16")
+        >>> clip = so_clip.load("ViT-B-16", pretrained="laion2b_s34b_b88k", device="cuda")
+    """
+    overrides = [
+        *_named(name, checkpoint, pretrained),
+        override("device", device),
+        override("precision", precision),
+    ]
+    if checkpoint is not None:
+        file = os.path.abspath(Path(checkpoint).expanduser())  # noqa: PTH100
+        overrides.append(override("backbone.checkpoint", file))
+    with python_words("backbone"):
+        settings = settings_of(overrides)
+        check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
+        settings = resolved(settings)
+        backbone = load_choice(settings.backbone, seed=0)
+    placement = settings.placement
+    return Clip(backbone.to(pick_device(placement.device)), placement.precision, tuple(overrides))
+
+
+def _named(name: str, checkpoint: object, pretrained: str) -> list[str]:
+    """Return the overrides that choose architecture and weights."""
+    if not isinstance(name, str):
+        raise InputError(f"name={name!r}: must be a text, such as 'vit_b16'.")
+    if not isinstance(pretrained, str):
+        raise InputError(
+            f"pretrained={pretrained!r}: must be a tag of published weights. Few images cannot "
+            "train random weights."
+        )
+    tag = [] if pretrained == AUTO else [override("backbone.pretrained", pretrained)]
+    known = [file.stem for file in choices("backbone")]
+    if name in known:
+        return [override("backbone", name), *tag]
+    if name.endswith(".safetensors") or os.path.exists(name):  # noqa: PTH110
+        raise InputError(
+            f"name={name!r}: must be the name of a model, not a file. so_clip.load_adapted reads "
+            "an adapter; checkpoint=FILE reads weights of a named model."
+        )
+    try:
+        check_architecture(name)
+    except InputError as error:
+        near = nearest(name, known)
+        raise InputError(
+            f"name={name!r}: there is no such model.{near} Known: {', '.join(known)}, and the "
+            "architectures of open_clip."
+        ) from error
+    if not tag and checkpoint is None:
+        from open_clip import list_pretrained_tags_by_model
+
+        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        raise InputError(
+            f"name={name!r}: say which weights: pretrained=TAG or checkpoint=FILE. Tags: {tags}."
+        )
+    weights = tag or [override("backbone.pretrained", None)]
+    return ["backbone=vit_b16", override("backbone.architecture", name), *weights]
