@@ -21,7 +21,7 @@ from so_clip.config.early_checks import check_packages
 from so_clip.data.run_data import Data
 from so_clip.errors import InputError
 from so_clip.predict.pictures import Picture
-from so_clip.predict.predictions import Prediction, Predictor
+from so_clip.predict.predictions import Prediction, Predictor, evaluation_batch_size
 from so_clip.results.run_files import HISTORY_FILE, read_columns
 from so_clip.results.run_folder import check_writable
 from so_clip.run import run
@@ -85,7 +85,7 @@ class Adapted:
             self.about.temperature,
             self.restored.precision,
             top=top,
-            batch_size=self.about.settings["evaluation"]["batch_size"],
+            batch_size=evaluation_batch_size(self.about.settings),
         )
         return list(predictor.predict(listed(images)))
 

@@ -61,7 +61,10 @@ class FewShots:
 
     @property
     def train(self) -> list[tuple[str, str]]:
-        """Path and class name of each training image, in the order of the draw."""
+        """Path and class name of each training image, in the order of the draw.
+
+        An image without a file has its place among the given ones, such as "train/0000002".
+        """
         return self._named(self._draw.train)
 
     @property
@@ -79,7 +82,9 @@ class FewShots:
         return self.data.few_shot
 
     def _named(self, examples: list[Example]) -> list[tuple[str, str]]:
-        return [(example.path, self.class_names[example.label]) for example in examples]
+        images = self.data.images
+        files = images.files if isinstance(images, GivenImages) else {}
+        return [(files.get(path, path), self.class_names[label]) for path, label in examples]
 
 
 def few_shot(

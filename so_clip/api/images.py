@@ -42,6 +42,12 @@ class GivenImages:
         self.pictures = pictures
         self._lock = threading.Lock()
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files among the images, by the path in the lists."""
+        found = {path: path_of(picture) for path, picture in self.pictures.items()}
+        return {path: file for path, file in found.items() if file is not None}
+
     def read(self, path: str) -> Image.Image:
         """Return an image as RGB; InputError names an image that cannot be read."""
         picture = self.pictures[path]

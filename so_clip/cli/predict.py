@@ -1,7 +1,7 @@
 """`python -m so_clip predict`: classes of any images, with the adapter of a run."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
@@ -43,8 +43,6 @@ Exit codes: 0 at least one image is classified, 2 none."""
 PRECISIONS = Literal["auto", "fp32", "bf16", "fp16"]
 OUT = "-o FILE"
 STDIN = "-"
-# Images per forward pass of evaluations, and the most that is taken from an adapter file.
-_BATCH_SIZE, _MOST_IN_A_BATCH = 256, 1024
 
 
 def main(
@@ -107,7 +105,7 @@ def main(
 
     # torch takes seconds to import, so most bad input is refused before.
     from so_clip.adapters import open_saved, restore
-    from so_clip.predict.predictions import Predictor
+    from so_clip.predict.predictions import Predictor, evaluation_batch_size
 
     adapter, folder = open_saved(adapter_path)
     restored = restore(
@@ -125,7 +123,7 @@ def main(
         restored.about.temperature,
         restored.precision,
         top=top,
-        batch_size=batch_size or _batch_size(restored.about.settings),
+        batch_size=batch_size or evaluation_batch_size(restored.about.settings),
     )
     chosen = form or default_format(target, sys.stdout.isatty())
     text = text_form(chosen, paths, restored.class_names)
@@ -163,14 +161,6 @@ def _target(file: Path, run: Path) -> Path:
     if file.suffix.lower() in SUFFIXES or (file.exists() and run.exists() and file.samefile(run)):
         raise InputError(f"-o {file}: predictions are text. Choose another name, such as a.csv.")
     return file
-
-
-def _batch_size(settings: Mapping[str, Any]) -> int:
-    """Return the batch size of the run's evaluation, so that logits are equal bit for bit."""
-    evaluation = settings.get("evaluation")
-    size = evaluation.get("batch_size") if isinstance(evaluation, Mapping) else None
-    # The file may come from anyone.
-    return size if isinstance(size, int) and 0 < size <= _MOST_IN_A_BATCH else _BATCH_SIZE
 
 
 def _note_calibration(about: "About", class_names: Sequence[str]) -> None:

@@ -3,11 +3,11 @@
 Tensor names end in their shape: B images of a batch, K classes, T best classes, D embedding.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from so_clip.errors import InputError
 from so_clip.predict.pictures import Picture, Pictures, path_of
 from so_clip.runtime.precision import Precision
 from so_clip.system.machine import usable_cores
+
+# Images per forward pass of evaluations, and the most that is taken from an adapter file.
+BATCH_SIZE, MOST_IN_A_BATCH = 256, 1024
 
 Unread: TypeAlias = Callable[[int, InputError], None]
 
@@ -87,7 +90,7 @@ class Predictor:
     temperature: float | None = None
     precision: Precision | None = None
     top: int = 5
-    batch_size: int = 256
+    batch_size: int = BATCH_SIZE
     workers: int | None = None
     keep_logits: bool = False
 
@@ -190,6 +193,18 @@ class Predictor:
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.precision is None else self.precision.autocast()
+
+
+def evaluation_batch_size(settings: Mapping[str, Any]) -> int:
+    """Return the batch size of a run's evaluation, so that logits are equal bit for bit.
+
+    Args:
+        settings: of the run, as its adapter file has them; empty for a file of another origin.
+    """
+    evaluation = settings.get("evaluation")
+    size = evaluation.get("batch_size") if isinstance(evaluation, Mapping) else None
+    # The file may come from anyone.
+    return size if isinstance(size, int) and 0 < size <= MOST_IN_A_BATCH else BATCH_SIZE
 
 
 class _Ranked(NamedTuple):
