@@ -8,14 +8,18 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from so_clip.clip.blocks import Memory
 from so_clip.clip.prompts import Prompts, described, templated
+from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError
+from so_clip.runtime.precision import PRECISIONS
 
 KEY, FORMAT_VERSION = "so_clip_adapter", 1
 # For adapters that were not made by a run.
 DEFAULT_TEMPLATE = "a photo of a {}."
+_PRECISIONS = f"^({'|'.join(PRECISIONS)})$"
 Positive = Field(gt=0, lt=1e30)
 
 
@@ -72,6 +76,15 @@ class Shape(Record):
     dtype: str
 
 
+class UsedSettings(Record):
+    """The options among `settings` that a restored classifier needs."""
+
+    memory: Memory = "balanced"
+    text_budget_mib: float | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    adapter: dict[str, Any] | None = None
+
+
 class About(Record):
     """The metadata of an adapter file.
 
@@ -106,14 +119,25 @@ class About(Record):
     settings: dict[str, Any] = {}
     weights_only: bool = True
     class_bound: bool = False
-    precision: str = "fp32"
-    evaluation_precision: str = "fp32"
+    precision: str = Field(default="fp32", pattern=_PRECISIONS)
+    evaluation_precision: str = Field(default="fp32", pattern=_PRECISIONS)
     run_fingerprint: str = ""
     temperature: float | None = Field(default=None, gt=0, lt=1e30)
     calibrated_on: int = Field(default=0, ge=0)
     shapes: dict[str, Shape] = {}
     added: tuple[str, ...] = ()
     low_rank: tuple[LowRank, ...] = ()
+
+    @field_validator("settings")
+    @classmethod
+    def _check_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        UsedSettings.model_validate(value)
+        return value
+
+    @property
+    def used(self) -> UsedSettings:
+        """The options that a restored classifier needs."""
+        return UsedSettings.model_validate(self.settings)
 
     @property
     def name(self) -> str:
@@ -187,5 +211,5 @@ def _malformed(place: str, error: Exception) -> InputError:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part)[:40] for part in first["loc"])
-        problem = f"{key} is {str(first['input'])[:60]!r} ({first['msg']})"
+        problem = f"{key} is {str(first['input'])[:60]!r} ({' '.join(first['msg'].split())[:200]})"
     return InputError(f"{place}: is damaged: {problem}. Copy the file again.")

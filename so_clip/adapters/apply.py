@@ -23,6 +23,8 @@ from so_clip.methods.adapter import Adapter
 # Attributes of the open_clip model that remember what this module did to it.
 _APPLIED, _BASE = "so_clip_applied", "so_clip_base"
 _SHOWN = 12  # digits of a hash in messages
+# Options of adapters that are sizes of their tensors.
+_SIZES = {"rank", "shots", "length", "frequencies"}
 
 
 @dataclass(eq=False)
@@ -182,12 +184,20 @@ def resume(
 
 
 def _component(adapter: SavedAdapter, config_dir: Path | None) -> Component:
-    recorded = adapter.about.settings.get("adapter")
-    if not isinstance(recorded, dict) or not isinstance(recorded.get("name"), str):
+    recorded = adapter.about.used.adapter or {}
+    if not isinstance(recorded.get("name"), str):
         raise InputError(
             f"{adapter.place}: does not say which adapter made its tensors. It is damaged."
         )
     options = {key: value for key, value in recorded.items() if key != "name"}
+    # The sizes of tensors: a damaged number must not fill the memory.
+    largest = max((size for value in adapter.added.values() for size in value.shape), default=0)
+    for key in _SIZES & {*options}:
+        if isinstance(options[key], int) and options[key] > largest:
+            raise InputError(
+                f"{adapter.place}: is damaged: adapter.{key} is {options[key]}, and its tensors "
+                "are smaller."
+            )
     name, targets = recorded["name"], targets_of("adapter", config_dir)
     if name not in targets:
         raise InputError(
@@ -297,7 +307,7 @@ def _add_low_rank(tensor: Tensor, update: LowRank, added: Mapping[str, Tensor]) 
         up_OR = up_OR * added[update.diagonal].double().view(1, -1)
     rows = tensor[slice(*update.rows)]
     before = rows.reshape(-1).clone()
-    sum_OI = rows.double().cpu() + update.scale * (up_OR @ down_RI)
+    sum_OI = rows.cpu().double() + update.scale * (up_OR @ down_RI)
     rows.copy_(sum_OI)
     return Undo(rows, None, before)
 

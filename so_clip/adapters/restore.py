@@ -124,19 +124,19 @@ def restore(
     if checkpoint is None and folder is not None:
         checkpoint = _recorded_checkpoint(folder)
     backbone, place = load_base(adapter, checkpoint, loaded=backbone), pick_device(device)
-    settings, on_cuda = about.settings, place.type == "cuda"
-    backbone.memory = settings.get("memory", "balanced")
+    used, on_cuda = about.used, place.type == "cuda"
+    backbone.memory = used.memory
     own = about.prompts(None if about.class_names else names)
     classifier = Classifier(
         backbone,
         backbone.tokenize(own.texts),
-        resolved_text_budget(settings.get("text_budget_mib"), backbone.memory, on_cuda),
+        resolved_text_budget(used.text_budget_mib, backbone.memory, on_cuda),
         prompts_per_class=own.per_class,
         templates=own.templates,
     ).to(place)
     image_precision = Precision(precision or about.evaluation_precision, place)
     is_half = image_precision.name == HALF_WEIGHTS
-    opens = is_half and settings.get("adapter") is not None
+    opens = is_half and used.adapter is not None
     method = put_in(classifier, adapter, config_dir, opens)
     if is_half:
         backbone.use_half_weights()
@@ -197,7 +197,7 @@ def load_base(
         base.pretrained,
         checkpoint,
         logit_scale=base.logit_scale,
-        seed=int(about.settings.get("seed", 0)),
+        seed=about.used.seed,
     )
     if backbone.weights_sha256 == base.weights_sha256:
         if bool(backbone.architecture.get("quick_gelu")) != base.quick_gelu:

@@ -11,6 +11,7 @@ _DTYPES = {
     "fp16": torch.float16,
     "fp16_authors": torch.float16,
 }
+PRECISIONS = tuple(_DTYPES)
 
 
 class Precision:
