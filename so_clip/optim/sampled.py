@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from so_clip.errors import InputError
@@ -41,6 +42,12 @@ __all__ = [
     "clip_grad_norm_",
     "sampled_gradients",
 ]
+
+_IN_DDP = (
+    "the model is in a DistributedDataParallel, which waits for whole gradients. Call "
+    "sampled_gradients and the handle's exclude_from_ddp() before the model is wrapped (by "
+    "accelerator.prepare, for example), and all_reduce() before each step."
+)
 
 # Each class that can be sampled, and the class that a layer of it becomes.
 SampledLayer = SampledLinear | SampledConv2d
@@ -121,10 +128,13 @@ class SampledGradients:
                     key = f"{name}.weight" if name else "weight"
                     self._layers[key], self.methods[key] = layer, method
         self._hooks: list[RemovableHandle | _Listener] = []
+        self._checked_ddp: DistributedDataParallel | None = None
+        self._excluded = self._needs_average = False
         self._refuse_ddp()
         self._refresh()
         if self._layers:
             self._hooks += [
+                optimizer.register_step_pre_hook(lambda *_: self._check_average()),
                 optimizer.register_step_post_hook(lambda *_: self._refresh()),
                 optimizer.register_load_state_dict_post_hook(lambda *_: self._refresh()),
                 _Listener(optimizer, self._refresh),
@@ -156,20 +166,21 @@ class SampledGradients:
         samplings = {id(layer.sampling): layer.sampling for layer in layers if layer.sampling}
         pairs = [(sampling.weight, sampling.support_M) for sampling in samplings.values()]
         all_reduce_sampled(pairs, group)
+        self._needs_average = False
 
     def exclude_from_ddp(self) -> None:
         """Make a DistributedDataParallel that is built later on the model ignore sampled weights.
 
-        Otherwise DDP would wait for their dense gradients. Call `all_reduce` instead. The weights
+        Otherwise DDP would wait for their dense gradients, and a forward pass in it is an error.
+        Call `all_reduce` before each step instead; a step without it is an error too. The weights
         must be equal on all ranks at the start; DDP ensures this only for the weights it handles.
         DDP raises an error if no weight is left to it: train without DDP then.
         """
         weights = {id(layer.weight) for layer in self._layers.values()}
         names = [*getattr(self._model, "_ddp_params_and_buffers_to_ignore", [])]
         names += [name for name, param in self._model.named_parameters() if id(param) in weights]
-        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            self._model, names
-        )
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self._model, names)
+        self._excluded = self._needs_average = True
 
     def __enter__(self) -> "SampledGradients":
         return self
@@ -188,17 +199,34 @@ class SampledGradients:
         vars(layer).pop("sampling", None)
         layer.__class__ = type(layer).__base__  # type: ignore[assignment]
 
+    def check_ddp(self, ddp: DistributedDataParallel) -> None:
+        """Raise InputError if this DistributedDataParallel waits for gradients of these layers.
+
+        Without the error, the weights of the ranks could drift apart.
+        """
+        if ddp is not self._checked_ddp:
+            handled = {id(param) for param in ddp._module_parameters}
+            if any(id(layer.weight) in handled for layer in self._layers.values()):
+                raise InputError(_IN_DDP)
+            self._checked_ddp = ddp
+
     def _refuse_ddp(self) -> None:
-        wrapped = any(
-            isinstance(m, nn.parallel.DistributedDataParallel) for m in self._model.modules()
-        )
+        wrapped = any(isinstance(m, DistributedDataParallel) for m in self._model.modules())
         if wrapped and self._layers:
             self.remove()
+            raise InputError(_IN_DDP)
+
+    def _check_average(self) -> None:
+        """Raise InputError if a step would use gradients of this rank alone."""
+        if self._needs_average and any(
+            isinstance(layer.weight.grad, SampledGradient) for layer in self._layers.values()
+        ):
             raise InputError(
-                "the model is in a DistributedDataParallel, which waits for whole gradients. "
-                "Call sampled_gradients and the handle's exclude_from_ddp() before the model is "
-                "wrapped (by accelerator.prepare, for example), and all_reduce() before each step."
+                "the sampled gradients of this step are those of one process: exclude_from_ddp() "
+                "was called, but not all_reduce(). Call it after the backward pass, before "
+                "clipping and the step."
             )
+        self._needs_average = self._excluded
 
     def _method(self, weight: Tensor, always: bool) -> Method | None:
         support_M = self.support(weight)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
 from so_clip.optim.functional import moment_dtype
 from so_clip.optim.gradients import add_sampled_gradient
@@ -39,6 +40,9 @@ class Sampling:
 
     def leaf(self) -> Tensor:
         """Return the leaf; a new one after `module.to(...)`, as it has the values' dtype."""
+        ddp = DistributedDataParallel._active_ddp_module
+        if ddp is not None and not torch.compiler.is_compiling():
+            self.handle.check_ddp(ddp)
         if self.support_M.device != self.weight.device:
             self.support_M = self.handle.support(self.weight)
             self.leaf_M = self._new_leaf()

@@ -170,3 +170,21 @@ def test_a_model_in_ddp_is_refused_and_stays_as_it_was():
     with pytest.raises(InputError, match=r"before the model is wrapped.*all_reduce"):
         sampled_gradients(model, _optimizer(model))
     assert type(model.module[0]) is nn.Linear
+
+
+@pytest.mark.usefixtures("one_process")
+def test_ddp_around_sampled_layers_is_refused_unless_it_ignores_them():
+    model = _model()
+    optimizer = _optimizer(model)
+    handle = sampled_gradients(model, optimizer)
+    with pytest.raises(InputError, match=r"before the model is wrapped.*all_reduce"):
+        _loss(nn.parallel.DistributedDataParallel(model), 0)
+    handle.exclude_from_ddp()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    for step in range(2):
+        optimizer.zero_grad()
+        _loss(wrapped, step).backward()
+        with pytest.raises(InputError, match=r"of one process.*not all_reduce"):
+            optimizer.step()
+        handle.all_reduce()
+        optimizer.step()
