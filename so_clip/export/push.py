@@ -107,7 +107,8 @@ def push(repository: Repository, files: Mapping[str, Path | bytes], message: str
             raise _refused(repository.name, repository.endpoint, status) from error
         raise InputError(
             f"--push {repository.name}: {repository.endpoint} did not take the files: "
-            f"{type(error).__name__}: {reason_of(error)}. The repository has none of them."
+            f"{type(error).__name__}: {reason_of(error)}. The repository has none of them; on this "
+            "disk they are complete. Repeat the command with --force."
         ) from error
     return f"{repository.endpoint}/{repository.name}"
 

@@ -22,7 +22,7 @@ from so_clip.export.files import (
     staged,
 )
 from so_clip.export.linear_classes import LinearClasses, linear_classes
-from so_clip.export.peft_folder import FUSED, WAY_OUT, LowRankUpdate, save_kind, save_lora
+from so_clip.export.peft_folder import FUSED, WAY_OUT, LowRankUpdate, library, save_kind, save_lora
 from so_clip.export.push import Repository, push
 from so_clip.export.sizes import OPEN_CLIP, OPENAI, PEFT, check_fits
 from so_clip.export.targets import (
@@ -157,9 +157,10 @@ def _peft_saver(
     """Return the function that writes the adapter's files for peft.
 
     Raises:
-        InputError: peft has no form for the adapter.
+        InputError: peft is missing, or has no form for the adapter.
     """
-    name = adapter.about.method
+    library()
+    name = adapter.about.method or adapter.about.kind
     if adapter.changes:
         raise InputError(
             f"--to {PEFT}: {name} changes CLIP's own weights, which an adapter of peft does not "
