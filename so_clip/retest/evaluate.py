@@ -104,13 +104,13 @@ class Evaluation:
         settings, about, tested_on = self.settings, self.adapter.about, self.data.tested_on
         choice = settings.data
         backbone = settings.backbone.architecture.lower().replace("/", "_")
-        parts = [choice.dataset, backbone, settings.method.name]
+        start = "evaluation" if tested_on == TEST else f"evaluation_{tested_on}"
+        parts = [start, choice.dataset, backbone, settings.method.name]
         if about.dataset != choice.dataset:
             trained_on = re.sub(r"[^\w-]+", "_", about.dataset)[:_SHOWN_NAME]
             parts.append(f"from_{trained_on or about.kind}")
         if settings.adapts:
             parts += [f"{choice.shots}shot", f"seed{choice.seed}"]
-        parts += ["evaluation" if tested_on == TEST else f"evaluation_{tested_on}"]
         name = "-".join([*parts, self.fingerprint[:DIGITS]])
         return settings.placement.results_dir / name
 

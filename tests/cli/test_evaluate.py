@@ -146,7 +146,7 @@ def test_tables_show_evaluations_apart_from_runs(done, root, tmp_path):
     status = call("status", runs, "--once", "--all")
     assert status.out.count("evaluation of") == 3
     only = tmp_path / "only"
-    for folder in runs.glob("*-evaluation-*"):
+    for folder in runs.glob("evaluation-*"):
         shutil.copytree(folder, only / folder.name)
     assert "SO (trained on digits)" in call("table", only).out
     report = call("report", only, "-o", tmp_path / "report")
