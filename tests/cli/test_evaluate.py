@@ -11,14 +11,8 @@ from tests.helpers.made_datasets import write_dtd
 from tests.helpers.whole_runs import STEPS, Run, run
 
 FILES = ("predictions.csv", "per_class.csv")
-METHODS = [
-    "so",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip_lora", "coop", "lora")),
-]
-BOUND = [
-    "tip_adapter",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear_probe", "taskres")),
-]
+METHODS = ("so", "clip_lora", "coop", "lora")
+BOUND = ("tip_adapter", "linear_probe", "taskres")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +47,7 @@ def content(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_an_evaluation_equals_its_run_and_its_transfer_bit_for_bit(method, tmp_path, root):
     done = trained(tmp_path, root, method, "transfer=[dtd]")
     again = evaluated(done.folder)
@@ -69,6 +64,7 @@ def test_an_evaluation_equals_its_run_and_its_transfer_bit_for_bit(method, tmp_p
 
 
 @pytest.mark.parametrize("method", BOUND)
+@pytest.mark.slow
 def test_a_method_of_its_classes_is_tested_on_these_only(method, tmp_path, root):
     done = trained(tmp_path, root, method)
     again = evaluated(done.folder)
@@ -106,10 +102,18 @@ def test_an_evaluation_is_a_run_of_its_own_that_names_the_adapter(done, tmp_path
     skipped = call("evaluate", done.folder, results)
     assert "finished before: skipped" in skipped.out
     assert (again.folder / "mark").exists()
-    assert evaluated(done.folder, results, "force=true").folder == again.folder
+
+
+@pytest.mark.slow
+def test_force_repeats_an_evaluation(done, tmp_path):
+    again = evaluated(done.folder, f"results_dir={tmp_path}")
+    (again.folder / "mark").touch()
+    repeated = evaluated(done.folder, f"results_dir={tmp_path}", "force=true")
+    assert repeated.folder == again.folder
     assert not (again.folder / "mark").exists()
 
 
+@pytest.mark.slow
 def test_a_file_alone_gives_what_its_run_gives(done, tmp_path):
     file = shutil.copy(done.folder / "adapter.safetensors", tmp_path / "mine.safetensors")
     alone = evaluated(file, f"results_dir={tmp_path}")
@@ -118,6 +122,7 @@ def test_a_file_alone_gives_what_its_run_gives(done, tmp_path):
     assert alone.metrics["adapter_from"] == str(file)
 
 
+@pytest.mark.slow
 def test_other_lists_and_prompts_are_tested(done, tmp_path):
     results = f"results_dir={tmp_path}"
     val = evaluated(done.folder, "split=val", results)
@@ -130,6 +135,7 @@ def test_other_lists_and_prompts_are_tested(done, tmp_path):
     assert halves.metrics["new_classes"]["accuracy_percent"] > 0
 
 
+@pytest.mark.slow
 def test_tables_show_evaluations_apart_from_runs(done, root, tmp_path):
     runs = tmp_path / "runs"
     shutil.copytree(done.folder, runs / done.folder.name)
@@ -189,6 +195,7 @@ def write_other_base(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "other.pt"
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_no_source_of_runs(done, tmp_path):
     again = evaluated(done.folder, f"results_dir={tmp_path}")
     assert "is an evaluation, which has no adapter of its own" in refusal(again.folder)
@@ -199,6 +206,7 @@ def test_an_evaluation_is_no_source_of_runs(done, tmp_path):
     assert str(done.folder) in message
 
 
+@pytest.mark.slow
 def test_a_file_of_other_images_asks_for_them(done, tmp_path):
     from so_clip import adapters
 

@@ -66,8 +66,6 @@ def smoothed(values: pd.Series) -> pd.Series:
 def _chosen(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[tuple[str, int, pd.DataFrame]]:
     """Yield each backbone, its shots with the most runs (the larger if tied), and these runs."""
     few_shot = few_shot_runs(runs)
-    if few_shot.empty:
-        return
     names = {(line.title, line.variant) for line in lines}
     drawn = [
         pair in names for pair in zip(few_shot["method_title"], few_shot["variant"], strict=True)

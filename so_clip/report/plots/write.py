@@ -41,6 +41,8 @@ def write(runs: pd.DataFrame, out: Path) -> tuple[list[Plot], list[str]]:
     Raises:
         InputError: the folder cannot be written.
     """
+    if runs.empty:  # there are evaluations of saved adapters only
+        return [], []
     remarks: list[str] = []
     # `families_for` has one remark on missing glyphs; a font without bold letters is no problem.
     with collected("matplotlib", remarks, ignored=("Glyph ", "findfont: ")):
