@@ -75,9 +75,10 @@ def main(
 ) -> None:
     """Print the tables; see HELP."""
     from so_clip.rescore.kept_runs import find_runs
+    from so_clip.rescore.screen import show_tables
     from so_clip.rescore.tables import make_tables
     from so_clip.rescore.weight_space import WeightSpace, parsed_weights
-    from so_clip.rescore.write import show_tables, write_tables
+    from so_clip.rescore.write import write_tables
     from so_clip.system import atomic
 
     weight_space = None

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,22 @@ def test_runs_that_differ_only_in_the_seed_vote(tmp_path):
     assert mean == pytest.approx(np.mean(single), abs=0.01)
     assert majority > mean
     assert mean_probability > mean
+
+
+@pytest.mark.parametrize("width", [72, 100, 200])
+def test_a_terminal_shows_every_number_whole(width, tmp_path, monkeypatch):
+    run = write_kept_run(tmp_path)
+    write_kept(run, "so1", 5, test_set="dtd")
+    for name, value in (("TTY_COMPATIBLE", "1"), ("NO_COLOR", "1"), ("COLUMNS", str(width))):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TERM", "xterm")
+    out = re.sub("\x1b\\[[0-9;]*m", "", _done(run).out)
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    piped = _done(run).out
+    assert "|" not in out
+    assert max(map(len, out.splitlines())) <= width
+    assert Counter(re.findall(r"\d+\.\d+", out)) >= Counter(re.findall(r"\d+\.\d{2,}", piped))
+    assert run.name[-12:] in out
 
 
 def test_validation_images_are_named(tmp_path):
