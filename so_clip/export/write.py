@@ -166,28 +166,19 @@ def _peft_saver(
             f"--to {PEFT}: {name} changes CLIP's own weights, which an adapter of peft does not "
             f"hold. {WAY_OUT}"
         )
-    if adapter.about.low_rank:
-        return partial(save_lora, _updates(adapter))
+    if adapter.about.low_rank and (method is None or method.plain):
+        return partial(save_lora, [_update(adapter, record) for record in adapter.about.low_rank])
     if isinstance(method, Peft):
         return partial(save_kind, method, classifier)
     raise InputError(f"--to {PEFT}: {name} is none of peft's methods. {WAY_OUT}")
 
 
-def _updates(adapter: SavedAdapter) -> list[LowRankUpdate]:
-    """Return the low-rank updates of an adapter.
+def _update(adapter: SavedAdapter, record: LowRank) -> LowRankUpdate:
+    """Return a low-rank update.
 
     Raises:
-        InputError: the adapter adds more than these, or one of them is of other rows than those of
-            query, key, value or a whole matrix.
+        InputError: it is of other rows than those of query, key, value or a whole matrix.
     """
-    records = adapter.about.low_rank
-    used = {name for record in records for name in (record.down, record.up, record.diagonal)}
-    for name in sorted({*adapter.added} - used):
-        raise InputError(f"--to {PEFT}: {name} is no part of a low-rank update. {WAY_OUT}")
-    return [_update(adapter, record) for record in records]
-
-
-def _update(adapter: SavedAdapter, record: LowRank) -> LowRankUpdate:
     up_OR = adapter.added[record.up].float()
     if record.diagonal is not None:
         up_OR = up_OR * adapter.added[record.diagonal].float().view(1, -1)
