@@ -1,5 +1,6 @@
 """The drawn validation images of a run: they fit one temperature, and choose nothing."""
 
+import time
 from collections.abc import Callable
 
 from so_clip.errors import InputError, note
@@ -20,13 +21,14 @@ class ValidationImages:
     def __init__(self, evaluator: Evaluator | None) -> None:
         self._evaluator = evaluator
         self._predictions: dict[str, Predictions] = {}
+        self._fit_seconds = 0.0
         if evaluator is None:
             _note("the draw has no validation image")
 
     @property
     def seconds(self) -> float:
-        """The seconds spent so far."""
-        return self._evaluator.seconds if self._evaluator else 0.0
+        """The seconds spent so far, also on the fit of the temperatures."""
+        return self._fit_seconds + (self._evaluator.seconds if self._evaluator else 0.0)
 
     def zero_shot(self) -> None:
         """Classify the images with the loaded model."""
@@ -40,7 +42,7 @@ class ValidationImages:
         self._classify(ADAPTED, self._evaluator.adapted)
         if ADAPTED not in self._predictions:
             return None
-        return Validation(
+        validation = Validation(
             self._predictions[ADAPTED].label_N.numpy(),
             {
                 prefix: predictions.kept.logits_NK.numpy()
@@ -48,6 +50,10 @@ class ValidationImages:
                 if predictions.kept is not None
             },
         )
+        started = time.perf_counter()
+        _ = validation.temperatures  # computed here once, and kept
+        self._fit_seconds = time.perf_counter() - started
+        return validation
 
     def _classify(self, prefix: str, classify: Callable[[bool], Predictions]) -> None:
         try:

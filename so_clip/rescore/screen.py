@@ -17,9 +17,10 @@ from so_clip.rescore.tables import Tables
 from so_clip.results.logit_scores import BIN_COUNTS
 
 SCORES = (
-    "Scores from kept logits. T: the temperature, fitted on so many drawn validation images of the "
-    "run; a line without T has the model's own probabilities. NLL: negative log-likelihood. Brier: "
-    "from 0 to 2. ECE: expected calibration error in % with so many bins"
+    "Scores from kept logits. T: the temperature, and in brackets the number of drawn validation "
+    "images of the run that it is fitted on; a line without T has the model's own probabilities. "
+    "NLL: negative log-likelihood. Brier: from 0 to 2. ECE: expected calibration error in %, with "
+    "the number of bins"
 )
 VOTES = (
     "Accuracy in % of runs that differ only in the seed, on the same test images: mean of their "

@@ -38,7 +38,7 @@ class Keeps(NamedTuple):
 
 
 def logits_bytes(models: int, images: int, validation_images: int, classes: int) -> int:
-    """Return the size of a file with the logits of so many models."""
+    """Return the size of a file with the logits of some models."""
     model = images * 2 * _WHOLE + (images + validation_images) * classes * _LOGIT
     return _HEADER + (images + validation_images) * _WHOLE + models * model
 
