@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command import call
-from tests.helpers.made_datasets import write_dtd
+from tests.helpers.command import Outcome, call
+from tests.helpers.made_datasets import write_class_folders, write_dtd
 from tests.helpers.whole_runs import STEPS, Run, run
 
 FILES = ("predictions.csv", "per_class.csv")
@@ -28,10 +28,16 @@ def trained(tmp_path: Path, root: Path, method: str, *words: str) -> Run:
     return run(tmp_path / "runs", f"method={method}", f"data_root={root}", *training, *words)
 
 
+def noted(done: Outcome) -> Run:
+    """Return the run of a command, which may have printed notes."""
+    assert done.code == 0, done.err
+    return Run(Path(done.out.rpartition("run folder")[2].strip()))
+
+
 def evaluated(source: Path | str, *words: str) -> Run:
     done = call("evaluate", source, "evaluation.workers=0", *words)
-    assert (done.code, done.messages) == (0, []), done.err
-    return Run(Path(done.out.rpartition("run folder")[2].strip()))
+    assert done.messages == []
+    return noted(done)
 
 
 def refusal(source: Path | str, *words: str) -> str:
@@ -204,6 +210,24 @@ def test_an_evaluation_is_no_source_of_runs(done, tmp_path):
     (message,) = repeated.messages
     assert "is an evaluation of a saved adapter" in message
     assert str(done.folder) in message
+
+
+@pytest.mark.slow
+def test_your_own_images_are_found_again(root, tmp_path):
+    photos = tmp_path / "photos"
+    write_class_folders(photos, ("apple_tree", "oak", "scots_pine"), images=6)
+    words = ("dataset=folder", f"data_root={photos}", "shots=1", "schedule.max_steps=2")
+    # Each note on the drawn split is a message too.
+    done = noted(call(f"results_dir={tmp_path / 'runs'}", "evaluation.workers=0", *words))
+    again = noted(call("evaluate", done.folder))
+    assert (again.folder / FILES[0]).read_bytes() == (done.folder / FILES[0]).read_bytes()
+    assert evaluated(done.folder, "dataset=dtd", f"data_root={root}").metrics["dataset"] == "dtd"
+    file = done.folder / "adapter.safetensors"
+    assert "was trained on photos" in refusal(file)
+    alone = noted(call("evaluate", file, *words[:2], f"results_dir={tmp_path / 'alone'}"))
+    assert (alone.folder / FILES[0]).read_bytes() == (done.folder / FILES[0]).read_bytes()
+    shutil.rmtree(photos)
+    assert str(photos) in refusal(done.folder)
 
 
 @pytest.mark.slow

@@ -46,6 +46,20 @@ def test_the_page_s_method_runs_and_is_repeated_from_its_folder(folder):
     assert "--config-dir FOLDER" in without.err
 
 
+@pytest.mark.slow
+def test_the_page_s_method_is_tested_again_from_its_folder(folder):
+    assert run("adapter.tower=text").code == 0
+    (made,) = (folder / "runs").glob("digits-tiny-biases-*")
+    again = call("evaluate", made, "--config-dir", "mine", "results_dir=again")
+    assert again.code == 0, again.err
+    (evaluation,) = (folder / "again").glob("evaluation-*")
+    for name in ("predictions.csv", "per_class.csv"):
+        assert (evaluation / name).read_bytes() == (made / name).read_bytes()
+    without = call("evaluate", made)
+    assert without.code == 2
+    assert "--config-dir FOLDER" in without.err
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
