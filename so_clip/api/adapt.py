@@ -1,5 +1,6 @@
 """Adapt a CLIP to few-shot images, and read an adapted model back from its file."""
 
+import gc
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from torch import nn
 from so_clip.adapters import Restored, SavedAdapter, open_saved, restore
 from so_clip.adapters.about import About
 from so_clip.adapters.file import save as save_adapter
-from so_clip.api.clip import AUTO, Clip
+from so_clip.api.clip import AUTO, Clip, check_class_names
 from so_clip.api.few_shots import FewShots
 from so_clip.api.images import listed
 from so_clip.api.options import overrides_of, settings_of
@@ -199,6 +200,8 @@ def _run(
     data: Data = few.data if settings.adapts else replace(few.data, few_shot=None)
     with cpu_threads(settings.placement.threads):
         done = run(settings, data, overrides=overrides, backbone=clip.backbone.copy())
+        # Sampled layers and their optimizer refer to each other, so the trained copy still exists.
+        gc.collect()
         adapter = open_saved(done.folder).adapter
         restored = restore(
             adapter,
@@ -239,6 +242,8 @@ def load_adapted(
     Example:
         >>> so_clip.load_adapted("mine.safetensors").predict(["a.jpg"])
     """
+    if class_names is not None:
+        check_class_names(class_names)
     adapter, folder = open_saved(Path(path).expanduser())
     restored = restore(
         adapter,

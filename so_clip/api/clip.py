@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from so_clip.api.images import listed
 from so_clip.api.options import python_words, settings_of
@@ -16,6 +17,7 @@ from so_clip.clip.prompts import templated
 from so_clip.clip.weights_file import check_backbone
 from so_clip.config.compose import choices
 from so_clip.config.resolve import resolved
+from so_clip.config.settings import BackboneChoice
 from so_clip.errors import InputError, nearest
 from so_clip.predict.pictures import Picture
 from so_clip.predict.predictions import Prediction, Predictor
@@ -76,8 +78,7 @@ class Clip:
             >>> clip.predict(["a.jpg"], ["cat", "dog"])[0].name
             'cat'
         """
-        if isinstance(class_names, str) or len(class_names) < 2:
-            raise InputError(f"class_names={class_names!r}: must be a list of two or more names.")
+        check_class_names(class_names)
         if not isinstance(template, str) or template.count("{}") != 1:
             raise InputError(f"template={template!r}: must hold one {{}}, for the name of a class.")
         prompts = templated(class_names, [template])
@@ -89,6 +90,13 @@ class Clip:
         precision = Precision(self.precision, backbone.mean.device)
         predictor = Predictor(classifier, class_names, None, precision, top=top)
         return list(predictor.predict(listed(images)))
+
+
+def check_class_names(class_names: Any) -> None:
+    """Raise InputError unless this is a list of two or more names."""
+    is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str)
+    if not is_list or len(class_names) < 2 or not all(isinstance(x, str) for x in class_names):
+        raise InputError(f"class_names={class_names!r}: must be a list of two or more names.")
 
 
 def load(
@@ -128,7 +136,7 @@ def load(
     if checkpoint is not None:
         file = os.path.abspath(Path(checkpoint).expanduser())  # noqa: PTH100
         overrides.append(override("backbone.checkpoint", file))
-    with python_words("backbone"):
+    with python_words("backbone", BackboneChoice.model_fields):
         settings = settings_of(overrides)
         check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
         settings = resolved(settings)

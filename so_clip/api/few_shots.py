@@ -4,11 +4,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 from so_clip.api.images import LIST_FILE, GivenImages, Labelled, given_images
-from so_clip.api.options import python_words, settings_of
+from so_clip.api.options import plain, python_words, settings_of
 from so_clip.config.settings import DATA_OPTIONS
 from so_clip.config.user_data import CsvDataset, FolderDataset
 from so_clip.data.cards.card import known_cards
@@ -31,6 +33,16 @@ _OF_DATASET = {
 }
 
 
+class _ListFile:
+    """The list of a dataset in memory, in a temporary folder that ends with this object."""
+
+    def __init__(self, text: str) -> None:
+        folder = mkdtemp(prefix="so_clip-")
+        self.remove = finalize(self, rmtree, folder, ignore_errors=True)
+        self.path = Path(folder) / LIST_FILE
+        self.path.write_text(text, encoding="utf-8")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class FewShots:
     """Few-shot images of each class, and the test images.
@@ -44,7 +56,7 @@ class FewShots:
     choice: DataChoice
     data: Data
     overrides: tuple[str, ...]
-    _list: TemporaryDirectory[str] | None = None  # exists as long as this object
+    _list: _ListFile | None = None  # adapt reads it again
 
     def __repr__(self) -> str:
         tested = len(self.data.splits.test) if self.data.tested_on == "test" else 0
@@ -179,40 +191,29 @@ def _overrides(kind: str, places: Mapping[str, Any], chosen: Mapping[str, Any]) 
         f"dataset.{name}" if name in _OF_DATASET[kind] else name: value
         for name, value in chosen.items()
     }
-    return [override(name, _plain(value)) for name, value in {**places, **prefixed}.items()]
-
-
-def _plain(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return [override(name, plain(value)) for name, value in {**places, **prefixed}.items()]
 
 
 def _drawn(
-    overrides: list[str],
-    images: GivenImages | None = None,
-    folder: TemporaryDirectory[str] | None = None,
+    overrides: list[str], images: GivenImages | None = None, file: _ListFile | None = None
 ) -> FewShots:
-    replaced = {str(Path(folder.name) / LIST_FILE): "source"} if folder else {}
-    with python_words("dataset", replaced):
+    options = {name for names in _OF_DATASET.values() for name in names}
+    with python_words("dataset", options, {str(file.path): "source"} if file else None):
         settings = settings_of(overrides)
         choice = settings.data
         data = gather(choice, workers=settings.evaluation.workers, images=images)
     # An experiment must not change the options of a draw that is made.
-    fixed = [override(name, _json(getattr(choice, name))) for name in _TOP]
-    return FewShots(choice, data, tuple(dict.fromkeys([*overrides, *fixed])), folder)
-
-
-def _json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else _plain(value)
+    fixed = [override(name, plain(getattr(choice, name))) for name in _TOP]
+    return FewShots(choice, data, tuple(dict.fromkeys([*overrides, *fixed])), file)
 
 
 def _from_memory(
     source: Any, chosen: Mapping[str, Any], val: Labelled | None, test: Labelled | None
 ) -> FewShots:
     images, text = given_images(source, val, test)
-    folder = TemporaryDirectory(prefix="so_clip-")
-    (Path(folder.name) / LIST_FILE).write_text(text, encoding="utf-8")
-    places = {**_places(Path(folder.name) / LIST_FILE, "csv"), "dataset.name": _MEMORY}
-    few = _drawn(_overrides(_MEMORY, places, chosen), images, folder)
+    file = _ListFile(text)
+    places = {**_places(file.path, "csv"), "dataset.name": _MEMORY}
+    few = _drawn(_overrides(_MEMORY, places, chosen), images, file)
     if test is not None:
         return few
     drawn = few.data.few_shot

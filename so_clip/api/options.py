@@ -1,12 +1,15 @@
 """Arguments of Python calls become settings in the way of the command line. Imports no torch."""
 
+import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
@@ -44,17 +47,19 @@ def _own_hydra() -> Iterator[None]:
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.core.plugins import Plugins
     from hydra.core.singleton import Singleton
+    from hydra.version import VersionBase
     from omegaconf.basecontainer import BaseContainer
 
     with _HYDRA:
-        Plugins.instance()  # its modules store configurations when they are first imported
+        # Modules of plugins store configurations when they are first imported.
+        Plugins.instance()
+        ConfigStore.instance()
         instances, resolvers = Singleton._instances, BaseContainer._resolvers
-        own: Any = {kind: value for kind, value in instances.items() if kind is not GlobalHydra}
-        own |= {kind: deepcopy(own[kind]) for kind in own if kind not in (Plugins, HydraConfig)}
-        own[ConfigStore] = deepcopy(ConfigStore.instance())
+        own: Any = dict(instances)
+        own.pop(GlobalHydra, None)
+        own |= {kind: deepcopy(own[kind]) for kind in (ConfigStore, VersionBase) if kind in own}
         Singleton._instances, BaseContainer._resolvers = own, dict(resolvers)
         try:
             yield
@@ -83,22 +88,38 @@ def overrides_of(options: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             overrides += overrides_of(value, f"{whole}.")
         else:
-            overrides.append(override(whole, value))
+            overrides.append(override(whole, plain(value)))
     return overrides
 
 
+def plain(value: Any) -> Any:
+    """Return a value as the command line could give it: without NumPy's numbers, paths, tuples."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    return value
+
+
 @contextmanager
-def python_words(group: str, replaced: Mapping[str, str] | None = None) -> Iterator[None]:
+def python_words(
+    group: str, names: Iterable[str], replaced: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Name options in messages as Python does: checkpoint in place of backbone.checkpoint.
 
     Args:
         group: what stands before the options on the command line.
+        names: of the options.
         replaced: other texts and their replacements.
     """
     try:
         yield
     except InputError as error:
-        text = re.sub(rf"\b{group}\.(?=\w+(=|\b))", "", str(error))
+        # A file may have the name dataset.csv.
+        option = rf"(?<![\w/\\.-]){group}\.(?=({'|'.join(names)})\b)"
+        text = re.sub(option, "", str(error))
         for old, new in (replaced or {}).items():
             text = text.replace(old, new)
         if text == str(error):

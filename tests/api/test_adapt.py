@@ -1,5 +1,6 @@
 """Adapted models from Python: what changes, what does not, and what is refused."""
 
+import gc
 import random
 import threading
 import warnings
@@ -100,7 +101,8 @@ def test_no_file_stays_without_results_dir(clip, photos, tmp_path, monkeypatch):
     assert result.folder is None
     with pytest.raises(InputError):
         so_clip.adapt(clip, few, method="so", optimizer={"lr": -1})
-    few._list.cleanup()
+    del few  # a list of images in memory is a temporary file
+    gc.collect()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,7 +177,7 @@ def test_options_become_overrides_of_the_command():
         "memory": "small",
         "optimizer": {"T": 5, "betas": [0.9, 0.99]},
         "schedule.lr_min": 0.0,
-        "augment": {"flip": False},
+        "augment": {"flip": np.bool_(False), "scale": (np.float32(0.5), 1)},
         "method.title": "a, b",
     }
     assert overrides_of(options) == [
@@ -184,6 +186,7 @@ def test_options_become_overrides_of_the_command():
         "optimizer.betas=[0.9,0.99]",
         "schedule.lr_min=0.0",
         "augment.flip=false",
+        "augment.scale=[0.5,1]",
         "method.title='a, b'",
     ]
     settings = settings_of(overrides_of(options))
@@ -215,6 +218,8 @@ def test_arguments_that_cannot_be_used_are_named(clip, few, photos, tmp_path):
     assert refused(draw, photos, split_shares=[1]).startswith("split_shares=[1]: must be three")
     assert "Did you mean 'split_seed'" in refused(draw, photos, split_sed=2)
     assert refused(draw, photos, test=[]).startswith("test: goes with images in memory")
+    named = write_csv(tmp_path / "dataset.csv", "path,label", "a.png,oak", "b.png,elm,2")
+    assert refused(draw, named).startswith(f"{named}: line 3: holds 3 values")
     assert "is no pair" in refused(draw, [image])
     assert "is no name of a class" in refused(draw, [(image, 3)])
     assert "source['oak']: is a single image" not in refused(draw, {"oak": [image]})
@@ -233,6 +238,11 @@ def test_arguments_that_cannot_be_used_are_named(clip, few, photos, tmp_path):
     assert "single image" in refused(clip.predict, str(image), ["oak", "elm"])
     assert "two or more names" in refused(clip.predict, [image], "oak")
     assert "is a web page" not in refused(clip.predict, [tmp_path / "notes.txt"], ["oak", "elm"])
+
+
+def write_csv(file: Path, *rows: str) -> Path:
+    file.write_text("\n".join(rows))
+    return file
 
 
 def test_the_names_of_the_package_exist():
