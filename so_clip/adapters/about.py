@@ -21,6 +21,7 @@ KEY, FORMAT_VERSION = "so_clip_adapter", 1
 DEFAULT_TEMPLATE = "a photo of a {}."
 _PRECISIONS = f"^({'|'.join(PRECISIONS)})$"
 Positive = Field(gt=0, lt=1e30)
+_SHOWN = 12  # digits of a hash in messages
 
 
 class Record(BaseModel):
@@ -46,6 +47,11 @@ class Base(Record):
     logit_scale: float = Positive
     quick_gelu: bool = False
     description: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The model and the start of its hash, for messages."""
+        return with_hash(self.description or self.architecture, self.weights_sha256)
 
 
 class LowRank(Record):
@@ -204,6 +210,11 @@ def about_from(metadata: Mapping[str, str] | None, place: str) -> About:
             f"{len(about.class_names)} class names."
         )
     return about
+
+
+def with_hash(description: str, sha256: str) -> str:
+    """Return a model and the start of the hash of its weights, for messages."""
+    return f"{description} ({sha256[:_SHOWN]})"
 
 
 def _malformed(place: str, error: Exception) -> InputError:

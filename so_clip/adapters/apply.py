@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from so_clip.adapters.about import LowRank
+from so_clip.adapters.about import LowRank, with_hash
 from so_clip.adapters.change import Undo
 from so_clip.adapters.file import SavedAdapter
 from so_clip.build import make_adapter
@@ -22,7 +22,6 @@ from so_clip.methods.adapter import Adapter
 
 # Attributes of the open_clip model that remember what this module did to it.
 _APPLIED, _BASE = "so_clip_applied", "so_clip_base"
-_SHOWN = 12  # digits of a hash in messages
 # Options of adapters that are sizes of their tensors.
 _SIZES = {"rank", "shots", "length", "frequencies"}
 
@@ -86,7 +85,7 @@ def put_in(
     """
     plain = _plain(model)
     remove(model)
-    _check_base(plain, adapter)
+    _check_base(plain, adapter, _description(model))
     tensors = plain.state_dict()
     check_tensors(tensors, adapter)
     if not isinstance(model, Classifier):
@@ -101,7 +100,7 @@ def put_in(
                 method = _attach(model, adapter, config_dir)
         else:
             for update in adapter.about.low_rank:
-                applied.undo.append(_add_low_rank(tensors[update.tensor], update, adapter.added))
+                applied.undo.append(_add_low_rank(tensors[update.tensor], update, adapter))
     except BaseException:
         applied.take_out()
         raise
@@ -222,7 +221,12 @@ def _plain(model: Any) -> nn.Module:
     return model
 
 
-def _check_base(plain: nn.Module, adapter: SavedAdapter) -> None:
+def _description(model: nn.Module) -> str:
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    return backbone.description if isinstance(backbone, Backbone) else "this model"
+
+
+def _check_base(plain: nn.Module, adapter: SavedAdapter, description: str) -> None:
     """Refuse other weights than the adapter's base. The hash of known weights is not computed."""
     sha256, versions = vars(plain).get(_BASE, (None, None))
     if versions != _versions(plain):
@@ -231,9 +235,8 @@ def _check_base(plain: nn.Module, adapter: SavedAdapter) -> None:
     base = adapter.about.base
     if sha256 != base.weights_sha256:
         raise InputError(
-            f"{adapter.place}: belongs to {base.description or base.architecture} "
-            f"({base.weights_sha256[:_SHOWN]}), and this {type(plain).__name__} has other "
-            f"weights ({sha256[:_SHOWN]}). Load the adapter's base, in float32."
+            f"{adapter.place}: belongs to {base.shown}, and {with_hash(description, sha256)} has "
+            "other weights. Load the adapter's base, in float32."
         )
 
 
@@ -300,15 +303,11 @@ def _check_classes(classifier: Classifier, adapter: SavedAdapter) -> None:
 
 
 @torch.no_grad()
-def _add_low_rank(tensor: Tensor, update: LowRank, added: Mapping[str, Tensor]) -> Undo:
+def _add_low_rank(tensor: Tensor, update: LowRank, adapter: SavedAdapter) -> Undo:
     """Add a low-rank update to rows of a weight, in float64; return what undoes it."""
-    down_RI, up_OR = added[update.down].double(), added[update.up].double()
-    if update.diagonal is not None:
-        up_OR = up_OR * added[update.diagonal].double().view(1, -1)
     rows = tensor[slice(*update.rows)]
     before = rows.reshape(-1).clone()
-    sum_OI = rows.cpu().double() + update.scale * (up_OR @ down_RI)
-    rows.copy_(sum_OI)
+    rows.copy_(rows.cpu().double() + adapter.low_rank_delta(update))
     return Undo(rows, None, before)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from so_clip.adapters.about import About, Base, LowRank
@@ -85,7 +86,8 @@ def diff(base: Any, adapted: Any, architecture: str = "") -> SavedAdapter:
     Raises:
         InputError: a file cannot be read, or the tensors differ in names, shapes or types.
     """
-    before, after = _state_of(base, architecture), _state_of(adapted, architecture)
+    loaded = _loaded(base, architecture)
+    before, after = _state_of(loaded), _state_of(_loaded(adapted, architecture))
     for name in {*before} ^ {*after}:
         owner = "base" if name in before else "adapted"
         raise InputError(f"diff: only the {owner} weights have {name}. Give two of one model.")
@@ -109,19 +111,30 @@ def diff(base: Any, adapted: Any, architecture: str = "") -> SavedAdapter:
         architecture=architecture,
         weights_sha256=sha256_of_weights(before),
         logit_scale=float(before["logit_scale"].exp()) if "logit_scale" in before else 100.0,
+        quick_gelu=_has_quick_gelu(loaded, architecture),
     )
     return saved_adapter(About(kind="diff", base=base_record), changes)
 
 
-def _state_of(source: Any, architecture: str) -> dict[str, Tensor]:
+def _loaded(source: Any, architecture: str) -> Any:
+    """Return an open_clip model or a state dict."""
     if isinstance(source, (str, Path)):
         if not architecture:
             return read_weights(Path(source)).state_dict
         source = load_backbone(architecture, checkpoint=source)
     if isinstance(source, Classifier):
         source = source.backbone
-    if isinstance(source, Backbone):
-        source = source.model
+    return source.model if isinstance(source, Backbone) else source
+
+
+def _has_quick_gelu(source: Any, architecture: str) -> bool:
+    """Return whether a model computes QuickGELU. Tensors alone do not show it."""
+    if isinstance(source, nn.Module):
+        return any(isinstance(module, QuickGELU) for module in source.modules())
+    return architecture.endswith("-quickgelu")
+
+
+def _state_of(source: Any) -> dict[str, Tensor]:
     state = source.state_dict() if isinstance(source, nn.Module) else source
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(
@@ -134,17 +147,14 @@ def _check_mergeable(adapter: SavedAdapter, base: Base) -> None:
     other = adapter.about.base
     if other.weights_sha256 != base.weights_sha256:
         raise InputError(
-            f"{adapter.place}: belongs to {other.description or other.architecture} "
-            f"({other.weights_sha256[:12]}), the first adapter to "
-            f"{base.description or base.architecture} ({base.weights_sha256[:12]}). Only adapters "
-            "of one base have a sum."
+            f"{adapter.place}: belongs to {other.shown}, the first adapter to {base.shown}. Only "
+            "adapters of one base have a sum."
         )
     if not adapter.about.weights_only:
         added = min(adapter.added, default="modules")
         raise InputError(
-            f"{adapter.place}: {adapter.about.method} adds {added}, which has no sum with "
-            "others. Only changes of CLIP's own weights can be merged and "
-            "scaled."
+            f"{adapter.place}: {adapter.about.method} adds {added}, which has no sum with others. "
+            "Only changes of CLIP's own weights can be merged and scaled."
         )
 
 
@@ -160,13 +170,10 @@ def _as_changes(adapter: SavedAdapter) -> dict[str, Change]:
 
 
 def _dense(update: LowRank, adapter: SavedAdapter) -> Change:
-    down_RI, up_OR = (adapter.added[name].double() for name in (update.down, update.up))
-    if update.diagonal is not None:
-        up_OR = up_OR * adapter.added[update.diagonal].double().view(1, -1)
-    delta_OI = torch.zeros(update.shape, dtype=torch.float64)
-    delta_OI[slice(*update.rows)] = update.scale * (up_OR @ down_RI)
+    delta_OI = torch.zeros(update.shape)
+    delta_OI[slice(*update.rows)] = adapter.low_rank_delta(update).float()
     none_X = torch.empty(0, dtype=torch.int64), torch.empty(0)
-    return Change(update.shape, delta_OI.float().view(-1), None, *none_X)
+    return Change(update.shape, delta_OI.view(-1), None, *none_X)
 
 
 def _about_merged(abouts: Sequence[About]) -> About:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from so_clip.adapters.about import About, Shape, about_from
+from so_clip.adapters.about import About, LowRank, Shape, about_from
 from so_clip.adapters.change import Change, from_gaps, to_gaps
 from so_clip.errors import InputError, reason_of
 from so_clip.system import atomic
@@ -45,6 +45,13 @@ class SavedAdapter:
         """Bytes of the tensors in a file."""
         changed = sum(change.nbytes for change in self.changes.values())
         return changed + sum(value.nbytes for value in self.added.values())
+
+    def low_rank_delta(self, update: LowRank) -> Tensor:
+        """Return scale · up @ diag(diagonal) @ down of an update's rows, delta_OI in float64."""
+        down_RI, up_OR = (self.added[name].double() for name in (update.down, update.up))
+        if update.diagonal is not None:
+            up_OR = up_OR * self.added[update.diagonal].double().view(1, -1)
+        return update.scale * (up_OR @ down_RI)
 
 
 def saved_adapter(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from so_clip.adapters.about import About
+from so_clip.adapters.about import About, with_hash
 from so_clip.adapters.apply import put_in
 from so_clip.adapters.file import SavedAdapter, load
 from so_clip.clip.backbone import Backbone, load_backbone
@@ -201,16 +201,16 @@ def load_base(
     )
     if backbone.weights_sha256 == base.weights_sha256:
         if bool(backbone.architecture.get("quick_gelu")) != base.quick_gelu:
-            kind = "with" if base.quick_gelu else "without"
+            activation = "QuickGELU" if base.quick_gelu else "GELU, not QuickGELU"
             raise InputError(
-                f"{adapter.place}: its base computes {kind} QuickGELU, and "
-                f"{backbone.description} does not. Give a checkpoint that says so, such as "
-                "OpenAI's own file."
+                f"{adapter.place}: its base has the activation {activation}, and "
+                f"{backbone.description} has the other one. Give a checkpoint that says which, "
+                "such as OpenAI's own file."
             )
         return backbone
     raise InputError(
-        f"{adapter.place}: belongs to {base.description} ({base.weights_sha256[:12]}), and "
-        f"{backbone.description} has other weights ({backbone.weights_sha256[:12]}). Give the "
+        f"{adapter.place}: belongs to {base.shown}, and "
+        f"{with_hash(backbone.description, backbone.weights_sha256)} has other weights. Give the "
         f"base's weights with {way_out}."
     )
 

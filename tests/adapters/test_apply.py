@@ -114,7 +114,7 @@ def test_classifiers_exchange_adapters_of_all_kinds(tmp_path):
 def test_another_base_is_refused_with_both_hashes(tmp_path):
     adapter, other = saved("so", tmp_path), small_clip(seed=1)
     before = state_of(other)
-    with pytest.raises(InputError, match=r"belongs to small \(\w{12}\).*other weights \(\w{12}\)"):
+    with pytest.raises(InputError, match=r"belongs to small \(\w{12}\), .*model \(\w{12}\)"):
         adapters.apply(other, adapter)
     assert same(state_of(other), before)
 

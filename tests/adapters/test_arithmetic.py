@@ -7,6 +7,7 @@ from so_clip import adapters
 from so_clip.errors import InputError
 from tests.helpers.battery_parts import trained
 from tests.helpers.saved_adapters import bare_clip, save_trained
+from tests.helpers.small_models import small_clip
 
 
 def saved(method: str, tmp_path) -> adapters.SavedAdapter:
@@ -71,6 +72,12 @@ def test_a_difference_turns_one_checkpoint_into_the_other_bit_for_bit(tmp_path):
     before, after = model.state_dict(), other.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in after)
     assert adapters.diff(model, model).changes == {}
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_a_difference_knows_the_activation_of_its_base(quick_gelu):
+    model = small_clip(quick_gelu)
+    assert adapters.diff(model, model).about.base.quick_gelu == quick_gelu
 
 
 def test_what_has_no_sum_is_refused(tmp_path):
