@@ -41,7 +41,8 @@ def test_the_metadata_hold_options_and_no_path(so_file):
     _, metadata = content(so_file)
     settings, recorded = metadata["settings"], trained("so").settings.record()
     assert settings["optimizer"] == recorded["optimizer"]
-    assert not {"data_root", "results_dir", "cards_dir", "template"} & {*settings}
+    assert not {"data_root", "results_dir", "cards_dir"} & {*settings}
+    assert settings["template"] == recorded["template"]
 
 
 def metadata_with(**values: object) -> Callable[[Tensors, Metadata], None]:

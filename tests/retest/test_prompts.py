@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from so_clip.adapters.about import About, Base
+from so_clip.adapters.of_run import options_of
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.data.cards.card import load_card
@@ -89,3 +90,10 @@ def test_descriptions_belong_to_the_classes_of_training():
     assert not same.other
     with pytest.raises(InputError, match="template="):
         match_classes(about, chosen(knows_template=False), data_of(replace(RENDITION)))
+
+
+def test_a_file_of_prompts_leaves_no_path_in_the_adapter(tmp_path):
+    named = options_of(from_config(compose(["template=specific"])))
+    path = options_of(from_config(compose([f"template={tmp_path / 'prompts.txt'}"])))
+    assert named["template"] == "specific"
+    assert "template" not in path
