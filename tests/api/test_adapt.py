@@ -140,7 +140,7 @@ def test_the_global_state_of_the_program_does_not_change(clip, few):
 
 def test_it_works_inside_a_program_that_uses_hydra(tmp_path, clip, few):
     (tmp_path / "config.yaml").write_text("a: ${times:3}\nlr: 1\n")
-    OmegaConf.register_new_resolver("times", lambda value: value * 100)
+    OmegaConf.register_new_resolver("times", lambda value: value * 100, replace=True)
     try:
         with initialize_config_dir(str(tmp_path), version_base=None):
             config = compose("config")
