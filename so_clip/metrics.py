@@ -21,6 +21,7 @@ from so_clip.results.logits_file import (
     logits_file,
     logits_kept,
 )
+from so_clip.results.provenance import provenance
 from so_clip.results.run_files import PER_CLASS_FILE, PREDICTIONS_FILE, SKIPPED, skipped_images
 from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
 from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class, scores
@@ -163,6 +164,31 @@ def write_outcomes(
         if logits := outcome.logits(validation, fingerprint, temperatures or {}, calibrated_on):
             folder.write_bytes(logits_file(test_set.name), logits.to_bytes())
     return values
+
+
+def write_provenance(
+    folder: RunFolder, data: Data, model: Model, fingerprint: str, **more: Any
+) -> None:
+    """Write skipped.csv and provenance.json.
+
+    Args:
+        folder, data, model, fingerprint: of the run.
+        more: values of provenance.json.
+    """
+    folder.write_skipped(data.skipped)
+    folder.write_provenance(
+        provenance(
+            describe(model.device),
+            backbone=model.classifier.backbone.description,
+            backbone_weights_sha256=model.weights_sha256,
+            split_file=str(data.splits.file) if data.splits.file else None,
+            split_file_sha256=data.splits.sha256,
+            skipped_images=len(data.skipped),
+            results_version=RESULTS_VERSION,
+            run_fingerprint=fingerprint,
+            **more,
+        )
+    )
 
 
 def run_metrics(

@@ -1,6 +1,5 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +11,8 @@ from torch import nn
 
 from so_clip.adapters.before import Before
 from so_clip.adapters.change import Change
-from so_clip.adapters.file import save as save_adapter
-from so_clip.adapters.of_run import AUTO_MIB, MIB, adapter_of_run
+from so_clip.adapters.file import SavedAdapter
+from so_clip.adapters.of_run import adapter_of_run, changes_to_save, write_adapter
 from so_clip.build import (
     build_evaluators,
     build_model,
@@ -24,10 +23,10 @@ from so_clip.build import (
 from so_clip.checkpoint import Checkpoint, ModelState, Stopwatch
 from so_clip.clip.backbone import Backbone
 from so_clip.config.resolve import resolved
-from so_clip.config.settings import AUTO, Settings
+from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
 from so_clip.data.run_data import Data
-from so_clip.errors import InputError, note
+from so_clip.errors import InputError
 from so_clip.evaluate.accuracy_curve import Curve
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
@@ -46,18 +45,15 @@ from so_clip.metrics import (
     run_metrics,
     summary_rows,
     write_outcomes,
+    write_provenance,
 )
 from so_clip.results.logits_file import Validation
 from so_clip.results.progress import Progress
-from so_clip.results.provenance import provenance
-from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder, summary_table
 from so_clip.results.scores import ADAPTED
-from so_clip.runtime.device import describe
 from so_clip.runtime.distributed import ALONE, Ranks
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.train import History, Loop, TrainingDiverged, train
-from so_clip.version import RESULTS_VERSION
 
 
 @dataclass(frozen=True)
@@ -187,7 +183,7 @@ class Run:
         self.settings, self.model, self.folder = settings, model, folder
         self.batches, self.fingerprint, self.ranks = batches, fingerprint, ranks
         self.optimizer: torch.optim.Optimizer | None = None
-        # Of the base's tensors, for the adapter file. None: it becomes too large.
+        # Changes of the base's tensors, for the adapter file. None: there will be no file.
         self.changes: dict[str, Change] | None = {}
         if settings.trains:
             self.optimizer = build_optimizer(settings.method.optimizer, model)
@@ -233,7 +229,8 @@ class Run:
             for test_set in data.test_sets
         ]
         scores = write_outcomes(outcomes, folder, validation, self.fingerprint)
-        adapter_mib = self._save(data, validation)
+        adapter = self._adapter(data, validation)
+        adapter_mib = write_adapter(folder, settings.placement.save, adapter)
         self._write_provenance(data)
         metrics = run_metrics(
             settings,
@@ -284,7 +281,7 @@ class Run:
         if self.ranks.first:
             self._write_training(history, curve)
             self.folder.write_changed(changed)
-            self.changes = self._changes(before)
+            self.changes = changes_to_save(before, settings.placement.save)
         changed_count = sum(count for *_, count in changed)
         return Adaptation(history, train_seconds, changed_count, batches.streamed)
 
@@ -346,39 +343,19 @@ class Run:
                 checkpoint.remove()
             raise
 
-    def _changes(self, before: Before) -> dict[str, Change] | None:
-        """Return what training changed in the base; None if it is not to be saved."""
-        save = self.settings.placement.save
-        if save is False:
+    def _adapter(self, data: Data, validation: Validation | None) -> SavedAdapter | None:
+        """Return the adapter, unless its changes are too large already or nothing is saved."""
+        if self.changes is None or self.settings.placement.save is False:
             return None
-        most_bytes = AUTO_MIB * MIB if save == AUTO else math.inf
-        changes, nbytes = before.changes(most_bytes)
-        return changes if nbytes <= most_bytes else None
-
-    def _save(self, data: Data, validation: Validation | None) -> float | None:
-        """Write the adapter file; return its size in MiB, or None if none is written."""
-        save = self.settings.placement.save
-        if save is False:
-            return None
-        if self.changes is not None:
-            adapter = adapter_of_run(
-                self.settings,
-                data,
-                self.model,
-                self.changes,
-                fingerprint=self.fingerprint,
-                temperature=validation.temperatures[ADAPTED] if validation else None,
-                calibrated_on=len(validation.label_V) if validation else 0,
-            )
-            if save is True or adapter.nbytes <= AUTO_MIB * MIB:
-                self.folder.check_in_place()
-                save_adapter(adapter, self.folder.path / ADAPTER_FILE)
-                return adapter.nbytes / MIB
-        note(
-            f"{self.settings.method.name}: the adapted weights take more than {AUTO_MIB} MiB, so "
-            f"save=auto writes no {ADAPTER_FILE}. save=true writes it."
+        return adapter_of_run(
+            self.settings,
+            data,
+            self.model,
+            self.changes,
+            fingerprint=self.fingerprint,
+            temperature=validation.temperatures[ADAPTED] if validation else None,
+            calibrated_on=len(validation.label_V) if validation else 0,
         )
-        return None
 
     def _memory(self, evaluator: Evaluator) -> dict[str, float]:
         """Return the peak memory of training. A run that trains nothing has that of evaluation."""
@@ -393,21 +370,9 @@ class Run:
         self.folder.write_curve(curve.rows)
 
     def _write_provenance(self, data: Data) -> None:
-        model, folder = self.model, self.folder
-        folder.write_skipped(data.skipped)
-        folder.write_provenance(
-            provenance(
-                describe(model.device),
-                backbone=model.classifier.backbone.description,
-                backbone_weights_sha256=model.weights_sha256,
-                split_file=str(data.splits.file) if data.splits.file else None,
-                split_file_sha256=data.splits.sha256,
-                skipped_images=len(data.skipped),
-                results_version=RESULTS_VERSION,
-                run_fingerprint=self.fingerprint,
-                overrides=folder.overrides,  # in a sweep the command line may be a worker's
-            )
-        )
+        # In a sweep the command line may be a worker's, so the overrides are recorded too.
+        overrides = self.folder.overrides
+        write_provenance(self.folder, data, self.model, self.fingerprint, overrides=overrides)
 
 
 def summary(metrics: Mapping[str, Any], folder: Path) -> str:

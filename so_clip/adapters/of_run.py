@@ -1,23 +1,68 @@
 """The adapter file of a run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from so_clip.adapters.about import About, Base, LowRank
-from so_clip.adapters.before import added_tensors
+from so_clip.adapters.before import Before, added_tensors
 from so_clip.adapters.change import Change
 from so_clip.adapters.file import SavedAdapter, saved_adapter
-from so_clip.config.settings import Settings
+from so_clip.adapters.file import save as save_adapter
+from so_clip.checks import AutoFlag
+from so_clip.config.settings import AUTO, Settings
 from so_clip.data.run_data import Data
 from so_clip.data.user.prompt_file import is_prompt_file
+from so_clip.errors import note
 from so_clip.fingerprint import counting_options
 from so_clip.methods.model import Model
+from so_clip.results.run_files import ADAPTER_FILE
+from so_clip.results.run_folder import RunFolder
 
 MIB = 2**20
 # save=auto keeps files up to this size.
 AUTO_MIB = 64
+
+
+def most_bytes(save: AutoFlag) -> float:
+    """Return the size of the largest file that `save` allows."""
+    if save == AUTO:
+        return AUTO_MIB * MIB
+    return math.inf if save else 0
+
+
+def changes_to_save(before: Before, save: AutoFlag) -> dict[str, Change] | None:
+    """Return what training changed in the base; None if `save` does not allow to save it."""
+    if save is False:
+        return None
+    changes, nbytes = before.changes(most_bytes(save))
+    return changes if nbytes <= most_bytes(save) else None
+
+
+def write_adapter(folder: RunFolder, save: AutoFlag, adapter: SavedAdapter | None) -> float | None:
+    """Write the adapter file of a run, if `save` allows it.
+
+    Args:
+        folder: of the run.
+        save: auto | true | false; see AUTO_MIB.
+        adapter: of the run; None if `changes_to_save` returned None.
+
+    Returns:
+        Its size in MiB; None if no file is written. With auto, a note says so.
+    """
+    if save is False:
+        return None
+    if adapter is not None and adapter.nbytes <= most_bytes(save):
+        folder.check_in_place()
+        save_adapter(adapter, folder.path / ADAPTER_FILE)
+        return adapter.nbytes / MIB
+    note(
+        f"{folder.path}: the adapted weights take more than {AUTO_MIB} MiB, so save=auto writes no "
+        f"{ADAPTER_FILE}. save=true writes it."
+    )
+    return None
 
 
 def adapter_of_run(

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from so_clip.adapters.of_run import AUTO_MIB, MIB
+from so_clip.adapters.of_run import most_bytes
 from so_clip.clip.backbone import EMBEDDED
 from so_clip.clip.hub import cached_pretrained
-from so_clip.config.settings import AUTO, BackboneChoice, Settings
+from so_clip.config.settings import BackboneChoice, Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS
 from so_clip.forecast.test_sets import TestSetSize
@@ -79,14 +79,13 @@ def adapter_bytes(settings: Settings, model: Model) -> int:
 
     A moved entry takes the bytes of its value and one or two for its place; see docs/adapters.md.
     """
-    save = settings.placement.save
     state = model.classifier.state_dict(keep_vars=True)
     added = [value for name, value in state.items() if name not in model.base_names]
     places = {id(value) for value in added}
     moved = [value for value in model.parameters.values() if id(value) not in places]
     total = _ADAPTER_HEADER + sum(value.nbytes for value in added)
     total += sum(_change_bytes(settings, value) for value in moved)
-    return 0 if save is False or (save == AUTO and total > AUTO_MIB * MIB) else total
+    return total if total <= most_bytes(settings.placement.save) else 0
 
 
 def _change_bytes(settings: Settings, value: Tensor) -> int:

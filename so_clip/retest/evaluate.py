@@ -24,19 +24,18 @@ from so_clip.metrics import (
     run_metrics,
     summary_rows,
     write_outcomes,
+    write_provenance,
 )
 from so_clip.results.logits_file import Keeps, logits_file, logits_kept
-from so_clip.results.provenance import provenance
 from so_clip.results.run_files import ADAPTER_FROM
 from so_clip.results.run_folder import RunFolder, summary_table
 from so_clip.results.scores import ADAPTED
 from so_clip.retest.prompts import Classes, match_classes
 from so_clip.retest.settings import Chosen
 from so_clip.run import Result
-from so_clip.runtime.device import describe, pick_device
+from so_clip.runtime.device import pick_device
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.train import History
-from so_clip.version import RESULTS_VERSION
 
 FINISHED = "finished before: skipped. force=true repeats it."
 # The stop reason of an evaluation.
@@ -149,7 +148,15 @@ class Evaluation:
             temperatures=self._temperatures(),
             calibrated_on=self._calibrated_on(),
         )
-        self._write_provenance(folder, model)
+        write_provenance(
+            folder,
+            data,
+            model,
+            self.fingerprint,
+            adapter_run_fingerprint=self.adapter.about.run_fingerprint,
+            overrides=[],  # no sweep has such a job
+            **self._names(),
+        )
         metrics = run_metrics(
             settings,
             data,
@@ -218,25 +225,6 @@ class Evaluation:
 
     def _calibrated_on(self) -> int:
         return 0 if self.classes.other else self.adapter.about.calibrated_on
-
-    def _write_provenance(self, folder: RunFolder, model: Model) -> None:
-        data = self.data
-        folder.write_skipped(data.skipped)
-        folder.write_provenance(
-            provenance(
-                describe(model.device),
-                backbone=model.classifier.backbone.description,
-                backbone_weights_sha256=model.weights_sha256,
-                split_file=str(data.splits.file) if data.splits.file else None,
-                split_file_sha256=data.splits.sha256,
-                skipped_images=len(data.skipped),
-                results_version=RESULTS_VERSION,
-                run_fingerprint=self.fingerprint,
-                adapter_run_fingerprint=self.adapter.about.run_fingerprint,
-                overrides=[],  # no sweep has such a job
-                **self._names(),
-            )
-        )
 
 
 def _memory(evaluator: Evaluator, model: Model) -> dict[str, float]:
