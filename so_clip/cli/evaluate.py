@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from so_clip.checks import one_of, path
+from so_clip.cli.arguments import RunOrFile, Words
 from so_clip.cli.config_folders import CONFIG_DIR, check_config_folders
 from so_clip.cli.run_checks import check_words
 from so_clip.config.settings import GROUPS, declared_options
@@ -50,20 +51,18 @@ _CURVE = "evaluation.every_steps"
 
 
 def main(
-    run: Annotated[str, typer.Argument(metavar="RUN_OR_FILE", show_default=False)],
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="OPTION=VALUE", show_default=False)
-    ] = None,
+    run: RunOrFile,
+    words: Words = None,
     config_dir: Annotated[
         str | None,
         typer.Option("-cd", CONFIG_DIR, metavar="FOLDER", help="A folder with more choices."),
     ] = None,
 ) -> None:
     """Test an adapter; see HELP."""
-    source, given = path("RUN_OR_FILE", run), words or []
+    given = words or []
     check_words(given)
     split, given = _split(given)
-    _check_options(given, source)
+    _check_options(given, run)
     if config_dir is not None:
         check_config_folders({CONFIG_DIR: config_dir})
     choices = None if config_dir is None else path(CONFIG_DIR, config_dir)
@@ -78,8 +77,8 @@ def main(
     from so_clip.retest.settings import chosen_settings
     from so_clip.runtime.device import cpu_threads
 
-    adapter, folder = open_saved(source)
-    chosen = chosen_settings(adapter, source, folder, given, choices)
+    adapter, folder = open_saved(run)
+    chosen = chosen_settings(adapter, run, folder, given, choices)
     settings = chosen.settings
     check_packages(settings.method)
     check_places(settings)
@@ -91,7 +90,7 @@ def main(
     )
     sha256 = hashlib.sha256(Path(adapter.place).read_bytes()).hexdigest()
     with cpu_threads(settings.placement.threads):
-        result = evaluate(adapter, sha256, source, chosen, data)
+        result = evaluate(adapter, sha256, run, chosen, data)
     table = summary(result.metrics, result.folder)
     show(f"\n{FINISHED}\n\n{table}" if result.skipped else f"\n{table}")
 

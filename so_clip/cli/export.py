@@ -1,12 +1,14 @@
 """`python -m so_clip export`: an adapted model as files of another library."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from so_clip.checks import path
+from so_clip.cli.arguments import BaseCheckpoint, OtherClasses, OtherClassesFile, RunOrFile
 from so_clip.errors import note, show
-from so_clip.predict.classes import CLASSES, CLASSES_FILE, other_classes
+from so_clip.predict.classes import other_classes
 
 HELP = """Export the adapter of a run as files of another library, with a model card beside them.
 
@@ -32,8 +34,15 @@ Exit codes: 0 done, 2 the model cannot be exported, or a file exists, or the hub
 
 
 def main(
-    run: Annotated[str, typer.Argument(metavar="RUN_OR_FILE", show_default=False)],
-    place: Annotated[str, typer.Argument(metavar="FILE_OR_FOLDER", show_default=False)],
+    run: RunOrFile,
+    place: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE_OR_FOLDER",
+            show_default=False,
+            parser=lambda place: path("FILE_OR_FOLDER", place),
+        ),
+    ],
     to: Annotated[
         Literal["open_clip", "openai", "transformers", "peft"],
         typer.Option("--to", help="The library.", show_default=False),
@@ -42,25 +51,13 @@ def main(
         str | None,
         typer.Option("--push", metavar="REPO", help="A repository to upload the files to."),
     ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(CLASSES, metavar="A,B,C", help="Other classes, if the method allows it."),
-    ] = None,
-    classes_file: Annotated[
-        str | None,
-        typer.Option(CLASSES_FILE, metavar="FILE", help="Other classes, one name on each line."),
-    ] = None,
+    classes: OtherClasses = None,
+    classes_file: OtherClassesFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", metavar="FILE", help="A local file with the base's weights."),
-    ] = None,
+    checkpoint: BaseCheckpoint = None,
 ) -> None:
     """Export an adapter; see HELP."""
-    base = None if checkpoint is None else path("--checkpoint", checkpoint)
-    listed = None if classes_file is None else path(CLASSES_FILE, classes_file)
-    names = other_classes(classes, listed)
-    source, target_place = path("RUN_OR_FILE", run), path("FILE_OR_FOLDER", place)
+    names = other_classes(classes, classes_file)
 
     # torch takes seconds to import.
     from so_clip.adapters import open_saved, restore
@@ -70,15 +67,15 @@ def main(
     from so_clip.export.write import COMMON_FILES, make_export, push_export, write_export
     from so_clip.system import atomic
 
-    folder, file = split_place(target_place, to)
+    folder, file = split_place(place, to)
     check_free(folder, [*([file] if file else []), *COMMON_FILES], force)
-    adapter, run_folder = open_saved(source)
+    adapter, run_folder = open_saved(run)
     hub = None if repository is None else check_repository(repository)
     restored = restore(
         adapter,
         device="cpu",
         precision="fp32",
-        checkpoint=base,
+        checkpoint=checkpoint,
         folder=run_folder,
         class_names=names,
     )

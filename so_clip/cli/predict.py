@@ -9,9 +9,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from so_clip.checks import path
+from so_clip.cli.arguments import BaseCheckpoint, OtherClasses, OtherClassesFile, RunOrFile
 from so_clip.data.user.folder import SUFFIXES
 from so_clip.errors import InputError, note, say, show
-from so_clip.predict.classes import CLASSES, CLASSES_FILE, other_classes
+from so_clip.predict.classes import other_classes
 from so_clip.predict.formats import Format, TextForm, default_format, text_form
 from so_clip.predict.gather import gather, paths_from
 from so_clip.system import atomic
@@ -46,7 +47,7 @@ STDIN = "-"
 
 
 def main(
-    run: Annotated[str, typer.Argument(metavar="RUN_OR_FILE", show_default=False)],
+    run: RunOrFile,
     images: Annotated[
         list[str] | None, typer.Argument(metavar="IMAGES", show_default=False)
     ] = None,
@@ -59,16 +60,17 @@ def main(
         ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option("-o", "--out", metavar="FILE", help="Write to a file instead.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FILE",
+            help="Write to a file instead.",
+            parser=lambda file: path("-o", file),
+        ),
     ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(CLASSES, metavar="A,B,C", help="Other classes, if the method allows it."),
-    ] = None,
-    classes_file: Annotated[
-        str | None,
-        typer.Option(CLASSES_FILE, metavar="FILE", help="Other classes, one name on each line."),
-    ] = None,
+    classes: OtherClasses = None,
+    classes_file: OtherClassesFile = None,
     null: Annotated[
         bool, typer.Option("-0", "--null", help="With -: paths end with a NUL byte.")
     ] = False,
@@ -90,29 +92,23 @@ def main(
         PRECISIONS | None,
         typer.Option("--precision", help="Of the image tower. Default: as in the run."),
     ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", metavar="FILE", help="A local file with the base's weights."),
-    ] = None,
+    checkpoint: BaseCheckpoint = None,
 ) -> None:
     """Classify images; see HELP."""
-    adapter_path = path("RUN_OR_FILE", run)
-    target = None if out is None else _target(path("-o", out), adapter_path)
-    base = None if checkpoint is None else path("--checkpoint", checkpoint)
-    listed = None if classes_file is None else path(CLASSES_FILE, classes_file)
-    names = other_classes(classes, listed)
+    target = None if out is None else _target(out, run)
+    names = other_classes(classes, classes_file)
     paths = _paths(images or [], null, follow_links)
 
     # torch takes seconds to import, so most bad input is refused before.
     from so_clip.adapters import open_saved, restore
     from so_clip.predict.predictions import Predictor, evaluation_batch_size
 
-    adapter, folder = open_saved(adapter_path)
+    adapter, folder = open_saved(run)
     restored = restore(
         adapter,
         device=device,
         precision=precision,
-        checkpoint=base,
+        checkpoint=checkpoint,
         folder=folder,
         class_names=names,
     )
