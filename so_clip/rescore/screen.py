@@ -12,6 +12,7 @@ from rich.text import Text
 
 from so_clip import escape
 from so_clip.errors import show
+from so_clip.report.formats.screen import fitting
 from so_clip.report.formats.text import MISSING, frame_to_markdown
 from so_clip.rescore.tables import Tables
 from so_clip.results.logit_scores import BIN_COUNTS
@@ -93,18 +94,10 @@ def _grid(frame: pd.DataFrame, texts: int, width: int) -> Table:
 
 
 def _fitting(frame: pd.DataFrame, texts: int, width: int) -> Iterator[list[str]]:
-    """Yield the columns of numbers in groups that fit beside the texts, at least one a group."""
+    """Return the columns of numbers in groups that fit beside the texts."""
     room = width - _NAME_CELLS - sum(_GAP + _width(frame, name) for name in frame.columns[1:texts])
-    group: list[str] = []
-    left = room
-    for name in frame.columns[texts:]:
-        needed = _GAP + _width(frame, name)
-        if group and needed > left:
-            yield group
-            group, left = [], room
-        group.append(name)
-        left -= needed
-    yield group
+    numbers = [*frame.columns[texts:]]
+    return fitting(numbers, [_GAP + _width(frame, name) for name in numbers], room)
 
 
 def _width(frame: pd.DataFrame, name: str) -> int:

@@ -1,6 +1,7 @@
 """Tables on a terminal, aligned and in colour; in a pipe or a file as Markdown."""
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -13,6 +14,8 @@ from so_clip import escape
 from so_clip.errors import show
 from so_clip.report.formats.text import MISSING, cell_text, to_markdown
 from so_clip.report.tables import Column, Row, Table
+
+T = TypeVar("T")
 
 # Longer names of methods are folded.
 _NAME_CELLS = 40
@@ -62,18 +65,30 @@ def _cell(table: Table, row: Row, column: Column, shots: int) -> Text:
 
 
 def _fitting(table: Table, width: int) -> Iterator[Sequence[Column]]:
-    """Yield the columns in groups that fit next to the names of the rows, at least one a group."""
+    """Return the columns in groups that fit next to the names of the rows."""
     rows = [(block.shots, row) for block in table.blocks for row in block.rows]
     names = min(_NAME_CELLS, max(cell_len(escape.line(row.label)) for _, row in rows))
-    room = width - len("shots") - names - 2 * _GAP
-    group: list[Column] = []
-    left = room
+    widths = []
     for column in table.columns:
         texts = [_cell(table, row, column, shots).plain for shots, row in rows]
-        needed = _GAP + max(map(cell_len, [escape.line(column.title), *texts]))
-        if group and needed > left:
+        widths.append(_GAP + max(map(cell_len, [escape.line(column.title), *texts])))
+    return fitting(table.columns, widths, width - len("shots") - names - 2 * _GAP)
+
+
+def fitting(columns: Sequence[T], widths: Sequence[int], room: int) -> Iterator[list[T]]:
+    """Yield columns in groups that fit into some cells of a line, at least one a group.
+
+    Args:
+        columns: in order.
+        widths: cells of each column, with the gap before it.
+        room: cells for a group.
+    """
+    group: list[T] = []
+    left = room
+    for column, width in zip(columns, widths, strict=True):
+        if group and width > left:
             yield group
             group, left = [], room
         group.append(column)
-        left -= needed
+        left -= width
     yield group
