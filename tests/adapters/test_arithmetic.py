@@ -54,11 +54,11 @@ def test_without_weights_the_sum_is_the_average(tmp_path):
 def test_a_scale_of_zero_is_the_base_and_of_one_the_adapter(method, tmp_path):
     adapter = saved(method, tmp_path)
     base = {name: value.double() for name, value in bare_clip().state_dict().items()}
-    zero, one, whole = (adapted(adapters.scale(adapter, 0)), adapted(adapter), None)
-    whole = adapted(adapters.scale(adapter, 1))
+    zero, one = (adapted(adapters.scale(adapter, factor)) for factor in (0, 1))
+    unscaled = adapted(adapter)
     for name, value in base.items():
         assert torch.equal(zero[name], value)
-        torch.testing.assert_close(whole[name], one[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(one[name], unscaled[name], rtol=1e-6, atol=1e-7)
 
 
 def test_a_difference_turns_one_checkpoint_into_the_other_bit_for_bit(tmp_path):

@@ -16,18 +16,12 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 import so_clip
-from so_clip.api.clip import Clip
 from so_clip.api.few_shots import FewShots
 from so_clip.api.options import overrides_of, settings_of
 from so_clip.errors import InputError
 from tests.helpers.made_datasets import write_class_folders
 
 STEPS = {"schedule": {"max_steps": 2}, "evaluation": {"workers": 0}}
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return so_clip.load("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")

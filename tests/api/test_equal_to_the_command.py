@@ -11,7 +11,6 @@ from PIL import Image
 
 import so_clip
 from so_clip.api.adapt import Result
-from so_clip.api.clip import Clip
 from so_clip.data.images import to_tensor
 from tests.helpers.command import call
 from tests.helpers.made_datasets import write_class_folders
@@ -19,11 +18,6 @@ from tests.helpers.whole_runs import Run, run
 
 NAMES = ("apple", "oak", "pine")
 STEPS = {"schedule": {"max_steps": 3}, "evaluation": {"workers": 0}}
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return so_clip.load("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
