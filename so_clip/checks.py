@@ -109,7 +109,10 @@ def input_error(error: ValidationError, prefix: str = "") -> InputError:
     if isinstance(cause, InputError):  # a check of ours, which has the whole message
         return cause
     key = ".".join(str(part) for part in first["loc"])
-    return InputError(f"{prefix}{key}={first['input']}: {problem_text(first)}")
+    value = first["input"]
+    if isinstance(value, str) and value.isdecimal():  # a text, and not the number that it shows
+        value = repr(value)
+    return InputError(f"{prefix}{key}={value}: {problem_text(first)}")
 
 
 def problem_text(details: Mapping[str, Any]) -> str:

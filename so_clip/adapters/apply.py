@@ -83,6 +83,8 @@ def put_in(
     Returns:
         The method's adapter object, if it was called.
     """
+    if not isinstance(adapter, SavedAdapter):
+        raise InputError(f"adapter={adapter!s:.200}: is no adapter. Give adapters.load(FILE).")
     plain = _plain(model)
     remove(model)
     _check_base(plain, adapter, _description(model))

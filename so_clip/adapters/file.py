@@ -16,6 +16,7 @@ from torch import Tensor
 from so_clip.adapters.about import About, LowRank, Shape, about_from
 from so_clip.adapters.change import Change, from_gaps, to_gaps
 from so_clip.errors import InputError, reason_of
+from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.system import atomic
 from so_clip.system.safe_open import open_plain
 
@@ -24,7 +25,7 @@ _PARTS = ("delta:", "gaps:", "exact:", "exact_gaps:", "added:")
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SavedAdapter:
     """An adapter in memory, on the CPU.
 
@@ -39,6 +40,10 @@ class SavedAdapter:
     changes: Mapping[str, Change] = field(default_factory=dict)
     added: Mapping[str, Tensor] = field(default_factory=dict)
     place: str = "the adapter"
+
+    def __repr__(self) -> str:
+        of = f"{self.about.method or self.about.kind} on {self.about.dataset or 'no dataset'}"
+        return f"<SavedAdapter {of}, {self.nbytes / 2**20:.1f} MiB, from {self.place}>"
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +100,10 @@ def load(path: Path | str) -> SavedAdapter:
         InputError: the file does not exist, is damaged, or is no adapter; the message says which.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path}: is a folder. Give an adapter file, such as {path / ADAPTER_FILE}."
+        )
     try:
         os.close(open_plain(path))
         with safe_open(path, framework="pt") as file:

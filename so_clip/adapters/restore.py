@@ -66,6 +66,11 @@ def open_saved(path: Path | str) -> Opened:
         InputError: there is no adapter, or it is damaged.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"{path}: there is no such file or folder. Give the folder of a run, such as "
+            f"results/runs/NAME, or a file {ADAPTER_FILE}."
+        )
     if not path.is_dir():
         return Opened(load(path), None)
     file = path / ADAPTER_FILE
@@ -81,9 +86,11 @@ def open_saved(path: Path | str) -> Opened:
             f"{path}: the run has no {ADAPTER_FILE}: it is older than this file, was too large for "
             f"save=auto, or had save=false. Repeat it: python -m so_clip --from {path} save=true"
         )
+    inside = sorted(path.glob(f"*/{ADAPTER_FILE}"))
+    example = inside[0].parent if inside else "results/runs/NAME"
     raise InputError(
-        f"{path}: is no folder of a finished run. Give a folder such as results/runs/NAME, or a "
-        "file adapter.safetensors."
+        f"{path}: is no folder of a finished run. Give a folder such as {example}, or a file "
+        f"{ADAPTER_FILE}."
     )
 
 

@@ -165,8 +165,7 @@ def adapt(
 
     Example:
         >>> result = so_clip.adapt(clip, few, method="so", schedule={"max_steps": 100})
-        >>> result.accuracy_percent
-        81.1
+        >>> print(result.zero_shot_accuracy_percent, result.accuracy_percent)
     """
     _check_arguments(clip, few, method)
     folder = None if config_dir is None else Path(config_dir).expanduser()

@@ -1,5 +1,7 @@
 """The few-shot images of an adaptation: drawn from a folder, a list, a dataset or memory."""
 
+from __future__ import annotations  # help(few_shot) shows the names of types
+
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from so_clip.data.cards.card import known_cards
 from so_clip.data.choice import DataChoice
 from so_clip.data.examples import Example
 from so_clip.data.run_data import Data, gather
+from so_clip.data.user.folder import SUFFIXES
 from so_clip.errors import InputError, nearest
 from so_clip.system.commands import override
 
@@ -149,7 +152,8 @@ def few_shot(
     for name in options:
         if name not in known:
             raise InputError(
-                f"{name}: few_shot has no such argument for this source.{nearest(name, known)} It "
+                f"{name}: few_shot has no such argument for this source."
+                f"{nearest(name, (*known, 'shots', 'seed', 'val', 'test'))} It "
                 f"has {', '.join(known)}."
             )
     chosen = {"shots": shots, "seed": seed, **options}
@@ -167,6 +171,11 @@ def _kind(source: Any, cards_dir: Any) -> str:
     path = Path(source).expanduser()
     if path.is_dir():
         return "folder"
+    if path.suffix.lower() in SUFFIXES:
+        raise InputError(
+            f"source={os.fspath(source)!r}: is the name of an image. Give a folder with one folder "
+            "of images per class, or a CSV file."
+        )
     if path.is_file():
         return "csv"
     raise InputError(

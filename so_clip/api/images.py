@@ -25,7 +25,8 @@ def listed(images: Any) -> list[Picture]:
     """Return images as a list; InputError for a single image."""
     is_pixels = isinstance(images, (Tensor, np.ndarray)) and images.ndim < 4
     if isinstance(images, (str, os.PathLike, Image.Image)) or is_pixels:
-        raise InputError("images: is a single image. Give a list of images: [image].")
+        name = f" {os.fspath(images)}" if isinstance(images, (str, os.PathLike)) else ""
+        raise InputError(f"images:{name} is a single image. Give a list of images: [image].")
     if not isinstance(images, Iterable):
         raise InputError(f"images: is {type(images).__name__}. Give a list of images.")
     return list(images)

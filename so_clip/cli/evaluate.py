@@ -60,6 +60,13 @@ def main(
 ) -> None:
     """Test an adapter; see HELP."""
     given = words or []
+    for word in given:
+        if "=" not in word and not word.startswith("~"):
+            raise InputError(
+                f"{word}: is no OPTION=VALUE. evaluate tests one adapter, so a pattern must fit "
+                "one run. Images are given by dataset=NAME, or dataset=folder with "
+                f"data_root={'FOLDER' if Path(word, 'config.yaml').exists() else word}."
+            )
     check_words(given)
     split, given = _split(given)
     _check_options(given, run)

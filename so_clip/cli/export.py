@@ -83,6 +83,7 @@ def main(
     with atomic.output_option(f"--to {to} FOLDER"):
         files = write_export(export, folder, force)
     show("\n".join(str(folder / name) for name in files))
+    note(f"{folder / 'README.md'} has code that loads these files and classifies an image.")
     if export.needs_classifier:
         note(
             f"{adapter.about.method} changes the classifier itself: classify with "

@@ -29,8 +29,8 @@ and predictions.
 examples
   python -m so_clip experiment=demo
       The embedded CLIP on real handwritten digits; needs no download and no GPU.
-  python -m so_clip dataset=eurosat backbone=vit_b16 shots=4 data_root=$HOME/data
-      SO as in the paper, 4 images per class.
+  python -m so_clip dataset=folder backbone=vit_b16 shots=4 data_root=$HOME/photos
+      SO on your own images, one folder per class. Then: python -m so_clip predict --help
   python -m so_clip -m experiment=demo shots=1,4,16 seed=1,2,3
       A sweep: every combination, one run each. Then: python -m so_clip table results/runs
 """

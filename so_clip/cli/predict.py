@@ -15,6 +15,7 @@ from so_clip.errors import InputError, note, say, show
 from so_clip.predict.classes import other_classes
 from so_clip.predict.formats import Format, TextForm, default_format, text_form
 from so_clip.predict.gather import gather, paths_from
+from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.system import atomic
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def main(
     """Classify images; see HELP."""
     target = None if out is None else _target(out, run)
     names = other_classes(classes, classes_file)
+    chosen = form or default_format(target, sys.stdout.isatty())
     paths = _paths(images or [], null, follow_links)
 
     # torch takes seconds to import, so most bad input is refused before.
@@ -121,12 +123,12 @@ def main(
         top=top,
         batch_size=batch_size or evaluation_batch_size(restored.about.settings),
     )
-    chosen = form or default_format(target, sys.stdout.isatty())
     text = text_form(chosen, paths, restored.class_names)
     with _writing(target) as write:
         unread = _classify(predictor, paths, text, write)
     problem = f", {unread} could not be read" if unread else ""
-    say(f"{len(paths) - unread} images are classified{problem}.")
+    classified = len(paths) - unread
+    say(f"{classified} {'image is' if classified == 1 else 'images are'} classified{problem}.")
 
 
 def _paths(arguments: Sequence[str], null: bool, follow_links: bool) -> list[str]:
@@ -137,6 +139,12 @@ def _paths(arguments: Sequence[str], null: bool, follow_links: bool) -> list[str
     elif null:
         raise InputError(f"-0: goes with {STDIN}, which reads paths from stdin. Add {STDIN}.")
     given = [argument for argument in arguments if argument != STDIN]
+    for argument in given:
+        if (Path(argument) / ADAPTER_FILE).exists():
+            raise InputError(
+                f"{argument}: is the folder of a run, and images are expected here. If a pattern "
+                "such as results/runs/photos-* fits several runs, name one of them."
+            )
     found = gather(given, listed, follow_links)
     for message in (*found.problems, *found.notes):
         say(message)

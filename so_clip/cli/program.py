@@ -1,6 +1,7 @@
 """The commands of `python -m so_clip`, parsed by typer. Usage errors come out in our own words."""
 
 import os
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -125,7 +126,13 @@ def _usage_error(error: Any, command: str, flags: Sequence[str]) -> InputError:
         way_out = "Options are written OPTION=VALUE; `python -m so_clip --help options` lists them."
     flag, parameter = getattr(error, "option_name", ""), getattr(error, "param", None)
     message = error.message.removeprefix("Value error, ")
-    if hasattr(error, "possibilities"):
+    message = re.sub(r"^Input should be (greater .*)", r"must be \1.", message)
+    if extra := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
+        message = (
+            f"too many arguments: {extra[1]}. A pattern such as results/runs/photos-* "
+            "can fit several runs."
+        )
+    elif hasattr(error, "possibilities"):
         message = f"there is no such flag.{nearest(flag, flags)}"
     elif parameter is not None:
         flag = parameter.metavar or parameter.opts[-1]

@@ -39,7 +39,7 @@ def check_words(words: Sequence[str], multirun: bool | None = None) -> None:
         if "=" not in word and not word.startswith("~"):
             raise InputError(
                 f"{word}: there is no such command.{_meant(word)} A run's options are written "
-                "OPTION=VALUE. See `python -m so_clip --help`."
+                "OPTION=VALUE. `python -m so_clip --help commands` lists the commands."
             )
         name, _, value = word.partition("=")
         name = name.lstrip("+~")

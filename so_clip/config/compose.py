@@ -210,6 +210,7 @@ def _explain(error: BaseException) -> str:
         if group and key in known:  # an option of the default choice; the user chose another
             return f"{key}: the chosen {group} has no such option. Leave it out."
         owners = [name for name in known if name.endswith(f".{key}")]
+        owners = owners or [name for name in known if name.endswith(f"_{key}")]
         close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
         close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
         way = "`python -m so_clip --help options` lists them all."

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from so_clip import escape
+from so_clip.errors import InputError
 
 if TYPE_CHECKING:
     from so_clip.predict.predictions import Prediction
 
 Format = Literal["table", "csv", "jsonl"]
 HEADER = ("path", "rank", "label", "class", "confidence")
-_SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "table"}
+_SUFFIXES: dict[str, Format] = {
+    **{"": "csv", ".csv": "csv", ".txt": "table"},
+    **{".jsonl": "jsonl", ".ndjson": "jsonl"},
+}
 # Longer texts are printed whole, and move the columns after them in their line.
 _WIDEST = 60
 
@@ -30,10 +34,18 @@ class TextForm(NamedTuple):
 def default_format(out: Path | None, is_terminal: bool) -> Format:
     """Return the format that a file's suffix names; without a file, a table for a terminal.
 
-    Any other file, and a pipe, gets CSV.
+    A pipe, and a file without a suffix, gets CSV.
+
+    Raises:
+        InputError: no format has the suffix.
     """
     if out is not None:
-        return _SUFFIXES.get(out.suffix.lower(), "csv")
+        if out.suffix.lower() not in _SUFFIXES:
+            raise InputError(
+                f"-o {out}: no format has the suffix {out.suffix}. Choose .csv, .jsonl or .txt, or "
+                "add --format csv, jsonl or table."
+            )
+        return _SUFFIXES[out.suffix.lower()]
     return "table" if is_terminal else "csv"
 
 

@@ -79,9 +79,8 @@ def find_runs(places: Sequence[Path], left_out: list[str]) -> Iterator[KeptRun]:
     seen = set()
     for place in places:
         if not place.is_dir():
-            raise InputError(
-                f"{place}: there is no such folder. Give run folders, or their parent."
-            )
+            problem = "is a file" if place.exists() else "there is no such folder"
+            raise InputError(f"{place}: {problem}. Give run folders, or a folder of runs.")
         found = sorted(run_folders(place, left_out))
         if not found:
             raise InputError(f"{place}: no run in it. Give a run folder, or a folder of runs.")

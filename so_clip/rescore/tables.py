@@ -78,7 +78,7 @@ def make_tables(
             except InputError as error:
                 if run.is_named:
                     raise
-                left_out.append(f"{run.folder}: no curve in weight space. {error}")
+                left_out.append(f"no curve in weight space: {error}")
     if not scores:
         raise InputError(f"no run has kept logits. Left out: {' '.join(left_out)}")
     votes = [*_vote_rows(runs, images_sha256, left_out)]

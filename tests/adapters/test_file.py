@@ -209,6 +209,21 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     for path in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
         with pytest.raises(InputError, match=str(path)):
             adapters.load(path)
+    with pytest.raises(InputError, match=r"is a folder. Give an adapter file, such as .*safetens"):
+        adapters.load(tmp_path)
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "adapter.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=f"no folder of a finished run.*such as {run},"):
+        adapters.open_saved(tmp_path / "runs")
+
+
+def test_an_adapter_is_printed_in_one_line(so_file):
+    text = repr(adapters.load(so_file))
+    assert text.startswith("<SavedAdapter so on ")
+    assert text.endswith(f"from {so_file}>")
+    with pytest.raises(InputError, match=r"adapter=a\.safetensors: is no adapter"):
+        adapters.apply(torch.nn.Linear(1, 1), "a.safetensors")
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(so_file, tmp_path):

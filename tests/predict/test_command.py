@@ -141,6 +141,8 @@ def test_other_classes_replace_those_of_the_run(finished, photos, tmp_path):
     [
         (["RUN"], "IMAGES: there is no image"),
         (["RUN", "empty"], "IMAGES: there is no image"),
+        (["RUN", "RUN", "a.png"], "is the folder of a run, and images are expected here"),
+        (["RUN", "a.png", "-o", "a.json"], "no format has the suffix .json"),
         (["RUN", "empty/*.png"], "empty/*.png: there is no such file"),
         (["RUN", "a.png", "-0"], "-0: goes with -"),
         (["RUN", "a.png", "-o", "empty"], "is not a plain file"),

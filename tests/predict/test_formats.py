@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from so_clip.errors import InputError
 from so_clip.escape import csv_text
 from so_clip.predict.formats import default_format, text_form
 from so_clip.predict.predictions import Prediction
@@ -86,3 +87,8 @@ def test_a_long_path_is_printed_whole():
 )
 def test_the_format_fits_the_output(out, is_terminal, expected):
     assert default_format(out and Path(out), is_terminal) == expected
+
+
+def test_a_suffix_of_no_format_is_refused():
+    with pytest.raises(InputError, match=r"-o a\.json: no format has the suffix .*--format"):
+        default_format(Path("a.json"), True)

@@ -184,7 +184,12 @@ def test_a_run_that_cannot_be_used_has_one_message(name, tmp_path):
 
 def test_places_without_runs_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    for place, text in (("empty", "no run in it"), ("absent", "there is no such folder")):
+    (tmp_path / "file").write_text("")
+    for place, text in (
+        ("empty", "no run in it"),
+        ("absent", "there is no such folder"),
+        ("file", "is a file. Give run folders"),
+    ):
         done = call("rescore", tmp_path / place)
         assert (done.code, len(done.messages)) == (2, 1)
         assert text in done.messages[0]

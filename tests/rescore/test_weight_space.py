@@ -34,7 +34,7 @@ def test_a_run_without_a_saved_adapter_has_no_curve_in_weight_space(tmp_path):
     assert f"{run}: the run has no adapter.safetensors" in done.messages[0]
     done = call("rescore", tmp_path / "runs", "--wise-ft", "0,0.5")
     assert done.code == 0
-    assert "no curve in weight space" in done.messages[0]
+    assert f"no curve in weight space: {run}: the run has no adapter" in done.messages[0]
     done = call("rescore", run, "--data-root", tmp_path)
     assert (done.code, len(done.messages)) == (2, 1)
     assert "go with --wise-ft" in done.messages[0]
