@@ -99,6 +99,7 @@ def test_fifty_adapters_take_turns_on_one_base(tmp_path):
     assert same(state_of(model), before)
 
 
+@SLOW
 def test_classifiers_exchange_adapters_of_all_kinds(tmp_path):
     model = plain_model()
     zero_shot_BK = logits_of(model)

@@ -24,7 +24,7 @@ def adapted(adapter) -> dict[str, torch.Tensor]:
     ("methods", "weights"),
     [
         (("so", "layer_norm"), (0.7, 0.3)),
-        (("so", "adamw", "so"), (1.0, -0.5, 2.0)),
+        pytest.param(("so", "adamw", "so"), (1.0, -0.5, 2.0), marks=pytest.mark.slow),
         (("clip_lora", "so"), (0.5, 0.5)),
     ],
 )

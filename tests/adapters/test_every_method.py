@@ -13,7 +13,7 @@ from tests.helpers.saved_adapters import plain_model, save_trained
 INTERPOLATED = ("so", "clip_lora", "lora", "relora")
 
 
-@pytest.mark.parametrize("method", cases(ROWS))
+@pytest.mark.parametrize("method", cases(ROWS, ("so", "clip_lora", "cocoop", "two_stage")))
 def test_a_saved_adapter_gives_the_logits_of_the_run_and_leaves_no_trace(method, tmp_path):
     check(trained(method), tmp_path)
 

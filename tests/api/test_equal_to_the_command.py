@@ -78,6 +78,7 @@ def test_scores_losses_and_adapter_of_a_folder(clip, photos, tmp_path, method, o
     assert few.as_json() == json.loads((command.folder / "fewshot.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_the_command_is_read_back_from_its_folder(clip, tmp_path):
     command = run(tmp_path, "shots=1", "schedule.max_steps=3", "device=cpu")
     few = so_clip.few_shot("digits", shots=1)

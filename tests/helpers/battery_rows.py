@@ -109,17 +109,14 @@ ROWS: dict[str, Row] = {
 }
 
 
-# One method per adapter class. Its battery is fast; that of the other methods is marked slow.
+# One method per kind of adapter. The battery of the other methods is marked slow.
 FAST = (
     "so",
     "clip_lora",
     "lora",
-    "relora",
-    "adalora",
     "tip_adapter",
     "linear_probe",
     "lp_plus_plus",
-    "clap",
     "two_stage",
     "cocoop",
     "taskres",
