@@ -4,6 +4,7 @@ A file's metadata have one key, whose text is a JSON object with these values. S
 have another order in each file.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,12 +17,13 @@ from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError
 from so_clip.runtime.precision import PRECISIONS
 
-KEY, FORMAT_VERSION = "so_clip_adapter", 1
+KEY, FORMAT_VERSION, CONTENT_SHA256 = "so_clip_adapter", 1, "sha256"
 # For adapters that were not made by a run.
 DEFAULT_TEMPLATE = "a photo of a {}."
 _PRECISIONS = f"^({'|'.join(PRECISIONS)})$"
 Positive = Field(gt=0, lt=1e30)
 _SHOWN = 12  # digits of a hash in messages
+_LONGEST = 200  # characters of a name
 
 
 class Record(BaseModel):
@@ -41,12 +43,12 @@ class Base(Record):
         description: architecture and origin of the weights, for messages.
     """
 
-    architecture: str
-    pretrained: str | None = None
+    architecture: str = Field(max_length=_LONGEST)
+    pretrained: str | None = Field(default=None, max_length=_LONGEST)
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     logit_scale: float = Positive
     quick_gelu: bool = False
-    description: str = ""
+    description: str = Field(default="", max_length=3 * _LONGEST)
 
     @property
     def shown(self) -> str:
@@ -168,10 +170,23 @@ class About(Record):
         texts = dict(zip(self.class_names, self.descriptions, strict=True))
         return described(self.class_names, texts)
 
-    def to_metadata(self) -> dict[str, str]:
-        """Return the metadata of a file."""
+    def to_metadata(self, tensors_sha256: str) -> dict[str, str]:
+        """Return the metadata of a file.
+
+        Args:
+            tensors_sha256: of its tensors; see sha256_of_weights.
+        """
         values = {"format_version": FORMAT_VERSION, **self.model_dump(mode="json")}
+        values[CONTENT_SHA256] = content_sha256(values, tensors_sha256)
         return {KEY: json.dumps(values, ensure_ascii=False)}
+
+
+def content_sha256(values: Mapping[str, Any], tensors_sha256: str) -> str:
+    """Return the SHA-256 of a file's metadata and tensors, by which damage is found."""
+    counted = {key: value for key, value in values.items() if key != CONTENT_SHA256}
+    return hashlib.sha256(
+        f"{tensors_sha256}\n{json.dumps(counted, sort_keys=True)}".encode()
+    ).hexdigest()
 
 
 def about_from(metadata: Mapping[str, str] | None, place: str) -> About:

@@ -1,5 +1,6 @@
 """Put an adapter into a model in place, and take it out again bit for bit."""
 
+import threading
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from so_clip.adapters.about import LowRank, with_hash
 from so_clip.adapters.change import Undo
-from so_clip.adapters.file import SavedAdapter
+from so_clip.adapters.file import SavedAdapter, check_saved
+from so_clip.adapters.structure import Structure
 from so_clip.build import make_adapter
 from so_clip.clip.backbone import Backbone, sha256_of_weights
 from so_clip.clip.classifier import Classifier
@@ -22,8 +24,12 @@ from so_clip.methods.adapter import Adapter
 
 # Attributes of the open_clip model that remember what this module did to it.
 _APPLIED, _BASE = "so_clip_applied", "so_clip_base"
+# The attribute of a model inside torch.compile's, and inside that of several processes or GPUs.
+_WRAPPED = ("_orig_mod", "module")
 # Options of adapters that are sizes of their tensors.
 _SIZES = {"rank", "shots", "length", "frequencies"}
+# Threads take turns: two adapters at once would mix in one model.
+_LOCK = threading.RLock()
 
 
 @dataclass(eq=False)
@@ -31,14 +37,18 @@ class _Applied:
     """An adapter in a model, and what takes it out."""
 
     adapter: SavedAdapter
-    undo: list[Undo] = field(default_factory=list)
-    structure: "_Structure | None" = None
+    config_dir: Path | None
+    opens: bool
+    undo: list[tuple[str, Undo]] = field(default_factory=list)
+    structure: Structure | None = None
 
-    def take_out(self) -> None:
+    def take_out(self, plain: nn.Module) -> None:
         if self.structure is not None:
             self.structure.restore()
-        for undo in reversed(self.undo):
-            undo()
+        # The tensors of now: the model may have moved to another device.
+        tensors = plain.state_dict()
+        for name, undo in reversed(self.undo):
+            undo(tensors[name])
 
 
 def apply(model: nn.Module, adapter: SavedAdapter, config_dir: Path | None = None) -> None:
@@ -54,18 +64,16 @@ def apply(model: nn.Module, adapter: SavedAdapter, config_dir: Path | None = Non
 
     Raises:
         InputError: the model is another base, lacks a tensor, or has other classes than the
-            adapter's head. The model does not change.
+            adapter's head. The model does not change: it keeps the adapter that is in it.
 
     Example:
         >>> model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-16", "openai")
         >>> apply(model, load("adapter.safetensors"))
         >>> remove(model)
     """
-    put_in(model, adapter, config_dir)
-    if isinstance(model, Classifier):
-        structure = vars(_plain(model))[_APPLIED].structure
-        structure.freeze()
-        model.forget_classes()
+    with _LOCK:
+        put_in(model, adapter, config_dir)
+        _freeze(model)
 
 
 def put_in(
@@ -83,47 +91,82 @@ def put_in(
     Returns:
         The method's adapter object, if it was called.
     """
-    if not isinstance(adapter, SavedAdapter):
-        raise InputError(f"adapter={adapter!s:.200}: is no adapter. Give adapters.load(FILE).")
+    check_saved(adapter)
     plain = _plain(model)
-    remove(model)
+    with _LOCK:
+        before: _Applied | None = vars(plain).get(_APPLIED)
+        is_frozen = before is not None and not any(p.requires_grad for p in model.parameters())
+        remove(model)
+        try:
+            return _put_in(model, plain, _Applied(adapter, config_dir, opens))
+        except BaseException:
+            if before is not None:
+                _put_in(model, plain, _Applied(before.adapter, before.config_dir, before.opens))
+                if is_frozen:
+                    _freeze(model)
+            raise
+
+
+def _put_in(model: nn.Module, plain: nn.Module, applied: _Applied) -> Adapter | None:
+    """Put an adapter into a model without one, or raise an error and leave it as it was."""
+    adapter, method = applied.adapter, None
     _check_base(plain, adapter, _description(model))
     tensors = plain.state_dict()
     check_tensors(tensors, adapter)
     if not isinstance(model, Classifier):
         _check_is_weights(adapter)
-    applied, method = _Applied(adapter), None
     try:
         for name, change in adapter.changes.items():
-            applied.undo.append(change.write_into(tensors[name]))
+            applied.undo.append((name, change.undo_of(tensors[name])))
+            change.write_into(tensors[name])
         if isinstance(model, Classifier):
-            applied.structure = _Structure(model)
-            if adapter.added or opens:
-                method = _attach(model, adapter, config_dir)
+            applied.structure = Structure(model)
+            if adapter.added or applied.opens:
+                method = _attach(model, adapter, applied.config_dir)
         else:
             for update in adapter.about.low_rank:
-                applied.undo.append(_add_low_rank(tensors[update.tensor], update, adapter))
+                tensor = tensors[update.tensor]
+                rows_N = tensor[slice(*update.rows)].reshape(-1).clone()
+                applied.undo.append((update.tensor, Undo(rows_N, rows=update.rows)))
+                _add_low_rank(tensor, update, adapter)
+        for name in {name for name, _ in applied.undo}:
+            if not torch.isfinite(tensors[name]).all():
+                raise InputError(
+                    f"{adapter.place}: is damaged: with it, {name} has values that are not finite "
+                    "numbers. Copy it again."
+                )
     except BaseException:
-        applied.take_out()
+        applied.take_out(plain)
         raise
     vars(plain)[_APPLIED] = applied
     _remember(plain, adapter.about.base.weights_sha256)
     return method
 
 
+def _freeze(model: nn.Module) -> None:
+    """Freeze what the method in a classifier has opened."""
+    if isinstance(model, Classifier):
+        vars(_plain(model))[_APPLIED].structure.freeze()
+        model.forget_classes()
+
+
 def remove(model: nn.Module) -> None:
     """Take the adapter out of a model: its weights and modules are as before `apply`, bit for bit.
 
-    Does nothing if there is none.
+    Does nothing if there is none. The model may have moved to another device or precision. What
+    was trained after `apply` stays trained.
     """
     plain = _plain(model)
-    applied = vars(plain).pop(_APPLIED, None)
-    if applied is None:
-        return
-    applied.take_out()
-    if isinstance(model, Classifier):
-        model.forget_classes()
-    _remember(plain, applied.adapter.about.base.weights_sha256)
+    with _LOCK:
+        applied = vars(plain).pop(_APPLIED, None)
+        if applied is None:
+            return
+        is_untouched = vars(plain)[_BASE][1] == _versions(plain)
+        applied.take_out(plain)
+        if isinstance(model, Classifier):
+            model.forget_classes()
+        if is_untouched:
+            _remember(plain, applied.adapter.about.base.weights_sha256)
 
 
 def applied_to(model: nn.Module) -> SavedAdapter | None:
@@ -215,6 +258,12 @@ def _plain(model: Any) -> nn.Module:
         model = model.backbone
     if isinstance(model, Backbone):
         model = model.model
+    inner = next((name for name in _WRAPPED if name in getattr(model, "_modules", ())), None)
+    if inner is not None and not hasattr(type(model), "encode_text"):
+        raise InputError(
+            f"{type(model).__name__}: is a wrapper around the model. Give the model in it: "
+            f"model.{inner}."
+        )
     if not (isinstance(model, nn.Module) and hasattr(model, "encode_text")):
         raise InputError(
             f"{type(model).__name__}: an adapter goes into a Classifier of so_clip or a CLIP model "
@@ -230,6 +279,13 @@ def _description(model: nn.Module) -> str:
 
 def _check_base(plain: nn.Module, adapter: SavedAdapter, description: str) -> None:
     """Refuse other weights than the adapter's base. The hash of known weights is not computed."""
+    for name, value in plain.state_dict().items():
+        if value.is_meta or value.is_inference():
+            kind = "without values (meta)" if value.is_meta else "made under inference_mode()"
+            raise InputError(
+                f"{type(plain).__name__}: its {name} is {kind} and cannot be changed. Load the "
+                "model on a device, outside of torch.inference_mode()."
+            )
     sha256, versions = vars(plain).get(_BASE, (None, None))
     if versions != _versions(plain):
         sha256 = sha256_of_weights(plain.state_dict())
@@ -247,8 +303,10 @@ def _remember(plain: nn.Module, sha256: str) -> None:
     vars(plain)[_BASE] = sha256, _versions(plain)
 
 
-def _versions(plain: nn.Module) -> list[tuple[int, int]]:
-    return [(id(value), value._version) for value in plain.parameters()]
+def _versions(plain: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what differs after a change in place, a new value, and a move to another device."""
+    values = [*plain.parameters(), *plain.buffers()]
+    return [(id(value), value._version, value.dtype, value.data_ptr()) for value in values]
 
 
 def check_tensors(tensors: Mapping[str, Tensor], adapter: SavedAdapter) -> None:
@@ -305,47 +363,7 @@ def _check_classes(classifier: Classifier, adapter: SavedAdapter) -> None:
 
 
 @torch.no_grad()
-def _add_low_rank(tensor: Tensor, update: LowRank, adapter: SavedAdapter) -> Undo:
-    """Add a low-rank update to rows of a weight, in float64; return what undoes it."""
+def _add_low_rank(tensor: Tensor, update: LowRank, adapter: SavedAdapter) -> None:
+    """Add a low-rank update to rows of a weight, in float64."""
     rows = tensor[slice(*update.rows)]
-    before = rows.reshape(-1).clone()
     rows.copy_(rows.cpu().double() + adapter.low_rank_delta(update))
-    return Undo(rows, None, before)
-
-
-class _Structure:
-    """The modules, parameters, buffers and hooks of a classifier, by their places."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
-        # torch keeps modules, parameters, buffers and hooks in dicts and sets.
-        self._attributes = [
-            (module, {name: (value, _content(value)) for name, value in vars(module).items()})
-            for module in classifier.modules()
-        ]
-        self._opened = [(value, value.requires_grad) for value in classifier.parameters()]
-
-    def restore(self) -> None:
-        """Put everything back."""
-        for module, attributes in self._attributes:
-            vars(module).clear()
-            for name, (value, content) in attributes.items():
-                vars(module)[name] = value
-                if content is not None:
-                    value.clear()
-                    value.update(content)
-        self._restore_opened()
-
-    def freeze(self) -> None:
-        """Freeze what the method opened, and what it added."""
-        self._classifier.requires_grad_(False)
-        self._restore_opened()
-
-    def _restore_opened(self) -> None:
-        for value, requires_grad in self._opened:
-            value.requires_grad_(requires_grad)
-
-
-def _content(value: Any) -> Any:
-    """Return a copy of a dict or set, so that its content can be put back."""
-    return value.copy() if isinstance(value, (dict, set)) else None

@@ -1,6 +1,6 @@
 """Sums, multiples and differences of adapters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from so_clip.adapters.about import About, Base, LowRank
 from so_clip.adapters.change import Change, change_between, combined
-from so_clip.adapters.file import SavedAdapter, saved_adapter
+from so_clip.adapters.file import FLOATS, SavedAdapter, check_saved, saved_adapter
 from so_clip.checks import number
 from so_clip.clip.backbone import Backbone, load_backbone, sha256_of_weights
 from so_clip.clip.checkpoint import read_weights
@@ -36,8 +36,12 @@ def merge(adapters: Sequence[SavedAdapter], weights: Sequence[float] | None = No
 
     Source: task arithmetic, arXiv 2212.04089; averages of weights, arXiv 2203.05482.
     """
-    if not adapters:
-        raise InputError("merge: there is no adapter. Give at least one.")
+    if not isinstance(adapters, Sequence) or not adapters:
+        raise InputError("merge: there is no adapter. Give a list with at least one.")
+    for adapter in adapters:
+        check_saved(adapter)
+    if weights is not None and not isinstance(weights, Iterable):
+        raise InputError(f"weights={weights}: must be a list of numbers, one for each adapter.")
     weights = [1 / len(adapters)] * len(adapters) if weights is None else [*weights]
     if len(weights) != len(adapters):
         raise InputError(
@@ -100,7 +104,11 @@ def diff(base: Any, adapted: Any, architecture: str = "") -> SavedAdapter:
                 f"{list(other.shape)}, {other.dtype} in the other. Give two of one model."
             )
         if value.is_floating_point():
-            if not torch.isfinite(other).all():
+            if value.dtype not in FLOATS:
+                raise InputError(
+                    f"diff: {name} is {value.dtype}. Convert both models to float32 first."
+                )
+            if not (torch.isfinite(other).all() and torch.isfinite(value).all()):
                 raise InputError(f"diff: {name} has values that are not finite numbers.")
             change = change_between(value.cpu(), other.cpu())
             if change is not None:
@@ -136,7 +144,9 @@ def _has_quick_gelu(source: Any, architecture: str) -> bool:
 
 def _state_of(source: Any) -> dict[str, Tensor]:
     state = source.state_dict() if isinstance(source, nn.Module) else source
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise InputError(
             f"diff: {type(source).__name__} holds no weights. Give a model, a state dict or a file."
         )

@@ -4,10 +4,12 @@ A change is base + delta, and the exact new values of the few entries for which 
 another number. Deltas can be scaled and added up; exact values make the adapted tensor equal bit
 for bit.
 
-Tensor names end in their shape: N entries of a flat tensor, M moved entries, X exact entries.
+Tensor names end in their shape: N entries of a flat tensor, M moved entries, X exact entries, Y
+entries of both kinds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,48 +54,65 @@ class Change:
         return sum(part.nbytes for part in parts)
 
     @torch.no_grad()
-    def write_into(self, tensor: Tensor) -> "Undo":
-        """Add the change to a tensor in place; return what undoes it.
+    def undo_of(self, tensor: Tensor) -> "Undo":
+        """Return the values that `write_into` will replace. It can stop halfway."""
+        flat_N, device = tensor.detach().reshape(-1), tensor.device
+        if self.index_M is None:
+            return Undo(flat_N.clone())
+        index_Y = torch.cat([self.index_M, self.exact_index_X]).to(device)
+        return Undo(flat_N[index_Y], index_Y)
+
+    @torch.no_grad()
+    def write_into(self, tensor: Tensor) -> None:
+        """Add the change to a tensor in place.
 
         Args:
-            tensor: contiguous, of this shape and type, on any device.
+            tensor: of this shape and type, on any device and in any memory layout.
         """
-        flat_N, device = tensor.view(-1), tensor.device
-        index_M = None if self.index_M is None else self.index_M.to(device)
-        before = flat_N.clone() if index_M is None else flat_N[index_M]
-        delta = self.delta.to(device)
-        if index_M is None:
-            flat_N.copy_((before.to(delta.dtype) + delta).to(self.dtype))
-        else:
-            flat_N[index_M] = (before.to(delta.dtype) + delta).to(self.dtype)
-        if not len(self.exact_X):
-            return Undo(tensor, index_M, before)
-        index_X = self.exact_index_X.to(device)
-        exact_before_X = flat_N[index_X]
-        flat_N[index_X] = self.exact_X.to(device)
-        return Undo(tensor, index_M, before, index_X, exact_before_X)
+        delta = self.delta.to(tensor.device)
+        with _flat(tensor) as flat_N:
+            if self.index_M is None:
+                flat_N.copy_((flat_N.to(delta.dtype) + delta).to(self.dtype))
+            else:
+                index_M = self.index_M.to(tensor.device)
+                flat_N[index_M] = (flat_N[index_M].to(delta.dtype) + delta).to(self.dtype)
+            if len(self.exact_X):
+                flat_N[self.exact_index_X.to(tensor.device)] = self.exact_X.to(tensor.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Undo:
-    """The values of a tensor that a change replaced."""
+    """The values of a tensor that a change replaces, Y of them.
 
-    tensor: Tensor
-    index_M: Tensor | None
+    Attributes:
+        before: the values at `index_Y`, or those of whole rows, flat, if `index_Y` is None.
+        index_Y: indices into the flat tensor.
+        rows: first row, and the row after the last; None: all.
+    """
+
     before: Tensor
-    exact_index_X: Tensor | None = None
-    exact_before_X: Tensor | None = None
+    index_Y: Tensor | None = None
+    rows: tuple[int, int] | None = None
 
     @torch.no_grad()
-    def __call__(self) -> None:
-        """Put the values back, in reverse order."""
-        flat_N = self.tensor.view(-1)
-        if self.exact_index_X is not None and self.exact_before_X is not None:
-            flat_N[self.exact_index_X] = self.exact_before_X
-        if self.index_M is None:
-            flat_N.copy_(self.before)
-        else:
-            flat_N[self.index_M] = self.before
+    def __call__(self, tensor: Tensor) -> None:
+        """Put the values back into the tensor, which may be on another device meanwhile."""
+        rows = tensor if self.rows is None else tensor[slice(*self.rows)]
+        before = self.before.to(rows)
+        with _flat(rows) as flat_N:
+            if self.index_Y is None:
+                flat_N.copy_(before)
+            else:
+                flat_N[self.index_Y.to(rows.device)] = before
+
+
+@contextmanager
+def _flat(tensor: Tensor) -> Iterator[Tensor]:
+    """Give the entries of a tensor as one dimension, to write to."""
+    flat_N = tensor.reshape(-1)
+    yield flat_N
+    if not tensor.is_contiguous():  # reshape has made a copy
+        tensor.copy_(flat_N.view(tensor.shape))
 
 
 @torch.no_grad()

@@ -3,18 +3,30 @@
 docs/adapters.md describes the format for readers in other programs.
 """
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from so_clip.adapters.about import About, LowRank, Shape, about_from
+from so_clip.adapters.about import (
+    CONTENT_SHA256,
+    KEY,
+    About,
+    LowRank,
+    Shape,
+    about_from,
+    content_sha256,
+)
 from so_clip.adapters.change import Change, from_gaps, to_gaps
+from so_clip.checks import path as checked_path
+from so_clip.clip.backbone import sha256_of_weights
 from so_clip.errors import InputError, reason_of
 from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.system import atomic
@@ -23,6 +35,9 @@ from so_clip.system.safe_open import open_plain
 # What stands before a tensor's name in a file.
 _PARTS = ("delta:", "gaps:", "exact:", "exact_gaps:", "added:")
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32)
+# What tensors of models can be. torch cannot even compare some of its other types.
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_KINDS = (*FLOATS, *_UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +96,8 @@ def save(adapter: SavedAdapter, path: Path | str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    check_saved(adapter)
+    path = checked_path("path", path)
     tensors = {}
     for name, change in adapter.changes.items():
         tensors[f"delta:{name}"] = change.delta.contiguous()
@@ -90,7 +107,14 @@ def save(adapter: SavedAdapter, path: Path | str) -> None:
             tensors[f"exact:{name}"] = change.exact_X.contiguous()
             tensors[f"exact_gaps:{name}"] = to_gaps(change.exact_index_X)
     tensors |= {f"added:{name}": value.contiguous() for name, value in adapter.added.items()}
-    atomic.write_bytes(Path(path), to_bytes(tensors, adapter.about.to_metadata()))
+    metadata = adapter.about.to_metadata(sha256_of_weights(tensors))
+    atomic.write_bytes(path, to_bytes(tensors, metadata))
+
+
+def check_saved(adapter: Any) -> None:
+    """Raise InputError for an object that is no adapter."""
+    if not isinstance(adapter, SavedAdapter):
+        raise InputError(f"adapter={adapter!s:.200}: is no adapter. Give adapters.load(FILE).")
 
 
 def load(path: Path | str) -> SavedAdapter:
@@ -99,16 +123,18 @@ def load(path: Path | str) -> SavedAdapter:
     Raises:
         InputError: the file does not exist, is damaged, or is no adapter; the message says which.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = checked_path("path", path)
+    if os.path.isdir(path):  # noqa: PTH112 - Path's raises an error below a locked folder
         raise InputError(
             f"{path}: is a folder. Give an adapter file, such as {path / ADAPTER_FILE}."
         )
     try:
         os.close(open_plain(path))
         with safe_open(path, framework="pt") as file:
-            about = about_from(file.metadata(), str(path))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
+            about = about_from(metadata, str(path))
+            # Copies: the file can be replaced while the adapter is in memory.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, OverflowError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
@@ -118,7 +144,16 @@ def load(path: Path | str) -> SavedAdapter:
             f"{path}: is damaged, cut short, or no safetensors file ({reason_of(error)}). Copy "
             "it again, or repeat the run with force=true. Pickles and other formats are not read."
         ) from error
-    return _Reader(about, tensors, str(path)).adapter()
+    adapter = _Reader(about, tensors, str(path)).adapter()
+    # Last, so that a message names the damage if it can. Files of other programs may lack it.
+    values = json.loads(metadata[KEY])
+    sha256 = values.get(CONTENT_SHA256)
+    if sha256 is not None and sha256 != content_sha256(values, sha256_of_weights(tensors)):
+        raise InputError(
+            f"{path}: is damaged: its content is not the one that was written (SHA-256). Copy it "
+            "again."
+        )
+    return adapter
 
 
 class _Reader:
@@ -136,6 +171,8 @@ class _Reader:
         for key, value in self.tensors.items():
             if not key.startswith(_PARTS):
                 raise self._damaged(f"it holds {key[:80]!r}, which no adapter has")
+            if value.dtype not in _KINDS:
+                raise self._damaged(f"{key} has the type {value.dtype}")
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise self._damaged(f"{key} holds values that are not finite numbers")
         changes = {name: self._change(name) for name in self.about.shapes}
@@ -177,7 +214,7 @@ class _Reader:
 
     def _dtype(self, name: str) -> torch.dtype:
         dtype = getattr(torch, self.about.shapes[name].dtype, None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        if dtype not in FLOATS:
             raise self._damaged(f"the type of {name} is {self.about.shapes[name].dtype[:40]!r}")
         return dtype
 

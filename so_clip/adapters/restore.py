@@ -1,5 +1,6 @@
 """From a saved adapter to the classifier of its run."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import yaml
 
 from so_clip.adapters.about import About, with_hash
 from so_clip.adapters.apply import put_in
-from so_clip.adapters.file import SavedAdapter, load
+from so_clip.adapters.file import SavedAdapter, check_saved, load
+from so_clip.checks import path as checked_path
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
@@ -65,16 +67,21 @@ def open_saved(path: Path | str) -> Opened:
     Raises:
         InputError: there is no adapter, or it is damaged.
     """
-    path = Path(path)
-    if not path.exists():
+    path = checked_path("path", path)
+    # Path's own tests raise an error below a folder that may not be entered.
+    try:
+        os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
         raise InputError(
             f"{path}: there is no such file or folder. Give the folder of a run, such as "
             f"results/runs/NAME, or a file {ADAPTER_FILE}."
-        )
-    if not path.is_dir():
+        ) from None
+    except OSError:
+        pass  # load names the reason
+    if not os.path.isdir(path):  # noqa: PTH112
         return Opened(load(path), None)
     file = path / ADAPTER_FILE
-    if file.exists():
+    if not os.access(path, os.X_OK) or os.path.lexists(file):
         return Opened(load(file), path)
     if (path / METRICS_FILE).exists():
         if source := read_object(path / METRICS_FILE).get(ADAPTER_FROM):
@@ -125,6 +132,7 @@ def restore(
         InputError: the base cannot be loaded or has other weights, or the method cannot classify
             other classes.
     """
+    check_saved(adapter)
     about = adapter.about
     names = about.class_names if class_names is None else tuple(class_names)
     _check_names(adapter, names)

@@ -18,6 +18,7 @@ from so_clip.api.clip import AUTO, Clip, check_class_names
 from so_clip.api.few_shots import FewShots
 from so_clip.api.images import listed
 from so_clip.api.options import overrides_of, settings_of
+from so_clip.checks import path as checked_path
 from so_clip.config.early_checks import check_packages
 from so_clip.data.run_data import Data
 from so_clip.errors import InputError
@@ -27,6 +28,7 @@ from so_clip.results.run_files import HISTORY_FILE, read_columns
 from so_clip.results.run_folder import check_writable
 from so_clip.run import run
 from so_clip.runtime.device import cpu_threads
+from so_clip.system import atomic
 from so_clip.system.commands import override
 
 
@@ -96,7 +98,8 @@ class Adapted:
         Raises:
             InputError: the file cannot be written.
         """
-        save_adapter(self.adapter, Path(path).expanduser())
+        with atomic.output_option("another path"):
+            save_adapter(self.adapter, checked_path("path", path))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -243,7 +246,7 @@ def load_adapted(
     """
     if class_names is not None:
         check_class_names(class_names)
-    adapter, folder = open_saved(Path(path).expanduser())
+    adapter, folder = open_saved(path)
     restored = restore(
         adapter,
         device=device,

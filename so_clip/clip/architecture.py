@@ -62,10 +62,11 @@ def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, 
 
     if name == TINY:
         return dict(tiny_card(tiny_folder)["architecture"])
-    config = open_clip.get_model_config(name)  # it also knows what add_model_config has added
-    if config is None:
+    # list_models also names what add_model_config has added. get_model_config also takes folders
+    # and repositories of the hub, but a name may come from someone's file.
+    if name not in open_clip.list_models():
         check_architecture(name)
-    return dict(config)
+    return dict(open_clip.get_model_config(name))
 
 
 def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Module:

@@ -1,9 +1,15 @@
 """Adapters in models of open_clip and in classifiers: applied, exchanged, refused, removed."""
 
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+from itertools import count
+
 import pytest
 import torch
 
 from so_clip import adapters
+from so_clip.adapters.change import Change
 from so_clip.clip.backbone import sha256_of_weights
 from so_clip.errors import InputError
 from tests.helpers.battery_parts import images_of, logits_of, trained
@@ -147,6 +153,105 @@ def test_a_head_does_not_go_into_a_classifier_of_other_classes(tmp_path):
         adapters.apply(classifier, saved("so", tmp_path))  # weights have no classes
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_a_wrapped_model_is_refused_with_the_name_of_the_model_in_it(wrap, tmp_path):
+    with pytest.raises(InputError, match=r"model\.(_orig_mod|module)"):
+        adapters.apply(wrap(bare_clip()), saved("so", tmp_path))
+
+
+def test_an_architecture_that_names_a_place_is_not_looked_up(tmp_path):
+    adapter = saved("so", tmp_path)
+    for name in ("hf-hub:owner/name", f"local-dir:{tmp_path}", "../tiny"):
+        base = adapter.about.base.model_copy(update={"architecture": name})
+        other = replace(adapter, about=adapter.about.model_copy(update={"base": base}))
+        with pytest.raises(InputError, match="no such model"):
+            adapters.restore(other, device="cpu")
+
+
 def test_other_objects_are_refused():
     with pytest.raises(InputError, match="Linear: an adapter goes into"):
         adapters.remove(torch.nn.Linear(2, 2))
+    for call in (
+        lambda: adapters.apply(bare_clip(), "mine.safetensors"),
+        lambda: adapters.merge(["mine.safetensors"]),
+        lambda: adapters.scale(None, 1),
+        lambda: adapters.restore(None),
+        lambda: adapters.save(None, "mine.safetensors"),
+    ):
+        with pytest.raises(InputError, match=r"adapter=(mine|None).*: is no adapter"):
+            call()
+
+
+@pytest.mark.parametrize("move", ["half", "clone", "channels_last"])
+def test_an_adapter_is_removed_from_a_model_that_has_moved(move, tmp_path):
+    model, adapter = bare_clip(), saved("so", tmp_path)
+    expected = bare_clip().half() if move == "half" else bare_clip()
+    if move == "channels_last":  # before, so that it is written to and read from this layout
+        model = model.to(memory_format=torch.channels_last)
+    adapters.apply(model, adapter)
+    if move == "half":
+        model.half()
+    elif move == "clone":  # what a move to another device does with the parameters
+        model._apply(lambda value: value.clone())
+    adapters.remove(model)
+    assert same(state_of(model), expected.state_dict())
+
+
+def test_a_refused_adapter_leaves_the_one_in_the_model(tmp_path):
+    classifier = plain_model().classifier
+    first, second = saved("clip_lora", tmp_path), saved("so", tmp_path)
+    adapters.apply(classifier, first)
+    before = state_of(classifier)
+    base = second.about.base.model_copy(update={"weights_sha256": "0" * 64})
+    other = replace(second, about=second.about.model_copy(update={"base": base}))
+    with pytest.raises(InputError, match="other weights"):
+        adapters.apply(classifier, other)
+    assert adapters.applied_to(classifier) is first
+    assert same(state_of(classifier), before)
+    adapters.remove(classifier)
+    assert same(state_of(classifier), plain_model().classifier.state_dict())
+
+
+def test_weights_trained_after_an_adapter_are_no_base_when_it_is_removed(tmp_path):
+    model, adapter = bare_clip(), saved("so", tmp_path)
+    adapters.apply(model, adapter)
+    with torch.no_grad():
+        model.visual.proj.add_(1)
+    adapters.remove(model)
+    with pytest.raises(InputError, match="other weights"):
+        adapters.apply(model, adapter)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_an_interrupt_halfway_leaves_the_base(at, tmp_path, monkeypatch):
+    model, adapter, calls = bare_clip(), saved("so", tmp_path), count(1)
+    assert len(adapter.changes) > at
+    write = Change.write_into
+
+    def stopped(change, tensor):
+        write(change, tensor)
+        if next(calls) == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Change, "write_into", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        adapters.apply(model, adapter)
+    assert same(state_of(model), bare_clip().state_dict())
+
+
+def test_threads_take_turns_on_one_model(tmp_path):
+    model = bare_clip()
+    pair = [saved("so", tmp_path), saved("clip_lora", tmp_path)]
+    with ThreadPoolExecutor(4) as pool:
+        [*pool.map(lambda adapter: adapters.apply(model, adapter), pair * 6)]
+    adapters.remove(model)
+    assert same(state_of(model), bare_clip().state_dict())
+
+
+def test_a_copy_of_an_adapted_model_loses_its_own_adapter(tmp_path):
+    model, adapter = bare_clip(), saved("so", tmp_path)
+    adapters.apply(model, adapter)
+    copy = deepcopy(model)
+    adapters.remove(copy)
+    assert same(state_of(copy), bare_clip().state_dict())
+    assert not same(state_of(model), bare_clip().state_dict())

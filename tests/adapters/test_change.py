@@ -42,9 +42,10 @@ def test_a_change_gives_the_adapted_bits_and_its_undo_the_base_bits(seed, size, 
         assert bits(base) == bits(new)
         return
     tensor = base.clone()
-    undo = change.write_into(tensor)
+    undo = change.undo_of(tensor)
+    change.write_into(tensor)
     assert bits(tensor) == bits(new)
-    undo()
+    undo(tensor)
     assert bits(tensor) == bits(base)
 
 

@@ -117,6 +117,18 @@ DAMAGES = {
     "fewer gaps than values": (tensor_with(f"gaps:{NAME}", lambda g: g[1:]), "indices"),
     "no gaps": (without(f"gaps:{NAME}"), "values in place of"),
     "no values": (without(f"delta:{NAME}"), "is missing"),
+    "types that torch cannot compare": (
+        tensor_with(f"delta:{NAME}", lambda d: d.to(torch.float8_e4m3fn)),
+        "has the type",
+    ),
+    "a weight of eight bits": (shape_of([256, 64], "float8_e5m2"), "the type of"),
+    "complex numbers": (tensor_with(f"delta:{NAME}", lambda d: d + 0j), "has the type"),
+    "an architecture without end": (
+        metadata_with(
+            base={"architecture": "x" * 10**5, "weights_sha256": "0" * 64, "logit_scale": 1}
+        ),
+        "base.architecture",
+    ),
     "values of another type": (tensor_with(f"delta:{NAME}", lambda d: d.half()), "list of"),
     "values in two dimensions": (tensor_with(f"delta:{NAME}", lambda d: d[None]), "list of"),
     "no shape": (metadata_with(shapes={}), "has no shape of"),
@@ -174,6 +186,21 @@ def test_bytes_that_are_no_whole_safetensors_file_are_refused(make, so_file, tmp
     path.write_bytes(make(so_file.read_bytes()))
     with pytest.raises(InputError, match="damaged, cut short, or no safetensors file"):
         adapters.load(path)
+
+
+def test_a_bit_that_flipped_anywhere_is_found(so_file, tmp_path):
+    path, data = tmp_path / "flipped.safetensors", so_file.read_bytes()
+    places = range(0, len(data), len(data) // 60)
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 4
+        path.write_bytes(flipped)
+        try:
+            adapters.load(path)
+        except InputError as error:
+            assert "flipped.safetensors" in str(error)  # noqa: PT017
+        else:
+            raise AssertionError(f"byte {place} is not checked")
 
 
 class Evil:
@@ -246,6 +273,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(so_file, tmp_path):
             "adapter.x",
         ),
         ("so", shape_of([64, 256]), "the model has"),
+        ("so", tensor_with(f"delta:{NAME}", lambda delta: delta + 3e38), "not finite"),
     ],
 )
 def test_a_file_that_does_not_fit_leaves_the_model_untouched(method, change, words, tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from so_clip import adapters
-from so_clip.adapters.about import KEY, About, Base, LowRank
+from so_clip.adapters.about import CONTENT_SHA256, KEY, About, Base, LowRank
 from so_clip.adapters.before import added_tensors
 from so_clip.adapters.file import saved_adapter
 from so_clip.adapters.of_run import is_weights_only, options_of
@@ -59,10 +59,12 @@ def save_trained(done: TrainedMethod, path: Path) -> adapters.SavedAdapter:
 
 
 def content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the metadata of a file, to change and write them."""
+    """Return the tensors and the metadata of a file, to change and write them without a hash."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(file.metadata()[KEY])
+        metadata = json.loads(file.metadata()[KEY])
+    del metadata[CONTENT_SHA256]
+    return tensors, metadata
 
 
 def write(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
