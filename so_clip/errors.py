@@ -1,6 +1,7 @@
 """Exceptions for users, messages and exit codes."""
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Iterable
@@ -109,8 +110,26 @@ def show_progress(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print a result to stdout, without the control codes that foreign text may hold."""
-    print(terminal(text), flush=True)
+    """Print a result to stdout, without the control codes that foreign text may hold.
+
+    Raises:
+        InputError: the disk behind stdout is full.
+        BrokenPipeError: nobody reads stdout.
+    """
+    try:
+        print(terminal(text), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_stdout()
+        raise InputError(
+            f"stdout: cannot be written: {reason_of(error)}. Free the disk, or write elsewhere."
+        ) from error
+
+
+def drop_stdout() -> None:
+    """Lead stdout nowhere, so that Python does not complain at its end about unwritten text."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def reason_of(error: BaseException) -> str:

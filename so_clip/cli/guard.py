@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from so_clip.errors import DEBUG, report
+from so_clip.errors import DEBUG, drop_stdout, report
 from so_clip.sweep.interrupts import Interrupts
 from so_clip.system.torchrun import processes
 
@@ -16,15 +16,18 @@ def guarded(command: Callable[[list[str]], None]) -> int:
     `--debug` anywhere in the arguments also prints the traceback. The first Ctrl-C or SIGTERM ends
     the command with a word, the second one kills it.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; the next opened file would take its descriptor
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
     interrupts = Interrupts()
     if processes() == 1:  # torchrun stops its processes itself, and waits 30 s for a handler
         interrupts.watch()
     try:
         command([argument for argument in sys.argv[1:] if argument != DEBUG])
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of stdout has enough (`| head`). Without this line, Python complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of stdout has enough (`| head`)
+        drop_stdout()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
     finally:

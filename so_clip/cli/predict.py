@@ -1,8 +1,10 @@
 """`python -m so_clip predict`: classes of any images, with the adapter of a run."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from os.path import samestat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +19,7 @@ from so_clip.predict.formats import Format, TextForm, default_format, text_form
 from so_clip.predict.gather import gather, paths_from
 from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.system import atomic
+from so_clip.system.safe_open import MAX_LIST_BYTES
 
 if TYPE_CHECKING:
     from so_clip.adapters.about import About
@@ -96,10 +99,12 @@ def main(
     checkpoint: BaseCheckpoint = None,
 ) -> None:
     """Classify images; see HELP."""
-    target = None if out is None else _target(out, run)
+    target = None if out is None else _target(out)
     names = other_classes(classes, classes_file)
     chosen = form or default_format(target, sys.stdout.isatty())
     paths = _paths(images or [], null, follow_links)
+    if target is not None:
+        _check_replaces_no_input(target, run, [run, checkpoint, classes_file, *paths])
 
     # torch takes seconds to import, so most bad input is refused before.
     from so_clip.adapters import open_saved, restore
@@ -135,7 +140,7 @@ def _paths(arguments: Sequence[str], null: bool, follow_links: bool) -> list[str
     """Return the images; print what is skipped; InputError if no image is left."""
     listed: list[str] = []
     if STDIN in arguments:
-        listed = paths_from(sys.stdin.buffer.read() if sys.stdin else b"", null)
+        listed = paths_from(sys.stdin.buffer.read(MAX_LIST_BYTES + 1) if sys.stdin else b"", null)
     elif null:
         raise InputError(f"-0: goes with {STDIN}, which reads paths from stdin. Add {STDIN}.")
     given = [argument for argument in arguments if argument != STDIN]
@@ -156,15 +161,28 @@ def _paths(arguments: Sequence[str], null: bool, follow_links: bool) -> list[str
     return found.paths
 
 
-def _target(file: Path, run: Path) -> Path:
-    """Return the output file; InputError if it cannot be one, or would replace another file."""
+def _target(file: Path) -> Path:
+    """Return the output file; InputError if it cannot be one."""
     if not file.parent.is_dir():
         raise InputError(f"-o {file}: the folder {file.parent} does not exist. Make it first.")
     if file.exists() and not file.is_file():
         raise InputError(f"-o {file}: is not a plain file. Choose another name.")
-    if file.suffix.lower() in SUFFIXES or (file.exists() and run.exists() and file.samefile(run)):
+    if file.suffix.lower() in SUFFIXES:
         raise InputError(f"-o {file}: predictions are text. Choose another name, such as a.csv.")
     return file
+
+
+def _check_replaces_no_input(file: Path, run: Path, inputs: Iterable[Path | str | None]) -> None:
+    """Raise InputError if the output file is one that is read, or one of the run's own files."""
+    if not file.exists():
+        return
+    status = file.stat()
+    for given in inputs:
+        # os.path's test is False below a folder that may not be entered.
+        if given is not None and os.path.exists(given) and samestat(status, os.stat(given)):  # noqa: PTH110, PTH116
+            raise InputError(f"-o {file}: this file is read. Choose another name, such as a.csv.")
+    if os.path.isdir(run) and file.resolve().parent == run.resolve():  # noqa: PTH112
+        raise InputError(f"-o {file}: this file belongs to the run. Choose another folder.")
 
 
 def _note_calibration(about: "About", class_names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from so_clip.data.user.folder import SUFFIXES, is_hidden
 from so_clip.data.user.links import is_below
 from so_clip.data.user.listing import counts_text
 from so_clip.errors import InputError, reason_of
+from so_clip.system.safe_open import MAX_LIST_BYTES
 
 _MAGIC = "*?["
 
@@ -67,8 +68,13 @@ def paths_from(data: bytes, null: bool) -> list[str]:
     """Return the paths of a list, one on each line, or each ended by a NUL byte.
 
     Raises:
-        InputError: a list of lines has a NUL byte.
+        InputError: a list of lines has a NUL byte, or the list is too long.
     """
+    if len(data) > MAX_LIST_BYTES:
+        raise InputError(
+            f"-: stdin has more than {MAX_LIST_BYTES // 2**20} MiB. Give the list in parts, or "
+            "give the folder of the images."
+        )
     if not null and b"\0" in data:
         raise InputError(
             "-: stdin holds a NUL byte, so it is no list with one path per line. Add -0 for paths "
