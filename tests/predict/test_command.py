@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -148,6 +149,9 @@ def test_other_classes_replace_those_of_the_run(finished, photos, tmp_path):
         (["RUN", "a.png", "-o", "empty"], "is not a plain file"),
         (["RUN", "a.png", "-o", "none/out.csv"], "none does not exist"),
         (["RUN", "a.png", "-o", "a.png"], "predictions are text"),
+        (["RUN", "list", "-o", "list"], "this file is read"),
+        (["RUN", "a.png", "--classes-file", "list", "-o", "list"], "this file is read"),
+        (["RUN", "a.png", "-o", "RUN/adapter.safetensors"], "belongs to the run"),
         (["RUN", "a.png", "--top", "0"], "--top"),
         (["RUN", "a.png", "--batch-size", "0"], "--batch-size"),
         (["RUN", "a.png", "--device", "tpu"], "device=tpu"),
@@ -163,12 +167,40 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     (tmp_path / "empty").mkdir()
     write_image(tmp_path / "a.png", 1)
     monkeypatch.chdir(tmp_path)
-    before = (tmp_path / "a.png").read_bytes()
-    done = predict(*[finished.folder if word == "RUN" else word for word in arguments])
+    (tmp_path / "list").write_text("oak\nyew\n")
+    files = [tmp_path / "a.png", tmp_path / "list", finished.folder / "adapter.safetensors"]
+    before = [file.read_bytes() for file in files]
+    done = predict(*[word.replace("RUN", str(finished.folder)) for word in arguments])
     assert (done.code, done.out) == (2, "")
     assert part in done.messages[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "empty"]
-    assert (tmp_path / "a.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "empty", "list"]
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_list_without_end_on_stdin_is_refused(finished, monkeypatch):
+    monkeypatch.setattr("so_clip.cli.predict.MAX_LIST_BYTES", 9)
+    monkeypatch.setattr("so_clip.predict.gather.MAX_LIST_BYTES", 9)
+    typed(monkeypatch, b"a" * 99)
+    done = predict(finished.folder, "-")
+    assert done.code == 2
+    assert "-: stdin has more than" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("redirect", "code"), [(">/dev/full", 2), (">&-", 0), ("<&-", 0)])
+def test_output_that_is_full_or_closed_gives_no_traceback(finished, photos, redirect, code):
+    words = [sys.executable, "-m", "so_clip", "predict", finished.folder, photos]
+    done = subprocess.run(
+        f"{shlex.join(map(str, words))} {redirect}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "unexpected" not in done.stderr
+    assert ("stdout: cannot be written" in done.stderr) == bool(code)
 
 
 @pytest.mark.slow
