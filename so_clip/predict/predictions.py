@@ -3,6 +3,7 @@
 Tensor names end in their shape: B images of a batch, K classes, T best classes, D embedding.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -169,6 +170,12 @@ class Predictor:
         confidences: list[float],
         logits_K: Tensor,
     ) -> Prediction:
+        if math.isnan(confidences[0]):
+            place = path_of(pictures[index]) or f"image {index}"
+            raise InputError(
+                f"{place}: its logits are not finite numbers. "
+                "The adapter is damaged, or needs precision fp32."
+            )
         names = tuple(self.class_names[label] for label in labels)
         kept_K = logits_K if self.keep_logits else None
         path = path_of(pictures[index])

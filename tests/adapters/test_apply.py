@@ -159,6 +159,15 @@ def test_a_wrapped_model_is_refused_with_the_name_of_the_model_in_it(wrap, tmp_p
         adapters.apply(wrap(bare_clip()), saved("so", tmp_path))
 
 
+def test_an_update_beyond_the_largest_number_is_refused_and_undone(tmp_path):
+    adapter, model = saved("clip_lora", tmp_path), bare_clip()
+    updates = [each.model_copy(update={"scale": 1e300}) for each in adapter.about.low_rank]
+    about = adapter.about.model_copy(update={"low_rank": tuple(updates)})
+    with pytest.raises(InputError, match="not finite"):
+        adapters.apply(model, replace(adapter, about=about))
+    assert same(state_of(model), bare_clip().state_dict())
+
+
 def test_an_architecture_that_names_a_place_is_not_looked_up(tmp_path):
     adapter = saved("so", tmp_path)
     for name in ("hf-hub:owner/name", f"local-dir:{tmp_path}", "../tiny"):

@@ -273,7 +273,6 @@ def test_a_file_that_cannot_be_written_leaves_nothing(so_file, tmp_path):
             "adapter.x",
         ),
         ("so", shape_of([64, 256]), "the model has"),
-        ("so", tensor_with(f"delta:{NAME}", lambda delta: delta + 3e38), "not finite"),
     ],
 )
 def test_a_file_that_does_not_fit_leaves_the_model_untouched(method, change, words, tmp_path):

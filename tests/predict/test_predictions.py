@@ -141,5 +141,15 @@ def test_numbers_that_do_not_fit_are_refused(classifier, folder):
         Predictor(classifier, NAMES, top=0)
 
 
+def test_logits_that_are_no_numbers_are_refused(folder):
+    model = small_backbone().requires_grad_(False)
+    model.model.visual.proj.fill_(1e38)
+    broken = Classifier(model, model.tokenize(["a photo of an ant.", "a photo of a bee."]))
+    file = files_of(folder)[0]
+    with pytest.raises(InputError, match="not finite numbers") as caught:
+        list(Predictor(broken, ["ant", "bee"], workers=0).predict([file]))
+    assert str(caught.value).startswith(file)
+
+
 def test_no_image_gives_no_prediction(classifier):
     assert list(Predictor(classifier, NAMES).predict([])) == []
