@@ -7,6 +7,7 @@ each; `key` is the option's name as the user writes it, and every message begins
 """
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -142,9 +143,9 @@ def path(key: str, value: Any) -> Path:
     if value is None or value == "":
         raise InputError(f"{key} is empty: it needs a path, such as {key}=FOLDER.")
     # A folder may be called 2024, so whole numbers are paths. `True` is a mistake.
-    if isinstance(value, bool) or not isinstance(value, (str, int, Path)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, os.PathLike)):
         raise InputError(f"{key}={value}: must be a path, such as {key}=FOLDER.")
-    text = unicode_text(key, str(value))
+    text = unicode_text(key, str(os.fspath(value) if isinstance(value, os.PathLike) else value))
     if "\0" in text:
         raise InputError(f"{key}={text!a}: holds a NUL character. Choose another name.")
     longest = max(len(part.encode()) for part in re.split(r"[/\\]", text))

@@ -246,7 +246,7 @@ def load_adapted(
     """
     if class_names is not None:
         check_class_names(class_names)
-    adapter, folder = open_saved(path)
+    adapter, folder = open_saved(checked_path("path", path))
     restored = restore(
         adapter,
         device=device,
