@@ -1,6 +1,8 @@
 """Upload an export to a model repository on the Hugging Face hub, in one commit."""
 
+import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,11 @@ import requests
 from so_clip.errors import InputError, reason_of
 from so_clip.system.commands import command
 
-# The hub's client has no time limit for an answer.
-PROBE_SECONDS = 5
+# The hub's client has no time limit for an answer. A hub that takes a large commit may be silent
+# for a while.
+PROBE_SECONDS, SILENT_SECONDS = 5, 120
+# An answer about a user is shorter.
+_MOST_BYTES = 2**20
 _UNAUTHORISED, _FORBIDDEN = 401, 403
 _TOKEN_PAGE = "huggingface.co/settings/tokens"
 
@@ -61,13 +66,14 @@ def check_repository(name: str) -> Repository:
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"--push {name}: HF_HUB_OFFLINE forbids requests to the hub. Unset it.")
     try:
-        answer = requests.get(
+        with requests.get(
             f"{endpoint}/api/whoami-v2",
             headers={"Authorization": f"Bearer {token}"},
             timeout=PROBE_SECONDS,
-        )
-        status = answer.status_code
-        user = str(answer.json()["name"]) if status == 200 else ""
+            stream=True,
+        ) as answer:
+            status = answer.status_code
+            user = str(json.loads(_body(answer))["name"]) if status == 200 else ""
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreachable(name, endpoint, type(error).__name__) from error
     if status in (_UNAUTHORISED, _FORBIDDEN):
@@ -75,6 +81,16 @@ def check_repository(name: str) -> Repository:
     if not user:
         raise _unreachable(name, endpoint, f"status {status}")
     return Repository(name if "/" in name else f"{user}/{name}", endpoint, token)
+
+
+def _body(answer: requests.Response) -> bytes:
+    """Return the body of an answer; ValueError if it is long or slow."""
+    body, end = b"", time.monotonic() + PROBE_SECONDS
+    for piece in answer.iter_content(2**16):
+        body += piece
+        if len(body) > _MOST_BYTES or time.monotonic() > end:
+            raise ValueError("the answer does not end")
+    return body
 
 
 def push(repository: Repository, files: Mapping[str, Path | bytes], message: str) -> str:
@@ -92,7 +108,9 @@ def push(repository: Repository, files: Mapping[str, Path | bytes], message: str
         InputError: the hub refuses the repository or the commit. The repository has no new file.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import get_session
 
+    get_session().timeout = SILENT_SECONDS
     api = HfApi(endpoint=repository.endpoint, token=repository.token)
     operations: list[Any] = [
         CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))

@@ -1,7 +1,11 @@
 """Uploads to a stand-in for the hub: one commit, or one clear message."""
 
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import open_clip
@@ -53,6 +57,36 @@ def test_an_export_is_one_commit_that_open_clip_loads(hub: Hub, tmp_path: Path) 
             pixels_BCHW(), normalize=True
         )
     torch.testing.assert_close(image_BD, expected_BD, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("body", [b"x" * 10, b'{"name": "', b"<html>log in</html>"])
+def test_an_answer_that_does_not_end_or_is_no_json_is_no_hub(monkeypatch, body) -> None:
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(10_000 if body.startswith(b"x") else 1):
+                    self.wfile.write(body * 1000)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        with pytest.raises(InputError, match="gives no answer"):
+            check_repository("satellites")
+        server.shutdown()
+
+
+def test_a_hub_that_stalls_ends_the_upload(hub: Hub, monkeypatch) -> None:
+    repository = check_repository("satellites")
+    monkeypatch.setattr(pushing, "SILENT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        stalled = replace(repository, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(InputError, match="did not take the files"):
+            pushing.push(stalled, {"a.txt": b"a"}, "a file")
 
 
 @pytest.mark.slow
