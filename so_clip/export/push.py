@@ -108,7 +108,7 @@ def push(repository: Repository, files: Mapping[str, Path | bytes], message: str
         InputError: the hub refuses the repository or the commit. The repository has no new file.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     get_session().timeout = SILENT_SECONDS
     api = HfApi(endpoint=repository.endpoint, token=repository.token)
