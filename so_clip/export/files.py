@@ -3,8 +3,9 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from so_clip.system.atomic import CannotWrite
 CARD_FILE, CLASSIFIER_FILE, CLASSES_FILE = "README.md", "classifier.safetensors", "classes.json"
 SAFETENSORS = ".safetensors"
 _FORCE = "--force"
+_STAGING = ".export-"
 
 
 def check_free(folder: Path, names: list[str], force: bool) -> None:
@@ -56,7 +58,8 @@ def staged(folder: Path) -> Iterator[Path]:
     staging: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+        _remove_dead(folder)
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
         yield staging
         files = sorted(staging.iterdir(), key=lambda file: file.name == CARD_FILE)
         for file in files:
@@ -72,6 +75,15 @@ def staged(folder: Path) -> Iterator[Path]:
         for path in created:
             if os.path.isdir(path) and not os.listdir(path):  # noqa: PTH112, PTH208
                 path.rmdir()
+
+
+def _remove_dead(folder: Path) -> None:
+    """Remove the temporary folders of killed exports, to which nothing was added for long."""
+    since = time.time() - atomic.DEAD_AFTER_SECONDS
+    for staging in folder.glob(f"{_STAGING}*"):
+        with suppress(OSError):
+            if max(path.lstat().st_mtime for path in (staging, *staging.iterdir())) < since:
+                shutil.rmtree(staging)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:

@@ -1,6 +1,7 @@
 """What every export brings: the classifier, the classes, the card, and whole files or none."""
 
 import json
+import os
 import re
 import resource
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from so_clip.adapters import Restored
 from so_clip.errors import InputError
+from so_clip.export.files import staged
 from so_clip.export.write import Export, make_export, write_export
 from so_clip.results.run_files import METRICS_FILE
 from tests.helpers.exports import IMAGES_BCHW, Adapted, adapted, adapted_so
@@ -145,3 +147,14 @@ def test_a_full_disk_leaves_nothing(file: str, tmp_path: Path) -> None:
     with full_disk(), pytest.raises(InputError, match=r"cannot write .*File too large"):
         write_export(export, tmp_path / "new" / "folder")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_what_a_killed_export_left_is_removed_by_a_later_one(tmp_path):
+    for name in (".export-old", ".export-new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    for path in (tmp_path / ".export-old", tmp_path / ".export-old" / "model.safetensors"):
+        os.utime(path, (1, 1))
+    with staged(tmp_path) as staging:
+        (staging / "a").write_text("a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".export-new", "a"]
