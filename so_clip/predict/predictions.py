@@ -211,7 +211,7 @@ def evaluation_batch_size(settings: Mapping[str, Any]) -> int:
     evaluation = settings.get("evaluation")
     size = evaluation.get("batch_size") if isinstance(evaluation, Mapping) else None
     # The file may come from anyone.
-    return size if isinstance(size, int) and 0 < size <= MOST_IN_A_BATCH else BATCH_SIZE
+    return size if type(size) is int and 0 < size <= MOST_IN_A_BATCH else BATCH_SIZE
 
 
 class _Ranked(NamedTuple):

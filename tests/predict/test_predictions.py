@@ -14,7 +14,7 @@ from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder, to_tensor
 from so_clip.errors import InputError
 from so_clip.evaluate.evaluator import Evaluator
-from so_clip.predict.predictions import Predictor
+from so_clip.predict.predictions import BATCH_SIZE, Predictor, evaluation_batch_size
 from so_clip.runtime.precision import Precision
 from tests.helpers.made_datasets import write_image
 from tests.helpers.small_models import small_backbone
@@ -153,3 +153,8 @@ def test_logits_that_are_no_numbers_are_refused(folder):
 
 def test_no_image_gives_no_prediction(classifier):
     assert list(Predictor(classifier, NAMES).predict([])) == []
+
+
+@pytest.mark.parametrize("size", [True, 0, -1, 10**9, "8", None, [8]])
+def test_a_batch_size_from_a_file_that_is_none_is_not_taken(size):
+    assert evaluation_batch_size({"evaluation": {"batch_size": size}}) == BATCH_SIZE
