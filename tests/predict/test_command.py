@@ -151,7 +151,7 @@ def test_other_classes_replace_those_of_the_run(finished, photos, tmp_path):
         (["RUN", "a.png", "-o", "a.png"], "predictions are text"),
         (["RUN", "list", "-o", "list"], "this file is read"),
         (["RUN", "a.png", "--classes-file", "list", "-o", "list"], "this file is read"),
-        (["RUN", "a.png", "-o", "RUN/adapter.safetensors"], "belongs to the run"),
+        (["RUN", "a.png", "-o", "RUN/predictions.csv"], "belongs to the run"),
         (["RUN", "a.png", "--top", "0"], "--top"),
         (["RUN", "a.png", "--batch-size", "0"], "--batch-size"),
         (["RUN", "a.png", "--device", "tpu"], "device=tpu"),
@@ -168,7 +168,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     write_image(tmp_path / "a.png", 1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list").write_text("oak\nyew\n")
-    files = [tmp_path / "a.png", tmp_path / "list", finished.folder / "adapter.safetensors"]
+    files = [tmp_path / "a.png", tmp_path / "list", finished.folder / "predictions.csv"]
     before = [file.read_bytes() for file in files]
     done = predict(*[word.replace("RUN", str(finished.folder)) for word in arguments])
     assert (done.code, done.out) == (2, "")
