@@ -31,7 +31,7 @@ BAD = [
     ("dataset=dtd max_unpacked_gib=0", ["max_unpacked_gib=0", "above 0"]),
     ("dataset=dtd max_unpacked_gib=.nan", ["max_unpacked_gib=.nan", "finite"]),
     ("dataset=dtd max_unpacked_gib=1:30", ["max_unpacked_gib=1:30", "finite number"]),
-    ("dataset=dtd retries=010", ["retries=010", "whole number"]),
+    ("dataset=dtd retries=010", ["retries='010'", "whole number"]),
     ("dataset=dtd keep_archives=on", ["keep_archives=on", "true or false"]),
     ("dataset=dtd mend=true", ["mend=true: there is no such option", "prepare --help"]),
     ("dataset=dtd keep_archives=perhaps", ["keep_archives=perhaps", "true or false"]),
