@@ -118,7 +118,8 @@ def _put_in(model: nn.Module, plain: nn.Module, applied: _Applied) -> Adapter | 
     try:
         for name, change in adapter.changes.items():
             applied.undo.append((name, change.undo_of(tensors[name])))
-            change.write_into(tensors[name])
+            if not change.write_into(tensors[name]):
+                raise not_finite(adapter, name)
         if isinstance(model, Classifier):
             applied.structure = Structure(model)
             if adapter.added or applied.opens:
@@ -129,18 +130,22 @@ def _put_in(model: nn.Module, plain: nn.Module, applied: _Applied) -> Adapter | 
                 rows_N = tensor[slice(*update.rows)].reshape(-1).clone()
                 applied.undo.append((update.tensor, Undo(rows_N, rows=update.rows)))
                 _add_low_rank(tensor, update, adapter)
-        for name in {name for name, _ in applied.undo}:
-            if not torch.isfinite(tensors[name]).all():
-                raise InputError(
-                    f"{adapter.place}: is damaged: with it, {name} has values that are not finite "
-                    "numbers. Copy it again."
-                )
+                if not torch.isfinite(tensor[slice(*update.rows)]).all():
+                    raise not_finite(adapter, update.tensor)
     except BaseException:
         applied.take_out(plain)
         raise
     vars(plain)[_APPLIED] = applied
     _remember(plain, adapter.about.base.weights_sha256)
     return method
+
+
+def not_finite(adapter: SavedAdapter, name: str) -> InputError:
+    """Return the error about an adapter that makes a tensor infinite."""
+    return InputError(
+        f"{adapter.place}: is damaged: with it, {name} has values that are not finite numbers. "
+        "Copy it again."
+    )
 
 
 def _freeze(model: nn.Module) -> None:

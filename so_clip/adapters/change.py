@@ -63,8 +63,8 @@ class Change:
         return Undo(flat_N[index_Y], index_Y)
 
     @torch.no_grad()
-    def write_into(self, tensor: Tensor) -> None:
-        """Add the change to a tensor in place.
+    def write_into(self, tensor: Tensor) -> bool:
+        """Add the change to a tensor in place; return whether the sums are finite.
 
         Args:
             tensor: of this shape and type, on any device and in any memory layout.
@@ -72,12 +72,15 @@ class Change:
         delta = self.delta.to(tensor.device)
         with _flat(tensor) as flat_N:
             if self.index_M is None:
-                flat_N.copy_((flat_N.to(delta.dtype) + delta).to(self.dtype))
+                sum_M = (flat_N.to(delta.dtype) + delta).to(self.dtype)
+                flat_N.copy_(sum_M)
             else:
                 index_M = self.index_M.to(tensor.device)
-                flat_N[index_M] = (flat_N[index_M].to(delta.dtype) + delta).to(self.dtype)
+                sum_M = (flat_N[index_M].to(delta.dtype) + delta).to(self.dtype)
+                flat_N[index_M] = sum_M
             if len(self.exact_X):
                 flat_N[self.exact_index_X.to(tensor.device)] = self.exact_X.to(tensor.device)
+        return bool(torch.isfinite(sum_M).all())
 
 
 @dataclass(frozen=True, eq=False)

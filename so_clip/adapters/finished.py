@@ -1,6 +1,6 @@
 """Put a saved adapter into the model of a run, in place of training."""
 
-from so_clip.adapters.apply import check_tensors, resume
+from so_clip.adapters.apply import check_tensors, not_finite, resume
 from so_clip.adapters.file import SavedAdapter
 from so_clip.errors import InputError
 from so_clip.methods.model import Model
@@ -30,7 +30,8 @@ def finish_model(model: Model, adapter: SavedAdapter) -> None:
     tensors = classifier.backbone.model.state_dict()
     check_tensors(tensors, adapter)
     for name, change in adapter.changes.items():
-        change.write_into(tensors[name])
+        if not change.write_into(tensors[name]):
+            raise not_finite(adapter, name)
     if method is not None:
         resume(classifier, method, adapter, model.base_names)
     elif adapter.added:
