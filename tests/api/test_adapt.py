@@ -64,7 +64,7 @@ def test_the_model_is_a_frozen_module_from_pixels_to_the_logits_of_predictions(c
     logits_BK = result.model(images_BCHW)
     assert not logits_BK.requires_grad
     assert logits_BK.shape == (5, len(result.class_names))
-    confidence_BK = (logits_BK / result.about.temperature).softmax(1)
+    confidence_BK = (logits_BK / (result.about.temperature or 1.0)).softmax(1)
     found = result.predict(images_BCHW, top=1)
     assert [one.label for one in found] == logits_BK.argmax(1).tolist()
     torch.testing.assert_close(
