@@ -116,11 +116,9 @@ def run(
     fingerprint = run_fingerprint(settings, contents, weights_sha256, ranks.size)
     folder = RunFolder(run_dir(settings, fingerprint))
     with folder.claimed(overrides, keep_refusals):
-        metrics = (
-            None
-            if settings.placement.force
-            else (folder.finished(fingerprint, settings.demanded_files))
-        )
+        metrics = None
+        if not settings.placement.force:
+            metrics = folder.finished(fingerprint, settings.demanded_files)
         if metrics is not None:
             return Result(folder.path, metrics, skipped=True)
         model = model or build_model(settings, data, backbone)

@@ -108,7 +108,7 @@ def put_in(
 
 
 def _put_in(model: nn.Module, plain: nn.Module, applied: _Applied) -> Adapter | None:
-    """Put an adapter into a model without one, or raise an error and leave it as it was."""
+    """Put an adapter into a model that has none. After an error, the model has not changed."""
     adapter, method = applied.adapter, None
     _check_base(plain, adapter, _description(model))
     tensors = plain.state_dict()

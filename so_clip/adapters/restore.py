@@ -4,10 +4,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import yaml
 
 from so_clip.adapters.about import About, with_hash
 from so_clip.adapters.apply import put_in
@@ -16,21 +15,19 @@ from so_clip.checks import path as checked_path
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
+from so_clip.config.recorded import recorded_options
 from so_clip.config.resolve import resolved_text_budget
-from so_clip.data.plain_files import load_plain_yaml
 from so_clip.errors import InputError
 from so_clip.methods.adapter import Adapter
 from so_clip.results.run_files import (
     ADAPTER_FILE,
     ADAPTER_FROM,
-    CONFIG_FILE,
     MAX_TEXT,
     METRICS_FILE,
     read_object,
 )
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
-from so_clip.system.safe_open import read_plain
 
 
 class Opened(NamedTuple):
@@ -233,8 +230,8 @@ def load_base(
 def _recorded_checkpoint(folder: Path) -> str | None:
     """Return the checkpoint that a run's config.yaml names."""
     try:
-        config: Any = load_plain_yaml(read_plain(folder / CONFIG_FILE))
-        checkpoint = config["backbone"]["checkpoint"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
+        backbone = recorded_options(folder, "RUN").get("backbone")
+    except InputError:
         return None
+    checkpoint = backbone.get("checkpoint") if isinstance(backbone, dict) else None
     return checkpoint if isinstance(checkpoint, str) else None

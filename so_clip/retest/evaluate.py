@@ -83,7 +83,7 @@ def evaluate(
 
 
 class Evaluation:
-    """An evaluation at work.
+    """One evaluation of a saved adapter.
 
     Args:
         adapter, adapter_sha256, source: see `evaluate`.
