@@ -78,7 +78,7 @@ def report(error: BaseException) -> int:
 
 def say(message: str) -> None:
     """Print a message to stderr, without the control codes that foreign text may hold."""
-    print(f"so_clip: {terminal(without_middle(message))}", file=sys.stderr, flush=True)
+    show_progress(f"so_clip: {without_middle(message)}")
 
 
 class Notes:
@@ -106,7 +106,8 @@ note = Notes()
 
 def show_progress(text: str) -> None:
     """Print to stderr, without the program's name, how far a run is."""
-    print(terminal(text), file=sys.stderr, flush=True)
+    # In one write: print writes its line break later, and another process may write in between.
+    print(f"{terminal(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

@@ -1,10 +1,14 @@
-"""The nearest names that messages offer."""
+"""Messages: the nearest names that they offer, and how they are written."""
+
+import io
+import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from so_clip.errors import InputError, RunFailed, nearest
+from so_clip.errors import InputError, RunFailed, nearest, say
 
 DATASETS = ["caltech101", "dtd", "eurosat", "oxford_flowers", "oxford_pets"]
 
@@ -38,3 +42,24 @@ def test_bad_input_and_failed_runs_have_different_exit_codes():
     # The first ends with code 2, the second with code 1.
     assert issubclass(InputError, ValueError)
     assert not issubclass(RunFailed, InputError)
+
+
+def test_a_message_and_its_line_break_are_one_write(monkeypatch):
+    """Processes share a terminal or a pipe. Another one must not write into a message."""
+
+    class Writes(io.RawIOBase):
+        def __init__(self) -> None:
+            self.texts: list[bytes] = []
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, text: Any) -> int:
+            self.texts.append(bytes(text))
+            return len(text)
+
+    writes = Writes()
+    stderr = io.TextIOWrapper(io.BufferedWriter(writes), line_buffering=True)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    say("two lines:\n  the second")
+    assert writes.texts == [b"so_clip: two lines:\n  the second\n"]
