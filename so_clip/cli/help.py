@@ -58,7 +58,7 @@ TOPICS = ("dataset", *GROUPS, "launcher", "options", "commands", ALL)
 # The choices and options on the first screen.
 _COMMON_CHOICES = {
     "dataset": ("digits", "eurosat", "dtd", "imagenet", "folder", "csv"),
-    "backbone": ("tiny", "vit_b16", "vit_b32", "vit_l14", "vit_h14"),
+    "backbone": ("tiny", "vit_b16", "vit_l14", "siglip2_b16", "pe_core_b16", "rn50"),
     "method": ("so", "adamw", "clip_lora", "coop", "tip_adapter_f", "linear_probe", "zero_shot"),
     "experiment": ("demo", "paper_table", "so_main", "clip_lora_main", "kappa_t"),
 }

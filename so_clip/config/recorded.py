@@ -136,15 +136,7 @@ def _choices(
     user_data = _part(record, "user_data")
     chosen = {"dataset": user_data.get("layout") if user_data else record.get("dataset")}
     known = partial(choices, config_dir=config_dir)
-    chosen["backbone"] = next(
-        (
-            file.stem
-            for file in known("backbone")
-            if f"\narchitecture: {_part(record, 'backbone').get('architecture')}\n"
-            in f"\n{_without_comments(file)}"
-        ),
-        None,
-    )
+    chosen["backbone"] = _backbone_group(known("backbone"), _part(record, "backbone"))
     method = record.get("method")
     chosen["method"] = method if method in [file.stem for file in known("method")] else None
     options = [override(name, value) for name, value in chosen.items() if value is not None]
@@ -161,6 +153,17 @@ def _choices(
             )
         options.append(override(group, name))
     return options
+
+
+def _backbone_group(files: Sequence[Path], backbone: Mapping[str, Any]) -> str | None:
+    """Return the group with a backbone's architecture, and with its weights if one has them."""
+
+    def states(file: Path, option: str) -> bool:
+        return f"\n{option}: {backbone.get(option)}\n" in f"\n{_without_comments(file)}"
+
+    fitting = [file for file in files if states(file, "architecture")]
+    fitting.sort(key=lambda file: not states(file, "pretrained"))
+    return fitting[0].stem if fitting else None
 
 
 def _without_comments(file: Path) -> str:

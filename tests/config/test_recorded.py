@@ -133,3 +133,9 @@ def test_an_experiment_is_refused_because_the_record_has_all_options(tmp_path):
     run = write_record(tmp_path, settings([]).record())
     with pytest.raises(InputError, match="experiment goes with no --from"):
         repeating(run, ["experiment=demo"])
+
+
+@pytest.mark.parametrize("group", ["vit_b16", "dfn_b16", "metaclip_b16"])
+def test_the_weights_choose_between_groups_of_one_architecture(group, tmp_path):
+    run = write_record(tmp_path, settings([f"backbone={group}"]).record())
+    assert f"backbone={group}" in repeating(run, [])
