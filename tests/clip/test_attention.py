@@ -1,4 +1,4 @@
-"""Explicit attention computes what nn.MultiheadAttention does, with its layout of state dicts."""
+"""Explicit attention computes what open_clip's does, with its layout of state dicts."""
 
 import copy
 import pickle
@@ -10,12 +10,28 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.modified_resnet import AttentionPool2d
+from open_clip.transformer import AttentionalPooler
+from timm.layers.attention import Attention as TimmAttention
+from timm.models.eva import EvaAttention
+from timm.models.fastvit import Attention as FastVitAttention
+from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from so_clip.clip.architecture import architecture_config, build_model
-from so_clip.clip.attention import ExplicitAttention, explicit_attention
+from so_clip.clip.attention import (
+    ExplicitAttention,
+    explicit_attention,
+    saved_place,
+    split_projections,
+)
 from so_clip.clip.embedded import embedded_weights
+from so_clip.clip.image_tower import encode_image, is_read_at_class_token
+from so_clip.clip.packed_text import ClassPrompts, PackedPrompts
+from so_clip.clip.split_projection import PARTS
 from so_clip.errors import InputError
+from tests.helpers.open_clip_4 import Attention as OpenClip4Attention
+from tests.helpers.open_clip_4 import NormedBlock, Pooler, open_clip_4
 from tests.helpers.small_models import CONFIG
 
 PROMPTS = ["a photo of a cat.", "a photo of a very small dog.", "!"]
@@ -88,7 +104,7 @@ def open_clip_name(name: str) -> str:
 @pytest.mark.parametrize("name", [*SMALL_MODELS, "wide", *SLOW])
 def test_logits_are_open_clips(name: str) -> None:
     plain, explicit, count = both(name)
-    assert count == {"resnet": 2, "tiny": 10, "ViT-B-32": 24}.get(name, 4)
+    assert count == {"resnet": 3, "tiny": 10, "ViT-B-32": 24, "coca": 5}.get(name, 4)
     images_BCHW, tokens_KL = inputs(plain)
     for grad in (False, True):  # nn.MultiheadAttention takes another path without gradients
         with torch.set_grad_enabled(grad):
@@ -110,6 +126,8 @@ def test_gradients_are_open_clips(name: str) -> None:
     expected = {key: value.grad for key, value in plain.named_parameters()}
     compared = 0
     for key, value in explicit.named_parameters():
+        if "attn_pool.attn." in key:
+            continue  # see the tests of poolers
         gradient = expected[open_clip_name(key)]
         if gradient is not None and gradient.abs().max() > 0:
             scale = gradient.abs().max()
@@ -257,7 +275,6 @@ def test_it_equals_multihead_attention(
     [
         {"dropout": 0.1},
         {"batch_first": False},
-        {"kdim": 4},
         {"add_bias_kv": True},
         {"add_zero_attn": True},
     ],
@@ -267,11 +284,161 @@ def test_options_that_clip_does_not_use_are_refused(options: dict[str, Any]) -> 
         ExplicitAttention(nn.MultiheadAttention(8, 2, **{"batch_first": True} | options))
 
 
-def test_cross_attention_is_refused() -> None:
+def test_cross_attention_with_one_matrix_is_refused() -> None:
     attention = ExplicitAttention(nn.MultiheadAttention(8, 2, batch_first=True))
     x_BLD = torch.zeros(1, 3, 8)
     with pytest.raises(NotImplementedError):
         attention(x_BLD, torch.zeros(1, 4, 8), x_BLD)
+
+
+@pytest.mark.parametrize("context_width", [8, 12])
+@pytest.mark.parametrize("version", [3, 4])
+def test_poolers_have_linear_layers_for_query_key_and_value(
+    context_width: int, version: int
+) -> None:
+    source: Any = (AttentionalPooler if version == 3 else Pooler)(8, context_width, 2, 3).double()
+    model: Any = nn.Module()
+    model.visual = nn.Module()
+    model.visual.attn_pool = copy.deepcopy(source)
+    pooler = model.visual.attn_pool
+    nn.init.normal_(source.attn.in_proj_bias)
+    assert explicit_attention(model) == 1
+    assert explicit_attention(model) == 0
+    expected = source.state_dict()
+    pooler.load_state_dict(expected)
+    saved = pooler.state_dict()
+    assert list(saved) == list(expected)
+    assert all(torch.equal(saved[key], value) for key, value in expected.items())
+    x_BLD = torch.randn(2, 5, context_width, dtype=torch.float64)
+    torch.testing.assert_close(pooler(x_BLD), source(x_BLD), atol=1e-12, rtol=1e-10)
+    for module in (source, pooler):
+        module(x_BLD).square().sum().backward()
+    bias_D = torch.cat([pooler.attn.get_parameter(f"{part}.bias").grad for part in PARTS])
+    torch.testing.assert_close(bias_D, source.attn.in_proj_bias.grad, atol=1e-12, rtol=1e-10)
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        layer = pooler.attn.get_submodule(part)
+        assert type(layer) is nn.Linear
+        prefix, (first, end) = saved_place(model, f"visual.attn_pool.attn.{part}")
+        assert torch.equal(model.state_dict()[f"{prefix}weight"][first:end], layer.weight)
+
+
+def test_the_pooling_of_a_resnet_calls_its_layers() -> None:
+    source = AttentionPool2d(spacial_dim=2, embed_dim=8, num_heads=2, output_dim=6).double()
+    pooling = copy.deepcopy(source)
+    assert explicit_attention(pooling) == 1
+    assert explicit_attention(pooling) == 0
+    assert list(pooling.state_dict()) == list(source.state_dict())
+    x_BDHW = torch.randn(3, 8, 2, 2, dtype=torch.float64)
+    for module in (source, pooling):
+        module(x_BDHW).square().sum().backward()
+    torch.testing.assert_close(pooling(x_BDHW), source(x_BDHW), atol=1e-12, rtol=1e-10)
+    for name, value in pooling.named_parameters():
+        expected = source.get_parameter(name).grad
+        torch.testing.assert_close(value.grad, expected, atol=1e-12, rtol=1e-10)
+    before = pooling(x_BDHW)
+    for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
+        layer = pooling.get_submodule(name)
+        setattr(pooling, name, nn.Sequential(layer, nn.Tanh()))
+        assert not torch.allclose(pooling(x_BDHW), before), name
+        setattr(pooling, name, layer)
+
+
+def test_evas_attention_with_separate_biases_calls_its_layer() -> None:
+    options: dict[str, Any] = {"qkv_bias": True, "norm_layer": nn.LayerNorm}
+    source: Any = EvaAttention(8, 2, **options).double()
+    nn.init.normal_(source.q_bias)
+    nn.init.normal_(source.v_bias)
+    x_BLD = torch.randn(2, 5, 8, dtype=torch.float64)
+    expected = source(x_BLD)
+    names = list(source.state_dict())
+    explicit_attention(source)
+    torch.testing.assert_close(source(x_BLD), expected, atol=1e-12, rtol=1e-10)
+    assert list(source.state_dict()) == names
+    source.qkv = nn.Sequential(source.qkv, nn.Tanh())
+    assert not torch.allclose(source(x_BLD), expected)
+
+
+@pytest.mark.parametrize("make", ["timm", "eva", "swin", "fastvit"])
+def test_timms_one_layer_is_split_in_three(make: str) -> None:
+    attention: Any = {
+        "timm": lambda: TimmAttention(8, 2, qkv_bias=True),
+        "eva": lambda: EvaAttention(8, 2, norm_layer=nn.LayerNorm),
+        "swin": lambda: WindowAttention(8, 2, window_size=2),
+        "fastvit": lambda: FastVitAttention(8, head_dim=4),
+    }[make]()
+    attention.double().requires_grad_(False)
+    explicit_attention(attention)
+    shape = (2, 8, 2, 2) if make == "fastvit" else (2, 4, 8)
+    x = torch.randn(shape, dtype=torch.float64)
+    expected, state = attention(x), attention.state_dict()
+    split_projections(attention)
+    split_projections(attention)
+    torch.testing.assert_close(attention(x), expected, atol=1e-12, rtol=1e-10)
+    saved = attention.state_dict()
+    assert list(saved) == list(state)
+    assert all(torch.equal(saved[key], value) for key, value in state.items())
+    for index, part in enumerate(PARTS):
+        layer = attention.get_submodule(f"qkv.{part}")
+        assert type(layer) is nn.Linear
+        assert not layer.weight.requires_grad
+        assert saved_place(attention, f"qkv.{part}") == ("qkv.", (8 * index, 8 * index + 8))
+        layer.weight.zero_()
+    attention.load_state_dict(state)
+    torch.testing.assert_close(attention(x), expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["small", "coca", "tiny"])
+def test_a_model_of_open_clip_4_has_the_logits_and_names_of_open_clip_3(name: str) -> None:
+    plain = MODELS[name]()
+    with open_clip_4():
+        model = MODELS[name]()
+        assert isinstance(model.visual.transformer.resblocks[0].attn, OpenClip4Attention)
+        images_BCHW, tokens_KL = inputs(model)
+        expected = logits(plain, images_BCHW, tokens_KL)
+        torch.testing.assert_close(logits(model, images_BCHW, tokens_KL), expected)
+        state = model.state_dict()
+        assert list(state) == list(plain.state_dict())
+        assert explicit_attention(model) == both(name)[2]
+        assert list(model.state_dict()) == list(state)
+        assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+        found = logits(model, images_BCHW, tokens_KL)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_norms_of_query_and_key_are_kept() -> None:
+    with open_clip_4(NormedBlock):
+        plain = small()
+        for block in plain.visual.transformer.resblocks:
+            nn.init.normal_(block.attn.ln_q.weight)
+            nn.init.normal_(block.attn.ln_k.bias)
+        explicit = copy.deepcopy(plain)
+        assert explicit_attention(explicit) == 4
+        assert list(explicit.state_dict()) == list(plain.state_dict())
+        images_BCHW, tokens_KL = inputs(plain)
+        expected = logits(plain, images_BCHW, tokens_KL)
+        found = logits(explicit, images_BCHW, tokens_KL)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        # The class-token path and packed prompts normalise too.
+        image_BD = encode_image(explicit, images_BCHW)
+        assert is_read_at_class_token(explicit)
+        prompts = ClassPrompts(explicit, tokens_KL)
+        assert isinstance(prompts.chunks[0], PackedPrompts)
+        rows = F.normalize(image_BD, dim=-1) @ F.normalize(prompts(explicit), dim=-1).T
+        torch.testing.assert_close(rows, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("scaled_cosine_attn", "scaled_cosine"),
+        ("scale_heads", "scale_heads"),
+        ("scale_attn_inner", "inner_norm"),
+    ],
+)
+def test_other_options_of_open_clips_attention_are_refused_by_name(option: str, name: str) -> None:
+    model = small(text_cfg=CONFIG["text_cfg"] | {option: True})
+    with pytest.raises(InputError, match=f"has {name}; only attention as in CLIP"):
+        explicit_attention(model)
 
 
 @pytest.mark.slow
