@@ -6,6 +6,7 @@ scale near 0 and no norm or bias at its neutral value, so that tests of equality
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -248,9 +249,7 @@ FAMILIES: dict[str, Family] = {
 
 def small_model(family: str) -> nn.Module:
     """Return a new model of a family, as open_clip builds it, frozen, in evaluation mode."""
-    model = _build(FAMILIES[family])
-    _randomize(model, seed=crc32(family.encode()))
-    return model.eval().requires_grad_(False)
+    return deepcopy(_model(family))
 
 
 def small_backbone(family: str) -> Backbone:
@@ -266,6 +265,13 @@ def small_images(backbone: Backbone, count: int, seed: int = 0) -> Tensor:
     images_BCHW = blocks_BCHW.repeat_interleave(block, 2).repeat_interleave(block, 3)
     noise_BCHW = torch.randint(0, 50, images_BCHW.shape, generator=generator)
     return (images_BCHW + noise_BCHW).to(torch.uint8)
+
+
+@cache
+def _model(family: str) -> nn.Module:
+    model = _build(FAMILIES[family])
+    _randomize(model, seed=crc32(family.encode()))
+    return model.eval().requires_grad_(False)
 
 
 @cache
