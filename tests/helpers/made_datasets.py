@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 ANIMALS = ("ant", "bee", "cat", "dog", "eel")
 
 
 def write_image(path: Path, number: int) -> None:
-    """Write an image of noise; the number decides its tint."""
+    """Write an image of noise; the number decides its pixels and its tint."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = Image.effect_noise((32, 32), 20 + number % 37)
+    pixels_HW = np.random.default_rng(number).normal(128, 20 + number % 37, (32, 32))
+    noise = Image.fromarray(pixels_HW.clip(0, 255).astype(np.uint8))
     tint = [(40 * number) % 251, (97 * number) % 251, (11 * number) % 251]
     Image.merge("RGB", [noise.point(lambda value, t=t: (value + t) // 2) for t in tint]).save(path)
 

@@ -5,7 +5,7 @@ A family is an architecture of open_clip whose sizes are cut: two blocks a tower
 scale near 0 and no norm or bias at its neutral value, so that tests of equality can fail.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 from zlib import crc32
 
+import pytest
 import timm
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -245,6 +246,31 @@ FAMILIES: dict[str, Family] = {
         tokenizer=_roberta_words,
     ),
 }
+
+
+# One family for each kind of block. Tests of the others are marked slow.
+FAST = (
+    "vit",
+    "coca",
+    "resnet",
+    "convnext",
+    "siglip",
+    "eva01",
+    "eva02_b",
+    "pe_core",
+    "vitamin",
+    "fastvit_s0",
+    "swin",
+    "average_pooled",
+    "roberta",
+    "mt5",
+)
+
+
+def family_cases(fast: Container[str] = FAST) -> list[Any]:
+    """Return all families as cases for parametrize, all but `fast` marked slow."""
+    slow = pytest.mark.slow
+    return [name if name in fast else pytest.param(name, marks=slow) for name in FAMILIES]
 
 
 def small_model(family: str) -> nn.Module:
