@@ -104,7 +104,7 @@ def measure(plan: Plan, folder: Path, device: torch.device, workers: int) -> lis
             rows.append(
                 {
                     "backbone": architecture,
-                    "image_size": ways.image_size,
+                    "image_size": ways.pixels.image_size,
                     "way": way,
                     "images": images,
                     **same,
@@ -142,7 +142,7 @@ class Ways:
         self.images = ImageFolder(folder / "images")
         self.cache = DecodeCache(folder / "cache", 4 * GIB, reserve_bytes=0)
         backbone = load_backbone(architecture, pretrained)
-        self.image_size = backbone.image_size
+        self.pixels = backbone.pixels
         self.encode_image = backbone.to(device).encode_image
         self.precision = Precision(pick_precision("auto", device), device)
         self.decoding, self.fetching = self._stream(None), self._stream(self.cache)
@@ -164,7 +164,7 @@ class Ways:
             self._pixels(self.fetching)
         taken: dict[str, list[Seconds]] = {way: [] for way in self._ways()}
         turns = [turn for _ in range(rounds) for turn in self._ways().items()]
-        for way, pass_ in tqdm(turns, f"{self.image_size} pixels", dynamic_ncols=True):
+        for way, pass_ in tqdm(turns, f"{self.pixels.image_size} pixels", dynamic_ncols=True):
             if way == KEPT:
                 self.cache.path(self.fetching.layout).unlink()
             wall, processor = time.perf_counter(), time.process_time()
@@ -190,7 +190,7 @@ class Ways:
         return TestStream(
             self.images,
             examples or self.examples,
-            self.image_size,
+            self.pixels,
             self.plan.batch_size,
             self.workers,
             pin=self.device.type == "cuda",

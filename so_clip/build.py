@@ -58,6 +58,7 @@ def load(choice: BackboneChoice, seed: int, weightless: bool = False) -> Backbon
         logit_scale=choice.logit_scale,
         seed=seed,
         weightless=weightless,
+        preprocessing=choice.preprocessing,
     )
 
 
@@ -272,7 +273,7 @@ def build_evaluator(
         TestStream(
             test_set.images,
             test_set.splits.test,
-            model.classifier.backbone.image_size,
+            model.classifier.backbone.pixels,
             options.batch_size,
             options.workers,
             pin=model.device.type == "cuda",

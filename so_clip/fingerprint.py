@@ -7,10 +7,17 @@ count by their names (`adapter: coop`), never by module paths, so code can move.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from so_clip.config.settings import NO_DIFFERENCE, BackboneChoice, Settings
+from so_clip.config.settings import (
+    AUTO,
+    NO_DIFFERENCE,
+    PIXEL_OPTIONS,
+    BackboneChoice,
+    Settings,
+)
 from so_clip.data.cards.card import PACKAGE_LAYOUT, load_card
 from so_clip.data.choice import DataChoice
 from so_clip.data.examples import SKIP
@@ -24,6 +31,13 @@ DIGITS = 12
 Key = tuple[Any, ...]
 
 
+class Base(NamedTuple):
+    """A backbone as loaded: its weights, and how its pixels differ from CLIP's (if they do)."""
+
+    weights_sha256: str
+    pixels: Mapping[str, Any] = {}
+
+
 def settings_sha256(settings: Settings) -> str:
     """Return the SHA-256 of all choices that can change the result."""
     return _sha256(counting_options(settings))
@@ -35,31 +49,39 @@ def counting_options(settings: Settings) -> dict[str, Any]:
     for option in NO_DIFFERENCE:
         group, _, key = option.rpartition(".")
         del (values[group] if group else values)[key]
+    for option in PIXEL_OPTIONS:  # what `auto` means follows from the weights
+        if values["backbone"][option] == AUTO:
+            del values["backbone"][option]
     del values["user_data"]  # its lists, names and place count by their content
     values["device"] = values["device"].partition(":")[0]  # any GPU of a machine
     return values
 
 
 def run_fingerprint(
-    settings: Settings, contents_sha256: str, weights_sha256: str, processes: int = 1
+    settings: Settings,
+    contents_sha256: str,
+    base: Base,
+    processes: int = 1,
 ) -> str:
     """Return the SHA-256 of everything that can change a run's result.
 
     Args:
         settings: with `auto` resolved, because its meaning depends on the machine.
         contents_sha256: see `contents_sha256`.
-        weights_sha256: of the backbone before training.
+        base: the backbone before training.
         processes: that train together. Each has a share of the memory and the time.
     """
     values: dict[str, Any] = {
         "settings": settings_sha256(settings),
         "data_root": _images_root(settings.data),
         "contents_sha256": contents_sha256,
-        "weights_sha256": weights_sha256,
+        "weights_sha256": base.weights_sha256,
         "results_version": RESULTS_VERSION,
     }
     if processes > 1:
         values["processes"] = processes
+    if base.pixels:
+        values["pixels"] = base.pixels
     return _sha256(values)
 
 
@@ -128,16 +150,16 @@ class KnownRuns:
     """
 
     def __init__(self) -> None:
-        self._weights: dict[Key, str] = {}
+        self._bases: dict[Key, Base] = {}
         # Each hash, with the size and date of the files that it was computed from.
         self._contents: dict[Key, tuple[str, dict[Path, Key]]] = {}
 
-    def remember(self, settings: Settings, data: Data, weights_sha256: str) -> str:
-        """Keep the hashes of a run's weights and lists; return that of the lists.
+    def remember(self, settings: Settings, data: Data, base: Base) -> str:
+        """Keep a run's backbone and the hash of its lists; return that hash.
 
         Lists without corrupt images are not kept, because those images may be repaired any time.
         """
-        self._weights[_weights_key(settings.backbone, settings.data.seed)] = weights_sha256
+        self._bases[_base_key(settings.backbone, settings.data.seed)] = base
         contents = contents_sha256(data, settings.data.template)
         if data.skipped:
             return contents
@@ -147,9 +169,9 @@ class KnownRuns:
         self._contents[_contents_key(settings.data)] = contents, states
         return contents
 
-    def weights_sha256(self, settings: Settings) -> str | None:
-        """Return the SHA-256 of a run's weights; None if this process has not loaded them."""
-        return self._weights.get(_weights_key(settings.backbone, settings.data.seed))
+    def base(self, settings: Settings) -> Base | None:
+        """Return a run's backbone; None if this process has not loaded it."""
+        return self._bases.get(_base_key(settings.backbone, settings.data.seed))
 
     def find(self, settings: Settings) -> tuple[Path, str] | None:
         """Return a run's folder and fingerprint if its lists and weights are known.
@@ -157,17 +179,17 @@ class KnownRuns:
         A list file, class folder or checkpoint that has another size or date is not known. Which
         images are corrupt is checked each time.
         """
-        weights = self.weights_sha256(settings)
+        base = self.base(settings)
         contents = self._contents.get(_contents_key(settings.data))
-        if settings.data.on_corrupt == SKIP or weights is None or contents is None:
+        if settings.data.on_corrupt == SKIP or base is None or contents is None:
             return None
         if any(_file_state(file) != state for file, state in contents[1].items()):
             return None
-        # Known weights mean that torch is imported already.
+        # A known backbone means that torch is imported already.
         from so_clip.config.resolve import resolved
 
         settings = resolved(settings)
-        fingerprint = run_fingerprint(settings, contents[0], weights)
+        fingerprint = run_fingerprint(settings, contents[0], base)
         return run_dir(settings, fingerprint), fingerprint
 
 
@@ -188,11 +210,12 @@ def _images_root(choice: DataChoice) -> str | None:
     return "\0".join(sorted(roots)) or None
 
 
-def _weights_key(backbone: BackboneChoice, seed: int) -> Key:
+def _base_key(backbone: BackboneChoice, seed: int) -> Key:
     file = Path(backbone.checkpoint).expanduser() if backbone.checkpoint is not None else None
     random = file is None and backbone.pretrained is None
     state = file and _file_state(file)
-    return backbone.architecture, backbone.pretrained, file, state, seed if random else None
+    pixels = tuple(backbone.preprocessing.items())
+    return backbone.architecture, backbone.pretrained, file, state, pixels, seed if random else None
 
 
 def _contents_key(choice: DataChoice) -> Key:

@@ -22,6 +22,7 @@ from so_clip.build import (
 )
 from so_clip.checkpoint import Checkpoint, ModelState, Stopwatch
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.pixels import preprocessing_of, unusual_pixels
 from so_clip.config.resolve import resolved
 from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
@@ -32,6 +33,7 @@ from so_clip.evaluate.evaluator import Evaluator
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.evaluate.validation import ValidationImages
 from so_clip.fingerprint import (
+    Base,
     KnownRuns,
     run_dir,
     run_fingerprint,
@@ -108,12 +110,13 @@ def run(
     settings = resolved(settings)
     known = known or KnownRuns()
     model = None
-    weights_sha256 = known.weights_sha256(settings)
-    if weights_sha256 is None:
+    base = known.base(settings)
+    if base is None:
         model = build_model(settings, data, backbone)
-        weights_sha256 = model.weights_sha256
-    contents = known.remember(settings, data, weights_sha256)
-    fingerprint = run_fingerprint(settings, contents, weights_sha256, ranks.size)
+        pixels = preprocessing_of(model.classifier.backbone)
+        base = Base(model.weights_sha256, unusual_pixels(pixels, settings.backbone.architecture))
+    contents = known.remember(settings, data, base)
+    fingerprint = run_fingerprint(settings, contents, base, ranks.size)
     folder = RunFolder(run_dir(settings, fingerprint))
     with folder.claimed(overrides, keep_refusals):
         metrics = None

@@ -18,6 +18,7 @@ from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
 from so_clip.fingerprint import (
     RESULTS_VERSION,
+    Base,
     KnownRuns,
     contents_sha256,
     run_dir,
@@ -48,31 +49,34 @@ def _settings(*overrides: object) -> Settings:
 
 def test_every_part_changes_the_fingerprint():
     settings, other = _settings(), _settings("seed=2")
-    first = run_fingerprint(settings, "lists", "weights")
+    first = run_fingerprint(settings, "lists", Base("weights"))
     assert len(first) == 64
-    assert first == run_fingerprint(_settings("threads=3", "force=true"), "lists", "weights")
+    assert first == run_fingerprint(_settings("threads=3", "force=true"), "lists", Base("weights"))
     others = {
-        run_fingerprint(other, "lists", "weights"),
-        run_fingerprint(settings, "another", "weights"),
-        run_fingerprint(settings, "lists", "other"),
-        run_fingerprint(settings, "weights", "lists"),
+        run_fingerprint(other, "lists", Base("weights")),
+        run_fingerprint(settings, "another", Base("weights")),
+        run_fingerprint(settings, "lists", Base("other")),
+        run_fingerprint(settings, "weights", Base("lists")),
+        run_fingerprint(settings, "lists", Base("weights", {"resize_mode": "squash"})),
+        run_fingerprint(settings, "lists", Base("weights", {"mean": [0.5, 0.5, 0.5]})),
+        run_fingerprint(_settings("backbone.resize_mode=squash"), "lists", Base("weights")),
     }
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 8
 
 
 def test_another_results_version_is_another_run(monkeypatch):
-    before = run_fingerprint(_settings(), "lists", "weights")
+    before = run_fingerprint(_settings(), "lists", Base("weights"))
     monkeypatch.setattr(fingerprint_module, "RESULTS_VERSION", RESULTS_VERSION + 1)
-    assert run_fingerprint(_settings(), "lists", "weights") != before
+    assert run_fingerprint(_settings(), "lists", Base("weights")) != before
 
 
 def test_all_gpus_of_a_machine_share_a_fingerprint():
     fingerprints = {
-        run_fingerprint(_settings(f"device={device}"), "lists", "weights")
+        run_fingerprint(_settings(f"device={device}"), "lists", Base("weights"))
         for device in ("cuda", "cuda:0", "cuda:1")
     }
     assert len(fingerprints) == 1
-    assert run_fingerprint(_settings("device=cpu"), "lists", "weights") not in fingerprints
+    assert run_fingerprint(_settings("device=cpu"), "lists", Base("weights")) not in fingerprints
 
 
 def _contents(*overrides: object) -> str:
@@ -140,7 +144,7 @@ def test_the_data_root_counts_by_its_real_path(needs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("data")
     runs = [
-        run_fingerprint(_settings(*needs.split(), f"data_root={place}"), "lists", "weights")
+        run_fingerprint(_settings(*needs.split(), f"data_root={place}"), "lists", Base("weights"))
         for place in ("data", tmp_path / "data", "./data", "link", "elsewhere")
     ]
     assert len({*runs[:4]}) == 1
@@ -150,17 +154,17 @@ def test_the_data_root_counts_by_its_real_path(needs, tmp_path, monkeypatch):
 def test_images_of_a_package_have_no_data_root():
     for needs in ("dataset=digits", "dataset=textile"):
         runs = [
-            run_fingerprint(_settings(needs, f"data_root={place}"), "lists", "weights")
+            run_fingerprint(_settings(needs, f"data_root={place}"), "lists", Base("weights"))
             for place in ("data", "elsewhere")
         ]
         assert runs[0] == runs[1]
 
 
-def _known(settings: Settings) -> tuple[KnownRuns, str, str]:
+def _known(settings: Settings) -> tuple[KnownRuns, str, Base]:
     """Return the memory of a process that has done one run, and its two hashes."""
     known, data = KnownRuns(), gather(settings.data)
-    weights = build_model(resolved(settings), data).weights_sha256
-    return known, known.remember(settings, data, weights), weights
+    base = Base(build_model(resolved(settings), data).weights_sha256)
+    return known, known.remember(settings, data, base), base
 
 
 def test_a_process_remembers_the_lists_and_weights_of_its_runs(tmp_path):
@@ -168,10 +172,10 @@ def test_a_process_remembers_the_lists_and_weights_of_its_runs(tmp_path):
     place = ("dataset=eurosat", f"data_root={tmp_path}")
     settings = _settings(*place)
     assert KnownRuns().find(settings) is None
-    known, contents, weights = _known(settings)
-    assert known.weights_sha256(settings) == weights
+    known, contents, base = _known(settings)
+    assert known.base(settings) == base
     settings = _settings(*place, "shots=1", "seed=2", "method=adamw")
-    fingerprint = run_fingerprint(resolved(settings), contents, weights)
+    fingerprint = run_fingerprint(resolved(settings), contents, base)
     assert known.find(settings) == (run_dir(settings, fingerprint), fingerprint)
     for other in ("transfer=[dtd]", "template=specific", "protocol=base_to_new"):
         assert known.find(_settings(*place, other)) is None
@@ -186,9 +190,9 @@ def test_a_process_remembers_the_lists_and_weights_of_its_runs(tmp_path):
 def test_random_weights_belong_to_their_seed():
     settings = _settings("backbone.pretrained=null", "seed=1")
     known, *_ = _known(settings)
-    assert known.weights_sha256(settings) is not None
-    assert known.weights_sha256(_settings("backbone.pretrained=null", "seed=2")) is None
-    assert known.weights_sha256(_settings("seed=1")) is None
+    assert known.base(settings) is not None
+    assert known.base(_settings("backbone.pretrained=null", "seed=2")) is None
+    assert known.base(_settings("seed=1")) is None
 
 
 def test_a_changed_checkpoint_is_not_known(tmp_path):
@@ -196,10 +200,10 @@ def test_a_changed_checkpoint_is_not_known(tmp_path):
     save_file(load_backbone("tiny", seed=3).model.state_dict(), file)
     settings = _settings(f"backbone.checkpoint={file}")
     known, *_ = _known(settings)
-    assert known.weights_sha256(settings) is not None
-    assert known.weights_sha256(_settings(f"backbone.checkpoint={file}", "seed=2")) is not None
+    assert known.base(settings) is not None
+    assert known.base(_settings(f"backbone.checkpoint={file}", "seed=2")) is not None
     os.utime(file, ns=(0, 0))
-    assert known.weights_sha256(settings) is None
+    assert known.base(settings) is None
 
 
 @pytest.mark.parametrize(("overrides", "accuracy", "first", "last"), PINNED[RESULTS_VERSION])

@@ -7,13 +7,14 @@ have another order in each file.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from so_clip.clip.blocks import Memory
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.data.choice import MAX_SEED
+from so_clip.data.transforms import Interpolation, ResizeMode
 from so_clip.errors import InputError
 from so_clip.runtime.precision import PRECISIONS
 
@@ -22,6 +23,9 @@ KEY, FORMAT_VERSION, CONTENT_SHA256 = "so_clip_adapter", 1, "sha256"
 DEFAULT_TEMPLATE = "a photo of a {}."
 _PRECISIONS = f"^({'|'.join(PRECISIONS)})$"
 Positive = Field(gt=0, lt=1e30)
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 _SHOWN = 12  # digits of a hash in messages
 _LONGEST = 200  # characters of a name
 
@@ -30,6 +34,16 @@ class Record(BaseModel):
     """Base of the records in a file: immutable and strict; keys of later versions are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=False, allow_inf_nan=False)
+
+
+class PixelRecord(Record):
+    """How the base takes images, in the words of open_clip's `preprocess_cfg`."""
+
+    resize_mode: ResizeMode
+    interpolation: Interpolation
+    mean: tuple[Share, Share, Share]
+    std: tuple[PositiveShare, PositiveShare, PositiveShare]
+    fill_color: tuple[Byte, Byte, Byte] = (0, 0, 0)
 
 
 class Base(Record):
@@ -41,6 +55,7 @@ class Base(Record):
         logit_scale: the factor from cosines to logits.
         quick_gelu: whether its activation is QuickGELU, which the weights do not show.
         description: architecture and origin of the weights, for messages.
+        pixels: None in files of earlier versions, and if no run made the file.
     """
 
     architecture: str = Field(max_length=_LONGEST)
@@ -49,6 +64,12 @@ class Base(Record):
     logit_scale: float = Positive
     quick_gelu: bool = False
     description: str = Field(default="", max_length=3 * _LONGEST)
+    pixels: PixelRecord | None = None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The recorded values of `pixels`; {} if there are none."""
+        return {} if self.pixels is None else self.pixels.model_dump()
 
     @property
     def shown(self) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from so_clip.adapters.about import About, Base, LowRank
+from so_clip.adapters.about import About, Base, LowRank, PixelRecord
 from so_clip.adapters.before import Before, added_tensors
 from so_clip.adapters.change import Change
 from so_clip.adapters.file import SavedAdapter, saved_adapter
 from so_clip.adapters.file import save as save_adapter
 from so_clip.checks import AutoFlag
+from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import AUTO, Settings
 from so_clip.data.run_data import Data
 from so_clip.data.user.prompt_file import is_prompt_file
@@ -132,6 +133,7 @@ def _base(settings: Settings, model: Model) -> Base:
         logit_scale=backbone.logit_scale,
         quick_gelu=bool(backbone.architecture.get("quick_gelu")),
         description=f"{choice.architecture} ({choice.pretrained or 'other'} weights)",
+        pixels=PixelRecord.model_validate(preprocessing_of(backbone).record()),
     )
 
 

@@ -15,6 +15,7 @@ from so_clip.checks import path as checked_path
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.pixels import preprocessing_from, preprocessing_of
 from so_clip.config.recorded import recorded_options
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.errors import InputError
@@ -210,6 +211,7 @@ def load_base(
         checkpoint,
         logit_scale=base.logit_scale,
         seed=about.used.seed,
+        preprocessing=base.preprocessing,
     )
     if backbone.weights_sha256 == base.weights_sha256:
         if bool(backbone.architecture.get("quick_gelu")) != base.quick_gelu:
@@ -219,12 +221,26 @@ def load_base(
                 f"{backbone.description} has the other one. Give a checkpoint that says which, "
                 "such as OpenAI's own file."
             )
+        if loaded is not None and base.pixels is not None:
+            _check_pixels(adapter, loaded)
         return backbone
     raise InputError(
         f"{adapter.place}: belongs to {base.shown}, and "
         f"{with_hash(backbone.description, backbone.weights_sha256)} has other weights. Give the "
         f"base's weights with {way_out}."
     )
+
+
+def _check_pixels(adapter: SavedAdapter, loaded: Backbone) -> None:
+    recorded = preprocessing_from(adapter.about.base.preprocessing, adapter.place)
+    differing = preprocessing_of(loaded).differences(recorded)
+    if differing:
+        given = ", ".join(f"{name}={value}" for name, value in differing.items())
+        wanted = ", ".join(f"{name}={recorded.record()[name]}" for name in differing)
+        raise InputError(
+            f"{adapter.place}: was trained on other pixels than {loaded.description} takes, which "
+            f"has {given}. Load it with {wanted}."
+        )
 
 
 def _recorded_checkpoint(folder: Path) -> str | None:

@@ -106,6 +106,10 @@ def load(
     pretrained: str = AUTO,
     device: str = AUTO,
     precision: str = AUTO,
+    resize_mode: str = AUTO,
+    interpolation: str = AUTO,
+    mean: str | Sequence[float] = AUTO,
+    std: str | Sequence[float] = AUTO,
 ) -> Clip:
     """Load a CLIP model, as `backbone=NAME` does on the command line.
 
@@ -117,6 +121,9 @@ def load(
             of the named model. An architecture of open_clip needs a tag or a checkpoint.
         device: auto | cpu | cuda | cuda:N | mps.
         precision: auto | fp32 | bf16 | fp16 | fp16_authors, of training and evaluation.
+        resize_mode: auto (as the weights were trained) | shortest | squash | longest.
+        interpolation: auto | bicubic | bilinear.
+        mean, std: of pixels from 0 to 1: auto | three numbers, for red, green and blue.
 
     Returns:
         The model, on its device. The first use downloads published weights.
@@ -133,6 +140,10 @@ def load(
         override("device", device),
         override("precision", precision),
     ]
+    pixels = {"resize_mode": resize_mode, "interpolation": interpolation, "mean": mean, "std": std}
+    for option, value in pixels.items():
+        if not isinstance(value, str) or value != AUTO:
+            overrides.append(override(f"backbone.{option}", value))
     if checkpoint is not None:
         file = os.path.abspath(Path(checkpoint).expanduser())  # noqa: PTH100
         overrides.append(override("backbone.checkpoint", file))

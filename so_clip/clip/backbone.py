@@ -5,7 +5,6 @@ tokens.
 """
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -20,7 +19,6 @@ from so_clip.clip.architecture import (
     architecture_config,
     build_model,
     build_tokenizer,
-    tiny_card,
 )
 from so_clip.clip.architecture_names import TINY
 from so_clip.clip.attention import explicit_attention
@@ -31,7 +29,9 @@ from so_clip.clip.half_weights import halve_frozen, unit_half
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
 from so_clip.clip.image_tower import encode_image, in_pieces
 from so_clip.clip.packed_text import ClassPrompts
+from so_clip.clip.pixels import chosen_preprocessing
 from so_clip.clip.whole_prompts import Tokenizer, tokenize_whole
+from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
 
@@ -51,6 +51,7 @@ class Backbone(nn.Module):
         architecture: settings that the weights do not show, such as heads and activation.
         memory: fast | balanced | small, what is kept for the backward pass; see
             `so_clip.clip.blocks`.
+        pixels: from a test image to what `encode_image` takes. Default: CLIP's test transform.
 
     Attributes:
         half_weights: whether `use_half_weights` was called.
@@ -73,6 +74,7 @@ class Backbone(nn.Module):
         description: str = "",
         architecture: Mapping[str, Any] | None = None,
         memory: Memory = "fast",
+        pixels: TestPixels | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -81,11 +83,16 @@ class Backbone(nn.Module):
         self.architecture = dict(architecture or {})
         self.memory = memory
         self.half_weights = False
-        self.image_size = _square(model.visual.image_size)
+        self.pixels = pixels or TestPixels(square_size(model))
         self.context_length = int(model.context_length)
         self._tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square images, pixels."""
+        return self.pixels.image_size
 
     def copy(self) -> "Backbone":
         """Return a copy with weights of its own. The tokenizer is shared."""
@@ -211,6 +218,7 @@ def load_backbone(
     explicit: bool = True,
     memory: Memory = "fast",
     weightless: bool = False,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Load a backbone in float32 on the CPU, in evaluation mode, with every tensor frozen.
 
@@ -233,6 +241,8 @@ def load_backbone(
         memory: see Backbone.
         weightless: keep random weights, and read or download none, for a model of the same sizes
             and operations. Works on fake tensors.
+        preprocessing: values of open_clip's `preprocess_cfg` (resize_mode, interpolation, mean,
+            std, fill_color) in place of the weights' own; see `so_clip.clip.pixels`.
 
     Returns:
         The backbone.
@@ -275,13 +285,27 @@ def load_backbone(
     if explicit:
         explicit_attention(model)
         lean_quick_gelu(model)
-    mean, std = _pixels(architecture, published, tiny_folder)
+    preprocess = chosen_preprocessing(
+        architecture,
+        published,
+        checkpoint is not None,
+        preprocessing or {},
+        tiny_folder=tiny_folder,
+    )
     tokenizer = build_tokenizer(architecture, config)
     gelu = ", QuickGELU" if quick_gelu else ""
     description = f"{architecture} ({origin}{gelu})"
     architecture_as_built = config | {"quick_gelu": quick_gelu}
     backbone = Backbone(
-        model, tokenizer, mean, std, logit_scale, description, architecture_as_built, memory
+        model,
+        tokenizer,
+        preprocess.mean,
+        preprocess.std,
+        logit_scale,
+        description,
+        architecture_as_built,
+        memory,
+        preprocess.pixels(square_size(model)),
     )
     return backbone.eval().requires_grad_(False)
 
@@ -316,26 +340,13 @@ def _check_gelu(
     )
 
 
-def _pixels(
-    architecture: str, published: dict[str, Any], tiny_folder: Path
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+def square_size(model: Any) -> int:
+    """Return the side of the square images that an open_clip model takes, pixels.
 
-    if architecture == TINY:
-        card = tiny_card(tiny_folder)
-        return tuple(card["mean"]), tuple(card["std"])
-    resizing = (published.get("resize_mode", "shortest"), published.get("interpolation", "bicubic"))
-    if resizing != ("shortest", "bicubic"):
-        warnings.warn(
-            f"{architecture} was trained on images resized by {' and '.join(resizing)}; here they "
-            "are resized as in CLIP: shortest side, bicubic. Accuracies may differ slightly.",
-            stacklevel=3,
-        )
-    mean = published.get("mean", OPENAI_DATASET_MEAN)
-    return tuple(mean), tuple(published.get("std", OPENAI_DATASET_STD))
-
-
-def _square(size: int | tuple[int, int]) -> int:
+    Raises:
+        InputError: the model takes images that are not square.
+    """
+    size = model.visual.image_size
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise InputError(

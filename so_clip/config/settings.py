@@ -37,6 +37,9 @@ MAX_CROPS = 1000
 # Each worker is a thread of the operating system.
 MAX_WORKERS = 256
 
+# Options of the backbone that replace what its weights imply. `auto` leaves no trace in
+# fingerprints.
+PIXEL_OPTIONS = ("resize_mode", "interpolation", "mean", "std")
 AutoPrecision = Literal["auto", "fp32", "bf16", "fp16", "fp16_authors"]
 
 
@@ -63,6 +66,18 @@ class BackboneChoice(Options):
         help="a local file of weights, read in place of a download", changes_results=False
     )
     logit_scale: float = option(help="factor of the cosine similarities; CLIP's is 100")
+    resize_mode: Literal["auto", "shortest", "squash", "longest"] = option(
+        AUTO, "of test images: auto (as the weights were trained) | shortest | squash | longest"
+    )
+    interpolation: Literal["auto", "bicubic", "bilinear"] = option(
+        AUTO, "of test images: auto (as the weights were trained) | bicubic | bilinear"
+    )
+    mean: Literal["auto"] | tuple[float, float, float] = option(
+        AUTO, "subtracted from pixels in [0,1]: auto (as the weights were trained) | [R,G,B]"
+    )
+    std: Literal["auto"] | tuple[float, float, float] = option(
+        AUTO, "divides pixels in [0,1]: auto (as the weights were trained) | [R,G,B]"
+    )
 
     @field_validator("architecture", "pretrained", mode="before")
     @classmethod
@@ -84,6 +99,28 @@ class BackboneChoice(Options):
         if scale <= 0:
             raise InputError(f"{option_key(info)}={scale}: must be above 0; CLIP's is 100.")
         return scale
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _check_colour(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == AUTO:
+            return value
+        key, is_std = option_key(info), info.field_name == "std"
+        if not isinstance(value, (list, tuple)) or len(value) != 3:
+            raise InputError(
+                f"{key}={value}: must be auto or three numbers, such as [0.5,0.5,0.5]."
+            )
+        colour = tuple(number(key, share) for share in value)
+        if not all(0 <= share <= 1 for share in colour) or (is_std and 0 in colour):
+            least = "above 0, at most 1" if is_std else "from 0 to 1"
+            raise InputError(f"{key}={value}: must be {least}, because pixels are from 0 to 1.")
+        return colour
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The options that replace what the weights imply about pixels, without `auto`."""
+        values = {name: getattr(self, name) for name in PIXEL_OPTIONS}
+        return {name: value for name, value in values.items() if value != AUTO}
 
 
 class Component(Options):
@@ -365,6 +402,7 @@ def default_options() -> dict[str, Any]:
         return {name: fields[name].default for name in names or fields}
 
     return {
+        "backbone": defaults(BackboneChoice, PIXEL_OPTIONS),
         **defaults(DataChoice, DATA_OPTIONS),
         **defaults(Placement),
         "augment": defaults(Augment),

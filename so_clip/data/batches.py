@@ -18,7 +18,7 @@ from so_clip.data.cache.decoded_file import Layout
 from so_clip.data.examples import Example
 from so_clip.data.image_memory import StreamedImages
 from so_clip.data.images import ImageSource
-from so_clip.data.transforms import RandomResizedCrop, check_image_size, resize_and_centre_crop
+from so_clip.data.transforms import RandomResizedCrop, TestPixels
 from so_clip.errors import InputError
 from so_clip.system.threads import groups_ahead
 
@@ -161,7 +161,7 @@ class TestStream:
     Args:
         images: the source of the images; `read` must allow calls from several threads.
         examples: the test list.
-        image_size: side of the square images, pixels.
+        pixels: the test transform of the model.
         batch_size: images per batch; the last batch may be smaller.
         workers: decoding threads; 0 decodes in the calling thread.
         pin: put batches into page-locked memory, for fast copies to a CUDA device. Ignored
@@ -177,7 +177,7 @@ class TestStream:
 
     images: ImageSource
     examples: Sequence[Example]
-    image_size: int
+    pixels: TestPixels
     batch_size: int
     workers: int
     pin: bool = False
@@ -189,7 +189,6 @@ class TestStream:
         for name, least in (("batch_size", 1), ("workers", 0), ("prefetch_batches", 1)):
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name}={value}: must be {least} or more.")
-        check_image_size(self.image_size)
         self.pin = self.pin and torch.cuda.is_available()
 
     @cached_property
@@ -201,7 +200,7 @@ class TestStream:
     @property
     def layout(self) -> Layout:
         """The layout of the cache's file of these images."""
-        return Layout(self.contents_sha256, len(self.examples), self.image_size)
+        return Layout(self.contents_sha256, len(self.examples), self.pixels)
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.batch_size)
@@ -225,7 +224,7 @@ class TestStream:
         filled = filled_ahead(
             partial(self._fill, decoded),
             len(self.examples),
-            self.image_size,
+            self.pixels.image_size,
             size,
             self.workers,
             pin=self.pin,
@@ -237,7 +236,7 @@ class TestStream:
     def _fill(self, decoded: DecodedPass | None, index: int, out_CHW: Pixels) -> None:
         if decoded is not None and decoded.fill(index, out_CHW):
             return
-        put_square(self.images.read(self.examples[index].path), out_CHW)
+        put_square(self.images.read(self.examples[index].path), self.pixels, out_CHW)
         if decoded is not None:
             decoded.keep(index, out_CHW)
 
@@ -282,7 +281,6 @@ def filled_ahead(
             yield begun.popleft()
 
 
-def put_square(image: Image.Image, out_CHW: Pixels) -> None:
-    """Write the test-time square of an RGB image into an array; see resize_and_centre_crop."""
-    square = resize_and_centre_crop(image, out_CHW.shape[-1])
-    out_CHW[...] = np.asarray(square).transpose(2, 0, 1)
+def put_square(image: Image.Image, pixels: TestPixels, out_CHW: Pixels) -> None:
+    """Write the test-time square of an RGB image into an array."""
+    out_CHW[...] = np.asarray(pixels.square(image)).transpose(2, 0, 1)

@@ -1,8 +1,9 @@
-"""CLIP's training crop and its test-time resize, on uint8, with explicit random numbers."""
+"""CLIP's training crop, and the test transform of each model, on uint8."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -16,6 +17,9 @@ from so_clip.errors import InputError
 TRIES = 10
 # A test image with at most this ratio of long to short side is resized whole, as CLIP does.
 LONGEST = 64
+ResizeMode = Literal["shortest", "squash", "longest"]
+Interpolation = Literal["bicubic", "bilinear"]
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 
 
@@ -34,7 +38,8 @@ class RandomResizedCrop:
 
     The area is uniform in `scale` of the image's area and the aspect ratio log-uniform in
     [3/4, 4/3]. A box that does not fit is drawn again, at most 10 times; then the central box of
-    an allowed ratio is taken. Pixels are resampled bicubically with antialiasing.
+    an allowed ratio is taken. Pixels are resampled bicubically with antialiasing for every model,
+    as in open_clip's training, which does not use the resize mode and interpolation of the model.
 
     Args:
         image_size: side of the square, pixels.
@@ -117,37 +122,82 @@ def _sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
     return [(image.shape[-2], image.shape[-1]) for image in images]
 
 
-def resize_and_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
-    """Apply CLIP's test transform: the shorter side to `image_size`, bicubic; the central square.
-
-    An image longer than `LONGEST` times its width is resampled only inside the crop: 1 x 10000
-    pixels would otherwise grow to half a gigapixel before the crop. Pillow may then swap its two
-    passes, so pixels can differ from the reference by rounding.
+@dataclass(frozen=True)
+class TestPixels:
+    """The test transform of a model: from an RGB image of any size to the square that it takes.
 
     Args:
-        image: RGB, of any size.
         image_size: side of the square, pixels.
+        resize_mode: shortest (the shorter side becomes `image_size`; the central square is cut
+            out) | squash (both sides become `image_size`) | longest (the longer side becomes
+            `image_size`; the rest of the square is filled).
+        interpolation: bicubic | bilinear, with antialiasing.
+        fill: red, green and blue of the rest of the square, 0 to 255.
 
-    Returns:
-        The square RGB image.
-
-    Source: `_transform` in clip/clip.py of github.com/openai/CLIP.
+    Source: `image_transform` in open_clip/transform.py of github.com/mlfoundations/open_clip;
+    for its defaults, `_transform` in clip/clip.py of github.com/openai/CLIP.
     """
-    check_image_size(image_size)
-    width, height = image.size
-    short, long = sorted((width, height))
-    # torchvision's Resize rounds the longer side down, its CenterCrop rounds half to even.
-    resized_long = image_size * long // short
-    start = round((resized_long - image_size) / 2)
-    end = start + image_size
-    tall = width <= height
-    if long <= LONGEST * short:
-        size = (image_size, resized_long) if tall else (resized_long, image_size)
-        square = (0, start, image_size, end) if tall else (start, 0, end, image_size)
-        return image.resize(size, Image.Resampling.BICUBIC).crop(square)
-    first, last = start * long / resized_long, end * long / resized_long
-    box = (0, first, width, last) if tall else (first, 0, last, height)
-    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+
+    __test__ = False  # not a test class of pytest
+
+    image_size: int
+    resize_mode: ResizeMode = "shortest"
+    interpolation: Interpolation = "bicubic"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        check_image_size(self.image_size)
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides the pixels, as JSON values. `fill` counts for longest only."""
+        values: dict[str, Any] = {
+            "image_size": self.image_size,
+            "resize_mode": self.resize_mode,
+            "interpolation": self.interpolation,
+        }
+        return values | ({"fill": list(self.fill)} if self.resize_mode == "longest" else {})
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """Return the square of an RGB image."""
+        size = (self.image_size, self.image_size)
+        if self.resize_mode == "squash":
+            return image.resize(size, _FILTERS[self.interpolation])
+        if self.resize_mode == "shortest":
+            return self._cropped(image)
+        return self._padded(image)
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        """Resize the longer side to `image_size`, and put the image in the middle of the fill."""
+        ratio = max(image.size) / self.image_size
+        # The shorter side of a thin image rounds to 0, and open_clip fails. Here it is 1.
+        width, height = (max(1, round(side / ratio)) for side in image.size)
+        resized = image.resize((width, height), _FILTERS[self.interpolation])
+        square = Image.new("RGB", (self.image_size, self.image_size), self.fill)
+        square.paste(resized, ((self.image_size - width) // 2, (self.image_size - height) // 2))
+        return square
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        """Resize the shorter side to `image_size`, and cut out the central square.
+
+        An image longer than `LONGEST` times its width is resampled only inside the crop: 1 x 10000
+        pixels would otherwise grow to half a gigapixel before the crop. Pillow may then swap its
+        two passes, so pixels can differ from the reference by rounding.
+        """
+        image_size, resample = self.image_size, _FILTERS[self.interpolation]
+        width, height = image.size
+        short, long = sorted((width, height))
+        # torchvision's Resize rounds the longer side down, its CenterCrop rounds half to even.
+        resized_long = image_size * long // short
+        start = round((resized_long - image_size) / 2)
+        end = start + image_size
+        tall = width <= height
+        if long <= LONGEST * short:
+            size = (image_size, resized_long) if tall else (resized_long, image_size)
+            square = (0, start, image_size, end) if tall else (start, 0, end, image_size)
+            return image.resize(size, resample).crop(square)
+        first, last = start * long / resized_long, end * long / resized_long
+        box = (0, first, width, last) if tall else (first, 0, last, height)
+        return image.resize((image_size, image_size), resample, box=box)
 
 
 def check_image_size(image_size: int) -> None:

@@ -154,7 +154,7 @@ class Evaluator:
     def _stream_of(self, examples: Any) -> TestStream:
         stream = self.stream
         return TestStream(
-            stream.images, examples, stream.image_size, len(examples), workers=stream.workers
+            stream.images, examples, stream.pixels, len(examples), workers=stream.workers
         )
 
     def _encode(self, stream: TestStream, description: str | None = None) -> Tensor:

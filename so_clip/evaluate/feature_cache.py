@@ -43,7 +43,7 @@ def feature_key(
     processors and numbers of threads.
 
     Args:
-        backbone: gives the architecture and the pixel format, which the weights do not determine.
+        backbone: gives the architecture and the normalisation, which the weights do not determine.
         weights_sha256: of the loaded backbone, before any training.
         stream: the test images. Their files are read but not decoded, which is much faster. Sizes
             and dates would not do: they can stay the same when an image changes.
@@ -58,7 +58,7 @@ def feature_key(
         "weights": weights_sha256,
         "architecture": backbone.architecture,
         "images": stream.contents_sha256,
-        "image_size": backbone.image_size,
+        "pixels": stream.pixels.record(),
         "mean": backbone.mean.flatten().tolist(),
         "std": backbone.std.flatten().tolist(),
         "batch_size": stream.batch_size,

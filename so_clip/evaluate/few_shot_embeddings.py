@@ -10,7 +10,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from so_clip.clip.classifier import Classifier
 from so_clip.data.batches import TrainBatches
-from so_clip.data.transforms import resize_and_centre_crop
+from so_clip.data.transforms import TestPixels
 from so_clip.runtime.precision import Precision
 
 
@@ -36,7 +36,7 @@ class FewShotEmbeddings:
         return self._batches.labels_N.to(self._batches.device)
 
     def encode(self, views: int = 0) -> Tensor:
-        """Return unit-length image_VND of random crops; with views=0, of the test crop (V = 1)."""
+        """Return unit-length image_VND of random crops; with views=0, of the test view (V = 1)."""
         rounds = [self._encode(centre=False) for _ in range(views)] or [self._encode(centre=True)]
         return torch.stack(rounds)
 
@@ -46,7 +46,7 @@ class FewShotEmbeddings:
         parts = []
         for images in batches.in_groups(range(len(batches.images))):
             if centre:
-                images_BCHW = torch.stack([_centre(image, backbone.image_size) for image in images])
+                images_BCHW = torch.stack([_centre(image, backbone.pixels) for image in images])
             else:
                 images_BCHW = batches.crop(images, self._generator)
             with self._precision.autocast():
@@ -54,5 +54,5 @@ class FewShotEmbeddings:
         return torch.cat(parts).float()
 
 
-def _centre(image_CHW: Tensor, size: int) -> Tensor:
-    return pil_to_tensor(resize_and_centre_crop(to_pil_image(image_CHW.cpu()), size))
+def _centre(image_CHW: Tensor, pixels: TestPixels) -> Tensor:
+    return pil_to_tensor(pixels.square(to_pil_image(image_CHW.cpu())))

@@ -11,12 +11,13 @@ from typing import Any
 from open_clip.tokenizer import SimpleTokenizer
 
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.pixels import preprocessing_of
 from so_clip.errors import InputError
 from so_clip.export.sizes import WAY_OUT, tower_sizes
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _START_ID, _END_ID = 49406, 49407
-_BICUBIC = 3  # in Pillow
+_FILTERS = {"bilinear": 2, "bicubic": 3}  # in Pillow
 
 
 def model_config(architecture: Mapping[str, Any], logit_scale: float) -> dict[str, Any]:
@@ -71,29 +72,35 @@ def processor_files(backbone: Backbone) -> dict[str, str]:
     """Return the text of each file that CLIPProcessor reads, by the file's name.
 
     Args:
-        backbone: gives the image size, mean and standard deviation, and the context length.
+        backbone: gives the preprocessing and the context length.
 
     Raises:
-        InputError: its tokenizer is not CLIP's.
+        InputError: its tokenizer is not CLIP's, or CLIPImageProcessor cannot resize as it does.
     """
     tokenizer = backbone.tokenizer
     if not isinstance(tokenizer, SimpleTokenizer):
         raise InputError(f"{backbone.description} has another tokenizer than CLIP's. {WAY_OUT}")
-    side = backbone.image_size
+    preprocess, side = preprocessing_of(backbone), backbone.image_size
+    square = {"height": side, "width": side}
+    if preprocess.resize_mode == "longest":
+        raise InputError(
+            f"{backbone.description} fills the rest of the square (resize_mode=longest), and "
+            f"CLIPProcessor cannot. {WAY_OUT}"
+        )
     pixels = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": side},
-        "resample": _BICUBIC,
+        "size": {"shortest_edge": side} if preprocess.resize_mode == "shortest" else square,
+        "resample": _FILTERS[preprocess.interpolation],
         "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": backbone.mean.flatten().tolist(),
-        "image_std": backbone.std.flatten().tolist(),
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
     }
     texts = {
         "tokenizer_class": "CLIPTokenizer",

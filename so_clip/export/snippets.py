@@ -1,7 +1,8 @@
 """Python that loads an export with its own library and classifies photo.jpg."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _IMPORTS = ("import torch", "from PIL import Image", "from safetensors.torch import load_file")
 _CLASSIFY = """\
@@ -29,7 +30,7 @@ def open_clip_snippet(
     *,
     config_file: str | None = None,
     force_quick_gelu: bool = False,
-    pixels: tuple[Sequence[float], Sequence[float]] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the snippet for `open_clip.create_model`.
 
@@ -38,16 +39,15 @@ def open_clip_snippet(
         file: the checkpoint.
         config_file: with the architecture's configuration, if open_clip does not know it.
         force_quick_gelu: the name says GELU and the model has QuickGELU.
-        pixels: mean and standard deviation, if they are not OpenAI's.
+        preprocess: arguments of open_clip's transform that are not CLIP's.
     """
     options = [_quoted(architecture), f"pretrained={_quoted(file)}"]
     options += ["force_quick_gelu=True"] if force_quick_gelu else []
-    if pixels is not None:
-        mean, std = (tuple(values) for values in pixels)
-        options += [f"image_mean={mean}", f"image_std={std}"]
     arguments = "".join(f"    {option},\n" for option in options)
     added = f"open_clip.add_model_config({_quoted(config_file)})\n" if config_file else ""
     load = f"model, _, preprocess = open_clip.create_model_and_transforms(\n{arguments})"
+    if preprocess:
+        load = f"model = open_clip.create_model(\n{arguments})\n{_transform(preprocess)}"
     return _snippet(["import open_clip"], added + load + _OPEN_CLIP)
 
 
@@ -57,11 +57,11 @@ def hub_snippet(repository: str) -> str:
     return _snippet(["import open_clip"], f"model, _, preprocess = {load}{_OPEN_CLIP}")
 
 
-def openai_snippet(file: str) -> str:
-    """Return the snippet for open_clip's reader of OpenAI's files."""
+def openai_snippet(file: str, preprocess: Mapping[str, Any]) -> str:
+    """Return the snippet for open_clip's reader of OpenAI's files; see open_clip_snippet."""
     load = f"""
 model = open_clip.load_openai_model({_quoted(file)}, precision="fp32", device="cpu")
-preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
+{_transform(preprocess)}
 """
     return _snippet(["import open_clip"], load.strip() + _OPEN_CLIP)
 
@@ -89,6 +89,18 @@ processor = CLIPProcessor.from_pretrained(".")
 """
     imports = ["from peft import PeftModel", "from transformers import CLIPModel, CLIPProcessor"]
     return _snippet(imports, load.strip() + _TRANSFORMERS)
+
+
+def _transform(preprocess: Mapping[str, Any]) -> str:
+    """Return the line that makes open_clip's test transform."""
+    options = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in preprocess.items()
+    }
+    if not options:
+        return "preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)"
+    arguments = "".join(f"    {key}={value!r},\n" for key, value in options.items())
+    start = "preprocess = open_clip.image_transform(\n    model.visual.image_size,\n"
+    return f"{start}    is_train=False,\n{arguments})".replace("'", '"')
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from so_clip.clip.architecture_names import TINY
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.layouts import to_hugging_face
+from so_clip.clip.pixels import Preprocessing, preprocessing_of
 from so_clip.errors import InputError
 from so_clip.export import snippets
 from so_clip.export.bases import hub_name, transformers_name
@@ -114,11 +115,9 @@ def open_clip_content(plain: Plain, name: str) -> Content:
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
     architecture: dict[str, Any] = json.loads(json.dumps(plain.backbone.architecture))
-    pixels = _pixels(plain.backbone)
-    resizing = {"interpolation": "bicubic", "resize_mode": "shortest"}
-    preprocess = {"mean": pixels[0], "std": pixels[1], **resizing}
+    preprocess = preprocessing_of(plain.backbone)
     values: dict[str, Any] = {
-        _CONFIG_FILE: {"model_cfg": architecture, "preprocess_cfg": preprocess}
+        _CONFIG_FILE: {"model_cfg": architecture, "preprocess_cfg": preprocess.record()}
     }
     known_name, forced = _known_name(plain)
     if plain.architecture == TINY:
@@ -131,7 +130,7 @@ def open_clip_content(plain: Plain, name: str) -> Content:
             name,
             config_file=f"{_TINY_NAME}.json" if plain.architecture == TINY else None,
             force_quick_gelu=forced,
-            pixels=None if pixels == _openai_pixels() else pixels,
+            preprocess=preprocess.differences(Preprocessing()),
         ),
         base_model=hub_name(plain.architecture, plain.pretrained),
     )
@@ -169,7 +168,9 @@ def openai_content(plain: Plain, name: str) -> Content:
     loading = Loading(
         library="open_clip",
         title="a checkpoint in the layout of OpenAI's CLIP",
-        snippet=snippets.openai_snippet(name),
+        snippet=snippets.openai_snippet(
+            name, preprocessing_of(backbone).differences(Preprocessing())
+        ),
         base_model=hub_name(plain.architecture, plain.pretrained),
         notes=[
             "OpenAI's own reader and open_clip's round most of these float32 weights to float16."
@@ -248,21 +249,6 @@ def _known_name(plain: Plain) -> tuple[str, bool]:
     if named in open_clip.list_models():
         return named, False
     return plain.architecture, True
-
-
-def _pixels(backbone: Backbone) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation, without the digits that float32 adds."""
-    known = _openai_pixels()
-    mean, std = (values.flatten().cpu() for values in (backbone.mean, backbone.std))
-    if torch.allclose(mean, torch.tensor(known[0])) and torch.allclose(std, torch.tensor(known[1])):
-        return known
-    return [round(value, 6) for value in mean.tolist()], [round(value, 6) for value in std.tolist()]
-
-
-def _openai_pixels() -> tuple[list[float], list[float]]:
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-    return list(OPENAI_DATASET_MEAN), list(OPENAI_DATASET_STD)
 
 
 def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:

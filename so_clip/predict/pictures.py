@@ -14,6 +14,7 @@ from torch import Tensor
 from so_clip.data.batches import Pixels, put_square
 from so_clip.data.decode import Unusable, to_rgb
 from so_clip.data.images import CorruptImage, read_image
+from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError, reason_of
 
 # A file, an image of Pillow, or uint8 pixels: a tensor [3, height, width] as in torchvision, or an
@@ -32,14 +33,15 @@ class Pictures:
 
     Args:
         pictures: the images.
+        pixels: the test transform of the model.
         raises: raise the error of such an image instead of keeping it.
 
     Attributes:
         errors: by place, the errors of images that could not be read.
     """
 
-    def __init__(self, pictures: Sequence[Picture], raises: bool) -> None:
-        self._pictures, self._raises = pictures, raises
+    def __init__(self, pictures: Sequence[Picture], pixels: TestPixels, raises: bool) -> None:
+        self._pictures, self._pixels, self._raises = pictures, pixels, raises
         self.errors: dict[int, InputError] = {}
         # Pillow reads a file when its image is first used. Two threads must not do this for one
         # image.
@@ -53,7 +55,8 @@ class Pictures:
                 or its place in the list.
         """
         try:
-            put_square(open_picture(self._pictures[index], f"image {index}", self._lock), out_CHW)
+            picture = open_picture(self._pictures[index], f"image {index}", self._lock)
+            put_square(picture, self._pixels, out_CHW)
         except InputError as error:
             if self._raises:
                 raise

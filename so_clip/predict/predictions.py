@@ -135,11 +135,12 @@ class Predictor:
         self, pictures: Sequence[Picture], unread: Unread | None = None, progress: bool = False
     ) -> Generator[list[Prediction], None, None]:
         """Yield the predictions of `predict`, batch by batch."""
-        given, size = Pictures(pictures, raises=unread is None), self.batch_size
+        pixels, size = self.classifier.backbone.pixels, self.batch_size
+        given = Pictures(pictures, pixels, raises=unread is None)
         filled = filled_ahead(
             given.fill,
             len(pictures),
-            self.classifier.backbone.image_size,
+            pixels.image_size,
             size,
             usable_cores() if self.workers is None else self.workers,
             pin=self.device.type == "cuda" and torch.cuda.is_available(),

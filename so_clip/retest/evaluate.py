@@ -12,11 +12,12 @@ from so_clip.adapters.finished import finish_model, open_changed
 from so_clip.adapters.restore import load_base
 from so_clip.build import assemble_model, build_evaluator
 from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.pixels import named_preprocessing, preprocessing_from, unusual_pixels
 from so_clip.config.resolve import resolved
 from so_clip.data.run_data import TEST, Data, TestSet
 from so_clip.errors import InputError
 from so_clip.evaluate.evaluator import Evaluator
-from so_clip.fingerprint import DIGITS, contents_sha256, run_fingerprint
+from so_clip.fingerprint import DIGITS, Base, contents_sha256, run_fingerprint
 from so_clip.methods.model import Model
 from so_clip.metrics import (
     Adaptation,
@@ -197,7 +198,12 @@ class Evaluation:
 
     def _fingerprint(self) -> str:
         contents = contents_sha256(self.data, self.settings.data.template)
-        base = self.adapter.about.base.weights_sha256
+        known = self.adapter.about.base
+        if known.pixels is None:
+            preprocessing = named_preprocessing(known.architecture, known.pretrained)
+        else:
+            preprocessing = preprocessing_from(known.preprocessing, self.adapter.place)
+        base = Base(known.weights_sha256, unusual_pixels(preprocessing, known.architecture))
         values = {
             "settings": run_fingerprint(self.settings, contents, base),
             "adapter": self.adapter_sha256,

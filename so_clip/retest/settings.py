@@ -10,7 +10,7 @@ from so_clip.checks import optional_path
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.config.recorded import options_of_record, recorded_options
-from so_clip.config.settings import Settings
+from so_clip.config.settings import PIXEL_OPTIONS, Settings
 from so_clip.data.cards.card import known_cards
 from so_clip.data.user.prompt_file import is_prompt_file
 from so_clip.errors import InputError
@@ -80,11 +80,13 @@ def _record(adapter: SavedAdapter, folder: Path | None) -> dict[str, Any]:
         record = recorded_options(folder, "RUN")
         record |= {name: known[name] for name in _TRAINING if name in known}
     backbone = record.get("backbone")
+    backbone = backbone if isinstance(backbone, dict) else {}
     record["backbone"] = {
         "architecture": about.base.architecture,
         "pretrained": about.base.pretrained,
-        "checkpoint": backbone.get("checkpoint") if isinstance(backbone, dict) else None,
+        "checkpoint": backbone.get("checkpoint"),
         "logit_scale": about.base.logit_scale,
+        **{name: backbone[name] for name in PIXEL_OPTIONS if name in backbone},
     }
     record["transfer"] = []
     template = record.get("template")

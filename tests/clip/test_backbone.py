@@ -21,6 +21,7 @@ from so_clip.clip.checkpoint import load_weights
 from so_clip.clip.hub import fetch_pretrained
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.config.compose import choices
+from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 from tests.clip.test_architecture import activations
 from tests.helpers.kept_tensors import kept_bytes
@@ -236,7 +237,6 @@ def small_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("suffix", "tag", "quick_gelu"),
     [("", "openai", True), ("-quickgelu", "openai", True), ("", "laion", False)],
 )
-@pytest.mark.filterwarnings("ignore:.*resized by")
 def test_published_weights_set_the_activation(
     suffix: str, tag: str, quick_gelu: bool, small_architecture: str
 ) -> None:
@@ -249,9 +249,18 @@ def test_published_weights_set_the_activation(
     assert torch.equal(backbone.mean.flatten(), torch.tensor(MEAN))
 
 
-def test_another_resizing_is_a_warning(small_architecture: str) -> None:
-    with pytest.warns(UserWarning, match="resized by squash and bicubic"):
-        load_backbone(small_architecture, "laion")
+def test_published_weights_set_the_pixels(small_architecture: str, tmp_path: Path) -> None:
+    side = load_backbone(small_architecture).image_size
+    squashed = TestPixels(side, "squash")
+    assert load_backbone(small_architecture, "laion").pixels == squashed
+    assert load_backbone(small_architecture, "openai").pixels == TestPixels(side)
+    torch.save(small_clip(seed=8).state_dict(), tmp_path / "local.pt")
+    assert load_backbone(small_architecture, "laion", tmp_path / "local.pt").pixels == squashed
+    given = {"interpolation": "bilinear", "mean": [0.5, 0.5, 0.25]}
+    backbone = load_backbone(small_architecture, "laion", preprocessing=given)
+    assert backbone.pixels == TestPixels(side, "squash", "bilinear")
+    assert backbone.mean.flatten().tolist() == [0.5, 0.5, 0.25]
+    assert torch.equal(backbone.std.flatten(), torch.tensor(STD))
 
 
 @pytest.mark.parametrize(

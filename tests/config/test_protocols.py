@@ -191,7 +191,7 @@ def _check_by_hand(classifier: Classifier, root: Path, done: Run) -> None:
     )
     data = gather_module.gather(data_choice("dtd", root, shots=0))
     other = Classifier(backbone, tokens_PL)
-    stream = assemble.TestStream(data.images, data.splits.test, backbone.image_size, 4, 0)
+    stream = assemble.TestStream(data.images, data.splits.test, backbone.pixels, 4, 0)
     with torch.no_grad():
         rows = torch.cat([other(images_BCHW) for images_BCHW, _ in stream]).softmax(dim=1)
     columns = done.columns("predictions_dtd")

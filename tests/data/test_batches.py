@@ -18,7 +18,7 @@ from PIL import Image
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder, load_uint8
-from so_clip.data.transforms import RandomResizedCrop
+from so_clip.data.transforms import RandomResizedCrop, TestPixels
 from so_clip.errors import InputError
 from tests.oracles import crop_oracle
 
@@ -189,7 +189,7 @@ def test_bad_training_sets_are_refused(count, labels, batch_size, message):
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 def test_the_stream_is_complete_and_in_order(workers):
     source = Painted(seconds=0.002)
-    stream = TestStream(source, _numbered(53), 8, 10, workers)
+    stream = TestStream(source, _numbered(53), TestPixels(8), 10, workers)
     assert len(stream) == 6
     for _ in range(2):  # a stream can be read again
         numbers, labels = [], []
@@ -207,7 +207,7 @@ def test_the_stream_is_complete_and_in_order(workers):
 def test_the_stream_holds_clips_pixels(eurosat_images: list[Path]):
     root = eurosat_images[0].parent.parent
     examples = [Example(file.relative_to(root).as_posix(), 0) for file in eurosat_images[:6]]
-    [(images_BCHW, _)] = TestStream(ImageFolder(root), examples, 224, 16, workers=2)
+    [(images_BCHW, _)] = TestStream(ImageFolder(root), examples, TestPixels(224), 16, workers=2)
     for pixels_CHW, file in zip(images_BCHW, eurosat_images, strict=False):
         expected = crop_oracle.clip_test_pixels_HWC(Image.open(file), 224)
         assert np.array_equal(pixels_CHW.permute(1, 2, 0).numpy(), expected)
@@ -216,7 +216,9 @@ def test_the_stream_holds_clips_pixels(eurosat_images: list[Path]):
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 2), (4, 3)])
 def test_no_more_than_the_prefetched_batches_are_decoded_ahead(workers, prefetch):
     source = Painted()
-    stream = TestStream(source, _numbered(400), 8, 10, workers, prefetch_batches=prefetch)
+    stream = TestStream(
+        source, _numbered(400), TestPixels(8), 10, workers, prefetch_batches=prefetch
+    )
     most_ahead = 0
     for used, _ in enumerate(stream, start=1):
         if used < 6:
@@ -230,7 +232,7 @@ def test_memory_does_not_grow_with_the_test_set(workers):
     def most_alive(count: int) -> int:
         """Return the highest number of batches in memory while a slow consumer reads."""
         most = 0
-        for images_BCHW, _ in TestStream(Painted(), _numbered(count), 31, 4, workers):
+        for images_BCHW, _ in TestStream(Painted(), _numbered(count), TestPixels(31), 4, workers):
             time.sleep(0.001)
             shape = images_BCHW.shape
             alive = sum(type(o) is torch.Tensor and o.shape == shape for o in gc.get_objects())
@@ -243,7 +245,7 @@ def test_memory_does_not_grow_with_the_test_set(workers):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_an_unreadable_image_raises_its_error_after_the_batches_before_it(workers):
     source = Painted(broken="25", seconds=0.002)
-    batches = iter(TestStream(source, _numbered(200), 8, 10, workers))
+    batches = iter(TestStream(source, _numbered(200), TestPixels(8), 10, workers))
     assert len(next(batches)[1]) == 10
     assert len(next(batches)[1]) == 10
     with pytest.raises(InputError) as caught:
@@ -254,7 +256,7 @@ def test_an_unreadable_image_raises_its_error_after_the_batches_before_it(worker
 
 def test_a_consumer_that_stops_early_leaves_no_threads():
     before = threading.active_count()
-    stream = iter(TestStream(Painted(seconds=0.01), _numbered(1000), 8, 10, 4))
+    stream = iter(TestStream(Painted(seconds=0.01), _numbered(1000), TestPixels(8), 10, 4))
     next(stream)
     stream.close()
     assert threading.active_count() == before
@@ -262,7 +264,7 @@ def test_a_consumer_that_stops_early_leaves_no_threads():
 
 def test_streams_may_run_in_parallel_and_inside_threads():
     def numbers() -> list[int]:
-        stream = TestStream(Painted(seconds=0.001), _numbered(40), 8, 7, 2)
+        stream = TestStream(Painted(seconds=0.001), _numbered(40), TestPixels(8), 7, 2)
         return [n for images_BCHW, _ in stream for n in images_BCHW[:, 0, 0, 0].tolist()]
 
     results: list[list[int]] = []
@@ -275,13 +277,13 @@ def test_streams_may_run_in_parallel_and_inside_threads():
 
 
 def test_an_empty_list_is_an_empty_stream():
-    stream = TestStream(Painted(), [], 8, 10, 2)
+    stream = TestStream(Painted(), [], TestPixels(8), 10, 2)
     assert len(stream) == 0
     assert list(stream) == []
 
 
 def test_pinning_is_for_cuda_only():
-    stream = TestStream(Painted(), _numbered(3), 8, 2, 0, pin=True)
+    stream = TestStream(Painted(), _numbered(3), TestPixels(8), 2, 0, pin=True)
     assert stream.pin == torch.cuda.is_available()
     assert next(iter(stream))[0].is_pinned() == torch.cuda.is_available()
 
@@ -292,11 +294,10 @@ def test_pinning_is_for_cuda_only():
         ({"batch_size": 0}, "batch_size=0"),
         ({"workers": -1}, "workers=-1"),
         ({"prefetch_batches": 0}, "prefetch_batches=0"),
-        ({"image_size": 0}, "image_size=0"),
     ],
 )
 def test_bad_stream_settings_are_refused(change, message):
-    arguments = {"image_size": 8, "batch_size": 2, "workers": 0} | change
+    arguments = {"pixels": TestPixels(8), "batch_size": 2, "workers": 0} | change
     with pytest.raises(InputError, match=message):
         TestStream(Painted(), _numbered(3), **arguments)
 

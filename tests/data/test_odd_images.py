@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from so_clip.data.images import CorruptImage, ImageFolder
-from so_clip.data.transforms import resize_and_centre_crop
+from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 
 
@@ -108,7 +108,7 @@ def test_odd_images_are_decoded_as_in_the_reference(kind, tmp_path):
     image = _read(tmp_path, data)
     assert image.mode == "RGB"
     assert image.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
-    assert resize_and_centre_crop(image, 32).size == (32, 32)
+    assert TestPixels(32).square(image).size == (32, 32)
 
 
 def test_animations_are_their_first_frame(tmp_path):

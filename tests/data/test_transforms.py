@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from so_clip.data.images import to_tensor
-from so_clip.data.transforms import LONGEST, TRIES, Crop, RandomResizedCrop, resize_and_centre_crop
+from so_clip.data.transforms import LONGEST, TRIES, Crop, RandomResizedCrop, TestPixels
 from so_clip.errors import InputError
 from tests.oracles import crop_oracle
 
@@ -38,7 +38,7 @@ def test_test_transform_is_clips_on_real_images(eurosat_images):
     for image_size in (224, 64, 48, 336):
         for file in eurosat_images[::4]:
             image = Image.open(file).convert("RGB")
-            square = resize_and_centre_crop(image, image_size)
+            square = TestPixels(image_size).square(image)
             expected = crop_oracle.clip_test_pixels_HWC(image, image_size)
             assert _difference(square, expected) == 0
 
@@ -47,7 +47,7 @@ def test_test_transform_is_clips_on_real_images(eurosat_images):
 @given(sides, sides, st.sampled_from([2, 7, 32, 63, 224]), st.integers(0, 9))
 def test_test_transform_is_clips_at_any_size(width, height, image_size, seed):
     image = _noise(width, height, seed)
-    square = resize_and_centre_crop(image, image_size)
+    square = TestPixels(image_size).square(image)
     assert square.mode == "RGB"
     expected = crop_oracle.clip_test_pixels_HWC(image, image_size)
     extreme = max(width, height) > LONGEST * min(width, height)
@@ -57,7 +57,7 @@ def test_test_transform_is_clips_at_any_size(width, height, image_size, seed):
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (30_000, 2), (1, 1)])
 def test_test_transform_takes_extreme_shapes_in_little_memory(size):
     # Resized whole, 1 x 60000 would be 3 billion pixels.
-    square = resize_and_centre_crop(Image.new("RGB", size, (10, 200, 30)), 224)
+    square = TestPixels(224).square(Image.new("RGB", size, (10, 200, 30)))
     assert square.size == (224, 224)
     assert np.unique(np.asarray(square).reshape(-1, 3), axis=0).tolist() == [[10, 200, 30]]
 
@@ -151,4 +151,4 @@ def test_bad_image_size_is_refused():
     with pytest.raises(InputError, match="image_size=1"):
         RandomResizedCrop(1)
     with pytest.raises(InputError, match="image_size=0"):
-        resize_and_centre_crop(Image.new("RGB", (4, 4)), 0)
+        TestPixels(0)

@@ -13,6 +13,7 @@ from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
 from so_clip.data.batches import TestStream
 from so_clip.data.examples import Example
+from so_clip.data.transforms import TestPixels
 from so_clip.evaluate.evaluator import Evaluator, Predictions, classify, encode
 from so_clip.evaluate.feature_cache import FeatureCache
 from so_clip.methods.weights import Weights
@@ -49,7 +50,7 @@ class Noise:
 
 def _stream(batch_size: int = 5, seed: int = 0) -> TestStream:
     examples = [Example(str(number), number % 3) for number in range(COUNT)]
-    return TestStream(Noise(seed), examples, 32, batch_size, workers=0)
+    return TestStream(Noise(seed), examples, TestPixels(32), batch_size, workers=0)
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_results_move_to_the_cpu_only_after_the_last_batch(classifier):
 def test_the_next_batches_are_decoded_during_encoding(classifier):
     images, ahead = Noise(), []
     examples = [Example(str(number), 0) for number in range(50)]
-    stream = TestStream(images, examples, 32, 5, workers=1)
+    stream = TestStream(images, examples, TestPixels(32), 5, workers=1)
     encode_image = classifier.backbone.encode_image
 
     def slow(images_BCHW: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from so_clip.clip.backbone import Backbone
 from so_clip.data.batches import TestStream
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder
+from so_clip.data.transforms import TestPixels
 from so_clip.evaluate import feature_cache as features
 from so_clip.evaluate.feature_cache import FeatureCache, feature_key
 from so_clip.system.code_hash import code_sha256
@@ -63,7 +64,7 @@ def folder(tmp_path: Path) -> ImageFolder:
 def _stream(images: ImageFolder, names: str = "0123", **changes: Any) -> TestStream:
     examples = [Example(f"{name}.png", int(name) % 2) for name in names]
     return TestStream(
-        images, examples, **{"image_size": 32, "batch_size": 2, "workers": 2} | changes
+        images, examples, **{"pixels": TestPixels(32), "batch_size": 2, "workers": 2} | changes
     )
 
 

@@ -5,7 +5,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from so_clip.clip.classifier import Classifier
 from so_clip.data.batches import TrainBatches
-from so_clip.data.transforms import resize_and_centre_crop
+from so_clip.data.transforms import TestPixels
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.runtime.precision import Precision
 from tests.helpers.small_models import small_backbone
@@ -33,7 +33,7 @@ def test_without_views_images_have_the_test_crop():
     assert image_VND.shape[:2] == (1, 5)
     assert not image_VND.requires_grad
     for image, found_D in zip(batches.images, image_VND[0], strict=True):
-        square = resize_and_centre_crop(to_pil_image(image), 32)
+        square = TestPixels(32).square(to_pil_image(image))
         pixels_CHW = torch.tensor(list(square.tobytes()), dtype=torch.uint8)
         pixels_BCHW = pixels_CHW.view(1, 32, 32, 3).permute(0, 3, 1, 2)
         with torch.no_grad():

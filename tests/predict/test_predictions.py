@@ -46,9 +46,8 @@ def files_of(folder: Path) -> list[str]:
 def test_predictions_are_those_of_an_evaluation(classifier, folder, precision, trained):
     device = torch.device("cpu")
     classifier.backbone.model.requires_grad_(trained)
-    stream = TestStream(
-        ImageFolder(folder), [Example(Path(file).name, 0) for file in files_of(folder)], 32, 3, 2
-    )
+    examples = [Example(Path(file).name, 0) for file in files_of(folder)]
+    stream = TestStream(ImageFolder(folder), examples, classifier.backbone.pixels, 3, 2)
     evaluated = Evaluator(classifier, "", stream, device, Precision(precision, device))
     expected = evaluated.zero_shot()
     predictor = Predictor(classifier, NAMES, None, Precision(precision, device), batch_size=3)

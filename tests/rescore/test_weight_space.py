@@ -10,7 +10,6 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from so_clip.adapters import open_saved, restore, scale
-from so_clip.data.transforms import resize_and_centre_crop
 from so_clip.errors import InputError
 from so_clip.rescore.weight_space import parsed_weights
 from tests.helpers.command import call
@@ -58,7 +57,7 @@ def _accuracy(run: Path, root: Path, weight: float) -> float:
     right = 0
     for row in rows:
         image = Image.open(root / "eurosat" / "2750" / row["path"]).convert("RGB")
-        pixels_CHW = pil_to_tensor(resize_and_centre_crop(image, classifier.backbone.image_size))
+        pixels_CHW = pil_to_tensor(classifier.backbone.pixels.square(image))
         with torch.inference_mode():
             right += int(classifier(pixels_CHW[None]).argmax()) == int(row["label"])
     return 100 * right / len(rows)

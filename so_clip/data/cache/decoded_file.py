@@ -1,6 +1,6 @@
 """One file of decoded test images: its layout, opening and creating it, and its lock.
 
-Shapes: N images, C = 3 channels, H = W = `image_size`.
+Shapes: N images, C = 3 channels, H = W = the model's image size.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from so_clip.data.decode import decoder_versions
+from so_clip.data.transforms import TestPixels
 from so_clip.system.code_hash import code_sha256
 from so_clip.system.safe_open import open_plain
 
@@ -46,22 +47,22 @@ class Layout:
     Args:
         contents_sha256: see images_sha256.
         count: number of images.
-        image_size: side of the squares, pixels.
+        pixels: the test transform.
     """
 
-    def __init__(self, contents_sha256: str, count: int, image_size: int) -> None:
+    def __init__(self, contents_sha256: str, count: int, pixels: TestPixels) -> None:
         identity = {
             "format": _FORMAT_VERSION,
             "images_sha256": contents_sha256,
             "count": count,
-            "image_size": image_size,
-            "transform": "RGB; shorter side to image_size, bicubic; central square",
+            "pixels": pixels.record(),
             "decoders": decoder_versions(),
             "code_sha256": code_sha256(*_CODE),
         }
         self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.count = count
-        self.dtype = np.dtype([("crc32", "<u4"), ("pixels", "u1", (3, image_size, image_size))])
+        shape = (3, pixels.image_size, pixels.image_size)
+        self.dtype = np.dtype([("crc32", "<u4"), ("pixels", "u1", shape)])
 
     @cached_property
     def header(self) -> bytes:

@@ -21,6 +21,7 @@ from so_clip.data.cache.decode_cache import PARTIAL, SUFFIX, DecodeCache, images
 from so_clip.data.cache.decoded_file import Layout
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder
+from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 from tests.helpers.command import environment
 
@@ -28,7 +29,7 @@ SIDE = 8
 MIB = 2**20
 NAMES = [f"{index}.png" for index in range(7)]
 IMAGE_BYTES = 3 * SIDE * SIDE
-FILE_BYTES = Layout("", 7, SIDE).file_bytes
+FILE_BYTES = Layout("", 7, TestPixels(SIDE)).file_bytes
 
 
 class Watched(ImageFolder):
@@ -59,7 +60,7 @@ def cache(tmp_path: Path) -> DecodeCache:
 
 def _stream(images: ImageFolder, cache: DecodeCache | None, names=NAMES, workers=2, side=SIDE):
     examples = [Example(name, place % 3) for place, name in enumerate(names)]
-    return TestStream(images, examples, side, 3, workers, cache=cache)
+    return TestStream(images, examples, TestPixels(side), 3, workers, cache=cache)
 
 
 def _pixels(*arguments, **options) -> torch.Tensor:
@@ -124,9 +125,11 @@ def test_everything_that_decides_the_pixels_decides_the_name_of_the_file(images,
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert _decoded_by(images, cache) == 7
     assert len(_files(cache)) == 4
-    layouts = [Layout(*values) for values in (("a", 7, 8), ("b", 7, 8), ("a", 6, 8))]
-    assert len({layout.key for layout in layouts}) == 3
-    assert layouts[0].key == Layout("a", 7, 8).key
+    squares = TestPixels(8), TestPixels(8, "squash"), TestPixels(8, "shortest", "bilinear")
+    layouts = [Layout("a", 7, pixels) for pixels in squares]
+    layouts += [Layout("b", 7, squares[0]), Layout("a", 6, squares[0])]
+    assert len({layout.key for layout in layouts}) == 5
+    assert layouts[0].key == Layout("a", 7, TestPixels(8)).key
 
 
 def test_the_same_images_in_another_folder_have_the_same_file(images, cache, tmp_path):
@@ -318,13 +321,14 @@ from so_clip.data.batches import TestStream
 from so_clip.data.cache.decode_cache import DecodeCache
 from so_clip.data.examples import Example
 from so_clip.data.images import ImageFolder
+from so_clip.data.transforms import TestPixels
 
 root, folder, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 examples = [Example(path.name, 0) for path in sorted(root.iterdir())]
 cache = DecodeCache(folder, 2**20, reserve_bytes=0)
 print("ready", flush=True)
 sys.stdin.readline()
-stream = TestStream(ImageFolder(root), examples, 8, 3, 2, cache=cache)
+stream = TestStream(ImageFolder(root), examples, TestPixels(8), 3, 2, cache=cache)
 total = 0
 for turn in range(int(sys.argv[4])):
     if turn:
