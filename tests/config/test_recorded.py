@@ -28,6 +28,7 @@ CONFIGURATIONS: dict[str, list[str]] = {
     "parts of two methods": ["adapter=clip_lora", "adapter.rank=4", "method.name=mine"],
     "several datasets": ["dataset=eurosat", "dataset.split_file=x.json", "transfer=[dtd]"],
     "another backbone": ["backbone=vit_b16", "backbone.pretrained=null", "backbone.logit_scale=9"],
+    "other pixels": ["backbone.resize_mode=squash", "backbone.mean=[0.5,0.25,0.125]"],
     "images of the user": [
         *("dataset=folder", "dataset.split_shares=[0.6,0.1,0.3]", "dataset.name=zoo"),
         *(override("data_root", f"/{ODDEST}"), override("results_dir", Path(ODDEST))),
