@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from so_clip.clip.pooling_attention import explicit_pooling_2d
 from so_clip.clip.recompute import mark_saved_anyway
-from so_clip.clip.split_projection import PARTS, SplitProjection, copied, linear
+from so_clip.clip.split_projection import PARTS, SplitProjection, linear
 from so_clip.errors import InputError
 
 # The norms of query and key in open_clip's Attention, in the spelling of each version.
@@ -28,13 +28,13 @@ class ExplicitAttention(nn.Module):
 
     Its parameters are `in_proj.weight` [3 D, D] and `in_proj.bias` [3 D] (query, key and value,
     stacked), `out_proj.weight` and `out_proj.bias`. After `split`, `q_proj`, `k_proj` and `v_proj`
-    replace `in_proj`. Attention over keys of another width has these from the beginning. State
-    dicts have the names and layout of the replaced class in all cases, for saving and loading.
+    replace `in_proj`. Attention over keys of another width has these from the beginning, and one
+    `in_proj_bias`. State dicts have the names and layout of the replaced class in all cases.
 
     Args:
         source: the attention to replace, without dropout: an nn.MultiheadAttention, or the
             `Attention` of open_clip, where norms of query and key are kept. Its parameters are
-            reused, not copied, except for the bias of attention over keys of another width.
+            reused, not copied.
         causal: any mask given to `forward` is the causal one; its entries are not read.
 
     Raises:
@@ -50,11 +50,10 @@ class ExplicitAttention(nn.Module):
         weight, bias = source.in_proj_weight, source.in_proj_bias
         self.one_matrix = weight is not None
         self.in_proj: nn.Linear | None = linear(weight, bias) if self.one_matrix else None
+        self.in_proj_bias = None if self.one_matrix else bias
         if not self.one_matrix:
-            biases = (None, None, None) if bias is None else bias.chunk(3)
-            for part, part_bias in zip(PARTS, biases, strict=True):
-                part_weight = getattr(source, f"{part}_weight")
-                setattr(self, part, linear(part_weight, copied(part_bias, part_weight)))
+            for part in PARTS:
+                setattr(self, part, linear(getattr(source, f"{part}_weight"), None))
         self.query_norm = self._keep_norm(source, _QUERY_NORMS)
         self.key_norm = self._keep_norm(source, _KEY_NORMS)
         self.out_proj = linear(source.out_proj.weight, source.out_proj.bias)
@@ -94,9 +93,8 @@ class ExplicitAttention(nn.Module):
             need_weights: must be False.
 
         Raises:
-            NotImplementedError: weights are requested; the mask is a bool one whose meaning depends
-                on open_clip's version; or key or value differs from the query, and query, key and
-                value have one matrix: call `split` before.
+            NotImplementedError: weights are requested, or the mask is a bool one whose meaning
+                depends on open_clip's version.
         """
         key = k_x if key is None else key
         value = v_x if value is None else value
@@ -141,19 +139,20 @@ class ExplicitAttention(nn.Module):
 
         Args:
             query: rows [..., D].
-            key, value: other rows, or None for the same rows. Other rows need `split`.
-
-        Raises:
-            NotImplementedError: there are other rows, and query, key and value have one matrix.
+            key, value: other rows, or None for the same rows.
         """
         key, value = query if key is None else key, query if value is None else value
         if self.in_proj is None:
             rows = zip(PARTS, (query, key, value), strict=True)
             query, key, value = (getattr(self, part)(x) for part, x in rows)
-        elif key is not query or value is not query:
-            raise NotImplementedError("explicit attention with one matrix is self-attention")
-        else:
+            if self.in_proj_bias is not None:
+                biases = zip((query, key, value), self.in_proj_bias.chunk(3), strict=True)
+                query, key, value = (x + bias.to(x.dtype) for x, bias in biases)
+        elif key is query and value is query:
             query, key, value = self.in_proj(query).chunk(3, dim=-1)
+        else:  # a few products more than needed, so that the one layer is called
+            stacked = map(self.in_proj, (query, key, value))
+            query, key, value = (x.chunk(3, dim=-1)[part] for part, x in enumerate(stacked))
         return self._normed(self.query_norm, query), self._normed(self.key_norm, key), value
 
     def _normed(self, name: str | None, x: Tensor) -> Tensor:
@@ -197,7 +196,6 @@ def explicit_attention(model: nn.Module) -> int:
         pooler: Any = getattr(visual, name, None)
         if _has_hidden_projections(getattr(pooler, "attn", None)):
             pooler.attn = ExplicitAttention(pooler.attn)
-            pooler.attn.split()  # its keys are not its queries
             count += 1
     module: Any
     for module in model.modules():
@@ -321,7 +319,7 @@ def _save_as_source(
     for kind in ("weight", "bias"):
         parts = [f"{prefix}{part}.{kind}" for part in PARTS]
         if kind == "weight" and not module.one_matrix:
-            first |= {_flat(name): values.pop(name) for name in parts if name in values}
+            first |= {_flat(name): values.pop(name) for name in parts}
         elif all(name in values for name in parts):
             first[f"{prefix}in_proj_{kind}"] = torch.cat([values.pop(name) for name in parts])
         elif f"{prefix}in_proj.{kind}" in values:
@@ -332,6 +330,11 @@ def _save_as_source(
 def _load_from_source(
     module: ExplicitAttention, state: dict[str, Tensor], prefix: str, *_rest: Any
 ) -> None:
+    if not module.one_matrix:
+        for name in (f"{prefix}{part}.weight" for part in PARTS):
+            if _flat(name) in state:
+                state[name] = state.pop(_flat(name))
+        return
     for kind in ("weight", "bias"):
         value = state.pop(f"{prefix}in_proj_{kind}", None)
         if value is not None and module.in_proj is not None:
@@ -339,9 +342,6 @@ def _load_from_source(
         elif value is not None:
             for part, rows in zip(PARTS, value.chunk(3), strict=True):
                 state[f"{prefix}{part}.{kind}"] = rows
-    for part in PARTS:
-        if f"{prefix}{part}_weight" in state:
-            state[f"{prefix}{part}.weight"] = state.pop(f"{prefix}{part}_weight")
 
 
 def _flat(name: str) -> str:

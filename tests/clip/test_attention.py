@@ -284,42 +284,39 @@ def test_options_that_clip_does_not_use_are_refused(options: dict[str, Any]) -> 
         ExplicitAttention(nn.MultiheadAttention(8, 2, **{"batch_first": True} | options))
 
 
-def test_cross_attention_with_one_matrix_is_refused() -> None:
-    attention = ExplicitAttention(nn.MultiheadAttention(8, 2, batch_first=True))
-    x_BLD = torch.zeros(1, 3, 8)
-    with pytest.raises(NotImplementedError):
-        attention(x_BLD, torch.zeros(1, 4, 8), x_BLD)
-
-
 @pytest.mark.parametrize("context_width", [8, 12])
 @pytest.mark.parametrize("version", [3, 4])
-def test_poolers_have_linear_layers_for_query_key_and_value(
-    context_width: int, version: int
-) -> None:
+def test_the_layers_of_poolers_are_called(context_width: int, version: int) -> None:
     source: Any = (AttentionalPooler if version == 3 else Pooler)(8, context_width, 2, 3).double()
+    nn.init.normal_(source.attn.in_proj_bias)
     model: Any = nn.Module()
     model.visual = nn.Module()
     model.visual.attn_pool = copy.deepcopy(source)
     pooler = model.visual.attn_pool
-    nn.init.normal_(source.attn.in_proj_bias)
     assert explicit_attention(model) == 1
     assert explicit_attention(model) == 0
-    expected = source.state_dict()
-    pooler.load_state_dict(expected)
-    saved = pooler.state_dict()
-    assert list(saved) == list(expected)
-    assert all(torch.equal(saved[key], value) for key, value in expected.items())
     x_BLD = torch.randn(2, 5, context_width, dtype=torch.float64)
     torch.testing.assert_close(pooler(x_BLD), source(x_BLD), atol=1e-12, rtol=1e-10)
     for module in (source, pooler):
         module(x_BLD).square().sum().backward()
-    bias_D = torch.cat([pooler.attn.get_parameter(f"{part}.bias").grad for part in PARTS])
-    torch.testing.assert_close(bias_D, source.attn.in_proj_bias.grad, atol=1e-12, rtol=1e-10)
-    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+    expected = source.state_dict(keep_vars=True)
+    saved = pooler.state_dict(keep_vars=True)
+    assert list(saved) == list(expected)
+    assert {id(value) for value in saved.values()} == {id(value) for value in pooler.parameters()}
+    for name, value in expected.items():
+        assert torch.equal(saved[name], value)
+        torch.testing.assert_close(saved[name].grad, value.grad, atol=1e-12, rtol=1e-10)
+    output = pooler(x_BLD)
+    parts = ["in_proj"] if context_width == 8 else [*PARTS]
+    for part in [*parts, "out_proj"]:
         layer = pooler.attn.get_submodule(part)
-        assert type(layer) is nn.Linear
         prefix, (first, end) = saved_place(model, f"visual.attn_pool.attn.{part}")
         assert torch.equal(model.state_dict()[f"{prefix}weight"][first:end], layer.weight)
+        setattr(pooler.attn, part, nn.Sequential(layer, nn.Tanh()))
+        assert not torch.allclose(pooler(x_BLD), output)
+        setattr(pooler.attn, part, layer)
+    pooler.load_state_dict({name: torch.zeros_like(value) for name, value in expected.items()})
+    assert not any(value.any() for value in pooler.parameters())
 
 
 def test_the_pooling_of_a_resnet_calls_its_layers() -> None:
