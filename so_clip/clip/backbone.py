@@ -27,7 +27,7 @@ from so_clip.clip.checkpoint import load_weights, read_weights
 from so_clip.clip.embedded import embedded_weights
 from so_clip.clip.half_weights import halve_frozen, unit_half
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
-from so_clip.clip.image_tower import encode_image, in_pieces
+from so_clip.clip.image_tower import encode_image, in_pieces, most_values
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.pixels import chosen_preprocessing
 from so_clip.clip.whole_prompts import Tokenizer, tokenize_whole
@@ -84,6 +84,7 @@ class Backbone(nn.Module):
         self.memory = memory
         self.half_weights = False
         self.pixels = pixels or TestPixels(square_size(model))
+        self._most_values: int | None = None  # of a layer, for one image
         self.context_length = int(model.context_length)
         self._tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -124,7 +125,11 @@ class Backbone(nn.Module):
         """
         if images_BCHW.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 pixels, not {images_BCHW.dtype}")
-        pieces = in_pieces(self.model, images_BCHW)
+        if self._most_values is None and len(images_BCHW):
+            self._most_values = most_values(
+                self.model, lambda: self._encode_pixels(images_BCHW[:1])
+            )
+        pieces = in_pieces(self.model, images_BCHW, self._most_values)
         return torch.cat([self._encode_pixels(piece_BCHW) for piece_BCHW in pieces])
 
     def _encode_pixels(self, images_BCHW: Tensor) -> Tensor:

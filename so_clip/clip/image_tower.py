@@ -2,19 +2,24 @@
 
 The image embedding of CLIP's vision transformers is the class token's last row. So in the last
 block, only this row needs attention's output projection and the MLP. This saves 1/16 of the tower's
-arithmetic.
+arithmetic. The same holds for timm's transformers that are read at their class token, such as EVA.
 
 Tensor names end in their shape: B images, C H W pixels, L tokens, D width or embedding, M the first
 tokens, beginning with the class token.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.blocks import Memory, after_attention, before_attention, run_block
+from so_clip.clip.tower_blocks import blocks_in, class_row, images_are_independent, reads_class_row
 
 # Values in the hidden layer of an MLP, the largest temporary, for one piece of a batch. On the CPU
 # small temporaries stay in or near the cache. A GPU needs larger pieces to be busy.
@@ -22,35 +27,72 @@ _CPU_PIECE = 2**23
 _GPU_PIECE = 2**26
 
 
-def in_pieces(model: Any, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+def in_pieces(model: Any, images_BCHW: Tensor, values: int | None = None) -> tuple[Tensor, ...]:
     """Split a batch so that temporaries of the forward pass stay small.
 
-    The backward pass keeps its activations of all pieces. A batch stays whole if `encode_image`
-    calls the model's own tower.
+    The backward pass keeps its activations of all pieces. A batch stays whole if its images depend
+    on each other, as in batch normalisation in training mode.
+
+    Args:
+        model: an open_clip model.
+        images_BCHW: the batch.
+        values: the most values that a layer returns for one image; see `most_values`. None: a
+            tower that is read at the class token is split, and others are not.
     """
-    if not is_read_at_class_token(model):
+    if is_read_at_class_token(model):
+        tower = model.visual
+        width = tower.transformer.resblocks[0].mlp.c_fc.out_features
+        values = len(tower.positional_embedding) * width
+    if values is None or not images_are_independent(model.visual):
         return (images_BCHW,)
-    tower = model.visual
-    values = len(tower.positional_embedding) * tower.transformer.resblocks[0].mlp.c_fc.out_features
     most = _CPU_PIECE if images_BCHW.device.type == "cpu" else _GPU_PIECE
     return images_BCHW.chunk(max(1, math.ceil(len(images_BCHW) * values / most)))
+
+
+def most_values(model: Any, encode_one: Callable[[], Any]) -> int | None:
+    """Return the most values that a layer of the image tower returns for one image.
+
+    It encodes one image. None: the tower is read at the class token, and `in_pieces` knows its
+    sizes.
+
+    Args:
+        model: an open_clip model.
+        encode_one: encodes one image. It runs without gradients, counters and new random states.
+    """
+    if is_read_at_class_token(model):
+        return None
+    sizes = [1]
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        sizes.extend(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+    layers = [module for module in model.visual.modules() if not [*module.children()]]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), _disable_current_modes():
+            encode_one()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sizes)
 
 
 def encode_image(model: Any, pixels_BCHW: Tensor, memory: Memory = "fast") -> Tensor:
     """Return image_BD like the model's own `encode_image`, not of unit length.
 
-    Models with another pooling than the class token, and models other than open_clip's transformers
-    with explicit attention (ResNets, timm, attentional or average pooling, CoCa), run their own
-    `encode_image`.
+    open_clip's transformers with explicit attention, read at the class token, are computed here.
+    Other towers (ResNets, timm, attentional or average pooling, CoCa) run their own code, with the
+    memory modes of `so_clip.clip.tower_blocks`.
 
     Args:
         model: an open_clip model.
         pixels_BCHW: normalised pixels.
         memory: fast | balanced | small; see `so_clip.clip.blocks`.
     """
-    if not is_read_at_class_token(model):
-        return model.encode_image(pixels_BCHW)
     visual = model.visual
+    if not is_read_at_class_token(model):
+        with blocks_in(visual, memory, class_row if reads_class_row(visual) else None):
+            return model.encode_image(pixels_BCHW)
     x_BLD = visual._embeds(pixels_BCHW)
     *blocks, last = visual.transformer.resblocks
     for block in blocks:

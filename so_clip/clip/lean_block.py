@@ -11,22 +11,22 @@ from functools import partial
 from typing import Any
 
 import timm.layers
+import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
-from timm.layers import GluMlp, SwiGLU
+from timm.layers.mlp import GluMlp, SwiGLU
 from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from so_clip.clip.recipes import Recipes
 
 Forward = Callable[..., Any]
 
-# Modules that keep their input for the backward pass, but not their output. ReLU is not one.
+# Modules without matrix products, whose input is kept anyway.
 _CHEAP = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
-    timm.layers.RmsNorm,
-    timm.layers.RmsNorm2d,
     nn.GELU,
     nn.SiLU,
     QuickGELU,
@@ -63,13 +63,23 @@ def forwards(replaced: Mapping[nn.Module, Forward]) -> Iterator[None]:
 def _lean_forwards(block: nn.Module, recipes: Recipes) -> dict[nn.Module, Forward]:
     lean: dict[nn.Module, Forward] = {}
     for module in block.modules():
-        if isinstance(module, _CHEAP) and not getattr(module, "inplace", False):
+        if isinstance(module, nn.ReLU):
+            lean[module] = partial(recipes.compute, F.relu)  # not in place: its input may be kept
+        elif _is_cheap(module):
             lean[module] = partial(recipes.compute, module.forward)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             lean[module] = partial(_reading, recipes, module.forward)
         elif type(module) in _GATED:
             lean[module] = partial(_GATED[type(module)], recipes, module)
     return lean
+
+
+def _is_cheap(module: nn.Module) -> bool:
+    if isinstance(module, _BatchNorm):
+        return not module.training
+    # transformers is not always installed, so its activation functions are known by their file.
+    is_cheap = isinstance(module, _CHEAP) or type(module).__module__ == "transformers.activations"
+    return is_cheap and not getattr(module, "inplace", False)
 
 
 def _reading(recipes: Recipes, forward: Forward, x: Tensor) -> Tensor:

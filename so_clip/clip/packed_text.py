@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.blocks import Memory, after_attention, before_attention, run_block
+from so_clip.clip.tower_blocks import blocks_in, text_blocks
 
 MIB = 2**20
 # A mode that keeps few activations elsewhere also gets a small budget for prompts.
@@ -235,7 +236,8 @@ class _PlainPrompts(nn.Module):
         self.register_buffer("tokens_KL", tokens_KL, persistent=False)
 
     def forward(self, model: Any, memory: Memory = "fast", near: Tensor | None = None) -> Tensor:
-        return model.encode_text(self.tokens_KL)
+        with blocks_in(text_blocks(model), memory):
+            return model.encode_text(self.tokens_KL)
 
 
 def prompts_to_end(model: Any, tokens_KL: Tensor) -> list[list[int]] | None:

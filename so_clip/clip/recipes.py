@@ -7,7 +7,7 @@ code: autograd keeps a recipe in the place of every tensor that was computed by 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -61,6 +61,13 @@ class _Part(NamedTuple):
         return again.as_strided(self.size, self.stride, self.offset + again.storage_offset())
 
 
+class _Saved:
+    """What autograd holds: a tensor or a part of a recipe's result, decided when it is known."""
+
+    def __init__(self, kept: _Kept | _Part) -> None:
+        self.kept = kept
+
+
 class Recipes:
     """The cheap tensors of one piece of a forward pass.
 
@@ -70,12 +77,12 @@ class Recipes:
 
     def __init__(self) -> None:
         self._recipes: WeakKeyDictionary[torch.UntypedStorage, _Recipe] = WeakKeyDictionary()
-        self._kept: WeakSet[torch.UntypedStorage] = WeakSet()
+        self._kept: WeakKeyDictionary[torch.UntypedStorage, list[_Saved]] = WeakKeyDictionary()
 
     @contextmanager
     def saving(self) -> Iterator[None]:
         """Let autograd keep recipes in the place of cheap tensors, inside this context."""
-        with saved_tensors_hooks(self._pack, lambda kept: kept.restore()):
+        with saved_tensors_hooks(self._pack, lambda saved: saved.kept.restore()):
             yield
 
     def compute(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -85,19 +92,24 @@ class Recipes:
             function: must draw no random numbers and change nothing in place.
             inputs: must not change before the backward pass.
         """
+        if not torch.is_grad_enabled():
+            return function(*inputs)
+        packed = tuple(self._recipe_or_tensor(x) for x in inputs)
         result = function(*inputs)
-        storage = result.untyped_storage()
-        if not torch.is_grad_enabled() or any(x.untyped_storage() is storage for x in inputs):
+        storage, kind = result.untyped_storage(), result.device.type
+        if any(x.untyped_storage() is storage for x in inputs):
             return result
-        kind = result.device.type
         self._recipes[storage] = _Recipe(
             function,
-            tuple(self._recipe_or_tensor(x) for x in inputs),
+            packed,
             result.dtype,
             result.storage_offset(),
             result._version,
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)),
         )
+        for saved in self._kept.pop(storage, ()):  # saved by the function itself, as by ReLU
+            assert isinstance(saved.kept, _Kept)
+            saved.kept = self._recipe_or_tensor(saved.kept.tensor)
         return mark_saved_anyway(result)
 
     def read(self, x: Tensor) -> Tensor:
@@ -112,11 +124,11 @@ class Recipes:
             return mark_saved_anyway(x)
         return self.compute(in_matmul_precision, x)
 
-    def _pack(self, saved: Tensor) -> _Kept | _Part:
-        packed = self._recipe_or_tensor(saved)
-        if isinstance(packed, _Kept):
-            self._kept.add(saved.untyped_storage())
-        return packed
+    def _pack(self, tensor: Tensor) -> _Saved:
+        saved = _Saved(self._recipe_or_tensor(tensor))
+        if isinstance(saved.kept, _Kept):
+            self._kept.setdefault(tensor.untyped_storage(), []).append(saved)
+        return saved
 
     def _recipe_or_tensor(self, x: Tensor) -> _Kept | _Part:
         recipe = self._recipes.get(x.untyped_storage())

@@ -12,8 +12,8 @@ Tensor names end in their shape: B images, L tokens, D width.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,12 @@ def block_lists(tower: nn.Module) -> list[nn.Sequential | nn.ModuleList]:
         for name, blocks in found.items()
         if len(blocks) and not any(other.startswith(f"{name}.") for other in found)
     ]
+
+
+def text_blocks(model: Any) -> nn.Module:
+    """Return the module that holds a text tower's blocks, and no image tower."""
+    tower: nn.Module = getattr(model, "text", None) or model.transformer
+    return tower
 
 
 def blocks_in(
@@ -97,7 +103,13 @@ def images_are_independent(tower: nn.Module) -> bool:
     return not any(isinstance(module, _BatchNorm) and module.training for module in tower.modules())
 
 
-def _run(block: nn.Module, forward: Callable[..., Any], memory: Memory, *inputs: Any, **options: Any) -> Any:
+def _run(
+    block: nn.Module,
+    forward: Callable[..., Any],
+    memory: Memory,
+    *inputs: Any,
+    **options: Any,
+) -> Any:
     def run(block: Any, memory: Memory, *inputs: Any) -> Any:
         if memory == "balanced":
             return run_lean(block, forward, *inputs, **options)
@@ -106,9 +118,9 @@ def _run(block: nn.Module, forward: Callable[..., Any], memory: Memory, *inputs:
     return run_block(block, memory, run, *inputs)
 
 
-def is_read_at_class_token(visual: Any) -> bool:
+def reads_class_row(visual: Any) -> bool:
     """Return whether a timm tower's output depends on its last block's class row alone."""
-    trunk = getattr(visual, "trunk", None)
+    trunk: Any = getattr(visual, "trunk", None)
     if type(trunk) not in (VisionTransformer, Eva, VisionTransformerRelPos):
         return False
     last = trunk.blocks[-1]
