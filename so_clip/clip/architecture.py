@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from so_clip.clip.architecture_names import TINY, check_architecture
+from so_clip.clip.weightless import RealNumbers
 from so_clip.clip.weights_file import TINY_CARD
 from so_clip.clip.whole_prompts import Tokenizer
 from so_clip.errors import InputError
@@ -73,7 +74,8 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
     """Build an open_clip model with random float32 weights on the CPU.
 
     It calls open_clip's class directly, because open_clip's factory looks for published weights of
-    single towers and cannot run on fake tensors.
+    single towers and cannot run on fake tensors. Inside torch's FakeTensorMode the model has no
+    values, and any size takes less than a second.
 
     Args:
         config: open_clip's model configuration (embed_dim, vision_cfg, text_cfg, ...).
@@ -96,7 +98,7 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
         values["vision_cfg"]["timm_model_pretrained"] = False
     if "hf_model_name" in values["text_cfg"]:
         values["text_cfg"]["hf_model_pretrained"] = False
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), RealNumbers():
         # torch.manual_seed would also seed the CUDA generators.
         torch.default_generator.manual_seed(seed)
         try:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,12 @@ from so_clip.clip.hub import fetch_pretrained, pretrained_config
 from so_clip.clip.image_tower import encode_image, in_pieces, most_values
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.pixels import chosen_preprocessing
+from so_clip.clip.roles import Part, Tower, named_blocks, role_map
 from so_clip.clip.whole_prompts import Tokenizer, tokenize_whole
 from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
 
-Tower = Literal["vision", "text"]
 EMBEDDED = "embedded"
 
 
@@ -85,6 +85,7 @@ class Backbone(nn.Module):
         self.half_weights = False
         self.pixels = pixels or TestPixels(square_size(model))
         self._most_values: int | None = None  # of a layer, for one image
+        self._parts: tuple[tuple[str, ...], list[Part]] | None = None
         self.context_length = int(model.context_length)
         self._tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -160,19 +161,24 @@ class Backbone(nn.Module):
             features = features.float()
         return F.normalize(features, dim=-1)
 
-    def blocks(self, tower: Tower) -> nn.ModuleList:
-        """Return a tower's residual attention blocks, from input to output.
+    def role_map(self) -> list[Part]:
+        """Return the parts of the model: see so_clip.clip.roles. Call it before an adapter."""
+        names = tuple(name for name, _ in self.model.named_parameters())
+        if self._parts is None or self._parts[0] != names:
+            self._parts = names, role_map(self.model)
+        return self._parts[1]
+
+    def blocks(self, tower: Tower) -> list[nn.Module]:
+        """Return a tower's residual blocks, from input to output.
 
         Raises:
-            InputError: the tower is not a transformer of open_clip, for example a ResNet.
+            InputError: the tower is of no known family, and has none.
         """
-        root = self.model.visual if tower == "vision" else getattr(self.model, "text", self.model)
-        blocks = getattr(getattr(root, "transformer", None), "resblocks", None)
-        if not isinstance(blocks, nn.ModuleList):
+        blocks = [block for _, block in named_blocks(self.model, tower)]
+        if not blocks:
             raise InputError(
-                f"the {tower} tower of {self.description} is a {type(root).__name__}, without "
-                "residual attention blocks to choose from. Use a ViT such as backbone=vit_b16, or "
-                "train only the other tower with adapter.encoder=."
+                f"the {tower} tower of {self.description} has no residual blocks to choose from. "
+                "Use adapter.position=all, or train only the other tower with adapter.encoder=."
             )
         return blocks
 

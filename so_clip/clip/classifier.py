@@ -9,16 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.backbone import Backbone, Tower
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.heads import Classes, CosineHead, Head, exact
 from so_clip.clip.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
-
-TOWERS: tuple[Tower, Tower] = ("vision", "text")
-
-
-def tower_of(parameter_name: str) -> Tower:
-    """Return the tower, vision or text, that a parameter of an open_clip model belongs to."""
-    return "vision" if parameter_name.startswith("visual.") else "text"
+from so_clip.clip.roles import tower_of
 
 
 class Classifier(nn.Module):

@@ -30,7 +30,7 @@ class AdaLoRA(Peft):
     If a gradient scaler skips a step, that step's non-finite gradients count as zero.
 
     Args:
-        patterns: see Peft.
+        roles: see Peft.
         total_steps: of training, 2 or more. A run that stops earlier keeps its current ranks.
         warmup, final: shares of the steps, at the beginning and at the end, in which no rank
             changes. Each is in [0, 1), and so is their sum.
@@ -47,7 +47,7 @@ class AdaLoRA(Peft):
 
     def __init__(
         self,
-        patterns: Sequence[str],
+        roles: Sequence[str],
         total_steps: int,
         warmup: float = 0.1,
         final: float = 0.5,
@@ -66,7 +66,7 @@ class AdaLoRA(Peft):
             "tfinal": total_steps - last_choice,
             "tinit": min(int(warmup * total_steps), last_choice - 1),
         }
-        super().__init__("adalora", patterns, **options, **schedule)
+        super().__init__("adalora", roles, **options, **schedule)
         rank, target = options.get("rank", 12), options.get("target_rank", 8)
         if target >= rank:
             raise InputError(

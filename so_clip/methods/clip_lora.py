@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.clip.attention import ExplicitAttention, saved_place
-from so_clip.clip.classifier import TOWERS, Classifier
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.roles import TOWERS
 from so_clip.errors import InputError
 from so_clip.methods import options
 from so_clip.methods.adapter import Adapter, LowRankUpdate

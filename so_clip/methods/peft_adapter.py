@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.clip.attention import ExplicitAttention
-from so_clip.clip.classifier import TOWERS, Classifier, tower_of
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.roles import TOWERS, tower_of
 from so_clip.errors import InputError
 from so_clip.methods import options as checks
 from so_clip.methods.adapter import Adapter, LowRankUpdate
@@ -29,8 +30,6 @@ from so_clip.methods.random_draws import DropoutDraws, use_globally
 from so_clip.methods.weights import Weights, blocks_at
 from so_clip.system.commands import install
 
-_FUSED, _PARTS = "in_proj", ("q_proj", "k_proj", "v_proj")
-
 
 class Peft(Adapter):
     """Wraps each matrix that `Weights` would select in one of peft's adapters.
@@ -46,9 +45,9 @@ class Peft(Adapter):
 
     Args:
         kind: of adapter; see `peft_kinds`.
-        patterns, encoder, position: select the matrices; see Weights.
+        roles, encoder, position: select the matrices; see Weights.
         split_qkv: split attention's in-projection into query, key and value, each with its own
-            adapter, as CLIP-LoRA does. `in_proj` in a pattern then means all three.
+            adapter, as CLIP-LoRA does. attention_in then means all three.
         seed: of first values, of fixed random choices and of dropout; the global random state does
             not change.
         interpolation: a, in [0, 1]. Below 1, `finish` merges the adapters into the weights, which
@@ -66,7 +65,7 @@ class Peft(Adapter):
     def __init__(
         self,
         kind: str,
-        patterns: Sequence[str],
+        roles: Sequence[str],
         encoder: str = "both",
         position: str = "all",
         split_qkv: bool = False,
@@ -74,10 +73,9 @@ class Peft(Adapter):
         interpolation: float = 1.0,
         **options: Any,
     ) -> None:
-        self.weights = Weights(patterns, encoder, position)
+        self.weights = Weights(roles, encoder, position)
         self.interpolation = checks.interpolation(interpolation)
-        if checks.flag("split_qkv", split_qkv):
-            self.weights = Weights(_split_patterns(patterns), encoder, position)
+        checks.flag("split_qkv", split_qkv)
         self.spec = checked_kind(kind, options)
         self.kind, self.options, self.split_qkv = kind, options, split_qkv
         self.seed = checks.seed(seed)
@@ -173,9 +171,9 @@ class Peft(Adapter):
             module = classifier.backbone.model.get_submodule(layer)
             if kind != "weight" or type(module) is not nn.Linear:
                 raise InputError(
-                    f"adapter.patterns: {name} is not the weight of a linear layer, and "
-                    f"kind={self.kind} adapts no other weight. Choose other patterns, or "
-                    "adapter=weights to train it."
+                    f"adapter.roles: {name} is not the weight of a linear layer, and "
+                    f"kind={self.kind} adapts no other weight. Choose other roles, "
+                    "adapter.encoder=, or adapter=weights to train it."
                 )
             names.append(layer)
         return names
@@ -220,14 +218,6 @@ def _library(kind: str) -> ModuleType:
             f"adapter.kind={kind} needs peft ({error}): {install('so-clip[methods]')}."
         ) from error
     return peft
-
-
-def _split_patterns(patterns: Sequence[str]) -> list[str]:
-    return [
-        pattern.replace(_FUSED, part)
-        for pattern in patterns
-        for part in (_PARTS if _FUSED in pattern else (_FUSED,))
-    ]
 
 
 def _exact_pattern(names: Sequence[str]) -> str:

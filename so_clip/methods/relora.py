@@ -27,7 +27,7 @@ class ReLoRA(Peft):
     left out, since CLIP is trained already. There is no warm-up at the first steps.
 
     Args:
-        patterns: see Peft.
+        roles: see Peft.
         every: steps between two restarts, 1 or more.
         restart_warmup: number of scaled steps after a restart, below `every`; 0 for none.
         options: Peft's for kind=lora: rank, alpha, dropout, rank_stabilised, encoder, position,
@@ -42,12 +42,12 @@ class ReLoRA(Peft):
 
     def __init__(
         self,
-        patterns: Sequence[str],
+        roles: Sequence[str],
         every: int = 200,
         restart_warmup: int = 10,
         **options: Any,
     ) -> None:
-        super().__init__("lora", patterns, **options)
+        super().__init__("lora", roles, **options)
         self.every = whole("every", every, 1)
         self.restart_warmup = whole("restart_warmup", restart_warmup, 0, every - 1)
         self._merged = False

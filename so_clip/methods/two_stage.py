@@ -28,7 +28,7 @@ class TwoStage(Weights):
     Each stage has a cosine of the learning rate of its own.
 
     Args:
-        patterns, encoder, position: see Weights.
+        roles, encoder, position: see Weights.
         steps: of the whole training, 0 or more.
         first_stage: the first stage's share of the steps, between 0 and 1.
     """
@@ -38,13 +38,13 @@ class TwoStage(Weights):
 
     def __init__(
         self,
-        patterns: Sequence[str],
+        roles: Sequence[str],
         steps: int,
         first_stage: float = 0.6,
         encoder: str = "both",
         position: str = "all",
     ) -> None:
-        super().__init__(patterns, encoder, position)
+        super().__init__(roles, encoder, position)
         self.steps = whole("steps", steps, 0)
         self.first_stage = inner_share("first_stage", first_stage)
 

@@ -1,4 +1,4 @@
-"""Train weights of the model itself, selected by name, tower and depth."""
+"""Train weights of the model itself, selected by role, tower and depth."""
 
 import re
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from so_clip.clip.backbone import Tower
-from so_clip.clip.classifier import TOWERS, Classifier, tower_of
+from so_clip.clip.classifier import Classifier
+from so_clip.clip.roles import GROUPS, TOWERS, Part, named_roles
 from so_clip.errors import InputError, nearest
 from so_clip.methods import options
 from so_clip.methods.adapter import Adapter, FewShots
@@ -16,6 +16,7 @@ from so_clip.methods.adapter import Adapter, FewShots
 # blocks (bottom = 0-3, half-up = 6-11, ...), generalised to any depth.
 _FRACTIONS = {
     "all": (0, 1),
+    "blocks": (0, 1),
     "half-bottom": (0, 1 / 2),
     "half-up": (1 / 2, 1),
     "bottom": (0, 1 / 3),
@@ -25,8 +26,7 @@ _FRACTIONS = {
 _LAST = {"top": 1, "top2": 2, "top3": 3}
 POSITIONS = (*_FRACTIONS, *_LAST)
 ENCODERS = (*TOWERS, "both")
-# The scale of logits is a setting (backbone.logit_scale): these parameters never get a gradient.
-_UNUSED = ("logit_scale", "logit_bias")
+_SPLIT = ("query", "key", "value")
 
 
 def blocks_at(position: str, depth: int) -> range:
@@ -58,16 +58,15 @@ def check_place(encoder: str, position: str) -> None:
 
 
 class Weights(Adapter):
-    """Trains the parameters whose names end with one of `patterns`.
+    """Trains the parameters that have one of `roles`.
 
-    The default patterns, both encoders and every position select SO's 96 matrices of ViT-B/16
+    The default roles, both encoders and every position select SO's 96 matrices of ViT-B/16
     (122,683,392 weights): attention in- and out-projections and both MLP matrices of 12 + 12 blocks
     (nairouz/SO).
 
     Args:
-        patterns: endings of parameter names. An ending starts at a whole component of the name
-            (`mlp.c_fc.weight`). `*` matches anything; `*` alone selects every weight. A pattern
-            that matches nothing is an error.
+        roles: names of roles and groups; see so_clip.clip.roles. A group takes what the model has
+            of it. A role that the model does not have is an error.
         encoder: vision | text | both.
         position: the blocks, for any depth; see `blocks_at`. Parameters outside the residual blocks
             are selected only with position=all.
@@ -84,23 +83,23 @@ class Weights(Adapter):
 
     def __init__(
         self,
-        patterns: Sequence[str],
+        roles: Sequence[str] = ("matrices",),
         encoder: str = "both",
         position: str = "all",
         interpolation: float = 1.0,
     ) -> None:
-        valid = patterns and not isinstance(patterns, str)
-        if not valid or not all(isinstance(pattern, str) for pattern in patterns):
-            raise InputError(f"adapter.patterns={patterns!r}: must be a list of name endings.")
+        if not roles or isinstance(roles, str):
+            raise InputError(f"adapter.roles={roles!r}: must be a list of roles.")
         check_place(encoder, position)
-        self.patterns, self.encoder, self.position = list(patterns), encoder, position
+        self.wanted = named_roles(roles)
+        self.roles, self.encoder, self.position = list(roles), encoder, position
         self.interpolation = options.interpolation(interpolation)
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
         """Open the selected parameters of the classifier's model; return them by name.
 
         Raises:
-            InputError: a pattern, or the position, selects nothing.
+            InputError: the model has no such parameters, in all or in one encoder.
         """
         selected = self.select(classifier)
         for parameter in selected.values():
@@ -110,37 +109,55 @@ class Weights(Adapter):
     def select(self, classifier: Classifier) -> dict[str, nn.Parameter]:
         """Return the selected parameters without opening them; raises as `__call__` does."""
         named = dict(classifier.backbone.model.named_parameters())
-        candidates = {
-            name: parameter
-            for name, parameter in named.items()
-            if self._is_candidate(name, classifier)
-        }
-        selected: dict[str, nn.Parameter] = {}
-        for pattern in self.patterns:
-            anything = re.escape(pattern).replace(r"\*", ".*")
-            ending = re.compile(rf"(^|\.){anything}$")
-            matched = {name: value for name, value in candidates.items() if ending.search(name)}
-            if not matched:
-                raise InputError(
-                    f"adapter.patterns: {pattern!r} matches no parameter with "
-                    f"encoder={self.encoder}, position={self.position}."
-                    f"{nearest(pattern, {name.split('.', 1)[-1] for name in named})}"
-                )
-            selected |= matched
-        self._check_both_encoders(classifier, set(map(tower_of, selected)))
+        parts = self.selected_parts(classifier)
+        return {part.name: named[part.name] for part in parts}
+
+    def selected_parts(self, classifier: Classifier) -> list[Part]:
+        """Return the selected parameters' entries of the role map; raises as `__call__` does."""
+        backbone = classifier.backbone
+        parts = [part for part in backbone.role_map() if self.encoder in (part.tower, "both")]
+        if self.position != "all":
+            blocks = {
+                tower: blocks_at(self.position, backbone.block_count(tower))
+                for tower in {part.tower for part in parts}
+            }
+            parts = [part for part in parts if part.block in blocks[part.tower]]
+        selected = [part for part in parts if part.roles & self.wanted]
+        self._check_roles(selected, parts, backbone.description)
+        self._check_towers(selected, backbone.description)
         return selected
 
-    def _check_both_encoders(self, classifier: Classifier, found: set[Tower]) -> None:
-        """Refuse an encoder without blocks, such as a ResNet, in which no pattern matches."""
-        for tower in TOWERS:
-            if self.encoder != "both" or tower in found:
-                continue
-            try:
-                classifier.backbone.blocks(tower)
-            except InputError as error:
+    def _check_roles(self, selected: Sequence[Part], parts: Sequence[Part], model: str) -> None:
+        """Refuse a role that no parameter has. A group takes what there is."""
+        missing = [
+            role
+            for role in self.roles
+            if role not in GROUPS and not any(role in part.roles for part in selected)
+        ]
+        if not missing:
+            return
+        way_out = "`python -m so_clip backbones NAME` prints the roles of a model."
+        if missing[0] in _SPLIT and any("attention_in" in part.roles for part in parts):
+            way_out = (
+                "Query, key and value are one matrix here: choose attention_in, or "
+                "adapter.split_qkv=true if the method has this option."
+            )
+        raise InputError(
+            f"adapter.roles={self.roles}: no parameter of {model} has the role {missing[0]!r} with "
+            f"encoder={self.encoder}, position={self.position}. {way_out}"
+        )
+
+    def _check_towers(self, selected: Sequence[Part], model: str) -> None:
+        """Refuse an encoder in which nothing is selected."""
+        towers = [tower for tower in TOWERS if self.encoder in (tower, "both")]
+        for tower in towers:
+            if not any(part.tower == tower for part in selected):
+                others = [other for other in towers if other != tower]
+                way_out = f", or adapter.encoder={others[0]}" if others else ""
                 raise InputError(
-                    f"adapter.patterns={self.patterns}: none is in the {tower} encoder: {error}"
-                ) from error
+                    f"adapter.roles={self.roles}: the {tower} encoder of {model} has none of them "
+                    f"with position={self.position}. Choose other roles{way_out}."
+                )
 
     def start(self, classifier: Classifier, few_shots: FewShots) -> None:
         """Copy the original weights if `finish` needs them."""
@@ -158,16 +175,6 @@ class Weights(Adapter):
                 before = before.to(trained[name].device)
                 trained[name].copy_(torch.lerp(before, trained[name], self.interpolation))
             del classifier.before
-
-    def _is_candidate(self, name: str, classifier: Classifier) -> bool:
-        tower = tower_of(name)
-        if name in _UNUSED or self.encoder not in (tower, "both"):
-            return False
-        if self.position == "all":
-            return True
-        block = re.search(r"resblocks\.(\d+)\.", name)
-        depth = classifier.backbone.block_count(tower)
-        return block is not None and int(block[1]) in blocks_at(self.position, depth)
 
 
 class _WeightCopies(nn.Module):
