@@ -25,7 +25,7 @@ def reached(model: Any) -> frozenset[str]:
     size = model.visual.image_size
     height, width = (size, size) if isinstance(size, int) else size
     with first.fake_mode if isinstance(first, FakeTensor) else nullcontext(), torch.enable_grad():
-        image_BCHW = torch.zeros(1, 3, height, width, device=first.device)
+        image_BCHW = torch.zeros(1, 3, height, width, dtype=first.dtype, device=first.device)
         tokens_KL = torch.zeros(1, model.context_length, dtype=torch.long, device=first.device)
         outputs = [
             _call(model, leaves, "encode_image", image_BCHW),

@@ -72,7 +72,7 @@ _NAMES = tuple(
         (r"(?:attn_?pool|pooler)\..+", ("pooling",)),
         (r"visual\.(?:trunk\.)?(?:head|proj)(?:\..+)?", ("projection",)),
         (r"text_projection|text\.proj(?:\..+)?", ("projection",)),
-        (r"\w*(?:rel_pos|position|pos_emb|pos_enc)\w*(?:\..+)?", ("position_embedding",)),
+        (r"\w*(?:rel_pos|relative|position|pos_emb|pos_enc)\w*(?:\..+)?", ("position_embedding",)),
         (r"(?:class_embedding|cls_token|cls_emb|reg_token|dist_token)", ("class_token",)),
         (r"token_embedding|\w+_embeddings|shared|embed_tokens", ("token_embedding",)),
         (r"gamma", ("layer_scale",)),
@@ -151,8 +151,12 @@ def named_blocks(model: nn.Module, tower: Tower) -> list[tuple[str, nn.Module]]:
     return [(name, model.get_submodule(name)) for name in inner or found]
 
 
-def named_roles(roles: Iterable[str]) -> frozenset[str]:
+def named_roles(roles: Iterable[str], option: str = "adapter.roles") -> frozenset[str]:
     """Return the roles that names of roles and groups stand for.
+
+    Args:
+        roles: the names.
+        option: where they come from, for messages.
 
     Raises:
         InputError: there is no such role or group.
@@ -161,7 +165,7 @@ def named_roles(roles: Iterable[str]) -> frozenset[str]:
     for role in roles:
         if role not in known:
             raise InputError(
-                f"adapter.roles: {role!r} is no role. The groups are {', '.join(GROUPS)}; the "
+                f"{option}: {role!r} is no role. The groups are {', '.join(GROUPS)}; the "
                 f"roles are {', '.join(ROLES)}.{nearest(str(role), known)}"
             )
     return frozenset(member for role in roles for member in known[role])

@@ -134,7 +134,9 @@ class ClipLoRA(Adapter):
 
     def _attentions(self, classifier: Classifier, tower: Any) -> list[Any]:
         blocks = classifier.backbone.blocks(tower)
-        attentions: list[Any] = [blocks[i].attn for i in blocks_at(self.position, len(blocks))]
+        attentions: list[Any] = [
+            getattr(blocks[i], "attn", None) for i in blocks_at(self.position, len(blocks))
+        ]
         for attention in attentions:
             explicit = isinstance(attention, ExplicitAttention)
             if not explicit or type(attention.in_proj) is not nn.Linear:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.roles import TOWERS, tower_of
+from so_clip.clip.roles import TOWERS, named_roles, tower_of
 from so_clip.errors import InputError
 from so_clip.methods import options as checks
 from so_clip.methods.adapter import Adapter, LowRankUpdate
@@ -77,6 +77,7 @@ class Peft(Adapter):
         self.interpolation = checks.interpolation(interpolation)
         checks.flag("split_qkv", split_qkv)
         self.spec = checked_kind(kind, options)
+        named_roles(options.get("inputs", ()), "adapter.inputs")
         self.kind, self.options, self.split_qkv = kind, options, split_qkv
         self.seed = checks.seed(seed)
 
@@ -205,8 +206,9 @@ class Peft(Adapter):
             if self.weights.encoder in (tower, "both"):
                 blocks: Any = classifier.backbone.blocks(tower)
                 for i in blocks_at(self.weights.position, len(blocks)):
-                    if isinstance(blocks[i].attn, ExplicitAttention):
-                        blocks[i].attn.split()
+                    attention = getattr(blocks[i], "attn", None)
+                    if isinstance(attention, ExplicitAttention):
+                        attention.split()
 
 
 def _library(kind: str) -> ModuleType:

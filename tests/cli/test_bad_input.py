@@ -51,7 +51,7 @@ MODELS = [
     ("method=adamw +optimizer.T=5", ["optimizer.T=5", "AdamW", "'~optimizer."]),
     ("method=adamw +optimizer.sampled_gradients=true", ["sampled gradients", "AdamW", "SO"]),
     ("adapter=none", ["opens no parameters", "method=zero_shot"]),
-    ("adapter.patterns=[mlp.c_fc.wieght]", ["'mlp.c_fc.wieght' matches no parameter"]),
+    ("adapter.roles=[mlp_inn]", ["'mlp_inn' is no role", "Did you mean 'mlp_in'"]),
     ("+adapter.depth=3", ["adapter", "depth"]),
     ("backbone.architecture=ViT-B-33", ["ViT-B-33", "'ViT-B-32'"]),
     ("backbone.pretrained=openai", ["backbone.pretrained=openai", "embedded"]),

@@ -52,7 +52,7 @@ dataset={{{{}}}}
 method={{{{}}}}
 method=[so,adamw]
 method.title='a|b'
-adapter.patterns=[1]
+adapter.roles=[1]
 adapter.position=last-0
 adapter.name=x adapter._target_=os.path.nope
 adapter.name=x adapter._target_=collections.OrderedDict

@@ -137,11 +137,11 @@ def _config() -> dict[str, Any]:
     return CONFIG
 
 
-def test_a_resnet_has_no_blocks() -> None:
-    backbone = small_backbone(layers=[1, 1, 1, 1])
+def test_the_blocks_of_a_resnet_are_its_bottlenecks() -> None:
+    backbone = small_backbone(layers=[1, 2, 1, 1])
     assert backbone.block_count("text") == 2
-    with pytest.raises(InputError, match=r"vision tower of the small model is a ModifiedResNet"):
-        backbone.block_count("vision")
+    assert backbone.blocks("vision")[2] is backbone.model.visual.layer2[1]
+    assert backbone.block_count("vision") == 5
     assert backbone.encode_image(uint8(pictures(32))).shape == (3, 32)
 
 

@@ -8,9 +8,9 @@ import torch
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.roles import tower_of
 from so_clip.clip.heads import CosineHead
 from so_clip.clip.packed_text import TEXT_BUDGETS_MIB
+from so_clip.clip.roles import tower_of
 from so_clip.methods.weights import Weights
 from tests.helpers.small_models import small_backbone
 
@@ -38,7 +38,7 @@ def _runs(classifier: Classifier) -> Counter[str]:
 
 
 def _open(classifier: Classifier, encoder: str) -> list[torch.nn.Parameter]:
-    return list(Weights(["mlp.c_fc.weight"], encoder)(classifier).values())
+    return list(Weights(["mlp_in"], encoder)(classifier).values())
 
 
 def test_logits_are_scaled_cosines(classifier):

@@ -31,7 +31,7 @@ OTHER_VALUES: dict[str, Any] = {
     "backbone.mean": [0.5, 0.5, 0.5],
     "backbone.std": [0.5, 0.5, 0.5],
     "adapter.name": "mine",
-    "adapter.patterns": ["attn.in_proj_weight"],
+    "adapter.roles": ["attention"],
     "adapter.encoder": "text",
     "adapter.position": "up",
     "adapter.interpolation": 0.5,

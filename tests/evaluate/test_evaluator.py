@@ -86,7 +86,7 @@ def _runs(classifier: Classifier) -> Counter[str]:
 
 def _change(classifier: Classifier, encoder: str) -> None:
     """Open an encoder's weights and change them along one gradient."""
-    opened = Weights(["mlp.c_fc.weight"], encoder)(classifier)
+    opened = Weights(["mlp_in"], encoder)(classifier)
     images_BCHW, _ = next(iter(_stream()))
     (100 * classifier(images_BCHW).softmax(dim=1)[:, 0].sum()).backward()
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_the_next_batches_are_decoded_during_encoding(classifier):
 
 @pytest.mark.parametrize("encoder", ["vision", "text", "both"])
 def test_images_are_encoded_again_only_if_the_image_tower_was_trained(classifier, encoder):
-    Weights(["mlp.c_fc.weight"], encoder)(classifier)
+    Weights(["mlp_in"], encoder)(classifier)
     evaluator = _evaluator(classifier)
     runs = _runs(classifier)
     before = evaluator.zero_shot()
@@ -248,7 +248,7 @@ def test_a_second_run_reads_the_features_and_predicts_the_same(
     first = _evaluator(classifier, tmp_path, precision)
     assert _same(first.zero_shot(), without)
     second = _evaluator(classifier, tmp_path, precision)
-    Weights(["mlp.c_fc.weight"], encoder)(classifier)
+    Weights(["mlp_in"], encoder)(classifier)
     runs = _runs(classifier)
     assert _same(second.zero_shot(), without)
     assert (first.from_cache, second.from_cache) == (False, True)

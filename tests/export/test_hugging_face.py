@@ -109,7 +109,7 @@ def test_clip_loras_scale_is_pefts_rank_stabilised_scale(tmp_path: Path) -> None
     ("method", "options"),
     [
         ("lora", ("adapter.rank_stabilised=true", SPLIT)),
-        ("lora", ("adapter.position=up", "adapter.patterns=[mlp.c_fc.weight]")),
+        ("lora", ("adapter.position=up", "adapter.roles=[mlp_in]")),
         ("clip_lora", ("adapter.interpolation=0.5",)),
         ("adalora", (SPLIT,)),
         ("dora", ()),

@@ -35,7 +35,7 @@ class Row:
 
 
 _FAST = ("optimizer.lr=1e-2",)
-_SO = Row(MATRICES, overrides=("optimizer.lr=1e-2", "optimizer.density_ratio=0.05"))
+_SO = Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-2", "optimizer.density_ratio=0.05"))
 
 ROWS: dict[str, Row] = {
     "so": _SO,
@@ -48,14 +48,14 @@ ROWS: dict[str, Row] = {
     "so_random": _SO,
     "so_static": _SO,
     "so_update_first": _SO,
-    "adam": Row(MATRICES, overrides=("optimizer.lr=1e-3",)),
-    "adamw": Row(MATRICES, overrides=("optimizer.lr=1e-3",)),
-    "sgd": Row(MATRICES, overrides=_FAST),
-    "galore": Row(MATRICES, overrides=("optimizer.lr=1e-2", "optimizer.scale=1")),
+    "adam": Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-3",)),
+    "adamw": Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-3",)),
+    "sgd": Row(MATRICES, resnet=True, overrides=_FAST),
+    "galore": Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-2", "optimizer.scale=1")),
     "bitfit": Row(r"bias", resnet=True, overrides=_FAST),
-    "layer_norm": Row(r"ln_\w+\.(weight|bias)", overrides=_FAST),
+    "layer_norm": Row(r"ln_\w+\.(weight|bias)", resnet=True, overrides=_FAST),
     "attention": Row(r"attn\.in_proj\.weight|attn\.out_proj\.weight", overrides=_FAST),
-    "last_blocks": Row(MATRICES, overrides=_FAST),
+    "last_blocks": Row(MATRICES, resnet=True, overrides=_FAST),
     "full": Row(r".*", resnet=True, overrides=("optimizer.lr=1e-3",)),
     "clip_lora": Row(r"updates\.[qkv]\.(down|up)", overrides=_FAST),
     "lora": Row(r"lora_[AB]\.default\.weight", overrides=_FAST),
@@ -75,7 +75,7 @@ ROWS: dict[str, Row] = {
     "fourierft": Row(r"fourierft_spectrum\.default", overrides=("optimizer.lr=1e-1",)),
     "miss": Row(r"miss_block\.default", overrides=_FAST),
     "delora": Row(r"delora_(A|B|lambda)\.default", overrides=_FAST),
-    "wise_ft": Row(MATRICES, overrides=("optimizer.lr=1e-3",)),
+    "wise_ft": Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-3",)),
     "tip_adapter": Row(
         r"head\.(keys|values)", zero_shot_start=False, resnet=True, trains=False, plain=False
     ),
@@ -90,7 +90,9 @@ ROWS: dict[str, Row] = {
         plain=False,
     ),
     "clap": Row(r"head\.weight", resnet=True, plain=False),
-    "two_stage": Row(r"ln_\w+\.(weight|bias)|head\.weight", overrides=_FAST, plain=False),
+    "two_stage": Row(
+        r"ln_\w+\.(weight|bias)|head\.weight", resnet=True, overrides=_FAST, plain=False
+    ),
     "coop": Row(
         r"token_embedding\.context",
         zero_shot_start=False,

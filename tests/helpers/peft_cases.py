@@ -13,11 +13,8 @@ from so_clip.methods.adalora import AdaLoRA
 from so_clip.methods.peft_adapter import Peft
 from tests.helpers.small_models import small_backbone, weightless_backbone
 
-PATTERNS = [
-    *("attn.in_proj.weight", "attn.out_proj.weight"),
-    *("mlp.c_fc.weight", "mlp.c_proj.weight"),
-]
-IN_PROJ = ["attn.in_proj.weight"]
+ROLES = ["attention", "mlp"]
+ATTENTION_IN = ["attention_in"]
 PROMPTS = ["a photo of a dog.", "a photo of a very small cat.", "a drawing", "a photo of a cat."]
 NO_CHUNKS = 1e9
 IMAGES_BCHW = torch.randint(
@@ -56,7 +53,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], float]] = {
     "dora": ({"rank": 4, "alpha": 6}, 6 / 4),
     "adalora": ({"rank": 4, "target_rank": 2, "alpha": 6}, 6 / 4),
     "vera": ({"rank": 5}, 1.0),
-    "ia3": ({"inputs": ["mlp.c_proj.weight"]}, 1.0),
+    "ia3": ({"inputs": ["mlp_out"]}, 1.0),
     "loha": ({"rank": 3, "alpha": 2}, 2 / 3),
     "miss": ({"rank": 6}, 1.0),
     "delora": ({"rank": 3, "boundary": 2}, 1.0),
@@ -66,8 +63,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], float]] = {
 def build(kind: str, **options: Any) -> Peft:
     """Return a kind on SO's matrices."""
     if kind == "adalora":
-        return AdaLoRA(PATTERNS, 9, **options)
-    return Peft(kind, PATTERNS, **options)
+        return AdaLoRA(ROLES, 9, **options)
+    return Peft(kind, ROLES, **options)
 
 
 def rows(classifier: Classifier) -> int:

@@ -12,10 +12,7 @@ from so_clip.methods.peft_layers import adapted_layers
 from tests.helpers.tiny_classifiers import classifier
 from tests.oracles import structured_oracle as oracle
 
-PATTERNS = [
-    *("attn.in_proj.weight", "attn.out_proj.weight"),
-    *("mlp.c_fc.weight", "mlp.c_proj.weight"),
-]
+ROLES = ["attention", "mlp"]
 Formula = Callable[[Tensor, dict[str, Tensor]], Tensor]
 CASES: dict[str, tuple[str, dict[str, Any], Formula]] = {
     "lokr": (
@@ -52,7 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Formula]] = {
 
 def adapted(kind: str, options: dict[str, Any], by: float = 0.1) -> tuple[Classifier, Peft]:
     """Return a classifier in float64 whose adapters are moved away from their first values."""
-    made, adapter = classifier(), Peft(kind, PATTERNS, **options)
+    made, adapter = classifier(), Peft(kind, ROLES, **options)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in adapter(made).values():

@@ -16,7 +16,7 @@ from so_clip.errors import InputError
 from so_clip.methods.adalora import AdaLoRA
 from so_clip.methods.peft_layers import adapted_layers
 from tests.helpers.command import call
-from tests.helpers.peft_cases import PATTERNS, loss_of, moved, small, vit_b16
+from tests.helpers.peft_cases import ROLES, loss_of, moved, small, vit_b16
 
 NO_IMAGES: Any = None  # AdaLoRA does not read the few-shot images
 
@@ -27,7 +27,7 @@ class Run:
     def __init__(self, total_steps: int, **options: Any) -> None:
         self.classifier = small()
         settings = {"rank": 4, "target_rank": 2, "alpha": 4, "interval": 1, **options}
-        self.adapter = AdaLoRA(PATTERNS, total_steps, **settings)
+        self.adapter = AdaLoRA(ROLES, total_steps, **settings)
         self.parameters = self.adapter(self.classifier)
         self.adapter.start(self.classifier, NO_IMAGES)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-2, weight_decay=0)
@@ -160,7 +160,7 @@ def test_short_runs_end_with_the_target_rank(total_steps: int) -> None:
 )
 def test_bad_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        AdaLoRA(PATTERNS, **{"total_steps": 100, **options})
+        AdaLoRA(ROLES, **{"total_steps": 100, **options})
     assert message in str(caught.value)
 
 

@@ -10,7 +10,7 @@ from so_clip.methods.clip_lora import ClipLoRA
 from so_clip.methods.weights import Weights
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, Given, classifier
 
-PATTERNS = ["mlp.c_fc.weight", "ln_1.bias"]
+ROLES = ["mlp_in", "norm"]
 
 
 def _move(opened):
@@ -30,7 +30,7 @@ def _logits(made):
 @pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
 def test_weights_end_as_the_papers_mean_of_both(share):
     made = classifier()
-    adapter = Weights(PATTERNS, interpolation=share)
+    adapter = Weights(ROLES, interpolation=share)
     opened = adapter(made)
     before = {name: value.detach().clone() for name, value in made.named().items()}
     adapter.start(made, Given([0, 1, 2]))
@@ -50,7 +50,7 @@ def test_weights_end_as_the_papers_mean_of_both(share):
 def test_what_was_kept_is_in_no_state_and_gone_in_the_end():
     made = classifier()
     names = set(made.state_dict())
-    adapter = Weights(PATTERNS, interpolation=0.5)
+    adapter = Weights(ROLES, interpolation=0.5)
     adapter(made)
     parameters = {name for name, _ in made.named_parameters()}
     adapter.start(made, Given([0, 1, 2]))
@@ -59,7 +59,7 @@ def test_what_was_kept_is_in_no_state_and_gone_in_the_end():
     adapter.finish(made)
     assert not hasattr(made, "before")
     again = classifier()
-    its_adapter = Weights(PATTERNS, interpolation=0.5)
+    its_adapter = Weights(ROLES, interpolation=0.5)
     its_adapter(again)
     again.load_state_dict(made.state_dict())
     its_adapter.resume(again)
@@ -68,7 +68,7 @@ def test_what_was_kept_is_in_no_state_and_gone_in_the_end():
 
 def test_nothing_is_kept_where_everything_trained_is():
     made = classifier()
-    adapter = Weights(PATTERNS)
+    adapter = Weights(ROLES)
     adapter(made)
     adapter.start(made, Given([0, 1, 2]))
     assert not hasattr(made, "before")
@@ -103,7 +103,7 @@ def test_a_low_rank_update_is_kept_in_part(share):
 @pytest.mark.parametrize("value", [-0.1, 1.5, "x", True, float("nan")])
 def test_a_share_that_is_none_is_refused(value):
     for make in (
-        lambda: Weights(PATTERNS, interpolation=value),
+        lambda: Weights(ROLES, interpolation=value),
         lambda: ClipLoRA(interpolation=value),
     ):
         with pytest.raises(InputError, match=f"adapter.interpolation={value}: must"):

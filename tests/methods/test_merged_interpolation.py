@@ -22,7 +22,7 @@ from so_clip.methods.relora import ReLoRA
 from tests.helpers.command import call
 from tests.helpers.peft_cases import OPTIONS, build
 from tests.helpers.small_models import small_backbone
-from tests.helpers.structured_cases import CASES, PATTERNS, Formula, adapted, parts, tolerance
+from tests.helpers.structured_cases import CASES, ROLES, Formula, adapted, parts, tolerance
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier
 from tests.oracles.peft_oracle import MATRICES, merged
 
@@ -91,7 +91,7 @@ def test_structured_updates_end_as_the_weighted_mean(
 
 
 def test_shiras_entries_are_interpolated() -> None:
-    made, adapter = classifier(), Peft("shira", PATTERNS, rank=2, interpolation=0.25)
+    made, adapter = classifier(), Peft("shira", ROLES, rank=2, interpolation=0.25)
     move(adapter(made))
     layer = adapted_layers(made)[0]
     expected_OI = layer.base_layer.weight.clone()
@@ -104,7 +104,7 @@ def test_shiras_entries_are_interpolated() -> None:
 
 def test_all_updates_of_relora_are_interpolated() -> None:
     made = classifier()
-    adapter = ReLoRA(PATTERNS, rank=3, alpha=6, every=4, restart_warmup=0, interpolation=0.4)
+    adapter = ReLoRA(ROLES, rank=3, alpha=6, every=4, restart_warmup=0, interpolation=0.4)
     parameters = adapter(made)
     layers = adapted_layers(made)
     expected = [layer.base_layer.weight.clone() for layer in layers]
@@ -125,7 +125,7 @@ def every_kind() -> dict[str, Peft]:
     options = {name: chosen for name, (chosen, _) in OPTIONS.items()}
     options |= {"fourierft": {"frequencies": 40}, "oft": {"block_size": 8}}
     made = {kind: build(kind, **options.get(kind, {"rank": 2})) for kind in KINDS}
-    return made | {"relora": ReLoRA(PATTERNS, rank=2)}
+    return made | {"relora": ReLoRA(ROLES, rank=2)}
 
 
 @pytest.mark.parametrize("kind", every_kind())
@@ -166,9 +166,9 @@ def test_the_interpolated_model_can_be_saved_and_loaded(kind: str) -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.5, "x", True, float("nan")])
 def test_a_value_outside_0_to_1_is_an_error(value: Any) -> None:
     for make in (
-        lambda: Peft("lora", PATTERNS, interpolation=value),
-        lambda: AdaLoRA(PATTERNS, 9, interpolation=value),
-        lambda: ReLoRA(PATTERNS, interpolation=value),
+        lambda: Peft("lora", ROLES, interpolation=value),
+        lambda: AdaLoRA(ROLES, 9, interpolation=value),
+        lambda: ReLoRA(ROLES, interpolation=value),
     ):
         with pytest.raises(InputError, match=f"adapter.interpolation={value}: must"):
             make()

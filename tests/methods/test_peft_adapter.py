@@ -20,12 +20,12 @@ from so_clip.methods.peft_kinds import KINDS
 from so_clip.methods.peft_layers import adapted_layers
 from tests.helpers.command import call
 from tests.helpers.peft_cases import (
+    ATTENTION_IN,
     IMAGES_BCHW,
-    IN_PROJ,
     NO_CHUNKS,
     OPTIONS,
-    PATTERNS,
     PROMPTS,
+    ROLES,
     build,
     loss_of,
     moved,
@@ -57,12 +57,12 @@ def test_logits_equal_those_of_a_model_with_merged_weights(kind: str, split_qkv:
 
 def test_lora_with_its_options_equals_clip_lora() -> None:
     options = {"rank": 2, "alpha": 1, "rank_stabilised": True, "split_qkv": True}
-    parameters = Peft("lora", IN_PROJ, **options)(vit_b16())
+    parameters = Peft("lora", ATTENTION_IN, **options)(vit_b16())
     assert sum(value.numel() for value in parameters.values()) == 184_320
     theirs, ours = small(), small()
     factors = moved(ClipLoRA(rank=2, alpha=1, dropout=0)(theirs))
     with torch.no_grad():
-        for name, value in Peft("lora", IN_PROJ, **options)(ours).items():
+        for name, value in Peft("lora", ATTENTION_IN, **options)(ours).items():
             name = name.replace("lora_A.default.weight", "down")
             name = name.replace("lora_B.default.weight", "up")
             for part in ("q", "k", "v"):
@@ -77,7 +77,7 @@ def test_lora_with_its_options_equals_clip_lora() -> None:
 def test_the_other_encoder_stays_frozen(encoder: str) -> None:
     # The text tower's names are what the vision tower's end in.
     classifier = small()
-    parameters = Peft("lora", PATTERNS, encoder=encoder, rank=2)(classifier)
+    parameters = Peft("lora", ROLES, encoder=encoder, rank=2)(classifier)
     assert {name.startswith("visual.") for name in parameters} == {encoder == "vision"}
     assert classifier.trains(encoder)
     assert not classifier.trains("text" if encoder == "vision" else "vision")
@@ -88,7 +88,7 @@ def test_the_other_encoder_stays_frozen(encoder: str) -> None:
 def test_the_models_names_and_values_stay(split_qkv: bool) -> None:
     classifier = small()
     own = {name: value.clone() for name, value in classifier.backbone.model.state_dict().items()}
-    parameters = Peft("lora", PATTERNS, rank=2, split_qkv=split_qkv)(classifier)
+    parameters = Peft("lora", ROLES, rank=2, split_qkv=split_qkv)(classifier)
     loss_of(classifier).backward()
     graded = {n for n, p in classifier.backbone.model.named_parameters() if p.grad is not None}
     assert graded == set(parameters)
@@ -124,13 +124,13 @@ def test_dropout_is_active_only_in_training(kind: str) -> None:
 def test_without_dropout_nothing_is_drawn_and_prompts_share_rows() -> None:
     classifier = small()
     shared = rows(classifier)
-    moved(Peft("lora", PATTERNS)(classifier))
+    moved(Peft("lora", ROLES)(classifier))
     assert rows(classifier) == shared
     assert not classifier._forward_pre_hooks
     assert torch.equal(classifier(IMAGES_BCHW), classifier(IMAGES_BCHW))
-    Peft("vera", IN_PROJ, encoder="text", dropout=0.1)(fresh := small())
+    Peft("vera", ATTENTION_IN, encoder="text", dropout=0.1)(fresh := small())
     assert rows(fresh) > shared
-    Peft("vera", IN_PROJ, encoder="vision", dropout=0.1)(fresh := small())
+    Peft("vera", ATTENTION_IN, encoder="vision", dropout=0.1)(fresh := small())
     assert rows(fresh) == shared
 
 
@@ -140,7 +140,7 @@ def test_a_recomputed_part_drops_the_same_values(budget_mib: float, memory: Memo
     """With fixed random numbers, the gradient equals finite differences."""
     classifier = small(budget_mib, torch.float64)
     classifier.backbone.memory = memory
-    factors = [*moved(Peft("lora", PATTERNS, rank=2, dropout=0.25)(classifier)).values()]
+    factors = [*moved(Peft("lora", ROLES, rank=2, dropout=0.25)(classifier)).values()]
     before = [factor.detach().clone() for factor in factors]
     draw = torch.Generator().manual_seed(8)
     along = [torch.randn(b.shape, generator=draw, dtype=torch.float64) for b in before]
@@ -179,7 +179,7 @@ def test_gradients_are_the_same_in_every_memory_mode(kind: str) -> None:
 
 def test_first_values_depend_on_the_seed_and_not_on_the_global_random_state() -> None:
     def factors(seed: int) -> list[Tensor]:
-        return [*Peft("lora", PATTERNS, rank=2, seed=seed)(small()).values()]
+        return [*Peft("lora", ROLES, rank=2, seed=seed)(small()).values()]
 
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -192,7 +192,7 @@ def test_first_values_depend_on_the_seed_and_not_on_the_global_random_state() ->
 
 def test_shiras_entries_differ_between_matrices_and_within_one() -> None:
     classifier = small()
-    Peft("shira", PATTERNS, rank=2)(classifier)
+    Peft("shira", ROLES, rank=2)(classifier)
     places: dict[tuple[int, int], list[set[tuple[int, int]]]] = {}
     for layer in adapted_layers(classifier):
         out, into = layer.out_features, layer.in_features
@@ -204,7 +204,7 @@ def test_shiras_entries_differ_between_matrices_and_within_one() -> None:
 
 def test_shiras_matrix_equals_the_frozen_matrix_plus_its_entries() -> None:
     classifier = small(dtype=torch.float64)
-    moved(Peft("shira", PATTERNS, rank=2)(classifier))
+    moved(Peft("shira", ROLES, rank=2)(classifier))
     layer = adapted_layers(classifier)[0]
     weight_OI = layer.base_layer.weight.clone()
     values = layer.shira_weight["default"]
@@ -216,7 +216,7 @@ def test_shiras_matrix_equals_the_frozen_matrix_plus_its_entries() -> None:
 
 def test_doras_values_and_gradients_equal_pefts() -> None:
     classifier = small(dtype=torch.float64)
-    moved(Peft("dora", PATTERNS, rank=2)(classifier))
+    moved(Peft("dora", ROLES, rank=2)(classifier))
     layer = adapted_layers(classifier)[0]
     vector = layer.lora_magnitude_vector["default"]
     x_BI = torch.randn(3, layer.in_features, dtype=torch.float64, requires_grad=True)
@@ -263,9 +263,9 @@ def test_a_resnets_text_tower_can_be_adapted() -> None:
     backbone = small_backbone(layers=(1, 1, 1, 1), width=8, head_width=16)
     explicit_attention(backbone.model)
     classifier = Classifier(backbone, backbone.tokenize(PROMPTS))
-    assert Peft("lora", PATTERNS, encoder="text", split_qkv=True)(classifier)
-    with pytest.raises(InputError, match=r"vision|matches no parameter"):
-        Peft("lora", PATTERNS, split_qkv=True)(classifier)
+    assert Peft("lora", ROLES, encoder="text", split_qkv=True)(classifier)
+    with pytest.raises(InputError, match=r"vision encoder of .* has none of them"):
+        Peft("lora", ROLES, split_qkv=True)(classifier)
 
 
 @pytest.mark.slow

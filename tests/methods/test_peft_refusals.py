@@ -8,7 +8,7 @@ import pytest
 
 from so_clip.errors import InputError
 from so_clip.methods.peft_adapter import Peft
-from tests.helpers.peft_cases import PATTERNS, small
+from tests.helpers.peft_cases import ROLES, small
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,10 @@ from tests.helpers.peft_cases import PATTERNS, small
         ("loha", {"dropout": 0.1}, "adapter.dropout=0.1: kind=loha has no such option"),
         ("lora", {"seed": -1}, "adapter.seed=-1: must be 0 or more"),
         ("lora", {"encoder": "txt"}, "adapter.encoder=txt: must be vision, text, both"),
-        ("lora", {"patterns": []}, "adapter.patterns=[]: must be a list"),
-        ("lora", {"patterns": ["ln_1.weight"]}, "is not the weight of a linear layer"),
-        ("lora", {"patterns": ["c_fc.bias"]}, "is not the weight of a linear layer"),
-        ("lora", {"patterns": ["nothing.weight"]}, "'nothing.weight' matches no parameter"),
-        ("lora", {"patterns": ["attn.q_proj.weight"]}, "'attn.q_proj.weight' matches no parameter"),
+        ("lora", {"roles": []}, "adapter.roles=[]: must be a list"),
+        ("lora", {"roles": ["norm"]}, "is not the weight of a linear layer"),
+        ("lora", {"roles": ["bias"]}, "is not the weight of a linear layer"),
+        ("lora", {"roles": ["query"]}, "adapter.split_qkv=true"),
         ("miss", {"rank": 1000}, "adapter.kind=miss: `r` (1000) must be less"),
         ("shira", {"rank": 1000}, "adapter.kind=shira: The set rank 1000 results in more"),
         ("fourierft", {"frequencies": 10**6}, "adapter.kind=fourierft: `n_frequency` should be"),
@@ -38,15 +37,15 @@ from tests.helpers.peft_cases import PATTERNS, small
 )
 def test_bad_options_are_errors(kind: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        Peft(kind, **{"patterns": PATTERNS, **options})(small())
+        Peft(kind, **{"roles": ROLES, **options})(small())
     assert message in str(caught.value)
 
 
 def test_a_second_adapter_on_the_same_matrices_is_an_error() -> None:
     classifier = small()
-    Peft("lora", PATTERNS)(classifier)
-    with pytest.raises(InputError, match="matches no parameter"):
-        Peft("lora", PATTERNS)(classifier)
+    Peft("lora", ROLES)(classifier)
+    with pytest.raises(InputError, match="has none of them"):
+        Peft("lora", ROLES)(classifier)
 
 
 def test_without_peft_the_error_names_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +53,7 @@ def test_without_peft_the_error_names_the_installation(monkeypatch: pytest.Monke
     with pytest.raises(
         InputError, match=r"kind=lora needs peft .*pip install 'so-clip\[methods\]'"
     ):
-        Peft("lora", PATTERNS)(small())
+        Peft("lora", ROLES)(small())
 
 
 def test_a_peft_without_the_kind_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,4 +61,4 @@ def test_a_peft_without_the_kind_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.delattr(peft, "MissConfig")
     with pytest.raises(InputError, match=r"kind=miss: peft .* is too old"):
-        Peft("miss", PATTERNS)(small())
+        Peft("miss", ROLES)(small())

@@ -13,7 +13,7 @@ from so_clip.errors import InputError
 from so_clip.methods.peft_layers import adapted_layers
 from so_clip.methods.relora import ReLoRA
 from tests.helpers.command import call
-from tests.helpers.peft_cases import IMAGES_BCHW, PATTERNS, loss_of, moved, small, vit_b16
+from tests.helpers.peft_cases import IMAGES_BCHW, ROLES, loss_of, moved, small, vit_b16
 
 
 def test_vit_b16_gets_as_many_parameters_as_lora() -> None:
@@ -26,7 +26,7 @@ def test_vit_b16_gets_as_many_parameters_as_lora() -> None:
 
 def test_a_restart_moves_the_update_into_the_weights() -> None:
     classifier = small()
-    adapter = ReLoRA(PATTERNS, rank=3, alpha=6, every=4, restart_warmup=0)
+    adapter = ReLoRA(ROLES, rank=3, alpha=6, every=4, restart_warmup=0)
     factors = moved(adapter(classifier))
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_a_restart_moves_the_update_into_the_weights() -> None:
 
 def test_restarts_draw_different_values_that_depend_on_the_seed() -> None:
     def drawn(seed: int) -> list[Tensor]:
-        adapter, classifier = ReLoRA(PATTERNS, seed=seed, every=5, restart_warmup=0), small()
+        adapter, classifier = ReLoRA(ROLES, seed=seed, every=5, restart_warmup=0), small()
         adapter(classifier)
         values = []
         for step in (5, 10):
@@ -81,7 +81,7 @@ def test_restarts_draw_different_values_that_depend_on_the_seed() -> None:
 def test_scaled_steps_equal_steps_at_a_lower_lr(make: Any) -> None:
     def factors(warm: bool) -> list[Tensor]:
         """Train over two restarts; the adapter or the learning rate scales the steps."""
-        adapter = ReLoRA(PATTERNS, rank=2, every=5, restart_warmup=4 if warm else 0)
+        adapter = ReLoRA(ROLES, rank=2, every=5, restart_warmup=4 if warm else 0)
         classifier = small()
         parameters = [*adapter(classifier).values()]
         optimizer = make(parameters, lr=1e-2, weight_decay=0.1)
@@ -113,7 +113,7 @@ def test_scaled_steps_equal_steps_at_a_lower_lr(make: Any) -> None:
 )
 def test_bad_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        ReLoRA(PATTERNS, **options)
+        ReLoRA(ROLES, **options)
     assert message in str(caught.value)
 
 

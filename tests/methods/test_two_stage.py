@@ -16,7 +16,7 @@ from tests.helpers.small_models import weightless_backbone
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier
 from tests.oracles.probe_oracle import cosine_logits
 
-NORMS = ["ln_*.weight", "ln_*.bias"]
+NORMS = ["norm"]
 LABELS_B = torch.tensor([0, 1, 2, 0])
 
 
@@ -145,13 +145,13 @@ def test_the_first_stage_is_its_share_of_the_steps(steps, share, switch):
         ({"first_stage": 1}, "adapter.first_stage=1: must lie between 0 and 1"),
         ({"first_stage": "x"}, "adapter.first_stage=x: must be a finite number"),
         ({"steps": -1}, "adapter.steps=-1: must be 0 or more"),
-        ({"patterns": []}, "adapter.patterns=[]: must be a list"),
+        ({"roles": []}, "adapter.roles=[]: must be a list"),
         ({"encoder": "image"}, "adapter.encoder=image"),
     ],
 )
 def test_bad_options_are_errors(options, message):
     with pytest.raises(InputError) as caught:
-        TwoStage(**{"patterns": NORMS, "steps": 10} | options)
+        TwoStage(**{"roles": NORMS, "steps": 10} | options)
     assert message in str(caught.value)
 
 

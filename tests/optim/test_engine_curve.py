@@ -11,7 +11,6 @@ import torch
 from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
-from so_clip.config.compose import compose
 from so_clip.data.batches import TrainBatches
 from so_clip.data.images import load_uint8
 from so_clip.data.run_data import gather
@@ -27,8 +26,6 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 STEPS = 100
 NO_CHUNKS = 1e9
-PATTERNS = list(compose([]).adapter.patterns)
-PLAIN_PATTERNS = ["attn.in_proj_weight", *PATTERNS[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +41,7 @@ def _losses(digits: Any, engine: bool, lr: float, density_ratio: float) -> list[
     tokens_KL = backbone.tokenize(class_prompts(digits.splits.class_names, templates))
     options = {} if engine else {"text_budget_mib": NO_CHUNKS, "share_prefixes": False}
     classifier = Classifier(backbone, tokens_KL, **options)
-    parameters = Weights(PATTERNS if engine else PLAIN_PATTERNS)(classifier)
+    parameters = Weights()(classifier)
     optimizer = SO(parameters.values(), lr=lr, density_ratio=density_ratio, seed=1)
     if engine:
         sampled_gradients(classifier, optimizer, always=True)

@@ -169,7 +169,7 @@ def test_a_table_with_an_impossible_number_is_refused(tmp_path, column, cell):
         {"method_title": "x" * 6000},
         {"settings": {"template": "x" * 6000}},
         {"settings": {"x" * 6000: 1}},
-        {"settings": {"adapter": {"patterns": ["x" * 99] * 60}}},
+        {"settings": {"adapter": {"roles": ["x" * 99] * 60}}},
         {"transfer": {"x" * 6000: {"accuracy_percent": 50.0}}},
     ],
     ids=lambda values: str(values)[:40],
