@@ -21,9 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from so_clip.clip.attention import ExplicitAttention
 from so_clip.clip.blocks import Memory, after_attention, before_attention, run_block
-from so_clip.clip.tower_blocks import blocks_in, text_blocks
+from so_clip.clip.whole_text import MIB, WholePrompts, all_kept_bytes, text_tower
 
-MIB = 2**20
 # A mode that keeps few activations elsewhere also gets a small budget for prompts.
 TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 128, "small": 64}
 # A GPU waits for the host to launch each chunk's kernels: with 128 MiB, ImageNet's steps took six
@@ -38,9 +37,6 @@ def default_text_budget_mib(memory: Memory, on_cuda: bool) -> float:
 
 
 _MOST_PADDING = 2  # positions; prompts whose lengths differ by more are not padded together
-# A linear layer keeps its input, and the next operation keeps its output. Norms, residuals and
-# QuickGELU add a quarter.
-_KEPT_PER_LINEAR = 1.25
 
 Prompt = Sequence[int]  # token ids up to and including the end token
 
@@ -50,7 +46,8 @@ class ClassPrompts(nn.Module):
 
     Prompts share prefixes if this is exact: in open_clip's causal text transformers with explicit
     attention, pooled at the end token. Other models (nn.MultiheadAttention, no causal mask as in
-    SigLIP, a class token as in CoCa, Hugging Face encoders) run their own `encode_text`.
+    SigLIP, a class token as in CoCa, Hugging Face encoders) run their own `encode_text`; see
+    `so_clip.clip.whole_text`. Equal prompts are encoded once.
 
     If the activations of all prompts exceed the budget, prompts are encoded in chunks, and the
     backward pass computes a chunk's activations again. The last chunk keeps its activations,
@@ -87,19 +84,23 @@ class ClassPrompts(nn.Module):
             prompts = tokens_KL
         else:
             prompts = prompts_to_end(model, tokens_KL) if share_prefixes else None
-        most_rows = int(budget_mib * MIB / _bytes_per_row(model))
         if prompts is None:
             assert isinstance(tokens_KL, Tensor)
-            size = max(1, most_rows // tokens_KL.shape[1])
-            self.chunks = nn.ModuleList(map(_PlainPrompts, tokens_KL.split(size)))
-            order = list(range(len(tokens_KL)))
+            first, number_K = _different(tokens_KL.tolist(), separate)
+            whole = WholePrompts(model, tokens_KL[first], budget_mib)
+            self.chunks = nn.ModuleList([whole])
+            order = whole.order
         else:
+            first, number_K = _different(prompts, separate)
+            prompts = [prompts[k] for k in first]
+            most_rows = int(budget_mib * MIB / all_kept_bytes(model))
             chunks = split_by_rows(prompts, most_rows, separate)
             self.chunks = nn.ModuleList(
-                PackedPrompts([prompts[k] for k in chunk], separate) for chunk in chunks
+                PackedPrompts([prompts[u] for u in chunk], separate) for chunk in chunks
             )
-            order = [k for chunk in chunks for k in chunk]
-        self.register_buffer("place_K", torch.tensor(order).argsort(), persistent=False)
+            order = [u for chunk in chunks for u in chunk]
+        place_U = torch.tensor(order).argsort()
+        self.register_buffer("place_K", place_U[torch.tensor(number_K)], persistent=False)
 
     def forward(self, model: Any, memory: Memory = "fast") -> Tensor:
         """Return class_KD like the model's own `encode_text`, not of unit length.
@@ -109,13 +110,15 @@ class ClassPrompts(nn.Module):
             memory: fast | balanced | small, for the last chunk; see `so_clip.clip.blocks`.
         """
         *recomputed, last = self.chunks
+        if isinstance(last, WholePrompts):
+            return _rows_at(last(model, memory), self.place_K)
         # "fast" inside a checkpoint: other modes would keep inputs for a second recomputation.
         # place_K shows the checkpoint the device of random numbers.
-        class_KD = [
+        text = [
             checkpoint(chunk, model, "fast", self.place_K, use_reentrant=False)
             for chunk in recomputed
         ]
-        return torch.cat([*class_KD, last(model, memory)]).index_select(0, self.place_K)
+        return _rows_at(torch.cat([*text, last(model, memory)]), self.place_K)
 
 
 class PackedPrompts(nn.Module):
@@ -168,7 +171,7 @@ class PackedPrompts(nn.Module):
 
     def forward(self, model: Any, memory: Memory = "fast", near: Tensor | None = None) -> Tensor:
         """Return text_KD like `encode_text` of the model; `near` shows checkpoints the device."""
-        text = _text_tower(model)
+        text = text_tower(model)
         dtype = text.transformer.get_cast_dtype()
         x_ND = F.embedding(self.positions_N, text.positional_embedding).to(dtype)
         x_ND = x_ND + text.token_embedding(self.tokens_N).to(dtype)
@@ -207,7 +210,7 @@ class PackedPrompts(nn.Module):
         sizes = [count * length for count, length in self.shapes]
         parts = zip(
             self.shapes,
-            *(self._at_places(x_ND).split(sizes) for x_ND in (query_ND, key_ND, value_ND)),
+            *(_rows_at(x_ND, self.row_of_P).split(sizes) for x_ND in (query_ND, key_ND, value_ND)),
             strict=True,
         )
         mixed = []
@@ -219,33 +222,13 @@ class PackedPrompts(nn.Module):
             mixed.append(x_KHLd.transpose(1, 2).flatten(2).flatten(0, 1))
         return torch.cat(mixed).index_select(0, place_of_M)
 
-    def _at_places(self, x_ND: Tensor) -> Tensor:
-        # A row shared by 1000 prompts sums 1000 gradients, so the sum must be in float32.
-        # F.embedding's sums on CUDA are the same in every run; index_select's are not.
-        exact_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
-        return F.embedding(self.row_of_P, exact_ND).to(x_ND.dtype)
-
-
-class _PlainPrompts(nn.Module):
-    """Whole prompts, encoded by the model's own `encode_text`."""
-
-    tokens_KL: Tensor
-
-    def __init__(self, tokens_KL: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("tokens_KL", tokens_KL, persistent=False)
-
-    def forward(self, model: Any, memory: Memory = "fast", near: Tensor | None = None) -> Tensor:
-        with blocks_in(text_blocks(model), memory):
-            return model.encode_text(self.tokens_KL)
-
 
 def prompts_to_end(model: Any, tokens_KL: Tensor) -> list[list[int]] | None:
     """Return each prompt's tokens up to the end token, or None if the output depends on more."""
     from open_clip.model import CLIP, CustomTextCLIP
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
-    text = _text_tower(model)
+    text = text_tower(model)
     if type(model) is not CLIP and not (
         type(model) is CustomTextCLIP
         and type(text) is TextTransformer
@@ -305,15 +288,26 @@ def _similar_lengths(paths: list[list[int]]) -> list[list[list[int]]]:
     return groups
 
 
-def _text_tower(model: Any) -> Any:
-    return getattr(model, "text", model)
+def _different(prompts: Sequence[Prompt], separate: bool) -> tuple[list[int], list[int]]:
+    """Return the indices of different prompts, and the number of each prompt among these.
+
+    With `separate`, equal prompts count as different.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    first: list[int] = []
+    number_K: list[int] = []
+    for k, prompt in enumerate(prompts):
+        key = (k,) if separate else tuple(prompt)
+        if key not in numbers:
+            numbers[key] = len(first)
+            first.append(k)
+        number_K.append(numbers[key])
+    return first, number_K
 
 
-def _bytes_per_row(model: nn.Module) -> float:
-    """Estimate the most bytes that the text tower keeps for a row's backward pass in float32."""
-    values = sum(
-        module.in_features + module.out_features
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith("visual.")
-    )
-    return 4 * _KEPT_PER_LINEAR * values
+def _rows_at(x_ND: Tensor, row_of_P: Tensor) -> Tensor:
+    """Return rows of x_ND, some of them several times."""
+    # A row shared by 1000 prompts sums 1000 gradients, so the sum must be in float32.
+    # F.embedding's sums on CUDA are the same in every run; index_select's are not.
+    exact_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
+    return F.embedding(row_of_P, exact_ND).to(x_ND.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from so_clip.clip.whole_prompts import tokenize_whole
 from so_clip.errors import InputError
+from tests.helpers.local_tokenizers import MAKERS, local_tokenizer
 
 LENGTH = 12
 SPECIAL = ("<pad>", "<unk>", "</s>", "<s>", "<cls>")
@@ -90,6 +91,24 @@ def test_a_prompt_that_fills_the_text_encoder_passes_and_one_more_word_is_refuse
             tokenize_whole(tokenizer, ["cat", long])
         assert repr(long)[:40] in str(caught.value)
         assert f"takes {LENGTH + more} tokens, but the text encoder reads 12" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_tokenizers_of_every_architecture_refuse_exactly_the_prompts_that_they_would_cut(
+    kind: str, tmp_path: Path
+) -> None:
+    tokenizer = local_tokenizer(kind, tmp_path, context_length=77)
+    prompts = [" ".join(["cat"] * words) for words in range(80)]
+    counts = [len(ids) for ids in tokenizer.tokenizer(prompts).input_ids]
+    for length in (77, 64, 32):
+        tokenizer.context_length = length
+        fits = [prompt for prompt, count in zip(prompts, counts, strict=True) if count <= length]
+        assert tokenize_whole(tokenizer, ["a Dog!", *fits]).shape == (1 + len(fits), length)
+        for more in (0, 2):
+            tokens = counts[len(fits) + more]
+            message = f"takes {tokens} tokens, but the text encoder reads {length}"
+            with pytest.raises(InputError, match=message):
+                tokenize_whole(tokenizer, ["a Dog!", prompts[len(fits) + more]])
 
 
 def test_tokenizers_of_another_kind_cut_nothing_either() -> None:
