@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from so_clip.clip.blocks import MEMORY_MODES
 from so_clip.clip.image_tower import encode_image, in_pieces, is_read_at_class_token, most_values
-from so_clip.clip.packed_text import _PlainPrompts
+from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.tower_blocks import (
     block_lists,
     blocks_in,
@@ -98,9 +98,10 @@ def test_images_have_the_embeddings_and_gradients_of_open_clip(family: str) -> N
 def test_prompts_have_the_embeddings_and_gradients_of_open_clip(family: str) -> None:
     backbone = small_backbone(family).double()
     model, tower = backbone.model, text_blocks(backbone.model)
-    prompts = _PlainPrompts(backbone.tokenize(["a photo of a cat.", "a dog."]))
+    tokens_KL = backbone.tokenize(["a photo of a cat.", "a dog."])
+    prompts = ClassPrompts(model, tokens_KL, share_prefixes=False)
     tower.requires_grad_(True)
-    expected = gradients(tower, lambda: model.encode_text(prompts.tokens_KL))
+    expected = gradients(tower, lambda: model.encode_text(tokens_KL))
     for memory in MEMORY_MODES:
         assert_equal(gradients(tower, partial(prompts, model, memory)), expected)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.whole_text import MIB, WholePrompts, kept_bytes
+from tests.helpers import kept_tensors
 from tests.helpers.packed_prompts import NO_CHUNKS, assert_close
 from tests.helpers.small_families import small_backbone
 
@@ -101,23 +102,6 @@ def test_a_class_with_equal_prompts_has_their_mean_and_gradient(family: str) -> 
     assert_close(grad, expected)
 
 
-def kept_by_autograd(model: Any, tokens_KL: Tensor) -> int:
-    """Return the bytes that the backward pass keeps beside the model's own tensors."""
-    own = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
-    kept: dict[int, int] = {}
-
-    def pack(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        graph = model.encode_text(tokens_KL)
-    del graph
-    return sum(kept.values())
-
-
 @pytest.mark.parametrize("trained", ["all", "norms", "last block", "embedding"])
 @pytest.mark.parametrize("family", ["siglip", "clipa", "bert", "xlm_roberta", "mt5", "nllb"])
 def test_the_estimate_is_near_what_autograd_keeps(family: str, trained: str) -> None:
@@ -132,7 +116,8 @@ def test_the_estimate_is_near_what_autograd_keeps(family: str, trained: str) -> 
             "embedding": "token" in name or "word" in name,
         }
         value.requires_grad_(chosen[trained])
-    kept = kept_by_autograd(model, tokens_KL) / tokens_KL.numel()
+    known = [*model.parameters(), *model.buffers()]
+    kept = kept_tensors.kept_bytes(lambda: model.encode_text(tokens_KL), known) / tokens_KL.numel()
     assert 0.5 * kept_bytes(model) < kept < 1.1 * kept_bytes(model)
 
 
