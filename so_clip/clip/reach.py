@@ -26,7 +26,9 @@ def reached(model: Any) -> frozenset[str]:
     height, width = (size, size) if isinstance(size, int) else size
     with first.fake_mode if isinstance(first, FakeTensor) else nullcontext(), torch.enable_grad():
         image_BCHW = torch.zeros(1, 3, height, width, dtype=first.dtype, device=first.device)
-        tokens_KL = torch.zeros(1, model.context_length, dtype=torch.long, device=first.device)
+        # Encoders of Hugging Face take a short text; some of them state a length that they refuse.
+        length = 4 if hasattr(getattr(model, "text", None), "config") else model.context_length
+        tokens_KL = torch.zeros(1, length, dtype=torch.long, device=first.device)
         outputs = [
             _call(model, leaves, "encode_image", image_BCHW),
             _call(model, leaves, "encode_text", tokens_KL),

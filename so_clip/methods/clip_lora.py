@@ -6,15 +6,14 @@ github MaxZanella/CLIP-LoRA.
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.attention import ExplicitAttention, saved_place
+from so_clip.clip.attention import saved_place
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.roles import TOWERS
+from so_clip.clip.roles import TOWERS, Part, Tower
 from so_clip.errors import InputError
 from so_clip.methods import options
 from so_clip.methods.adapter import Adapter, LowRankUpdate
@@ -72,27 +71,28 @@ class ClipLoRA(Adapter):
         """Add the updates to the classifier's model and return A and B by name.
 
         Raises:
-            InputError: an encoder is not made of open_clip's attention blocks.
+            InputError: an encoder has no attention at `position`, or it has updates already.
         """
+        model = classifier.backbone.model
         towers = [tower for tower in TOWERS if self.encoder in (tower, "both")]
-        attentions = [
-            attention for tower in towers for attention in self._attentions(classifier, tower)
-        ]
+        layers = {
+            name: parts
+            for tower in towers
+            for name, parts in self._layers(classifier, tower).items()
+        }
         draws = torch.Generator().manual_seed(self.seed)
-        for attention in attentions:
-            attention.in_proj = self._with_updates(attention.in_proj, draws)
+        for name, parts in layers.items():
+            layer = self._with_updates(model.get_submodule(name), parts, draws)
+            model.set_submodule(name, layer)
         if self.dropout:
             if "text" in towers:
                 classifier.separate_prompts()
             self.draws = DropoutDraws(self.seed, classifier.backbone.mean.device)
             self.draws.attach(classifier)
         added = {
-            id(value)
-            for attention in attentions
-            for value in attention.in_proj.updates.parameters()
+            id(value) for name in layers for value in model.get_submodule(name).updates.parameters()
         }
-        named = classifier.backbone.model.named_parameters()
-        return {name: value for name, value in named if id(value) in added}
+        return {name: value for name, value in model.named_parameters() if id(value) in added}
 
     def finish(self, classifier: Classifier) -> None:
         """Keep a share of the update."""
@@ -109,13 +109,13 @@ class ClipLoRA(Adapter):
         found = []
         for name, layer in classifier.backbone.model.named_modules():
             if isinstance(layer, LowRankLinear):
-                prefix, _ = saved_place(classifier.backbone.model, name)
-                for part, rows, update in layer.parts():
+                prefix, (start, _) = saved_place(classifier.backbone.model, name)
+                for part, (first, end), update in layer.parts():
                     own = f"backbone.model.{name}.updates.{part}"
                     found.append(
                         LowRankUpdate(
                             tensor=f"{prefix}weight",
-                            rows=rows,
+                            rows=(start + first, start + end),
                             down=f"{own}.down",
                             up=f"{own}.up",
                             diagonal=None,
@@ -127,40 +127,74 @@ class ClipLoRA(Adapter):
     @torch.no_grad()
     def merge(self, classifier: Classifier) -> None:
         """Add the updates to the weights of query, key and value, and remove them."""
-        for module in list(classifier.modules()):
-            if isinstance(module, ExplicitAttention) and isinstance(module.in_proj, LowRankLinear):
-                module.in_proj = module.in_proj.merged()
+        model = classifier.backbone.model
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LowRankLinear):
+                model.set_submodule(name, module.merged())
         classifier.forget_classes()
 
-    def _attentions(self, classifier: Classifier, tower: Any) -> list[Any]:
-        blocks = classifier.backbone.blocks(tower)
-        attentions: list[Any] = [
-            getattr(blocks[i], "attn", None) for i in blocks_at(self.position, len(blocks))
+    def _layers(self, classifier: Classifier, tower: Tower) -> dict[str, tuple[str, ...]]:
+        """Return the layers to update, and the parts of their outputs, from input to output."""
+        backbone = classifier.backbone
+        inputs = [
+            part
+            for part in backbone.role_map()
+            if part.tower == tower and part.block is not None and "attention_in" in part.roles
         ]
-        for attention in attentions:
-            explicit = isinstance(attention, ExplicitAttention)
-            if not explicit or type(attention.in_proj) is not nn.Linear:
-                raise InputError(
-                    f"the {tower} encoder of {classifier.backbone.description} has attention that "
-                    "CLIP-LoRA cannot be added to, or that has it already. Take a ViT such as "
-                    "backbone=vit_b16, or adapt the other encoder alone with adapter.encoder=."
-                )
-        return attentions
-
-    def _with_updates(self, frozen: nn.Linear, draws: torch.Generator) -> "LowRankLinear":
-        width, scale = frozen.in_features, self.alpha / math.sqrt(self.rank)
-        if self.rank > width:
+        other = next(name for name in TOWERS if name != tower)
+        if not inputs:
             raise InputError(
-                f"adapter.rank={self.rank}: a matrix {width} wide has no higher rank than {width}."
+                f"the {tower} encoder of {backbone.description} has no attention in its blocks, "
+                "and CLIP-LoRA updates query, key and value. Adapt the other encoder alone with "
+                f"adapter.encoder={other}, or take a ViT such as backbone=vit_b16."
+            )
+        blocks = blocks_at(self.position, backbone.block_count(tower))
+        chosen = [part for part in inputs if part.block in blocks]
+        if not chosen:
+            numbers = sorted({part.block for part in inputs if part.block is not None})
+            raise InputError(
+                f"adapter.position={self.position}: none of these blocks of the {tower} encoder of "
+                f"{backbone.description} has attention. The blocks with attention are "
+                f"{', '.join(map(str, numbers))} of 0 to {backbone.block_count(tower) - 1}: take "
+                f"last-{backbone.block_count(tower) - numbers[0]}, or all."
+            )
+        chosen.sort(key=lambda part: (part.block or 0, _parts_of(part)[0] != "q", part.name))
+        return {self._layer_of(classifier, part): _parts_of(part) for part in chosen}
+
+    def _layer_of(self, classifier: Classifier, part: Part) -> str:
+        name, _, kind = part.name.rpartition(".")
+        layer = classifier.backbone.model.get_submodule(name)
+        if kind != "weight" or type(layer) is not nn.Linear:
+            raise InputError(
+                f"the {part.tower} encoder of {classifier.backbone.description} has attention that "
+                f"CLIP-LoRA cannot be added to, or that has it already: {part.name}. Adapt the "
+                "other encoder alone with adapter.encoder=, or take another backbone."
+            )
+        return name
+
+    def _with_updates(
+        self, frozen: nn.Linear, parts: tuple[str, ...], draws: torch.Generator
+    ) -> "LowRankLinear":
+        width, rows = frozen.in_features, frozen.out_features // len(parts)
+        if self.rank > min(width, rows):
+            raise InputError(
+                f"adapter.rank={self.rank}: a matrix {min(width, rows)} wide has no higher rank "
+                f"than {min(width, rows)}."
             )
         device = frozen.weight.device
         updates = {}
-        for part in PARTS:
-            down_RD = torch.empty(self.rank, width)
-            nn.init.kaiming_uniform_(down_RD, a=math.sqrt(5), generator=draws)
-            up_DR = torch.zeros(width, self.rank, device=device)
-            updates[part] = LowRank(down_RD.to(device), up_DR, scale, self.dropout)
+        for part in parts:
+            down_RI = torch.empty(self.rank, width)
+            nn.init.kaiming_uniform_(down_RI, a=math.sqrt(5), generator=draws)
+            up_OR = torch.zeros(rows, self.rank, device=device)
+            scale = self.alpha / math.sqrt(self.rank)
+            updates[part] = LowRank(down_RI.to(device), up_OR, scale, self.dropout)
         return LowRankLinear(frozen, updates)
+
+
+def _parts_of(part: Part) -> tuple[str, ...]:
+    """Return which of query, key and value a matrix has."""
+    return tuple(name[0] for name in ("query", "key", "value") if name in part.roles) or PARTS
 
 
 class LowRank(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from so_clip.clip.attention import ExplicitAttention
+from so_clip.clip.attention import split_projections
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.roles import TOWERS, named_roles, tower_of
 from so_clip.errors import InputError
@@ -206,9 +206,7 @@ class Peft(Adapter):
             if self.weights.encoder in (tower, "both"):
                 blocks: Any = classifier.backbone.blocks(tower)
                 for i in blocks_at(self.weights.position, len(blocks)):
-                    attention = getattr(blocks[i], "attn", None)
-                    if isinstance(attention, ExplicitAttention):
-                        attention.split()
+                    split_projections(blocks[i])
 
 
 def _library(kind: str) -> ModuleType:
