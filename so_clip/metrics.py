@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
@@ -175,12 +176,14 @@ def write_provenance(
         folder, data, model, fingerprint: of the run.
         more: values of provenance.json.
     """
+    backbone = model.classifier.backbone
     folder.write_skipped(data.skipped)
     folder.write_provenance(
         provenance(
             describe(model.device),
-            backbone=model.classifier.backbone.description,
+            backbone=backbone.description,
             backbone_weights_sha256=model.weights_sha256,
+            backbone_pixels=preprocessing_of(backbone).record(),
             split_file=str(data.splits.file) if data.splits.file else None,
             split_file_sha256=data.splits.sha256,
             skipped_images=len(data.skipped),

@@ -25,7 +25,6 @@ _PRECISIONS = f"^({'|'.join(PRECISIONS)})$"
 Positive = Field(gt=0, lt=1e30)
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
-Byte = Annotated[int, Field(ge=0, le=255)]
 _SHOWN = 12  # digits of a hash in messages
 _LONGEST = 200  # characters of a name
 
@@ -43,7 +42,7 @@ class PixelRecord(Record):
     interpolation: Interpolation
     mean: tuple[Share, Share, Share]
     std: tuple[PositiveShare, PositiveShare, PositiveShare]
-    fill_color: tuple[Byte, Byte, Byte] = (0, 0, 0)
+    fill_color: int = Field(default=0, ge=0, le=255)
 
 
 class Base(Record):

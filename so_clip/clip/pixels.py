@@ -34,14 +34,14 @@ class Preprocessing:
     Attributes:
         resize_mode, interpolation: see TestPixels.
         mean, std: of the pixels, per channel, for pixels in [0, 1].
-        fill_color: of the rest of the square, with resize_mode longest.
+        fill_color: grey value of the rest of the square, with resize_mode longest.
     """
 
     resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
     mean: Colour = CLIP_MEAN
     std: Colour = CLIP_STD
-    fill_color: tuple[int, int, int] = (0, 0, 0)
+    fill_color: int = 0
 
     def pixels(self, image_size: int) -> TestPixels:
         """Return the test transform of a model that takes squares of this size."""
@@ -220,15 +220,10 @@ def _is_share(value: Any, above_zero: bool) -> bool:
     return is_number and 0 <= value <= 1 and not (above_zero and value == 0)
 
 
-def _fill(value: Any, place: str) -> tuple[int, int, int]:
-    values = [value] * 3 if isinstance(value, int) else value
-    is_list = isinstance(values, (list, tuple)) and len(values) == 3
-    if not is_list or not all(type(part) is int and 0 <= part <= 255 for part in values):
-        raise InputError(
-            f"{place} is {value!r}; it must be a whole number from 0 to 255, or three of them."
-        )
-    red, green, blue = values
-    return red, green, blue
+def _fill(value: Any, place: str) -> int:
+    if type(value) is not int or not 0 <= value <= 255:
+        raise InputError(f"{place} is {value!r}; it must be a whole number from 0 to 255.")
+    return value
 
 
 def _listed(value: Any) -> Any:

@@ -132,7 +132,7 @@ class TestPixels:
             out) | squash (both sides become `image_size`) | longest (the longer side becomes
             `image_size`; the rest of the square is filled).
         interpolation: bicubic | bilinear, with antialiasing.
-        fill: red, green and blue of the rest of the square, 0 to 255.
+        fill: grey value of the rest of the square, 0 to 255.
 
     Source: `image_transform` in open_clip/transform.py of github.com/mlfoundations/open_clip;
     for its defaults, `_transform` in clip/clip.py of github.com/openai/CLIP.
@@ -143,7 +143,7 @@ class TestPixels:
     image_size: int
     resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
-    fill: tuple[int, int, int] = (0, 0, 0)
+    fill: int = 0
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
@@ -155,7 +155,7 @@ class TestPixels:
             "resize_mode": self.resize_mode,
             "interpolation": self.interpolation,
         }
-        return values | ({"fill": list(self.fill)} if self.resize_mode == "longest" else {})
+        return values | ({"fill": self.fill} if self.resize_mode == "longest" else {})
 
     def square(self, image: Image.Image) -> Image.Image:
         """Return the square of an RGB image."""
@@ -172,7 +172,7 @@ class TestPixels:
         # The shorter side of a thin image rounds to 0, and open_clip fails. Here it is 1.
         width, height = (max(1, round(side / ratio)) for side in image.size)
         resized = image.resize((width, height), _FILTERS[self.interpolation])
-        square = Image.new("RGB", (self.image_size, self.image_size), self.fill)
+        square = Image.new("RGB", (self.image_size, self.image_size), (self.fill,) * 3)
         square.paste(resized, ((self.image_size - width) // 2, (self.image_size - height) // 2))
         return square
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from so_clip.config.settings import NO_DIFFERENCE
+from so_clip.config.settings import AUTO, NO_DIFFERENCE, PIXEL_OPTIONS
 from so_clip.data.user.dataset import UserData
 from so_clip.results.run_files import SKIPPED, flat_options
 from so_clip.version import RESULTS_VERSION
@@ -52,6 +52,7 @@ _USUAL: dict[str, Any] = {
     "imbalance": None,
     "processes": 1,
     "results_version": RESULTS_VERSION,
+    **{f"backbone.{option}": AUTO for option in PIXEL_OPTIONS},
 }
 # Columns of the runs that are named like settings: the number of processes (which share each batch
 # under torchrun), skipped test images, and the results version.

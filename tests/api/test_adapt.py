@@ -14,8 +14,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
+from PIL import Image
 
 import so_clip
+from so_clip import adapters
 from so_clip.api.few_shots import FewShots
 from so_clip.api.options import overrides_of, settings_of
 from so_clip.errors import InputError
@@ -84,6 +86,23 @@ def test_a_saved_model_is_read_back_with_equal_predictions(clip, few, photos, tm
         tmp_path / "mine.safetensors", device="cpu", class_names=("fir", "elm", "ash")
     )
     assert {*other.predict(images)[0].names} == {"fir", "elm", "ash"}
+
+
+def test_other_pixels_go_with_the_model_into_its_file(clip, few, tmp_path):
+    pixels = {"resize_mode": "squash", "interpolation": "bilinear", "mean": (0.5, 0.25, 0.5)}
+    squashing = so_clip.load("tiny", device="cpu", **pixels)
+    wide = Image.effect_noise((90, 40), 80).convert("RGB")
+    square = wide.resize((squashing.backbone.image_size,) * 2, Image.Resampling.BILINEAR)
+    names = few.class_names
+    assert squashing.predict([wide], names) == squashing.predict([square], names)
+    assert squashing.predict([square], names) != clip.predict([square], names)
+    result = so_clip.adapt(squashing, few, **STEPS)
+    result.save(tmp_path / "mine.safetensors")
+    loaded = so_clip.load_adapted(tmp_path / "mine.safetensors", device="cpu")
+    assert loaded.predict([wide]) == result.predict([wide]) == loaded.predict([square])
+    adapter = adapters.load(tmp_path / "mine.safetensors")
+    with pytest.raises(InputError, match=r"other pixels.*Load it with resize_mode=squash, inter"):
+        adapters.restore(adapter, device="cpu", backbone=clip.backbone.copy())
 
 
 def test_no_file_stays_without_results_dir(clip, photos, tmp_path, monkeypatch):

@@ -111,13 +111,15 @@ def test_an_image_that_changes_at_equal_size_and_date_changes_the_key(backbone, 
     assert _key(backbone, _stream(folder)) != before
 
 
-def test_weights_batch_size_precision_and_code_change_the_key(backbone, folder, monkeypatch):
+def test_weights_batch_size_precision_pixels_and_code_change_the_key(backbone, folder, monkeypatch):
     stream = _stream(folder)
     keys = [
         _key(backbone, stream),
         _key(backbone, stream, weights="v"),
         _key(backbone, stream, precision="bf16"),
         _key(backbone, _stream(folder, batch_size=3)),
+        _key(backbone, _stream(folder, pixels=TestPixels(32, "squash"))),
+        _key(backbone, _stream(folder, pixels=TestPixels(32, "squash", "bilinear"))),
     ]
     monkeypatch.setattr(features, "code_sha256", lambda *parts: "another")
     keys.append(_key(backbone, stream))

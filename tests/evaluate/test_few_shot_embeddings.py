@@ -1,5 +1,6 @@
-"""Embeddings of few-shot images: of the test crop, or of random crops."""
+"""Embeddings of few-shot images: of the test square, or of random crops."""
 
+import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
 
@@ -14,8 +15,11 @@ CPU = torch.device("cpu")
 SIZES = [(40, 50), (33, 90), (32, 32), (100, 70), (61, 61)]
 
 
-def _few_shots(seed: int = 5) -> tuple[Classifier, TrainBatches, FewShotEmbeddings]:
+def _few_shots(
+    seed: int = 5, pixels: TestPixels | None = None
+) -> tuple[Classifier, TrainBatches, FewShotEmbeddings]:
     backbone = small_backbone()
+    backbone.pixels = pixels or backbone.pixels
     classifier = Classifier(backbone, backbone.tokenize(["a dog", "a cat"]))
     draw = torch.Generator().manual_seed(0)
     images = [torch.randint(256, (3, *size), generator=draw, dtype=torch.uint8) for size in SIZES]
@@ -27,13 +31,14 @@ def test_labels_are_in_the_order_of_the_images():
     assert _few_shots()[2].labels_N.tolist() == [0, 1, 0, 1, 1]
 
 
-def test_without_views_images_have_the_test_crop():
-    classifier, batches, few_shots = _few_shots()
+@pytest.mark.parametrize("pixels", [TestPixels(32), TestPixels(32, "squash", "bilinear")])
+def test_without_views_images_are_test_squares(pixels):
+    classifier, batches, few_shots = _few_shots(pixels=pixels)
     image_VND = few_shots.encode()
     assert image_VND.shape[:2] == (1, 5)
     assert not image_VND.requires_grad
     for image, found_D in zip(batches.images, image_VND[0], strict=True):
-        square = TestPixels(32).square(to_pil_image(image))
+        square = pixels.square(to_pil_image(image))
         pixels_CHW = torch.tensor(list(square.tobytes()), dtype=torch.uint8)
         pixels_BCHW = pixels_CHW.view(1, 32, 32, 3).permute(0, 3, 1, 2)
         with torch.no_grad():
