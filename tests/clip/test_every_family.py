@@ -1,5 +1,7 @@
 """Every family of open_clip's models as a backbone: the numbers of open_clip's own code."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,9 +92,9 @@ def _loss_of(image_BD: Tensor, class_KD: Tensor) -> Tensor:
 
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Return the gradients with open_clip's names for the projections of attention."""
-    return {
-        name.replace("in_proj.", "in_proj_"): parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
+    """Return the gradients by the names that open_clip's state dict has for the parameters."""
+    copy = deepcopy(model).requires_grad_(False)
+    for parameter, trained in zip(copy.parameters(), model.parameters(), strict=True):
+        parameter.copy_(torch.zeros_like(parameter) if trained.grad is None else trained.grad)
+    buffers = {name for name, _ in model.named_buffers()}
+    return {name: value for name, value in copy.state_dict().items() if name not in buffers}
