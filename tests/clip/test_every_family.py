@@ -11,6 +11,7 @@ from so_clip.clip.backbone import Backbone
 from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.packed_text import ClassPrompts
+from so_clip.clip.roles import GROUPS, TOWERS
 from tests.helpers.small_families import (
     FAMILIES,
     family_cases,
@@ -26,6 +27,7 @@ PROMPTS = [
     "a photo of a cat.",
     "a photo of an apple tree.",
 ]
+MATRICES = {*GROUPS["matrices"]}
 ROUNDING = 2e-6  # of unit-length embeddings in float32
 
 
@@ -84,6 +86,24 @@ def test_embeddings_and_gradients_are_those_of_open_clip(family: str, memory: Me
                 atol=1e-4 * scale + 1e-6,
                 msg=lambda message, name=name: f"{name}: {message}",
             )
+
+
+@pytest.mark.parametrize("family", family_cases(("roberta", "mt5", "swin")))
+def test_the_role_map_has_every_parameter_with_a_gradient(family: str) -> None:
+    """Each has a role and each block has a matrix."""
+    backbone = small_backbone(family)
+    parts = backbone.role_map()
+    assert [part.name for part in parts if not part.roles or "other" in part.roles] == []
+    for tower in TOWERS:
+        matrices = [part for part in parts if part.roles & MATRICES and part.tower == tower]
+        assert {part.block for part in matrices} - {None} == {*range(backbone.block_count(tower))}
+        assert {len(part.shape) for part in matrices} <= {2, 4}
+    backbone.requires_grad_(True)
+    image_BD = backbone.encode_image(small_images(backbone, 2))
+    _loss_of(image_BD, backbone.encode_text(backbone.tokenize(PROMPTS))).backward()
+    named = backbone.model.named_parameters()
+    reached = {name for name, parameter in named if parameter.grad is not None}
+    assert {part.name for part in parts} == reached
 
 
 def _loss_of(image_BD: Tensor, class_KD: Tensor) -> Tensor:

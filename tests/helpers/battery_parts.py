@@ -19,15 +19,16 @@ from so_clip.methods.model import Model
 from so_clip.results.progress import Progress
 from so_clip.results.run_folder import RunFolder
 from so_clip.run import Run
+from tests.helpers import small_families
 from tests.helpers.battery_rows import ROWS
 from tests.helpers.small_models import small_backbone
 
 CPU = torch.device("cpu")
 NAMES = ("red square", "green square", "blue square", "grey square")
 SHOTS, STEPS = 2, 24
-FAMILIES: dict[str, dict[str, Any]] = {
-    "vit": {},
-    "resnet": {"layers": (1, 1, 1, 1), "width": 8, "head_width": 16},
+SMALL: dict[str, dict[str, Any]] = {
+    "small_clip": {},
+    "small_resnet": {"layers": (1, 1, 1, 1), "width": 8, "head_width": 16},
 }
 TRAINED = [name for name, row in ROWS.items() if row.trains]
 
@@ -36,15 +37,19 @@ class TrainedMethod:
     """A method after a short training, and its model from before.
 
     Attributes:
+        family: of SMALL, or of tests/helpers/small_families.py.
         before: the state dict before the training.
+        tensors_before: the parameters and buffers by the names that the model's modules have.
         changes: of the base's tensors, as the adapter file has them.
         zero_shot_BK, logits_BK: logits of test images before and after the training.
     """
 
     def __init__(self, method: str, family: str, steps: int, overrides: tuple[str, ...]) -> None:
         self.settings = settings_of(method, steps, *overrides)
+        self.family = family
         self.model = model_of(self.settings, family)
         self.before = state_of(self.model)
+        self.tensors_before = tensors_of(self.model)
         self.zero_shot_BK = logits_of(self.model)
         batches = batches_of(self.settings, self.model)
         with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +60,9 @@ class TrainedMethod:
 
 
 @cache
-def trained(method: str, *overrides: str, family: str = "vit", steps: int = STEPS) -> TrainedMethod:
+def trained(
+    method: str, *overrides: str, family: str = "small_clip", steps: int = STEPS
+) -> TrainedMethod:
     """Return a trained method. All tests of a session share it, so they must not change it."""
     return TrainedMethod(method, family, steps, overrides)
 
@@ -65,13 +72,19 @@ def state_of(model: Model) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.classifier.state_dict().items()}
 
 
-def images_of(seed: int) -> tuple[list[Tensor], list[int]]:
+def tensors_of(model: Model) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers by the names that the modules have."""
+    named = [*model.classifier.named_parameters(), *model.classifier.named_buffers()]
+    return {name: value.detach().clone() for name, value in named}
+
+
+def images_of(seed: int, side: int = 40) -> tuple[list[Tensor], list[int]]:
     """Return noisy squares. The colour shows the class."""
     draw = torch.Generator().manual_seed(seed)
     images, labels = [], []
     for label in range(len(NAMES)):
         for _ in range(SHOTS):
-            image_CHW = torch.randint(100, (3, 40, 40), generator=draw, dtype=torch.uint8)
+            image_CHW = torch.randint(100, (3, side, side), generator=draw, dtype=torch.uint8)
             if label < 3:
                 image_CHW[label] += 120
             images.append(image_CHW)
@@ -96,9 +109,12 @@ def settings_of(method: str, steps: int = STEPS, *more: str) -> Settings:
     )
 
 
-def model_of(settings: Settings, family: str = "vit") -> Model:
-    backbone = small_backbone(**FAMILIES[family])
-    explicit_attention(backbone.model)
+def model_of(settings: Settings, family: str = "small_clip") -> Model:
+    if family in SMALL:
+        backbone = small_backbone(**SMALL[family])
+        explicit_attention(backbone.model)
+    else:
+        backbone = small_families.small_backbone(family)
     return assemble_model(settings, backbone, templated(NAMES, ["a photo of a {}."]))
 
 
@@ -118,15 +134,15 @@ def batches_of(
     size: int = 8,
     kind: type[TrainBatches] = TrainBatches,
 ) -> TrainBatches:
-    images, labels = images_of(0)
     side = model.classifier.backbone.image_size
+    images, labels = images_of(0, max(40, side))
     generator = torch.Generator().manual_seed(settings.data.seed)
     return kind(images, labels, size, side, generator, CPU, scale=(0.8, 1.0), flip=False)
 
 
 def logits_of(model: Model) -> Tensor:
-    images, _ = images_of(1)
     size = model.classifier.backbone.image_size
+    images, _ = images_of(1, max(40, size))
     with torch.inference_mode():
         logits_BK: Tensor = model.classifier(torch.stack(images)[:, :, :size, :size].contiguous())
     return logits_BK

@@ -21,9 +21,9 @@ from tests.helpers.battery_parts import NAMES, TrainedMethod, model_of
 from tests.helpers.small_models import small_clip
 
 
-def plain_model() -> Model:
+def plain_model(family: str = "small_clip") -> Model:
     """Return the battery's model without an adapter."""
-    return model_of(from_config(compose(["method=zero_shot"])))
+    return model_of(from_config(compose(["method=zero_shot"])), family)
 
 
 def bare_clip() -> open_clip.CLIP:
@@ -41,7 +41,7 @@ def save_trained(done: TrainedMethod, path: Path) -> adapters.SavedAdapter:
     about = About(
         base=Base(
             architecture="small",
-            weights_sha256=plain_model().classifier.backbone.weights_sha256,
+            weights_sha256=plain_model(done.family).classifier.backbone.weights_sha256,
             logit_scale=classifier.backbone.logit_scale,
         ),
         class_names=NAMES,

@@ -79,10 +79,10 @@ def test_the_adapted_model_can_be_saved_and_loaded(method, tmp_path):
 
 @pytest.mark.parametrize("method", cases(ROWS))
 def test_results_depend_only_on_the_seed(method):
-    first, again = (TrainedMethod(method, "vit", 3, ()) for _ in range(2))
+    first, again = (TrainedMethod(method, "small_clip", 3, ()) for _ in range(2))
     assert first.adaptation.history.losses == again.adaptation.history.losses
     assert torch.equal(first.logits_BK, again.logits_BK)
-    other = TrainedMethod(method, "vit", 3, ("seed=2",))
+    other = TrainedMethod(method, "small_clip", 3, ("seed=2",))
     assert not torch.equal(other.logits_BK, first.logits_BK)
 
 
@@ -97,7 +97,7 @@ def test_peak_memory_is_recorded(method):
 def test_a_resnet_is_adapted_or_refused(method):
     if not ROWS[method].resnet:
         with pytest.raises(InputError):
-            model_of(settings_of(method, 2), "resnet")
+            model_of(settings_of(method, 2), "small_resnet")
         return
-    losses = trained(method, family="resnet", steps=2).adaptation.history.losses
+    losses = trained(method, family="small_resnet", steps=2).adaptation.history.losses
     assert all(loss < 100 for loss in losses)
