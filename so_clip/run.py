@@ -283,7 +283,7 @@ class Run:
             self._write_training(history, curve)
             self.folder.write_changed(changed)
             self.changes = changes_to_save(before, settings.placement.save)
-        changed_count = sum(count for *_, count in changed)
+        changed_count = sum(row.changed for row in changed)
         return Adaptation(history, train_seconds, changed_count, batches.streamed)
 
     def _train(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.adapters.change import Change, change_between
+from so_clip.adapters.changed import ChangedTensor, in_place
 from so_clip.methods.model import Model
 
 # The place of the open_clip model in a classifier's state dict.
@@ -33,12 +34,13 @@ class Before:
         for name, value in model.adapter.rewritten(model.classifier).items():
             self._base.setdefault(name, _copy(value))
 
-    def counts(self) -> list[tuple[str, int, int]]:
-        """Return for each opened tensor its name, its entries and how many have changed."""
-        return [
+    def counts(self) -> list[ChangedTensor]:
+        """Return for each opened tensor its entries, how many have changed, and its place."""
+        counts = (
             (name, value.numel(), int((value.detach().cpu() != self._opened[name]).sum()))
             for name, value in self._model.parameters.items()
-        ]
+        )
+        return in_place(self._model.classifier.backbone, counts)
 
     def changes(self, most_bytes: float = float("inf")) -> tuple[dict[str, Change], int]:
         """Return the changes of the base's tensors, and their bytes in a file.

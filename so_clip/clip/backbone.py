@@ -168,6 +168,11 @@ class Backbone(nn.Module):
             self._parts = names, role_map(self.model)
         return self._parts[1]
 
+    @property
+    def known_parts(self) -> list[Part]:
+        """The last role map: that of the model before an adapter. [] if it was never asked for."""
+        return [] if self._parts is None else self._parts[1]
+
     def blocks(self, tower: Tower) -> list[nn.Module]:
         """Return a tower's residual blocks, from input to output.
 

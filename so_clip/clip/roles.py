@@ -49,6 +49,8 @@ ROLES = (
     "projection",
     "other",
 )
+# Roles of a projection that is a matrix of its own.
+SPLIT = ("query", "key", "value")
 # A group takes those of its roles that a model has.
 GROUPS = {
     "attention": ("attention_in", "attention_out"),
@@ -107,6 +109,11 @@ class Part:
     block: int | None
     roles: frozenset[str]
     shape: tuple[int, ...]
+
+    @property
+    def role(self) -> str:
+        """The role that names it best: `query` before `attention_in`, `norm` before `bias`."""
+        return next(role for role in (*SPLIT, *ROLES) if role in self.roles)
 
 
 def tower_of(parameter_name: str) -> Tower:

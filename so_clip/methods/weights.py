@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.roles import GROUPS, TOWERS, Part, named_roles
+from so_clip.clip.roles import GROUPS, SPLIT, TOWERS, Part, named_roles
 from so_clip.errors import InputError, nearest
 from so_clip.methods import options
 from so_clip.methods.adapter import Adapter, FewShots
@@ -26,7 +26,6 @@ _FRACTIONS = {
 _LAST = {"top": 1, "top2": 2, "top3": 3}
 POSITIONS = (*_FRACTIONS, *_LAST)
 ENCODERS = (*TOWERS, "both")
-_SPLIT = ("query", "key", "value")
 
 
 def blocks_at(position: str, depth: int) -> range:
@@ -137,7 +136,7 @@ class Weights(Adapter):
         if not missing:
             return
         way_out = "`python -m so_clip backbones NAME` prints the roles of a model."
-        if missing[0] in _SPLIT and any("attention_in" in part.roles for part in parts):
+        if missing[0] in SPLIT and any("attention_in" in part.roles for part in parts):
             way_out = (
                 "Query, key and value are one matrix here: choose attention_in, or "
                 "adapter.split_qkv=true if the method has this option."

@@ -26,6 +26,7 @@ ADAPTER_FILE = "adapter.safetensors"
 # The key of config.yaml and metrics.json that names the adapter of an evaluation.
 ADAPTER_FROM = "adapter_from"
 HISTORY_FILE, CURVE_FILE, CHANGED_FILE = "history.csv", "curve.csv", "changed.csv"
+CHANGED_COLUMNS = ("tensor", "parameters", "changed", "tower", "block", "role")
 PREDICTIONS_FILE, PER_CLASS_FILE = "predictions.csv", "per_class.csv"
 # The keys of metrics.json that count skipped corrupt images (on_corrupt=skip), by split.
 SKIPPED = {"train": "skipped_train_images", "test": "skipped_test_images"}

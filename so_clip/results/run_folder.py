@@ -20,6 +20,7 @@ from so_clip.errors import InputError, RunBusy, RunFailed, exit_code, reason_of,
 from so_clip.escape import csv_row, terminal
 from so_clip.results.progress import PROGRESS_FILE, Progress
 from so_clip.results.run_files import (
+    CHANGED_COLUMNS,
     CHANGED_FILE,
     CONFIG_FILE,
     CURVE_FILE,
@@ -237,9 +238,9 @@ class RunFolder:
         if rows:
             self._write_csv(CURVE_FILE, ("step", "accuracy_percent"), rows)
 
-    def write_changed(self, rows: Sequence[tuple[str, int, int]]) -> None:
-        """Write changed.csv: per trainable tensor, its entries and how many training changed."""
-        self._write_csv(CHANGED_FILE, ("tensor", "parameters", "changed"), rows)
+    def write_changed(self, rows: Sequence[tuple[str, int, int, str, int | None, str]]) -> None:
+        """Write changed.csv: per trainable tensor, its entries, how many changed, and its place."""
+        self._write_csv(CHANGED_FILE, CHANGED_COLUMNS, rows)
 
     def write_skipped(self, rows: Sequence[Sequence[str]]) -> None:
         """Write skipped.csv: one row per skipped corrupt image. Without rows, write nothing."""

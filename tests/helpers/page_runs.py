@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from so_clip.results.run_files import CHANGED_COLUMNS
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ZERO_SHOT_PERCENT = 61.0
 
@@ -138,12 +140,12 @@ def _write_training(
     rows = zip((at * steps).round().astype(int).tolist(), curve.tolist(), strict=True)
     write_csv(place / "curve.csv", ("step", "accuracy_percent"), rows)
     rows = [
-        (f"{tower}transformer.resblocks.{layer}.{kind}.weight", 4096, generator.integers(80, 900))
-        for tower in ("visual.", "")
+        (f"{tower}.{layer}.{role}", 4096, generator.integers(80, 900), tower, layer, role)
+        for tower in ("vision", "text")
         for layer in range(4)
-        for kind in ("attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj")
+        for role in ("attention_in", "attention_out", "mlp_in", "mlp_out")
     ]
-    write_csv(place / "changed.csv", ("tensor", "parameters", "changed"), rows)
+    write_csv(place / "changed.csv", CHANGED_COLUMNS, rows)
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:

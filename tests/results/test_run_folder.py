@@ -243,9 +243,13 @@ def test_nothing_is_removed_from_a_finished_run_that_is_repeated(folder):
 
 
 def test_changed_has_one_row_per_tensor(folder):
-    folder.write_changed([("visual.proj", 10, 3), ("a.b", 2, 0)])
+    folder.write_changed(
+        [("a.b", 2, 0, "text", 7, "mlp_in"), ("visual.proj", 10, 3, "vision", None, "projection")]
+    )
     assert _rows(folder.path / "changed.csv") == [
-        *(["tensor", "parameters", "changed"], ["visual.proj", "10", "3"], ["a.b", "2", "0"])
+        ["tensor", "parameters", "changed", "tower", "block", "role"],
+        ["a.b", "2", "0", "text", "7", "mlp_in"],
+        ["visual.proj", "10", "3", "vision", "", "projection"],
     ]
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import product
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from so_clip.results.run_files import CHANGED_FILE, columns_if_whole
 # At most this many rows, and runs per row, have their files read.
 MAX_ROWS, MAX_RUNS = 3, 12
 TOWERS = {"vision": "image tower", "text": "text tower"}
+_PLACES = ("tower", "block", "role")
+# Runs of earlier versions recorded names alone. Their matrices are those of open_clip's ViTs.
 _LAYER = re.compile(r"^(?P<head>.*?)\.(?P<layer>\d+)\.(?P<kind>.+?)(\.weight)?$")
+_OLD_ROLES = {
+    "attn.in_proj": "attention_in",
+    "attn.out_proj": "attention_out",
+    "mlp.c_fc": "mlp_in",
+    "mlp.c_proj": "mlp_out",
+}
 
 
 def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
@@ -66,16 +74,28 @@ def _read(rows: Sequence[tuple[tuple[str, str], pd.DataFrame]]) -> pd.DataFrame:
 
 def _table(path: Path) -> pd.DataFrame | None:
     """Read one changed.csv; None if it does not exist, or no tensor in it has a layer."""
-    table = columns_if_whole(path, whole=("parameters", "changed"), texts=("tensor",))
+    whole, texts = ("parameters", "changed"), ("tensor",)
+    table = columns_if_whole(path, whole=whole, texts=(*texts, *_PLACES))
     if table is None:
+        table = columns_if_whole(path, whole=whole, texts=texts)
+        places = None if table is None else map(place_of, table["tensor"])
+    else:
+        places = starmap(_recorded, zip(*(table[name] for name in _PLACES), strict=True))
+    if table is None or places is None:
         return None
     rows = [
         (*place, parameters, changed)
-        for tensor, parameters, changed in zip(*table.values(), strict=True)
-        if (place := place_of(tensor)) is not None
+        for place, parameters, changed in zip(
+            places, table["parameters"], table["changed"], strict=True
+        )
+        if place is not None
     ]
     columns = ["tower", "kind", "layer", "parameters", "changed"]
     return pd.DataFrame(rows, columns=columns) if rows else None
+
+
+def _recorded(tower: str, block: str, role: str) -> tuple[str, str, int] | None:
+    return (tower, role, int(block)) if tower in TOWERS and block.isdecimal() else None
 
 
 def place_of(tensor: str) -> tuple[str, str, int] | None:
@@ -83,13 +103,13 @@ def place_of(tensor: str) -> tuple[str, str, int] | None:
 
     Example:
         >>> place_of("visual.transformer.resblocks.3.mlp.c_fc.weight")
-        ('vision', 'mlp.c_fc', 3)
+        ('vision', 'mlp_in', 3)
     """
     match = _LAYER.match(tensor)
     if match is None:
         return None
     tower = "vision" if match["head"].startswith("visual") else "text"
-    return tower, match["kind"], int(match["layer"])
+    return tower, _OLD_ROLES.get(match["kind"], match["kind"]), int(match["layer"])
 
 
 def _draw(numbers: pd.DataFrame, narrow: bool) -> Any:
@@ -110,7 +130,11 @@ def _draw(numbers: pd.DataFrame, narrow: bool) -> Any:
         for kind, colour, marker in zip(kinds, style.colours(), style.MARKERS, strict=False):
             line = cells[(cells["tower"] == tower) & (cells["kind"] == kind)].sort_values("layer")
             axis.plot(
-                line["layer"], line["changed_percent"], color=colour, marker=marker, label=kind
+                line["layer"],
+                line["changed_percent"],
+                color=colour,
+                marker=marker,
+                label=kind.replace("_", " "),
             )
         axis.set_ylim(0, 1.1 * cells["changed_percent"].max() or 1)
         style.whole_ticks(axis.xaxis)

@@ -19,6 +19,7 @@ from so_clip.report.plots.svg import inline
 from so_clip.report.plots.training import accuracy_curves, loss_curves, smoothed
 from so_clip.report.read import read_runs
 from so_clip.report.tables import AVERAGE, make_tables
+from so_clip.results.run_files import CHANGED_COLUMNS
 from tests.helpers.page_runs import write_csv, write_run
 
 
@@ -263,16 +264,31 @@ def test_support_is_the_fraction_of_changed_weights_over_all_runs(tmp_path):
     assert len(drawing.figure.axes) == 2
 
 
+def test_recorded_places_are_drawn_by_block_and_role(tmp_path):
+    folder = write_run(tmp_path, density_ratio=0.01, T=10)
+    rows = [
+        ("visual.trunk.stages.1.blocks.0.mlp.fc1.weight", 100, 10, "vision", 3, "mlp_in"),
+        ("visual.trunk.stages.1.blocks.0.mlp.fc1_x.weight", 100, 20, "vision", 3, "mlp_in"),
+        ("visual.trunk.stages.1.downsample.1.weight", 100, 30, "vision", None, "convolution"),
+        ("text.blocks.0.attn.qkv.weight", 100, 40, "text", 0, "attention_in"),
+        ("head.weight", 100, 50, "", None, ""),
+    ]
+    write_csv(folder / "changed.csv", CHANGED_COLUMNS, rows)
+    (drawing,) = _drawn(support, tmp_path)
+    cells = drawing.numbers.set_index(["tower", "kind", "layer"])["changed_percent"]
+    assert cells.to_dict() == {("vision", "mlp_in", 3): 15.0, ("text", "attention_in", 0): 40.0}
+
+
 @pytest.mark.parametrize(
     ("tensor", "place"),
     [
-        ("visual.transformer.resblocks.3.attn.in_proj.weight", ("vision", "attn.in_proj", 3)),
-        ("transformer.resblocks.11.mlp.c_proj.weight", ("text", "mlp.c_proj", 11)),
+        ("visual.transformer.resblocks.3.attn.in_proj.weight", ("vision", "attention_in", 3)),
+        ("transformer.resblocks.11.mlp.c_proj.weight", ("text", "mlp_out", 11)),
         ("visual.trunk.blocks.0.mlp.fc1.weight", ("vision", "mlp.fc1", 0)),
         ("logit_scale", None),
     ],
 )
-def test_a_tensors_name_gives_its_place(tensor, place):
+def test_a_tensors_name_in_an_old_run_gives_its_place(tensor, place):
     assert place_of(tensor) == place
 
 
