@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import product, starmap
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,14 @@ def _table(path: Path) -> pd.DataFrame | None:
     """Read one changed.csv; None if it does not exist, or no tensor in it has a layer."""
     whole, texts = ("parameters", "changed"), ("tensor",)
     table = columns_if_whole(path, whole=whole, texts=(*texts, *_PLACES))
-    if table is None:
-        table = columns_if_whole(path, whole=whole, texts=texts)
-        places = None if table is None else map(place_of, table["tensor"])
+    if table is not None:
+        recorded = zip(*(table[name] for name in _PLACES), strict=True)
+        places = [_recorded_place(*cells) for cells in recorded]
     else:
-        places = starmap(_recorded, zip(*(table[name] for name in _PLACES), strict=True))
-    if table is None or places is None:
-        return None
+        table = columns_if_whole(path, whole=whole, texts=texts)
+        if table is None:
+            return None
+        places = [place_of(tensor) for tensor in table["tensor"]]
     rows = [
         (*place, parameters, changed)
         for place, parameters, changed in zip(
@@ -94,7 +95,7 @@ def _table(path: Path) -> pd.DataFrame | None:
     return pd.DataFrame(rows, columns=columns) if rows else None
 
 
-def _recorded(tower: str, block: str, role: str) -> tuple[str, str, int] | None:
+def _recorded_place(tower: str, block: str, role: str) -> tuple[str, str, int] | None:
     return (tower, role, int(block)) if tower in TOWERS and block.isdecimal() else None
 
 
