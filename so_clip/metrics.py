@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch.optim import Optimizer
+
+from so_clip.clip.memory_record import memory_record
 from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
@@ -14,6 +17,7 @@ from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator, Predictions
 from so_clip.fingerprint import prompts_sha256, settings_sha256
 from so_clip.methods.model import Model
+from so_clip.optim.sampled_record import sampled_record
 from so_clip.results.logits_file import (
     Keeps,
     KeptLogits,
@@ -208,6 +212,7 @@ def run_metrics(
     validation_seconds: float = 0.0,
     processes: int = 1,
     adapter_mib: float | None = None,
+    optimizer: Optimizer | None = None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json.
 
@@ -222,6 +227,7 @@ def run_metrics(
         validation_seconds: spent on them.
         processes: that trained together.
         adapter_mib: size of the adapter file; None without one.
+        optimizer: of the run; None if nothing is trained.
     """
     choice, history = settings.data, adaptation.history
     return {
@@ -262,6 +268,10 @@ def run_metrics(
         "changed_parameters": adaptation.changed_parameters,
         "adapter_mib": adapter_mib,
         "device": describe(model.device),
+        **memory_record(
+            model.classifier.backbone.model, model.classifier.prompts, settings.placement.memory
+        ),
+        **sampled_record(optimizer, model.parameters.values()),
         "precision": model.precision.name,
         "evaluation_precision": evaluators[""].precision.name,
         "results_version": RESULTS_VERSION,

@@ -246,6 +246,7 @@ class Run:
             validation_seconds=images.seconds if images else 0.0,
             processes=self.ranks.size,
             adapter_mib=adapter_mib,
+            optimizer=self.optimizer,
         )
         folder.finish(metrics, summary(metrics, folder.path))
         return metrics

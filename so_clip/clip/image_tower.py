@@ -69,7 +69,9 @@ def most_values(model: Any, encode_one: Callable[[], Any]) -> int | None:
     layers = [module for module in model.visual.modules() if not [*module.children()]]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
-        with torch.no_grad(), torch.random.fork_rng(), _disable_current_modes():
+        device = next(model.parameters()).device
+        devices = [] if device.type == "cpu" else [device]
+        with torch.no_grad(), torch.random.fork_rng(devices), _disable_current_modes():
             encode_one()
     finally:
         for hook in hooks:

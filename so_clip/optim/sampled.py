@@ -51,6 +51,10 @@ _IN_DDP = (
 
 # Each class that can be sampled, and the class that a layer of it becomes.
 SampledLayer = SampledLinear | SampledConv2d
+# Why the gradient of a trained matrix is whole.
+_READ_WHOLE = "the optimizer reads the whole gradient"
+_WHOLE_IS_FASTER = "the whole product should be faster"
+_NOT_CALLED = "the weight is used without a call of its layer"
 _SAMPLED: dict[type[nn.Module], type[SampledLayer]] = {
     nn.Linear: SampledLinear,
     nn.Conv2d: SampledConv2d,
@@ -66,8 +70,9 @@ def sampled_gradients(
     weight. A convolution is sampled only where this should be faster: at densities up to 1/200. All
     other gradients stay dense: those of frozen weights (none), of weights at density 1, of supports
     chosen by importance, and of other classes of layers. If a weight is also used outside of its
-    layer, that use has a dense gradient, and the step adds both. A layer that was sampled for
-    another optimizer is sampled for this one from now on.
+    layer, that use has a dense gradient, and the step adds both. A layer that is never called,
+    although its weight is used, is a layer of torch again after the first step. A layer that was
+    sampled for another optimizer is sampled for this one from now on.
 
     Args:
         model: any module.
@@ -115,12 +120,18 @@ class SampledGradients:
         self._model = model
         self._layers: dict[str, SampledLayer] = {}  # by weight name
         self.methods: dict[str, Method] = {}
+        self._whole: dict[int, str] = {}  # id of a parameter -> why its gradient is whole
+        self._uses_checked = False
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, layer in model.named_modules():
             is_sampled = type(layer) in _SAMPLED.values()
             kind: Any = type(layer).__base__ if is_sampled else type(layer)
+            for parameter in layer.parameters(recurse=False):
+                self._whole.setdefault(id(parameter), f"a parameter of {kind.__name__}")
             if kind in _SAMPLED and id(layer.weight) in trained:
                 method = self._method(layer.weight, always)
+                reads_whole = self.support(layer.weight) is None
+                self._whole[id(layer.weight)] = _READ_WHOLE if reads_whole else _WHOLE_IS_FASTER
                 if is_sampled and layer.sampling is not None:
                     layer.sampling.handle._release(layer)
                 if method is not None:
@@ -132,9 +143,11 @@ class SampledGradients:
         self._excluded = self._needs_average = False
         self._refuse_ddp()
         self._refresh()
+        vars(optimizer)["sampled_gradients"] = self  # see sampled_record
         if self._layers:
             self._hooks += [
                 optimizer.register_step_pre_hook(lambda *_: self._check_average()),
+                optimizer.register_step_pre_hook(lambda *_: self._release_unused()),
                 optimizer.register_step_post_hook(lambda *_: self._refresh()),
                 optimizer.register_load_state_dict_post_hook(lambda *_: self._refresh()),
                 _Listener(optimizer, self._refresh),
@@ -145,10 +158,18 @@ class SampledGradients:
         support_M: Tensor | None = self._optimizer.support(weight)
         return support_M
 
+    def reason_of_whole(self, weight: Tensor) -> str | None:
+        """Return why a parameter's gradient is whole; None if a sampled layer computes it."""
+        if any(layer.weight is weight for layer in self._layers.values()):
+            return None
+        return self._whole.get(id(weight), "not a parameter of the model")
+
     def remove(self) -> None:
         """Turn the layers back into those of torch. Gradients that exist stay."""
         for layer in list(self._layers.values()):
             self._release(layer)
+        if vars(self._optimizer).get("sampled_gradients") is self:
+            del self._optimizer.sampled_gradients
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -198,6 +219,20 @@ class SampledGradients:
         del self._layers[name], self.methods[name]
         vars(layer).pop("sampling", None)
         layer.__class__ = type(layer).__base__  # type: ignore[assignment]
+
+    def _release_unused(self) -> None:
+        """Release, at the first step, layers whose weights have gradients from elsewhere alone.
+
+        timm's EVA multiplies by the weight of a layer that it never calls.
+        """
+        if self._uses_checked:
+            return
+        self._uses_checked = True
+        for layer in [*self._layers.values()]:
+            grad = layer.weight.grad
+            if grad is not None and not isinstance(grad, SampledGradient):
+                self._whole[id(layer.weight)] = _NOT_CALLED
+                self._release(layer)
 
     def check_ddp(self, ddp: DistributedDataParallel) -> None:
         """Raise InputError if this DistributedDataParallel waits for gradients of these layers.

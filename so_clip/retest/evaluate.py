@@ -45,6 +45,7 @@ NOT_TRAINED = "evaluation"
 _TRAINING_KEYS = (
     *("fewshot_sha256", "training_images_streamed", "final_loss"),
     *("trainable_parameters", "changed_parameters", "adapter_mib"),
+    *("trained_matrices", "sampled_matrices", "whole_gradients"),
 )
 # Characters of a dataset's name in a folder's name.
 _SHOWN_NAME = 40

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from so_clip.clip.blocks import MEMORY_MODES
 from so_clip.clip.image_tower import encode_image, in_pieces, is_read_at_class_token, most_values
+from so_clip.clip.memory_record import memory_record
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.tower_blocks import (
     block_lists,
@@ -219,3 +220,21 @@ def test_a_backbone_splits_by_the_largest_layer(monkeypatch: pytest.MonkeyPatch)
     backbone.model.visual.register_forward_pre_hook(lambda _, x: counts.append(len(x[0])))
     torch.testing.assert_close(backbone.encode_image(images_BCHW), whole_BD)
     assert counts == [2, 2, 1]
+
+
+def test_the_record_names_the_modes_and_the_reasons() -> None:
+    def record(family: str, memory: Any, model_change: Callable[[Any], Any] = id) -> dict[str, Any]:
+        backbone = small_backbone(family)
+        prompts = ClassPrompts(backbone.model, backbone.tokenize(["a cat.", "a dog."]))
+        model_change(backbone.model)
+        return memory_record(backbone.model, prompts, memory)
+
+    same = {"vision_memory_reason": None, "text_memory_reason": None}
+    small = {"vision_memory": "small", "text_memory": "small"} | same
+    assert record("vit", "small") == small | {"vision_last_block": "class row"}
+    assert record("eva02_b", "small") == small | {"vision_last_block": "class row"}
+    assert record("siglip", "small")["vision_last_block"].startswith("all rows")
+    changed = record("siglip", "balanced", lambda model: model.set_grad_checkpointing())
+    assert (changed["vision_memory"], changed["text_memory"]) == ("fast", "fast")
+    assert "checkpointing is on" in changed["vision_memory_reason"]
+    assert "checkpointing is on" in changed["text_memory_reason"]

@@ -6,12 +6,14 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from so_clip import SO
 from so_clip.errors import InputError
 from so_clip.optim.sampled import SampledLinear, sampled_gradients
-from tests.helpers.sampled_pairs import assert_equal, inputs, twins
+from so_clip.optim.sampled_record import sampled_record
+from tests.helpers.sampled_pairs import assert_equal, filled, inputs, twins
 
 
 def test_only_linear_layers_with_a_support_are_sampled():
@@ -176,3 +178,56 @@ def test_second_derivatives_are_refused():
     (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+class _NeverCalls(nn.Module):
+    """Multiplies by the weight of a layer without calling it, as timm's EVA does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.used, self.table = (
+            nn.Linear(40, 64),
+            nn.Linear(64, 10),
+            nn.Embedding(7, 64),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.called(x) + self.table.weight.sum(0), self.used.weight)
+
+
+def test_a_layer_that_is_never_called_keeps_its_gradient_and_is_named():
+    dense, model = filled(_NeverCalls()), filled(_NeverCalls())
+    plain, optimizer = (
+        SO([p for p in item.parameters() if p.ndim > 1], density_ratio=0.01)
+        for item in (dense, model)
+    )
+    handle = sampled_gradients(model, optimizer)
+    for step in range(3):
+        for item, its in ((dense, plain), (model, optimizer)):
+            item(inputs(5, 40, seed=step, dtype=torch.float32)).square().mean().backward()
+            its.step()
+            its.zero_grad()
+    assert_equal(model, dense, rtol=1e-5, atol=1e-6)
+    assert [*handle.methods] == ["called.weight"]
+    assert type(model.used) is nn.Linear
+    assert sampled_record(optimizer, model.parameters()) == {
+        "trained_matrices": 3,
+        "sampled_matrices": 1,
+        "whole_gradients": "1: the weight is used without a call of its layer; "
+        "1: a parameter of Embedding",
+    }
+    no_handle = sampled_record(plain, dense.parameters())
+    assert (no_handle["trained_matrices"], no_handle["sampled_matrices"]) == (3, 0)
+    assert "whole gradients" in str(no_handle["whole_gradients"])
+    assert sampled_record(None, [])["whole_gradients"] is None
+
+
+def test_the_reasons_of_whole_gradients():
+    model = nn.Sequential(nn.Linear(40, 40), nn.Conv2d(4, 4, 3), nn.Linear(8, 8))
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    groups = [{"params": matrices[:2]}, {"params": matrices[2:], "density_ratio": 1}]
+    optimizer = SO(groups, density_ratio=0.01)
+    sampled_gradients(model, optimizer)
+    assert sampled_record(optimizer, matrices)["whole_gradients"] == (
+        "1: the whole product should be faster; 1: the optimizer reads the whole gradient"
+    )
