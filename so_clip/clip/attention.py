@@ -47,7 +47,7 @@ class ExplicitAttention(nn.Module):
         self.heads = source.num_heads
         self.causal = causal
         self.returns_pair = isinstance(source, nn.MultiheadAttention)
-        weight, bias = source.in_proj_weight, source.in_proj_bias
+        weight, bias = source.in_proj_weight, getattr(source, "in_proj_bias", None)
         self.one_matrix = weight is not None
         self.in_proj: nn.Linear | None = linear(weight, bias) if self.one_matrix else None
         self.in_proj_bias = None if self.one_matrix else bias
@@ -260,7 +260,7 @@ def _replace(tower: Any, causal: bool) -> int:
 
 def _has_hidden_projections(module: Any) -> bool:
     """Return whether this is an nn.MultiheadAttention or open_clip's Attention."""
-    names = ("in_proj_weight", "in_proj_bias", "out_proj", "num_heads")
+    names = ("in_proj_weight", "out_proj", "num_heads")
     return isinstance(module, nn.Module) and all(hasattr(module, name) for name in names)
 
 
@@ -277,9 +277,12 @@ def _check_options(source: Any) -> None:
         inner = (getattr(source, name, None) for name in ("ln_inner", "inner_norm", "norm"))
         drops = (getattr(source, name, None) for name in ("attn_drop", "out_drop", "proj_drop"))
         found = {
-            "scaled_cosine": getattr(source, "logit_scale", None) is not None,
-            "scale_heads": getattr(source, "head_scale", None) is not None,
-            "inner_norm": not all(norm is None or type(norm) is nn.Identity for norm in inner),
+            name: getattr(source, name, False) is True
+            or getattr(source, parameter, None) is not None
+            for name, parameter in (("scaled_cosine", "logit_scale"), ("scale_heads", "head_scale"))
+        }
+        found |= {
+            "inner_norm": any(norm and type(norm) is not nn.Identity for norm in inner),
             "dropout": any(getattr(drop, "p", 0) for drop in drops),
         }
     options = [name for name, is_used in found.items() if is_used]

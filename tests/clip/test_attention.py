@@ -424,6 +424,23 @@ def test_norms_of_query_and_key_are_kept() -> None:
         torch.testing.assert_close(rows, expected, atol=1e-5, rtol=0)
 
 
+def test_norms_keep_the_names_that_they_have_in_each_version() -> None:
+    source: Any = OpenClip4Attention(nn.MultiheadAttention(8, 2, batch_first=True), norms=True)
+    nn.init.normal_(source.ln_q.weight)
+    x_BLD = torch.randn(2, 3, 8)
+    expected_BLD = source(x_BLD)
+    source.q_norm, source.k_norm = source.ln_q, source.ln_k
+    del source.ln_q, source.ln_k
+    explicit = ExplicitAttention(source)
+    torch.testing.assert_close(explicit(x_BLD), expected_BLD)
+    assert {*explicit.state_dict()} == {*source.state_dict()}
+    explicit.split()
+    torch.testing.assert_close(explicit(x_BLD), expected_BLD)
+    source.scale_heads = True
+    with pytest.raises(InputError, match="has scale_heads; only"):
+        ExplicitAttention(source)
+
+
 @pytest.mark.parametrize(
     ("option", "name"),
     [
