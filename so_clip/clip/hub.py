@@ -1,6 +1,7 @@
-"""Published weights by open_clip's tag: from the local cache, or downloaded."""
+"""Files of the Hugging Face hub, and published weights by open_clip's tag: cached or downloaded."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,92 @@ def cached_pretrained(architecture: str, tag: str) -> Path | None:
     Raises:
         InputError: unknown weights.
     """
+    hub_id = str(pretrained_config(architecture, tag).get("hf_hub", ""))
+    return cached_file(*_hub_files(hub_id)) if hub_id else None
+
+
+def cached_file(repository: str, names: Sequence[str]) -> Path | None:
+    """Return the first of some files of a repository that is in the hub's cache, or None."""
     from huggingface_hub import try_to_load_from_cache
 
-    hub_id = str(pretrained_config(architecture, tag).get("hf_hub", ""))
-    if not hub_id:
-        return None
-    repository, names = _hub_files(hub_id)
     for name in names:
         found = try_to_load_from_cache(repository, name)
         if isinstance(found, str) and Path(found).is_file():
             return Path(found)
     return None
+
+
+def fetch_file(repository: str, names: Sequence[str], wanted: str) -> Path:
+    """Return the first of some files that a repository has; download it if necessary.
+
+    A file in the hub's cache is used without a network request.
+
+    Args:
+        repository: ORG/NAME.
+        names: of the files, best first.
+        wanted: what they are, for messages.
+
+    Raises:
+        InputError: the repository has none of them, may not be read, or cannot be reached within
+            `PROBE_SECONDS`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    cached = cached_file(repository, names)
+    if cached is not None:
+        return cached
+    try:
+        _probe(repository, names[0])
+        for name in names:
+            try:
+                return Path(hf_hub_download(repository, name))
+            except LocalEntryNotFoundError:  # the hub cannot be reached any more
+                raise
+            except EntryNotFoundError:
+                continue
+    except Exception as error:  # the client raises the errors of its transport, which vary
+        raise InputError(f"{wanted} cannot be downloaded: {_refusal(repository, error)}") from error
+    raise InputError(
+        f"{wanted} cannot be downloaded: the repository has no {' and no '.join(names)}. A model "
+        "of transformers: choose open_clip's name of the architecture with "
+        "backbone.architecture=, download the file of weights, and give it with "
+        "backbone.checkpoint=FILE."
+    )
+
+
+def check_reachable(repository: str, name: str, wanted: str) -> None:
+    """Raise InputError unless a file of a repository is cached, or the hub answers in time.
+
+    Args:
+        repository, name: of the file.
+        wanted: what is needed from the repository, for messages.
+    """
+    if cached_file(repository, [name]) is not None:
+        return
+    try:
+        _probe(repository, name)
+    except Exception as error:  # see fetch_file
+        raise InputError(f"{wanted} cannot be downloaded: {_refusal(repository, error)}") from error
+
+
+def _refusal(repository: str, error: Exception) -> str:
+    """Return why the hub delivers nothing, and the way out."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    log_in = "run `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        return f"{repository} is gated. Accept its terms on its page, then {log_in}."
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"the hub has no repository {repository}, or it is private. Check the name; for a "
+            f"private one {log_in}."
+        )
+    return (
+        f"{_reason(error)}. Without a network, download the repository {repository} elsewhere, "
+        "copy its files to this machine, and set backbone.architecture=local-dir:FOLDER; "
+        "backbone=tiny needs no download."
+    )
 
 
 def _hub_files(hub_id: str) -> tuple[str, list[str]]:

@@ -1,0 +1,83 @@
+"""Tokenizers of open_clip's models: its own, and those of Hugging Face's transformers."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from so_clip.clip.architecture_names import TINY, is_place, repository_of
+from so_clip.clip.hub import check_reachable
+from so_clip.clip.sources import tokenizer_source
+from so_clip.clip.whole_prompts import Tokenizer
+from so_clip.errors import InputError
+from so_clip.system.commands import install
+
+_EXTRA = "so-clip[backbones]"
+_PACKAGES = ("sentencepiece", "protobuf")  # that tokenizers without tokenizer.json need
+
+
+def build_tokenizer(name: str, config: Mapping[str, Any]) -> Tokenizer:
+    """Return an architecture's tokenizer, which maps texts to token ids [texts, context].
+
+    A tokenizer of Hugging Face comes from the hub's cache if it is there, and never runs code of
+    its repository.
+
+    Args:
+        name: of the architecture.
+        config: its sizes, open_clip's model_cfg.
+
+    Raises:
+        InputError: the tokenizer needs a package that is not installed, or files that the hub or
+            the folder does not have.
+    """
+    import open_clip
+    from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
+
+    text = config["text_cfg"]
+    options = dict(text.get("tokenizer_kwargs") or {})
+    length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
+    source = text.get("hf_tokenizer_name")
+    if not source and name != TINY and not is_place(name):
+        return open_clip.get_tokenizer(name)
+    if not source:
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    check_packages(name, config)
+    options |= {"context_length": length, "tokenizer_mode": text.get("tokenizer_mode")}
+    options["trust_remote_code"] = False
+    place = tokenizer_source(name, source)
+    try:
+        # Without this option, transformers asks the hub for a newer version of a cached file.
+        return HFTokenizer(place, **options, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds, also for files that are missing
+        if place != source:
+            raise _cannot_load(name, error) from error
+    check_reachable(place, "tokenizer_config.json", f"the tokenizer of {name}")
+    try:
+        return HFTokenizer(place, **options)
+    except Exception as error:
+        raise _cannot_load(name, error) from error
+
+
+def check_packages(name: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError if the text encoder or its tokenizer needs transformers and it is missing.
+
+    Args:
+        name: of the architecture.
+        config: its sizes, open_clip's model_cfg.
+    """
+    text = config["text_cfg"]
+    needs = {"hf_model_name": "text encoder", "hf_tokenizer_name": "tokenizer"}
+    parts = [part for key, part in needs.items() if text.get(key)]
+    if parts and find_spec("transformers") is None:
+        raise InputError(
+            f"backbone.architecture={name}: its {' and its '.join(parts)} needs the package "
+            f"transformers, and it is not installed: {install(_EXTRA)}"
+        )
+
+
+def _cannot_load(name: str, error: Exception) -> InputError:
+    text = " ".join(str(error).split())[:300].rstrip(" .")
+    missing = [package for package in _PACKAGES if package in text.lower()]
+    way_out = f" Install what it may need: {install(_EXTRA)}" if missing else ""
+    if not way_out and is_place(name) and repository_of(name) is None:
+        way_out = " The folder must hold the tokenizer's files, such as tokenizer.json."
+    return InputError(f"the tokenizer of {name} cannot be loaded: {text}.{way_out}")
