@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from so_clip.clip.architecture_names import file_name, is_place, repository_of
+from so_clip.clip.sources import cached_weights, content_sha256
 from so_clip.config.settings import (
     AUTO,
     NO_DIFFERENCE,
@@ -54,6 +56,10 @@ def counting_options(settings: Settings) -> dict[str, Any]:
             del values["backbone"][option]
     del values["user_data"]  # its lists, names and place count by their content
     values["device"] = values["device"].partition(":")[0]  # any GPU of a machine
+    architecture = settings.backbone.architecture
+    if is_place(architecture):  # a folder may move, and a configuration may change
+        place = repository_of(architecture) or "local-dir"
+        values["backbone"]["architecture"] = f"{place} {content_sha256(architecture)}"
     return values
 
 
@@ -88,7 +94,7 @@ def run_fingerprint(
 def run_dir(settings: Settings, fingerprint: str) -> Path:
     """Return a run's folder. The start of its name is readable, the end is unique."""
     data = settings.data
-    backbone = settings.backbone.architecture.lower().replace("/", "_")
+    backbone = file_name(settings.backbone.architecture)
     parts = [data.dataset, backbone, settings.method.name]
     if data.base_to_new:
         parts.append(data.protocol)
@@ -212,7 +218,10 @@ def _images_root(choice: DataChoice) -> str | None:
 
 def _base_key(backbone: BackboneChoice, seed: int) -> Key:
     file = Path(backbone.checkpoint).expanduser() if backbone.checkpoint is not None else None
-    random = file is None and backbone.pretrained is None
+    place = is_place(backbone.architecture)
+    random = file is None and backbone.pretrained is None and not place
+    if file is None and place:
+        file = cached_weights(backbone.architecture)
     state = file and _file_state(file)
     pixels = tuple(backbone.preprocessing.items())
     return backbone.architecture, backbone.pretrained, file, state, pixels, seed if random else None

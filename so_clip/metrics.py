@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from so_clip.clip.architecture_names import without_path
 from so_clip.clip.memory_record import memory_record
 from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import Settings
@@ -232,7 +233,7 @@ def run_metrics(
     choice, history = settings.data, adaptation.history
     return {
         "dataset": choice.dataset,
-        "backbone": settings.backbone.architecture,
+        "backbone": without_path(settings.backbone.architecture),
         "method": settings.method.name,
         "method_title": settings.method.title,
         "shots": choice.shots,

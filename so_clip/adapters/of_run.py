@@ -12,6 +12,7 @@ from so_clip.adapters.change import Change
 from so_clip.adapters.file import SavedAdapter, saved_adapter
 from so_clip.adapters.file import save as save_adapter
 from so_clip.checks import AutoFlag
+from so_clip.clip.architecture_names import is_place, without_path
 from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import AUTO, Settings
 from so_clip.data.run_data import Data
@@ -125,14 +126,17 @@ def is_weights_only(model: Model, added: Mapping[str, Tensor], updates: Sequence
 
 def _base(settings: Settings, model: Model) -> Base:
     backbone, choice = model.classifier.backbone, settings.backbone
+    name = without_path(choice.architecture)
+    own = is_place(choice.architecture) and choice.checkpoint is None
+    weights = "its own" if own else choice.pretrained or "other"
     return Base(
-        architecture=choice.architecture,
+        architecture=name,
         # With a checkpoint, the tag names other weights than the loaded ones.
         pretrained=None if choice.checkpoint else choice.pretrained,
         weights_sha256=model.weights_sha256,
         logit_scale=backbone.logit_scale,
         quick_gelu=bool(backbone.architecture.get("quick_gelu")),
-        description=f"{choice.architecture} ({choice.pretrained or 'other'} weights)",
+        description=f"{name} ({weights} weights)",
         pixels=PixelRecord.model_validate(preprocessing_of(backbone).record()),
     )
 

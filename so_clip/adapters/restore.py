@@ -12,10 +12,12 @@ from so_clip.adapters.about import About, with_hash
 from so_clip.adapters.apply import put_in
 from so_clip.adapters.file import SavedAdapter, check_saved, load
 from so_clip.checks import path as checked_path
+from so_clip.clip.architecture_names import FOLDER
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.pixels import preprocessing_from, preprocessing_of
+from so_clip.clip.sources import CONFIG_FILE, place_in
 from so_clip.config.recorded import recorded_options
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.errors import InputError
@@ -134,9 +136,11 @@ def restore(
     about = adapter.about
     names = about.class_names if class_names is None else tuple(class_names)
     _check_names(adapter, names)
-    if checkpoint is None and folder is not None:
-        checkpoint = _recorded_checkpoint(folder)
-    backbone, place = load_base(adapter, checkpoint, loaded=backbone), pick_device(device)
+    recorded, recorded_checkpoint = _recorded_base(folder)
+    backbone = load_base(
+        adapter, checkpoint or recorded_checkpoint, loaded=backbone, place=recorded
+    )
+    place = pick_device(device)
     used, on_cuda = about.used, place.type == "cuda"
     backbone.memory = used.memory
     own = about.prompts(None if about.class_names else names)
@@ -186,14 +190,17 @@ def load_base(
     checkpoint: Path | str | None,
     way_out: str = "--checkpoint FILE, or checkpoint= in Python",
     loaded: Backbone | None = None,
+    place: str | None = None,
 ) -> Backbone:
     """Return the adapter's base.
 
     Args:
         adapter: as `load` returns it.
-        checkpoint: a local file with its weights; None: the published weights.
+        checkpoint: a local file with its weights; None: the published weights. For a base of
+            `local-dir:` also its folder.
         way_out: how the user names that file, for messages.
         loaded: the base, if it is loaded already; it is only checked.
+        place: where the run had its base, if the file says only `local-dir:`.
 
     Raises:
         InputError: the base cannot be loaded, or has other weights.
@@ -205,8 +212,11 @@ def load_base(
             f"{adapter.place}: does not name the architecture of its base. Make it with "
             "diff(..., architecture=NAME), or apply it to a model."
         )
+    architecture = base.architecture
+    if loaded is None and architecture.startswith(FOLDER):
+        architecture, checkpoint = _base_folder(adapter, place, checkpoint, way_out)
     backbone = loaded or load_backbone(
-        base.architecture,
+        architecture,
         base.pretrained,
         checkpoint,
         logit_scale=base.logit_scale,
@@ -243,11 +253,28 @@ def _check_pixels(adapter: SavedAdapter, loaded: Backbone) -> None:
         )
 
 
-def _recorded_checkpoint(folder: Path) -> str | None:
-    """Return the checkpoint that a run's config.yaml names."""
+def _recorded_base(folder: Path | None) -> tuple[str | None, str | None]:
+    """Return the architecture and the checkpoint that a run's config.yaml names."""
     try:
-        backbone = recorded_options(folder, "RUN").get("backbone")
+        backbone = recorded_options(folder, "RUN").get("backbone") if folder else None
     except InputError:
-        return None
-    checkpoint = backbone.get("checkpoint") if isinstance(backbone, dict) else None
-    return checkpoint if isinstance(checkpoint, str) else None
+        return None, None
+    found = backbone if isinstance(backbone, dict) else {}
+    values = [found.get(key) for key in ("architecture", "checkpoint")]
+    architecture, checkpoint = (value if isinstance(value, str) else None for value in values)
+    return architecture, checkpoint
+
+
+def _base_folder(
+    adapter: SavedAdapter, place: str | None, checkpoint: Path | str | None, way_out: str
+) -> tuple[str, Path | str | None]:
+    """Return a base's folder as an architecture, and the checkpoint in place of its weights."""
+    if checkpoint is not None and (given := place_in(Path(checkpoint).expanduser())):
+        return given, None
+    if place is not None and place.startswith(FOLDER):
+        return place, checkpoint
+    raise InputError(
+        f"{adapter.place}: its base is {adapter.about.base.architecture}, a folder with "
+        f"{CONFIG_FILE}, and the file does not say where this folder is. Give the folder in place "
+        f"of the file: {way_out}."
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from so_clip.api.images import listed
 from so_clip.api.options import python_words, settings_of
 from so_clip.build import load as load_choice
-from so_clip.clip.architecture_names import check_architecture
+from so_clip.clip.architecture_names import check_architecture, is_place
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
@@ -114,11 +114,13 @@ def load(
     """Load a CLIP model, as `backbone=NAME` does on the command line.
 
     Args:
-        name: vit_b16, vit_b32, vit_l14, vit_h14, tiny (in the package, for trials), or the name of
-            an architecture of open_clip, such as "ViT-B-16-SigLIP".
+        name: a group of backbones, such as vit_b16, siglip2_b16 or tiny (in the package, for
+            trials); the name of an architecture of open_clip, such as "ViT-B-16-SigLIP"; a
+            repository, "hf-hub:ORG/NAME"; or a folder, "local-dir:PATH".
         checkpoint: a local file of weights, read in place of the published ones.
         pretrained: open_clip's tag of published weights, such as "laion2b_s34b_b88k"; auto: those
-            of the named model. An architecture of open_clip needs a tag or a checkpoint.
+            of the named model. An architecture of open_clip needs a tag or a checkpoint. A
+            repository or folder has weights of its own.
         device: auto | cpu | cuda | cuda:N | mps.
         precision: auto | fp32 | bf16 | fp16 | fp16_authors, of training and evaluation.
         resize_mode: auto (as the weights were trained) | shortest | squash | longest.
@@ -169,25 +171,39 @@ def _named(name: str, checkpoint: object, pretrained: str) -> list[str]:
     known = [file.stem for file in choices("backbone")]
     if name in known:
         return [override("backbone", name), *tag]
+    if is_place(name):
+        check_architecture(name)
+        if tag:
+            raise InputError(
+                f"pretrained={pretrained!r}: {name} has weights of its own. Leave pretrained out, "
+                "or give other weights with checkpoint=FILE."
+            )
+    else:
+        _check_named(name, known, has_weights=bool(tag) or checkpoint is not None)
+    weights = tag or [override("backbone.pretrained", None)]
+    return ["backbone=vit_b16", override("backbone.architecture", name), *weights]
+
+
+def _check_named(name: str, known: list[str], has_weights: bool) -> None:
+    """Raise InputError unless this is an architecture of open_clip, with weights."""
     if name.endswith(".safetensors") or os.path.exists(name):  # noqa: PTH110
         raise InputError(
             f"name={name!r}: must be the name of a model, not a file. so_clip.load_adapted reads "
-            "an adapter; checkpoint=FILE reads weights of a named model."
+            "an adapter; checkpoint=FILE reads weights of a named model; a folder with "
+            "open_clip_config.json is 'local-dir:PATH'."
         )
     try:
         check_architecture(name)
     except InputError as error:
         near = nearest(name, known)
         raise InputError(
-            f"name={name!r}: there is no such model.{near} Known: {', '.join(known)}, and the "
-            "architectures of open_clip."
+            f"name={name!r}: there is no such model.{near} Known: {', '.join(known)}, the "
+            "architectures of open_clip, 'hf-hub:ORG/NAME' and 'local-dir:PATH'."
         ) from error
-    if not tag and checkpoint is None:
+    if not has_weights:
         from open_clip import list_pretrained_tags_by_model
 
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
         raise InputError(
             f"name={name!r}: say which weights: pretrained=TAG or checkpoint=FILE. Tags: {tags}."
         )
-    weights = tag or [override("backbone.pretrained", None)]
-    return ["backbone=vit_b16", override("backbone.architecture", name), *weights]

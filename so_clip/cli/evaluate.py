@@ -35,6 +35,7 @@ those of the run; a file has no paths. These can be given:
   evaluation.*, device, precision, memory, text_budget_mib, threads
   results_dir, force
   backbone.checkpoint  a local file with the base's weights
+  backbone.architecture  local-dir:PATH, the base's folder if the run had it from a folder
 
 Prompts are those of training. Other classes have prompts of the same kind (template=plain, and so
 on). What some methods train belongs to the classes of training: other classes are refused.
@@ -45,7 +46,7 @@ _GROUPS = ("dataset", "evaluation")
 _OPTIONS = (
     *(SPLIT, "protocol", "template", "data_root", "cards_dir", "on_corrupt"),
     *("device", "precision", "memory", "text_budget_mib", "threads", "results_dir", "force"),
-    "backbone.checkpoint",
+    *("backbone.architecture", "backbone.checkpoint"),
 )
 _CURVE = "evaluation.every_steps"
 

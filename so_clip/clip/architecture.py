@@ -1,4 +1,4 @@
-"""Build an open_clip model with random weights, and its tokenizer, from an architecture name."""
+"""Build an open_clip model with random weights from an architecture's name."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from so_clip.clip.architecture_names import TINY, check_architecture
+from so_clip.clip.architecture_names import TINY, check_architecture, is_place
+from so_clip.clip.sources import place_config
 from so_clip.clip.weightless import RealNumbers
 from so_clip.clip.weights_file import TINY_CARD
-from so_clip.clip.whole_prompts import Tokenizer
 from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
 from so_clip.system.safe_open import read_plain
@@ -54,7 +54,9 @@ def _alike(value: Any, model: Any) -> bool:
 
 
 def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, Any]:
-    """Return the sizes of an architecture, from open_clip, or from `tiny_folder` for "tiny".
+    """Return the sizes of an architecture, open_clip's model_cfg.
+
+    They come from open_clip, from `tiny_folder` for "tiny", or from a repository or folder.
 
     Raises:
         InputError: there is no such architecture; the message has the nearest names.
@@ -63,8 +65,11 @@ def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, 
 
     if name == TINY:
         return dict(tiny_card(tiny_folder)["architecture"])
-    # list_models also names what add_model_config has added. get_model_config also takes folders
-    # and repositories of the hub, but a name may come from someone's file.
+    # list_models also names what add_model_config has added. Only a prefix leads to the hub or to a
+    # folder, because a name may come from someone's file.
+    if is_place(name):
+        check_architecture(name)
+        return place_config(name)
     if name not in open_clip.list_models():
         check_architecture(name)
     return dict(open_clip.get_model_config(name))
@@ -107,19 +112,8 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
             raise InputError(
                 f"the backbone cannot be built: {error} backbone=vit_b16 has no such requirement."
             ) from error
-
-
-def build_tokenizer(name: str, config: dict[str, Any]) -> Tokenizer:
-    """Return an architecture's tokenizer, which maps texts to token ids [texts, context].
-
-    Raises:
-        InputError: the tokenizer needs a package that is not installed, or files from the hub.
-    """
-    import open_clip
-
-    if name == TINY:
-        return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    try:
-        return open_clip.get_tokenizer(name)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise InputError(f"the tokenizer of {name} cannot be loaded: {error}") from error
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the backbone cannot be built from its model_cfg: {type(error).__name__}: "
+                f"{error}. This version of open_clip may be too old for it."
+            ) from error

@@ -13,7 +13,7 @@ from so_clip.errors import InputError, nearest
 
 TINY = "tiny"
 HUB, FOLDER = "hf-hub:", "local-dir:"  # open_clip's prefixes
-_REPOSITORY = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
+_REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _LONGEST_REPOSITORY = 96  # characters; the hub's own limit
 _SHOWN_FOLDER = 60  # characters of a folder's name in other names
 
@@ -28,6 +28,12 @@ def folder_of(name: str) -> Path | None:
     if not name.startswith(FOLDER):
         return None
     return Path(os.path.abspath(Path(name.removeprefix(FOLDER)).expanduser()))  # noqa: PTH100
+
+
+def absolute(name: str) -> str:
+    """Return a name that means the same in every working folder."""
+    folder = folder_of(name)
+    return name if folder is None or name == FOLDER else f"{FOLDER}{folder}"
 
 
 def repository_of(name: str) -> str | None:

@@ -18,9 +18,8 @@ from so_clip.clip.activation import lean_quick_gelu
 from so_clip.clip.architecture import (
     architecture_config,
     build_model,
-    build_tokenizer,
 )
-from so_clip.clip.architecture_names import TINY
+from so_clip.clip.architecture_names import TINY, is_place
 from so_clip.clip.attention import explicit_attention
 from so_clip.clip.blocks import Memory
 from so_clip.clip.checkpoint import load_weights, read_weights
@@ -31,6 +30,8 @@ from so_clip.clip.image_tower import encode_image, in_pieces, most_values
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.pixels import chosen_preprocessing
 from so_clip.clip.roles import Part, Tower, named_blocks, role_map
+from so_clip.clip.sources import place_pixels, place_weights
+from so_clip.clip.tokenizers import build_tokenizer, check_text_encoder
 from so_clip.clip.whole_prompts import Tokenizer, tokenize_whole
 from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
@@ -243,9 +244,9 @@ def load_backbone(
     config.json beside the file decides if there is one.
 
     Args:
-        architecture: "tiny" or an open_clip model name.
+        architecture: "tiny", an open_clip model name, `hf-hub:ORG/NAME` or `local-dir:PATH`.
         pretrained: open_clip's tag of published weights, "embedded" for tiny's weights, or None
-            for random weights.
+            for random weights. A repository and a folder have weights of their own, and no tags.
         checkpoint: a local file with the weights; replaces the weights of `pretrained`. For "tiny"
             also a folder from scripts/pretrain_tiny.py, of any width.
         logit_scale: see Backbone.
@@ -281,6 +282,8 @@ def load_backbone(
     if path is None and published and pretrained is not None:
         path = None if weightless else fetch_pretrained(architecture, pretrained)
         quick_gelu |= bool(published.get("quick_gelu"))
+    elif path is None and is_place(architecture) and not weightless:
+        path, pretrained = place_weights(architecture), "its own"
     state, origin = None, f"random weights, seed {seed}"
     if weightless:
         origin = "no weights"
@@ -295,6 +298,7 @@ def load_backbone(
             quick_gelu = weights.quick_gelu
     elif pretrained == EMBEDDED:
         state, origin = embedded_weights(), "embedded weights"
+    check_text_encoder(architecture, config)
     model = build_model(config, quick_gelu, seed)
     if state is not None:
         load_weights(model, state, source=origin)
@@ -334,6 +338,13 @@ def _published(architecture: str, pretrained: str | None) -> dict[str, Any]:
                 "or random ones with null."
             )
         return {}
+    if is_place(architecture):
+        if pretrained is not None:
+            raise InputError(
+                f"backbone.pretrained={pretrained}: {architecture} has weights of its own. Set "
+                "backbone.pretrained=null, or choose other weights with backbone.checkpoint=FILE."
+            )
+        return place_pixels(architecture)
     return {} if pretrained is None else pretrained_config(architecture, pretrained)
 
 

@@ -7,7 +7,7 @@ weights, and the tokenizer's files if the tokenizer is not open_clip's own. Need
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ _FOLDER_FILES = (
     "model.pth",
 )
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-_CHANNELS = 3
 _SHOWN = 3
 
 
@@ -44,19 +43,16 @@ def place_config(name: str) -> dict[str, Any]:
 
 
 def place_pixels(name: str) -> dict[str, Any]:
-    """Return how a model's images are prepared, open_clip's preprocess_cfg, and its quick_gelu.
+    """Return open_clip's preprocess_cfg, the preparation of a model's images, and its quick_gelu.
 
-    Returns:
-        The given ones of mean, std, interpolation, resize_mode and fill_color, and quick_gelu, as
-        in open_clip's entries of published weights.
+    open_clip's entries of published weights have the same form.
 
     Raises:
         InputError: see `place_config`.
     """
     content = _content(name)
-    given = content.get("preprocess_cfg") or {}
-    pixels = {key: value for key, value in given.items() if value is not None}
-    return pixels | {"quick_gelu": bool(content["model_cfg"].get("quick_gelu"))}
+    quick_gelu = bool(content["model_cfg"].get("quick_gelu"))
+    return {**content.get("preprocess_cfg", {}), "quick_gelu": quick_gelu}
 
 
 def place_weights(name: str) -> Path:
@@ -83,14 +79,12 @@ def cached_weights(name: str) -> Path | None:
 
 
 def content_sha256(name: str) -> str:
-    """Return the SHA-256 of a place's configuration. Its weights have a hash of their own.
+    """Return the SHA-256 of a place's model_cfg. Weights and pixels have their own hashes.
 
     Raises:
         InputError: see `place_config`.
     """
-    content = _content(name)
-    counted = [content["model_cfg"], content.get("preprocess_cfg") or {}]
-    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(place_config(name), sort_keys=True).encode()).hexdigest()
 
 
 def check_folder(name: str, needs_weights: bool) -> Path | None:
@@ -108,17 +102,6 @@ def check_folder(name: str, needs_weights: bool) -> Path | None:
         return None
     place_config(name)
     return _folder_weights(folder) if needs_weights else None
-
-
-def base_file(name: str, checkpoint: str | None) -> str | None:
-    """Return the file or folder that holds a run's weights; None for published ones.
-
-    Args:
-        name: of the architecture.
-        checkpoint: the run's option.
-    """
-    folder = folder_of(name)
-    return checkpoint if checkpoint is not None or folder is None else str(folder)
 
 
 def place_in(path: Path) -> str | None:
@@ -151,7 +134,8 @@ def _content(name: str) -> dict[str, Any]:
     if not isinstance(values, Mapping) or not isinstance(values.get("model_cfg"), Mapping):
         raise InputError(f"{place}: has no model_cfg. open_clip's own files have it.")
     _check_model(values["model_cfg"], place)
-    _check_pixels(values.get("preprocess_cfg") or {}, place)
+    if not isinstance(values.get("preprocess_cfg", {}), Mapping):
+        raise InputError(f"{place}: preprocess_cfg is no object. open_clip's own files have one.")
     return dict(values)
 
 
@@ -189,27 +173,6 @@ def _check_model(model: Mapping[str, Any], place: str) -> None:
             f"{place}: tokenizer_kwargs is {shortened(asked)}. A tokenizer with code of its own is "
             "refused, because that code would run here."
         )
-
-
-def _check_pixels(pixels: Any, place: str) -> None:
-    if not isinstance(pixels, Mapping):
-        raise InputError(f"{place}: preprocess_cfg must be an object, not {shortened(pixels)}.")
-    for key in ("mean", "std"):
-        values = pixels.get(key)
-        if values is not None and not _is_per_channel(values, key == "std"):
-            raise InputError(
-                f"{place}: {key} is {shortened(values)}; it must be {_CHANNELS} numbers"
-                f"{' above 0' if key == 'std' else ''}, for red, green and blue."
-            )
-
-
-def _is_per_channel(values: Any, positive: bool) -> bool:
-    return (
-        isinstance(values, Sequence)
-        and len(values) == _CHANNELS
-        and all(isinstance(x, (int, float)) and abs(x) < 1e6 for x in values)
-        and not (positive and min(values) <= 0)
-    )
 
 
 def _folder_weights(folder: Path) -> Path:

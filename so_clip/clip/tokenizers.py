@@ -1,10 +1,12 @@
 """Tokenizers of open_clip's models: its own, and those of Hugging Face's transformers."""
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from so_clip.clip.architecture_names import TINY, is_place, repository_of
+from so_clip.clip.architecture_names import TINY, folder_of, is_place
 from so_clip.clip.hub import check_reachable
 from so_clip.clip.sources import tokenizer_source
 from so_clip.clip.whole_prompts import Tokenizer
@@ -57,6 +59,19 @@ def build_tokenizer(name: str, config: Mapping[str, Any]) -> Tokenizer:
         raise _cannot_load(name, error) from error
 
 
+def check_text_encoder(name: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError if transformers cannot build the text encoder, before it tries.
+
+    Args:
+        name: of the architecture.
+        config: its sizes, open_clip's model_cfg.
+    """
+    check_packages(name, config)
+    encoder = config["text_cfg"].get("hf_model_name")
+    if encoder and not Path(encoder).is_dir():
+        check_reachable(encoder, "config.json", f"the sizes of the text encoder of {name}")
+
+
 def check_packages(name: str, config: Mapping[str, Any]) -> None:
     """Raise InputError if the text encoder or its tokenizer needs transformers and it is missing.
 
@@ -76,8 +91,16 @@ def check_packages(name: str, config: Mapping[str, Any]) -> None:
 
 def _cannot_load(name: str, error: Exception) -> InputError:
     text = " ".join(str(error).split())[:300].rstrip(" .")
-    missing = [package for package in _PACKAGES if package in text.lower()]
-    way_out = f" Install what it may need: {install(_EXTRA)}" if missing else ""
-    if not way_out and is_place(name) and repository_of(name) is None:
-        way_out = " The folder must hold the tokenizer's files, such as tokenizer.json."
+    asked = [package for package in _PACKAGES if package in text.lower() and _is_missing(package)]
+    way_out = f" Install {' and '.join(asked)}: {install(_EXTRA)}" if asked else ""
+    if folder_of(name) is not None:
+        way_out = f" Put the tokenizer's files into the folder, such as tokenizer.json.{way_out}"
     return InputError(f"the tokenizer of {name} cannot be loaded: {text}.{way_out}")
+
+
+def _is_missing(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return True
+    return False

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from so_clip.clip.architecture_names import TINY, check_architecture
+from so_clip.clip.sources import check_folder
 from so_clip.errors import InputError, reason_of
 from so_clip.system.safe_open import open_plain
 
@@ -37,14 +38,17 @@ def check_backbone(architecture: str, checkpoint: str | None) -> None:
     """Check the options of the backbone as far as this is possible in a moment.
 
     Args:
-        architecture: "tiny" or an open_clip model name.
+        architecture: "tiny", an open_clip model name, `hf-hub:ORG/NAME` or `local-dir:PATH`.
         checkpoint: a file; for "tiny" also a folder from scripts/pretrain_tiny.py.
 
     Raises:
-        InputError: open_clip knows no such architecture; or the checkpoint is missing, not a plain
-            file, of no known kind, or cut short.
+        InputError: open_clip knows no such architecture, or its folder cannot be used; or the
+            checkpoint is missing, not a plain file, of no known kind, or cut short.
     """
     check_architecture(architecture)
+    weights = check_folder(architecture, needs_weights=checkpoint is None)
+    if weights is not None:
+        kind_of_weights(weights)
     if checkpoint is None:
         return
     path = Path(checkpoint).expanduser()

@@ -23,6 +23,7 @@ from so_clip.checks import (
     option_key,
     optional_path,
 )
+from so_clip.clip.architecture_names import absolute, is_place
 from so_clip.data.choice import DataChoice
 from so_clip.errors import InputError
 from so_clip.results.logits_file import logits_file
@@ -60,7 +61,9 @@ def _whole_or_share(least: int) -> Any:
 class BackboneChoice(Options):
     """The CLIP model and its weights."""
 
-    architecture: str = option(help="open_clip's name of the model")
+    architecture: str = option(
+        help="open_clip's name of the model | hf-hub:ORG/NAME | local-dir:PATH"
+    )
     pretrained: str | None = option(help="open_clip's tag of the weights | null: random weights")
     checkpoint: str | None = option(
         help="a local file of weights, read in place of a download", changes_results=False
@@ -82,8 +85,11 @@ class BackboneChoice(Options):
     @field_validator("architecture", "pretrained", mode="before")
     @classmethod
     def _check_name(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, str) or (value is None and info.field_name == "pretrained"):
-            return value
+        if info.field_name == "architecture" and isinstance(value, str):
+            return absolute(value)
+        if info.field_name == "pretrained" and (value is None or isinstance(value, str)):
+            # A repository or folder has weights of its own, and no tags, as in open_clip.
+            return None if is_place(info.data.get("architecture", "")) else value
         raise InputError(f"{option_key(info)}={value}: must be a name that open_clip knows.")
 
     @field_validator("checkpoint", mode="before")

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from so_clip.adapters.of_run import most_bytes
+from so_clip.clip.architecture_names import is_place
 from so_clip.clip.backbone import EMBEDDED
 from so_clip.clip.hub import cached_pretrained
+from so_clip.clip.sources import cached_weights
 from so_clip.config.settings import BackboneChoice, Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS
@@ -104,8 +106,14 @@ def _change_bytes(settings: Settings, value: Tensor) -> int:
 
 def _download_bytes(backbone: BackboneChoice, model: nn.Module) -> int:
     architecture, pretrained = backbone.architecture, backbone.pretrained
-    if backbone.checkpoint is not None or pretrained in (None, EMBEDDED):
+    if backbone.checkpoint is not None or pretrained == EMBEDDED:
         return 0
-    if cached_pretrained(architecture, pretrained) is not None:
+    if is_place(architecture):
+        cached = cached_weights(architecture)
+    elif pretrained is None:
+        return 0
+    else:
+        cached = cached_pretrained(architecture, pretrained)
+    if cached is not None:
         return 0
     return 4 * sum(parameter.numel() for parameter in model.parameters())

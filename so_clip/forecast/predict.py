@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from so_clip.build import assemble_model, build_optimizer, check_classes, class_prompts, load
+from so_clip.clip.architecture_names import without_path
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.config.resolve import resolved_text_budget
@@ -82,7 +83,7 @@ def forecast(
     adapter = adapter_bytes(settings, model)
     return {
         "dataset": settings.data.dataset,
-        "backbone": settings.backbone.architecture,
+        "backbone": without_path(settings.backbone.architecture),
         "method": settings.method.name,
         "precision": settings.placement.precision,
         "shots": settings.data.shots,

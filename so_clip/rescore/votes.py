@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from so_clip.clip.architecture_names import is_place
 from so_clip.config.settings import NO_DIFFERENCE
 from so_clip.rescore.kept_runs import KeptRun
 from so_clip.results.logit_scores import probabilities, row_groups
@@ -84,7 +85,13 @@ def _key_without_seed(run: KeptRun) -> str:
     options["device"] = str(options.get("device")).partition(":")[0]
     backbone = settings.get("backbone")
     weights = None
-    if isinstance(backbone, Mapping) and (backbone.get("pretrained") or backbone.get("checkpoint")):
+    if isinstance(backbone, Mapping) and _has_weights(backbone):
         weights = read_object(run.folder / PROVENANCE_FILE).get("backbone_weights_sha256")
     contents = [metrics.get(name) for name in _CONTENTS]
     return json.dumps([options, contents, weights], sort_keys=True)
+
+
+def _has_weights(backbone: Mapping[str, Any]) -> bool:
+    """Return whether the weights are no random ones, which the seed decides."""
+    named = backbone.get("pretrained") or backbone.get("checkpoint")
+    return bool(named) or is_place(str(backbone.get("architecture")))

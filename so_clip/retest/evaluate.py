@@ -11,6 +11,7 @@ from so_clip.adapters.file import SavedAdapter
 from so_clip.adapters.finished import finish_model, open_changed
 from so_clip.adapters.restore import load_base
 from so_clip.build import assemble_model, build_evaluator
+from so_clip.clip.architecture_names import file_name
 from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.pixels import named_preprocessing, preprocessing_from, unusual_pixels
 from so_clip.config.resolve import resolved
@@ -104,7 +105,7 @@ class Evaluation:
         """The folder. Its name says what was tested, and what the adapter was trained on."""
         settings, about, tested_on = self.settings, self.adapter.about, self.data.tested_on
         choice = settings.data
-        backbone = settings.backbone.architecture.lower().replace("/", "_")
+        backbone = file_name(settings.backbone.architecture)
         start = "evaluation" if tested_on == TEST else f"evaluation_{tested_on}"
         parts = [start, choice.dataset, backbone, settings.method.name]
         if about.dataset != choice.dataset:
@@ -186,7 +187,8 @@ class Evaluation:
                 f"precision={HALF_WEIGHTS}: {adapter.place} names no method, and only methods can "
                 "keep some weights in float32. Use precision=fp16."
             )
-        base = load_base(adapter, settings.backbone.checkpoint, BASE_OPTION)
+        choice = settings.backbone
+        base = load_base(adapter, choice.checkpoint, BASE_OPTION, place=choice.architecture)
         model = assemble_model(
             settings,
             base,

@@ -7,6 +7,7 @@ from typing import Any
 
 from so_clip.adapters.file import SavedAdapter
 from so_clip.checks import optional_path
+from so_clip.clip.architecture_names import FOLDER
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.config.recorded import options_of_record, recorded_options
@@ -15,6 +16,8 @@ from so_clip.data.cards.card import known_cards
 from so_clip.data.user.prompt_file import is_prompt_file
 from so_clip.errors import InputError
 
+# The option that says where a base in a folder is.
+ARCHITECTURE = "backbone.architecture"
 # Titles of adapters that no run has made.
 _TITLES = {"merge": "Merged adapters", "scale": "Scaled adapter", "diff": "Changed weights"}
 # What an adapter file says about its training. It counts more than a config.yaml beside it.
@@ -62,6 +65,7 @@ def chosen_settings(
     """
     names = {word.partition("=")[0].lstrip("+~") for word in given}
     record = _record(adapter, folder)
+    _check_base(adapter, record, place, ARCHITECTURE in names)
     if "dataset" in names:
         record = {name: value for name, value in record.items() if name not in _IMAGES}
     elif folder is None:
@@ -79,14 +83,17 @@ def _record(adapter: SavedAdapter, folder: Path | None) -> dict[str, Any]:
     else:
         record = recorded_options(folder, "RUN")
         record |= {name: known[name] for name in _TRAINING if name in known}
-    backbone = record.get("backbone")
-    backbone = backbone if isinstance(backbone, dict) else {}
+    backbone = record.get("backbone") if folder else None
+    recorded = backbone if isinstance(backbone, dict) else {}
+    architecture = about.base.architecture
+    if architecture.startswith(FOLDER):  # the file has no path of the folder
+        architecture = str(recorded.get("architecture", FOLDER))
     record["backbone"] = {
-        "architecture": about.base.architecture,
+        "architecture": architecture,
         "pretrained": about.base.pretrained,
-        "checkpoint": backbone.get("checkpoint"),
+        "checkpoint": recorded.get("checkpoint"),
         "logit_scale": about.base.logit_scale,
-        **{name: backbone[name] for name in PIXEL_OPTIONS if name in backbone},
+        **{name: recorded[name] for name in PIXEL_OPTIONS if name in recorded},
     }
     record["transfer"] = []
     template = record.get("template")
@@ -98,6 +105,19 @@ def _record(adapter: SavedAdapter, folder: Path | None) -> dict[str, Any]:
     elif not record.get("method_title"):
         record["method_title"] = about.method
     return record
+
+
+def _check_base(adapter: SavedAdapter, record: dict[str, Any], place: Path, given: bool) -> None:
+    """Refuse a base in a folder that nothing names, and an architecture that cannot be chosen."""
+    base = adapter.about.base.architecture
+    is_folder = base.startswith(FOLDER)
+    if given and not is_folder:
+        raise InputError(f"{ARCHITECTURE}: {place} belongs to {base} alone. Leave the option out.")
+    if is_folder and not given and record["backbone"]["architecture"] == FOLDER:
+        raise InputError(
+            f"{place}: its base is {base}, and the file does not say where this folder is. Give "
+            f"{ARCHITECTURE}={FOLDER}PATH."
+        )
 
 
 def _check_dataset(adapter: SavedAdapter, place: Path, given: Sequence[str]) -> None:

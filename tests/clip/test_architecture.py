@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from so_clip.clip.architecture import architecture_config, build_model, build_tokenizer
+from so_clip.clip.architecture import architecture_config, build_model
+from so_clip.clip.tokenizers import build_tokenizer
 from so_clip.errors import InputError
 from tests.helpers.small_models import CONFIG
 
