@@ -27,9 +27,6 @@ from so_clip.optim.so import SO
 from so_clip.runtime.precision import Precision
 
 LR = 2e-4
-PATTERNS = ["attn.in_proj.weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
-# The first pattern with nn.MultiheadAttention's parameter name.
-REFERENCE_PATTERNS = ["attn.in_proj_weight", *PATTERNS[1:]]
 NO_CHUNKS = 1e9  # MiB
 DENSITY_RATIO = 5e-4
 T = 10
@@ -167,9 +164,7 @@ def make_trainer(
         classifier = Classifier(backbone, tokens_KL)
     if fake is None:
         classifier = classifier.to(device)
-    adapter: Any = Weights(
-        REFERENCE_PATTERNS if is_reference else PATTERNS, position=shape.position
-    )
+    adapter: Any = Weights(position=shape.position)
     if contender.kind == "lora":
         adapter = ClipLoRA(position=shape.position)
     parameters = list(adapter(classifier).values())

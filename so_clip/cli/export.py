@@ -21,7 +21,7 @@ HELP = """Export the adapter of a run as files of another library, with a model 
 RUN_OR_FILE is the folder of a finished run, or an adapter file. --to is:
   open_clip     a checkpoint, .safetensors, .pt, .pth or .bin
   openai        a checkpoint in OpenAI's layout, .pt or .pth; the model must have QuickGELU
-  transformers  a folder with a CLIPModel and its processor; no ResNets
+  transformers  a folder with a CLIPModel or SiglipModel and its processor
   peft          a folder with a LoRA, or another adapter that peft has
 
 Beside it come README.md (a model card), classifier.safetensors (a weight and a bias for each class)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from so_clip.clip import siglip_layout
 from so_clip.clip.weights_file import WAY_OUT
 from so_clip.data.plain_files import read_values, shortened
 from so_clip.errors import InputError
@@ -57,7 +58,7 @@ _HF_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 # Parts of names that only other models have, or files without the weights of a whole CLIP.
 _OTHER_MODELS = (
     ("lora_", "a LoRA adapter. Merge it into its model first, and save the model"),
-    ("vision_model.head.", "a SigLIP model in Hugging Face's layout. Take open_clip's file of it"),
+    ("vision_model.head.", "a SigLIP model in Hugging Face's layout. Take a SigLIP of its sizes"),
     (".attention.attention.query.", "a vision transformer of Hugging Face, without a text encoder"),
     ("blocks.0.attn.qkv.", "a vision transformer of timm or DINO, without a text encoder"),
     ("encoder.layer.0.attention.", "a language model such as BERT"),
@@ -174,10 +175,12 @@ def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of transformers' CLIPModel under open_clip's names and in its shapes.
 
     open_clip holds query, key and value as one matrix, and the projections transposed. Other
-    tensors stay as they are.
+    tensors stay as they are. Those of a SiglipModel get the names of open_clip's SigLIP.
 
     Source: `CLIPModel` in src/transformers/models/clip of github.com/huggingface/transformers.
     """
+    if siglip_layout.is_hugging_face(state):
+        return siglip_layout.from_hugging_face(state)
     if not any(_HF_TOWERS.match(name) for name in state):
         return dict(state)
     converted: dict[str, Tensor] = {}

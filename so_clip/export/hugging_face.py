@@ -17,7 +17,7 @@ from so_clip.export.sizes import WAY_OUT, tower_sizes
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _START_ID, _END_ID = 49406, 49407
-_FILTERS = {"bilinear": 2, "bicubic": 3}  # in Pillow
+FILTERS = {"bilinear": 2, "bicubic": 3}  # in Pillow
 
 
 def model_config(architecture: Mapping[str, Any], logit_scale: float) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def processor_files(backbone: Backbone) -> dict[str, str]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": side} if preprocess.resize_mode == "shortest" else square,
-        "resample": _FILTERS[preprocess.interpolation],
+        "resample": FILTERS[preprocess.interpolation],
         "do_center_crop": True,
         "crop_size": square,
         "do_rescale": True,
@@ -118,12 +118,13 @@ def processor_files(backbone: Backbone) -> dict[str, str]:
     vocabulary = {special.get(id_, token): id_ for token, id_ in tokenizer.encoder.items()}
     merges = [" ".join(pair) for pair in sorted(ranks, key=lambda pair: ranks[pair])]
     return {
-        "preprocessor_config.json": _json(pixels),
-        "tokenizer_config.json": _json(texts),
+        "preprocessor_config.json": as_json(pixels),
+        "tokenizer_config.json": as_json(texts),
         "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
         "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
     }
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Return the text of a JSON file, as transformers writes it."""
     return json.dumps(value, indent=2) + "\n"

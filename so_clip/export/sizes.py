@@ -16,6 +16,10 @@ _WITHOUT_EFFECT = {"patch_dropout", "init_logit_scale"}
 _TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
 _OPENAI_HEAD_WIDTH = 64
 _MLP_RATIO = 4.0
+# What makes a model of open_clip a SigLIP: transformers' SiglipModel has no other values.
+_SIGLIP_IMAGE = {"timm_pool": "map", "timm_proj": "none"}
+_SIGLIP_TEXT: dict[str, Any] = {"no_causal_mask": True, "pool_type": "last"}
+_TRUNK = "timm_model_name"
 WAY_OUT = "Export it with --to open_clip, which holds every architecture."
 
 
@@ -30,7 +34,7 @@ def check_fits(architecture: Mapping[str, Any], target: str, name: str) -> None:
     Raises:
         InputError: the library has no such model; names the option that it does not know.
     """
-    if target == OPEN_CLIP:
+    if target == OPEN_CLIP or (target == TRANSFORMERS and is_siglip(architecture)):
         return
     reason = _unknown_option(architecture)
     if not reason:
@@ -38,6 +42,22 @@ def check_fits(architecture: Mapping[str, Any], target: str, name: str) -> None:
         reason = check(architecture)
     if reason:
         raise InputError(f"--to {target}: {name} has {reason}. {WAY_OUT}")
+
+
+def is_siglip(architecture: Mapping[str, Any]) -> bool:
+    """Return whether transformers' SiglipModel has the same computation.
+
+    It has that of SigLIP, and of SigLIP 2 with images of one size.
+    """
+    vision, text = architecture["vision_cfg"], architecture["text_cfg"]
+    return (
+        "_siglip_" in str(vision.get(_TRUNK))
+        and all(vision.get(key) == value for key, value in _SIGLIP_IMAGE.items())
+        and all(text.get(key) == value for key, value in _SIGLIP_TEXT.items())
+        and "hf_model_name" not in text
+        and (bool(text.get("proj_bias")) or text.get("proj_type") == "none")
+        and not architecture.get("quick_gelu")
+    )
 
 
 def tower_sizes(architecture: Mapping[str, Any], tower: str) -> dict[str, Any]:

@@ -22,6 +22,14 @@ with torch.no_grad():
     image_BD = model.visual_projection(model.vision_model(**inputs).pooler_output)
     image_BD = torch.nn.functional.normalize(image_BD, dim=-1)
 """
+_SIGLIP = """
+model = SiglipModel.from_pretrained(".").eval()
+processor = AutoImageProcessor.from_pretrained(".")
+inputs = processor(images=Image.open("photo.jpg").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    image_BD = model.vision_model(**inputs).pooler_output
+    image_BD = torch.nn.functional.normalize(image_BD, dim=-1)
+"""
 
 
 def open_clip_snippet(
@@ -74,6 +82,11 @@ processor = CLIPProcessor.from_pretrained(".")
 """
     imports = ["from transformers import CLIPModel, CLIPProcessor"]
     return _snippet(imports, load.strip() + _TRANSFORMERS)
+
+
+def siglip_snippet() -> str:
+    """Return the snippet for a folder with a SiglipModel."""
+    return _snippet(["from transformers import AutoImageProcessor, SiglipModel"], _SIGLIP.strip())
 
 
 def peft_snippet(base: str) -> str:

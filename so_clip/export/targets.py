@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from so_clip.clip import siglip_layout
 from so_clip.clip.architecture_names import TINY
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.layouts import to_hugging_face
 from so_clip.clip.pixels import Preprocessing, preprocessing_of
 from so_clip.errors import InputError
-from so_clip.export import snippets
+from so_clip.export import siglip, snippets
 from so_clip.export.bases import hub_name, transformers_name
 from so_clip.export.card import Loading
 from so_clip.export.files import SAFETENSORS, save_tensors
 from so_clip.export.hugging_face import model_config, processor_files
-from so_clip.export.sizes import OPEN_CLIP, OPENAI
+from so_clip.export.sizes import OPEN_CLIP, OPENAI, is_siglip
 from so_clip.system import atomic
 
 _SUFFIXES = {
@@ -28,8 +29,10 @@ _SUFFIXES = {
     OPENAI: (".pt", ".pth"),
 }
 _CONFIG_FILE = "open_clip_config.json"
-# open_clip has no architecture of this name, so the export brings its configuration.
-_TINY_NAME = "so_clip_tiny"
+# open_clip has no architectures of these names, so the export brings their configuration.
+_TINY_NAME, _PLACE_NAME = "so_clip_tiny", "so_clip_model"
+# A model at such a place gets its weights there: open_clip then ignores `pretrained`.
+_PLACES = ("hf-hub:", "local-dir:")
 _QUICK_GELU = "-quickgelu"
 _UNKNOWN_BASE = "BASE"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -120,15 +123,16 @@ def open_clip_content(plain: Plain, name: str) -> Content:
         _CONFIG_FILE: {"model_cfg": architecture, "preprocess_cfg": preprocess.record()}
     }
     known_name, forced = _known_name(plain)
-    if plain.architecture == TINY:
-        values[f"{_TINY_NAME}.json"] = architecture
+    config_file = f"{known_name}.json" if known_name in (_TINY_NAME, _PLACE_NAME) else None
+    if config_file:
+        values[config_file] = architecture
     loading = Loading(
         library="open_clip",
         title="a checkpoint for open_clip",
         snippet=snippets.open_clip_snippet(
             known_name,
             name,
-            config_file=f"{_TINY_NAME}.json" if plain.architecture == TINY else None,
+            config_file=config_file,
             force_quick_gelu=forced,
             preprocess=preprocess.differences(Preprocessing()),
         ),
@@ -180,7 +184,9 @@ def openai_content(plain: Plain, name: str) -> Content:
 
 
 def transformers_content(plain: Plain) -> Content:
-    """Return a folder for CLIPModel and CLIPProcessor of transformers."""
+    """Return a folder for transformers: a CLIPModel or SiglipModel, and its processor."""
+    if is_siglip(plain.backbone.architecture):
+        return _siglip_content(plain)
     config = model_config(plain.backbone.architecture, plain.backbone.logit_scale)
     texts = processor_files(plain.backbone)
     loading = Loading(
@@ -196,6 +202,34 @@ def transformers_content(plain: Plain) -> Content:
         _write_texts(folder, texts)
 
     return Content(["config.json", "model.safetensors", *texts], write, loading)
+
+
+def _siglip_content(plain: Plain) -> Content:
+    """Return a folder for SiglipModel, with a tokenizer if the backbone has one of transformers."""
+    config, texts = siglip.model_config(plain.backbone), siglip.pixels_file(plain.backbone)
+    state = siglip_layout.to_hugging_face(plain.state)
+    tokenizer = siglip.tokenizer_files(plain.backbone)
+    note = (
+        "The folder has no tokenizer, because the one of this backbone is not a tokenizer of "
+        "transformers. Its classes need none."
+    )
+    loading = Loading(
+        library="transformers",
+        title="a SiglipModel for transformers",
+        snippet=snippets.siglip_snippet(),
+        base_model=hub_name(plain.architecture, plain.pretrained),
+        notes=() if tokenizer else (note,),
+    )
+
+    def write(folder: Path) -> None:
+        save_tensors(folder / "model.safetensors", state)
+        atomic.write_json(folder / "config.json", config)
+        _write_texts(folder, texts)
+        for name, content in tokenizer.items():
+            (folder / name).write_bytes(content)
+
+    names = ["config.json", "model.safetensors", *texts, *tokenizer]
+    return Content(names, write, loading)
 
 
 def peft_content(plain: Plain, save: Callable[[Any, Path, str | None], None]) -> Content:
@@ -243,6 +277,8 @@ def _known_name(plain: Plain) -> tuple[str, bool]:
 
     if plain.architecture == TINY:
         return _TINY_NAME, False
+    if plain.architecture.startswith(_PLACES):
+        return _PLACE_NAME, False
     if not plain.backbone.architecture.get("quick_gelu"):
         return plain.architecture, False
     named = f"{plain.architecture.removesuffix(_QUICK_GELU)}{_QUICK_GELU}"

@@ -14,6 +14,7 @@ from so_clip.clip.backbone import load_backbone
 from so_clip.clip.checkpoint import read_weights
 from so_clip.errors import InputError
 from so_clip.export.sizes import check_fits
+from so_clip.export.targets import Plain, open_clip_content, plain_state
 from tests.helpers.exports import (
     ARCHITECTURE,
     OPENAI_SIZES,
@@ -62,6 +63,19 @@ def test_open_clip_loads_a_checkpoint_by_its_suffix(suffix: str, tmp_path: Path)
     case.write(tmp_path / "out", "open_clip", file)
     model = open_clip.create_model(ARCHITECTURE, pretrained=str(tmp_path / "out" / file)).eval()
     assert_equal(logits_BK(model, tmp_path / "out"), case)
+
+
+def test_a_base_from_the_hub_or_a_folder_brings_its_configuration(tmp_path: Path) -> None:
+    # open_clip ignores `pretrained` if the name is such a place.
+    backbone = adapted_so().restored.classifier.backbone
+    state = plain_state(backbone)
+    content = open_clip_content(Plain(backbone, state, "hf-hub:some/model", None), "m.safetensors")
+    content.write(tmp_path)
+    assert 'create_model_and_transforms(\n    "so_clip_model"' in content.loading.snippet
+    open_clip.add_model_config(tmp_path / "so_clip_model.json")
+    model = open_clip.create_model("so_clip_model", pretrained=str(tmp_path / "m.safetensors"))
+    found = model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
 
 
 @pytest.mark.slow
