@@ -13,12 +13,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from so_clip.build import assemble_model
+from so_clip.clip.prompts import templated
+from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
+from so_clip.methods.model import Model
 from so_clip.results.progress import Progress
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder
 from so_clip.run import Run
 from so_clip.train import WATCHED_STEPS
-from tests.helpers.battery_parts import TRAINED, batches_of, logits_of, model_of, settings_of
+from tests.helpers.battery_parts import (
+    NAMES,
+    TRAINED,
+    batches_of,
+    logits_of,
+    model_of,
+    settings_of,
+)
+from tests.helpers.small_families import small_backbone, small_images
 
 STEPS = 24
 # One method for each kind of state. The other methods are slow tests.
@@ -49,12 +61,14 @@ class Cut(TrainBatches):
             yield batch
 
 
-def _adapted(method: str, folder: Path, batches: int, seconds: float, *more: str) -> dict[str, Any]:
+def _adapted(
+    method: str, folder: Path, batches: int, seconds: float, *more: str, family: str = ""
+) -> dict[str, Any]:
     """Do the rest of a run, with at most this many batches; return its results."""
     settings = settings_of(method, STEPS, *OVERRIDES.get(method, ()), *more)
     placement = settings.placement.model_copy(update={"checkpoint_seconds": seconds})
     settings = settings.model_copy(update={"placement": placement})
-    model = model_of(settings)
+    model = _family_model(settings, family) if family else model_of(settings)
     few = batches_of(settings, model, 3, Cut)
     assert isinstance(few, Cut)
     few.left = batches
@@ -66,10 +80,20 @@ def _adapted(method: str, folder: Path, batches: int, seconds: float, *more: str
         "history": done.history,
         "changed": done.changed_parameters,
         "memory": run.peak_memory.result(),
-        "logits": logits_of(model),
+        "logits": _family_logits(model) if family else logits_of(model),
         "files": files,
         "left": few.left,
     }
+
+
+def _family_model(settings: Settings, family: str) -> Model:
+    return assemble_model(settings, small_backbone(family), templated(NAMES, ["a photo of a {}."]))
+
+
+def _family_logits(model: Model) -> Tensor:
+    with torch.inference_mode():
+        logits_BK: Tensor = model.classifier(small_images(model.classifier.backbone, 4))
+    return logits_BK
 
 
 def _check_equal(resumed: dict[str, Any], undisturbed: dict[str, Any]) -> None:
@@ -112,3 +136,13 @@ def test_interrupted_runs_with_other_options_do_so_too(method, more, tmp_path):
     resumed = _adapted(method, tmp_path / "cut", STEPS, ALWAYS, *more)
     assert resumed["left"] == 17
     _check_equal(resumed, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["so", "lora"])
+@pytest.mark.parametrize("family", ["siglip", "convnext", "pe_core", "vitamin", "swin", "mt5"])
+def test_an_interrupted_run_on_a_backbone_of_another_family_ends_alike(family, method, tmp_path):
+    undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0, family=family)
+    with pytest.raises(CutOff):
+        _adapted(method, tmp_path / "cut", WATCHED_STEPS + 3, ALWAYS, family=family)
+    _check_equal(_adapted(method, tmp_path / "cut", STEPS, ALWAYS, family=family), undisturbed)

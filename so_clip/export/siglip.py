@@ -109,7 +109,7 @@ def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     open_clip cleans a text before this tokenizer reads it, so texts with capitals or punctuation
     may have other tokens in transformers.
     """
-    tokenizer = getattr(backbone.tokenizer, "tokenizer", None)
+    tokenizer: Any = getattr(backbone.tokenizer, "tokenizer", None)
     if not hasattr(tokenizer, "save_pretrained"):
         return {}
     with TemporaryDirectory() as folder:

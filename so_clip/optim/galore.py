@@ -1,6 +1,7 @@
 """pytorch-optimizer's GaLore: AdamW on gradients projected to low rank."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ def galore(
     scale: float = 0.25,
     projection_type: str = "std",
 ) -> torch.optim.Optimizer:
-    """Return a GaLore optimizer. Only matrices are projected; other tensors stay dense.
+    """Return a GaLore optimizer. Matrices are projected; vectors stay dense.
+
+    A convolution [O, I, k, k] is projected as the matrix [O, I k k].
 
     Args:
         params: tensors to train.
@@ -75,11 +78,23 @@ def galore(
 
 
 class SavedGaLore(GaLore):
-    """A GaLore whose state holds tensors and numbers only, so it is saved without pickled objects.
+    """A GaLore that projects convolutions too, and whose state is saved without pickled objects.
 
     A saved projector is its matrices and its last step. Loading builds the projector from these and
     from the group's options.
     """
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step; see torch.optim.Optimizer."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        params = [param for group in self.param_groups for param in group["params"]]
+        # GaLore projects what has two dimensions.
+        with _as_matrices([param for param in params if param.ndim > 2]):
+            super().step()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see torch.optim.Optimizer."""
@@ -108,6 +123,24 @@ class SavedGaLore(GaLore):
                     projector.ortho_matrix = matrices if len(matrices) > 1 else matrices[0]
                     projector.last_svd_step = held["last_svd_step"]
                     self.state[param][_KEY] = projector
+
+
+@contextmanager
+def _as_matrices(params: Iterable[Tensor]) -> Iterator[None]:
+    """Give parameters and their gradients two dimensions in this context."""
+    before = [(param, param.shape, param.grad) for param in params if param.grad is not None]
+    try:
+        for param, _, grad in before:
+            assert grad is not None
+            param.grad = None  # torch checks its shape
+            param.data = param.data.flatten(1)
+            param.grad = grad.flatten(1)
+        yield
+    finally:
+        for param, shape, grad in before:
+            param.grad = None
+            param.data = param.data.reshape(shape)
+            param.grad = grad
 
 
 def _unpacked(projector: Any) -> dict[str, Any]:

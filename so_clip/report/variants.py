@@ -158,18 +158,19 @@ def _first_dates(contents: pd.Series, frame: pd.DataFrame) -> dict[str, str]:
 def _varied(frame: pd.DataFrame, flat: list[Flat]) -> dict[str, list[str]]:
     """Return by method the sorted options that differ between its runs with equal shots.
 
-    Options are compared on one dataset: an option with one value per dataset follows from the
-    dataset, as the steps of some epochs do. Only options about the pretrained weights are compared
-    across datasets. A missing option counts as None. Options of an adapter or optimizer are
-    compared between runs with the same adapter or optimizer.
+    Options are compared on one dataset and one architecture: an option with one value per dataset
+    follows from the dataset, as the steps of some epochs do, and one with one value per
+    architecture follows from the backbone, as its weights do. Only options about the pretrained
+    weights are compared across datasets. A missing option counts as None. Options of an adapter or
+    optimizer are compared between runs with the same adapter or optimizer.
     """
     groups: dict[tuple[Any, ...], list[Flat]] = defaultdict(list)
-    columns = (frame[name] for name in ("method", "shots", "dataset"))
-    for method, shots, dataset, options in zip(*columns, flat, strict=True):
-        version = options.get("results_version")
-        groups[method, version, shots, dataset].append(options)
+    columns = (frame[name] for name in ("method", "shots", "dataset", "settings"))
+    for method, shots, dataset, settings, options in zip(*columns, flat, strict=True):
+        alike = method, options.get("results_version"), shots, _architecture(settings)
+        groups[(*alike, dataset)].append(options)
         weights = {key: options[key] for key in options if _is_about_weights(key)}
-        groups[method, version, shots].append(weights)
+        groups[alike].append(weights)
     varied: dict[str, set[str]] = defaultdict(set)
     for (method, *_), runs in groups.items():
         values: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -189,6 +190,11 @@ def _varied(frame: pd.DataFrame, flat: list[Flat]) -> dict[str, list[str]]:
             if len(found) > 1 or key in _USUAL:
                 varied[method].add(key)
     return defaultdict(list, {method: sorted(keys) for method, keys in varied.items()})
+
+
+def _architecture(settings: dict[str, Any]) -> str:
+    backbone = settings.get("backbone")
+    return str(backbone.get("architecture") if isinstance(backbone, dict) else backbone)
 
 
 def _is_about_weights(option: str) -> bool:

@@ -71,7 +71,7 @@ def test_a_base_from_the_hub_or_a_folder_brings_its_configuration(tmp_path: Path
     state = plain_state(backbone)
     content = open_clip_content(Plain(backbone, state, "hf-hub:some/model", None), "m.safetensors")
     content.write(tmp_path)
-    assert 'create_model_and_transforms(\n    "so_clip_model"' in content.loading.snippet
+    assert 'add_model_config("so_clip_model.json")' in content.loading.snippet
     open_clip.add_model_config(tmp_path / "so_clip_model.json")
     model = open_clip.create_model("so_clip_model", pretrained=str(tmp_path / "m.safetensors"))
     found = model.state_dict()

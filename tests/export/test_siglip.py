@@ -17,6 +17,7 @@ from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 from so_clip.export.sizes import check_fits
 from so_clip.export.targets import Plain, plain_state, transformers_content
+from tests.helpers.local_tokenizers import local_tokenizer
 from tests.helpers.small_families import FAMILIES, WORDS, small_backbone, small_images
 
 transformers = pytest.importorskip("transformers")
@@ -32,7 +33,10 @@ def backbone_of(family: str) -> Backbone:
 
 def export(backbone: Backbone, folder: Path) -> None:
     plain = Plain(backbone, plain_state(backbone), "ViT-B-16-SigLIP", None)
-    transformers_content(plain).write(folder)
+    content = transformers_content(plain)
+    folder.mkdir(exist_ok=True)
+    content.write(folder)
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {*content.names}
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -92,11 +96,11 @@ def test_without_a_tokenizer_of_transformers_the_card_says_so(tmp_path):
     assert [*content.names] == ["config.json", "model.safetensors", "preprocessor_config.json"]
 
 
-def test_pixels_that_siglips_processor_cannot_make_are_refused():
+def test_pixels_that_siglips_processor_cannot_make_are_refused(tmp_path):
     backbone = backbone_of("siglip")
     backbone.pixels = TestPixels(32, "shortest", "bicubic")
     with pytest.raises(InputError, match=r"resize_mode=shortest.*--to open_clip"):
-        export(backbone, Path("never"))
+        export(backbone, tmp_path / "never")
 
 
 @pytest.mark.parametrize("family", [*FAMILIES])
@@ -110,3 +114,16 @@ def test_every_other_library_takes_a_model_or_refuses_it_with_the_way_out(family
         else:
             with pytest.raises(InputError, match=rf"--to {target}: {family} has .*--to open_clip"):
                 check_fits(architecture, target, family)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip2"])
+def test_a_tokenizer_of_transformers_comes_with_the_folder(kind, tmp_path):
+    backbone = backbone_of(kind)
+    backbone._tokenizer = local_tokenizer(kind, tmp_path, context_length=16)
+    backbone.context_length = 16
+    export(backbone, tmp_path / "out")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    assert type(processor).__name__ == "SiglipProcessor"
+    texts = ["a photo of a river", "a small drawing of a cat"]
+    found_KL = processor(text=texts, padding="max_length", max_length=16, return_tensors="pt")
+    assert torch.equal(found_KL["input_ids"], backbone.tokenize(texts))

@@ -83,3 +83,22 @@ def test_its_state_serves_weights_of_another_precision(before):
             optimizer.step()
     assert {v.dtype for v in other.state[weights[1]].values() if torch.is_tensor(v)} == {after}
     assert weights[1].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (8, 1, 3, 3)])
+def test_a_convolution_is_stepped_as_its_matrix(shape: tuple[int, ...]) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    weight = torch.nn.Parameter(values.clone().to(memory_format=torch.channels_last))
+    matrix = torch.nn.Parameter(values.flatten(1).clone())
+    one, other = (galore([param], lr=0.1, rank=2, weight_decay=0.1) for param in (weight, matrix))
+    for step in range(3):
+        grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        weight.grad, matrix.grad = grad.clone(), grad.flatten(1)
+        one.step()
+        other.step()
+        assert weight.shape == weight.grad.shape == shape
+        torch.testing.assert_close(weight.flatten(1), matrix)
+    assert one.state[weight]["exp_avg"].numel() == 2 * max(matrix.shape)
+    one.load_state_dict(one.state_dict())
+    weight.grad = grad
+    one.step()

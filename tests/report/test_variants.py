@@ -42,6 +42,20 @@ def test_options_are_compared_between_runs_with_one_optimizer():
     ]
 
 
+def test_options_that_follow_from_the_architecture_are_not_named():
+    def named(*backbones: tuple[str, str]) -> list[str]:
+        run = {"method": "so", "method_title": "SO", "dataset": "digits", "shots": 4}
+        backbone = [{"architecture": name, "pretrained": tag} for name, tag in backbones]
+        settings = [{"backbone": choice} for choice in backbone]
+        return list(variants(pd.DataFrame([run | {"settings": choice} for choice in settings])))
+
+    clip, laion = ("ViT-B-16", "openai"), ("ViT-B-16", "laion2b")
+    siglip = ("ViT-B-16-SigLIP", "webli")
+    assert named(clip, siglip) == ["", ""]
+    tags = [f"backbone.pretrained={tag}" for _, tag in (clip, laion, siglip)]
+    assert named(clip, laion, siglip) == tags
+
+
 def _changed(column: str, finished: tuple[str, ...], **settings: Any) -> list[str]:
     common = {"method": "so", "method_title": "SO", "dataset": "dtd", "shots": 4}
     runs = [
