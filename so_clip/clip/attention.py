@@ -220,9 +220,10 @@ def split_projections(block: nn.Module) -> None:
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Return whether a module is an attention of timm with one linear layer for q, k and v."""
-    qkv = getattr(module, "qkv", None)
-    return type(qkv) is nn.Linear and hasattr(module, "num_heads") and qkv.out_features % 3 == 0
+    """Return whether a module is an attention with one linear layer `qkv`, as timm's."""
+    qkv, heads = getattr(module, "qkv", None), ("num_heads", "heads")
+    has_heads = any(hasattr(module, name) for name in heads)
+    return type(qkv) is nn.Linear and has_heads and qkv.out_features % 3 == 0
 
 
 def saved_place(model: nn.Module, layer: str) -> tuple[str, tuple[int, int]]:

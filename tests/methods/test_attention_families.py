@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from so_clip.clip.blocks import MEMORY_MODES
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.roles import TOWERS
 from so_clip.errors import InputError
@@ -19,12 +20,11 @@ from so_clip.methods.clip_lora import ClipLoRA
 from so_clip.methods.peft_adapter import Peft
 from tests.helpers.small_families import FAMILIES, small_backbone, small_images
 
+SLOW = pytest.mark.slow
 # Families with one matrix, with three, with a bias of the query and the value alone, and with a
 # text tower of transformers.
 FAST = ("eva01", "eva02_b", "fastvit_s0", "mt5")
-CASES = [
-    pytest.param(family, marks=() if family in FAST else pytest.mark.slow) for family in FAMILIES
-]
+CASES = [pytest.param(family, marks=() if family in FAST else SLOW) for family in FAMILIES]
 WITHOUT_ATTENTION = ("resnet", "convnext", "convnext_mlp")
 PROMPTS = ["a photo of a dog", "a drawing of two very small cats", "a photo of a cat"]
 
@@ -111,6 +111,25 @@ def check_updates(
     for name, value in merged.items():
         torch.testing.assert_close(value.double(), expected[name], rtol=0, atol=1e-6)
     torch.testing.assert_close(logits_of(classifier), adapted_BK, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "family", ["eva01", pytest.param("siglip", marks=SLOW), pytest.param("bert", marks=SLOW)]
+)
+def test_dropout_and_gradients_are_the_same_in_every_memory_mode(family: str) -> None:
+    found = []
+    for memory in MEMORY_MODES:
+        classifier = classifier_of(family)
+        classifier.backbone.memory = memory
+        factors = ClipLoRA(dropout=0.25)(classifier)
+        move(factors, "up")
+        logits_BK = classifier(images_of(classifier))
+        F.cross_entropy(logits_BK, torch.tensor([0, 1, 2])).backward()
+        found.append((logits_BK.detach(), [value.grad for value in factors.values()]))
+    expected_BK, expected = found[0]
+    for other_BK, grads in found[1:]:
+        torch.testing.assert_close(other_BK, expected_BK)
+        torch.testing.assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("family", WITHOUT_ATTENTION)

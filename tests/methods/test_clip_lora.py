@@ -3,6 +3,7 @@
 Held against the released code's formula and against models with the update inside their weights.
 """
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -83,6 +84,17 @@ def test_first_factors_are_kaiming_uniform_and_second_factors_zero() -> None:
         assert value.abs().max() <= bound
         assert value.abs().max() > 0.99 * bound
         assert value.var().item() == pytest.approx(bound**2 / 3, rel=0.1)
+
+
+def test_first_factors_are_drawn_from_input_to_output_in_the_image_encoder_first() -> None:
+    factors = ClipLoRA(seed=5)(small())
+    draws = torch.Generator().manual_seed(5)
+    for tower, width in (("visual.transformer", 64), ("transformer", 32)):
+        for block, part in itertools.product(range(2), "qkv"):
+            expected_RD = torch.empty(2, width)
+            nn.init.kaiming_uniform_(expected_RD, a=math.sqrt(5), generator=draws)
+            name = f"{tower}.resblocks.{block}.attn.in_proj.updates.{part}.down"
+            assert torch.equal(factors[name], expected_RD), name
 
 
 @pytest.mark.parametrize("encoder", ["vision", "text", "both"])
