@@ -34,10 +34,17 @@ Key = tuple[Any, ...]
 
 
 class Base(NamedTuple):
-    """A backbone as loaded: its weights, and how its pixels differ from CLIP's (if they do)."""
+    """A backbone as loaded.
+
+    Attributes:
+        weights_sha256: see Backbone.weights_sha256.
+        pixels: how its pixels differ from CLIP's, if they do.
+        logit_scale: the number behind backbone.logit_scale=auto.
+    """
 
     weights_sha256: str
     pixels: Mapping[str, Any] = {}
+    logit_scale: float = 100.0
 
 
 def settings_sha256(settings: Settings) -> str:
@@ -72,7 +79,7 @@ def run_fingerprint(
     """Return the SHA-256 of everything that can change a run's result.
 
     Args:
-        settings: with `auto` resolved, because its meaning depends on the machine.
+        settings: with `auto` resolved, because its meaning depends on the machine and the weights.
         contents_sha256: see `contents_sha256`.
         base: the backbone before training.
         processes: that train together. Each has a share of the memory and the time.
@@ -194,7 +201,7 @@ class KnownRuns:
         # A known backbone means that torch is imported already.
         from so_clip.config.resolve import resolved
 
-        settings = resolved(settings)
+        settings = resolved(settings).with_logit_scale(base.logit_scale)
         fingerprint = run_fingerprint(settings, contents[0], base)
         return run_dir(settings, fingerprint), fingerprint
 
@@ -223,8 +230,9 @@ def _base_key(backbone: BackboneChoice, seed: int) -> Key:
     if file is None and place:
         file = cached_weights(backbone.architecture)
     state = file and _file_state(file)
-    pixels = tuple(backbone.preprocessing.items())
-    return backbone.architecture, backbone.pretrained, file, state, pixels, seed if random else None
+    options = (*backbone.preprocessing.items(), backbone.logit_scale)
+    named = backbone.architecture, backbone.pretrained, file, state
+    return *named, options, seed if random else None
 
 
 def _contents_key(choice: DataChoice) -> Key:

@@ -113,9 +113,11 @@ def run(
     base = known.base(settings)
     if base is None:
         model = build_model(settings, data, backbone)
-        pixels = preprocessing_of(model.classifier.backbone)
-        base = Base(model.weights_sha256, unusual_pixels(pixels, settings.backbone.architecture))
+        loaded = model.classifier.backbone
+        pixels = unusual_pixels(preprocessing_of(loaded), settings.backbone.architecture)
+        base = Base(model.weights_sha256, pixels, loaded.logit_scale)
     contents = known.remember(settings, data, base)
+    settings = settings.with_logit_scale(base.logit_scale)
     fingerprint = run_fingerprint(settings, contents, base, ranks.size)
     folder = RunFolder(run_dir(settings, fingerprint))
     with folder.claimed(overrides, keep_refusals):

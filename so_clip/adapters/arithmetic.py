@@ -15,6 +15,7 @@ from so_clip.checks import number
 from so_clip.clip.backbone import Backbone, load_backbone, sha256_of_weights
 from so_clip.clip.checkpoint import read_weights
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.logit_scale import CLIP_SCALE, scale_of
 from so_clip.errors import InputError
 
 
@@ -118,7 +119,7 @@ def diff(base: Any, adapted: Any, architecture: str = "") -> SavedAdapter:
     base_record = Base(
         architecture=architecture,
         weights_sha256=sha256_of_weights(before),
-        logit_scale=float(before["logit_scale"].exp()) if "logit_scale" in before else 100.0,
+        logit_scale=scale_of(before["logit_scale"]) if "logit_scale" in before else CLIP_SCALE,
         quick_gelu=_has_quick_gelu(loaded, architecture),
     )
     return saved_adapter(About(kind="diff", base=base_record), changes)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,13 @@ from so_clip.clip.embedded import embedded_weights
 from so_clip.clip.half_weights import halve_frozen, unit_half
 from so_clip.clip.hub import fetch_pretrained, pretrained_config
 from so_clip.clip.image_tower import encode_image, in_pieces, most_values
+from so_clip.clip.logit_scale import AUTO, CLIP_SCALE, bias_of, scale_of
 from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.pixels import chosen_preprocessing
 from so_clip.clip.roles import Part, Tower, named_blocks, role_map
 from so_clip.clip.sources import place_pixels, place_weights
 from so_clip.clip.tokenizers import build_tokenizer, check_text_encoder
-from so_clip.clip.whole_prompts import Tokenizer, tokenize_whole
+from so_clip.clip.whole_prompts import Tokenizer, decoded, tokenize_whole
 from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         tokenizer: maps texts to token ids [texts, context length]; takes context_length=.
         mean, std: of the pixels, per channel, for pixels in [0, 1].
         logit_scale: the factor from cosines to logits; fixed, never trained.
+        logit_bias: added to all logits, as SigLIP was trained; 0 for CLIP. Fixed, never trained.
         description: architecture and origin of the weights, for records.
         architecture: settings that the weights do not show, such as heads and activation.
         memory: fast | balanced | small, what is kept for the backward pass; see
@@ -76,10 +78,12 @@ class Backbone(nn.Module):
         architecture: Mapping[str, Any] | None = None,
         memory: Memory = "fast",
         pixels: TestPixels | None = None,
+        logit_bias: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.logit_scale = float(logit_scale)
+        self.logit_bias = logit_bias
         self.description = description
         self.architecture = dict(architecture or {})
         self.memory = memory
@@ -87,7 +91,8 @@ class Backbone(nn.Module):
         self.pixels = pixels or TestPixels(square_size(model))
         self._most_values: int | None = None  # of a layer, for one image
         self._parts: tuple[tuple[str, ...], list[Part]] | None = None
-        self.context_length = int(model.context_length)
+        # Models of Hugging Face read longer prompts than their tokenizers make.
+        self.context_length: int = tokenizer([""]).shape[1]
         self._tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -116,8 +121,7 @@ class Backbone(nn.Module):
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, or their ids if the tokenizer cannot decode."""
-        decode = getattr(self._tokenizer, "decode", str)
-        return str(decode(list(tokens))).strip()
+        return decoded(self._tokenizer, tokens)
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return unit-length image_BD for uint8 pixels of `image_size` x `image_size`.
@@ -230,7 +234,7 @@ def load_backbone(
     pretrained: str | None = None,
     checkpoint: Path | str | None = None,
     *,
-    logit_scale: float = 100.0,
+    logit_scale: float | Literal["auto"] = AUTO,
     seed: int = 0,
     explicit: bool = True,
     memory: Memory = "fast",
@@ -249,7 +253,8 @@ def load_backbone(
             for random weights. A repository and a folder have weights of their own, and no tags.
         checkpoint: a local file with the weights; replaces the weights of `pretrained`. For "tiny"
             also a folder from scripts/pretrain_tiny.py, of any width.
-        logit_scale: see Backbone.
+        logit_scale: the factor from cosines to logits; "auto" is that of the weights, and CLIP's
+            100 for random weights and for files without one.
         seed: of random weights; the global random state does not change.
         explicit: make attention's projections nn.Linear modules, see `so_clip.clip.attention`, and
             compute QuickGELU in less memory. Parameters named attn.in_proj_weight and
@@ -272,7 +277,7 @@ def load_backbone(
         >>> backbone = load_backbone("ViT-B-16", pretrained="openai")
         >>> class_KD = backbone.encode_text(backbone.tokenize(["a photo of a cat."]))
         >>> image_BD = backbone.encode_image(images_BCHW)  # uint8 pixels, 224 x 224
-        >>> logits_BK = backbone.logit_scale * image_BD @ class_KD.T
+        >>> logits_BK = backbone.logit_scale * image_BD @ class_KD.T + backbone.logit_bias
     """
     path = None if checkpoint is None else Path(checkpoint).expanduser()
     tiny_folder = ASSETS_DIR if path is None or not path.is_dir() else path
@@ -302,6 +307,11 @@ def load_backbone(
     model = build_model(config, quick_gelu, seed)
     if state is not None:
         load_weights(model, state, source=origin)
+    scale, bias = CLIP_SCALE, 0.0
+    if state is not None:
+        scale, bias = scale_of(model.state_dict()["logit_scale"]), bias_of(model)
+    if logit_scale != AUTO:
+        scale = logit_scale
     if explicit:
         explicit_attention(model)
         lean_quick_gelu(model)
@@ -321,11 +331,12 @@ def load_backbone(
         tokenizer,
         preprocess.mean,
         preprocess.std,
-        logit_scale,
+        scale,
         description,
         architecture_as_built,
         memory,
         preprocess.pixels(square_size(model)),
+        bias,
     )
     return backbone.eval().requires_grad_(False)
 

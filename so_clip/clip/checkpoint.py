@@ -26,6 +26,7 @@ from so_clip.clip.layouts import (
     stated_quick_gelu,
     without_prefix,
 )
+from so_clip.clip.logit_scale import clip_logit_scale
 from so_clip.clip.torchscript import is_torchscript, read_torchscript
 from so_clip.clip.weights_file import SAFETENSORS, ZIP, kind_of_weights
 from so_clip.errors import InputError
@@ -97,8 +98,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     Position embeddings of another image size or context length are resized as in open_clip. Keys of
     open_clip's older layouts and of Hugging Face's CLIPModel are renamed, and the prefixes of
     training programs are removed. Tensors that do not have the model's prefix are left out, with a
-    warning. logit_scale may be missing, and logit_bias is left out: class scores here use
-    backbone.logit_scale, and one bias for all classes changes no probability.
+    warning. A missing logit_scale becomes CLIP's, and a missing logit_bias 0; a model without
+    logit_bias leaves the file's out, which changes no probability.
 
     Args:
         model: an open_clip CLIP, CustomTextCLIP or CoCa.
@@ -209,7 +210,8 @@ def _in_model_layout(model: nn.Module, state: dict[str, Tensor], source: str) ->
         elif parameter is None:
             state.pop(name, None)
         elif name not in state:
-            state[name] = torch.zeros_like(parameter) if name == "logit_bias" else parameter.data
+            is_bias = name == "logit_bias"
+            state[name] = torch.zeros_like(parameter) if is_bias else clip_logit_scale(parameter)
     _resize_positions(model, state, source)
     return state
 

@@ -16,10 +16,10 @@ from so_clip.clip.roles import tower_of
 
 
 class Classifier(nn.Module):
-    """logits_BK = head(image_BD, class_KD); by default scaled cosines of the towers' embeddings.
+    """logits_BK = head(image_BD, class_KD) + bias; the default head has the towers' scaled cosines.
 
         class_k = normalize(mean of the text embeddings of class k's prompts)
-        logits_bk = logit_scale · image_b · class_k
+        logits_bk = logit_scale · image_b · class_k + logit_bias
 
     A tower without trainable parameters runs without a graph. A text tower without trainable
     parameters encodes the prompts only once. Classes may have different numbers of prompts.
@@ -91,7 +91,8 @@ class Classifier(nn.Module):
         if self.backbone.half_weights:
             image_BD, classes = image_BD.half(), lambda: self.classes().half()
         logits_BK: Tensor = self.head(image_BD, classes)
-        return logits_BK
+        bias = self.backbone.logit_bias
+        return logits_BK + bias if bias else logits_BK
 
     def classes(self) -> Tensor:
         """Return class_KD. If the text tower is trained, each call encodes the prompts again.

@@ -1,7 +1,8 @@
 """Token ids of prompts that are never cut. Tokenizers of open_clip cut long prompts in silence."""
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +39,16 @@ def tokenize_whole(tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
             f"the text encoder reads {length}. Shorten the class name or the template."
         )
     return tokens_PL
+
+
+def decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Return the text of tokens, without special tokens; their ids if there is no decoder."""
+    ids = list(tokens)
+    if decode := getattr(tokenizer, "decode", None):
+        return str(decode(ids)).strip()
+    if inner := getattr(tokenizer, "tokenizer", None):  # a tokenizer of Hugging Face
+        return str(inner.decode(ids, skip_special_tokens=True)).strip()
+    return str(ids)
 
 
 def _are_cut(tokenizer: Tokenizer, prompts: list[str], tokens_PL: Tensor) -> Tensor:

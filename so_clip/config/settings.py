@@ -68,7 +68,9 @@ class BackboneChoice(Options):
     checkpoint: str | None = option(
         help="a local file of weights, read in place of a download", changes_results=False
     )
-    logit_scale: float = option(help="factor of the cosine similarities; CLIP's is 100")
+    logit_scale: float | Literal["auto"] = option(
+        help="factor of the cosine similarities; CLIP's is 100 | auto: that of the weights"
+    )
     resize_mode: Literal["auto", "shortest", "squash", "longest"] = option(
         AUTO, "of test images: auto (as the weights were trained) | shortest | squash | longest"
     )
@@ -100,7 +102,11 @@ class BackboneChoice(Options):
 
     @field_validator("logit_scale", mode="before")
     @classmethod
-    def _check_scale(cls, value: Any, info: ValidationInfo) -> float:
+    def _check_scale(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == AUTO:
+            return value
+        if isinstance(value, str):
+            raise InputError(f"{option_key(info)}={value}: must be a number above 0, or auto.")
         scale = number(option_key(info), value)
         if scale <= 0:
             raise InputError(f"{option_key(info)}={scale}: must be above 0; CLIP's is 100.")
@@ -350,6 +356,11 @@ class Settings(Options):
     def trains(self) -> bool:
         """Whether this run changes the model by gradient steps."""
         return self.method.optimizer is not None
+
+    def with_logit_scale(self, scale: float) -> "Settings":
+        """Return the settings with a number in place of backbone.logit_scale=auto."""
+        backbone = self.backbone.model_copy(update={"logit_scale": scale})
+        return self.model_copy(update={"backbone": backbone})
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON values: the content of config.yaml in the run folder."""

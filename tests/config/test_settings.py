@@ -141,7 +141,7 @@ REFUSED = [
     ("dataset.split_file", "", "dataset.split_file is empty"),
     ("method.name", "../x", "must be made of letters"),
     ("backbone.logit_scale", 0, "must be above 0"),
-    ("backbone.logit_scale", "x", "must be a finite number"),
+    ("backbone.logit_scale", "x", "must be a number above 0, or auto"),
     ("backbone.resize_mode", "stretch", "must be auto or shortest or squash or longest"),
     ("backbone.mean", [0.5, 0.5], "must be auto or three numbers, such as [0.5,0.5,0.5]"),
     ("backbone.mean", [123, 116, 103], "must be from 0 to 1, because pixels are from 0 to 1"),
