@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from so_clip.clip.known_sizes import architectures_of
 from so_clip.clip.layouts import (
-    architectures_of,
     from_hugging_face,
     other_model,
     state_dict_in,
@@ -27,6 +27,7 @@ from so_clip.clip.layouts import (
     without_prefix,
 )
 from so_clip.clip.logit_scale import clip_logit_scale
+from so_clip.clip.siglip_layout import check_fixed_size
 from so_clip.clip.torchscript import is_torchscript, read_torchscript
 from so_clip.clip.weights_file import SAFETENSORS, ZIP, kind_of_weights
 from so_clip.errors import InputError
@@ -196,6 +197,7 @@ def _in_model_layout(model: nn.Module, state: dict[str, Tensor], source: str) ->
         warnings.warn(
             f"{source}:{_listed('tensors outside the model are left out', left_out)}", stacklevel=3
         )
+    check_fixed_size(state, source)
     state = convert_state_dict(model, from_hugging_face(state))
     if not hasattr(model, "text"):
         state = {name.removeprefix("text."): value for name, value in state.items()}

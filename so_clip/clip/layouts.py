@@ -55,10 +55,9 @@ _LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 _FUSED = re.compile(r"(.*attn\.)in_proj_(weight|bias)")
 _HF_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 
-# Parts of names that only other models have, or files without the weights of a whole CLIP.
+_LORA = ("lora_", "a LoRA adapter. Merge it into its model first, and save the model")
+# Parts of names in files without the weights of a whole CLIP.
 _OTHER_MODELS = (
-    ("lora_", "a LoRA adapter. Merge it into its model first, and save the model"),
-    ("vision_model.head.", "a SigLIP model in Hugging Face's layout. Take a SigLIP of its sizes"),
     (".attention.attention.query.", "a vision transformer of Hugging Face, without a text encoder"),
     ("blocks.0.attn.qkv.", "a vision transformer of timm or DINO, without a text encoder"),
     ("encoder.layer.0.attention.", "a language model such as BERT"),
@@ -268,7 +267,9 @@ def stated_quick_gelu(path: Path, state: Mapping[str, Tensor]) -> bool | None:
         state: its tensors; other layouts than Hugging Face's have no such config.json.
     """
     config = path.parent / "config.json"
-    if not any("vision_model." in name for name in state) or not config.exists():
+    names = "\n".join(state)
+    # SigLIP's activation is no choice, and its configuration leaves it out.
+    if "vision_model." not in names or "vision_model.head." in names or not config.exists():
         return None
     try:
         values = read_values(config, "config.json")
@@ -282,47 +283,7 @@ def stated_quick_gelu(path: Path, state: Mapping[str, Tensor]) -> bool | None:
 def other_model(names: Iterable[str]) -> str:
     """Return what a file holds in place of a CLIP, with the way out; "" if that is unknown."""
     text = "\n".join(f".{name}" for name in names)
-    return next((what for mark, what in _OTHER_MODELS if mark in text), "")
-
-
-def architectures_of(state: Mapping[str, Tensor]) -> list[str]:
-    """Return open_clip's names of architectures with the sizes of a CLIP's weights.
-
-    Only vision transformers with a text transformer of open_clip are recognised.
-    """
-    import open_clip
-
-    try:
-        patches_WCHW, projection_WD = state["visual.conv1.weight"], state["text_projection"]
-        sizes = {
-            "embedding": projection_WD.shape[1],
-            "image": (patches_WCHW.shape[0], _layers(state, "visual.transformer.resblocks.")),
-            "text": (projection_WD.shape[0], _layers(state, "transformer.resblocks.")),
-            "patch": patches_WCHW.shape[-1],
-            "positions": len(state["visual.positional_embedding"]),
-        }
-    except (KeyError, IndexError):
-        return []
-    configs = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
-    return sorted((name for name in configs if _sizes(configs[name]) == sizes), key=len)
-
-
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    patch, side = vision.get("patch_size"), vision.get("image_size")
-    if config.keys() & {"custom_text", "multimodal_cfg"} or not all(
-        isinstance(size, int) for size in (patch, side)
-    ):
-        return {}
-    return {
-        "embedding": config["embed_dim"],
-        "image": (vision.get("width"), vision.get("layers")),
-        "text": (text.get("width"), text.get("layers")),
-        "patch": patch,
-        "positions": (side // patch) ** 2 + 1,
-    }
-
-
-def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
-    starts = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
-    return len(starts)
+    has_text = ".token_embedding." in text or ".text." in text
+    # The towers of a CLIP have names like those of single models.
+    marks = (_LORA,) if ".visual." in text and has_text else (_LORA, *_OTHER_MODELS)
+    return next((what for mark, what in marks if mark in text), "")

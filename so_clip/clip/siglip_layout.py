@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from so_clip.errors import InputError
+
 _BLOCKS = {
     "visual.trunk.blocks": "vision_model.encoder.layers",
     "text.transformer.resblocks": "text_model.encoder.layers",
@@ -65,6 +67,21 @@ _PARTS, _LEAVES = ("q", "k", "v"), ("weight", "bias")
 def is_hugging_face(state: Mapping[str, Tensor]) -> bool:
     """Return whether these are a SigLIP's tensors under transformers' names."""
     return "vision_model.head.probe" in state
+
+
+def check_fixed_size(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise InputError for a SigLIP 2 that takes images of any size.
+
+    Args:
+        state: tensors under transformers' names, or others.
+        source: their file, for the message.
+    """
+    patches = state.get("vision_model.embeddings.patch_embedding.weight")
+    if patches is not None and patches.ndim == 2:
+        raise InputError(
+            f"{source}: is SigLIP 2 for images of any size (NaFlex), and open_clip has no such "
+            "model. Take a file of a fixed size, such as backbone=siglip2_b16."
+        )
 
 
 def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,6 +167,8 @@ def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         block = _HF_BLOCK.fullmatch(name)
         if block is not None and block[3] == "self_attn.q_proj":
             blocks = next(old for old, new in _BLOCKS.items() if new == block[1])
-            thirds = [state[name.replace("q_proj", f"{part}_proj")] for part in _PARTS]
-            joined[f"{blocks}.{block[2]}.{_FUSED[blocks]}{block[4]}"] = torch.cat(thirds)
+            names = [name.replace("q_proj", f"{part}_proj") for part in _PARTS]
+            if all(third in state for third in names):  # else load_weights says what is missing
+                thirds = [state[third] for third in names]
+                joined[f"{blocks}.{block[2]}.{_FUSED[blocks]}{block[4]}"] = torch.cat(thirds)
     return joined

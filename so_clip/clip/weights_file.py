@@ -112,9 +112,16 @@ def _check_zip(file: BinaryIO, file_bytes: int, path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
     except Exception as error:  # zipfile raises several kinds for damaged files
         raise _damaged(path) from error
+    if members and all(member.filename.endswith(".npy") for member in members):
+        raise InputError(
+            f"{path} is an archive of NumPy arrays, as big_vision publishes SigLIP. Take the same "
+            "weights from open_clip: backbone=siglip_b16 or backbone=siglip2_b16, or another "
+            "architecture with backbone.pretrained=webli."
+        )
+    size = sum(member.file_size for member in members)
     if size > _MAX_RATIO * file_bytes:
         raise InputError(
             f"{path}: refused, because it would unpack to {size / 2**20:.0f} MiB, more than "

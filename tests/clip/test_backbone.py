@@ -303,8 +303,10 @@ def test_the_activation_of_local_checkpoints(
 @pytest.mark.parametrize("name", sorted(path.stem for path in choices("backbone")))
 def test_the_configured_backbones_exist(name: str) -> None:
     import yaml
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from so_clip.clip.architecture import architecture_config
+    from so_clip.clip.backbone import square_size
     from so_clip.clip.hub import pretrained_config
     from so_clip.system.paths import CONF_DIR
 
@@ -314,6 +316,9 @@ def test_the_configured_backbones_exist(name: str) -> None:
     if name != "tiny":
         published = pretrained_config(values["architecture"], values["pretrained"])
         assert bool(published.get("quick_gelu")) == quick_gelu
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build_model(architecture_config(values["architecture"]), quick_gelu, seed=0)
+    assert square_size(model) == (32 if name == "tiny" else 224)
 
 
 def test_the_memory_mode_reaches_both_towers() -> None:

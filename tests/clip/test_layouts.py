@@ -126,7 +126,6 @@ OTHERS = {
     "blocks.0.attn.qkv.weight": "It is a vision transformer of timm",
     "layer1.0.conv1.weight": "It is a ResNet of torchvision",
     "base.model.q.lora_A.weight": "It is a LoRA adapter",
-    "vision_model.head.probe": "It is a SigLIP model",
 }
 
 
@@ -146,6 +145,27 @@ def test_the_right_architecture_is_named(state: State) -> None:
     towerless = {name: value for name, value in state.items() if not name.startswith("visual.")}
     with pytest.raises(InputError, match="It is incomplete"):
         load_weights(small_clip(), towerless, "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("ViT-B-16-SigLIP", r"ViT-B-16-SigLIP\."),
+        ("EVA02-B-16", r"EVA02-B-16\."),
+        ("PE-Core-B-16", r"PE-Core-B-16\."),
+        ("RN50x4-quickgelu", r"RN50x4 or RN50x4-quickgelu\."),
+    ],
+)
+def test_every_kind_of_architecture_is_named(architecture: str, expected: str) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from so_clip.clip.architecture import architecture_config, build_model
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        other = build_model(architecture_config(architecture), quick_gelu=False, seed=0)
+    state = {f"module.{name}": value for name, value in other.state_dict().items()}
+    with pytest.raises(InputError, match=rf"sizes of {expected} Choose it with"):
+        load_weights(small_clip(), state, "c.pt")
 
 
 @pytest.fixture(scope="module")

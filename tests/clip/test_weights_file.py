@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 
@@ -50,3 +51,9 @@ def test_a_folder_of_the_tiny_clip_is_accepted(tmp_path: Path) -> None:
     check_backbone("tiny", str(ASSETS_DIR))
     with pytest.raises(InputError, match="is a folder"):
         check_backbone("tiny", str(tmp_path))
+
+
+def test_arrays_of_big_vision_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "siglip.npz", **{"params/b": np.zeros(1), "params/t": np.ones(1)})
+    with pytest.raises(InputError, match=r"archive of NumPy arrays.*backbone\.pretrained=webli"):
+        check_backbone("ViT-B-16-SigLIP", str(tmp_path / "siglip.npz"))
