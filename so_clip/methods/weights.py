@@ -121,7 +121,8 @@ class Weights(Adapter):
                 for tower in {part.tower for part in parts}
             }
             parts = [part for part in parts if part.block in blocks[part.tower]]
-        selected = [part for part in parts if part.roles & self.wanted]
+        # SO draws supports in this order, so it is part of a result: role by role.
+        selected = sorted((part for part in parts if part.roles & self.wanted), key=_matrix_role)
         self._check_roles(selected, parts, backbone.description)
         self._check_towers(selected, backbone.description)
         return selected
@@ -174,6 +175,12 @@ class Weights(Adapter):
                 before = before.to(trained[name].device)
                 trained[name].copy_(torch.lerp(before, trained[name], self.interpolation))
             del classifier.before
+
+
+def _matrix_role(part: Part) -> int:
+    """Return the place of a matrix's role in the group; other parts come after all matrices."""
+    matrices = GROUPS["matrices"]
+    return min((matrices.index(role) for role in part.roles & {*matrices}), default=len(matrices))
 
 
 class _WeightCopies(nn.Module):
