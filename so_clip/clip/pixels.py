@@ -18,6 +18,7 @@ from so_clip.clip.architecture_names import TINY
 from so_clip.clip.hub import pretrained_config
 from so_clip.data.transforms import Interpolation, ResizeMode, TestPixels
 from so_clip.errors import InputError, note
+from so_clip.system.commands import override
 from so_clip.system.paths import ASSETS_DIR
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -154,15 +155,22 @@ def _of_architecture(
     if len(kinds) == 1:
         return kinds.pop()
     usual = Preprocessing()
-    differing = {key for kind in kinds for key in kind.differences(usual)} - set(options)
-    if has_checkpoint and differing:
-        tags = [tag for tag, kind in by_tag.items() if kind != usual]
+    unusual = {tag: kind.differences(usual) for tag, kind in by_tag.items()}
+    ways = [
+        f"If it derives from {tag}, add {' '.join(map(_option, values.items()))}."
+        for tag, values in unusual.items()
+        if values.keys() - options.keys()
+    ]
+    if has_checkpoint and ways:
         note(
-            f"the published weights of {architecture} were trained on different pixels "
-            f"({', '.join(sorted(differing))}). This checkpoint gets CLIP's. If it derives from "
-            f"{' or '.join(tags)}, add backbone.pretrained={tags[0]}."
+            f"the published weights of {architecture} were trained on different pixels, and this "
+            f"checkpoint gets CLIP's. {' '.join(ways)}"
         )
     return usual
+
+
+def _option(item: tuple[str, Any]) -> str:
+    return override(f"backbone.{item[0]}", item[1])
 
 
 def published_preprocessing(architecture: str) -> dict[str, Preprocessing]:

@@ -140,8 +140,9 @@ def test_weights_without_a_tag_have_what_the_published_ones_share(capsys: Any) -
     assert capsys.readouterr().err == ""
     assert of_checkpoint("ViT-H-14") == named_preprocessing("ViT-H-14", None) == Preprocessing()
     message = capsys.readouterr().err
-    assert message.count("resize_mode") == 1
-    assert "add backbone.pretrained=dfn5b" in message
+    assert "If it derives from dfn5b, add backbone.resize_mode=squash." in message
+    assert of_checkpoint("ViT-L-14") == Preprocessing()
+    assert "laion2b_s32b_b82k, add backbone.mean=[0.5,0.5,0.5] " in capsys.readouterr().err
     squashed = of_checkpoint("ViT-H-14", resize_mode="squash")
     assert squashed == Preprocessing("squash") == named_preprocessing("ViT-H-14", "dfn5b")
     assert capsys.readouterr().err == ""
