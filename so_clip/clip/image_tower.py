@@ -10,10 +10,12 @@ tokens, beginning with the class token.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -69,9 +71,10 @@ def most_values(model: Any, encode_one: Callable[[], Any]) -> int | None:
     layers = [module for module in model.visual.modules() if not [*module.children()]]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
-        device = next(model.parameters()).device
-        devices = [] if device.type == "cpu" else [device]
-        with torch.no_grad(), torch.random.fork_rng(devices), _disable_current_modes():
+        first = next(model.parameters())
+        devices = [] if first.device.type == "cpu" else [first.device]
+        fake = first.fake_mode if isinstance(first, FakeTensor) else nullcontext()
+        with torch.no_grad(), torch.random.fork_rng(devices), _disable_current_modes(), fake:
             encode_one()
     finally:
         for hook in hooks:

@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.image_tower import is_read_at_class_token
-from so_clip.clip.packed_text import PackedPrompts
+from so_clip.clip.tower_blocks import block_lists, text_blocks
 from so_clip.forecast.flops import FlopCounter
 from so_clip.optim.gradients import put_empty_gradient
 from so_clip.optim.sampled_gradient import values_of
@@ -27,15 +27,26 @@ from so_clip.runtime.peak_memory import PeakMemory
 _FEWEST = 5  # equal blocks; if there are fewer, all run
 
 
-class ShortList(nn.ModuleList):
-    """All blocks of a tower. Iteration yields only the blocks that run."""
+class _Short:
+    """A list of all blocks. Iteration yields only the blocks that run."""
 
-    def __init__(self, blocks: Sequence[nn.Module], kept: Sequence[nn.Module]) -> None:
-        super().__init__(blocks)
-        self._kept = tuple(kept)  # a tuple does not register its modules again
+    kept: tuple[nn.Module, ...]  # a tuple does not register its modules again
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self._kept)
+        return iter(self.kept)
+
+
+def shorten(blocks: Any, kept: Sequence[nn.Module]) -> None:
+    """Let a ModuleList or Sequential iterate over `kept`, a part of its modules."""
+    vars(blocks)["kept"] = tuple(kept)
+    kind = type(blocks)
+    blocks.__class__ = type(f"Short{kind.__name__}", (_Short, kind), {})
+
+
+def lengthen(blocks: Any) -> None:
+    """Undo `shorten`."""
+    del vars(blocks)["kept"]
+    blocks.__class__ = type(blocks).__mro__[2]
 
 
 class Repeats:
@@ -59,19 +70,19 @@ class Repeats:
 
     @contextmanager
     def in_towers(self, classifier: Classifier) -> Iterator[None]:
-        """Shorten, in this context, the towers whose blocks run through `run_block`."""
-        transformers = _transformers(classifier)
-        whole = [transformer.resblocks for transformer in transformers]
+        """Shorten, in this context, the lists of blocks of both towers."""
+        lists = _lists(classifier)
+        whole = [[*blocks] for blocks in lists]
         self._end_period(1)
-        for transformer in transformers:
-            transformer.resblocks = self._shortened([*transformer.resblocks])
+        for blocks in lists:
+            shorten(blocks, self._kept([*blocks]))
         try:
             yield
         finally:
-            for transformer, blocks in zip(transformers, whole, strict=True):
-                transformer.resblocks = blocks
-                for block in blocks:
-                    block.around = None
+            for blocks in lists:
+                lengthen(blocks)
+            for block in chain(*whole):
+                vars(block).pop("around", None)
 
     def complete_gradients(self, optimizer: Optimizer) -> None:
         """Give blocks that did not run the gradients of their equals, before the optimizer's step.
@@ -87,7 +98,7 @@ class Repeats:
                     put_empty_gradient(optimizer, parameter, example)
                     self._log.add([values_of(parameter.grad)], "gradients")
 
-    def _shortened(self, blocks: list[nn.Module]) -> ShortList:
+    def _kept(self, blocks: list[nn.Module]) -> list[nn.Module]:
         kept: list[Any] = []
         for _, run in groupby(blocks, key=_signature):
             equal: list[Any] = [*run]
@@ -100,13 +111,14 @@ class Repeats:
             for place, block in enumerate(equal):
                 block.around = partial(self._around, times if place == 2 else 1)
             kept += equal
-        return ShortList(blocks, kept)
+        return kept
 
-    def _around(self, times: int, run: Callable[[], Tensor]) -> Tensor:
+    def _around(self, times: int, run: Callable[[], Any]) -> Any:
         output = run()
         self._end_period(times)
-        if output.requires_grad:
-            output.register_hook(lambda grad: self._begin_backward(times))
+        first = tree_leaves(output)[0]  # blocks of Hugging Face can return tuples
+        if first.requires_grad:
+            first.register_hook(lambda grad: self._begin_backward(times))
         return output
 
     def _begin_backward(self, times: int) -> None:
@@ -124,12 +136,9 @@ class Repeats:
         self._start, self._times = (len(self._log.changes), self._flops.total), 1
 
 
-def _transformers(classifier: Classifier) -> list[Any]:
+def _lists(classifier: Classifier) -> list[nn.Sequential | nn.ModuleList]:
     model: Any = classifier.backbone.model
-    found = [model.visual.transformer] if is_read_at_class_token(model) else []
-    if all(isinstance(chunk, PackedPrompts) for chunk in classifier.prompts.chunks):
-        found.append(getattr(model, "text", model).transformer)
-    return found
+    return [*block_lists(model.visual), *block_lists(text_blocks(model))]
 
 
 def _signature(block: nn.Module) -> list[Any]:

@@ -36,12 +36,12 @@ def test_repeated_blocks_count_like_blocks_that_run(case, monkeypatch):
 
 def test_a_forecast_runs_four_of_a_towers_equal_blocks(monkeypatch):
     kept: list[int] = []
-    short_list = repeats.ShortList.__init__
+    shorten = repeats.shorten
 
-    def count(self, blocks, kept_blocks):
+    def count(blocks, kept_blocks):
         kept.append(len(kept_blocks))
-        short_list(self, blocks, kept_blocks)
+        shorten(blocks, kept_blocks)
 
-    monkeypatch.setattr(repeats.ShortList, "__init__", count)
+    monkeypatch.setattr(repeats, "shorten", count)
     forecast_of("method=zero_shot")
     assert kept == [4, 4]  # the towers have 6 and 4 blocks
