@@ -194,7 +194,7 @@ def test_contenders_match_their_names() -> None:
     kinds = {type(module) for module in reference.modules()}
     assert nn.MultiheadAttention in kinds
     (chunk,) = reference.prompts.chunks
-    assert chunk.tokens_KL.shape == (47, 16)
+    assert chunk.tokens_UL.shape == (47, 16)
     for contender in (LORA, ADAMW, ENGINE):
         classifier = make_trainer(contender, TINY, CPU).classifier
         assert not any(isinstance(module, nn.MultiheadAttention) for module in classifier.modules())
