@@ -175,7 +175,9 @@ def test_a_process_remembers_the_lists_and_weights_of_its_runs(tmp_path):
     known, contents, base = _known(settings)
     assert known.base(settings) == base
     settings = _settings(*place, "shots=1", "seed=2", "method=adamw")
-    fingerprint = run_fingerprint(resolved(settings), contents, base)
+    fingerprint = run_fingerprint(
+        resolved(settings).with_logit_scale(base.logit_scale), contents, base
+    )
     assert known.find(settings) == (run_dir(settings, fingerprint), fingerprint)
     for other in ("transfer=[dtd]", "template=specific", "protocol=base_to_new"):
         assert known.find(_settings(*place, other)) is None

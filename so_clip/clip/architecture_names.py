@@ -77,10 +77,17 @@ def check_architecture(name: str) -> None:
         )
 
 
-def _of_open_clip() -> list[str]:
+def model_file(name: str) -> Path | None:
+    """Return open_clip's file with the sizes of an architecture; None for other names."""
+    return _of_open_clip().get(name)
+
+
+def _of_open_clip() -> dict[str, Path]:
     # Importing open_clip would import torch, so this looks at the files that list_models() reads.
     spec = find_spec("open_clip")
     folders = spec.submodule_search_locations if spec else None
-    return [
-        file.stem for folder in folders or () for file in Path(folder).glob("model_configs/*.json")
-    ]
+    return {
+        file.stem: file
+        for folder in folders or ()
+        for file in Path(folder).glob("model_configs/*.json")
+    }

@@ -8,6 +8,7 @@ weights, and the tokenizer's files if the tokenizer is not open_clip's own. Need
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from so_clip.clip import hub
 from so_clip.clip.architecture_names import FOLDER, folder_of, is_place, repository_of
 from so_clip.data.plain_files import read_values, shortened
 from so_clip.errors import InputError, reason_of
+from so_clip.system.commands import install
 
 CONFIG_FILE = "open_clip_config.json"
 # The files that open_clip takes from a repository and from a folder, best first.
@@ -31,6 +33,7 @@ _FOLDER_FILES = (
 )
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _SHOWN = 3
+EXTRA = "so-clip[backbones]"
 
 
 def place_config(name: str) -> dict[str, Any]:
@@ -100,8 +103,25 @@ def check_folder(name: str, needs_weights: bool) -> Path | None:
     folder = folder_of(name)
     if folder is None:
         return None
-    place_config(name)
+    check_packages(name, place_config(name))
     return _folder_weights(folder) if needs_weights else None
+
+
+def check_packages(name: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError if the text encoder or its tokenizer needs transformers and it is missing.
+
+    Args:
+        name: of the architecture.
+        config: its sizes, open_clip's model_cfg.
+    """
+    text = config["text_cfg"]
+    needs = {"hf_model_name": "text encoder", "hf_tokenizer_name": "tokenizer"}
+    parts = [part for key, part in needs.items() if text.get(key)]
+    if parts and find_spec("transformers") is None:
+        raise InputError(
+            f"backbone.architecture={name}: its {' and its '.join(parts)} needs the package "
+            f"transformers, and it is not installed: {install(EXTRA)}"
+        )
 
 
 def place_in(path: Path) -> str | None:

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from so_clip.clip.architecture_names import TINY, folder_of, is_place
 from so_clip.clip.hub import check_reachable
-from so_clip.clip.sources import tokenizer_source
+from so_clip.clip.sources import EXTRA, check_packages, tokenizer_source
 from so_clip.clip.whole_prompts import Tokenizer
 from so_clip.errors import InputError
 from so_clip.system.commands import install
 
-_EXTRA = "so-clip[backbones]"
 _PACKAGES = ("sentencepiece", "protobuf")  # that tokenizers without tokenizer.json need
 
 
@@ -72,27 +70,10 @@ def check_text_encoder(name: str, config: Mapping[str, Any]) -> None:
         check_reachable(encoder, "config.json", f"the sizes of the text encoder of {name}")
 
 
-def check_packages(name: str, config: Mapping[str, Any]) -> None:
-    """Raise InputError if the text encoder or its tokenizer needs transformers and it is missing.
-
-    Args:
-        name: of the architecture.
-        config: its sizes, open_clip's model_cfg.
-    """
-    text = config["text_cfg"]
-    needs = {"hf_model_name": "text encoder", "hf_tokenizer_name": "tokenizer"}
-    parts = [part for key, part in needs.items() if text.get(key)]
-    if parts and find_spec("transformers") is None:
-        raise InputError(
-            f"backbone.architecture={name}: its {' and its '.join(parts)} needs the package "
-            f"transformers, and it is not installed: {install(_EXTRA)}"
-        )
-
-
 def _cannot_load(name: str, error: Exception) -> InputError:
     text = " ".join(str(error).split())[:300].rstrip(" .")
     asked = [package for package in _PACKAGES if package in text.lower() and _is_missing(package)]
-    way_out = f" Install {' and '.join(asked)}: {install(_EXTRA)}" if asked else ""
+    way_out = f" Install {' and '.join(asked)}: {install(EXTRA)}" if asked else ""
     if folder_of(name) is not None:
         way_out = f" Put the tokenizer's files into the folder, such as tokenizer.json.{way_out}"
     return InputError(f"the tokenizer of {name} cannot be loaded: {text}.{way_out}")

@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from so_clip.clip.architecture_names import TINY, check_architecture
-from so_clip.clip.sources import check_folder
+from so_clip.clip.architecture_names import TINY, check_architecture, model_file
+from so_clip.clip.sources import check_folder, check_packages
 from so_clip.errors import InputError, reason_of
 from so_clip.system.safe_open import open_plain
 
@@ -42,10 +42,14 @@ def check_backbone(architecture: str, checkpoint: str | None) -> None:
         checkpoint: a file; for "tiny" also a folder from scripts/pretrain_tiny.py.
 
     Raises:
-        InputError: open_clip knows no such architecture, or its folder cannot be used; or the
-            checkpoint is missing, not a plain file, of no known kind, or cut short.
+        InputError: open_clip knows no such architecture, its folder cannot be used, or a package
+            of its tokenizer is not installed; or the checkpoint is missing, not a plain file, of no
+            known kind, or cut short.
     """
     check_architecture(architecture)
+    file = model_file(architecture)
+    if file is not None:
+        check_packages(architecture, json.loads(file.read_bytes()))
     weights = check_folder(architecture, needs_weights=checkpoint is None)
     if weights is not None:
         kind_of_weights(weights)

@@ -1,5 +1,6 @@
 """Bad checkpoints and architectures are refused in a moment, before torch is imported."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,14 @@ def test_arrays_of_big_vision_are_refused_with_the_way_out(tmp_path: Path) -> No
     np.savez(tmp_path / "siglip.npz", **{"params/b": np.zeros(1), "params/t": np.ones(1)})
     with pytest.raises(InputError, match=r"archive of NumPy arrays.*backbone\.pretrained=webli"):
         check_backbone("ViT-B-16-SigLIP", str(tmp_path / "siglip.npz"))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2", "roberta-ViT-B-32"])
+def test_a_missing_package_is_named_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_backbone(name, None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"the package transformers, .*'so-clip\[backbones\]'"):
+        check_backbone(name, None)
+    check_backbone("ViT-B-32", None)

@@ -254,7 +254,7 @@ def test_defaults_are_the_papers():
     assert settings.method.optimizer.options["density_ratio"] == 5e-4
     assert settings.method.optimizer.options["T"] == 10
     assert settings.method.optimizer.options["order"] == "prune_first"
-    assert settings.backbone.logit_scale == 100
+    assert settings.backbone.logit_scale == "auto"
     assert settings.trains
 
 

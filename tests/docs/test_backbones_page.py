@@ -12,7 +12,9 @@ from tests.helpers.doc_pages import inline_code
 
 PAGE = ROOT / "docs" / "backbones.md"
 LINES = [
-    code for code in inline_code(PAGE) if re.match(r"backbone(\.architecture)?=(?!local-dir)", code)
+    code
+    for code in inline_code(PAGE)
+    if re.match(r"backbone(\.architecture)?=(?!local-dir|$)", code)
 ]
 
 
