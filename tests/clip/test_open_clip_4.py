@@ -1,5 +1,9 @@
 """A model as open_clip 4 builds it loads, is read and is trained like one of open_clip 3."""
 
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,7 @@ from so_clip.methods.clip_lora import ClipLoRA, LowRankLinear
 from so_clip.methods.weights import Weights
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
+from tests.helpers.command import call
 from tests.helpers.open_clip_4 import Attention, open_clip_4
 
 PROMPTS = [f"a handwritten digit {name}." for name in ("zero", "one", "two")]
@@ -102,3 +107,18 @@ def test_it_is_trained_by_clip_lora() -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["so", "clip_lora"])
+def test_a_run_has_the_losses_of_open_clip_3(method: str, tmp_path: Path) -> None:
+    arguments = [f"method={method}", "shots=1", "schedule.max_steps=3", "evaluation.workers=0"]
+    losses = []
+    for version in (3, 4):
+        folder = tmp_path / str(version)
+        with open_clip_4() if version == 4 else nullcontext():
+            done = call(*arguments, f"results_dir={folder}")
+        assert done.code == 0, done.err
+        (metrics,) = [json.loads(path.read_text()) for path in folder.glob("*/metrics.json")]
+        losses.append([metrics["steps"], metrics["final_loss"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
