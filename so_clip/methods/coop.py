@@ -17,18 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from so_clip.clip import whole_text
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Classes, Head, exact
+from so_clip.clip.lean_block import forwards
 from so_clip.clip.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.errors import InputError
 from so_clip.methods.adapter import Adapter, FewShots
 from so_clip.methods.coop_prompts import (
     ContextEmbedding,
     context_embedding,
-    refusal,
+    embedding_owner,
+    frozen_embedding,
+    layout_of,
     split_at_names,
     text_tower,
-    trimmed,
     with_context,
 )
 from so_clip.methods.options import above_zero, whole
@@ -80,16 +83,14 @@ class CoOp(Adapter):
         Raises:
             InputError: the text tower or the template is unsuitable, or a prompt becomes too long.
         """
-        text = text_tower(classifier)
-        frozen = getattr(text, "token_embedding", None)
-        if type(frozen) is not nn.Embedding:
-            raise refusal(classifier)
+        frozen = frozen_embedding(classifier)
         prompts = split_at_names(classifier, classifier.tokens_PL)
         draws = torch.Generator().manual_seed(self.seed)
         context_MW = self._first_context(classifier, frozen, prompts, draws)
         with_context(classifier, prompts, len(context_MW))  # raises now, not in `start`
         embedding = ContextEmbedding(frozen, context_MW, self._meta_net(classifier, frozen, draws))
-        text.token_embedding = embedding
+        owner, name = embedding_owner(text_tower(classifier))
+        setattr(owner, name, embedding)
         added = {id(value) for name, value in embedding.named_parameters() if name != "weight"}
         return {name: value for name, value in classifier.named().items() if id(value) in added}
 
@@ -126,12 +127,13 @@ class CoOp(Adapter):
     ) -> Tensor:
         backbone, weight = classifier.backbone, frozen.weight
         if self.words is not None:
-            (prompt,) = trimmed(classifier, backbone.tokenize([self.words]))
-            ids = torch.tensor(prompt[1:-1], device=weight.device)
-            return F.embedding(ids, weight.detach()).clone()
+            (prompt,) = backbone.tokenize([self.words]).tolist()
+            ids = torch.tensor(layout_of(classifier).text_in(prompt), device=weight.device)
+            with torch.no_grad():
+                return frozen(ids).clone()
         length = self.length
         if isinstance(length, str):
-            room = backbone.context_length - 1 - max(len(rest) for _, rest in prompts)
+            room = layout_of(classifier).room - max(len(rest) for _, rest in prompts)
             length = max(1, min(COOP_LENGTH, room))
             if length < COOP_LENGTH:
                 warnings.warn(
@@ -229,10 +231,9 @@ class ConditionalHead(Head):
 
     def _class_embeddings(self, shift_CW: Tensor, trains: bool) -> Tensor:
         (classifier,) = self._classifier
-        text, embedding = text_tower(classifier), context_embedding(classifier)
+        embedding = context_embedding(classifier)
         context_CMW = embedding.context + shift_CW.unsqueeze(1)
-        # The model itself does not change: the backward pass may encode the prompts again.
-        shifted = _ShiftedText(text, partial(embedding, context_MW=context_CMW.flatten(0, 1)))
+        shifted = _ShiftedText(classifier.backbone.model, embedding, context_CMW.flatten(0, 1))
         text_PD = self._prompts(len(shift_CW), trains)(shifted, classifier.backbone.memory)
         text_PD = text_PD.to(torch.promote_types(text_PD.dtype, torch.float32))
         return F.normalize(text_PD, dim=-1).unflatten(0, (len(shift_CW), -1))
@@ -240,7 +241,6 @@ class ConditionalHead(Head):
     def _read_prompts(self) -> None:
         (classifier,) = self._classifier
         self._tokens_KL = classifier.tokens_PL
-        self._class_prompts = [_without_padding(prompt) for prompt in self._tokens_KL.tolist()]
         self._packed: dict[tuple[int, bool], ClassPrompts] = {}  # key: images, and if it trains
 
     def _prompts(self, images: int, trains: bool) -> ClassPrompts:
@@ -250,11 +250,14 @@ class ConditionalHead(Head):
             self._read_prompts()
         if (images, trains) not in self._packed:
             length = len(context_embedding(classifier).context)
-            prompts = [
-                [token - image * length if token < 0 else token for token in prompt]
-                for image in range(images)
-                for prompt in self._class_prompts
-            ]
+            prompts = torch.cat(
+                [
+                    torch.where(
+                        self._tokens_KL < 0, self._tokens_KL - image * length, self._tokens_KL
+                    )
+                    for image in range(images)
+                ]
+            )
             budget_mib = classifier.text_budget_mib if trains else TEXT_BUDGETS_MIB["fast"]
             packed = ClassPrompts(classifier.backbone.model, prompts, budget_mib)
             self._packed[images, trains] = packed.to(classifier.prompts.place_K.device)
@@ -262,19 +265,30 @@ class ConditionalHead(Head):
 
 
 class _ShiftedText:
-    """A text tower with another token embedding, for packed prompts."""
+    """A model whose text tower has another context.
 
-    def __init__(self, text: Any, token_embedding: Any) -> None:
-        self._text, self.token_embedding = text, token_embedding
+    The model itself does not change outside of a call: the backward pass may encode the prompts
+    again, after another batch.
+
+    Args:
+        model: with a ContextEmbedding.
+        embedding: this embedding.
+        context_MW: the vectors of the ids -1 to -M.
+    """
+
+    def __init__(self, model: Any, embedding: ContextEmbedding, context_MW: Tensor) -> None:
+        self._model, self._text = model, whole_text.text_tower(model)
+        self._embedding = embedding
+        self.token_embedding = partial(embedding.forward, context_MW=context_MW)
+
+    def encode_text(self, tokens_PL: Tensor) -> Tensor:
+        """Return the model's own text_PD, with this context."""
+        with forwards({self._embedding: self.token_embedding}):
+            text_PD: Tensor = self._model.encode_text(tokens_PL)
+        return text_PD
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._text, name)
-
-
-def _without_padding(prompt: list[int]) -> list[int]:
-    """Return a prompt up to its end token, the last token that is not 0."""
-    last = max(place for place, token in enumerate(prompt) if token)
-    return prompt[: last + 1]
 
 
 def _linear(inputs: int, outputs: int, draws: torch.Generator) -> nn.Linear:

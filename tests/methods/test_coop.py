@@ -351,9 +351,6 @@ def test_a_bad_reduction_is_refused() -> None:
 
 
 def test_unsuitable_towers_and_templates_are_errors() -> None:
-    plain = small_backbone()  # nn.MultiheadAttention
-    with pytest.raises(InputError, match=r"text encoder of the small model .*vit_b16"):
-        CoOp()(Classifier(plain, plain.tokenize(["a dog"])))
     classifier = small()
     CoOp()(classifier)
     with pytest.raises(InputError, match="or has them already"):
