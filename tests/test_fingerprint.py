@@ -182,6 +182,7 @@ def test_a_process_remembers_the_lists_and_weights_of_its_runs(tmp_path):
     for other in ("transfer=[dtd]", "template=specific", "protocol=base_to_new"):
         assert known.find(_settings(*place, other)) is None
     assert known.find(_settings("dataset=digits")) is None
+    assert known.find(_settings(*place, "backbone.logit_scale=50")) is None
     file = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
     os.utime(file, ns=(0, 0))
     assert known.find(settings) is None
