@@ -213,7 +213,10 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the update [..., O] of x [..., I]."""
-        return F.linear(F.linear(self.dropout(x), self.down) * self.scale, self.up)
+        # torch multiplies transposed rows in another order if the matrix needs a gradient, so a
+        # trained and a loaded model would differ in the last bit.
+        x = self.dropout(x).contiguous()
+        return F.linear(F.linear(x, self.down) * self.scale, self.up)
 
 
 class LowRankLinear(nn.Linear):

@@ -119,11 +119,10 @@ def test_every_other_library_takes_a_model_or_refuses_it_with_the_way_out(family
 @pytest.mark.parametrize("kind", ["siglip", "siglip2"])
 def test_a_tokenizer_of_transformers_comes_with_the_folder(kind, tmp_path):
     backbone = backbone_of(kind)
-    backbone._tokenizer = local_tokenizer(kind, tmp_path, context_length=16)
-    backbone.context_length = 16
+    backbone._tokenizer = local_tokenizer(kind, tmp_path, context_length=40)
     export(backbone, tmp_path / "out")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     assert type(processor).__name__ == "SiglipProcessor"
     texts = ["a photo of a river", "a small drawing of a cat"]
-    found_KL = processor(text=texts, padding="max_length", max_length=16, return_tensors="pt")
+    found_KL = processor(text=texts, padding="max_length", max_length=40, return_tensors="pt")
     assert torch.equal(found_KL["input_ids"], backbone.tokenize(texts))

@@ -247,3 +247,15 @@ def test_lora_factors_can_be_trained_sparsely(tmp_path: Path) -> None:
     arguments = ["method=clip_lora", "optimizer=so", "optimizer.density_ratio=0.1", "shots=1"]
     done = call(*arguments, "schedule.max_steps=2", f"results_dir={tmp_path}")
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 64), (4, 49, 96), (2, 16, 128), (8, 49, 64)])
+def test_an_update_of_transposed_rows_rounds_alike_before_and_after_it_is_frozen(shape):
+    images, rows, width = shape
+    draw = torch.Generator().manual_seed(0)
+    x_BLI = torch.randn(images, width, rows, generator=draw).transpose(1, 2)
+    factors = torch.randn(2, width, generator=draw), torch.randn(width, 2, generator=draw)
+    update = LowRank(*factors, scale=0.5, dropout=0.0).eval()
+    with torch.inference_mode():
+        trained_BLO = update(x_BLI)
+        assert torch.equal(update.requires_grad_(False)(x_BLI), trained_BLO)
