@@ -67,7 +67,5 @@ def _first_step(trainer: Trainer) -> None:
     if isinstance(trainer.optimizer, ReferenceSO):
         trainer.optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
         return
-    for parameter in trainer.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    # With a forward pass: a layer that is not called before a step is sampled no more.
+    trainer.step()
