@@ -13,6 +13,7 @@ from so_clip.clip.architecture_names import check_architecture, file_name, witho
 from so_clip.clip.backbone import load_backbone
 from so_clip.clip.sources import content_sha256, place_config, place_weights
 from so_clip.clip.weights_file import check_backbone
+from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 from tests.helpers.places import PIXELS, WORDS, write_place, write_tokenizer
 from tests.helpers.small_models import CONFIG, small_clip
@@ -36,6 +37,7 @@ def test_a_folder_gives_what_open_clip_reads_from_it(place: Path) -> None:
     images_BCHW = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     tokens_KL = open_clip.get_tokenizer(name)(PROMPTS)
     assert torch.equal(ours.tokenize(PROMPTS), tokens_KL)
+    assert ours.pixels == TestPixels(32, "squash", "bilinear")
     mean, std = (torch.tensor(PIXELS[key]).view(-1, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
         expected = theirs.encode_image((images_BCHW / 255 - mean) / std, normalize=True)

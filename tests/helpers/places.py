@@ -9,7 +9,12 @@ from safetensors.torch import save_file
 
 from tests.helpers.small_models import CONFIG, small_clip
 
-PIXELS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
+PIXELS = {
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.25, 0.3],
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
 WORDS = ["<pad>", "<unk>", "</s>", *["a", "photo", "of", ".", "cat", "dog", "dirt", "road"]]
 
 
