@@ -14,6 +14,7 @@ from tests.helpers.command import python
 ROOMS = (
     "__main__",
     "cli",
+    "backbones",
     "forecast",
     "rescore",
     "report",

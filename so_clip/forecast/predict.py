@@ -111,13 +111,22 @@ def _for_device(settings: Settings) -> Settings:
     return settings.model_copy(update={"placement": placement})
 
 
-def fake_model(settings: Settings, card: DatasetCard, mode: FakeTensorMode) -> Model:
+def fake_model(
+    settings: Settings, card: DatasetCard, mode: FakeTensorMode, backbone: Backbone | None = None
+) -> Model:
     """Build the run's model without values.
 
     Prompts keep their values at first, because their shared tokens decide how they are packed.
+
+    Args:
+        settings: of the run.
+        card: of its dataset.
+        mode: of the fake tensors.
+        backbone: on fake tensors of this mode; None: that of the settings is built.
     """
-    with mode:
-        backbone = load(settings.backbone, settings.data.seed, weightless=True)
+    if backbone is None:
+        with mode:
+            backbone = load(settings.backbone, settings.data.seed, weightless=True)
     prompts = class_prompts(settings.data.template, card.class_names, card)
     model = assemble_model(settings, backbone, prompts)
     _forget_values(model.classifier, mode)

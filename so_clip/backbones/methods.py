@@ -1,0 +1,116 @@
+"""Which methods apply to a backbone: each one's own code runs on a model without weights."""
+
+import json
+import warnings
+from collections.abc import Iterable
+from functools import cache, partial
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from so_clip.backbones.without_weights import copy_without_weights
+from so_clip.build import build_optimizer
+from so_clip.clip.backbone import Backbone
+from so_clip.config.compose import choices, compose
+from so_clip.config.early_checks import check_packages
+from so_clip.config.parse import from_config
+from so_clip.config.settings import Settings
+from so_clip.data.cards.card import DatasetCard, load_card
+from so_clip.errors import InputError, reason_of
+from so_clip.forecast.predict import fake_model
+from so_clip.methods.model import Model
+from so_clip.train import train_step
+
+# Its card is part of the program, and all options of a method have values for it.
+_DATASET = "digits"
+_IMAGES = 2  # of the step
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods in conf/."""
+    return [file.stem for file in choices("method")]
+
+
+@cache
+def settings_of(method: str) -> Settings:
+    """Return the settings of a run of one image per class with a method."""
+    overrides = [f"method={method}", f"dataset={_DATASET}", "shots=1", "device=cpu"]
+    return from_config(compose([*overrides, "precision=fp32"]))
+
+
+def refusals(
+    backbone: Backbone,
+    mode: FakeTensorMode,
+    methods: Iterable[str] | None = None,
+    step: bool = False,
+) -> dict[str, str]:
+    """Return why methods do not apply to a backbone, by their names. The others apply.
+
+    Args:
+        backbone: without weights; see `backbone_without_weights`. It does not change.
+        mode: of its fake tensors.
+        methods: names of methods; None: all.
+        step: take a training step, too.
+    """
+    card = load_card(_DATASET)
+    by_choice: dict[str, str | None] = {}
+    found = {}
+    for name in method_names() if methods is None else methods:
+        settings = settings_of(name)
+        method = settings.method
+        parts = [
+            part and (part.target, part.record()) for part in (method.adapter, method.optimizer)
+        ]
+        choice = json.dumps(parts, sort_keys=True)
+        if choice not in by_choice:
+            by_choice[choice] = _refusal(settings, card, backbone, mode, step)
+        reason = by_choice[choice]
+        if reason is not None:
+            found[name] = reason
+    return found
+
+
+def _refusal(
+    settings: Settings, card: DatasetCard, backbone: Backbone, mode: FakeTensorMode, step: bool
+) -> str | None:
+    """Return why a run with these settings would be refused; None if it would train."""
+    try:
+        check_packages(settings.method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as CoOp's on a short context
+            with mode:
+                copied = copy_without_weights(backbone)
+            model = fake_model(settings, card, mode, copied)
+            if settings.trains:
+                with mode:
+                    _optimize(settings, model, step)
+    except InputError as error:
+        return str(error)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return None  # the step chooses entries by their values
+    except Exception as error:
+        return f"fails: {type(error).__name__}: {reason_of(error)}"
+    finally:
+        backbone.requires_grad_(False)  # the copy shares its tensors
+    return None
+
+
+def _optimize(settings: Settings, model: Model, step: bool) -> None:
+    assert model.adapter is not None
+    optimizer = build_optimizer(settings.method.optimizer, model)
+    if not step:
+        return
+    classifier = model.classifier
+    side = classifier.backbone.image_size
+    train_step(
+        classifier,
+        torch.zeros(_IMAGES, 3, side, side, dtype=torch.uint8),
+        torch.zeros(_IMAGES, dtype=torch.int64),
+        optimizer=optimizer,
+        precision=model.precision,
+        penalty=partial(model.adapter.penalty, classifier),
+    )
