@@ -225,12 +225,14 @@ class SampledGradients:
 
         timm's EVA multiplies by the weight of a layer that it never calls.
         """
-        if self._uses_checked:
+        layers = [*self._layers.values()]
+        called = [layer for layer in layers if layer.sampling and layer.sampling.is_used]
+        if self._uses_checked or not called:  # a step without a forward pass shows nothing
             return
         self._uses_checked = True
-        for layer in [*self._layers.values()]:
+        for layer in layers:
             grad = layer.weight.grad
-            if grad is not None and not isinstance(grad, SampledGradient):
+            if layer not in called and grad is not None:
                 self._whole[id(layer.weight)] = _NOT_CALLED
                 self._release(layer)
 

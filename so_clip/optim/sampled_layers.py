@@ -37,9 +37,11 @@ class Sampling:
         self.support_M: Tensor = handle.support(weight)
         self.method, _ = fastest(len(self.support_M), tuple(weight.shape), weight.device)
         self.leaf_M = self._new_leaf()
+        self.is_used = False  # by a forward pass
 
     def leaf(self) -> Tensor:
         """Return the leaf; a new one after `module.to(...)`, as it has the values' dtype."""
+        self.is_used = True
         ddp = DistributedDataParallel._active_ddp_module
         if ddp is not None and not torch.compiler.is_compiling():
             self.handle.check_ddp(ddp)

@@ -202,6 +202,12 @@ def test_a_layer_that_is_never_called_keeps_its_gradient_and_is_named():
         for item in (dense, model)
     )
     handle = sampled_gradients(model, optimizer)
+    for item, its in ((dense, plain), (model, optimizer)):
+        for parameter in item.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # a step without a forward pass
+        its.step()
+        its.zero_grad()
+    assert [*handle.methods] == ["called.weight", "used.weight"]
     for step in range(3):
         for item, its in ((dense, plain), (model, optimizer)):
             item(inputs(5, 40, seed=step, dtype=torch.float32)).square().mean().backward()
