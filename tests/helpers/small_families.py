@@ -296,7 +296,7 @@ def small_images(backbone: Backbone, count: int, seed: int = 0) -> Tensor:
 @cache
 def _model(family: str) -> nn.Module:
     model = _build(FAMILIES[family])
-    _randomize(model, seed=crc32(family.encode()))
+    randomize(model, seed=crc32(family.encode()))
     return model.eval().requires_grad_(False)
 
 
@@ -341,7 +341,8 @@ def _build(family: Family) -> nn.Module:
 
 
 @torch.no_grad()
-def _randomize(model: nn.Module, seed: int) -> None:
+def randomize(model: nn.Module, seed: int) -> None:
+    """Draw weights with which each output depends on each of them."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not value.is_floating_point() or name.startswith(("logit_", "attn_mask", "text.attn_")):
