@@ -137,7 +137,9 @@ def batches_of(
     side = model.classifier.backbone.image_size
     images, labels = images_of(0, max(40, side))
     generator = torch.Generator().manual_seed(settings.data.seed)
-    return kind(images, labels, size, side, generator, CPU, scale=(0.8, 1.0), flip=False)
+    return kind(
+        images, labels, size, side, generator, CPU, scale=settings.augment.scale, flip=False
+    )
 
 
 def logits_of(model: Model) -> Tensor:
