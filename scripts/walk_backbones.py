@@ -1,6 +1,6 @@
 """Check every architecture that open_clip builds without a network: role map, blocks, one SO step.
 
-python scripts/walk_backbones.py                  # all of them, on fake tensors, in a quarter of an hour
+python scripts/walk_backbones.py                  # all of them, on fake tensors
 python scripts/walk_backbones.py RN50 EVA02-B-16  # these
 python scripts/walk_backbones.py --real RN50      # with random weights: logits against open_clip's
 
