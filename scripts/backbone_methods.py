@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from so_clip.backbones.methods import method_names, refusals
 from so_clip.backbones.without_weights import backbone_without_weights
-from so_clip.clip.architecture import architecture_config
+from so_clip.clip.loading.architecture import architecture_config
 from so_clip.system.atomic import write_text
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,11 +23,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from so_clip.clip.activation import lean_quick_gelu
-from so_clip.clip.architecture import architecture_config, build_model
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.activation import lean_quick_gelu
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.loading.architecture import architecture_config, build_model
 from so_clip.clip.roles import GROUPS, TOWERS, Part, named_blocks
 from so_clip.errors import InputError
 from so_clip.methods.weights import Weights

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from so_clip.clip.architecture_names import file_name, is_place, repository_of
-from so_clip.clip.sources import cached_weights, content_sha256
+from so_clip.clip.loading.architecture_names import file_name, is_place, repository_of
+from so_clip.clip.loading.sources import cached_weights, content_sha256
 from so_clip.config.settings import (
     AUTO,
     NO_DIFFERENCE,

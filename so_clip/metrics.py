@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from so_clip.clip.architecture_names import without_path
-from so_clip.clip.memory_record import memory_record
+from so_clip.clip.engine.memory_record import memory_record
+from so_clip.clip.loading.architecture_names import without_path
 from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import Settings
 from so_clip.data.base_to_new import BASE_TO_NEW

@@ -8,8 +8,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from so_clip.build import assemble_model, build_optimizer, class_prompts, make_adapter
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import explicit_attention
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.config.settings import Component

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from so_clip.clip.architecture import build_model
+from so_clip.clip.loading.architecture import build_model
 from tests.helpers.command import Outcome, call
 from tests.helpers.local_tokenizers import local_tokenizer
 from tests.helpers.made_datasets import ANIMALS, write_eurosat

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from so_clip.clip.blocks import Memory
+from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.data.choice import MAX_SEED
 from so_clip.data.transforms import Interpolation, ResizeMode

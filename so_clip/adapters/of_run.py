@@ -12,7 +12,7 @@ from so_clip.adapters.change import Change
 from so_clip.adapters.file import SavedAdapter, saved_adapter
 from so_clip.adapters.file import save as save_adapter
 from so_clip.checks import AutoFlag
-from so_clip.clip.architecture_names import is_place, without_path
+from so_clip.clip.loading.architecture_names import is_place, without_path
 from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import AUTO, Settings
 from so_clip.data.run_data import Data

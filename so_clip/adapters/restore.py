@@ -12,12 +12,12 @@ from so_clip.adapters.about import About, with_hash
 from so_clip.adapters.apply import put_in
 from so_clip.adapters.file import SavedAdapter, check_saved, load
 from so_clip.checks import path as checked_path
-from so_clip.clip.architecture_names import FOLDER
 from so_clip.clip.backbone import Backbone, load_backbone
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.loading.architecture_names import FOLDER
+from so_clip.clip.loading.sources import CONFIG_FILE, place_in
 from so_clip.clip.pixels import preprocessing_from, preprocessing_of
-from so_clip.clip.sources import CONFIG_FILE, place_in
 from so_clip.config.recorded import recorded_options
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.errors import InputError

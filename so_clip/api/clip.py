@@ -9,12 +9,12 @@ from typing import Any
 from so_clip.api.images import listed
 from so_clip.api.options import python_words, settings_of
 from so_clip.build import load as load_choice
-from so_clip.clip.architecture_names import check_architecture, is_place
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.loading.architecture_names import check_architecture, is_place
+from so_clip.clip.loading.weights_file import check_backbone
 from so_clip.clip.prompts import templated
-from so_clip.clip.weights_file import check_backbone
 from so_clip.config.compose import choices
 from so_clip.config.resolve import resolved
 from so_clip.config.settings import BackboneChoice

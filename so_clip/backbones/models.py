@@ -21,8 +21,8 @@ from so_clip.backbones.without_weights import (
     bare_model,
     without_numbers,
 )
-from so_clip.clip.architecture import architecture_config
 from so_clip.clip.backbone import square_size
+from so_clip.clip.loading.architecture import architecture_config
 from so_clip.clip.roles import TOWERS, Tower, named_blocks, tower_of
 from so_clip.config.compose import choices
 from so_clip.errors import InputError

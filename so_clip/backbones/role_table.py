@@ -20,7 +20,8 @@ from so_clip.backbones.models import (
     tower_size,
 )
 from so_clip.backbones.without_weights import backbone_without_weights
-from so_clip.clip.architecture_names import TINY, is_place
+from so_clip.clip.loading.architecture_names import TINY, is_place
+from so_clip.clip.loading.sources import place_pixels
 from so_clip.clip.pixels import (
     Preprocessing,
     named_preprocessing,
@@ -28,7 +29,6 @@ from so_clip.clip.pixels import (
     published_preprocessing,
 )
 from so_clip.clip.roles import ROLES, TOWERS, Part, named_blocks
-from so_clip.clip.sources import place_pixels
 
 _EMBEDDED, _ITS_OWN = "embedded", "its own"
 

@@ -10,10 +10,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from so_clip.clip.activation import lean_quick_gelu
-from so_clip.clip.architecture import build_model
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.engine.activation import lean_quick_gelu
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.loading.architecture import build_model
 from so_clip.clip.pixels import CLIP_MEAN, CLIP_STD
 from so_clip.clip.roles import TOWERS, named_blocks
 from so_clip.clip.whole_prompts import Tokenizer

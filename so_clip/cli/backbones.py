@@ -63,7 +63,7 @@ def main(
 
 
 def _show_one(name: str, as_json: bool) -> None:
-    from so_clip.clip.architecture_names import check_architecture
+    from so_clip.clip.loading.architecture_names import check_architecture
     from so_clip.config.compose import choices
 
     groups = [file.stem for file in choices("backbone")]

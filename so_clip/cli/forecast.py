@@ -33,7 +33,7 @@ def main(
     as_json: AsJson = False,
 ) -> None:
     """Print the forecast; see HELP."""
-    from so_clip.clip.architecture_names import check_architecture
+    from so_clip.clip.loading.architecture_names import check_architecture
     from so_clip.config.compose import compose
     from so_clip.config.early_checks import check_packages
     from so_clip.config.parse import from_config

@@ -14,24 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.activation import lean_quick_gelu
-from so_clip.clip.architecture import (
+from so_clip.clip.engine.activation import lean_quick_gelu
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.engine.blocks import Memory
+from so_clip.clip.engine.half_weights import halve_frozen, unit_half
+from so_clip.clip.engine.image_tower import encode_image, in_pieces, most_values
+from so_clip.clip.engine.packed_text import ClassPrompts
+from so_clip.clip.loading.architecture import (
     architecture_config,
     build_model,
 )
-from so_clip.clip.architecture_names import TINY, is_place
-from so_clip.clip.attention import explicit_attention
-from so_clip.clip.blocks import Memory
-from so_clip.clip.checkpoint import load_weights, read_weights
-from so_clip.clip.embedded import embedded_weights
-from so_clip.clip.half_weights import halve_frozen, unit_half
-from so_clip.clip.hub import fetch_pretrained, pretrained_config
-from so_clip.clip.image_tower import encode_image, in_pieces, most_values
+from so_clip.clip.loading.architecture_names import TINY, is_place
+from so_clip.clip.loading.checkpoint import load_weights, read_weights
+from so_clip.clip.loading.embedded import embedded_weights
+from so_clip.clip.loading.hub import fetch_pretrained, pretrained_config
+from so_clip.clip.loading.sources import place_pixels, place_weights
 from so_clip.clip.logit_scale import AUTO, CLIP_SCALE, bias_of, scale_of
-from so_clip.clip.packed_text import ClassPrompts
 from so_clip.clip.pixels import chosen_preprocessing
 from so_clip.clip.roles import Part, Tower, named_blocks, role_map
-from so_clip.clip.sources import place_pixels, place_weights
 from so_clip.clip.tokenizers import build_tokenizer, check_text_encoder
 from so_clip.clip.whole_prompts import Tokenizer, decoded, tokenize_whole
 from so_clip.data.transforms import TestPixels
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         description: architecture and origin of the weights, for records.
         architecture: settings that the weights do not show, such as heads and activation.
         memory: fast | balanced | small, what is kept for the backward pass; see
-            `so_clip.clip.blocks`.
+            `so_clip.clip.engine.blocks`.
         pixels: from a test image to what `encode_image` takes. Default: CLIP's test transform.
 
     Attributes:
@@ -152,8 +152,8 @@ class Backbone(nn.Module):
     def use_half_weights(self) -> None:
         """Turn frozen weights into float16, and compute embeddings in it from now on.
 
-        Call it after an adapter has opened its parameters. See `so_clip.clip.half_weights`, also
-        for the errors.
+        Call it after an adapter has opened its parameters. See
+        `so_clip.clip.engine.half_weights`, also for the errors.
         """
         halve_frozen(self.model)
         self.half_weights = True
@@ -256,10 +256,10 @@ def load_backbone(
         logit_scale: the factor from cosines to logits; "auto" is that of the weights, and CLIP's
             100 for random weights and for files without one.
         seed: of random weights; the global random state does not change.
-        explicit: make attention's projections nn.Linear modules, see `so_clip.clip.attention`, and
-            compute QuickGELU in less memory. Parameters named attn.in_proj_weight and
-            attn.in_proj_bias become attn.in_proj.weight and attn.in_proj.bias; outputs and state
-            dicts stay the same. False runs both towers as open_clip builds them.
+        explicit: make attention's projections nn.Linear modules, see
+            `so_clip.clip.engine.attention`, and compute QuickGELU in less memory. Parameters
+            named attn.in_proj_weight and attn.in_proj_bias become attn.in_proj.weight and
+            attn.in_proj.bias; outputs and state dicts stay the same. False runs both towers as open_clip builds them.
         memory: see Backbone.
         weightless: keep random weights, and read or download none, for a model of the same sizes
             and operations. Works on fake tensors.

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.engine.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.clip.heads import Classes, CosineHead, Head, exact
-from so_clip.clip.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.clip.roles import tower_of
 
 

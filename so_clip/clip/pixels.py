@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from so_clip.clip.architecture import tiny_card
-from so_clip.clip.architecture_names import TINY
-from so_clip.clip.hub import pretrained_config
+from so_clip.clip.loading.architecture import tiny_card
+from so_clip.clip.loading.architecture_names import TINY
+from so_clip.clip.loading.hub import pretrained_config
 from so_clip.data.transforms import Interpolation, ResizeMode, TestPixels
 from so_clip.errors import InputError, note
 from so_clip.system.commands import override

@@ -5,9 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from so_clip.clip.architecture_names import TINY, folder_of, is_place
-from so_clip.clip.hub import check_reachable
-from so_clip.clip.sources import EXTRA, check_packages, tokenizer_source
+from so_clip.clip.loading.architecture_names import TINY, folder_of, is_place
+from so_clip.clip.loading.hub import check_reachable
+from so_clip.clip.loading.sources import EXTRA, check_packages, tokenizer_source
 from so_clip.clip.whole_prompts import Tokenizer
 from so_clip.errors import InputError
 from so_clip.system.commands import install

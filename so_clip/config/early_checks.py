@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from so_clip.checks import flag, number, one_of, whole
-from so_clip.clip.weights_file import check_backbone
+from so_clip.clip.loading.weights_file import check_backbone
 from so_clip.config.settings import MethodChoice, Settings
 from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError

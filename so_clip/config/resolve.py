@@ -2,8 +2,8 @@
 
 from typing import cast
 
-from so_clip.clip.blocks import Memory
-from so_clip.clip.packed_text import default_text_budget_mib
+from so_clip.clip.engine.blocks import Memory
+from so_clip.clip.engine.packed_text import default_text_budget_mib
 from so_clip.config.settings import Settings
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import pick_precision

@@ -23,7 +23,7 @@ from so_clip.checks import (
     option_key,
     optional_path,
 )
-from so_clip.clip.architecture_names import absolute, is_place
+from so_clip.clip.loading.architecture_names import absolute, is_place
 from so_clip.data.choice import DataChoice
 from so_clip.errors import InputError
 from so_clip.results.logits_file import logits_file

@@ -1,6 +1,6 @@
 """The names of base models on the Hugging Face hub."""
 
-from so_clip.clip.hub import pretrained_config
+from so_clip.clip.loading.hub import pretrained_config
 from so_clip.errors import InputError
 
 # OpenAI's weights in transformers' layout. open_clip's tag `openai` names other repositories.

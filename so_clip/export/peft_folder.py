@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.layouts import hugging_face_name
+from so_clip.clip.loading.layouts import hugging_face_name
 from so_clip.errors import InputError
 from so_clip.export.sizes import PEFT
 from so_clip.methods.peft_adapter import Peft

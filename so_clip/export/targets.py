@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from so_clip.clip import siglip_layout
-from so_clip.clip.architecture_names import TINY
 from so_clip.clip.backbone import Backbone
-from so_clip.clip.layouts import to_hugging_face
+from so_clip.clip.loading import siglip_layout
+from so_clip.clip.loading.architecture_names import TINY
+from so_clip.clip.loading.layouts import to_hugging_face
 from so_clip.clip.pixels import Preprocessing, preprocessing_of
 from so_clip.errors import InputError
 from so_clip.export import siglip, snippets

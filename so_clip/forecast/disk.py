@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from so_clip.adapters.of_run import most_bytes
-from so_clip.clip.architecture_names import is_place
 from so_clip.clip.backbone import EMBEDDED
-from so_clip.clip.hub import cached_pretrained
-from so_clip.clip.sources import cached_weights
+from so_clip.clip.loading.architecture_names import is_place
+from so_clip.clip.loading.hub import cached_pretrained
+from so_clip.clip.loading.sources import cached_weights
 from so_clip.config.settings import BackboneChoice, Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.fewshot import MAX_VAL_SHOTS

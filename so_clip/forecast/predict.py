@@ -22,9 +22,9 @@ from torch._subclasses.fake_tensor import (
 )
 
 from so_clip.build import assemble_model, build_optimizer, check_classes, class_prompts, load
-from so_clip.clip.architecture_names import without_path
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.loading.architecture_names import without_path
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.tower_blocks import block_lists, text_blocks
+from so_clip.clip.engine.tower_blocks import block_lists, text_blocks
 from so_clip.forecast.flops import FlopCounter
 from so_clip.optim.gradients import put_empty_gradient
 from so_clip.optim.sampled_gradient import values_of

@@ -67,7 +67,7 @@ class Adapter:
         plain: True if the adapted model is CLIP's weights and nothing else after `merge`. False if
             learned prompts or a head belong to it.
         half_weights: True if the adapter works with frozen weights and embeddings in float16; see
-            so_clip.clip.half_weights.
+            so_clip.clip.engine.half_weights.
         draws: the generator of dropout; None without dropout.
     """
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.attention import saved_place
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import saved_place
 from so_clip.clip.roles import TOWERS, Part, Tower
 from so_clip.errors import InputError
 from so_clip.methods import options

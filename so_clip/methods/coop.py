@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip import whole_text
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine import whole_text
+from so_clip.clip.engine.lean_block import forwards
+from so_clip.clip.engine.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.clip.heads import Classes, Head, exact
-from so_clip.clip.lean_block import forwards
-from so_clip.clip.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.errors import InputError
 from so_clip.methods.adapter import Adapter, FewShots
 from so_clip.methods.coop_prompts import (

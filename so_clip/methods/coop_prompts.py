@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip import whole_text
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine import whole_text
 from so_clip.clip.prompt_layout import PromptLayout, prompt_layout
 from so_clip.errors import InputError
 

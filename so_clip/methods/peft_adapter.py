@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from so_clip.clip.attention import split_projections
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import split_projections
 from so_clip.clip.roles import TOWERS, named_roles, tower_of
 from so_clip.errors import InputError
 from so_clip.methods import options as checks

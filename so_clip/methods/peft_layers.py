@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.attention import saved_place
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import saved_place
 from so_clip.clip.heads import exact
 from so_clip.methods.adapter import LowRankUpdate
 from so_clip.methods.random_draws import Dropout

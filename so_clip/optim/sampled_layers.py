@@ -109,7 +109,7 @@ class SampledLinear(nn.Linear):
 
         An input with the attribute `saved_anyway` set to True is saved for the backward pass by
         another operation, or recomputed there. Saving the input itself is then free, so no copy of
-        its columns is made. so_clip.clip.recompute sets the attribute; any module may.
+        its columns is made. so_clip.clip.engine.recompute sets the attribute; any module may.
         """
         sampling = self.sampling
         if sampling is None or not _is_sampled(sampling, self.weight):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from so_clip.clip.architecture_names import is_place
+from so_clip.clip.loading.architecture_names import is_place
 from so_clip.config.settings import NO_DIFFERENCE
 from so_clip.rescore.kept_runs import KeptRun
 from so_clip.results.logit_scores import probabilities, row_groups

@@ -11,8 +11,8 @@ from so_clip.adapters.file import SavedAdapter
 from so_clip.adapters.finished import finish_model, open_changed
 from so_clip.adapters.restore import load_base
 from so_clip.build import assemble_model, build_evaluator
-from so_clip.clip.architecture_names import file_name
-from so_clip.clip.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.loading.architecture_names import file_name
 from so_clip.clip.pixels import named_preprocessing, preprocessing_from, unusual_pixels
 from so_clip.config.resolve import resolved
 from so_clip.data.run_data import TEST, Data, TestSet

@@ -7,7 +7,7 @@ from typing import Any
 
 from so_clip.adapters.file import SavedAdapter
 from so_clip.checks import optional_path
-from so_clip.clip.architecture_names import FOLDER
+from so_clip.clip.loading.architecture_names import FOLDER
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.config.recorded import options_of_record, recorded_options

@@ -1,6 +1,6 @@
 """The number format of matrix products: float32, bf16 or fp16.
 
-fp16_authors is fp16 with frozen weights in float16 too; see so_clip.clip.half_weights.
+fp16_authors is fp16 with frozen weights in float16 too; see so_clip.clip.engine.half_weights.
 """
 
 import torch

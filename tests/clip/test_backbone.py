@@ -14,16 +14,16 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torch import Tensor
 
-from so_clip.clip.architecture import build_model
 from so_clip.clip.backbone import Backbone, load_backbone
-from so_clip.clip.blocks import MEMORY_MODES
-from so_clip.clip.checkpoint import load_weights
-from so_clip.clip.hub import fetch_pretrained
-from so_clip.clip.packed_text import ClassPrompts
+from so_clip.clip.engine.blocks import MEMORY_MODES
+from so_clip.clip.engine.packed_text import ClassPrompts
+from so_clip.clip.loading.architecture import build_model
+from so_clip.clip.loading.checkpoint import load_weights
+from so_clip.clip.loading.hub import fetch_pretrained
 from so_clip.config.compose import choices
 from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
-from tests.clip.test_architecture import activations
+from tests.clip.loading.test_architecture import activations
 from tests.helpers.kept_tensors import kept_bytes
 from tests.helpers.small_models import (
     CONFIG,
@@ -305,9 +305,9 @@ def test_the_configured_backbones_exist(name: str) -> None:
     import yaml
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from so_clip.clip.architecture import architecture_config
     from so_clip.clip.backbone import square_size
-    from so_clip.clip.hub import pretrained_config
+    from so_clip.clip.loading.architecture import architecture_config
+    from so_clip.clip.loading.hub import pretrained_config
     from so_clip.system.paths import CONF_DIR
 
     values = yaml.safe_load((CONF_DIR / "backbone" / f"{name}.yaml").read_text())

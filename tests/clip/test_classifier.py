@@ -5,11 +5,11 @@ from collections import Counter
 import pytest
 import torch
 
-from so_clip.clip.attention import explicit_attention
-from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.engine.blocks import MEMORY_MODES, Memory
+from so_clip.clip.engine.packed_text import TEXT_BUDGETS_MIB
 from so_clip.clip.heads import CosineHead
-from so_clip.clip.packed_text import TEXT_BUDGETS_MIB
 from so_clip.clip.roles import tower_of
 from so_clip.methods.weights import Weights
 from tests.helpers.small_models import small_backbone

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.clip.backbone import Backbone
-from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.packed_text import ClassPrompts
+from so_clip.clip.engine.blocks import MEMORY_MODES, Memory
+from so_clip.clip.engine.packed_text import ClassPrompts
+from so_clip.clip.engine.whole_text import WholePrompts
 from so_clip.clip.roles import GROUPS, TOWERS
-from so_clip.clip.whole_text import WholePrompts
 from tests.helpers.small_families import (
     FAMILIES,
     family_cases,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.heads import CosineHead, Head
 from so_clip.methods.adapter import Adapter
 from tests.helpers.small_models import small_backbone

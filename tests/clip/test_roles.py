@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from so_clip.clip.architecture import architecture_config, build_model
-from so_clip.clip.attention import explicit_attention
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.loading.architecture import architecture_config, build_model
 from so_clip.clip.roles import GROUPS, TOWERS, Part, named_blocks, role_map
 from tests.helpers.small_models import small_backbone
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from so_clip.clip.architecture import tiny_card
+from so_clip.clip.loading.architecture import tiny_card
 from so_clip.data.cards.card import load_card
 from so_clip.data.lists.split_file import read_split_file
 from so_clip.data.plain_files import read_values

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from so_clip.clip.architecture_names import check_architecture
+from so_clip.clip.loading.architecture_names import check_architecture
 from so_clip.config.compose import choices, compose
 from so_clip.config.parse import from_config
 from tests.helpers.command import ROOT

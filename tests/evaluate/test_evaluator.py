@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import explicit_attention
 from so_clip.data.batches import TestStream
 from so_clip.data.examples import Example
 from so_clip.data.transforms import TestPixels

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from so_clip.clip.backbone import load_backbone
-from so_clip.clip.checkpoint import read_weights
+from so_clip.clip.loading.checkpoint import read_weights
 from so_clip.errors import InputError
 from so_clip.export.sizes import check_fits
 from so_clip.export.targets import Plain, open_clip_content, plain_state

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from so_clip.clip.layouts import from_hugging_face, to_hugging_face
+from so_clip.clip.loading.layouts import from_hugging_face, to_hugging_face
 from so_clip.errors import InputError
 from so_clip.export.sizes import check_fits
 from so_clip.export.targets import Plain, clip_model, plain_state

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from so_clip.clip import siglip_layout
 from so_clip.clip.backbone import Backbone
-from so_clip.clip.checkpoint import load_weights
+from so_clip.clip.loading import siglip_layout
+from so_clip.clip.loading.checkpoint import load_weights
 from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 from so_clip.export.sizes import check_fits

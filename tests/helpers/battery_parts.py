@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from so_clip.build import assemble_model
-from so_clip.clip.attention import explicit_attention
+from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.prompts import templated
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config

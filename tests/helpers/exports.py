@@ -18,8 +18,8 @@ from so_clip.adapters.about import About, Base, LowRank
 from so_clip.adapters.change import change_between
 from so_clip.adapters.file import saved_adapter
 from so_clip.build import assemble_model
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import Backbone, sha256_of_weights
+from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.prompts import templated
 from so_clip.export.write import Export, make_export, write_export
 from so_clip.results.progress import Progress

@@ -65,7 +65,7 @@ def main(cache: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": cache}
-        from so_clip.clip import hub
+        from so_clip.clip.loading import hub
 
         def fetch() -> Path:
             return hub.fetch_pretrained("ViT-B-32-quickgelu", "openai")

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.architecture import build_model
-from so_clip.clip.attention import explicit_attention
-from so_clip.clip.packed_text import ClassPrompts
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.engine.packed_text import ClassPrompts
+from so_clip.clip.loading.architecture import build_model
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.cards.card import load_card
 from tests.helpers.small_models import CONFIG

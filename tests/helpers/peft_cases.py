@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.packed_text import PackedPrompts
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.engine.packed_text import PackedPrompts
 from so_clip.methods.adalora import AdaLoRA
 from so_clip.methods.peft_adapter import Peft
 from tests.helpers.small_models import small_backbone, weightless_backbone

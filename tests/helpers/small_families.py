@@ -22,10 +22,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from timm.models.vitamin import VitCfg, VitConvCfg
 from torch import Tensor, nn
 
-from so_clip.clip.activation import lean_quick_gelu
-from so_clip.clip.architecture import architecture_config, build_model
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.engine.activation import lean_quick_gelu
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.loading.architecture import architecture_config, build_model
 from tests.helpers.small_models import MEAN, STD
 
 WORDS = 300

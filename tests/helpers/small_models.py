@@ -7,9 +7,9 @@ import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
-from so_clip.clip.architecture import architecture_config, build_model
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.loading.architecture import architecture_config, build_model
 from so_clip.clip.tokenizers import build_tokenizer
 
 CONFIG: dict[str, Any] = {

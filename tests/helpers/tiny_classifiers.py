@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import explicit_attention
 from tests.helpers.small_models import small_backbone
 
 PROMPTS = ("a photo of a dog.", "a photo of a very small cat.", "a drawing")

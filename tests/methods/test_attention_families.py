@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.blocks import MEMORY_MODES
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.blocks import MEMORY_MODES
 from so_clip.clip.roles import TOWERS
 from so_clip.errors import InputError
 from so_clip.methods.adapter import Adapter

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from so_clip.build import assemble_model, build_optimizer
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.prompts import templated
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.train import train_step

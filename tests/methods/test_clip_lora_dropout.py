@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from so_clip.clip.attention import explicit_attention
-from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.packed_text import PackedPrompts
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.engine.blocks import MEMORY_MODES, Memory
+from so_clip.clip.engine.packed_text import PackedPrompts
 from so_clip.methods.clip_lora import ClipLoRA, LowRank
 from so_clip.methods.random_draws import use_globally
 from so_clip.runtime.peak_memory import PeakMemory

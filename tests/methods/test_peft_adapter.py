@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from so_clip.clip.attention import explicit_attention
-from so_clip.clip.blocks import MEMORY_MODES, Memory
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.engine.blocks import MEMORY_MODES, Memory
 from so_clip.errors import InputError
 from so_clip.methods.clip_lora import ClipLoRA
 from so_clip.methods.peft_adapter import Peft

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from so_clip.clip.attention import explicit_attention
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.attention import explicit_attention
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError

@@ -25,7 +25,7 @@ from scripts.bench.contenders import (
 from scripts.bench.estimate import CPU, count, estimate
 from scripts.bench.plans import FULL, SHAPED_LIKE
 from scripts.bench.reference_so import ReferenceSO
-from so_clip.clip.packed_text import PackedPrompts
+from so_clip.clip.engine.packed_text import PackedPrompts
 from so_clip.optim.so import SO
 from so_clip.optim.support import entry_count
 from tests.oracles.flops_oracle import Tower, engine_step, last_block_forward, reference_step
