@@ -259,7 +259,8 @@ def load_backbone(
         explicit: make attention's projections nn.Linear modules, see
             `so_clip.clip.engine.attention`, and compute QuickGELU in less memory. Parameters
             named attn.in_proj_weight and attn.in_proj_bias become attn.in_proj.weight and
-            attn.in_proj.bias; outputs and state dicts stay the same. False runs both towers as open_clip builds them.
+            attn.in_proj.bias; outputs and state dicts stay the same. False runs both towers as
+            open_clip builds them.
         memory: see Backbone.
         weightless: keep random weights, and read or download none, for a model of the same sizes
             and operations. Works on fake tensors.
