@@ -28,7 +28,8 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.activation import lean_quick_gelu
 from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.loading.architecture import architecture_config, build_model
-from so_clip.clip.roles import GROUPS, TOWERS, Part, named_blocks
+from so_clip.clip.roles import GROUPS, Part
+from so_clip.clip.towers import TOWERS, image_sides, named_blocks, text_tower
 from so_clip.errors import InputError
 from so_clip.methods.weights import Weights
 from so_clip.optim.sampled import sampled_gradients
@@ -71,10 +72,8 @@ def walk(name: str, real: bool = False) -> tuple[str, list[str]]:
         quick_gelu = bool(config.get("quick_gelu"))
         model: Any = build_model(config, quick_gelu, seed=0).eval().requires_grad_(False)
     tokens_KL = _tokens(model)
-    size = model.visual.image_size
-    height, width = (size, size) if isinstance(size, int) else size
     draw = torch.Generator().manual_seed(0)
-    images_BCHW = torch.randint(0, 256, (2, 3, height, width), generator=draw).to(torch.uint8)
+    images_BCHW = torch.randint(0, 256, (2, 3, *image_sides(model)), generator=draw).to(torch.uint8)
     problems: list[str] = []
     with mode, torch.no_grad(), _called_blocks(model) as called:
         pixels_BCHW = (images_BCHW / 255 - 0.5) / 0.25
@@ -190,7 +189,7 @@ def _size(part: Part) -> int:
 
 def _tokens(model: Any) -> Tensor:
     """Return two prompts that begin alike, ids of a token each and the end token."""
-    text = getattr(model, "text", model)
+    text = text_tower(model)
     vocabulary = text.token_embedding.weight.shape[0]
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax"))
     eos = getattr(text, "text_eos_id", getattr(text, "eos_id", 2))

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from so_clip.clip.backbone import Backbone
-from so_clip.clip.roles import TOWERS, named_blocks, tower_of
+from so_clip.clip.towers import TOWERS, named_blocks, tower_of
 
 _HEAD = "head."  # names of the classifier's own tensors start with it
 

@@ -23,12 +23,12 @@ from so_clip.backbones.without_weights import (
 )
 from so_clip.clip.backbone import square_size
 from so_clip.clip.loading.architecture import architecture_config
-from so_clip.clip.roles import TOWERS, Tower, named_blocks, tower_of
+from so_clip.clip.towers import CAPTION_DECODER, TOWERS, Tower, named_blocks, tower_of
 from so_clip.config.compose import choices
 from so_clip.errors import InputError
 
 # Not a part of the towers: the scale and bias of logits, and CoCa's caption decoder.
-_OUTSIDE = ("logit_", "text_decoder.")
+_OUTSIDE = ("logit_", CAPTION_DECODER)
 # Sizes of blocks are alike if they have the same divisors of this number: OFT rotates 32 inputs
 # together.
 _DIVISOR = 32

@@ -28,7 +28,8 @@ from so_clip.clip.pixels import (
     preprocessing_from,
     published_preprocessing,
 )
-from so_clip.clip.roles import ROLES, TOWERS, Part, named_blocks
+from so_clip.clip.roles import ROLES, Part
+from so_clip.clip.towers import TOWERS, named_blocks
 
 _EMBEDDED, _ITS_OWN = "embedded", "its own"
 

@@ -15,7 +15,7 @@ from so_clip.clip.engine.activation import lean_quick_gelu
 from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.loading.architecture import build_model
 from so_clip.clip.pixels import CLIP_MEAN, CLIP_STD
-from so_clip.clip.roles import TOWERS, named_blocks
+from so_clip.clip.towers import TOWERS, named_blocks
 from so_clip.clip.whole_prompts import Tokenizer
 
 

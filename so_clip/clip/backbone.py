@@ -31,8 +31,9 @@ from so_clip.clip.loading.hub import fetch_pretrained, pretrained_config
 from so_clip.clip.loading.sources import place_pixels, place_weights
 from so_clip.clip.logit_scale import AUTO, CLIP_SCALE, bias_of, scale_of
 from so_clip.clip.pixels import chosen_preprocessing
-from so_clip.clip.roles import Part, Tower, named_blocks, role_map
+from so_clip.clip.roles import Part, role_map
 from so_clip.clip.tokenizers import build_tokenizer, check_text_encoder
+from so_clip.clip.towers import Tower, image_sides, named_blocks, text_tower
 from so_clip.clip.whole_prompts import Tokenizer, decoded, tokenize_whole
 from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
@@ -199,7 +200,7 @@ class Backbone(nn.Module):
     @property
     def dimensions(self) -> int:
         """D, the size of the embeddings of both towers."""
-        text = getattr(self.model, "text", self.model)
+        text = text_tower(self.model)
         projection = getattr(text, "text_projection", None)
         if isinstance(projection, nn.Linear):
             return projection.out_features
@@ -385,8 +386,7 @@ def square_size(model: Any) -> int:
     Raises:
         InputError: the model takes images that are not square.
     """
-    size = model.visual.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = image_sides(model)
     if height != width:
         raise InputError(
             f"the backbone takes images of {height}x{width} pixels; only square ones are supported."

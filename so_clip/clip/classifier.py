@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.engine.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.clip.heads import Classes, CosineHead, Head, exact
-from so_clip.clip.roles import tower_of
+from so_clip.clip.towers import tower_of
 
 
 class Classifier(nn.Module):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 
+from so_clip.clip.towers import image_sides
+
 
 def reached(model: Any) -> frozenset[str]:
     """Return the names of the parameters that the embedding of an image or a text depends on.
@@ -22,10 +24,8 @@ def reached(model: Any) -> frozenset[str]:
     """
     leaves = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     first = next(iter(leaves.values()))
-    size = model.visual.image_size
-    height, width = (size, size) if isinstance(size, int) else size
     with first.fake_mode if isinstance(first, FakeTensor) else nullcontext(), torch.enable_grad():
-        image_BCHW = torch.zeros(1, 3, height, width, dtype=first.dtype, device=first.device)
+        image_BCHW = torch.zeros(1, 3, *image_sides(model), dtype=first.dtype, device=first.device)
         # Encoders of Hugging Face take a short text; some of them state a length that they refuse.
         length = 4 if hasattr(getattr(model, "text", None), "config") else model.context_length
         tokens_KL = torch.zeros(1, length, dtype=torch.long, device=first.device)

@@ -20,15 +20,14 @@ other             what no family of open_clip has
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from so_clip.clip.reach import reached
+from so_clip.clip.towers import STEM, TOWERS, Tower, named_blocks, tower_of
 from so_clip.errors import InputError, nearest
 
-Tower = Literal["vision", "text"]
-TOWERS: tuple[Tower, Tower] = ("vision", "text")
 ROLES = (
     "attention_in",
     "query",
@@ -59,13 +58,6 @@ GROUPS = {
     "everything": ROLES,
 }
 
-# A residual block: open_clip; timm's ViTs; ConvNeXt, FastViT and Swin, in stages; ResNet; and
-# BERT, NLLB and T5.
-_BLOCK = re.compile(
-    r"(?:^|\.)(resblocks\.\d+|(?:(?:stages|layers)\.\d+\.)?blocks\.\d+|layer\d\.\d+"
-    r"|layers?\.\d+|block\.\d+)(?=\.|$)"
-)
-_STEM = re.compile(r"patch_embed\.|\.stem\.|^visual\.(conv|bn)\d\.")
 _ATTENTION = r"(?:attn|attention|self|self_attn|SelfAttention|token_mixer)\."
 # A parameter's name without its ending "weight"; the first pattern that matches an end decides.
 _NAMES = tuple(
@@ -116,11 +108,6 @@ class Part:
         return next(role for role in (*SPLIT, *ROLES) if role in self.roles)
 
 
-def tower_of(parameter_name: str) -> Tower:
-    """Return the tower, vision or text, that a parameter of an open_clip model belongs to."""
-    return "vision" if parameter_name.startswith("visual.") else "text"
-
-
 def role_map(model: nn.Module) -> list[Part]:
     """Return all parameters that an embedding depends on, in the model's order.
 
@@ -140,22 +127,6 @@ def role_map(model: nn.Module) -> list[Part]:
         for name, value in model.named_parameters()
         if name in used
     ]
-
-
-def named_blocks(model: nn.Module, tower: Tower) -> list[tuple[str, nn.Module]]:
-    """Return a tower's residual blocks and their names, from input to output.
-
-    A stem's blocks are left out (ViTamin), and so is CoCa's caption decoder.
-    """
-    found: dict[str, None] = {}
-    for name, _ in model.named_modules():
-        skipped = _STEM.search(name) or name.startswith("text_decoder.")
-        match = None if skipped or tower_of(name) != tower else _BLOCK.search(name)
-        if match:
-            found[name[: match.end()]] = None
-    # Swin's layers.0 is a stage, and layers.0.blocks.0 a block.
-    inner = [name for name in found if ".blocks." in name]
-    return [(name, model.get_submodule(name)) for name in inner or found]
 
 
 def named_roles(roles: Iterable[str], option: str = "adapter.roles") -> frozenset[str]:
@@ -192,7 +163,7 @@ def _roles(model: nn.Module, name: str) -> frozenset[str]:
         return frozenset(("norm", *pooling, *(("bias",) if leaf == "bias" else ())))
     if leaf == "bias" or leaf.endswith("_bias"):
         return frozenset(("bias", *pooling))
-    if _STEM.search(name):
+    if STEM.search(name):
         return frozenset(("patch_embedding",))
     if named:
         return frozenset(named)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.attention import saved_place
-from so_clip.clip.roles import TOWERS, Part, Tower
+from so_clip.clip.roles import Part
+from so_clip.clip.towers import TOWERS, Tower
 from so_clip.errors import InputError
 from so_clip.methods import options
 from so_clip.methods.adapter import Adapter, LowRankUpdate

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.engine import whole_text
 from so_clip.clip.engine.lean_block import forwards
 from so_clip.clip.engine.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.clip.heads import Classes, Head, exact
+from so_clip.clip.towers import text_tower
 from so_clip.errors import InputError
 from so_clip.methods.adapter import Adapter, FewShots
 from so_clip.methods.coop_prompts import (
@@ -31,7 +31,6 @@ from so_clip.methods.coop_prompts import (
     frozen_embedding,
     layout_of,
     split_at_names,
-    text_tower,
     with_context,
 )
 from so_clip.methods.options import above_zero, whole
@@ -89,7 +88,7 @@ class CoOp(Adapter):
         context_MW = self._first_context(classifier, frozen, prompts, draws)
         with_context(classifier, prompts, len(context_MW))  # raises now, not in `start`
         embedding = ContextEmbedding(frozen, context_MW, self._meta_net(classifier, frozen, draws))
-        owner, name = embedding_owner(text_tower(classifier))
+        owner, name = embedding_owner(text_tower(classifier.backbone.model))
         setattr(owner, name, embedding)
         added = {id(value) for name, value in embedding.named_parameters() if name != "weight"}
         return {name: value for name, value in classifier.named().items() if id(value) in added}
@@ -277,7 +276,7 @@ class _ShiftedText:
     """
 
     def __init__(self, model: Any, embedding: ContextEmbedding, context_MW: Tensor) -> None:
-        self._model, self._text = model, whole_text.text_tower(model)
+        self._model, self._text = model, text_tower(model)
         self._embedding = embedding
         self.token_embedding = partial(embedding.forward, context_MW=context_MW)
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.engine import whole_text
 from so_clip.clip.prompt_layout import PromptLayout, prompt_layout
+from so_clip.clip.towers import text_tower
 from so_clip.errors import InputError
 
 
@@ -50,11 +50,6 @@ class ContextEmbedding(nn.Embedding):
         return torch.where((tokens_N < 0).unsqueeze(-1), learned_NW, known_NW)
 
 
-def text_tower(classifier: Classifier) -> Any:
-    """Return the module that holds the text tower: the model, or the model's `text`."""
-    return whole_text.text_tower(classifier.backbone.model)
-
-
 def embedding_owner(text: Any) -> tuple[Any, str]:
     """Return the module that has a text tower's token embedding, and the embedding's name there.
 
@@ -78,7 +73,7 @@ def frozen_embedding(classifier: Classifier) -> nn.Embedding:
     Raises:
         InputError: learned vectors cannot be added to it.
     """
-    owner, name = embedding_owner(text_tower(classifier))
+    owner, name = embedding_owner(text_tower(classifier.backbone.model))
     embedding = getattr(owner, name) if name else None
     is_plain = type(embedding) is nn.Embedding or hasattr(embedding, "embed_scale")
     if not isinstance(embedding, nn.Embedding) or not is_plain or embedding.max_norm is not None:
@@ -92,7 +87,7 @@ def frozen_embedding(classifier: Classifier) -> nn.Embedding:
 
 def context_embedding(classifier: Classifier) -> ContextEmbedding:
     """Return the token embedding with the context that CoOp has added."""
-    owner, name = embedding_owner(text_tower(classifier))
+    owner, name = embedding_owner(text_tower(classifier.backbone.model))
     embedding = getattr(owner, name)
     assert isinstance(embedding, ContextEmbedding)
     return embedding

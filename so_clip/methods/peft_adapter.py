@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.attention import split_projections
-from so_clip.clip.roles import TOWERS, named_roles, tower_of
+from so_clip.clip.roles import named_roles
+from so_clip.clip.towers import TOWERS, tower_of
 from so_clip.errors import InputError
 from so_clip.methods import options as checks
 from so_clip.methods.adapter import Adapter, LowRankUpdate

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.roles import GROUPS, SPLIT, TOWERS, Part, named_roles
+from so_clip.clip.roles import GROUPS, SPLIT, Part, named_roles
+from so_clip.clip.towers import TOWERS
 from so_clip.errors import InputError, nearest
 from so_clip.methods import options
 from so_clip.methods.adapter import Adapter, FewShots

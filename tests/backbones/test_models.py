@@ -14,7 +14,7 @@ from so_clip.backbones.without_weights import (
 )
 from so_clip.build import make_adapter
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.roles import TOWERS, named_blocks
+from so_clip.clip.towers import TOWERS, named_blocks
 from so_clip.errors import InputError
 from tests.helpers.small_families import small_backbone
 

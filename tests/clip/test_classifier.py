@@ -10,7 +10,7 @@ from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.engine.blocks import MEMORY_MODES, Memory
 from so_clip.clip.engine.packed_text import TEXT_BUDGETS_MIB
 from so_clip.clip.heads import CosineHead
-from so_clip.clip.roles import tower_of
+from so_clip.clip.towers import tower_of
 from so_clip.methods.weights import Weights
 from tests.helpers.small_models import small_backbone
 

@@ -12,7 +12,8 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.blocks import MEMORY_MODES, Memory
 from so_clip.clip.engine.packed_text import ClassPrompts
 from so_clip.clip.engine.whole_text import WholePrompts
-from so_clip.clip.roles import GROUPS, TOWERS
+from so_clip.clip.roles import GROUPS
+from so_clip.clip.towers import TOWERS
 from tests.helpers.small_families import (
     FAMILIES,
     family_cases,

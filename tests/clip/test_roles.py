@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.loading.architecture import architecture_config, build_model
-from so_clip.clip.roles import GROUPS, TOWERS, Part, named_blocks, role_map
+from so_clip.clip.roles import GROUPS, Part, role_map
+from so_clip.clip.towers import TOWERS, named_blocks
 from tests.helpers.small_models import small_backbone
 
 # One architecture of each structure, with the number of its blocks, of its matrices in the image

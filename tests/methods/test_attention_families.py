@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.blocks import MEMORY_MODES
-from so_clip.clip.roles import TOWERS
+from so_clip.clip.towers import TOWERS
 from so_clip.errors import InputError
 from so_clip.methods.adapter import Adapter
 from so_clip.methods.clip_lora import ClipLoRA

@@ -11,9 +11,10 @@ from torch import Tensor
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompt_layout import prompt_layout
 from so_clip.clip.prompts import class_prompts
+from so_clip.clip.towers import text_tower
 from so_clip.errors import InputError
 from so_clip.methods.coop import CoCoOp, CoOp
-from so_clip.methods.coop_prompts import embedding_owner, text_tower
+from so_clip.methods.coop_prompts import embedding_owner
 from tests.helpers.local_tokenizers import MAKERS, local_tokenizer
 from tests.helpers.small_families import small_backbone, small_images
 
@@ -37,7 +38,7 @@ def own_class_KD(family: str, tokens_PL: Tensor, context_MW: Tensor) -> Tensor:
     The words are not in these prompts, and have no special meaning for the tower.
     """
     model = small_backbone(family).model
-    owner, name = embedding_owner(getattr(model, "text", model))
+    owner, name = embedding_owner(text_tower(model))
     embedding = getattr(owner, name)
     used = {*tokens_PL.flatten().tolist()}
     free = [token for token in range(20, 200) if token not in used][: len(context_MW)]
@@ -101,7 +102,7 @@ def test_each_image_shifts_the_context_of_cocoop(family: str, budget_mib: float)
         torch.testing.assert_close(logits_K, expected_K, rtol=0, atol=2e-3)
     grads = torch.autograd.grad(logits_BK.square().sum(), [context_MW, *net])
     assert all(grad.abs().sum() > 0 for grad in grads)
-    embedding = getattr(*embedding_owner(text_tower(classifier)))
+    embedding = getattr(*embedding_owner(text_tower(classifier.backbone.model)))
     assert "forward" not in vars(embedding)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from so_clip.clip.engine.pooling_attention import explicit_pooling_2d
 from so_clip.clip.engine.recompute import mark_saved_anyway
 from so_clip.clip.engine.split_projection import PARTS, SplitProjection, linear
+from so_clip.clip.towers import text_tower
 from so_clip.errors import InputError
 
 # The norms of query and key in open_clip's Attention, in the spelling of each version.
@@ -190,7 +191,7 @@ def explicit_attention(model: nn.Module) -> int:
         InputError: an attention has an option that is not computed here.
     """
     visual: Any = getattr(model, "visual", None)
-    text = getattr(model, "text", model)
+    text = text_tower(model)
     count = _replace(visual, causal=False) + _replace(text, causal=_masks_only_the_future(text))
     for name in ("attn_pool", "attn_pool_contrastive"):
         pooler: Any = getattr(visual, name, None)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from so_clip.clip.engine.attention import ExplicitAttention
+from so_clip.clip.towers import text_tower
 from so_clip.errors import InputError
 
 NAME = "fp16_authors"  # the value of the option `precision`
@@ -62,7 +63,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter
 
 
 def _check_towers(model: nn.Module) -> None:
-    towers = {"vision": getattr(model, "visual", None), "text": getattr(model, "text", model)}
+    towers = {"vision": getattr(model, "visual", None), "text": text_tower(model)}
     for name, tower in towers.items():
         blocks = getattr(getattr(tower, "transformer", None), "resblocks", ())
         if not blocks or not all(isinstance(block.attn, ExplicitAttention) for block in blocks):

@@ -5,7 +5,8 @@ from typing import Any
 from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.engine.image_tower import is_read_at_class_token
 from so_clip.clip.engine.packed_text import ClassPrompts, PackedPrompts
-from so_clip.clip.engine.tower_blocks import reads_class_row, refusal, text_blocks
+from so_clip.clip.engine.tower_blocks import reads_class_row, refusal
+from so_clip.clip.towers import text_blocks
 
 
 def memory_record(model: Any, prompts: ClassPrompts, memory: Memory) -> dict[str, str | None]:

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from so_clip.clip.engine.attention import ExplicitAttention
 from so_clip.clip.engine.blocks import Memory, after_attention, before_attention, run_block
-from so_clip.clip.engine.whole_text import MIB, WholePrompts, all_kept_bytes, text_tower
+from so_clip.clip.engine.whole_text import MIB, WholePrompts, all_kept_bytes
+from so_clip.clip.towers import text_tower
 
 # A mode that keeps few activations elsewhere also gets a small budget for prompts.
 TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 128, "small": 64}

@@ -12,7 +12,6 @@ small     the whole block is computed again.
 Tensor names end in their shape: B images, L tokens, D width.
 """
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -26,33 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from so_clip.clip.engine.blocks import Memory, run_block
 from so_clip.clip.engine.lean_block import forwards, run_lean
+from so_clip.clip.towers import block_lists
 
-# Names of lists of blocks: in open_clip, timm (ViTamin's stages are lists) and Hugging Face.
-_LIST = re.compile(r"(.*\.)?(resblocks|blocks|block|layers?|layer\d|stages\.\d+)")
 _PRE_NORM, _POST_NORM = (Block, EvaBlock, RelPosBlock), (EvaBlockPostNorm,)
-
-
-def block_lists(tower: nn.Module) -> list[nn.Sequential | nn.ModuleList]:
-    """Return the lists of a tower's blocks, from input to output.
-
-    A list that contains another list of blocks is not one: Swin's `layers` are stages.
-    """
-    found = {
-        name: module
-        for name, module in tower.named_modules()
-        if isinstance(module, (nn.Sequential, nn.ModuleList)) and _LIST.fullmatch(name)
-    }
-    return [
-        blocks
-        for name, blocks in found.items()
-        if len(blocks) and not any(other.startswith(f"{name}.") for other in found)
-    ]
-
-
-def text_blocks(model: Any) -> nn.Module:
-    """Return the module that holds a text tower's blocks, and no image tower."""
-    tower: nn.Module = getattr(model, "text", None) or model.transformer
-    return tower
 
 
 def blocks_in(
@@ -66,7 +41,7 @@ def blocks_in(
         last_rows: computes the last block in its place; called with the block and its inputs.
     """
     memory = memory if refusal(tower, memory) is None else "fast"
-    blocks = [block for blocks in block_lists(tower) for block in blocks]
+    blocks = [block for blocks in block_lists(tower).values() for block in blocks]
     replaced = {
         block: partial(_run, block, block.forward, memory)
         for block in blocks

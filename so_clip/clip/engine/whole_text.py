@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from so_clip.clip.engine.blocks import Memory
-from so_clip.clip.engine.tower_blocks import blocks_in, text_blocks
+from so_clip.clip.engine.tower_blocks import blocks_in
+from so_clip.clip.towers import text_blocks, text_tower
 
 MIB = 2**20
 # A layer keeps its input, and the next operation keeps its output. Norms, residuals and activations
@@ -95,11 +96,6 @@ def _encode(model: Any, memory: Memory, tokens_CL: Tensor) -> Tensor:
     with blocks_in(text_blocks(model), memory):
         text_CD: Tensor = model.encode_text(tokens_CL)
     return text_CD
-
-
-def text_tower(model: Any) -> Any:
-    """Return the module that has the text tower: the model's `text`, or the model itself."""
-    return getattr(model, "text", model)
 
 
 def kept_bytes(model: Any) -> float:

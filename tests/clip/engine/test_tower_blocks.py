@@ -17,13 +17,8 @@ from so_clip.clip.engine.image_tower import (
 )
 from so_clip.clip.engine.memory_record import memory_record
 from so_clip.clip.engine.packed_text import ClassPrompts
-from so_clip.clip.engine.tower_blocks import (
-    block_lists,
-    blocks_in,
-    reads_class_row,
-    refusal,
-    text_blocks,
-)
+from so_clip.clip.engine.tower_blocks import blocks_in, reads_class_row, refusal
+from so_clip.clip.towers import block_lists, text_blocks
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
 from tests.helpers.kept_tensors import kept_bytes
@@ -70,7 +65,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 def train_matrices(tower: nn.Module) -> None:
     """Train only the matrices and kernels of the blocks."""
     tower.requires_grad_(False)
-    for blocks in block_lists(tower):
+    for blocks in block_lists(tower).values():
         for parameter in blocks.parameters():
             parameter.requires_grad_(parameter.ndim > 1)
 
