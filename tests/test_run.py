@@ -93,7 +93,7 @@ def test_so_changes_some_entries_of_its_matrices_only(demo):
     at_most = STEPS * 0.02 * metrics["trainable_parameters"]
     assert 0 < metrics["changed_parameters"] <= at_most
     rows = demo.rows("changed.csv")
-    assert list(rows[0]) == ["tensor", "parameters", "changed"]
+    assert list(rows[0]) == ["tensor", "parameters", "changed", "tower", "block", "role"]
     for key in ("trainable_parameters", "changed_parameters"):
         column = key.replace("trainable_", "").replace("_parameters", "")
         assert sum(int(row[column]) for row in rows) == metrics[key]
