@@ -30,7 +30,8 @@ from so_clip import adapters
 from so_clip.adapters.about import About, Base
 from so_clip.adapters.change import change_between
 from so_clip.adapters.file import saved_adapter
-from so_clip.clip.backbone import load_backbone, sha256_of_weights
+from so_clip.clip.backbone import sha256_of_weights
+from so_clip.clip.load import load_backbone
 from so_clip.optim.sampled_gradient import SampledGradient
 from so_clip.optim.so import SO
 from so_clip.runtime.device import cpu_threads

@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.tables import write_table
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.load import load_backbone
 from so_clip.data.batches import TestStream
 from so_clip.data.cache.decode_cache import GIB, DecodeCache, images_sha256
 from so_clip.data.examples import Example

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 from hydra.utils import get_object
 
-from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.load import load_backbone
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import BackboneChoice, Component, Evaluation, MethodChoice, Settings

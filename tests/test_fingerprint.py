@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from so_clip import fingerprint as fingerprint_module
 from so_clip.build import build_model
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.load import load_backbone
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.config.resolve import resolved

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scripts.bench.reference_so import ReferenceSO
-from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.blocks import Memory
+from so_clip.clip.load import load_backbone
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.cards.card import load_card
 from so_clip.methods.clip_lora import ClipLoRA

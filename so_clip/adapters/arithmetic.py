@@ -12,8 +12,9 @@ from so_clip.adapters.about import About, Base, LowRank
 from so_clip.adapters.change import Change, change_between, combined
 from so_clip.adapters.file import FLOATS, SavedAdapter, check_saved, saved_adapter
 from so_clip.checks import number
-from so_clip.clip.backbone import Backbone, load_backbone, sha256_of_weights
+from so_clip.clip.backbone import Backbone, sha256_of_weights
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.checkpoint import read_weights
 from so_clip.clip.logit_scale import CLIP_SCALE, scale_of
 from so_clip.errors import InputError

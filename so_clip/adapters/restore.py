@@ -12,9 +12,10 @@ from so_clip.adapters.about import About, with_hash
 from so_clip.adapters.apply import put_in
 from so_clip.adapters.file import SavedAdapter, check_saved, load
 from so_clip.checks import path as checked_path
-from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
+from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.architecture_names import FOLDER
 from so_clip.clip.loading.sources import CONFIG_FILE, place_in
 from so_clip.clip.pixels import preprocessing_from, preprocessing_of

@@ -20,6 +20,7 @@ from so_clip.backbones.models import (
     tower_size,
 )
 from so_clip.backbones.without_weights import backbone_without_weights
+from so_clip.clip.load import EMBEDDED
 from so_clip.clip.loading.architecture_names import TINY, is_place
 from so_clip.clip.loading.sources import place_pixels
 from so_clip.clip.pixels import (
@@ -31,7 +32,7 @@ from so_clip.clip.pixels import (
 from so_clip.clip.roles import ROLES, Part
 from so_clip.clip.towers import TOWERS, named_blocks
 
-_EMBEDDED, _ITS_OWN = "embedded", "its own"
+_ITS_OWN = "its own"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def model_map(name: str, report: Callable[[str], None]) -> ModelMap:
 
 def _published(name: str) -> dict[str, Preprocessing]:
     if name == TINY:
-        return {_EMBEDDED: named_preprocessing(TINY, _EMBEDDED)}
+        return {EMBEDDED: named_preprocessing(TINY, EMBEDDED)}
     if is_place(name):  # its weights have no tag: backbone.pretrained stays out
         return {_ITS_OWN: preprocessing_from(place_pixels(name), name)}
     return published_preprocessing(name)

@@ -7,39 +7,22 @@ tokens.
 import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from so_clip.clip.engine.activation import lean_quick_gelu
-from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.engine.half_weights import halve_frozen, unit_half
 from so_clip.clip.engine.image_tower import encode_image, in_pieces, most_values
 from so_clip.clip.engine.packed_text import ClassPrompts
-from so_clip.clip.loading.architecture import (
-    architecture_config,
-    build_model,
-)
-from so_clip.clip.loading.architecture_names import TINY, is_place
-from so_clip.clip.loading.checkpoint import load_weights, read_weights
-from so_clip.clip.loading.embedded import embedded_weights
-from so_clip.clip.loading.hub import fetch_pretrained, pretrained_config
-from so_clip.clip.loading.sources import place_pixels, place_weights
-from so_clip.clip.logit_scale import AUTO, CLIP_SCALE, bias_of, scale_of
-from so_clip.clip.pixels import chosen_preprocessing
+from so_clip.clip.logit_scale import CLIP_SCALE
 from so_clip.clip.roles import Part, role_map
-from so_clip.clip.tokenizers import build_tokenizer, check_text_encoder
 from so_clip.clip.towers import Tower, image_sides, named_blocks, text_tower
 from so_clip.clip.whole_prompts import Tokenizer, decoded, tokenize_whole
 from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
-from so_clip.system.paths import ASSETS_DIR
-
-EMBEDDED = "embedded"
 
 
 class Backbone(nn.Module):
@@ -74,7 +57,7 @@ class Backbone(nn.Module):
         tokenizer: Tokenizer,
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        logit_scale: float = 100.0,
+        logit_scale: float = CLIP_SCALE,
         description: str = "",
         architecture: Mapping[str, Any] | None = None,
         memory: Memory = "fast",
@@ -228,156 +211,6 @@ def sha256_of_weights(state_dict: Mapping[str, Tensor]) -> str:
         flat_bytes: Any = flat.view(torch.uint8).numpy()
         digest.update(flat_bytes)
     return digest.hexdigest()
-
-
-def load_backbone(
-    architecture: str,
-    pretrained: str | None = None,
-    checkpoint: Path | str | None = None,
-    *,
-    logit_scale: float | Literal["auto"] = AUTO,
-    seed: int = 0,
-    explicit: bool = True,
-    memory: Memory = "fast",
-    weightless: bool = False,
-    preprocessing: Mapping[str, Any] | None = None,
-) -> Backbone:
-    """Load a backbone in float32 on the CPU, in evaluation mode, with every tensor frozen.
-
-    QuickGELU, OpenAI's activation, is on if the architecture's name ends in "-quickgelu", if the
-    published weights were trained with it, or if the file is one of OpenAI's own. Hugging Face's
-    config.json beside the file decides if there is one.
-
-    Args:
-        architecture: "tiny", an open_clip model name, `hf-hub:ORG/NAME` or `local-dir:PATH`.
-        pretrained: open_clip's tag of published weights, "embedded" for tiny's weights, or None
-            for random weights. A repository and a folder have weights of their own, and no tags.
-        checkpoint: a local file with the weights; replaces the weights of `pretrained`. For "tiny"
-            also a folder from scripts/pretrain_tiny.py, of any width.
-        logit_scale: the factor from cosines to logits; "auto" is that of the weights, and CLIP's
-            100 for random weights and for files without one.
-        seed: of random weights; the global random state does not change.
-        explicit: make attention's projections nn.Linear modules, see
-            `so_clip.clip.engine.attention`, and compute QuickGELU in less memory. Parameters
-            named attn.in_proj_weight and attn.in_proj_bias become attn.in_proj.weight and
-            attn.in_proj.bias; outputs and state dicts stay the same. False runs both towers as
-            open_clip builds them.
-        memory: see Backbone.
-        weightless: keep random weights, and read or download none, for a model of the same sizes
-            and operations. Works on fake tensors.
-        preprocessing: values of open_clip's `preprocess_cfg` (resize_mode, interpolation, mean,
-            std, fill_color) in place of the weights' own; see `so_clip.clip.pixels`.
-
-    Returns:
-        The backbone.
-
-    Raises:
-        InputError: the architecture or the weights are unknown, cannot be read or downloaded, or do
-            not fit each other.
-
-    Example:
-        >>> backbone = load_backbone("ViT-B-16", pretrained="openai")
-        >>> class_KD = backbone.encode_text(backbone.tokenize(["a photo of a cat."]))
-        >>> image_BD = backbone.encode_image(images_BCHW)  # uint8 pixels, 224 x 224
-        >>> logits_BK = backbone.logit_scale * image_BD @ class_KD.T + backbone.logit_bias
-    """
-    path = None if checkpoint is None else Path(checkpoint).expanduser()
-    tiny_folder = ASSETS_DIR if path is None or not path.is_dir() else path
-    config = architecture_config(architecture, tiny_folder)
-    published = _published(architecture, pretrained)
-    quick_gelu = bool(config.get("quick_gelu"))
-    if path is None and published and pretrained is not None:
-        path = None if weightless else fetch_pretrained(architecture, pretrained)
-        quick_gelu |= bool(published.get("quick_gelu"))
-    elif path is None and is_place(architecture) and not weightless:
-        path, pretrained = place_weights(architecture), "its own"
-    state, origin = None, f"random weights, seed {seed}"
-    if weightless:
-        origin = "no weights"
-    elif path is not None and architecture == TINY and path == tiny_folder:
-        state, origin = embedded_weights(path), str(path)
-    elif path is not None:
-        weights = read_weights(path)
-        state, origin = weights.state_dict, str(path) if checkpoint else f"{pretrained} weights"
-        if checkpoint is not None:
-            _check_gelu(architecture, quick_gelu, weights.quick_gelu, pretrained, published)
-        if weights.quick_gelu is not None:
-            quick_gelu = weights.quick_gelu
-    elif pretrained == EMBEDDED:
-        state, origin = embedded_weights(), "embedded weights"
-    check_text_encoder(architecture, config)
-    model = build_model(config, quick_gelu, seed)
-    if state is not None:
-        load_weights(model, state, source=origin)
-    scale, bias = CLIP_SCALE, 0.0
-    if state is not None:
-        scale, bias = scale_of(model.state_dict()["logit_scale"]), bias_of(model)
-    if logit_scale != AUTO:
-        scale = logit_scale
-    if explicit:
-        explicit_attention(model)
-        lean_quick_gelu(model)
-    preprocess = chosen_preprocessing(
-        architecture,
-        published,
-        checkpoint is not None,
-        preprocessing or {},
-        tiny_folder=tiny_folder,
-    )
-    tokenizer = build_tokenizer(architecture, config)
-    gelu = ", QuickGELU" if quick_gelu else ""
-    description = f"{architecture} ({origin}{gelu})"
-    architecture_as_built = config | {"quick_gelu": quick_gelu}
-    backbone = Backbone(
-        model,
-        tokenizer,
-        preprocess.mean,
-        preprocess.std,
-        scale,
-        description,
-        architecture_as_built,
-        memory,
-        preprocess.pixels(square_size(model)),
-        bias,
-    )
-    return backbone.eval().requires_grad_(False)
-
-
-def _published(architecture: str, pretrained: str | None) -> dict[str, Any]:
-    if architecture == TINY:
-        if pretrained not in (EMBEDDED, None):
-            raise InputError(
-                f"backbone.pretrained={pretrained}: the tiny backbone has {EMBEDDED} weights only, "
-                "or random ones with null."
-            )
-        return {}
-    if is_place(architecture):
-        if pretrained is not None:
-            raise InputError(
-                f"backbone.pretrained={pretrained}: {architecture} has weights of its own. Set "
-                "backbone.pretrained=null, or choose other weights with backbone.checkpoint=FILE."
-            )
-        return place_pixels(architecture)
-    return {} if pretrained is None else pretrained_config(architecture, pretrained)
-
-
-def _check_gelu(
-    architecture: str,
-    quick_gelu: bool,
-    stated: bool | None,
-    pretrained: str | None,
-    published: dict[str, Any],
-) -> None:
-    """Raise InputError if two options contradict: a wrong activation lowers accuracy silently."""
-    if stated is not None or not published or bool(published.get("quick_gelu")) == quick_gelu:
-        return
-    base = architecture.removesuffix("-quickgelu")
-    raise InputError(
-        f"the checkpoint's activation is unclear: backbone.architecture={architecture} is "
-        f"{'with' if quick_gelu else 'without'} QuickGELU, pretrained={pretrained} the opposite. "
-        f"Set backbone.pretrained=null and backbone.architecture={base}-quickgelu (weights derived "
-        f"from OpenAI's) or {base} (LAION's and most others)."
-    )
 
 
 def square_size(model: Any) -> int:

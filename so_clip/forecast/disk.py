@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from so_clip.adapters.of_run import most_bytes
-from so_clip.clip.backbone import EMBEDDED
+from so_clip.clip.load import EMBEDDED
 from so_clip.clip.loading.architecture_names import is_place
 from so_clip.clip.loading.hub import cached_pretrained
 from so_clip.clip.loading.sources import cached_weights

@@ -14,9 +14,10 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torch import Tensor
 
-from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.engine.blocks import MEMORY_MODES
 from so_clip.clip.engine.packed_text import ClassPrompts
+from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.architecture import build_model
 from so_clip.clip.loading.checkpoint import load_weights
 from so_clip.clip.loading.hub import fetch_pretrained

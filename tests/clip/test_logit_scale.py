@@ -9,8 +9,9 @@ import torch
 from open_clip import factory
 from torch import nn
 
-from so_clip.clip.backbone import Backbone, load_backbone
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.load import load_backbone
 from so_clip.clip.logit_scale import scale_of
 from so_clip.export.linear_classes import linear_classes
 from so_clip.methods.linear_probe import LinearProbe

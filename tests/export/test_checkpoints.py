@@ -10,7 +10,7 @@ from open_clip import factory
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.checkpoint import read_weights
 from so_clip.errors import InputError
 from so_clip.export.sizes import check_fits

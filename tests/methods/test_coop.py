@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.engine.blocks import MEMORY_MODES, Memory
 from so_clip.clip.engine.packed_text import PackedPrompts
+from so_clip.clip.load import load_backbone
 from so_clip.clip.prompts import class_prompts
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.load import load_backbone
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.batches import TrainBatches
 from so_clip.data.images import load_uint8

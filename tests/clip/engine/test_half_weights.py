@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from open_clip.model import convert_weights_to_lp
 from torch import Tensor, nn
 
-from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.load import load_backbone
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.attention import ExplicitAttention
 from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.engine.image_tower import is_read_at_class_token
 from so_clip.clip.engine.packed_text import PackedPrompts
+from so_clip.clip.load import load_backbone
 from so_clip.methods.clip_lora import ClipLoRA, LowRankLinear
 from so_clip.methods.weights import Weights
 from so_clip.optim.sampled import sampled_gradients

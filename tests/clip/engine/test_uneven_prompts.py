@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from so_clip.clip.backbone import load_backbone
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.load import load_backbone
 from so_clip.clip.prompts import described, templated
 
 DESCRIPTIONS = {"ant": ["an ant", "six legs", "a small ant"], "bee": ["a bee"], "cat": ["x", "y"]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scripts.tiny import pack
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.architecture import tiny_card
 from so_clip.clip.loading.embedded import embedded_weights
 from so_clip.errors import InputError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.sources import cached_weights
 from so_clip.errors import InputError
 from tests.helpers.places import write_place

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.checkpoint import load_weights, read_weights
 from so_clip.errors import InputError
 from tests.helpers.small_models import CONFIG, small_clip

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 
-from so_clip.clip.backbone import load_backbone
+from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.architecture_names import check_architecture, file_name, without_path
 from so_clip.clip.loading.sources import content_sha256, place_config, place_weights
 from so_clip.clip.loading.weights_file import check_backbone
