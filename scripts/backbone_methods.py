@@ -1,4 +1,4 @@
-"""Which methods apply to which family of backbones: a table for docs/backbones.md.
+"""The methods that apply to each family of backbones: a table for docs/backbones.md.
 
 python scripts/backbone_methods.py           # some minutes on one core
 python scripts/backbone_methods.py --step    # also takes a training step with each

@@ -1,4 +1,4 @@
-"""Which methods apply to a backbone: each one's own code runs on a model without weights."""
+"""The methods that apply to a backbone: the code of each runs on a model without weights."""
 
 import json
 import warnings

@@ -114,8 +114,8 @@ def groups_of(architecture: str) -> list[str]:
 def local_config(name: str) -> dict[str, Any]:
     """Return an architecture's model_cfg, with the hub's files of this machine.
 
-    Where the sizes of the text tower are in the hub's cache, `hf_model_name` becomes their folder,
-    so that nothing asks the hub.
+    If the hub's cache has the sizes of the text tower, `hf_model_name` becomes their folder, so
+    that nothing asks the hub.
     """
     config = architecture_config(name)
     text = dict(config["text_cfg"])

@@ -1,4 +1,4 @@
-"""Where a tokenizer puts the tokens of a text: start tokens, text, end tokens, padding."""
+"""The order of tokens in a tokenizer's prompts: start tokens, text, end tokens, padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

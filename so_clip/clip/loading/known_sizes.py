@@ -1,4 +1,4 @@
-"""Which architectures of open_clip have the sizes of some weights."""
+"""The architectures of open_clip that have the sizes of some weights."""
 
 from collections.abc import Mapping
 from typing import Any
