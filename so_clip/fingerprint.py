@@ -11,8 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from so_clip.clip.loading.architecture_names import file_name, is_place, repository_of
-from so_clip.clip.loading.sources import cached_weights, content_sha256
+from so_clip.clip.loading.architecture_names import (
+    file_name,
+    folder_of,
+    is_place,
+    repository_of,
+)
+from so_clip.clip.loading.sources import CONFIG_FILE, cached_weights, content_sha256
 from so_clip.config.settings import (
     AUTO,
     NO_DIFFERENCE,
@@ -43,8 +48,8 @@ class Base(NamedTuple):
     """
 
     weights_sha256: str
-    pixels: Mapping[str, Any] = {}
-    logit_scale: float = 100.0
+    pixels: Mapping[str, Any]
+    logit_scale: float
 
 
 def settings_sha256(settings: Settings) -> str:
@@ -225,12 +230,14 @@ def _images_root(choice: DataChoice) -> str | None:
 
 def _base_key(backbone: BackboneChoice, seed: int) -> Key:
     file = Path(backbone.checkpoint).expanduser() if backbone.checkpoint is not None else None
+    folder = folder_of(backbone.architecture)
     place = is_place(backbone.architecture)
     random = file is None and backbone.pretrained is None and not place
     if file is None and place:
         file = cached_weights(backbone.architecture)
     state = file and _file_state(file)
-    options = (*backbone.preprocessing.items(), backbone.logit_scale)
+    pixels = folder and _file_state(folder / CONFIG_FILE)
+    options = (*backbone.preprocessing.items(), backbone.logit_scale, pixels)
     named = backbone.architecture, backbone.pretrained, file, state
     return *named, options, seed if random else None
 

@@ -55,6 +55,8 @@ class Base(Record):
         quick_gelu: whether its activation is QuickGELU, which the weights do not show.
         description: architecture and origin of the weights, for messages.
         pixels: None in files of earlier versions, and if no run made the file.
+        place_sha256: of the sizes and the tokenizer of a base in a folder or repository, which the
+            weights do not show; None for other bases.
     """
 
     architecture: str = Field(max_length=_LONGEST)
@@ -64,6 +66,7 @@ class Base(Record):
     quick_gelu: bool = False
     description: str = Field(default="", max_length=3 * _LONGEST)
     pixels: PixelRecord | None = None
+    place_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
     @property
     def preprocessing(self) -> dict[str, Any]:

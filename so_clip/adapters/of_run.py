@@ -13,6 +13,7 @@ from so_clip.adapters.file import SavedAdapter, saved_adapter
 from so_clip.adapters.file import save as save_adapter
 from so_clip.checks import AutoFlag
 from so_clip.clip.loading.architecture_names import is_place, without_path
+from so_clip.clip.loading.sources import content_sha256
 from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import AUTO, Settings
 from so_clip.data.run_data import Data
@@ -138,6 +139,7 @@ def _base(settings: Settings, model: Model) -> Base:
         quick_gelu=bool(backbone.architecture.get("quick_gelu")),
         description=f"{name} ({weights} weights)",
         pixels=PixelRecord.model_validate(preprocessing_of(backbone).record()),
+        place_sha256=content_sha256(choice.architecture) if is_place(choice.architecture) else None,
     )
 
 

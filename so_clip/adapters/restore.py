@@ -16,8 +16,8 @@ from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.load import load_backbone
-from so_clip.clip.loading.architecture_names import FOLDER
-from so_clip.clip.loading.sources import CONFIG_FILE, place_in
+from so_clip.clip.loading.architecture_names import FOLDER, is_place
+from so_clip.clip.loading.sources import CONFIG_FILE, content_sha256, place_in
 from so_clip.clip.pixels import preprocessing_from, preprocessing_of
 from so_clip.config.recorded import recorded_options
 from so_clip.config.resolve import resolved_text_budget
@@ -216,6 +216,11 @@ def load_base(
     architecture = base.architecture
     if loaded is None and architecture.startswith(FOLDER):
         architecture, checkpoint = _base_folder(adapter, place, checkpoint, way_out)
+    if loaded is None and base.place_sha256 not in (None, _content_of(architecture)):
+        raise InputError(
+            f"{adapter.place}: {architecture} has another model_cfg or another tokenizer than when "
+            f"the adapter was made, so it is another model. Give the unchanged one with {way_out}."
+        )
     backbone = loaded or load_backbone(
         architecture,
         base.pretrained,
@@ -240,6 +245,10 @@ def load_base(
         f"{with_hash(backbone.description, backbone.weights_sha256)} has other weights. Give the "
         f"base's weights with {way_out}."
     )
+
+
+def _content_of(architecture: str) -> str | None:
+    return content_sha256(architecture) if is_place(architecture) else None
 
 
 def _check_pixels(adapter: SavedAdapter, loaded: Backbone) -> None:

@@ -94,9 +94,17 @@ class Backbone(nn.Module):
         """Return the prompts' token ids, tokens_KL int64, padded to the context length.
 
         Raises:
-            InputError: a prompt is longer than the context.
+            InputError: a prompt is longer than the context, or has a token that the text tower
+                does not have.
         """
-        return tokenize_whole(self._tokenizer, prompts)
+        tokens_KL = tokenize_whole(self._tokenizer, prompts)
+        words = getattr(text_tower(self.model), "vocab_size", 0)
+        if words and tokens_KL.numel() and int(tokens_KL.max()) >= words:
+            raise InputError(
+                f"{self.description}: its tokenizer makes token {int(tokens_KL.max())}, and its "
+                f"text tower has tokens 0 to {words - 1}. The tokenizer belongs to another model."
+            )
+        return tokens_KL
 
     @property
     def tokenizer(self) -> Tokenizer:

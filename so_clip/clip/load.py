@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from so_clip.clip.backbone import Backbone, square_size
@@ -95,7 +96,9 @@ def load_backbone(
     scale, bias = CLIP_SCALE, 0.0
     if weights.state is not None:
         load_weights(model, weights.state, source=weights.origin)
-        scale, bias = scale_of(model.state_dict()["logit_scale"]), bias_of(model)
+        bias = bias_of(model)
+        if logit_scale == AUTO:
+            scale = scale_of(model.state_dict()["logit_scale"])
     if explicit:
         explicit_attention(model)
         lean_quick_gelu(model)
@@ -115,7 +118,36 @@ def load_backbone(
         pixels=preprocess.pixels(square_size(model)),
         logit_bias=bias,
     )
-    return backbone.eval().requires_grad_(False)
+    backbone.eval().requires_grad_(False)
+    if is_place(architecture) and not weightless:
+        _check_answers(backbone)
+    return backbone
+
+
+def _check_answers(backbone: Backbone) -> None:
+    """Raise InputError unless a model of someone's configuration embeds an image and a text."""
+    side = backbone.image_size
+    try:
+        with torch.no_grad():
+            image_BD = backbone.encode_image(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+            class_KD = backbone.encode_text(backbone.tokenize([""]))
+    except InputError:
+        raise
+    except Exception as error:  # values that no model has raise almost any exception
+        raise InputError(
+            f"{backbone.description} cannot embed an image and a text: {type(error).__name__}: "
+            f"{error}. Its model_cfg has values that do not fit each other."
+        ) from error
+    if image_BD.shape != class_KD.shape or not (image_BD + class_KD).isfinite().all():
+        raise InputError(
+            f"{backbone.description} embeds an image as {_described(image_BD)} and a text as "
+            f"{_described(class_KD)}. Both must have the same size, and be finite."
+        )
+
+
+def _described(embedding_1D: Tensor) -> str:
+    finite = int(embedding_1D.isfinite().sum())
+    return f"{embedding_1D.shape[-1]} numbers ({finite} finite)"
 
 
 class _Weights(NamedTuple):

@@ -6,15 +6,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from so_clip.errors import InputError
+
 AUTO: Literal["auto"] = "auto"
 CLIP_SCALE = 100.0
 # CLIP's scale was held at 100 in training, and files in half precision round it.
 _ROUNDING = 0.5
+# Files that hold the factor itself, not its logarithm, are above: 1 / 0.07, CLIP's start, is 14.3.
+_MOST = 1e5
 
 
 def scale_of(logit_scale: Tensor) -> float:
-    """Return the factor on cosines from a model's `logit_scale`: exp, or CLIP's 100 if near it."""
+    """Return the factor on cosines from a model's `logit_scale`: exp, or CLIP's 100 if near it.
+
+    Raises:
+        InputError: it is no factor that a model was trained with.
+    """
     scale = float(logit_scale.detach().double().exp())
+    if not 1 / _MOST < scale < _MOST:
+        raise InputError(
+            f"logit_scale of the weights is {float(logit_scale.detach()):g}, the logarithm of "
+            f"{scale:.3g}, and no CLIP was trained with such a factor. Give the factor with "
+            "backbone.logit_scale=NUMBER; CLIP's is 100."
+        )
     return CLIP_SCALE if abs(scale - CLIP_SCALE) < _ROUNDING else scale
 
 

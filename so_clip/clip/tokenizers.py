@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from so_clip.clip.loading.architecture_names import TINY, folder_of, is_place
-from so_clip.clip.loading.hub import check_reachable
+from so_clip.clip.loading.hub import cached_file, check_reachable
 from so_clip.clip.loading.sources import EXTRA, check_packages, tokenizer_source
 from so_clip.clip.whole_prompts import Tokenizer
 from so_clip.errors import InputError
@@ -39,7 +39,10 @@ def build_tokenizer(name: str, config: Mapping[str, Any]) -> Tokenizer:
     if not source and name != TINY and not is_place(name):
         return open_clip.get_tokenizer(name)
     if not source:
-        return open_clip.SimpleTokenizer(context_length=length, **options)
+        try:
+            return open_clip.SimpleTokenizer(context_length=length, **options)
+        except Exception as error:  # options that it does not have raise almost any exception
+            raise _cannot_load(name, error) from error
     check_packages(name, config)
     options |= {"context_length": length, "tokenizer_mode": text.get("tokenizer_mode")}
     options["trust_remote_code"] = False
@@ -66,8 +69,21 @@ def check_text_encoder(name: str, config: Mapping[str, Any]) -> None:
     """
     check_packages(name, config)
     encoder = config["text_cfg"].get("hf_model_name")
-    if encoder and not Path(encoder).is_dir():
+    if not encoder:
+        return
+    is_here = Path(encoder).is_dir() or cached_file(encoder, ["config.json"]) is not None
+    if not is_here:
         check_reachable(encoder, "config.json", f"the sizes of the text encoder of {name}")
+    from transformers import AutoConfig
+
+    try:
+        # Without this option, transformers asks at the terminal whether to run a model's own code.
+        AutoConfig.from_pretrained(encoder, trust_remote_code=False, local_files_only=is_here)
+    except Exception as error:  # transformers raises many kinds
+        text = " ".join(str(error).split())[:300].rstrip(" .")
+        raise InputError(
+            f"the sizes of the text encoder of {name}, {encoder}, cannot be read: {text}."
+        ) from error
 
 
 def _cannot_load(name: str, error: Exception) -> InputError:

@@ -206,7 +206,8 @@ class Evaluation:
             preprocessing = named_preprocessing(known.architecture, known.pretrained)
         else:
             preprocessing = preprocessing_from(known.preprocessing, self.adapter.place)
-        base = Base(known.weights_sha256, unusual_pixels(preprocessing, known.architecture))
+        pixels = unusual_pixels(preprocessing, known.architecture)
+        base = Base(known.weights_sha256, pixels, known.logit_scale)
         values = {
             "settings": run_fingerprint(self.settings, contents, base),
             "adapter": self.adapter_sha256,

@@ -194,7 +194,7 @@ class _Finder:
         if base is None:
             backbone = load(settings.backbone, settings.data.seed)
             pixels = unusual_pixels(preprocessing_of(backbone), settings.backbone.architecture)
-            base = Base(backbone.weights_sha256, pixels)
+            base = Base(backbone.weights_sha256, pixels, backbone.logit_scale)
         KNOWN_RUNS.remember(settings, data, base)
         self._failed.discard(key)
         return finished(settings)

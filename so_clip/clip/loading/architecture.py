@@ -15,6 +15,8 @@ from so_clip.errors import InputError
 from so_clip.system.paths import ASSETS_DIR
 from so_clip.system.safe_open import read_plain
 
+_LONGEST = 300  # characters of an error's text
+
 
 def tiny_card(folder: Path = ASSETS_DIR) -> dict[str, Any]:
     """Return tiny.json of the embedded CLIP, or of `folder`: sizes, seeds, mean and std.
@@ -112,8 +114,9 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
             raise InputError(
                 f"the backbone cannot be built: {error} backbone=vit_b16 has no such requirement."
             ) from error
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # values that no model has raise almost any exception
             raise InputError(
                 f"the backbone cannot be built from its model_cfg: {type(error).__name__}: "
-                f"{error}. This version of open_clip may be too old for it."
+                f"{' '.join(str(error).split())[:_LONGEST]}. Its values are wrong, or this version "
+                "of open_clip is too old for it."
             ) from error

@@ -115,7 +115,14 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     # TorchScript archives also hold buffers that a model computes itself, such as the causal mask.
     computed = {name for name, _ in model.named_buffers()} - set(expected)
     state = {name: value for name, value in state_dict.items() if name not in computed}
-    state = _in_model_layout(model, state, source)
+    try:
+        state = _in_model_layout(model, state, source)
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{source} does not fit the backbone: its tensors cannot be brought into its layout "
+            f"({_reason(error)}). Choose the architecture that the file was saved from with "
+            "backbone.architecture=."
+        ) from error
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     differing = [

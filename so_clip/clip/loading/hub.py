@@ -76,7 +76,13 @@ def cached_pretrained(architecture: str, tag: str) -> Path | None:
 def cached_file(repository: str, names: Sequence[str]) -> Path | None:
     """Return the first of some files of a repository that is in the hub's cache, or None."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise InputError(f"{repository!r} is no repository of the hub: {error}") from error
     for name in names:
         found = try_to_load_from_cache(repository, name)
         if isinstance(found, str) and Path(found).is_file():

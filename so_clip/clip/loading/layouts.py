@@ -164,6 +164,8 @@ def _prefix(name: str, known: set[str]) -> str | None:
     """Return what stands before the name of a known tensor; None for an unknown tensor."""
     parts = name.split(".")
     for start in range(len(parts)):
+        if start and parts[start - 1] == "visual":
+            continue  # open_clip's image tower, whose blocks have the names of the text tower's
         rest = ".".join(parts[start:])
         if rest in known or rest in _HF_PROJECTIONS or _HF_TOWERS.match(rest):
             return name.removesuffix(rest)

@@ -17,6 +17,7 @@ from so_clip.clip.loading.architecture_names import FOLDER, folder_of, is_place,
 from so_clip.data.plain_files import read_values, shortened
 from so_clip.errors import InputError, reason_of
 from so_clip.system.commands import install
+from so_clip.system.safe_open import read_plain
 
 CONFIG_FILE = "open_clip_config.json"
 # The files that open_clip takes from a repository and from a folder, best first.
@@ -31,8 +32,19 @@ _FOLDER_FILES = (
     "pytorch_model.pth",
     "model.pth",
 )
+# The files that a tokenizer of Hugging Face reads, and those that end in ".model".
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _SHOWN = 3
+_MOST_BLOCKS = 1000  # in a row; the deepest model of open_clip has 64
 EXTRA = "so-clip[backbones]"
 
 
@@ -82,12 +94,22 @@ def cached_weights(name: str) -> Path | None:
 
 
 def content_sha256(name: str) -> str:
-    """Return the SHA-256 of a place's model_cfg. Weights and pixels have their own hashes.
+    """Return the SHA-256 of a place's model_cfg, and of the tokenizer in a folder.
+
+    Weights and pixels have their own hashes.
 
     Raises:
         InputError: see `place_config`.
     """
-    return hashlib.sha256(json.dumps(place_config(name), sort_keys=True).encode()).hexdigest()
+    config, folder = place_config(name), folder_of(name)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    if folder is not None and config["text_cfg"].get("hf_tokenizer_name"):
+        for file in sorted(folder.iterdir()):
+            if file.name in _TOKENIZER_FILES or file.suffix == ".model":
+                content = read_plain(file)
+                digest.update(f"\n{file.name} {len(content)}\n".encode())
+                digest.update(content)
+    return digest.hexdigest()
 
 
 def check_folder(name: str, needs_weights: bool) -> Path | None:
@@ -185,13 +207,34 @@ def _check_model(model: Mapping[str, Any], place: str) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InputError(f"{place}: embed_dim is {shortened(size)}; it must be a number above 0.")
     for tower in ("vision_cfg", "text_cfg"):
-        if not isinstance(model.get(tower), Mapping):
+        config = model.get(tower)
+        if not isinstance(config, Mapping):
             raise InputError(f"{place}: model_cfg has no {tower}. open_clip's own files have it.")
+        _check_tower(config, f"{place}: {tower}")
     asked = model["text_cfg"].get("tokenizer_kwargs") or {}
     if not isinstance(asked, Mapping) or asked.get("trust_remote_code"):
         raise InputError(
             f"{place}: tokenizer_kwargs is {shortened(asked)}. A tokenizer with code of its own is "
             "refused, because that code would run here."
+        )
+
+
+def _check_tower(config: Mapping[str, Any], place: str) -> None:
+    for key in ("timm_model_name", "hf_model_name", "hf_tokenizer_name"):
+        value = config.get(key)
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{place}: {key} is {shortened(value)}; it must be a name.")
+    # timm would read a model with a prefix from another place.
+    if ":" in config.get("timm_model_name", ""):
+        raise InputError(
+            f"{place}: timm_model_name is {shortened(config['timm_model_name'])}; it must be a "
+            "name that timm lists, without a place."
+        )
+    layers = config.get("layers")
+    stages = layers if isinstance(layers, list) else [layers]
+    if any(isinstance(blocks, (int, float)) and blocks > _MOST_BLOCKS for blocks in stages):
+        raise InputError(
+            f"{place}: layers is {shortened(layers)}; more than {_MOST_BLOCKS} are not supported."
         )
 
 
