@@ -13,6 +13,7 @@ from so_clip.adapters import load
 from so_clip.errors import InputError
 from tests.helpers.command import call
 from tests.helpers.places import write_place
+from tests.helpers.small_models import CONFIG
 from tests.helpers.whole_runs import run
 
 STEPS = ("method=so", "shots=1", "schedule.max_steps=2", "optimizer.T=1")
@@ -82,6 +83,15 @@ def test_an_adapter_file_alone_needs_the_folder(root: Path, tmp_path: Path) -> N
     assert refused.code == 2
     assert "Give backbone.architecture=local-dir:PATH" in refused.err
     assert call("evaluate", *options, named(root)).code == 0
+
+
+def test_a_base_that_has_changed_is_refused(root: Path, tmp_path: Path) -> None:
+    """The weights fit another number of heads, and would answer otherwise in silence."""
+    base = tmp_path / "base, v1"
+    text = {**CONFIG["text_cfg"], "heads": 1}
+    write_place(base, text_cfg=text)
+    with pytest.raises(InputError, match=r"has another model_cfg or another tokenizer"):
+        so_clip.load_adapted(root / "alone.safetensors", checkpoint=base)
 
 
 def test_the_forecast_and_python_take_the_name(root: Path) -> None:

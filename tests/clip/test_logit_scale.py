@@ -13,6 +13,7 @@ from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.load import load_backbone
 from so_clip.clip.logit_scale import scale_of
+from so_clip.errors import InputError
 from so_clip.export.linear_classes import linear_classes
 from so_clip.methods.linear_probe import LinearProbe
 from so_clip.methods.tip_adapter import TipAdapter
@@ -40,6 +41,12 @@ def test_a_stored_scale_near_100_is_clips(stored: float, scale: float) -> None:
     assert scale_of(torch.tensor(stored)) == pytest.approx(scale, rel=1e-5)
     if scale == 100:
         assert scale_of(torch.tensor([stored])) == 100
+
+
+@pytest.mark.parametrize("stored", [100.0, 1 / 0.07, -800.0])
+def test_a_stored_number_that_is_no_logarithm_is_refused(stored: float) -> None:
+    with pytest.raises(InputError, match=r"logit_scale of the weights is .*=NUMBER"):
+        scale_of(torch.tensor(stored))
 
 
 @pytest.fixture
@@ -71,6 +78,8 @@ def test_auto_takes_the_weights_own_numbers(tmp_path: Path) -> None:
     chosen = load_backbone("small-biased", checkpoint=file, logit_scale=50)
     assert both(chosen) == pytest.approx((50, BIAS))
     assert both(load_backbone("small-biased")) == (100, 0)
+    raw = saved(tmp_path / "raw.pt", logit_scale=100)
+    assert both(load_backbone("small-biased", checkpoint=raw, logit_scale=100))[0] == 100
     assert both(load_backbone("tiny", "embedded")) == (100, 0)
     neither = saved(tmp_path / "neither.pt", logit_scale=None, logit_bias=None)
     assert both(load_backbone("small-biased", checkpoint=neither)) == (100, 0)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
@@ -14,6 +15,7 @@ from so_clip.sweep import finished
 from so_clip.sweep.finished import Composer, _is_local
 from so_clip.sweep.launch import hydra_main
 from tests.helpers.command import Outcome, call
+from tests.helpers.places import write_place
 
 COMMON = ("method=zero_shot", "evaluation.workers=0")
 OVERRIDES = [
@@ -155,3 +157,22 @@ def test_only_jobs_in_the_environment_of_the_sweep_are_matched(job, launcher, is
     job = {"env_set": {}, "env_copy": [], "chdir": False} | job
     hydra = {"job": job, "launcher": {"_target_": f"hydra_plugins.x.{launcher}"}}
     assert _is_local(OmegaConf.create({"hydra": hydra})) is is_local
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_the_factor_of_a_base_that_a_finished_run_had(tmp_path, unknown_runs):
+    """The finder loads the weights, and the next job does not load them again."""
+    write_place(tmp_path / "base")
+    options = (
+        f"backbone.architecture=local-dir:{tmp_path / 'base'}",
+        *("method=so", "shots=1", "schedule.max_steps=1", "optimizer.T=1"),
+    )
+    results = tmp_path / "results"
+    sweep(results, *options, "seed=1")
+    unknown_runs()
+    sweep(results, *options, "seed=1,2")
+    scales = [
+        yaml.safe_load((folder / "config.yaml").read_text())["backbone"]["logit_scale"]
+        for folder in results.glob("digits-*")
+    ]
+    assert scales == [pytest.approx(1 / 0.07)] * 2

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from so_clip.clip.load import load_backbone
+from so_clip.clip.loading.architecture import build_model
 from so_clip.clip.loading.checkpoint import load_weights, read_weights
 from so_clip.errors import InputError
 from tests.helpers.small_models import CONFIG, small_clip
@@ -239,3 +240,10 @@ def test_a_whole_backbone_loads_from_hugging_face(tmp_path: Path) -> None:
     torch.save({"model": named("_orig_mod.")(dict(tiny.model.state_dict()))}, tmp_path / "c.pt")
     loaded = load_backbone("tiny", "embedded", tmp_path / "c.pt", explicit=False)
     assert loaded.weights_sha256 == tiny.weights_sha256
+
+
+def test_an_image_tower_of_another_kind_is_no_second_model(state: State) -> None:
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    model = build_model(CONFIG | {"vision_cfg": vision}, quick_gelu=False, seed=0)
+    with pytest.raises(InputError, match=r"my file does not fit the backbone: \d+ missing"):
+        load_weights(model, state, "my file")

@@ -78,3 +78,17 @@ def test_siglip_2_for_images_of_any_size_is_refused() -> None:
     name = "vision_model.embeddings.patch_embedding.weight"
     with pytest.raises(InputError, match=r"a file: is SigLIP 2 for images of any size \(NaFlex\)"):
         load_weights(small_model("siglip"), state | {name: state[name].flatten(1)}, "a file")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("logit_scale", (3,)),
+        ("vision_model.head.attention.in_proj_weight", ()),
+        ("text_model.encoder.layers.0.self_attn.k_proj.weight", (5,)),
+    ],
+)
+def test_tensors_of_other_shapes_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    state = their_model("gelu_pytorch_tanh").state_dict() | {name: torch.ones(shape)}
+    with pytest.raises(InputError, match=r"my file does not fit the backbone: .*layout"):
+        load_weights(small_model("siglip"), state, "my file")

@@ -140,6 +140,65 @@ def test_the_content_counts_and_not_the_place(place: Path, tmp_path: Path) -> No
     assert content_sha256(f"local-dir:{folder}") != content_sha256(f"local-dir:{place}")
 
 
+def test_the_tokenizer_of_a_folder_counts(tmp_path: Path) -> None:
+    write_place(tmp_path, text_cfg=TEXT | {"hf_tokenizer_name": "any"})
+    write_tokenizer(tmp_path)
+    name = f"local-dir:{tmp_path}"
+    before = content_sha256(name)
+    assert content_sha256(name) == before
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace('"cat":', '"dirt_":'))
+    assert content_sha256(name) != before
+
+
+def test_a_token_that_the_text_tower_does_not_have(tmp_path: Path) -> None:
+    write_place(tmp_path, text_cfg=TEXT | {"hf_tokenizer_name": "any"})
+    write_tokenizer(tmp_path)
+    backbone = load_backbone(f"local-dir:{tmp_path}")
+    backbone.model.vocab_size = 7  # "cat" is word 7
+    assert backbone.tokenize(["a photo of"]).max() < 7
+    with pytest.raises(InputError, match=r"makes token 7, .*has tokens 0 to 6"):
+        backbone.tokenize(["a photo of a cat"])
+
+
+@pytest.mark.parametrize(
+    ("tower", "values", "message"),
+    [
+        ("vision_cfg", {"width": 0}, "cannot be built from its model_cfg: ZeroDivisionError"),
+        ("vision_cfg", {"layers": []}, "cannot be built from its model_cfg: IndexError"),
+        ("vision_cfg", {"image_size": 0}, "its tensors cannot be brought into its layout"),
+        ("vision_cfg", {"norm_kwargs": {"eps": float("nan")}}, r"32 numbers \(0 finite\)"),
+        ("vision_cfg", {"output_tokens": True}, "cannot embed an image and a text"),
+        ("vision_cfg", {"layers": [10**9, 1, 1, 1]}, "more than 1000 are not supported"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:a/b"}, "without a place"),
+        ("text_cfg", {"layers": 10**9}, "more than 1000 are not supported"),
+        ("text_cfg", {"embed_cls": True}, "cannot embed an image and a text"),
+        ("text_cfg", {"hf_model_name": 3}, "hf_model_name is 3; it must be a name"),
+        ("text_cfg", {"hf_model_name": "../../x"}, "is no repository of the hub"),
+        ("text_cfg", {"tokenizer_kwargs": {"clean": "x"}}, "Invalid clean function"),
+    ],
+)
+def test_sizes_that_no_model_has(
+    tower: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_place(tmp_path, **{tower: CONFIG[tower] | values})
+    with pytest.raises(InputError, match=message):
+        load_backbone(f"local-dir:{tmp_path}")
+
+
+def test_a_text_encoder_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    (encoder / "own.py").write_text(code)
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (encoder / "config.json").write_text(json.dumps(own))
+    write_place(tmp_path, text_cfg={"hf_model_name": str(encoder)})
+    with pytest.raises(InputError, match=r"sizes of the text encoder .*cannot be read"):
+        load_backbone(f"local-dir:{tmp_path}")
+    assert not (tmp_path / "ran").exists()
+
+
 def config_of(**changes: Any) -> dict[str, Any]:
     return {"model_cfg": CONFIG, "preprocess_cfg": PIXELS} | changes
 
