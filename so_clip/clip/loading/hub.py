@@ -77,7 +77,7 @@ def cached_file(repository: str, names: Sequence[str]) -> Path | None:
     """Return the first of some files of a repository that is in the hub's cache, or None."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(repository)
