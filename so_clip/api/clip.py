@@ -99,6 +99,14 @@ def check_class_names(class_names: Any) -> None:
         raise InputError(f"class_names={class_names!r}: must be a list of two or more names.")
 
 
+# The architecture is the argument `name`.
+_IN_PYTHON = {
+    "set architecture=local-dir:FOLDER": "load the name 'local-dir:FOLDER'",
+    "with architecture=": "as the name",
+    "backbone=tiny needs": "the name 'tiny' needs",
+}
+
+
 def load(
     name: str,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -149,7 +157,7 @@ def load(
     if checkpoint is not None:
         file = os.path.abspath(Path(checkpoint).expanduser())  # noqa: PTH100
         overrides.append(override("backbone.checkpoint", file))
-    with python_words("backbone", BackboneChoice.model_fields):
+    with python_words("backbone", BackboneChoice.model_fields, _IN_PYTHON):
         settings = settings_of(overrides)
         check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
         settings = resolved(settings)

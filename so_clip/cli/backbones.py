@@ -145,7 +145,8 @@ def list_text(models: Sequence["Model"]) -> str:
         ).rstrip()
         for row in rows
     ]
-    lines += ["", f"{len(models)} models. Weights in millions; D: size of the embeddings."]
+    lines += ["", f"{len(models)} models. 12 x 768: blocks and width. Weights in millions."]
+    lines.append("D: size of the embeddings. published: number of published weights.")
     if any(model.text is None for model in models):
         lines.append("on the hub: the sizes of this text tower are a file of the hub.")
     for refused, letter in notes.items():

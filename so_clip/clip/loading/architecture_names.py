@@ -72,8 +72,8 @@ def check_architecture(name: str) -> None:
     if name != TINY and not is_place(name) and name not in known:
         raise InputError(
             f"backbone.architecture={name}: open_clip has no such model."
-            f"{nearest(name, known)} open_clip.list_models() lists all {len(known)}. A repository "
-            f"of the hub is {HUB}ORG/NAME, and a folder {FOLDER}PATH."
+            f"{nearest(name, known)} `python -m so_clip backbones` lists all {len(known)}. A "
+            f"repository of the hub is {HUB}ORG/NAME, and a folder {FOLDER}PATH."
         )
 
 
