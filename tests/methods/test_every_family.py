@@ -47,8 +47,7 @@ REFUSED: dict[tuple[str, str], str] = {
 }
 
 _SLOW = pytest.mark.slow
-_FAST = {("so", "siglip"), ("so", "convnext"), ("clip_lora", "eva02_b"), ("lora", "siglip")}
-_FAST |= {("two_stage", "convnext"), ("so", "mt5")}
+_FAST = {("so", "siglip"), ("clip_lora", "eva02_b"), ("two_stage", "convnext")}
 CASES = [
     pytest.param(method, family, marks=[] if (method, family) in _FAST else _SLOW)
     for family in FAMILIES
