@@ -40,4 +40,3 @@ class RealNumbers(TorchFunctionMode):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
-
