@@ -56,35 +56,41 @@ def refusals(
         methods: names of methods; None: all.
         step: take a training step, too.
     """
-    card = load_card(_DATASET)
-    by_choice: dict[str, str | None] = {}
+    card, models = load_card(_DATASET), dict[str, Model]()
     found = {}
     for name in method_names() if methods is None else methods:
-        settings = settings_of(name)
-        method = settings.method
-        parts = [
-            part and (part.target, part.record()) for part in (method.adapter, method.optimizer)
-        ]
-        choice = json.dumps(parts, sort_keys=True)
-        if choice not in by_choice:
-            by_choice[choice] = _refusal(settings, card, backbone, mode, step)
-        reason = by_choice[choice]
+        reason = _refusal(settings_of(name), card, backbone, mode, {} if step else models, step)
         if reason is not None:
             found[name] = reason
     return found
 
 
 def _refusal(
-    settings: Settings, card: DatasetCard, backbone: Backbone, mode: FakeTensorMode, step: bool
+    settings: Settings,
+    card: DatasetCard,
+    backbone: Backbone,
+    mode: FakeTensorMode,
+    models: dict[str, Model],
+    step: bool,
 ) -> str | None:
-    """Return why a run with these settings would be refused; None if it would train."""
+    """Return why a run with these settings would be refused; None if it would train.
+
+    `models` has the model of each adapter that was tried, for other optimizers.
+    """
+    adapter = settings.method.adapter
+    parts = [adapter and (adapter.target, adapter.record()), settings.trains]
+    choice = json.dumps([*parts, settings.data.template], sort_keys=True)
     try:
         check_packages(settings.method)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as CoOp's on a short context
-            with mode:
-                copied = copy_without_weights(backbone)
-            model = fake_model(settings, card, mode, copied)
+            if choice not in models:
+                with mode:
+                    copied = copy_without_weights(backbone)
+                models[choice] = fake_model(settings, card, mode, copied)
+            model = models[choice]
+            for parameter in model.parameters.values():
+                parameter.requires_grad_(True)
             if settings.trains:
                 with mode:
                     _optimize(settings, model, step)

@@ -62,7 +62,8 @@ def backbone_without_weights(
             description=name,
             architecture=config | {"quick_gelu": bool(config.get("quick_gelu"))},
         )
-        return backbone.eval().requires_grad_(False)
+        backbone.eval().requires_grad_(False).role_map()  # once, for all copies
+        return backbone
 
 
 def stand_in_tokenizer(text: dict[str, Any]) -> Tokenizer:
@@ -128,7 +129,9 @@ def cut_blocks(model: nn.Module) -> None:
 
 def copy_without_weights(backbone: Backbone) -> Backbone:
     """Return a copy with new modules and the same tensors, whose values no one reads."""
-    shared: dict[int, Any] = {id(backbone.tokenizer): backbone.tokenizer}
+    shared: dict[int, Any] = {
+        id(value): value for value in (backbone.tokenizer, vars(backbone)["_parts"])
+    }
     for module in backbone.modules():
         own: dict[str, Any] = vars(module)
         for held in (own, own["_parameters"], own["_buffers"]):

@@ -148,6 +148,7 @@ class _FakeFewShots:
     ) -> None:
         self._classes, self._shots, self._mode = classifier.class_count, shots, mode
         self._backbone = backbone
+        self._one_BD: Tensor | None = None
 
     @property
     def labels_N(self) -> Tensor:
@@ -156,8 +157,10 @@ class _FakeFewShots:
     def encode(self, views: int = 0) -> Tensor:
         side = self._backbone.image_size
         with self._mode, torch.no_grad():
-            one_BD = self._backbone.encode_image(torch.zeros(1, 3, side, side, dtype=torch.uint8))
-            return one_BD.expand(max(1, views), self._classes * self._shots, -1).clone()
+            if self._one_BD is None:  # all images have the same shapes
+                image_BCHW = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+                self._one_BD = self._backbone.encode_image(image_BCHW)
+            return self._one_BD.expand(max(1, views), self._classes * self._shots, -1).clone()
 
 
 def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:
