@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.lean_block import forwards
@@ -249,16 +250,18 @@ class ConditionalHead(Head):
             self._read_prompts()
         if (images, trains) not in self._packed:
             length = len(context_embedding(classifier).context)
-            prompts = torch.cat(
-                [
-                    torch.where(
-                        self._tokens_KL < 0, self._tokens_KL - image * length, self._tokens_KL
-                    )
-                    for image in range(images)
-                ]
-            )
             budget_mib = classifier.text_budget_mib if trains else TEXT_BUDGETS_MIB["fast"]
-            packed = ClassPrompts(classifier.backbone.model, prompts, budget_mib)
+            # Packing reads the tokens' values, also in a forecast, where new tensors have none.
+            with _disable_current_modes():
+                prompts = torch.cat(
+                    [
+                        torch.where(
+                            self._tokens_KL < 0, self._tokens_KL - image * length, self._tokens_KL
+                        )
+                        for image in range(images)
+                    ]
+                )
+                packed = ClassPrompts(classifier.backbone.model, prompts, budget_mib)
             self._packed[images, trains] = packed.to(classifier.prompts.place_K.device)
         return self._packed[images, trains]
 
