@@ -57,5 +57,5 @@ def test_a_folder_is_shown_with_its_own_pixels(tmp_path):
     write_place(tmp_path / "mine")
     done = call("backbones", f"local-dir:{tmp_path / 'mine'}")
     assert done.code == 0
-    assert "shortest, bicubic, mean [0.5,0.4,0.3], std [0.2,0.25,0.3]" in done.out
+    assert "squash, bilinear, mean [0.5,0.4,0.3], std [0.2,0.25,0.3]" in done.out
     assert "methods that apply: 45 of 45" in done.out

@@ -109,7 +109,7 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
         # torch.manual_seed would also seed the CUDA generators.
         torch.default_generator.manual_seed(seed)
         try:
-            return model_class(**values | {"quick_gelu": quick_gelu})
+            model = model_class(**values | {"quick_gelu": quick_gelu})
         except (ImportError, OSError, RuntimeError) as error:
             raise InputError(
                 f"the backbone cannot be built: {error} backbone=vit_b16 has no such requirement."
@@ -120,3 +120,16 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
                 f"{' '.join(str(error).split())[:_LONGEST]}. Its values are wrong, or this version "
                 "of open_clip is too old for it."
             ) from error
+    _keep_first_token_only(model)
+    return model
+
+
+def _keep_first_token_only(model: Any) -> None:
+    """Let a Hugging Face text tower that is read at its first token not select all the others.
+
+    open_clip selects them by a mask and drops them. The mask has no count of tokens on tensors
+    without values.
+    """
+    pooler = getattr(getattr(model, "text", None), "pooler", None)
+    if type(pooler).__name__ == "ClsPooler":
+        pooler.__class__ = type("FirstToken", (type(pooler),), {})
