@@ -27,7 +27,7 @@ from so_clip.train import train_step
 
 # Its card is part of the program, and all options of a method have values for it.
 _DATASET = "digits"
-_IMAGES = 2  # of the step
+_IMAGES = 2  # in the batch of a training step
 
 
 def method_names() -> list[str]:

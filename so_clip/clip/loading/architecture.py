@@ -82,7 +82,7 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
 
     It calls open_clip's class directly, because open_clip's factory looks for published weights of
     single towers and cannot run on fake tensors. Inside torch's FakeTensorMode the model has no
-    values, and any size takes less than a second.
+    values, and takes no memory for weights.
 
     Args:
         config: open_clip's model configuration (embed_dim, vision_cfg, text_cfg, ...).
@@ -125,10 +125,11 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
 
 
 def _keep_first_token_only(model: Any) -> None:
-    """Let a Hugging Face text tower that is read at its first token not select all the others.
+    """Skip the selection of all other tokens in a Hugging Face tower read at its first token.
 
-    open_clip selects them by a mask and drops them. The mask has no count of tokens on tensors
-    without values.
+    open_clip selects them by a mask, and no embedding depends on them. Tensors without values
+    cannot do this: the number of selected tokens is unknown. open_clip compares the pooler's type,
+    so a subclass avoids the selection.
     """
     pooler = getattr(getattr(model, "text", None), "pooler", None)
     if type(pooler).__name__ == "ClsPooler":
