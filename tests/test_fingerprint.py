@@ -25,6 +25,7 @@ from so_clip.fingerprint import (
     run_fingerprint,
 )
 from so_clip.run import run
+from tests.helpers.bases import clip_base
 from tests.helpers.made_datasets import write_dtd, write_eurosat
 
 # For each RESULTS_VERSION, runs with their overrides, adapted accuracy in percent, and first and
@@ -49,34 +50,38 @@ def _settings(*overrides: object) -> Settings:
 
 def test_every_part_changes_the_fingerprint():
     settings, other = _settings(), _settings("seed=2")
-    first = run_fingerprint(settings, "lists", Base("weights"))
+    first = run_fingerprint(settings, "lists", clip_base("weights"))
     assert len(first) == 64
-    assert first == run_fingerprint(_settings("threads=3", "force=true"), "lists", Base("weights"))
+    assert first == run_fingerprint(
+        _settings("threads=3", "force=true"), "lists", clip_base("weights")
+    )
     others = {
-        run_fingerprint(other, "lists", Base("weights")),
-        run_fingerprint(settings, "another", Base("weights")),
-        run_fingerprint(settings, "lists", Base("other")),
-        run_fingerprint(settings, "weights", Base("lists")),
-        run_fingerprint(settings, "lists", Base("weights", {"resize_mode": "squash"})),
-        run_fingerprint(settings, "lists", Base("weights", {"mean": [0.5, 0.5, 0.5]})),
-        run_fingerprint(_settings("backbone.resize_mode=squash"), "lists", Base("weights")),
+        run_fingerprint(other, "lists", clip_base("weights")),
+        run_fingerprint(settings, "another", clip_base("weights")),
+        run_fingerprint(settings, "lists", clip_base("other")),
+        run_fingerprint(settings, "weights", clip_base("lists")),
+        run_fingerprint(settings, "lists", clip_base("weights", resize_mode="squash")),
+        run_fingerprint(settings, "lists", clip_base("weights", mean=[0.5, 0.5, 0.5])),
+        run_fingerprint(_settings("backbone.resize_mode=squash"), "lists", clip_base("weights")),
     }
     assert len({first, *others}) == 8
 
 
 def test_another_results_version_is_another_run(monkeypatch):
-    before = run_fingerprint(_settings(), "lists", Base("weights"))
+    before = run_fingerprint(_settings(), "lists", clip_base("weights"))
     monkeypatch.setattr(fingerprint_module, "RESULTS_VERSION", RESULTS_VERSION + 1)
-    assert run_fingerprint(_settings(), "lists", Base("weights")) != before
+    assert run_fingerprint(_settings(), "lists", clip_base("weights")) != before
 
 
 def test_all_gpus_of_a_machine_share_a_fingerprint():
     fingerprints = {
-        run_fingerprint(_settings(f"device={device}"), "lists", Base("weights"))
+        run_fingerprint(_settings(f"device={device}"), "lists", clip_base("weights"))
         for device in ("cuda", "cuda:0", "cuda:1")
     }
     assert len(fingerprints) == 1
-    assert run_fingerprint(_settings("device=cpu"), "lists", Base("weights")) not in fingerprints
+    assert (
+        run_fingerprint(_settings("device=cpu"), "lists", clip_base("weights")) not in fingerprints
+    )
 
 
 def _contents(*overrides: object) -> str:
@@ -144,7 +149,9 @@ def test_the_data_root_counts_by_its_real_path(needs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("data")
     runs = [
-        run_fingerprint(_settings(*needs.split(), f"data_root={place}"), "lists", Base("weights"))
+        run_fingerprint(
+            _settings(*needs.split(), f"data_root={place}"), "lists", clip_base("weights")
+        )
         for place in ("data", tmp_path / "data", "./data", "link", "elsewhere")
     ]
     assert len({*runs[:4]}) == 1
@@ -154,7 +161,7 @@ def test_the_data_root_counts_by_its_real_path(needs, tmp_path, monkeypatch):
 def test_images_of_a_package_have_no_data_root():
     for needs in ("dataset=digits", "dataset=textile"):
         runs = [
-            run_fingerprint(_settings(needs, f"data_root={place}"), "lists", Base("weights"))
+            run_fingerprint(_settings(needs, f"data_root={place}"), "lists", clip_base("weights"))
             for place in ("data", "elsewhere")
         ]
         assert runs[0] == runs[1]
@@ -163,7 +170,7 @@ def test_images_of_a_package_have_no_data_root():
 def _known(settings: Settings) -> tuple[KnownRuns, str, Base]:
     """Return the memory of a process that has done one run, and its two hashes."""
     known, data = KnownRuns(), gather(settings.data)
-    base = Base(build_model(resolved(settings), data).weights_sha256)
+    base = clip_base(build_model(resolved(settings), data).weights_sha256)
     return known, known.remember(settings, data, base), base
 
 

@@ -17,8 +17,9 @@ from so_clip.config.parse import from_config
 from so_clip.config.settings import Augment, Schedule, Settings
 from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError
-from so_clip.fingerprint import Base, run_dir, run_fingerprint, settings_sha256
+from so_clip.fingerprint import run_dir, run_fingerprint, settings_sha256
 from so_clip.system.paths import CARDS_DIR
+from tests.helpers.bases import clip_base
 
 # For every option of a run with SO, a value that is not the default.
 OTHER_VALUES: dict[str, Any] = {
@@ -235,7 +236,7 @@ def _settings(changes: dict[str, Any], *overrides: str) -> Settings:
 
 
 def _folder(settings: Settings) -> Path:
-    return run_dir(settings, run_fingerprint(settings, "0", Base("0")))
+    return run_dir(settings, run_fingerprint(settings, "0", clip_base("0")))
 
 
 def _options(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -58,7 +58,7 @@ def _gemma() -> tuple[Tokenizer, dict[str, Any]]:
     made.decoder = decoders.Replace("▁", " ")
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=[*special, *bytes_], show_progress=False
+        vocab_size=300, special_tokens=[*special, *bytes_], show_progress=False
     )
     made.train_from_iterator(TEXTS, trainer)
     _ends_with(made, "$A <eos>")
@@ -78,7 +78,7 @@ def _roberta() -> tuple[Tokenizer, dict[str, Any]]:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=300,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

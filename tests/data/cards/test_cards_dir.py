@@ -18,9 +18,10 @@ from so_clip.data.cards.card import load_card
 from so_clip.data.find import find_card
 from so_clip.data.run_data import gather
 from so_clip.errors import InputError
-from so_clip.fingerprint import Base, KnownRuns, contents_sha256, run_fingerprint
+from so_clip.fingerprint import KnownRuns, contents_sha256, run_fingerprint
 from so_clip.system.paths import CARDS_DIR
 from tests.data.cards.test_user_cards import CARD, NAMES
+from tests.helpers.bases import clip_base
 from tests.helpers.command import call
 from tests.helpers.made_datasets import write_class_folders, write_split_dataset
 
@@ -61,7 +62,9 @@ def settings(home: Path, *overrides: str) -> Settings:
 
 def fingerprint(home: Path, *overrides: str) -> str:
     chosen = settings(home, *overrides)
-    return run_fingerprint(chosen, contents_sha256(gather(chosen.data), "plain"), Base("weights"))
+    return run_fingerprint(
+        chosen, contents_sha256(gather(chosen.data), "plain"), clip_base("weights")
+    )
 
 
 def test_runs_read_the_users_cards_beside_the_known_ones(home: Path):
@@ -91,7 +94,7 @@ def test_a_card_counts_by_its_content_and_not_by_its_place(home: Path):
 
 def test_a_sweep_sees_that_a_card_has_changed(home: Path):
     runs, chosen = KnownRuns(), settings(home)
-    runs.remember(chosen, gather(chosen.data), Base("weights"))
+    runs.remember(chosen, gather(chosen.data), clip_base("weights"))
     assert runs.find(chosen) is not None
     write_card(home / "cards", templates={"plain": "a {}.", "specific": "a {}."})
     assert runs.find(chosen) is None
