@@ -56,6 +56,7 @@ WITHOUT_TORCH = (
     "sweep",
     "cli",
     "data.cards",
+    "data.episodes",
     "data.lists",
     "data.user",
 )
