@@ -34,6 +34,7 @@ ROOMS = (
     "fingerprint",
     "evaluate",
     "methods",
+    "smat",
     "config",
     "clip",
     "runtime",
