@@ -26,6 +26,7 @@ ROOMS = (
     "retest",
     "run",
     "export",
+    "meta",
     "adapters",
     "metrics",
     "train",

@@ -48,7 +48,7 @@ class EpisodeSampler:
         shots: few-shot images of each class, or all of a smaller class; None: varied shots.
 
     Raises:
-        InputError: a dataset has fewer classes than a task, or `options.images` is too small.
+        InputError: about every dataset with fewer classes than a task, or `options.images` is too small.
 
     Source: varied shots and the numbers of query images follow Meta-Dataset, section 3.2 of
         arXiv:1903.03096 and meta_dataset/data/sampling.py of
@@ -68,8 +68,8 @@ class EpisodeSampler:
         self._pools, self._options, self._shots = tuple(pools), options, shots
         self._stream_name = f"{seed}/{purpose}"
         self._most_ways = options.most_ways(shots)
-        for pool in self._pools:
-            _check_classes(pool, options)
+        if problems := [text for pool in pools if (text := _too_few_classes(pool, options))]:
+            raise InputError("\n".join(problems))
 
     def draw(self, number: int) -> EpisodeDraw:
         """Return the task of a number."""
@@ -133,14 +133,15 @@ def varied_shots(
     return [min(shots, rest) for shots, rest in zip(wanted, rests, strict=True)]
 
 
-def _check_classes(pool: ClassPools, options: EpisodeOptions) -> None:
+def _too_few_classes(pool: ClassPools, options: EpisodeOptions) -> str:
+    """Return a message if a dataset has fewer classes than the smallest task; "" otherwise."""
     low, high = options.ways
     classes = len(pool.labels)
     if classes >= low:
-        return
+        return ""
     reasons = f" ({'; '.join(pool.notes)})" if pool.notes else ""
     fewer = f"Give episodes.ways=[{classes},{high}], or l" if classes >= LEAST_WAYS else "L"
-    raise InputError(
+    return (
         f"{pool.source}: episodes.ways=[{low},{high}] needs {low} classes, but {pool.title} has "
         f"{classes} for tasks{reasons}. {fewer}eave {pool.source} out."
     )
