@@ -21,9 +21,9 @@ class ImageSet:
     def __init__(self, splits: Splits, images: ImageSource) -> None:
         self._images = images
         self._paths = {composed(path): path for path, _ in splits.examples}
-        is_folder = isinstance(images, ImageFolder)
-        # os.path.realpath resolves links and never raises.
-        self._root = os.path.realpath(images.root) if is_folder else None
+        self._root: str | None = None
+        if isinstance(images, ImageFolder):
+            self._root = os.path.realpath(images.root)  # resolves links and never raises
 
     def shared_image(self, other: "ImageSet") -> str | None:
         """Return an image of both datasets; None if they share none.

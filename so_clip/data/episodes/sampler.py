@@ -48,7 +48,8 @@ class EpisodeSampler:
         shots: few-shot images of each class, or all of a smaller class; None: varied shots.
 
     Raises:
-        InputError: about every dataset with fewer classes than a task, or `options.images` is too small.
+        InputError: `options.images` is too small, or about every dataset with fewer classes than a
+            task.
 
     Source: varied shots and the numbers of query images follow Meta-Dataset, section 3.2 of
         arXiv:1903.03096 and meta_dataset/data/sampling.py of

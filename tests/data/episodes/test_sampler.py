@@ -215,8 +215,8 @@ def test_a_draw_reads_only_the_images_of_its_task():
 
 def test_every_dataset_with_fewer_classes_than_a_task_is_refused():
     novel = ClassPools("boats", (), (), None, "novel", ("all images are gone",))
+    pools = [pools_of([4] * 5), pools_of([4] * 3, source="cars"), pools_of([4]), novel]
     with pytest.raises(InputError) as caught:
-        pools = [pools_of([4] * 5), pools_of([4] * 3, source="cars"), pools_of([4]), novel]
         EpisodeSampler(pools, EpisodeOptions(), 1, "any", 1)
     assert str(caught.value).split("\n") == [
         "cars: episodes.ways=[5,50] needs 5 classes, but cars has 3 for tasks. "
