@@ -43,6 +43,7 @@ class PixelRecord(Record):
     mean: tuple[Share, Share, Share]
     std: tuple[PositiveShare, PositiveShare, PositiveShare]
     fill_color: int = Field(default=0, ge=0, le=255)
+    crop_share: PositiveShare = 1.0
 
 
 class Base(Record):

@@ -1,5 +1,7 @@
 """The backbone: an open_clip model with its tokenizer, for uint8 images and token ids.
 
+An image model of timm is a backbone without text.
+
 Tensor names end in their shape: B images of a batch, K classes, D embedding, C H W pixels, L
 tokens.
 """
@@ -29,8 +31,9 @@ class Backbone(nn.Module):
     """An open_clip model behind the few calls that adaptation needs.
 
     Args:
-        model: an open_clip CLIP, CustomTextCLIP or CoCa.
-        tokenizer: maps texts to token ids [texts, context length]; takes context_length=.
+        model: an open_clip CLIP, CustomTextCLIP or CoCa, or an ImageOnly.
+        tokenizer: maps texts to token ids [texts, context length]; takes context_length=. None for
+            a model without a text tower.
         mean, std: of the pixels, per channel, for pixels in [0, 1].
         logit_scale: the factor from cosines to logits; fixed, never trained.
         logit_bias: added to all logits, as SigLIP was trained; 0 for CLIP. Fixed, never trained.
@@ -41,6 +44,8 @@ class Backbone(nn.Module):
         pixels: from a test image to what `encode_image` takes. Default: CLIP's test transform.
 
     Attributes:
+        has_text: whether it has a text tower. Without one there is no zero-shot classification.
+        context_length: tokens of a prompt; 0 without a text tower.
         half_weights: whether `use_half_weights` was called.
 
     Raises:
@@ -54,7 +59,7 @@ class Backbone(nn.Module):
     def __init__(
         self,
         model: Any,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         logit_scale: float = CLIP_SCALE,
@@ -76,7 +81,8 @@ class Backbone(nn.Module):
         self._most_values: int | None = None  # of a layer, for one image
         self._parts: tuple[tuple[str, ...], list[Part]] | None = None
         # Models of Hugging Face read longer prompts than their tokenizers make.
-        self.context_length: int = tokenizer([""]).shape[1]
+        self.context_length: int = 0 if tokenizer is None else tokenizer([""]).shape[1]
+        self.has_text = tokenizer is not None
         self._tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -88,16 +94,17 @@ class Backbone(nn.Module):
 
     def copy(self) -> "Backbone":
         """Return a copy with weights of its own. The tokenizer is shared."""
-        return deepcopy(self, {id(self._tokenizer): self._tokenizer})
+        shared = {} if self._tokenizer is None else {id(self._tokenizer): self._tokenizer}
+        return deepcopy(self, shared)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Return the prompts' token ids, tokens_KL int64, padded to the context length.
 
         Raises:
             InputError: a prompt is longer than the context, or has a token that the text tower
-                does not have.
+                does not have; or there is no text tower.
         """
-        tokens_KL = tokenize_whole(self._tokenizer, prompts)
+        tokens_KL = tokenize_whole(self.tokenizer, prompts)
         words = getattr(text_tower(self.model), "vocab_size", 0)
         if words and tokens_KL.numel() and int(tokens_KL.max()) >= words:
             raise InputError(
@@ -108,12 +115,21 @@ class Backbone(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """open_clip's tokenizer of the architecture."""
+        """open_clip's tokenizer of the architecture; InputError without a text tower."""
+        if self._tokenizer is None:
+            raise self._without_text()
         return self._tokenizer
+
+    def _without_text(self) -> InputError:
+        return InputError(
+            f"{self.description} has no text tower, so it embeds no prompts. Choose a method whose "
+            "classes come from images, such as method=prototypes or method=linear_probe, or a CLIP "
+            "such as backbone=vit_b16."
+        )
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, or their ids if the tokenizer cannot decode."""
-        return decoded(self._tokenizer, tokens)
+        return decoded(self.tokenizer, tokens)
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Return unit-length image_BD for uint8 pixels of `image_size` x `image_size`.
@@ -136,7 +152,13 @@ class Backbone(nn.Module):
         return self._unit(encode_image(self.model, pixels_BCHW, self.memory))
 
     def encode_text(self, prompts: Tensor | ClassPrompts) -> Tensor:
-        """Return unit-length class_KD for token ids from `tokenize`, or for packed prompts."""
+        """Return unit-length class_KD for token ids from `tokenize`, or for packed prompts.
+
+        Raises:
+            InputError: there is no text tower.
+        """
+        if not self.has_text:
+            raise self._without_text()
         if isinstance(prompts, ClassPrompts):
             return self._unit(prompts(self.model, self.memory))
         return self._unit(self.model.encode_text(prompts))
@@ -190,7 +212,9 @@ class Backbone(nn.Module):
 
     @property
     def dimensions(self) -> int:
-        """D, the size of the embeddings of both towers."""
+        """D, the size of the embeddings of both towers, or the width of an image model."""
+        if not self.has_text:
+            return int(self.model.output_dim)
         text = text_tower(self.model)
         projection = getattr(text, "text_projection", None)
         if isinstance(projection, nn.Linear):

@@ -12,7 +12,7 @@ from so_clip.clip.engine.activation import lean_quick_gelu
 from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.loading.architecture import architecture_config, build_model
-from so_clip.clip.loading.architecture_names import TINY, is_place
+from so_clip.clip.loading.architecture_names import TINY, is_image_only, is_place
 from so_clip.clip.loading.checkpoint import load_weights, read_weights
 from so_clip.clip.loading.embedded import embedded_weights
 from so_clip.clip.loading.hub import fetch_pretrained, pretrained_config
@@ -45,13 +45,15 @@ def load_backbone(
     config.json beside the file decides if there is one.
 
     Args:
-        architecture: "tiny", an open_clip model name, `hf-hub:ORG/NAME` or `local-dir:PATH`.
-        pretrained: open_clip's tag of published weights, "embedded" for tiny's weights, or None
-            for random weights. A repository and a folder have weights of their own, and no tags.
+        architecture: "tiny", an open_clip model name, `hf-hub:ORG/NAME`, `local-dir:PATH`, or
+            `timm:NAME[@PIXELS]`, an image model without a text tower.
+        pretrained: open_clip's or timm's tag of published weights, "embedded" for tiny's weights,
+            or None for random weights. A repository and a folder have weights of their own, and no
+            tags.
         checkpoint: a local file with the weights; replaces the weights of `pretrained`. For "tiny"
             also a folder from scripts/pretrain_tiny.py, of any width.
         logit_scale: the factor from cosines to logits; "auto" is that of the weights, and CLIP's
-            100 for random weights and for files without one.
+            100 for random weights, for files without one and for image models.
         seed: of random weights; the global random state does not change.
         explicit: make attention's projections nn.Linear modules, see
             `so_clip.clip.engine.attention`, and compute QuickGELU in less memory. Parameters
@@ -62,7 +64,8 @@ def load_backbone(
         weightless: keep random weights, and read or download none, for a model of the same sizes
             and operations. Works on fake tensors.
         preprocessing: values of open_clip's `preprocess_cfg` (resize_mode, interpolation, mean,
-            std, fill_color) in place of the weights' own; see `so_clip.clip.pixels`.
+            std, fill_color) and `crop_share` in place of the weights' own; see
+            `so_clip.clip.pixels`.
 
     Returns:
         The backbone.
@@ -91,13 +94,15 @@ def load_backbone(
             _check_gelu(architecture, quick_gelu, weights.quick_gelu, pretrained, published)
     if weights.quick_gelu is not None:
         quick_gelu = weights.quick_gelu
-    check_text_encoder(architecture, config)
+    has_text = not is_image_only(architecture)
+    if has_text:
+        check_text_encoder(architecture, config)
     model = build_model(config, quick_gelu, seed)
     scale, bias = CLIP_SCALE, 0.0
     if weights.state is not None:
         load_weights(model, weights.state, source=weights.origin)
         bias = bias_of(model)
-        if logit_scale == AUTO:
+        if logit_scale == AUTO and has_text:
             scale = scale_of(model.state_dict()["logit_scale"])
     if explicit:
         explicit_attention(model)
@@ -108,7 +113,7 @@ def load_backbone(
     gelu = ", QuickGELU" if quick_gelu else ""
     backbone = Backbone(
         model,
-        build_tokenizer(architecture, config),
+        build_tokenizer(architecture, config) if has_text else None,
         preprocess.mean,
         preprocess.std,
         scale if logit_scale == AUTO else logit_scale,
@@ -119,8 +124,10 @@ def load_backbone(
         logit_bias=bias,
     )
     backbone.eval().requires_grad_(False)
-    if is_place(architecture) and not weightless:
+    if not weightless and is_place(architecture):
         _check_answers(backbone)
+    if not weightless and not has_text:
+        _check_features(backbone)
     return backbone
 
 
@@ -142,6 +149,23 @@ def _check_answers(backbone: Backbone) -> None:
         raise InputError(
             f"{backbone.description} embeds an image as {_described(image_BD)} and a text as "
             f"{_described(class_KD)}. Both must have the same size, and be finite."
+        )
+
+
+def _check_features(backbone: Backbone) -> None:
+    """Raise InputError unless a model of timm turns an image into one row of features."""
+    side = backbone.image_size
+    try:
+        with torch.no_grad():
+            image_BD = backbone.encode_image(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+        found = str(list(image_BD.shape))
+    except Exception as error:  # timm has models of many kinds
+        found = f"{type(error).__name__}: {error}"
+    if found != str([1, backbone.dimensions]):
+        raise InputError(
+            f"{backbone.description} does not turn an image of {side} pixels into "
+            f"{backbone.dimensions} features: {found}. Choose another size with timm:NAME@PIXELS, "
+            "or another model such as backbone=dino_s16."
         )
 
 

@@ -1,7 +1,7 @@
 """Each model's own pixels: resizing, mean and standard deviation as its weights were trained with.
 
-open_clip has these values for published weights, and `preprocess_cfg` of a configuration on the hub
-has them too.
+open_clip and timm have these values for published weights, and `preprocess_cfg` of a configuration
+on the hub has them too.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from so_clip.clip.loading.architecture import tiny_card
-from so_clip.clip.loading.architecture_names import TINY
-from so_clip.clip.loading.hub import pretrained_config
+from so_clip.clip.loading.architecture_names import TINY, is_image_only
+from so_clip.clip.loading.hub import pretrained_config, pretrained_tags
 from so_clip.data.transforms import Interpolation, ResizeMode, TestPixels
 from so_clip.errors import InputError, note
 from so_clip.system.commands import override
@@ -23,6 +23,8 @@ from so_clip.system.paths import ASSETS_DIR
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 Colour = tuple[float, float, float]
 # open_clip's training option; its test transform then resizes bicubically.
 _RANDOM, _BICUBIC = ("interpolation", "random"), "bicubic"
@@ -36,6 +38,7 @@ class Preprocessing:
         resize_mode, interpolation: see TestPixels.
         mean, std: of the pixels, per channel, for pixels in [0, 1].
         fill_color: grey value of the rest of the square, with resize_mode longest.
+        crop_share: see TestPixels; no model of open_clip has another value than 1.
     """
 
     resize_mode: ResizeMode = "shortest"
@@ -43,19 +46,29 @@ class Preprocessing:
     mean: Colour = CLIP_MEAN
     std: Colour = CLIP_STD
     fill_color: int = 0
+    crop_share: float = 1.0
 
     def pixels(self, image_size: int) -> TestPixels:
         """Return the test transform of a model that takes squares of this size."""
-        return TestPixels(image_size, self.resize_mode, self.interpolation, self.fill_color)
+        return TestPixels(
+            image_size, self.resize_mode, self.interpolation, self.fill_color, self.crop_share
+        )
 
     def record(self) -> dict[str, Any]:
-        """Return the values as open_clip's `preprocess_cfg` has them, as JSON values."""
-        return {field.name: _listed(getattr(self, field.name)) for field in fields(self)}
+        """Return the values as open_clip's `preprocess_cfg` has them, as JSON values.
+
+        open_clip has no `crop_share`, so it is left out if it is 1.
+        """
+        values = {field.name: _listed(getattr(self, field.name)) for field in fields(self)}
+        if self.crop_share == 1:
+            del values["crop_share"]
+        return values
 
     def differences(self, usual: "Preprocessing") -> dict[str, Any]:
         """Return the values that differ from the usual ones; `fill_color` only with longest."""
-        known = usual.record()
-        found = {name: value for name, value in self.record().items() if value != known[name]}
+        known = {"crop_share": 1.0, **usual.record()}
+        own = {"crop_share": 1.0, **self.record()}
+        found = {name: value for name, value in own.items() if value != known[name]}
         if self.resize_mode != "longest":
             found.pop("fill_color", None)
         return found
@@ -93,6 +106,8 @@ def preprocessing_from(
             values[key] = _colour(given[key], f"{place}: {key}", above_zero=key == "std")
     if "fill_color" in given:
         values["fill_color"] = _fill(given["fill_color"], f"{place}: fill_color")
+    if "crop_share" in given:
+        values["crop_share"] = _crop_share(given["crop_share"], f"{place}: crop_share")
     return replace(base or Preprocessing(), **values)
 
 
@@ -107,15 +122,15 @@ def chosen_preprocessing(
 
     - With published weights: theirs, also for a checkpoint that replaces them.
     - Without: that of the architecture's published weights, if it is the same for all of them;
-      else CLIP's, with a note if there is a checkpoint.
+      else CLIP's, or ImageNet's for a model of timm, with a note if there is a checkpoint.
     - `options` replace single values.
 
     Args:
-        architecture: "tiny" or open_clip's name.
-        published: open_clip's entry of the weights, or `preprocess_cfg` of the hub's
+        architecture: "tiny", open_clip's name or `timm:NAME`.
+        published: open_clip's or timm's entry of the weights, or `preprocess_cfg` of the hub's
             configuration; {} if the user named none.
         has_checkpoint: whether a local file has the weights.
-        options: resize_mode, interpolation, mean and std, as the user gave them.
+        options: resize_mode, interpolation, mean, std and crop_share, as the user gave them.
         tiny_folder: has the card of "tiny".
 
     Raises:
@@ -154,7 +169,9 @@ def _of_architecture(
     kinds = set(by_tag.values())
     if len(kinds) == 1:
         return kinds.pop()
-    usual = Preprocessing()
+    usual, whose = Preprocessing(), "CLIP's"
+    if is_image_only(architecture):
+        usual, whose = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD), "ImageNet's"
     unusual = {tag: kind.differences(usual) for tag, kind in by_tag.items()}
     ways = [
         f"If it derives from {tag}, add {' '.join(map(_option, values.items()))}."
@@ -164,7 +181,7 @@ def _of_architecture(
     if has_checkpoint and ways:
         note(
             f"the published weights of {architecture} were trained on different pixels, and this "
-            f"checkpoint gets CLIP's. {' '.join(ways)}"
+            f"checkpoint gets {whose}. {' '.join(ways)}"
         )
     return usual
 
@@ -174,12 +191,10 @@ def _option(item: tuple[str, Any]) -> str:
 
 
 def published_preprocessing(architecture: str) -> dict[str, Preprocessing]:
-    """Return the preprocessing of an architecture's published weights, by open_clip's tags."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
+    """Return the preprocessing of an architecture's published weights, by their tags."""
     return {
-        tag: preprocessing_from(get_pretrained_cfg(architecture, tag), f"{architecture}, {tag}")
-        for tag in list_pretrained_tags_by_model(architecture)
+        tag: preprocessing_from(pretrained_config(architecture, tag), f"{architecture}, {tag}")
+        for tag in pretrained_tags(architecture)
     }
 
 
@@ -193,6 +208,7 @@ def preprocessing_of(backbone: Any) -> Preprocessing:
         _without_digits(backbone.mean, usual.mean),
         _without_digits(backbone.std, usual.std),
         pixels.fill,
+        pixels.crop_share,
     )
 
 
@@ -232,6 +248,12 @@ def _fill(value: Any, place: str) -> int:
     if type(value) is not int or not 0 <= value <= 255:
         raise InputError(f"{place} is {value!r}; it must be a whole number from 0 to 255.")
     return value
+
+
+def _crop_share(value: Any, place: str) -> float:
+    if not _is_share(value, above_zero=True):
+        raise InputError(f"{place} is {value!r}; it must be a number above 0, at most 1.")
+    return float(value)
 
 
 def _listed(value: Any) -> Any:

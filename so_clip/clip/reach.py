@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 
-from so_clip.clip.towers import image_sides
+from so_clip.clip.towers import has_text, image_sides
 
 
 def reached(model: Any) -> frozenset[str]:
     """Return the names of the parameters that the embedding of an image or a text depends on.
 
-    One image and one text are encoded, and their graph is followed back to its leaves. CoCa's
-    caption decoder, the pooling layers that a text tower does not use, and the scale of the logits
-    are not reached.
+    One image is encoded, and one text if there is a text tower, and their graph is followed back to
+    its leaves. CoCa's caption decoder, the pooling layers that a text tower does not use, and the
+    scale of the logits are not reached.
 
     Args:
         model: an open_clip model in evaluation mode, real or fake; it does not change.
@@ -26,13 +26,12 @@ def reached(model: Any) -> frozenset[str]:
     first = next(iter(leaves.values()))
     with first.fake_mode if isinstance(first, FakeTensor) else nullcontext(), torch.enable_grad():
         image_BCHW = torch.zeros(1, 3, *image_sides(model), dtype=first.dtype, device=first.device)
-        # Encoders of Hugging Face take a short text; some of them state a length that they refuse.
-        length = 4 if hasattr(getattr(model, "text", None), "config") else model.context_length
-        tokens_KL = torch.zeros(1, length, dtype=torch.long, device=first.device)
-        outputs = [
-            _call(model, leaves, "encode_image", image_BCHW),
-            _call(model, leaves, "encode_text", tokens_KL),
-        ]
+        outputs = [_call(model, leaves, "encode_image", image_BCHW)]
+        if has_text(model):
+            # Encoders of Hugging Face take a short text; some state a length that they refuse.
+            length = 4 if hasattr(getattr(model, "text", None), "config") else model.context_length
+            tokens_KL = torch.zeros(1, length, dtype=torch.long, device=first.device)
+            outputs.append(_call(model, leaves, "encode_text", tokens_KL))
     found = _leaves_of(outputs)
     return frozenset(name for name, value in leaves.items() if id(value) in found)
 

@@ -21,6 +21,11 @@ def tower_of(parameter_name: str) -> Tower:
     return "vision" if parameter_name.startswith("visual.") else "text"
 
 
+def has_text(model: Any) -> bool:
+    """Return whether a model has a text tower; an image model of timm has none."""
+    return hasattr(model, "encode_text")
+
+
 def text_tower(model: Any) -> Any:
     """Return the module that has the text tower's parts: the model's `text`, or the model itself.
 

@@ -133,9 +133,12 @@ class TestPixels:
             `image_size`; the rest of the square is filled).
         interpolation: bicubic | bilinear, with antialiasing.
         fill: grey value of the rest of the square, 0 to 255.
+        crop_share: the image is resized for a square of floor(image_size / crop_share) pixels,
+            and its centre is cut out. 1 for models of open_clip; timm's models have other values.
 
     Source: `image_transform` in open_clip/transform.py of github.com/mlfoundations/open_clip;
-    for its defaults, `_transform` in clip/clip.py of github.com/openai/CLIP.
+    for its defaults, `_transform` in clip/clip.py of github.com/openai/CLIP; for `crop_share`,
+    `transforms_imagenet_eval` in timm/data of github.com/huggingface/pytorch-image-models.
     """
 
     __test__ = False  # not a test class of pytest
@@ -144,31 +147,44 @@ class TestPixels:
     resize_mode: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
     fill: int = 0
+    crop_share: float = 1.0
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
 
     def record(self) -> dict[str, Any]:
-        """Return what decides the pixels, as JSON values. `fill` counts for longest only."""
+        """Return what decides the pixels, as JSON values.
+
+        `fill` counts for longest only, and `crop_share` unless it is 1.
+        """
         values: dict[str, Any] = {
             "image_size": self.image_size,
             "resize_mode": self.resize_mode,
             "interpolation": self.interpolation,
         }
-        return values | ({"fill": self.fill} if self.resize_mode == "longest" else {})
+        values |= {"fill": self.fill} if self.resize_mode == "longest" else {}
+        return values | ({} if self.crop_share == 1 else {"crop_share": self.crop_share})
+
+    @property
+    def resized_side(self) -> int:
+        """The side of the square that the image is resized for, pixels."""
+        return math.floor(self.image_size / self.crop_share)
 
     def square(self, image: Image.Image) -> Image.Image:
         """Return the square of an RGB image."""
-        size = (self.image_size, self.image_size)
+        side = self.resized_side
         if self.resize_mode == "squash":
-            return image.resize(size, _FILTERS[self.interpolation])
+            resized = image.resize((side, side), _FILTERS[self.interpolation])
+            first = round((side - self.image_size) / 2)
+            last = first + self.image_size
+            return resized.crop((first, first, last, last))
         if self.resize_mode == "shortest":
             return self._cropped(image)
         return self._padded(image)
 
     def _padded(self, image: Image.Image) -> Image.Image:
-        """Resize the longer side to `image_size`, and put the image in the middle of the fill."""
-        ratio = max(image.size) / self.image_size
+        """Resize the longer side, and put the image in the middle of the fill."""
+        ratio = max(image.size) / self.resized_side
         # The shorter side of a thin image rounds to 0, and open_clip fails. Here it is 1.
         width, height = (max(1, round(side / ratio)) for side in image.size)
         resized = image.resize((width, height), _FILTERS[self.interpolation])
@@ -177,26 +193,28 @@ class TestPixels:
         return square
 
     def _cropped(self, image: Image.Image) -> Image.Image:
-        """Resize the shorter side to `image_size`, and cut out the central square.
+        """Resize the shorter side, and cut out the central square.
 
         An image longer than `LONGEST` times its width is resampled only inside the crop: 1 x 10000
         pixels would otherwise grow to half a gigapixel before the crop. Pillow may then swap its
         two passes, so pixels can differ from the reference by rounding.
         """
         image_size, resample = self.image_size, _FILTERS[self.interpolation]
-        width, height = image.size
+        side, (width, height) = self.resized_side, image.size
         short, long = sorted((width, height))
         # torchvision's Resize rounds the longer side down, its CenterCrop rounds half to even.
-        resized_long = image_size * long // short
-        start = round((resized_long - image_size) / 2)
-        end = start + image_size
+        resized_long = side * long // short
+        start, first = (round((length - image_size) / 2) for length in (resized_long, side))
+        end, last = start + image_size, first + image_size
         tall = width <= height
         if long <= LONGEST * short:
-            size = (image_size, resized_long) if tall else (resized_long, image_size)
-            square = (0, start, image_size, end) if tall else (start, 0, end, image_size)
+            size = (side, resized_long) if tall else (resized_long, side)
+            square = (first, start, last, end) if tall else (start, first, end, last)
             return image.resize(size, resample).crop(square)
-        first, last = start * long / resized_long, end * long / resized_long
-        box = (0, first, width, last) if tall else (first, 0, last, height)
+        from_long, to_long = (place * long / resized_long for place in (start, end))
+        from_short, to_short = (place * short / side for place in (first, last))
+        box = (from_short, from_long, to_short, to_long)
+        box = box if tall else (from_long, from_short, to_long, to_short)
         return image.resize((image_size, image_size), resample, box=box)
 
 

@@ -1,14 +1,23 @@
-"""Build an open_clip model with random weights from an architecture's name."""
+"""Build a model with random weights from an architecture's name: of open_clip, or of timm."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from so_clip.clip.loading.architecture_names import TINY, check_architecture, is_place
+from so_clip.clip.loading.architecture_names import (
+    TINY,
+    check_architecture,
+    is_image_only,
+    is_place,
+)
 from so_clip.clip.loading.sources import place_config
+from so_clip.clip.loading.timm_entries import timm_config
+from so_clip.clip.loading.timm_model import build_image_model
 from so_clip.clip.loading.weightless import RealNumbers
 from so_clip.clip.loading.weights_file import TINY_CARD
 from so_clip.errors import InputError
@@ -58,7 +67,8 @@ def _alike(value: Any, model: Any) -> bool:
 def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, Any]:
     """Return the sizes of an architecture, open_clip's model_cfg.
 
-    They come from open_clip, from `tiny_folder` for "tiny", or from a repository or folder.
+    They come from open_clip, from `tiny_folder` for "tiny", or from a repository or folder. An
+    image model of timm has no text_cfg.
 
     Raises:
         InputError: there is no such architecture; the message has the nearest names.
@@ -72,26 +82,32 @@ def architecture_config(name: str, tiny_folder: Path = ASSETS_DIR) -> dict[str, 
     if is_place(name):
         check_architecture(name)
         return place_config(name)
+    if is_image_only(name):
+        return timm_config(name)
     if name not in open_clip.list_models():
         check_architecture(name)
     return dict(open_clip.get_model_config(name))
 
 
 def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Module:
-    """Build an open_clip model with random float32 weights on the CPU.
+    """Build an open_clip model or an image model with random float32 weights on the CPU.
 
     It calls open_clip's class directly, because open_clip's factory looks for published weights of
     single towers and cannot run on fake tensors. Inside torch's FakeTensorMode the model has no
     values, and takes no memory for weights.
 
     Args:
-        config: open_clip's model configuration (embed_dim, vision_cfg, text_cfg, ...).
+        config: open_clip's model configuration (embed_dim, vision_cfg, text_cfg, ...); without
+            text_cfg it is that of `timm_config`.
         quick_gelu: whether to use OpenAI's approximation of GELU; overrides `config`.
         seed: of the weights; the global random state does not change.
 
     Raises:
         InputError: the model needs a package that is not installed, or files from the hub.
     """
+    if "text_cfg" not in config:
+        with seeded(seed):
+            return build_image_model(config)
     from open_clip.coca_model import CoCa
     from open_clip.model import CLIP, CustomTextCLIP
 
@@ -105,9 +121,7 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
         values["vision_cfg"]["timm_model_pretrained"] = False
     if "hf_model_name" in values["text_cfg"]:
         values["text_cfg"]["hf_model_pretrained"] = False
-    with torch.random.fork_rng(devices=[]), RealNumbers():
-        # torch.manual_seed would also seed the CUDA generators.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         try:
             model = model_class(**values | {"quick_gelu": quick_gelu})
         except (ImportError, OSError, RuntimeError) as error:
@@ -122,6 +136,15 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
             ) from error
     _keep_first_token_only(model)
     return model
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Build a model in this context from a seed; the global random state does not change."""
+    with torch.random.fork_rng(devices=[]), RealNumbers():
+        # torch.manual_seed would also seed the CUDA generators.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _keep_first_token_only(model: Any) -> None:

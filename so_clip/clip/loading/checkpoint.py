@@ -1,5 +1,7 @@
 """Load weights from a file into a model: OpenAI's archives, state dicts and safetensors.
 
+Models are those of open_clip, and image models of timm.
+
 Only tensors are read. Code in a file, pickled or TorchScript, never runs.
 """
 
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from so_clip.clip.image_only import ImageOnly
 from so_clip.clip.loading.known_sizes import architectures_of
 from so_clip.clip.loading.layouts import (
     from_hugging_face,
@@ -27,6 +30,7 @@ from so_clip.clip.loading.layouts import (
     without_prefix,
 )
 from so_clip.clip.loading.siglip_layout import check_fixed_size
+from so_clip.clip.loading.timm_layout import timm_layout
 from so_clip.clip.loading.torchscript import is_torchscript, read_torchscript
 from so_clip.clip.loading.weights_file import SAFETENSORS, ZIP, kind_of_weights
 from so_clip.clip.logit_scale import clip_logit_scale
@@ -94,7 +98,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state_dict` into an open_clip model, in the model's precision.
+    """Copy `state_dict` into a model, in the model's precision. For timm's see `timm_layout`.
 
     Position embeddings of another image size or context length are resized as in open_clip. Keys of
     open_clip's older layouts and of Hugging Face's CLIPModel are renamed, and the prefixes of
@@ -103,7 +107,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     logit_bias leaves the file's out, which changes no probability.
 
     Args:
-        model: an open_clip CLIP, CustomTextCLIP or CoCa.
+        model: an open_clip CLIP, CustomTextCLIP or CoCa, or an ImageOnly.
         state_dict: the content of a file; it does not change.
         source: the file or tag, for messages.
 
@@ -116,13 +120,20 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     computed = {name for name, _ in model.named_buffers()} - set(expected)
     state = {name: value for name, value in state_dict.items() if name not in computed}
     try:
-        state = _in_model_layout(model, state, source)
+        if isinstance(model, ImageOnly):
+            state, left_out = timm_layout(model, state, source)
+        else:
+            state, left_out = _in_model_layout(model, state, source)
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{source} does not fit the backbone: its tensors cannot be brought into its layout "
             f"({_reason(error)}). Choose the architecture that the file was saved from with "
             "backbone.architecture=."
         ) from error
+    if left_out:
+        warnings.warn(
+            f"{source}:{_listed('tensors outside the model are left out', left_out)}", stacklevel=2
+        )
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     differing = [
@@ -136,7 +147,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
             + _listed("missing", missing)
             + _listed("unexpected", unexpected)
             + _listed("of another shape", differing)
-            + f". {_way_out(state_dict, state, missing, unexpected + differing)}"
+            + f". {_way_out(model, state_dict, state, missing, unexpected + differing)}"
         )
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -145,6 +156,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
 
 
 def _way_out(
+    model: nn.Module,
     state_dict: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     missing: list[str],
@@ -153,11 +165,17 @@ def _way_out(
     """Return the last sentences of a refusal.
 
     Args:
+        model: as built.
         state_dict: as in the file.
         state: in the model's layout.
         missing: tensors of the model that are missing.
         others: unexpected tensors, and tensors of another shape.
     """
+    if isinstance(model, ImageOnly):
+        return (
+            "Choose the model that the file was saved from with backbone.architecture=timm:NAME, "
+            "or the name of a CLIP for a whole CLIP."
+        )
     if what := other_model(state_dict):
         return f"It is {what}."
     if not missing and not any(" instead of " in name for name in others):
@@ -193,17 +211,19 @@ def _read(path: Path, kind: str) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _in_model_layout(model: nn.Module, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Rename and reshape entries as open_clip does, so that old checkpoints load."""
+def _in_model_layout(
+    model: nn.Module, state: dict[str, Tensor], source: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename and reshape entries as open_clip does, so that old checkpoints load.
+
+    Returns:
+        The entries, and the names of tensors that do not have the model's prefix.
+    """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
     expected = model.state_dict()
     state, left_out = without_prefix(state, expected, source)
-    if left_out:
-        warnings.warn(
-            f"{source}:{_listed('tensors outside the model are left out', left_out)}", stacklevel=3
-        )
     check_fixed_size(state, source)
     state = convert_state_dict(model, from_hugging_face(state))
     if not hasattr(model, "text"):
@@ -222,7 +242,7 @@ def _in_model_layout(model: nn.Module, state: dict[str, Tensor], source: str) ->
             is_bias = name == "logit_bias"
             state[name] = torch.zeros_like(parameter) if is_bias else clip_logit_scale(parameter)
     _resize_positions(model, state, source)
-    return state
+    return state, left_out
 
 
 def _resize_positions(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -1,10 +1,12 @@
-"""Files of the Hugging Face hub, and published weights by open_clip's tag: cached or downloaded."""
+"""Files of the Hugging Face hub, and published weights by their tag: cached or downloaded."""
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from so_clip.clip.loading.architecture_names import is_image_only
+from so_clip.clip.loading.timm_entries import timm_entry, timm_tags
 from so_clip.errors import InputError, nearest
 
 # Without a network the hub's client retries for most of a minute. One request with this time limit
@@ -13,22 +15,37 @@ PROBE_SECONDS = 5
 
 
 def pretrained_config(architecture: str, tag: str) -> dict[str, Any]:
-    """Return open_clip's entry for published weights: their location and image preprocessing.
+    """Return the entry for published weights: their location and image preprocessing.
+
+    Entries of timm have the form of open_clip's.
 
     Raises:
-        InputError: open_clip knows no such weights for this architecture.
+        InputError: open_clip or timm knows no such weights for this architecture.
     """
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+    from open_clip.pretrained import get_pretrained_cfg
 
-    config = get_pretrained_cfg(architecture, tag)
+    tags, of_timm = pretrained_tags(architecture), is_image_only(architecture)
+    config: Any = None
+    if not of_timm:
+        config = get_pretrained_cfg(architecture, tag)
+    elif tag in tags:
+        config = timm_entry(architecture, tag)
     if not config:
-        tags = list_pretrained_tags_by_model(architecture)
         known = f"It knows {', '.join(sorted(tags))}." if tags else "It knows none for it."
         raise InputError(
-            f"backbone.pretrained={tag}: open_clip has no such weights for {architecture}."
-            f"{nearest(tag, tags)} {known}"
+            f"backbone.pretrained={tag}: {'timm' if of_timm else 'open_clip'} has no such weights "
+            f"for {architecture}.{nearest(tag, tags)} {known}"
         )
     return dict(config)
+
+
+def pretrained_tags(architecture: str) -> list[str]:
+    """Return the tags of an architecture's published weights."""
+    from open_clip.pretrained import list_pretrained_tags_by_model
+
+    if is_image_only(architecture):
+        return timm_tags(architecture)
+    return list(list_pretrained_tags_by_model(architecture))
 
 
 def fetch_pretrained(architecture: str, tag: str) -> Path:

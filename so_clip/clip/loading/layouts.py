@@ -56,10 +56,17 @@ _FUSED = re.compile(r"(.*attn\.)in_proj_(weight|bias)")
 _HF_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 
 _LORA = ("lora_", "a LoRA adapter. Merge it into its model first, and save the model")
+_IMAGE_ONLY = "Load it with backbone=dino_s16, or with another backbone.architecture=timm:NAME"
 # Parts of names in files without the weights of a whole CLIP.
 _OTHER_MODELS = (
-    (".attention.attention.query.", "a vision transformer of Hugging Face, without a text encoder"),
-    ("blocks.0.attn.qkv.", "a vision transformer of timm or DINO, without a text encoder"),
+    (
+        ".attention.attention.query.",
+        f"a vision transformer of Hugging Face, without a text encoder. {_IMAGE_ONLY}",
+    ),
+    (
+        "blocks.0.attn.qkv.",
+        f"a vision transformer of timm or DINO, without a text encoder. {_IMAGE_ONLY}",
+    ),
     ("encoder.layer.0.attention.", "a language model such as BERT"),
     ("layer1.0.conv1.weight", "a ResNet of torchvision, without a text encoder"),
 )  # fmt: skip
