@@ -120,6 +120,8 @@ def assemble_model(
         classifier = classifier.to(device)
     adapter = make_adapter(adapter_choice) if adapter_choice else None
     base_names = frozenset(classifier.state_dict())
+    if adapter:
+        adapter.check(classifier, weights_sha256)
     parameters = adapter(classifier) if adapter else {}
     if parameters and not settings.trains:
         raise InputError(

@@ -30,6 +30,7 @@ from so_clip.data.choice import DataChoice
 from so_clip.data.examples import SKIP
 from so_clip.data.find import user_dataset
 from so_clip.data.run_data import Data, TestSet
+from so_clip.results.run_files import smat_file
 from so_clip.version import RESULTS_VERSION
 
 # A run folder's name ends in this many of the fingerprint's 64 digits.
@@ -69,6 +70,9 @@ def counting_options(settings: Settings) -> dict[str, Any]:
     del values["user_data"]  # its lists, names and place count by their content
     values["device"] = values["device"].partition(":")[0]  # any GPU of a machine
     architecture = settings.backbone.architecture
+    adapter = values["adapter"]
+    if adapter and adapter.get("checkpoint") is not None:  # a file may move
+        adapter["checkpoint"] = _file_sha256(smat_file(adapter["checkpoint"]))
     if is_place(architecture):  # a folder may move, and a configuration may change
         place = repository_of(architecture) or "local-dir"
         values["backbone"]["architecture"] = f"{place} {content_sha256(architecture)}"
@@ -262,6 +266,15 @@ def _file_state(file: Path) -> Key:
     except OSError:
         return ()
     return status.st_size, status.st_mtime_ns
+
+
+def _file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file; the path itself if it cannot be read, for the check to name."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return str(file)
 
 
 def _sha256(values: Any) -> str:

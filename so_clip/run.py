@@ -269,10 +269,11 @@ class Run:
         stopwatch = Stopwatch()
         progress.train()
         few_shot = FewShotEmbeddings(classifier, batches, model.precision, settings.data.seed)
+        before = Before(model)
         adapter.start(classifier, few_shot)
+        before.started()
         if self.optimizer is not None:
             self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
-        before = Before(model)
         curve = Curve(evaluator, settings.evaluation.every_steps, self.peak_memory)
         history = History(stop_reason="training_free")
         if self.optimizer is not None:

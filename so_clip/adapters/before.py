@@ -17,7 +17,7 @@ class Before:
     """Copies of a model's trained tensors before training, in the host's memory.
 
     Args:
-        model: with its parameters opened, before the first step.
+        model: with its parameters opened, before the adapter's `start`.
     """
 
     def __init__(self, model: Model) -> None:
@@ -33,6 +33,16 @@ class Before:
         assert model.adapter is not None
         for name, value in model.adapter.rewritten(model.classifier).items():
             self._base.setdefault(name, _copy(value))
+
+    def started(self) -> None:
+        """Copy the first values of opened tensors that the base does not have. Call after `start`.
+
+        A tensor of the base keeps its copy from before `start`, so that a change in it counts.
+        """
+        of_base = {id(value) for value in self._base.values()}
+        for name, value in self._model.parameters.items():
+            if id(self._opened[name]) not in of_base:
+                self._opened[name] = _copy(value)
 
     def counts(self) -> list[ChangedTensor]:
         """Return for each opened tensor its entries, how many have changed, and its place."""

@@ -8,11 +8,12 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from so_clip.checks import flag, number, one_of, whole
+from so_clip.checks import flag, number, one_of, path, whole
 from so_clip.clip.loading.weights_file import check_backbone
 from so_clip.config.settings import MethodChoice, Settings
 from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError
+from so_clip.results.run_files import SMAT_FILE, smat_file
 from so_clip.results.run_folder import check_writable
 from so_clip.system.commands import install
 
@@ -68,6 +69,26 @@ def check_places(settings: Settings) -> None:
     """Raise InputError if results, features or weights cannot be where the settings say."""
     check_writable(settings.placement.results_dir)
     check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
+    _check_smat_file(settings.method)
     cache_dir = settings.evaluation.cache_dir
     if cache_dir is not None and cache_dir.is_file():
         raise InputError(f"evaluation.cache_dir={cache_dir}: is a file. Give a folder, or null.")
+
+
+def _check_smat_file(method: MethodChoice) -> None:
+    """Refuse a method that starts from a meta-trained checkpoint and has none."""
+    options = method.adapter.options if method.adapter else {}
+    if "checkpoint" not in options:
+        return
+    checkpoint = options["checkpoint"]
+    if checkpoint is None:
+        raise InputError(
+            f"method={method.name} starts from a meta-trained checkpoint, and adapter.checkpoint "
+            "is null. Give the file that `python -m so_clip meta` wrote: adapter.checkpoint=FILE."
+        )
+    file = smat_file(path("adapter.checkpoint", checkpoint))
+    if not file.exists():
+        raise InputError(
+            f"adapter.checkpoint={checkpoint}: {file} does not exist. Give the {SMAT_FILE} of a "
+            "meta-training, or its run's folder."
+        )

@@ -54,8 +54,9 @@ class LowRankUpdate:
 class Adapter:
     """Chooses the tensors of a classifier that training changes.
 
-    A run calls the adapter once and measures zero-shot accuracy. It then calls `start`, trains with
-    `penalty` and `after_step`, and calls `finish`. By default these methods do nothing.
+    A run calls `check` and then the adapter, and measures zero-shot accuracy. It then calls
+    `start`, trains with `penalty` and `after_step`, and calls `finish`. By default these methods do
+    nothing.
 
     A finished model is saved as the classifier's state dict. Another process calls the adapter,
     loads the state dict and calls `resume`. `rewritten`, `low_rank_updates` and `merge` describe
@@ -85,6 +86,18 @@ class Adapter:
             InputError: the model has no tensors of the kind that the adapter trains.
         """
         raise NotImplementedError
+
+    def check(self, classifier: Classifier, weights_sha256: str) -> None:
+        """Refuse, before any work of a run, a file of the adapter that does not fit the model.
+
+        Called before `__call__`, but not for a saved adapter, because that needs no such file.
+
+        Args:
+            weights_sha256: of the backbone; "" if it has no real weights, as in a forecast.
+
+        Raises:
+            InputError: the file cannot be used.
+        """
 
     def start(self, classifier: Classifier, few_shots: FewShots) -> None:
         """Set first values that differ from zero-shot CLIP or depend on the few-shot images."""
@@ -154,9 +167,9 @@ class Adapter:
         """
 
     def rewritten(self, classifier: Classifier) -> dict[str, Tensor]:
-        """Return tensors that `after_step` or `finish` can change, except for opened parameters.
+        """Return tensors that `start`, `after_step` or `finish` can change, but no opened ones.
 
-        Called after `__call__`.
+        Called after `__call__`, before and after `start`.
 
         Returns:
             The current tensors by their names in open_clip's state dict. Clone them to keep values.

@@ -23,6 +23,7 @@ from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.json"
 PROVENANCE_FILE = "provenance.json"
 ADAPTER_FILE = "adapter.safetensors"
+SMAT_FILE = "smat.safetensors"  # of a meta-training
 # The key of config.yaml and metrics.json that names the adapter of an evaluation.
 ADAPTER_FROM = "adapter_from"
 HISTORY_FILE, CURVE_FILE, CHANGED_FILE = "history.csv", "curve.csv", "changed.csv"
@@ -58,6 +59,12 @@ _OPTIONAL_NUMBERS = (
 
 # Columns of a CSV file: arrays of numbers, lists of texts.
 Columns = dict[str, Any]
+
+
+def smat_file(place: str | Path) -> Path:
+    """Return the checkpoint of a meta-training at a place: the file itself, or its run's folder."""
+    path = Path(place).expanduser()
+    return path / SMAT_FILE if os.path.isdir(path) else path  # noqa: PTH112 - a locked folder
 
 
 def run_folders(top: Path, unreadable: list[str]) -> Iterator[str]:

@@ -20,12 +20,12 @@ from so_clip.checks import path as checked_path
 from so_clip.clip.backbone import Backbone, sha256_of_weights
 from so_clip.clip.roles import Part
 from so_clip.errors import InputError, nearest, reason_of
+from so_clip.results.run_files import SMAT_FILE, smat_file
 from so_clip.smat.model import Smat
 from so_clip.smat.options import SmatOptions
 from so_clip.system import atomic
 from so_clip.system.safe_open import open_plain
 
-SMAT_FILE = "smat.safetensors"
 _KEY, _FORMAT_VERSION = "so_clip_smat", 1
 _LARGEST_SEED = 2**63 - 1
 _SHOWN = 12  # digits of a hash in messages
@@ -130,9 +130,7 @@ def load_checkpoint(path: Path | str) -> SavedSmat:
     Raises:
         InputError: the file does not exist, is damaged, or is no checkpoint of SMAT.
     """
-    path = checked_path("adapter.checkpoint", path)
-    if os.path.isdir(path):  # noqa: PTH112 - Path's raises an error below a locked folder
-        path = path / SMAT_FILE  # a folder of a meta-training
+    path = smat_file(checked_path("adapter.checkpoint", path))
     tensors: dict[str, Tensor] = {}
     try:
         os.close(open_plain(path))
