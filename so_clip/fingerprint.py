@@ -7,7 +7,7 @@ count by their names (`adapter: coop`), never by module paths, so code can move.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,19 +60,32 @@ def settings_sha256(settings: Settings) -> str:
 
 def counting_options(settings: Settings) -> dict[str, Any]:
     """Return the options that can change a run's result, as config.yaml records them."""
-    values = settings.record()
-    for option in NO_DIFFERENCE:
+    values = counting(settings.record(), NO_DIFFERENCE, settings.backbone)
+    del values["user_data"]  # its lists, names and place count by their content
+    adapter = values["adapter"]
+    if adapter and adapter.get("checkpoint") is not None:  # a file may move
+        adapter["checkpoint"] = _file_sha256(smat_file(adapter["checkpoint"]))
+    return values
+
+
+def counting(
+    values: dict[str, Any], without_effect: Iterable[str], backbone: BackboneChoice
+) -> dict[str, Any]:
+    """Return recorded options without those that cannot change a result.
+
+    Args:
+        values: a record; it is changed.
+        without_effect: names of options without an effect.
+        backbone: of the record.
+    """
+    for option in without_effect:
         group, _, key = option.rpartition(".")
         del (values[group] if group else values)[key]
     for option in PIXEL_OPTIONS:  # what `auto` means follows from the weights
         if values["backbone"][option] == AUTO:
             del values["backbone"][option]
-    del values["user_data"]  # its lists, names and place count by their content
     values["device"] = values["device"].partition(":")[0]  # any GPU of a machine
-    architecture = settings.backbone.architecture
-    adapter = values["adapter"]
-    if adapter and adapter.get("checkpoint") is not None:  # a file may move
-        adapter["checkpoint"] = _file_sha256(smat_file(adapter["checkpoint"]))
+    architecture = backbone.architecture
     if is_place(architecture):  # a folder may move, and a configuration may change
         place = repository_of(architecture) or "local-dir"
         values["backbone"]["architecture"] = f"{place} {content_sha256(architecture)}"

@@ -4,7 +4,7 @@ Hydra takes the first file of a name that it finds. A file of the user that the 
 would be ignored without a word.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from so_clip.checks import path
@@ -16,11 +16,14 @@ from so_clip.system.paths import CONF_DIR
 CONFIG_DIR = "--config-dir"
 
 
-def check_config_folders(folders: Mapping[str, str]) -> None:
+def check_config_folders(
+    folders: Mapping[str, str], shipped: Sequence[Path] = (CONF_DIR,)
+) -> None:
     """Raise InputError for a folder that is missing, a recorded run, or hidden in part.
 
     Args:
         folders: by their flags, --config-path and --config-dir.
+        shipped: the program's folders that Hydra reads before them.
     """
     for flag, text in folders.items():
         if "://" in text:  # a package, which Hydra finds
@@ -30,7 +33,7 @@ def check_config_folders(folders: Mapping[str, str]) -> None:
             raise InputError(f"{flag} {folder}: there is no such folder.")
         _check_no_run(flag, folder)
     if "://" not in folders.get(CONFIG_DIR, "://"):
-        _check_names(path(CONFIG_DIR, folders[CONFIG_DIR]))
+        _check_names(path(CONFIG_DIR, folders[CONFIG_DIR]), shipped)
 
 
 def _check_no_run(flag: str, folder: Path) -> None:
@@ -43,11 +46,11 @@ def _check_no_run(flag: str, folder: Path) -> None:
         )
 
 
-def _check_names(folder: Path) -> None:
-    shipped = {file.relative_to(CONF_DIR) for file in CONF_DIR.rglob("*.yaml")}
-    shipped |= {Path("dataset", f"{name}.yaml") for name in card_names()}
+def _check_names(folder: Path, shipped: Sequence[Path]) -> None:
+    names = {file.relative_to(top) for top in shipped for file in top.rglob("*.yaml")}
+    names |= {Path("dataset", f"{name}.yaml") for name in card_names()}
     for file in sorted(folder.rglob("*.yaml")):
-        if file.relative_to(folder) in shipped:
+        if file.relative_to(folder) in names:
             raise InputError(
                 f"{CONFIG_DIR} {folder}: {file.relative_to(folder)} is a file of the program too, "
                 "which Hydra would read in place of yours. Give yours another name."

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,26 @@ from so_clip.system.commands import hydra_text, install, override, shell_word
 from so_clip.system.paths import CONF_DIR
 
 CONFIG_NAME = "config"
+
+
+@dataclass(frozen=True)
+class ConfigTree:
+    """The configuration of one kind of run: a folder with config.yaml and groups.
+
+    Attributes:
+        folder: holds config.yaml. Groups that are not in it are found in conf/.
+        options: the name of the declared options in the defaults list of config.yaml.
+        declared: returns these options with their defaults.
+        help: the command that lists all options.
+    """
+
+    folder: Path
+    options: str
+    declared: Callable[[], dict[str, Any]]
+    help: str
+
+
+RUNS = ConfigTree(CONF_DIR, "options", default_options, "python -m so_clip --help options")
 # Hydra's launchers, and the extra of this package that installs each.
 LAUNCHERS = {
     "joblib": "joblib",
@@ -31,10 +52,10 @@ LAUNCHERS = {
 }
 
 
-def register(overrides: Sequence[str] = ()) -> None:
+def register(overrides: Sequence[str] = (), tree: ConfigTree = RUNS) -> None:
     """Register with Hydra what is not a file under conf/.
 
-    - the options that so_clip.config.settings declares, as the configuration "options"
+    - the declared options of a tree, such as those of so_clip.config.settings
     - a choice of the group `dataset` for each card in datasets/, and in the folder of the user's
       cards if one of the `overrides` is cards_dir=FOLDER
     - the resolvers `${times:a,b}` (the product), `${gpus:}` (the number of GPUs, at least 1) and
@@ -53,7 +74,7 @@ def register(overrides: Sequence[str] = ()) -> None:
     OmegaConf.register_new_resolver("expanded", _expanded, replace=True)
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     store = ConfigStore.instance()
-    store.store(name="options", node=default_options())
+    store.store(name=tree.options, node=tree.declared())
     folders = [None, *_cards_dirs(overrides)]
     for name in dict.fromkeys(name for folder in folders for name in known_cards(folder)):
         store.store(group="dataset", name=name, node={"name": name, "split_file": None})
@@ -127,18 +148,21 @@ def _gpus() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def choices(group: str, config_dir: Path | None = None) -> list[Path]:
+def choices(group: str, config_dir: Path | None = None, tree: ConfigTree = RUNS) -> list[Path]:
     """Return the files of a group's choices: the program's, and those of the user's folder."""
-    folders = [CONF_DIR, *([config_dir] if config_dir else [])]
+    folders = [tree.folder, *([config_dir] if config_dir else [])]
     return sorted(file for folder in folders for file in (folder / group).glob("*.yaml"))
 
 
-def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+def compose(
+    overrides: Sequence[str], config_dir: Path | None = None, tree: ConfigTree = RUNS
+) -> DictConfig:
     """Return the configuration that `overrides` select, as `python -m so_clip` would see it.
 
     Args:
         overrides: GROUP=CHOICE and OPTION=VALUE, as on the command line.
         config_dir: the user's own configuration folder, as --config-dir names it.
+        tree: the configuration of runs, or another one.
 
     Raises:
         InputError: an unknown group option, key or malformed override.
@@ -146,16 +170,18 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> DictCon
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    register(overrides)
-    if config_dir is not None:
-        folders = override("hydra.searchpath", [f"file://{config_dir.absolute()}"])
-        overrides = [*overrides, folders]
-    with readable_errors(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    register(overrides, tree)
+    folders = [CONF_DIR] if tree.folder != CONF_DIR else []
+    folders += [] if config_dir is None else [config_dir.absolute()]
+    if folders:
+        searched = override("hydra.searchpath", [f"file://{folder}" for folder in folders])
+        overrides = [*overrides, searched]
+    with readable_errors(tree), initialize_config_dir(str(tree.folder), version_base="1.3"):
         return hydra_compose(CONFIG_NAME, overrides=list(overrides))
 
 
 @contextmanager
-def readable_errors() -> Iterator[None]:
+def readable_errors(tree: ConfigTree = RUNS) -> Iterator[None]:
     """Turn exceptions of Hydra and OmegaConf into InputError."""
     from hydra.errors import HydraException
 
@@ -169,7 +195,7 @@ def readable_errors() -> Iterator[None]:
         TypeError,
         AssertionError,
     ) as error:
-        raise InputError(_explain(error)) from error
+        raise InputError(_explain(error, tree)) from error
     except (YAMLError, RecursionError) as error:  # in a folder of the user's own choices
         raise InputError(_unreadable(error)) from error
     except BrokenPipeError:  # the reader of stdout has enough, such as `--cfg job | head`
@@ -182,7 +208,7 @@ def readable_errors() -> Iterator[None]:
         ) from error
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: BaseException, tree: ConfigTree) -> str:
     from hydra.errors import MissingConfigException
 
     text = str(error).strip()
@@ -205,7 +231,7 @@ def _explain(error: BaseException) -> str:
         first = f"something other than a name is given for a group ({first})"
     if first.startswith(("Could not override '", "Could not delete from config. '")):
         key = first.split("'")[1]
-        known = list(_keys(compose([])))
+        known = list(_keys(compose([], tree=tree)))
         group = key.rpartition(".")[0]
         if group and key in known:  # an option of the default choice; the user chose another
             return f"{key}: the chosen {group} has no such option. Leave it out."
@@ -213,7 +239,7 @@ def _explain(error: BaseException) -> str:
         owners = owners or [name for name in known if name.endswith(f"_{key}")]
         close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
         close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
-        way = "`python -m so_clip --help options` lists them all."
+        way = f"`{tree.help}` lists them all."
         return f"{key}: there is no such option.{close} {way}"
     if first.startswith("Config group override must be a string"):
         return (

@@ -42,7 +42,7 @@ def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
     Raises:
         InputError: naming the option, its value, and the values it may take.
     """
-    values = _plain(config)
+    values = plain(config)
     check_names(values, (*GROUPS, *TOP_LEVEL))
     context = {"parallel_runs": parallel_runs}
     top = {name: values[name] for name in Placement.model_fields}
@@ -68,7 +68,8 @@ def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
     return settings if settings.adapts else _without_shots(settings)
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as plain values; InputError if it cannot be resolved."""
     with resolving():
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return values

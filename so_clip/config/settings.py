@@ -5,6 +5,7 @@ text. conf/config.yaml takes the defaults from here, and `--help options` the he
 """
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
@@ -14,10 +15,10 @@ from so_clip.checks import (
     MAX_MIB,
     AutoFlag,
     AutoMib,
+    DeviceOption,
     OptionalPathOption,
     Options,
     PathOption,
-    device_name,
     number,
     option,
     option_key,
@@ -44,7 +45,7 @@ PIXEL_OPTIONS = ("resize_mode", "interpolation", "mean", "std")
 AutoPrecision = Literal["auto", "fp32", "bf16", "fp16", "fp16_authors"]
 
 
-def _whole_or_share(least: int) -> Any:
+def whole_or_share(least: int) -> Any:
     """Return the check of a number of threads: `auto` is this run's share of the cores."""
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -219,7 +220,7 @@ class Evaluation(Options):
     """How test images become features."""
 
     batch_size: int = option(256, "test images per forward pass", ge=1)
-    workers: Annotated[int, _whole_or_share(0)] = option(
+    workers: Annotated[int, whole_or_share(0)] = option(
         AUTO,
         "threads that decode test images: auto (one a core) | a number; 0: the main thread",
         changes_results=False,
@@ -254,7 +255,7 @@ class Evaluation(Options):
 class Placement(Options):
     """Device, precision, memory, and where the results go."""
 
-    device: str = option(AUTO, "auto | cpu | cuda | cuda:N | mps (Apple silicon)")
+    device: DeviceOption = option(AUTO, "auto | cpu | cuda | cuda:N | mps (Apple silicon)")
     precision: AutoPrecision = option(
         AUTO,
         "auto (bf16 on a GPU that supports it, else fp32) | fp32 | bf16 | fp16, with fp32 weights "
@@ -270,7 +271,7 @@ class Placement(Options):
     image_budget_mib: AutoMib = option(
         AUTO, "MiB for decoded training images; above it each batch is decoded anew | auto"
     )
-    threads: Annotated[int | None, _whole_or_share(1)] = option(
+    threads: Annotated[int | None, whole_or_share(1)] = option(
         AUTO,
         "CPU threads of torch | auto (torch's own number)",
         changes_results=False,
@@ -300,11 +301,6 @@ class Placement(Options):
         "the folder of all runs; each run makes a folder in it",
         changes_results=False,
     )
-
-    @field_validator("device", mode="before")
-    @classmethod
-    def _check_device(cls, value: Any) -> str:
-        return device_name(value)
 
 
 class Settings(Options):
@@ -396,11 +392,14 @@ TOP_LEVEL = (*DATA_OPTIONS, *Placement.model_fields)
 GROUPS = ("dataset", "method", "adapter", "optimizer", *PARTS)
 
 
-def _without_effect() -> frozenset[str]:
-    """Return the recorded options that cannot change a result, such as "evaluation.workers"."""
-    names = {"method_title"}
-    groups: list[tuple[str, type[Options]]] = [("", DataChoice), ("", Placement)]
-    for group, options in [*groups, *PARTS.items()]:
+def without_effect(groups: Iterable[tuple[str, type[Options]]]) -> frozenset[str]:
+    """Return the recorded options that cannot change a result, such as "evaluation.workers".
+
+    Args:
+        groups: the classes of options with their names; "" for the top level.
+    """
+    names = set()
+    for group, options in groups:
         for name, field in options.model_fields.items():
             extra = field.json_schema_extra
             if isinstance(extra, dict) and not extra["changes_results"]:
@@ -408,16 +407,19 @@ def _without_effect() -> frozenset[str]:
     return frozenset(names)
 
 
-NO_DIFFERENCE = _without_effect()
+NO_DIFFERENCE = without_effect([("", DataChoice), ("", Placement), *PARTS.items()]) | {
+    "method_title"
+}
+
+
+def defaults(options: type[Options], names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the defaults of a class of options: of all, or of those with the given names."""
+    fields = options.model_fields
+    return {name: fields[name].default for name in names or fields}
 
 
 def default_options() -> dict[str, Any]:
     """Return all options outside the groups, with their defaults, for conf/config.yaml."""
-
-    def defaults(options: type[Options], names: Any = None) -> dict[str, Any]:
-        fields = options.model_fields
-        return {name: fields[name].default for name in names or fields}
-
     return {
         "backbone": defaults(BackboneChoice, PIXEL_OPTIONS),
         **defaults(DataChoice, DATA_OPTIONS),

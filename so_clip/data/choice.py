@@ -1,8 +1,8 @@
 """The options that choose a run's data: dataset, few-shot draw, protocol, prompts."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from so_clip.checks import OptionalPathOption, Options, PathOption, number, option, unicode_text
 from so_clip.data.base_to_new import BASE_TO_NEW
@@ -17,6 +17,19 @@ TEMPLATES = ("plain", "specific", "ensemble")
 MAX_SEED = 2**63 - 1
 # More than any dataset has. A typing error must not fill the memory with repeated images.
 MAX_SHOTS = 10_000
+
+
+def _template(value: Any) -> str:
+    is_text = isinstance(value, str) and (value.count("{}") == 1 or is_prompt_file(value))
+    if value not in TEMPLATES and not is_text:
+        raise InputError(
+            f"template={value}: must be plain, specific, ensemble, a text with one {{}} for "
+            "the class name, or a file of templates or class descriptions (.txt, .json, .yaml)."
+        )
+    return unicode_text("template", value)
+
+
+TemplateOption = Annotated[str, BeforeValidator(_template)]
 
 
 class DataChoice(Options):
@@ -52,7 +65,7 @@ class DataChoice(Options):
     transfer: tuple[str, ...] = option(
         [], "other datasets to test on after training, such as [dtd,imagenet_v2]"
     )
-    template: str = option(
+    template: TemplateOption = option(
         "plain",
         'plain ("a photo of a {}.") | specific (the dataset\'s) | ensemble | a text with one {} | '
         "a file of templates or class descriptions",
@@ -100,17 +113,6 @@ class DataChoice(Options):
                 "(even), or null."
             )
         return alpha
-
-    @field_validator("template", mode="before")
-    @classmethod
-    def _check_template(cls, value: Any) -> str:
-        is_text = isinstance(value, str) and (value.count("{}") == 1 or is_prompt_file(value))
-        if value not in TEMPLATES and not is_text:
-            raise InputError(
-                f"template={value}: must be plain, specific, ensemble, a text with one {{}} for "
-                "the class name, or a file of templates or class descriptions (.txt, .json, .yaml)."
-            )
-        return unicode_text("template", value)
 
     @property
     def base_to_new(self) -> bool:
