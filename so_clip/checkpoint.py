@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from so_clip.methods.model import Model
 
 # Left out of the last checkpoint, because only another step needs them.
-_FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches")
+_FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches", "meta_training")
 
 # Packages that compute in a step, beside torch.
 _PACKAGES = ("torchvision", "open_clip_torch", "peft", "pytorch-optimizer")
@@ -123,6 +123,9 @@ class NoCheckpoint:
     def after_training(self) -> None:
         """Do nothing."""
 
+    def write(self) -> None:
+        """Do nothing."""
+
 
 class Checkpoint(NoCheckpoint):
     """One file with the state of everything that training changes, written at intervals.
@@ -192,9 +195,19 @@ class Checkpoint(NoCheckpoint):
             self._write([*self._parts])
 
     def after_training(self) -> None:
-        """Write the file once more, so that only the evaluation is repeated."""
+        """Write the file once more, so that only the evaluation is repeated.
+
+        What only another step needs is left out, then and in later calls.
+        """
+        self._parts = {
+            name: part for name, part in self._parts.items() if name not in _FOR_STEPS
+        }
+        self.write()
+
+    def write(self) -> None:
+        """Write the file now."""
         if self._writes:
-            self._write([name for name in self._parts if name not in _FOR_STEPS])
+            self._write([*self._parts])
 
     def remove(self) -> None:
         """Remove the file: a run that continues from it would fail again."""

@@ -30,6 +30,7 @@ from so_clip.data.choice import DataChoice
 from so_clip.data.examples import SKIP
 from so_clip.data.find import user_dataset
 from so_clip.data.run_data import Data, TestSet
+from so_clip.data.user.dataset import UserData
 from so_clip.results.run_files import smat_file
 from so_clip.version import RESULTS_VERSION
 
@@ -55,7 +56,7 @@ class Base(NamedTuple):
 
 def settings_sha256(settings: Settings) -> str:
     """Return the SHA-256 of all choices that can change the result."""
-    return _sha256(counting_options(settings))
+    return sha256_of(counting_options(settings))
 
 
 def counting_options(settings: Settings) -> dict[str, Any]:
@@ -106,9 +107,34 @@ def run_fingerprint(
         base: the backbone before training.
         processes: that train together. Each has a share of the memory and the time.
     """
+    choice = settings.data
+    own = [(choice.dataset, choice.user_data), *((name, None) for name in choice.transfer)]
+    return identity(
+        settings_sha256(settings),
+        images_root(own, choice.data_root, choice.cards_dir),
+        contents_sha256,
+        base,
+        processes,
+    )
+
+
+def identity(
+    settings_sha256: str,
+    images_root: str | None,
+    contents_sha256: str,
+    base: Base,
+    processes: int = 1,
+) -> str:
+    """Return the SHA-256 of a run from its parts.
+
+    Args:
+        settings_sha256: of all options that can change the result.
+        images_root: see the function of that name.
+        contents_sha256, base, processes: see run_fingerprint.
+    """
     values: dict[str, Any] = {
-        "settings": settings_sha256(settings),
-        "data_root": _images_root(settings.data),
+        "settings": settings_sha256,
+        "data_root": images_root,
         "contents_sha256": contents_sha256,
         "weights_sha256": base.weights_sha256,
         "results_version": RESULTS_VERSION,
@@ -117,7 +143,7 @@ def run_fingerprint(
         values["processes"] = processes
     if base.pixels:
         values["pixels"] = base.pixels
-    return _sha256(values)
+    return sha256_of(values)
 
 
 def run_dir(settings: Settings, fingerprint: str) -> Path:
@@ -228,20 +254,26 @@ class KnownRuns:
         return run_dir(settings, fingerprint), fingerprint
 
 
-def _images_root(choice: DataChoice) -> str | None:
-    """Return the real paths of the images' folders; None for images that come in packages."""
+def images_root(
+    datasets: Iterable[tuple[str, UserData | None]], data_root: Path, cards_dir: Path | None
+) -> str | None:
+    """Return the real paths of the images' folders; None for images that come in packages.
+
+    Args:
+        datasets: names, and the options of a user's own images where they are known.
+        data_root, cards_dir: of the run.
+    """
     roots, layouts = set(), set()
-    for name in (choice.dataset, *choice.transfer):
-        user = choice.user_data
-        if name != choice.dataset or user is None:
-            found = user_dataset(name, choice.data_root)
+    for name, user in datasets:
+        if user is None:
+            found = user_dataset(name, data_root)
             user = found and found[1]
         if user is not None:
             roots.add(os.path.realpath(user.folder))
         else:
-            layouts.add(load_card(name, choice.cards_dir).layout)
+            layouts.add(load_card(name, cards_dir).layout)
     if layouts - {"digits", PACKAGE_LAYOUT}:
-        roots.add(os.path.realpath(choice.data_root))
+        roots.add(os.path.realpath(data_root))
     return "\0".join(sorted(roots)) or None
 
 
@@ -290,5 +322,6 @@ def _file_sha256(file: Path) -> str:
         return str(file)
 
 
-def _sha256(values: Any) -> str:
+def sha256_of(values: Any) -> str:
+    """Return the SHA-256 of JSON values; the order of keys does not count."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ import torch
 
 from so_clip.results.run_files import HISTORY_FILE
 from so_clip.results.run_folder import RunFolder
-from so_clip.smat.training import MetaTraining, TaskRecord
+from so_clip.smat.training import MetaTraining, TaskRecord, check_finite
 
 SPARSITY_FILE, VALIDATION_FILE, TEST_FILE = "sparsity.csv", "validation.csv", "test.csv"
 HISTORY_COLUMNS = (
@@ -69,7 +69,11 @@ class TrainingRecords:
         self._tasks.append(record)
 
     def after_update(self) -> None:
-        """Read the records of an update's tasks from the device, and add its rows."""
+        """Read the records of an update's tasks from the device, and add its rows.
+
+        Raises:
+            RunFailed: a loss is not finite.
+        """
         training, records = self._training, self._tasks
         losses = torch.stack(
             [
@@ -90,6 +94,8 @@ class TrainingRecords:
             ]
         )
         self._tasks = []
+        for record in records if not math.isfinite(self.history[-1][1]) else ():
+            check_finite(record, training.tasks)
         is_last = training.tasks >= training.options.tasks
         if is_last or training.updates % self._every_updates == 0:
             columns = zip(sparsities, training.lambdas(), expert_M, strict=True)

@@ -324,10 +324,7 @@ def declared_options() -> dict[str, FieldInfo]:
 
 
 def _names(key: str, value: Any, what: str) -> tuple[str, ...]:
-    """Return the texts of a list; InputError for another value, or for a repeated text."""
+    """Return the texts of a list; InputError for another value."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         raise InputError(f"{key}={value}: must be a list of {what}.")
-    for name in value:
-        if value.count(name) > 1:
-            raise InputError(f"{key}: {name} is there twice. Give it once.")
     return tuple(value)

@@ -8,7 +8,7 @@ from so_clip.data.episodes.sampler import EpisodeSampler
 from so_clip.data.images import ImageSource
 from so_clip.errors import note
 from so_clip.meta.settings import MetaSettings
-from so_clip.meta.sources import Source, check_disjoint, open_sources
+from so_clip.meta.sources import Source, open_datasets
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
@@ -51,11 +51,14 @@ def gather_tasks(settings: MetaSettings) -> MetaTasks:
             both source and target. The message names it.
     """
     data = settings.data
-    if not data.allow_overlap:
-        check_disjoint(data.sources, settings.targets)
-    places = {"data_root": data.data_root, "cards_dir": data.cards_dir}
-    sources = open_sources(data.sources, option="sources", **places)
-    targets = open_sources(settings.targets, option="targets", **places)
+    sources, targets = open_datasets(
+        data.sources,
+        settings.targets,
+        data_root=data.data_root,
+        cards_dir=data.cards_dir,
+        template=data.template,
+        allow_overlap=data.allow_overlap,
+    )
     base = [class_pools(source.splits, "base", None) for source in sources]
     novel = {
         source.name: class_pools(source.splits, "novel", None)

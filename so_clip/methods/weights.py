@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.roles import GROUPS, SPLIT, Part, named_roles
 from so_clip.clip.towers import TOWERS
@@ -114,7 +115,10 @@ class Weights(Adapter):
 
     def selected_parts(self, classifier: Classifier) -> list[Part]:
         """Return the selected parameters' entries of the role map; raises as `__call__` does."""
-        backbone = classifier.backbone
+        return self.parts_of(classifier.backbone)
+
+    def parts_of(self, backbone: Backbone) -> list[Part]:
+        """Return the same for a backbone."""
         parts = [part for part in backbone.role_map() if self.encoder in (part.tower, "both")]
         if self.position != "all":
             blocks = {

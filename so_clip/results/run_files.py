@@ -24,6 +24,8 @@ CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.js
 PROVENANCE_FILE = "provenance.json"
 ADAPTER_FILE = "adapter.safetensors"
 SMAT_FILE = "smat.safetensors"  # of a meta-training
+# The key of metrics.json that marks what is no run of a method, and its value of a meta-training.
+KIND, META = "kind", "meta"
 # The key of config.yaml and metrics.json that names the adapter of an evaluation.
 ADAPTER_FROM = "adapter_from"
 HISTORY_FILE, CURVE_FILE, CHANGED_FILE = "history.csv", "curve.csv", "changed.csv"
@@ -151,10 +153,13 @@ def finished_metrics(folder: Path) -> dict[str, Any]:
     """Return the metrics of a finished run that a table can show.
 
     Raises:
-        InputError: metrics.json is not there or torn, or one of its values has the wrong type.
+        InputError: metrics.json is not there or torn, one of its values has the wrong type, or it
+            belongs to a meta-training.
     """
     path = folder / METRICS_FILE
     metrics = read_metrics(path)
+    if metrics.get(KIND) == META:
+        raise InputError(f"{folder}: is a meta-training, not a run of a method.")
     transfer = metrics.get("transfer") or {}
     checks = {key: _is_possible(key, value) for key, value in metrics.items()}
     checks |= {key: isinstance(metrics.get(key), str) for key in _TEXTS}
@@ -170,12 +175,36 @@ def finished_metrics(folder: Path) -> dict[str, Any]:
         and all(_is_possible(key, value) for key, value in scores.items())
         for scores in transfer.values()
     )
+    _refuse_invalid(path, metrics, checks)
+    _check_lengths(path, metrics)
+    return metrics
+
+
+def finished_meta(folder: Path) -> dict[str, Any]:
+    """Return the metrics of a finished meta-training.
+
+    Raises:
+        InputError: metrics.json is not there or torn, or a value that is shown has the wrong type.
+    """
+    path = folder / METRICS_FILE
+    metrics = read_metrics(path)
+    accuracy = "validation_accuracy_percent"
+    checks = {key: _is_possible(key, value) for key, value in metrics.items()}
+    checks |= {KIND: metrics.get(KIND) == META, "backbone": isinstance(metrics.get("backbone"), str)}
+    checks |= {"sources": is_texts(metrics.get("sources"))}
+    checks |= {"tasks": _is_number("tasks", metrics.get("tasks"), int)}
+    if metrics.get(accuracy) is not None:
+        checks[accuracy] = _is_number(accuracy, metrics[accuracy])
+    _refuse_invalid(path, metrics, checks)
+    return metrics
+
+
+def _refuse_invalid(path: Path, metrics: Mapping[str, Any], checks: Mapping[str, bool]) -> None:
+    """Raise InputError about the first key that is not valid."""
     for key, is_valid in checks.items():
         if not is_valid:
             shown = repr(metrics.get(key))[:80]
             raise InputError(f"{path}: {key} is {shown}. Delete its folder and repeat the run.")
-    _check_lengths(path, metrics)
-    return metrics
 
 
 def _check_lengths(path: Path, metrics: Mapping[str, Any]) -> None:

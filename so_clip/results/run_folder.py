@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,8 +88,14 @@ class RunFolder:
     cannot mix their files. The lock ends with its process, however the process ends.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kept: Sequence[str] = ()) -> None:
+        """Describe a folder; nothing is created.
+
+        Args:
+            path: of the folder.
+            kept: patterns of more files from which an interrupted run resumes.
+        """
+        self.path, self._kept = path, tuple(kept)
         self.overrides: list[str] = []
         self._started = self._claimed = self._watched = False
         self._is_job = False
@@ -165,19 +171,26 @@ class RunFolder:
         return not self._started or (self.path / CONFIG_FILE).exists()
 
     def finished(
-        self, fingerprint: str, demanded_files: Sequence[str] = ()
+        self,
+        fingerprint: str,
+        demanded_files: Sequence[str] = (),
+        read: Callable[[Path], dict[str, Any]] = finished_metrics,
     ) -> dict[str, Any] | None:
         """Return the metrics if the run with this fingerprint is finished, and None otherwise.
 
         Metrics that the report cannot show count as unfinished, with a message on stderr, and so
         does a run without one of the demanded files. Files that a process left when it was killed
         after its last write are removed.
+
+        Args:
+            fingerprint, demanded_files: see above.
+            read: returns the metrics of a folder, or raises InputError.
         """
         path = self.path / METRICS_FILE
         if not path.exists():
             return None
         try:
-            metrics = finished_metrics(self.path)
+            metrics = read(self.path)
         except InputError as error:
             say(f"{error} It counts as unfinished.")
             return None
@@ -219,7 +232,7 @@ class RunFolder:
         self._started = True
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _clear(self.path)
+            _clear(self.path, self._kept)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         atomic.write_text(
@@ -231,21 +244,21 @@ class RunFolder:
     def write_history(self, losses: Sequence[float], lrs: Sequence[float]) -> None:
         """Write history.csv: one row per step (from 1) with `step`, `loss` and `lr`."""
         rows = ((step, *row) for step, row in enumerate(zip(losses, lrs, strict=True), start=1))
-        self._write_csv(HISTORY_FILE, ("step", "loss", "lr"), rows)
+        self.write_rows(HISTORY_FILE, ("step", "loss", "lr"), rows)
 
     def write_curve(self, rows: Sequence[tuple[int, float]]) -> None:
         """Write curve.csv: one row per evaluation during training. Without rows, write nothing."""
         if rows:
-            self._write_csv(CURVE_FILE, ("step", "accuracy_percent"), rows)
+            self.write_rows(CURVE_FILE, ("step", "accuracy_percent"), rows)
 
     def write_changed(self, rows: Sequence[tuple[str, int, int, str, int | None, str]]) -> None:
         """Write changed.csv: per trainable tensor, its entries, how many changed, and its place."""
-        self._write_csv(CHANGED_FILE, CHANGED_COLUMNS, rows)
+        self.write_rows(CHANGED_FILE, CHANGED_COLUMNS, rows)
 
     def write_skipped(self, rows: Sequence[Sequence[str]]) -> None:
         """Write skipped.csv: one row per skipped corrupt image. Without rows, write nothing."""
         if rows:
-            self._write_csv(SKIPPED_FILE, ("dataset", "split", "path", "reason"), rows)
+            self.write_rows(SKIPPED_FILE, ("dataset", "split", "path", "reason"), rows)
 
     def write_columns(
         self, file: str, columns: Mapping[str, Sequence[Any]], test_set: str = ""
@@ -258,7 +271,7 @@ class RunFolder:
             test_set: the name of another test set than the run's own, put into the file's name.
         """
         name = file.replace(".csv", f"_{test_set}.csv") if test_set else file
-        self._write_csv(name, [*columns], zip(*columns.values(), strict=True))
+        self.write_rows(name, [*columns], zip(*columns.values(), strict=True))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file of other content, such as the kept logits."""
@@ -308,7 +321,8 @@ class RunFolder:
             atomic.write_json(self.path / ERROR_FILE, values)
         (self.path / PROGRESS_FILE).unlink(missing_ok=True)
 
-    def _write_csv(self, name: str, header: Sequence[str], rows: Any) -> None:
+    def write_rows(self, name: str, header: Sequence[str], rows: Any) -> None:
+        """Write a CSV file of other content."""
         self.check_in_place()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -323,16 +337,22 @@ def _cannot_write(folder: Path, error: OSError) -> InputError:
     )
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, kept: Sequence[str] = ()) -> None:
     """Empty a folder, except for the files from which an interrupted run resumes.
 
     metrics.json is removed first, so an interrupted `_clear` leaves no finished run.
+
+    Args:
+        folder: to empty.
+        kept: patterns of more files from which an interrupted run resumes.
     """
     if (folder / METRICS_FILE).exists():
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
+    # Without a checkpoint, nothing resumes.
+    kept = kept if (folder / CHECKPOINT_FILE).exists() else ()
     for path in folder.iterdir():
-        if path.name in (*_UNFINISHED_FILES, LOCK_FILE):
+        if path.name in (*_UNFINISHED_FILES, LOCK_FILE) or any(map(path.match, kept)):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

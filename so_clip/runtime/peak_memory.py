@@ -8,7 +8,7 @@ the log splits it into categories.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,14 +33,21 @@ class PeakMemory:
     Args:
         model: its parameters and buffers are the weights; `.grad` of its parameters are the
             gradients, whole or sampled.
-        optimizer: the tensors in its `state` are the optimizer state; None in evaluation.
+        optimizer: the tensors in its `state` are the optimizer state; one, several, or None in
+            evaluation.
         device: of the model; on CUDA the allocator gives the total.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, device: torch.device
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
+        device: torch.device,
     ) -> None:
-        self._model, self._optimizer, self._device = model, optimizer, device
+        self._model, self._device = model, device
+        self._optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [
+            *(optimizer or ())
+        ]
         self.log = StorageLog(device.type)
         self._allocated = 0
         self._restored: dict[str, float] | None = None
@@ -56,7 +63,7 @@ class PeakMemory:
                     lambda parameter: self.log.add([values_of(parameter.grad)], "gradients")
                 )
                 self._hooks.append(hook)
-        if optimizer := self._optimizer:
+        for optimizer in self._optimizers:
             self._add_optimizer_state(optimizer)
             self._hooks.append(optimizer.register_step_post_hook(self._add_optimizer_state))
         self.log.__enter__()

@@ -14,9 +14,12 @@ from so_clip.results.progress import PROGRESS_FILE, TRAIN
 from so_clip.results.run_files import (
     ADAPTER_FROM,
     ERROR_FILE,
+    KIND,
     MAX_TEXT,
+    META,
     METRICS_FILE,
     PROVENANCE_FILE,
+    finished_meta,
     finished_metrics,
     is_texts,
     number_of,
@@ -88,10 +91,13 @@ def _read(folder: Path) -> Run:
 
 
 def _finished(folder: Path, changed_at: float) -> Run:
+    is_meta = read_object(folder / METRICS_FILE).get(KIND) == META
     try:
-        metrics = finished_metrics(folder)
+        metrics = finished_meta(folder) if is_meta else finished_metrics(folder)
     except InputError as error:
         return Run("", FAILED, changed_at, remark=str(error))
+    if is_meta:
+        return _finished_meta(metrics, changed_at)
     provenance = read_object(folder / PROVENANCE_FILE)
     skipped = skipped_images(metrics)
     remarks = [f"corrupt images skipped: {skipped}"] if skipped else []
@@ -113,6 +119,15 @@ def _finished(folder: Path, changed_at: float) -> Run:
         remark="; ".join(remarks),
         overrides=_texts(provenance.get("overrides")),
     )
+
+
+def _finished_meta(metrics: Mapping[str, Any], changed_at: float) -> Run:
+    """Return a finished meta-training. Its accuracy is of validation, so it is a remark."""
+    accuracy = number_of(metrics, "validation_accuracy_percent")
+    remark = f"meta-training on {', '.join(metrics['sources'])}"[:MAX_TEXT]
+    remark += "" if accuracy is None else f": {accuracy:.2f} % in validation"
+    tasks = _whole(metrics, "tasks")
+    return Run("", DONE, changed_at, step=tasks, max_steps=tasks, remark=remark)
 
 
 def _failed(folder: Path, changed_at: float) -> Run:
