@@ -199,9 +199,7 @@ class Checkpoint(NoCheckpoint):
 
         What only another step needs is left out, then and in later calls.
         """
-        self._parts = {
-            name: part for name, part in self._parts.items() if name not in _FOR_STEPS
-        }
+        self._parts = {name: part for name, part in self._parts.items() if name not in _FOR_STEPS}
         self.write()
 
     def write(self) -> None:

@@ -24,6 +24,7 @@ ROOMS = (
     "api",
     "predict",
     "retest",
+    "meta",
     "run",
     "export",
     "meta",

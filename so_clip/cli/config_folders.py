@@ -16,9 +16,7 @@ from so_clip.system.paths import CONF_DIR
 CONFIG_DIR = "--config-dir"
 
 
-def check_config_folders(
-    folders: Mapping[str, str], shipped: Sequence[Path] = (CONF_DIR,)
-) -> None:
+def check_config_folders(folders: Mapping[str, str], shipped: Sequence[Path] = (CONF_DIR,)) -> None:
     """Raise InputError for a folder that is missing, a recorded run, or hidden in part.
 
     Args:

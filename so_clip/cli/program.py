@@ -30,6 +30,10 @@ COMMANDS = {
         "dataset=imagenet backbone=vit_l14 shots=16",
         "Forecast memory, FLOPs and disk space of a run; needs no data and no GPU.",
     ),
+    "meta": (
+        "experiment=smat data_root=FOLDER",
+        "Meta-train sparse experts (SMAT) on few-shot tasks of many datasets.",
+    ),
     "backbones": (
         "siglip_b16",
         "List the models of open_clip; show one's towers, roles of parameters, and methods.",

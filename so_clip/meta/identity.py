@@ -47,7 +47,6 @@ def meta_run_dir(settings: MetaSettings, fingerprint: str) -> Path:
 def _as_data(tasks: MetaTasks) -> Data:
     """Return the datasets as those of a run: the first one and others."""
     first, *others = (
-        TestSet(source.name, source.card, source.splits, source.images)
-        for source in tasks.datasets
+        TestSet(source.name, source.card, source.splits, source.images) for source in tasks.datasets
     )
     return Data(first.card, first.splits, first.images, None, tuple(others))

@@ -1,12 +1,19 @@
 """The records of a finished meta-training: metrics.json, masks.csv, provenance.json, summary."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.loading.architecture_names import without_path
 from so_clip.clip.pixels import preprocessing_of
-from so_clip.meta.records import accuracy_rows
+from so_clip.fingerprint import Base
+from so_clip.meta.records import TestRecords, TrainingRecords, accuracy_rows
+from so_clip.meta.settings import MetaSettings
+from so_clip.meta.tasks import MetaTasks
 from so_clip.meta.train import WATCHED_TASKS
 from so_clip.results.provenance import provenance
 from so_clip.results.run_files import KIND, META
@@ -18,11 +25,35 @@ from so_clip.smat.model import Smat
 from so_clip.smat.placement import MaskRow, OverlapRow, mask_rows, overlap_rows
 from so_clip.version import RESULTS_VERSION
 
-if TYPE_CHECKING:
-    from so_clip.meta.run import MetaRun
-
 MASKS_FILE, OVERLAP_FILE = "masks.csv", "overlap.csv"
 _MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A meta-training after its test.
+
+    Attributes:
+        settings, tasks, backbone, base, fingerprint, device: of the run.
+        precision: of the image tower.
+        saved: the chosen state.
+        records, tests: what training, validation and test measured.
+        memory: as PeakMemory returns it.
+        train_seconds: spent on training, without validation.
+    """
+
+    settings: MetaSettings
+    tasks: MetaTasks
+    backbone: Backbone
+    base: Base
+    fingerprint: str
+    device: torch.device
+    precision: str
+    saved: SavedSmat
+    records: TrainingRecords
+    tests: TestRecords
+    memory: Mapping[str, float]
+    train_seconds: float
 
 
 def write_masks(folder: RunFolder, smat: Smat) -> None:
@@ -31,7 +62,7 @@ def write_masks(folder: RunFolder, smat: Smat) -> None:
     folder.write_rows(OVERLAP_FILE, OverlapRow._fields, overlap_rows(smat))
 
 
-def write_provenance(folder: RunFolder, run: "MetaRun") -> None:
+def write_provenance(folder: RunFolder, run: Outcome) -> None:
     """Write provenance.json."""
     backbone = run.backbone
     datasets = {
@@ -52,20 +83,14 @@ def write_provenance(folder: RunFolder, run: "MetaRun") -> None:
     )
 
 
-def meta_metrics(run: "MetaRun", saved: SavedSmat, train_seconds: float) -> dict[str, Any]:
-    """Return the content of metrics.json.
-
-    Args:
-        run: after the test.
-        saved: the chosen state.
-        train_seconds: spent on training.
-    """
-    settings, experts = run.settings, saved.smat.experts
+def meta_metrics(run: Outcome, folder: RunFolder) -> dict[str, Any]:
+    """Return the content of metrics.json."""
+    settings, saved, experts = run.settings, run.saved, run.saved.smat.experts
     chosen = saved.about["tasks"]
     head = settings.training.head
     rows = [row for row in run.records.validation if row[0] == chosen]
     validation = _nested([row[1:] for row in rows])
-    of_head = [scores[head]["accuracy_percent"] for scores in validation.values()]
+    of_head = [row[3] for row in rows if row[2] == head]
     router = sum(value.numel() for value in saved.smat.router.parameters())
     logits = experts.logits_per_expert * settings.adapter.experts
     return {
@@ -84,18 +109,18 @@ def meta_metrics(run: "MetaRun", saved: SavedSmat, train_seconds: float) -> dict
         "test": _nested(accuracy_rows(run.tests.by_target)),
         "sparsities": experts.sparsity_M().tolist(),
         "lambdas": saved.smat.multiplier_M.tolist(),
-        "train_seconds": train_seconds,
+        "train_seconds": run.train_seconds,
         "validation_seconds": run.records.validation_seconds,
         "test_seconds": run.tests.seconds,
-        **run.peak_memory.result(),
+        **run.memory,
         "peak_memory_measures": _measures(run.device.type),
         "delta_parameters": experts.count,
         "mask_parameters": logits,
         "router_parameters": router,
         "parameters": experts.count + logits + router,
-        "smat_mib": (run.folder.path / SMAT_FILE).stat().st_size / _MIB,
+        "smat_mib": (folder.path / SMAT_FILE).stat().st_size / _MIB,
         "device": describe(run.device),
-        "precision": run.precision.name,
+        "precision": run.precision,
         "results_version": RESULTS_VERSION,
         "settings": settings.record(),
     }

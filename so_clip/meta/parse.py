@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from so_clip.checks import check_names, validated
+from so_clip.checks import Options, check_names, validated
 from so_clip.config.compose import ConfigTree, choices, compose
 from so_clip.config.parse import plain
 from so_clip.errors import InputError, nearest
@@ -44,16 +44,13 @@ def from_config(config: DictConfig) -> MetaSettings:
     """Check a composed configuration and return it as MetaSettings; InputError as above."""
     values = plain(config)
     check_names(values, (*PARTS, *TOP_LEVEL))
-    tops = {
-        "data": validated(MetaData, {name: values[name] for name in MetaData.model_fields}),
-        "placement": validated(
-            MetaPlacement, {name: values[name] for name in MetaPlacement.model_fields}
-        ),
-    }
     parts: dict[str, Any] = {
         name: validated(options, values[name], f"{name}.") for name, options in PARTS.items()
     }
-    settings = MetaSettings(**tops, **parts)
+    top: dict[str, type[Options]] = {"data": MetaData, "placement": MetaPlacement}
+    for name, options in top.items():
+        parts[name] = validated(options, {key: values[key] for key in options.model_fields})
+    settings = MetaSettings(**parts)
     _check(settings)
     return settings
 

@@ -21,8 +21,7 @@ from so_clip.meta.evaluation import TaskAccuracies
 from so_clip.meta.identity import meta_fingerprint, meta_run_dir
 from so_clip.meta.images import EpisodeImages, KeptPixels
 from so_clip.meta.outcome import (
-    MASKS_FILE,
-    OVERLAP_FILE,
+    Outcome,
     meta_metrics,
     summary,
     write_masks,
@@ -67,9 +66,7 @@ class MetaResult:
         return summary(self.metrics, self.folder)
 
 
-def meta_run(
-    settings: MetaSettings, tasks: MetaTasks, overrides: Sequence[str] = ()
-) -> MetaResult:
+def meta_run(settings: MetaSettings, tasks: MetaTasks, overrides: Sequence[str] = ()) -> MetaResult:
     """Do one meta-training, unless it is finished, and leave its folder behind.
 
     Bad input is found before the folder is created.
@@ -185,8 +182,22 @@ class MetaRun:
         self.records.write(folder)
         self.tests.write(folder)
         write_masks(folder, saved.smat)
-        write_provenance(folder, self)
-        metrics = meta_metrics(self, saved, train_seconds)
+        outcome = Outcome(
+            settings,
+            self.tasks,
+            self.backbone,
+            self.base,
+            self.fingerprint,
+            self.device,
+            self.precision.name,
+            saved,
+            self.records,
+            self.tests,
+            self.peak_memory.result(),
+            train_seconds,
+        )
+        write_provenance(folder, outcome)
+        metrics = meta_metrics(outcome, folder)
         folder.finish(metrics, summary(metrics, folder.path))
         self._remove_best()
         return metrics

@@ -61,9 +61,7 @@ class AdapterChoice(Options):
         SmatOptions.granularity,
         "a mask has a value for each: weight | row (of a matrix; less memory) | matrix",
     )
-    sparsity: float = option(
-        SmatOptions.sparsity, "share of the weights that each mask makes zero"
-    )
+    sparsity: float = option(SmatOptions.sparsity, "share of the weights that each mask makes zero")
     first_spread: float = option(
         SmatOptions.first_spread, "standard deviation of the first logits of the masks"
     )
@@ -233,7 +231,9 @@ class MetaPlacement(Options):
         AUTO, "auto (bf16 on a GPU that supports it, else fp32) | fp32 | bf16, with fp32 weights"
     )
     image_budget_mib: AutoMib = option(
-        AUTO, "MiB for decoded images; others are decoded for each task | auto", changes_results=False
+        AUTO,
+        "MiB for decoded images; others are decoded for each task | auto",
+        changes_results=False,
     )
     threads: Annotated[int | None, whole_or_share(1)] = option(
         AUTO,
@@ -257,7 +257,9 @@ class MetaPlacement(Options):
     )
     force: bool = option(False, "true repeats a finished run", changes_results=False)
     results_dir: PathOption = option(
-        "results/meta", "the folder of all runs; each run makes a folder in it", changes_results=False
+        "results/meta",
+        "the folder of all runs; each run makes a folder in it",
+        changes_results=False,
     )
 
 

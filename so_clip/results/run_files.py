@@ -190,7 +190,10 @@ def finished_meta(folder: Path) -> dict[str, Any]:
     metrics = read_metrics(path)
     accuracy = "validation_accuracy_percent"
     checks = {key: _is_possible(key, value) for key, value in metrics.items()}
-    checks |= {KIND: metrics.get(KIND) == META, "backbone": isinstance(metrics.get("backbone"), str)}
+    checks |= {
+        KIND: metrics.get(KIND) == META,
+        "backbone": isinstance(metrics.get("backbone"), str),
+    }
     checks |= {"sources": is_texts(metrics.get("sources"))}
     checks |= {"tasks": _is_number("tasks", metrics.get("tasks"), int)}
     if metrics.get(accuracy) is not None:

@@ -45,9 +45,9 @@ class PeakMemory:
         device: torch.device,
     ) -> None:
         self._model, self._device = model, device
-        self._optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [
-            *(optimizer or ())
-        ]
+        self._optimizers = (
+            [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [*(optimizer or ())]
+        )
         self.log = StorageLog(device.type)
         self._allocated = 0
         self._restored: dict[str, float] | None = None

@@ -1,0 +1,149 @@
+"""`python -m so_clip meta`: meta-train SMAT's experts on tasks of many datasets."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from so_clip.checks import path
+from so_clip.cli.arguments import Words
+from so_clip.cli.config_folders import CONFIG_DIR, check_config_folders
+from so_clip.cli.program import COMMANDS
+from so_clip.errors import InputError, nearest, show
+from so_clip.meta.parse import META, meta_settings
+from so_clip.meta.settings import MetaSettings, declared_options
+from so_clip.system.commands import command, override, shell_word
+from so_clip.system.paths import CONF_DIR
+
+if TYPE_CHECKING:
+    from so_clip.meta.run import MetaResult
+
+# Tasks of each dataset in the printed command.
+_TASKS = 600
+# Where the help texts of options begin.
+_COLUMN = 40
+
+
+def _options() -> str:
+    """Return names, defaults and help texts of all options."""
+    lines = ["\b", "Options, written OPTION=VALUE:"]
+    for name, field in declared_options().items():
+        shown = f"{name}=" if field.is_required() else override(name, field.get_default())
+        head = f"  {shown}".ljust(_COLUMN - 1) + " "
+        if len(head) > _COLUMN:
+            lines += textwrap.wrap(shown, 96, initial_indent="  ", subsequent_indent=" " * 6)
+            head = " " * _COLUMN
+        text = field.description or ""
+        lines += textwrap.wrap(text, 96, initial_indent=head, subsequent_indent=" " * _COLUMN)
+    return "\n".join(lines)
+
+
+HELP = f"""Meta-train sparse experts (SMAT) on few-shot tasks of many datasets.
+
+The frozen encoder gets one update of its weights, which M sparse masks (experts) share, and a
+router that mixes the experts for a task. The run folder ends with smat.safetensors, for
+method=smat adapter.checkpoint=FILE.
+
+\b
+  python -m so_clip meta experiment=smat data_root=data
+  python -m so_clip meta backbone=tiny sources=[dtd,eurosat] targets=[food101] training.tasks=2000
+
+Tasks to train on have classes of the first half of each source, tasks to validate on those of the
+second half. Targets are tested once, after training, and choose nothing. A finished run is not
+repeated; an interrupted one continues with the same command. docs/meta.md has the files.
+
+\b
+Groups, written GROUP=CHOICE:
+  experiment             smat (CLIP ViT-B/16) | smat_released (with the faults of the released code)
+  backbone               those of runs: `python -m so_clip --help backbone`
+
+{_options()}
+
+Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 or 143 interrupted."""
+
+
+def main(
+    words: Words = None,
+    config_dir: Annotated[
+        str | None,
+        typer.Option("-cd", CONFIG_DIR, metavar="FOLDER", help="A folder with more choices."),
+    ] = None,
+) -> None:
+    """Meta-train; see HELP."""
+    given = words or []
+    _check_words(given)
+    if config_dir is not None:
+        check_config_folders({CONFIG_DIR: config_dir}, (META.folder, CONF_DIR))
+    settings = meta_settings(given, None if config_dir is None else path(CONFIG_DIR, config_dir))
+
+    from so_clip.clip.loading.weights_file import check_backbone
+    from so_clip.meta.tasks import gather_tasks
+    from so_clip.results.run_folder import check_writable
+
+    check_writable(settings.placement.results_dir)
+    check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
+    tasks = gather_tasks(settings)
+    # torch takes seconds to import, so most bad input is refused before.
+    from so_clip.meta.run import meta_run
+    from so_clip.runtime.device import cpu_threads
+
+    with cpu_threads(settings.placement.threads):
+        result = meta_run(settings, tasks, overrides=given)
+    skipped = "finished before: skipped. force=true repeats it.\n\n" if result.skipped else ""
+    show(f"\n{skipped}{result.table}\n\n{_next_commands(settings, result)}")
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise InputError for a word that is no option, or for one of Hydra's own."""
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.lstrip("+~")
+        if word in COMMANDS:
+            raise InputError(f"{word}: a command comes first: python -m so_clip {word} ...")
+        if not equals and not word.startswith("~"):
+            known = [choice.stem for choice in (META.folder / "experiment").glob("*.yaml")]
+            meant = f" Did you mean experiment={word}?" if word in known else nearest(word, known)
+            raise InputError(f"{word}: is no OPTION=VALUE.{meant} `{META.help}` lists all options.")
+        if name.partition(".")[0].partition("/")[0] == "hydra":
+            raise InputError(f"{word[:80]}: an option of Hydra has no effect here. Leave it out.")
+        if name in ("backbone", "experiment") and value.startswith(("{", "[")):
+            raise InputError(
+                f"{shell_word(word)}: a group takes the name of a choice, {name}=NAME. A single "
+                f"option is written {name}.OPTION=VALUE."
+            )
+
+
+def _next_commands(settings: MetaSettings, result: "MetaResult") -> str:
+    """Return the commands that use the experts: on the targets, or on one dataset."""
+    targets = settings.targets or settings.data.sources
+    data = settings.data
+    places = [override("data_root", data.data_root)]
+    if data.cards_dir is not None:
+        places.append(override("cards_dir", data.cards_dir))
+    run = command(
+        "-m",
+        "method=smat",
+        override("adapter.checkpoint", result.file),
+        f"dataset={','.join(targets)}",
+        f"tasks={_TASKS}",
+        *_backbone(settings),
+        *places,
+    )
+    return f"Use the experts, here on {_TASKS} tasks of each dataset:\n  {run}"
+
+
+def _backbone(settings: MetaSettings) -> list[str]:
+    """Return the words that choose the backbone: a group of conf/backbone, and other values."""
+    from so_clip.backbones.models import groups
+
+    chosen = settings.backbone.model_dump(mode="json")
+    for name, values in groups().items():
+        if all(values[key] == chosen[key] for key in ("architecture", "pretrained")):
+            others = {key: chosen[key] for key, value in values.items() if chosen[key] != value}
+            words = [f"backbone={name}"]
+            break
+    else:
+        others = {key: chosen[key] for key in ("architecture", "pretrained", "checkpoint")}
+        words = []
+    return [*words, *(override(f"backbone.{key}", value) for key, value in others.items())]
