@@ -11,7 +11,6 @@ from so_clip.cli.arguments import Words
 from so_clip.cli.config_folders import CONFIG_DIR, check_config_folders
 from so_clip.cli.program import COMMANDS
 from so_clip.errors import InputError, nearest, show
-from so_clip.meta.parse import META, meta_settings
 from so_clip.meta.settings import MetaSettings, declared_options
 from so_clip.system.commands import command, override, shell_word
 from so_clip.system.paths import CONF_DIR
@@ -71,6 +70,8 @@ def main(
     ] = None,
 ) -> None:
     """Meta-train; see HELP."""
+    from so_clip.meta.parse import META, meta_settings
+
     given = words or []
     _check_words(given)
     if config_dir is not None:
@@ -96,6 +97,8 @@ def main(
 
 def _check_words(words: Sequence[str]) -> None:
     """Raise InputError for a word that is no option, or for one of Hydra's own."""
+    from so_clip.meta.parse import META
+
     for word in words:
         name, equals, value = word.partition("=")
         name = name.lstrip("+~")

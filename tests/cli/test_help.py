@@ -18,8 +18,10 @@ LINES = TEXT.splitlines()
 CHOICES = sorted(
     (path.parent.relative_to(CONF_DIR).as_posix(), path.stem)
     for path in CONF_DIR.rglob("*.yaml")
-    # Files in by_optimizer are never chosen by name.
-    if path.parent != CONF_DIR and path.parent.name != "by_optimizer"
+    # Files in by_optimizer are never chosen by name, and those in meta not by runs.
+    if path.parent != CONF_DIR
+    and path.parent.name != "by_optimizer"
+    and path.relative_to(CONF_DIR).parts[0] != "meta"
 )
 GROUPS = sorted({group for group, _ in CHOICES})
 SHOWN = ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny")
