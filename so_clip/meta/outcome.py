@@ -16,10 +16,10 @@ from so_clip.meta.settings import MetaSettings
 from so_clip.meta.tasks import MetaTasks
 from so_clip.meta.train import WATCHED_TASKS
 from so_clip.results.provenance import provenance
-from so_clip.results.run_files import KIND, META
+from so_clip.results.run_files import KIND, META, SMAT_FILE
 from so_clip.results.run_folder import RunFolder, summary_table
 from so_clip.runtime.device import describe
-from so_clip.smat.checkpoint_file import SMAT_FILE, SavedSmat
+from so_clip.smat.checkpoint_file import SavedSmat
 from so_clip.smat.direct import FROZEN
 from so_clip.smat.model import Smat
 from so_clip.smat.placement import MaskRow, OverlapRow, mask_rows, overlap_rows

@@ -33,12 +33,12 @@ from so_clip.meta.tasks import MetaTasks
 from so_clip.meta.train import MetaLoop, train
 from so_clip.methods.weights import Weights
 from so_clip.results.progress import Progress
-from so_clip.results.run_files import finished_meta
+from so_clip.results.run_files import SMAT_FILE, finished_meta
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision, pick_precision
-from so_clip.smat.checkpoint_file import SMAT_FILE, load_checkpoint, save_checkpoint
+from so_clip.smat.checkpoint_file import load_checkpoint, save_checkpoint
 from so_clip.smat.model import Smat
 from so_clip.smat.training import MetaTraining
 from so_clip.system import atomic
