@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.engine.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.clip.heads import Classes, CosineHead, Head, exact
-from so_clip.clip.towers import tower_of
+from so_clip.clip.towers import Tower, tower_of
 
 
 class Classifier(nn.Module):
@@ -104,7 +104,7 @@ class Classifier(nn.Module):
         trained = self.trains("text")
         if trained and torch.is_grad_enabled():
             return self._encode_classes()
-        device, versions = self.backbone.mean.device, self._text_versions()
+        device, versions = self.backbone.mean.device, self.versions("text")
         # Some optimizers do not raise a parameter's version, so a trained tower is not cached.
         may_cache = self._holds_classes or not trained
         if not may_cache or self._cached is None or self._cached[0] != versions:
@@ -132,10 +132,14 @@ class Classifier(nn.Module):
         """Drop the cached class_KD; call it after a change to anything but a parameter."""
         self._cached = None
 
-    def _text_versions(self) -> Any:
+    def versions(self, tower: Tower) -> Any:
+        """Return a value that changes with a tower's device, parameters, and writes to these.
+
+        Some optimizers write to a parameter without a trace, so it says nothing of a trained tower.
+        """
         named = self.backbone.model.named_parameters()
-        text = [value for name, value in named if tower_of(name) == "text"]
-        return self.backbone.mean.device, [(id(value), value._version) for value in text]
+        values = [value for name, value in named if tower_of(name) == tower]
+        return self.backbone.mean.device, [(id(value), value._version) for value in values]
 
     def use_prompts(self, tokens_PL: Tensor, separate: bool = False) -> None:
         """Replace the prompts by others, with the same number for each class.

@@ -96,13 +96,16 @@ class Evaluator:
     seconds: float = field(default=0.0, init=False)
     from_cache: bool = field(default=False, init=False)
     tick: Callable[[], None] = _no_tick
+    # Zero-shot features, and the versions of the image tower's parameters that made them.
     _image_ND: Tensor | None = field(default=None, init=False)
+    _made_by: Any = field(default=None, init=False)
 
     def zero_shot(self, keep_logits: bool = False) -> Predictions:
         """Classify the test split with the loaded model."""
         with self._timed():
             image_ND = self._loaded_features()
             self._image_ND = None if self.classifier.trains("vision") else image_ND
+            self._made_by = self.classifier.versions("vision")
             with self.classes():
                 return self._classify(image_ND, keep_logits)
 
@@ -110,7 +113,8 @@ class Evaluator:
         """Classify the test split with the adapted model."""
         with self._timed():
             image_ND = self._image_ND
-            if image_ND is None:
+            # An adapter can change a tower that it does not train, such as SMAT's merge.
+            if image_ND is None or self._made_by != self.classifier.versions("vision"):
                 image_ND = self._encode(self.stream, "adapted")
             with self.adapted_classes():
                 return self._classify(image_ND, keep_logits)

@@ -42,10 +42,13 @@ class _Merging(Adapter):
         self.head: Head = next(known for known in HEADS if known == head)
         self.class_bound = head != "text"
         self.plain = head == "text"
+        self.needs_text = head != "prototype"
         self._saved: SavedSmat | None = None
 
     def check(self, classifier: Classifier, weights_sha256: str) -> None:
         """Read the checkpoint; refuse one of another backbone, or none at all."""
+        if self.checkpoint is None and not weights_sha256:
+            return  # no run: only the parameters that the method opens are asked for
         if self.checkpoint is None:
             raise InputError(
                 "adapter.checkpoint=null: SMAT starts from a meta-trained checkpoint. Give the "
@@ -73,7 +76,8 @@ class _Merging(Adapter):
         smat, backbone = self._saved.smat, classifier.backbone
         labels_S, classes = few_shots.labels_N, classifier.class_count
         prototype_KD = class_means(few_shots.encode()[0], labels_S, classes)
-        class_KD = classifier.classes() if smat.options.text_tokens else None
+        reads_texts = smat.options.text_tokens and backbone.has_text
+        class_KD = classifier.classes() if reads_texts else None
         smat.to(backbone.mean.device)
         merged = smat.merge(backbone.model, prototype_KD, class_KD)
         for name, value in merged.items():

@@ -55,7 +55,7 @@ class SavedSmat:
 
         Args:
             backbone: as loaded.
-            weights_sha256: of the backbone as loaded.
+            weights_sha256: of the backbone as loaded; "" does not compare them.
         """
         parts = {part.name: part for part in backbone.role_map()}
         for part in self.smat.parts:
@@ -75,7 +75,7 @@ class SavedSmat:
                 f"it has embeddings of {self.smat.dimensions} values, and {backbone.description} "
                 f"of {backbone.dimensions}"
             )
-        if weights_sha256 != self.weights_sha256:
+        if weights_sha256 not in ("", self.weights_sha256):
             raise self._foreign(
                 f"it was trained with {self.architecture} (weights "
                 f"{self.weights_sha256[:_SHOWN]}), and this is {backbone.description} (weights "

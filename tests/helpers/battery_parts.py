@@ -22,6 +22,7 @@ from so_clip.run import Run
 from tests.helpers import small_families
 from tests.helpers.battery_rows import ROWS
 from tests.helpers.small_models import small_backbone
+from tests.helpers.smat_tasks import with_smat_checkpoint
 
 CPU = torch.device("cpu")
 NAMES = ("red square", "green square", "blue square", "grey square")
@@ -115,6 +116,7 @@ def model_of(settings: Settings, family: str = "small_clip") -> Model:
         explicit_attention(backbone.model)
     else:
         backbone = small_families.small_backbone(family)
+    settings = with_smat_checkpoint(settings, backbone)
     return assemble_model(settings, backbone, templated(NAMES, ["a photo of a {}."]))
 
 

@@ -107,6 +107,15 @@ ROWS: dict[str, Row] = {
         overrides=_FAST,
         plain=False,
     ),
+    "smat": Row(
+        MATRICES,
+        zero_shot_start=False,
+        resnet=True,
+        overrides=("optimizer=adamw", "optimizer.lr=1e-3"),
+    ),
+    "smat_clip_lora": Row(
+        rf"updates\.[qkv]\.(down|up)|{MATRICES}", zero_shot_start=False, overrides=_FAST
+    ),
     "taskres": Row(r"head\.residual", resnet=True, overrides=_FAST, plain=False),
 }
 

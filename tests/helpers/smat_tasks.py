@@ -1,6 +1,8 @@
 """A small float64 backbone, tasks of random images, and experts over it."""
 
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,14 +11,17 @@ from torch import nn
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.load import load_backbone
 from so_clip.clip.roles import Part
+from so_clip.config.settings import Settings
 from so_clip.runtime.precision import Precision
+from so_clip.smat.checkpoint_file import save_checkpoint
 from so_clip.smat.model import Smat
 from so_clip.smat.options import SmatOptions, TrainingOptions
 from so_clip.smat.task import Task
 from so_clip.smat.training import MetaTraining
 
 FP32 = Precision("fp32", torch.device("cpu"))  # without autocast; float64 stays float64
-MATRICES = {"attention_in", "attention_out", "mlp_in", "mlp_out"}
+MATRICES = {"attention_in", "attention_out", "mlp_in", "mlp_out", "convolution"}
+_FOLDER = tempfile.TemporaryDirectory(prefix="smat-")  # of the checkpoints for the battery
 
 
 def tiny_backbone(blocks: int = 2, dtype: torch.dtype = torch.float64) -> Backbone:
@@ -83,3 +88,29 @@ def shake(smat: Smat, seed: int = 0, spread: float = 0.02) -> None:
     draws = torch.Generator().manual_seed(seed)
     for delta in smat.experts.delta:
         delta.copy_(spread * torch.randn(delta.shape, generator=draws, dtype=delta.dtype))
+
+
+def random_checkpoint(file: Path, backbone: Backbone, weights_sha256: str, **options: Any) -> Path:
+    """Write a checkpoint of experts that were not trained, with an update that matters."""
+    smat = small_smat(backbone, **({"granularity": "row"} | options)).float()
+    shake(smat, spread=0.05)
+    save_checkpoint(
+        file, smat, architecture="small", weights_sha256=weights_sha256, about={"sources": []}
+    )
+    return file
+
+
+def with_smat_checkpoint(settings: Settings, backbone: Backbone) -> Settings:
+    """Return settings with a checkpoint of this backbone, if their method needs one."""
+    adapter = settings.method.adapter
+    if adapter is None or adapter.options.get("checkpoint", "") is not None:
+        return settings
+    weights_sha256 = backbone.weights_sha256
+    file = Path(_FOLDER.name) / f"{weights_sha256[:16]}.safetensors"
+    if not file.exists():
+        random_checkpoint(file, backbone, weights_sha256)
+    options = adapter.options | {"checkpoint": str(file)}
+    method = settings.method.model_copy(
+        update={"adapter": adapter.model_copy(update={"options": options})}
+    )
+    return settings.model_copy(update={"method": method})
