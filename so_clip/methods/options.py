@@ -51,6 +51,12 @@ def inner_share(name: str, value: Any) -> float:
     return _check(name, value, 0 < number(name, value) < 1, "must lie between 0 and 1.")
 
 
+def density(value: Any) -> float:
+    """Return the option `density_ratio`, the fraction of the matrices' entries that is trained."""
+    inside = 0 < number("density_ratio", value) <= 1
+    return _check("density_ratio", value, inside, "must be in (0, 1]; SO's paper has 5e-4.")
+
+
 def interpolation(value: Any) -> float:
     """Return the option `interpolation`, the share of the adapted weights that is kept."""
     inside = 0 <= number("interpolation", value) <= 1

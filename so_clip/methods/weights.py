@@ -127,17 +127,22 @@ class Weights(Adapter):
             }
             parts = [part for part in parts if part.block in blocks[part.tower]]
         # SO draws supports in this order, so it is part of a result: role by role.
-        selected = sorted((part for part in parts if part.roles & self.wanted), key=_matrix_role)
+        selected = [part for part in parts if self.roles_of(part) & self.wanted]
+        selected.sort(key=_matrix_role)
         self._check_roles(selected, parts, backbone.description)
         self._check_towers(selected, backbone.description)
         return selected
+
+    def roles_of(self, part: Part) -> frozenset[str]:
+        """Return the roles for which a parameter is selected."""
+        return part.roles
 
     def _check_roles(self, selected: Sequence[Part], parts: Sequence[Part], model: str) -> None:
         """Refuse a role that no parameter has. A group takes what there is."""
         missing = [
             role
             for role in self.roles
-            if role not in GROUPS and not any(role in part.roles for part in selected)
+            if role not in GROUPS and not any(role in self.roles_of(part) for part in selected)
         ]
         if not missing:
             return

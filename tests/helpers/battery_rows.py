@@ -36,6 +36,7 @@ class Row:
 
 _FAST = ("optimizer.lr=1e-2",)
 _SO = Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-2", "optimizer.density_ratio=0.05"))
+_ENTRIES = Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-2", "adapter.density_ratio=0.05"))
 
 ROWS: dict[str, Row] = {
     "so": _SO,
@@ -52,6 +53,8 @@ ROWS: dict[str, Row] = {
     "adamw": Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-3",)),
     "sgd": Row(MATRICES, resnet=True, overrides=_FAST),
     "galore": Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-2", "optimizer.scale=1")),
+    "sparta": _ENTRIES,
+    "magnitude": _ENTRIES,
     "bitfit": Row(r"bias", resnet=True, overrides=_FAST),
     "layer_norm": Row(r"ln_\w+\.(weight|bias)", resnet=True, overrides=_FAST),
     "attention": Row(r"attn\.in_proj\.weight|attn\.out_proj\.weight", overrides=_FAST),
@@ -123,6 +126,7 @@ ROWS: dict[str, Row] = {
 # One method per kind of adapter. The battery of the other methods is marked slow.
 FAST = (
     "so",
+    "sparta",
     "clip_lora",
     "lora",
     "tip_adapter",
