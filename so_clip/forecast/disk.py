@@ -24,6 +24,8 @@ _SMALL_FILES = 8_000
 _FEATURES_HEADER = 300
 # Metadata of an adapter file, and names and shapes of its tensors.
 _ADAPTER_HEADER = 20_000
+# A place of a moved entry, unless entries are dense.
+_GAP_BYTES = 2
 # Pixels of a photograph: the average of ImageNet.
 PIXELS = 500 * 400
 
@@ -83,10 +85,14 @@ def adapter_bytes(settings: Settings, model: Model) -> int:
     """
     state = model.classifier.state_dict(keep_vars=True)
     added = [value for name, value in state.items() if name not in model.base_names]
-    places = {id(value) for value in added}
-    moved = [value for value in model.parameters.values() if id(value) not in places]
+    of_base = {id(value) for name, value in state.items() if name in model.base_names}
+    in_state = {id(value) for value in state.values()}
     total = _ADAPTER_HEADER + sum(value.nbytes for value in added)
-    total += sum(_change_bytes(settings, value) for value in moved)
+    for value in model.parameters.values():
+        if id(value) in of_base:
+            total += _change_bytes(settings, value)
+        elif id(value) not in in_state:  # values of fixed entries: the file has their weights
+            total += value.numel() * (value.itemsize + _GAP_BYTES)
     return total if total <= most_bytes(settings.placement.save) else 0
 
 
@@ -100,7 +106,7 @@ def _change_bytes(settings: Settings, value: Tensor) -> int:
     draws = 1 if interval == 0 else -(-steps // interval)
     entries = draws * entry_count(value.numel(), density_ratio)
     entries *= 2 if options["order"] == "update_first" else 1
-    gap_bytes = 1 if entries > value.numel() / 50 else 2
+    gap_bytes = 1 if entries > value.numel() / 50 else _GAP_BYTES
     return min(value.nbytes, entries * (value.itemsize + gap_bytes))
 
 

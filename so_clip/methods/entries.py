@@ -5,13 +5,14 @@ Tensor names end in their shape: M trained entries of one parameter.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from so_clip import checks
+from so_clip.checks import AutoFlag
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.fixed_entries import (
     FixedEntries,
@@ -26,6 +27,7 @@ from so_clip.methods.adapter import Adapter
 from so_clip.methods.entry_choice import Candidates, largest, shares, split_places
 from so_clip.methods.weights import Weights
 
+AUTO: Literal["auto"] = "auto"
 SELECTIONS = ("random", "magnitude")
 _WAY_OUT = "Take a smaller number, more roles or blocks, or adapter.allow_fewer=true to train all."
 
@@ -52,6 +54,8 @@ class Entries(Adapter):
         allow_fewer: train all entries of the selection if it has fewer. If false, this is an error.
         seed: of the draw, and of the choice among equal magnitudes.
         interpolation: a, in [0, 1]. The final weights are original + a · values (WiSE-FT).
+        sampled_gradients: compute only the chosen entries of a matrix's gradient: auto (where this
+            is faster) | true | false.
 
     Raises:
         InputError: an option is out of range.
@@ -73,6 +77,7 @@ class Entries(Adapter):
         allow_fewer: bool = False,
         seed: int = 0,
         interpolation: float = 1.0,
+        sampled_gradients: AutoFlag = AUTO,
     ) -> None:
         self.selection = checks.one_of("adapter.selection", selection, SELECTIONS)
         self.places = _Places(roles, encoder, position)
@@ -87,6 +92,9 @@ class Entries(Adapter):
         self.allow_fewer = options.flag("allow_fewer", allow_fewer)
         self.seed = options.seed(seed)
         self.interpolation = options.interpolation(interpolation)
+        if sampled_gradients != AUTO:
+            options.flag("sampled_gradients", sampled_gradients)
+        self.sampled_gradients = sampled_gradients
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
         """Choose the entries and add their values to the classifier's model.
@@ -99,7 +107,7 @@ class Entries(Adapter):
         sizes = self._sizes(classifier, candidates)
         chosen = zip(candidates, self._choose(candidates, sizes), strict=True)
         entries = [
-            FixedEntries(model, candidate.name, candidate.index_of(place_M))
+            FixedEntries(model, candidate.name, candidate.index_of(place_M), self.sampled_gradients)
             for candidate, place_M in chosen
             if len(place_M)
         ]

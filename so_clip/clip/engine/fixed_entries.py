@@ -7,7 +7,7 @@ weight itself holds the sum. So all forward passes stay those of the model, and 
 weight exists. `FixedEntries.write` puts new values into the weight after a step.
 
 In linear layers and convolutions the backward pass computes only the M entries of the gradient,
-where this is faster than the whole gradient. In all other cases the whole gradient of one parameter
+where this is faster than the whole gradient. Everywhere else the whole gradient of one parameter
 exists until a hook has read its entries.
 
 Tensor names end in their shape: M entries.
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from so_clip.checks import AutoFlag
 from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear
 from so_clip.optim.sampled_product import fastest
 from so_clip.optim.support import draw_supports, entry_count
@@ -59,9 +60,13 @@ class FixedEntries:
         model: that has the parameter.
         name: of the parameter in the model.
         index_M: flat indices into the parameter, ascending, int64.
+        sampled: whether a linear layer or a convolution computes only the entries of its gradient:
+            auto (where this is faster) | true (in all linear layers too, to save memory) | false.
     """
 
-    def __init__(self, model: nn.Module, name: str, index_M: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, index_M: Tensor, sampled: AutoFlag = "auto"
+    ) -> None:
         path, _, self.own_name = name.rpartition(".")
         self.owner: Any = model.get_submodule(path)
         self.name, self.values_name = name, f"{name}_values"
@@ -79,7 +84,8 @@ class FixedEntries:
         vars(self.owner).setdefault(_HELD, {})[self.own_name] = self
         weight.requires_grad_(True)
         self._hook = weight.register_post_accumulate_grad_hook(self._read_gradient)
-        self._sample()
+        if sampled is not False:
+            self._sample(always=sampled is True)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -124,13 +130,13 @@ class FixedEntries:
             del self.owner.sampling
             self.owner.__class__ = type(self.owner).__base__
 
-    def _sample(self) -> None:
+    def _sample(self, always: bool) -> None:
         """Let the layer compute the gradient of the entries alone, if this is faster."""
         kind, shape = type(self.owner), tuple(self.weight.shape)
         if kind not in _SAMPLED or self.own_name != "weight":
             return
         self.method, is_faster = fastest(len(self.support_M), shape, self.weight.device)
-        if is_faster:
+        if is_faster or (always and len(shape) == 2):
             self.owner.__class__ = _SAMPLED[kind]
             self.owner.sampling = self
 
