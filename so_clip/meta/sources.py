@@ -1,7 +1,7 @@
 """The datasets of a meta-training, opened and checked before any training."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
@@ -55,10 +55,11 @@ def open_datasets(
     template: str = "plain",
     allow_overlap: bool = False,
 ) -> tuple[list[Source], list[Source]]:
-    """Open all sources and targets of a meta-training.
+    """Open all sources and targets of a meta-training, and check that their images are there.
 
     Args:
-        sources, targets: names as in `open_sources`.
+        sources, targets: names of cards, or LAYOUT:FOLDER for a user's own images, such as
+            folder:/home/me/flowers.
         data_root, cards_dir, template: see find_dataset.
         allow_overlap: see check_disjoint.
 
@@ -70,35 +71,12 @@ def open_datasets(
     opened_sources = _open_all(sources, "sources", SOURCE_LISTS, opener, problems)
     opened_targets = _open_all(targets, "targets", TARGET_LISTS, opener, problems)
     _refuse(problems)
+    _check_names(
+        dict(zip((source.name for source in opened_sources), sources, strict=True)),
+        dict(zip((target.name for target in opened_targets), targets, strict=True)),
+    )
     check_disjoint(opened_sources, opened_targets, allow_overlap)
     return opened_sources, opened_targets
-
-
-def open_sources(
-    names: Sequence[str],
-    *,
-    option: str,
-    data_root: Path,
-    cards_dir: Path | None,
-    template: str = "plain",
-    lists: Sequence[str] = TARGET_LISTS,
-) -> list[Source]:
-    """Open datasets, and check that their images are there.
-
-    Args:
-        names: of cards, or LAYOUT:FOLDER for a user's own images, such as folder:/home/me/flowers.
-        option: the name of the list of names, for messages.
-        data_root, cards_dir, template: see find_dataset.
-        lists: the lists whose images must be there.
-
-    Raises:
-        InputError: about every dataset that cannot be used.
-    """
-    opener = partial(_open, data_root=data_root, cards_dir=cards_dir, template=template)
-    problems: dict[str, str] = {}
-    opened = _open_all(names, option, lists, opener, problems)
-    _refuse(problems)
-    return opened
 
 
 def check_disjoint(
@@ -190,6 +168,20 @@ def _check_images(
             f"{place}: {len(missing)} of {len(paths)} images of {card.title} are missing, first "
             f"{missing[0]}. {way_out}"
         )
+
+
+def _check_names(sources: Mapping[str, str], targets: Mapping[str, str]) -> None:
+    """Refuse a source and a target of one name that are two datasets.
+
+    Args:
+        sources, targets: what the user wrote, by the names of the opened datasets.
+    """
+    for name in sources.keys() & targets.keys():
+        if sources[name] != targets[name]:
+            raise InputError(
+                f"sources={sources[name]} and targets={targets[name]} are both named {name}. "
+                "Rename one of the folders."
+            )
 
 
 def _refuse(problems: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from so_clip.clip.prompts import templated
 from so_clip.errors import MAX_MESSAGE, InputError
-from so_clip.meta.sources import check_disjoint, open_datasets, open_sources
+from so_clip.meta.sources import check_disjoint, open_datasets
 from tests.helpers.made_datasets import write_class_folders, write_dtd, write_eurosat, write_image
 
 
@@ -64,7 +64,7 @@ def test_every_dataset_that_cannot_be_used_is_named(root: Path, tmp_path: Path):
         assert line.startswith(start)
         assert reason in line
     with pytest.raises(InputError, match=r"^targets=dtd: .*images of .* are missing"):
-        open_sources(["dtd"], option="targets", data_root=root, cards_dir=None)
+        opened(root, ["dtd"], ["dtd"])
 
 
 def test_many_long_reasons_stay_within_one_message(tmp_path: Path):
@@ -99,13 +99,17 @@ def test_one_dataset_under_two_names_is_found(root: Path, tmp_path: Path):
             opened(root, ["eurosat"], [other])
         with pytest.raises(InputError, match=r"^sources: eurosat and \S+ share images.* Leave one"):
             opened(root, ["eurosat", other], allow_overlap=True)
-    # A list in a folder above the images.
-    lines = [f"2750/{file.parent.name}/{file.name},{file.parent.name}" for file in copy.glob("*/*")]
+
+
+def test_a_dataset_inside_the_folder_of_another_is_found(root: Path, tmp_path: Path):
+    files = sorted((root / "eurosat" / "2750").glob("*/*.png"))
+    lines = [f"2750/{file.parent.name}/{file.name},{file.parent.name}" for file in files]
     (root / "eurosat" / "list.csv").write_text("\n".join(["path,label", *lines]))
-    with pytest.raises(
-        InputError, match=r"eurosat and eurosat-csv share images, such as 2750/ant/"
-    ):
-        opened(root, ["eurosat"], [f"csv:{root}/eurosat"])
+    link = tmp_path / "link"
+    link.symlink_to(root / "eurosat")
+    for pair in (("eurosat", f"csv:{link}"), (f"csv:{link}", "eurosat")):
+        with pytest.raises(InputError, match=r"share images, such as 2750/ant/test_0\.png"):
+            opened(root, pair[:1], pair[1:])
 
 
 def test_the_same_paths_with_other_images_are_another_dataset(root: Path, tmp_path: Path):
@@ -147,3 +151,5 @@ def test_datasets_with_one_name_are_refused(root: Path, tmp_path: Path):
     both = [birds(tmp_path / "a" / "birds"), birds(tmp_path / "b" / "birds")]
     with pytest.raises(InputError, match=r"^sources=birds: 2 folders have this name\. Rename"):
         opened(root, both)
+    with pytest.raises(InputError, match=r"birds and targets=\S+birds are both named birds\. Ren"):
+        opened(root, both[:1], both[1:], allow_overlap=True)

@@ -69,10 +69,13 @@ def test_an_image_with_two_labels_is_in_no_pool():
         pools = class_pools(splits(lists, classes=2), half, None)
         assert both not in {image for pool in pools.few_shot for image in pool}
         assert pools.notes == ("images with two labels are left out: 1, such as 'both.jpg'",)
-    apart = splits([both, *images("a", 0, 1)], [Example("both.jpg", 1), *images("q", 0, 1)])
+    apart = splits(
+        [both, *images("a", 0, 1)], [Example("both.jpg", 1), *images("q", 0, 1)], classes=1
+    )
     pools = class_pools(apart, "all", "test")
     assert pools.few_shot == (tuple(images("a", 0, 1)),)
     assert pools.queries == (tuple(images("q", 0, 1)),)
+    assert len(pools.notes) == 1  # the image is not called a repeated one
 
 
 def test_a_training_image_is_no_query_image():
