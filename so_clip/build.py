@@ -14,6 +14,7 @@ from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.load import load_backbone
+from so_clip.clip.loading.architecture_names import is_image_only
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import BackboneChoice, Component, Evaluation, MethodChoice, Settings
@@ -44,6 +45,7 @@ _SAME_CLASSES: tuple[Classes, Classes] = (nullcontext, nullcontext)
 def build_model(settings: Settings, data: Data, backbone: Backbone | None = None) -> Model:
     """Turn a loaded backbone, or the one that is loaded here, into the model of the settings."""
     check_classes(settings.method, settings.data)
+    check_text(settings)
     backbone = backbone or load(settings.backbone, settings.data.seed)
     prompts = class_prompts(settings.data.template, data.splits.class_names, data.card)
     device = pick_device(settings.placement.device)
@@ -87,6 +89,27 @@ def check_classes(method: MethodChoice, choice: DataChoice) -> None:
             )
 
 
+def check_text(settings: Settings, backbone: Backbone | None = None) -> None:
+    """Refuse, before any work, a method whose classes come from text on a backbone without text.
+
+    Args:
+        settings: of the run.
+        backbone: as loaded; None: the name of the architecture decides.
+
+    Raises:
+        InputError: the method needs a text tower and there is none.
+    """
+    method, architecture = settings.method, settings.backbone.architecture
+    has_text = not is_image_only(architecture) if backbone is None else backbone.has_text
+    if has_text or (method.adapter is not None and not make_adapter(method.adapter).needs_text):
+        return
+    raise InputError(
+        f"method={method.name}: its classes come from text, and the backbone {architecture} has no "
+        "text tower. Use method=prototypes or method=linear_probe, or a CLIP such as "
+        "backbone=vit_b16."
+    )
+
+
 def assemble_model(
     settings: Settings,
     backbone: Backbone,
@@ -108,10 +131,11 @@ def assemble_model(
             precision.
     """
     placement, adapter_choice = settings.placement, settings.method.adapter
+    check_text(settings, backbone)
     backbone.memory = placement.memory
     classifier = Classifier(
         backbone,
-        backbone.tokenize(prompts.texts),
+        backbone.prompt_tokens(prompts.texts),
         resolved_text_budget(placement.text_budget_mib, placement.memory, device.type == "cuda"),
         prompts_per_class=prompts.per_class,
         templates=prompts.templates,
@@ -311,7 +335,7 @@ def _other_classes(template: str, test_set: TestSet, model: Model) -> tuple[Clas
     """Return contexts in which the classifier has a test set's classes: before and after."""
     prompts = class_prompts(template, test_set.splits.class_names, test_set.card)
     classifier, adapter = model.classifier, model.adapter
-    tokens_PL = classifier.backbone.tokenize(prompts.texts)
+    tokens_PL = classifier.backbone.prompt_tokens(prompts.texts)
     plain = partial(
         classifier.using_classes,
         tokens_PL,

@@ -58,27 +58,35 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The predictions on one test set, before and after adaptation."""
+    """The predictions on one test set, before and after adaptation.
+
+    Attributes:
+        zero_shot: None for a backbone without a text tower.
+    """
 
     test_set: TestSet
-    zero_shot: Predictions
+    zero_shot: Predictions | None
     adapted: Predictions
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of predictions.csv: labels of the dataset, and their names."""
         splits, first = self.test_set.splits, self.test_set.first_label
-        numbers_N = {
-            "label": self.adapted.label_N.tolist(),
-            "zero_shot_prediction": self.zero_shot.predicted_N.tolist(),
-            "prediction": self.adapted.predicted_N.tolist(),
-        }
+        numbers_N = {"label": self.adapted.label_N.tolist()}
+        for prefix, predictions in self.by_model.items():
+            numbers_N[f"{prefix}prediction"] = predictions.predicted_N.tolist()
         columns: dict[str, list[Any]] = {"path": [example.path for example in splits.test]}
         for name, classes_N in numbers_N.items():
             columns[name] = [number + first for number in classes_N]
             columns[f"{name}_name"] = [splits.class_names[number] for number in classes_N]
-        columns["zero_shot_confidence"] = self.zero_shot.confidence_N.tolist()
-        columns["confidence"] = self.adapted.confidence_N.tolist()
+        for prefix, predictions in self.by_model.items():
+            columns[f"{prefix}confidence"] = predictions.confidence_N.tolist()
         return columns
+
+    @property
+    def by_model(self) -> dict[str, Predictions]:
+        """The predictions of each model, by the prefix of its scores."""
+        both = {ZERO_SHOT: self.zero_shot, ADAPTED: self.adapted}
+        return {prefix: found for prefix, found in both.items() if found is not None}
 
     def logits(
         self,
@@ -88,7 +96,7 @@ class Outcome:
         calibrated_on: int,
     ) -> KeptLogits | None:
         """Return the logits to keep, if there are any; see write_outcomes."""
-        both = {ZERO_SHOT: self.zero_shot, ADAPTED: self.adapted}
+        both = self.by_model
         if self.adapted is self.zero_shot:
             del both[ADAPTED]
         models = {
@@ -145,7 +153,7 @@ def write_outcomes(
     fingerprint: str = "",
     temperatures: Mapping[str, float | None] | None = None,
     calibrated_on: int = 0,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Write predictions, per-class scores and kept logits.
 
     Args:
@@ -204,7 +212,7 @@ def run_metrics(
     data: Data,
     model: Model,
     *,
-    scores: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, Mapping[str, float | None]],
     adaptation: Adaptation,
     evaluators: Mapping[str, Evaluator],
     memory: Mapping[str, float],
@@ -284,9 +292,9 @@ def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the run's accuracies for people, by their labels."""
     adapts = metrics["stop_reason"] != NOT_ADAPTED
     both = partial(_both, adapts=adapts)
-    rows = {"zero-shot accuracy": f"{metrics['zero_shot_accuracy_percent']:.2f} %"}
+    rows = {"zero-shot accuracy": _percent(metrics[f"{ZERO_SHOT}accuracy_percent"])}
     if adapts:
-        rows["adapted accuracy"] = f"{metrics['accuracy_percent']:.2f} %"
+        rows["adapted accuracy"] = _percent(metrics["accuracy_percent"])
     if metrics["protocol"] == BASE_TO_NEW:
         rows = {
             "base classes": both(metrics, "base_accuracy_percent"),
@@ -318,31 +326,35 @@ def _calibration(validation: Validation | None) -> dict[str, Any]:
 
 
 def _both(values: Mapping[str, Any], key: str, adapts: bool) -> str:
-    zero_shot = f"{values[f'{ZERO_SHOT}{key}']:.2f} % zero-shot"
-    return f"{zero_shot}, {values[key]:.2f} % adapted" if adapts else zero_shot
+    zero_shot = f"{_percent(values[f'{ZERO_SHOT}{key}'])} zero-shot"
+    return f"{zero_shot}, {_percent(values[key])} adapted" if adapts else zero_shot
 
 
-def _base_to_new(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"
+
+
+def _base_to_new(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
     """Return base and new accuracy, their harmonic mean, and all scores of the new classes."""
     flat: dict[str, Any] = {}
     for prefix in (ZERO_SHOT, ADAPTED):
         base, new = (scores[name][f"{prefix}accuracy_percent"] for name in ("", NEW_CLASSES))
         flat[f"{prefix}base_accuracy_percent"] = base
         flat[f"{prefix}new_accuracy_percent"] = new
-        flat[f"{prefix}harmonic_mean_percent"] = harmonic_mean(base, new)
+        both = None if base is None or new is None else harmonic_mean(base, new)
+        flat[f"{prefix}harmonic_mean_percent"] = both
     return flat | {NEW_CLASSES: dict(scores[NEW_CLASSES])}
 
 
-def _transfer(data: Data, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _transfer(data: Data, scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
     """Return the scores of each other dataset, and their average accuracy."""
     test_sets = [test_set for test_set in data.others if test_set.name != NEW_CLASSES]
-    average = {
-        f"{prefix}transfer_accuracy_percent": sum(
-            scores[test_set.name][f"{prefix}accuracy_percent"] for test_set in test_sets
-        )
-        / len(test_sets)
-        for prefix in (ZERO_SHOT, ADAPTED)
-    }
+    average: dict[str, float | None] = {}
+    for prefix in (ZERO_SHOT, ADAPTED):
+        found = [scores[test_set.name][f"{prefix}accuracy_percent"] for test_set in test_sets]
+        known = [accuracy for accuracy in found if accuracy is not None]
+        mean = sum(known) / len(known) if known else None
+        average[f"{prefix}transfer_accuracy_percent"] = mean
     by_dataset = {
         test_set.name: {
             **scores[test_set.name],

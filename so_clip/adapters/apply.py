@@ -264,12 +264,12 @@ def _plain(model: Any) -> nn.Module:
     if isinstance(model, Backbone):
         model = model.model
     inner = next((name for name in _WRAPPED if name in getattr(model, "_modules", ())), None)
-    if inner is not None and not hasattr(type(model), "encode_text"):
+    if inner is not None and not hasattr(type(model), "encode_image"):
         raise InputError(
             f"{type(model).__name__}: is a wrapper around the model. Give the model in it: "
             f"model.{inner}."
         )
-    if not (isinstance(model, nn.Module) and hasattr(model, "encode_text")):
+    if not (isinstance(model, nn.Module) and hasattr(model, "encode_image")):
         raise InputError(
             f"{type(model).__name__}: an adapter goes into a Classifier of so_clip or a CLIP model "
             "of open_clip. Give one of these."
@@ -358,7 +358,7 @@ def _check_is_weights(adapter: SavedAdapter) -> None:
 
 def _check_classes(classifier: Classifier, adapter: SavedAdapter) -> None:
     about = adapter.about
-    tokens_PL = classifier.backbone.tokenize(about.prompts().texts)
+    tokens_PL = classifier.backbone.prompt_tokens(about.prompts().texts)
     if not torch.equal(tokens_PL, classifier.tokens_PL.cpu()):
         raise InputError(
             f"{adapter.place}: what {about.method} trained belongs to its "

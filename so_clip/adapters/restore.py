@@ -147,7 +147,7 @@ def restore(
     own = about.prompts(None if about.class_names else names)
     classifier = Classifier(
         backbone,
-        backbone.tokenize(own.texts),
+        backbone.prompt_tokens(own.texts),
         resolved_text_budget(used.text_budget_mib, backbone.memory, on_cuda),
         prompts_per_class=own.per_class,
         templates=own.templates,
@@ -163,7 +163,7 @@ def restore(
     if names != (about.class_names or names):
         other = about.prompts(names)
         classifier.use_classes(
-            backbone.tokenize(other.texts),
+            backbone.prompt_tokens(other.texts),
             other.templates,
             rewrite=None if method is None else method.prompts_for,
             prompts_per_class=other.per_class,

@@ -113,6 +113,12 @@ class Backbone(nn.Module):
             )
         return tokens_KL
 
+    def prompt_tokens(self, prompts: list[str]) -> Tensor:
+        """Return `tokenize` of class prompts; without a text tower, prompts_PL without tokens."""
+        if not self.has_text:
+            return torch.zeros(len(prompts), 0, dtype=torch.int64)
+        return self.tokenize(prompts)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """open_clip's tokenizer of the architecture; InputError without a text tower."""

@@ -26,7 +26,8 @@ class Classifier(nn.Module):
 
     Args:
         backbone: the CLIP model. All its parameters are frozen here; an adapter opens some.
-        tokens_PL: token ids of P prompts, class by class.
+        tokens_PL: token ids of P prompts, class by class; see Backbone.prompt_tokens. Without a
+            text tower, `classes` raises an InputError, and an adapter must bring its own head.
         text_budget_mib: MiB of activations that prompts may keep in training; see ClassPrompts.
             None: the default for the backbone's `memory`.
         share_prefixes: whether prompts share the rows of common prefixes; see ClassPrompts.

@@ -100,12 +100,21 @@ class Evaluator:
     _image_ND: Tensor | None = field(default=None, init=False)
     _made_by: Any = field(default=None, init=False)
 
-    def zero_shot(self, keep_logits: bool = False) -> Predictions:
-        """Classify the test split with the loaded model."""
+    def zero_shot(self, keep_logits: bool = False) -> Predictions | None:
+        """Classify the test split with the loaded model.
+
+        A backbone without a text tower has no classes yet: its features are only kept, if its image
+        tower is frozen, and None is returned.
+        """
+        has_text, trains = self.classifier.backbone.has_text, self.classifier.trains("vision")
         with self._timed():
+            if trains and not has_text:
+                return None
             image_ND = self._loaded_features()
-            self._image_ND = None if self.classifier.trains("vision") else image_ND
+            self._image_ND = None if trains else image_ND
             self._made_by = self.classifier.versions("vision")
+            if not has_text:
+                return None
             with self.classes():
                 return self._classify(image_ND, keep_logits)
 

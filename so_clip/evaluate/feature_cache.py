@@ -53,6 +53,7 @@ def feature_key(
         InputError: an image file cannot be read.
     """
     import open_clip
+    import timm
 
     values = {
         "weights": weights_sha256,
@@ -64,7 +65,12 @@ def feature_key(
         "batch_size": stream.batch_size,
         "device": describe(device),
         "precision": precision,
-        "versions": [str(torch.__version__), open_clip.__version__, PIL.__version__],
+        "versions": [
+            str(torch.__version__),
+            open_clip.__version__,
+            timm.__version__,
+            PIL.__version__,
+        ],
         "code": code_sha256(*CODE),
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

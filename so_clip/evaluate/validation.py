@@ -21,6 +21,7 @@ class ValidationImages:
     def __init__(self, evaluator: Evaluator | None) -> None:
         self._evaluator = evaluator
         self._predictions: dict[str, Predictions] = {}
+        self._refused = False
         self._fit_seconds = 0.0
         if evaluator is None:
             _note("the draw has no validation image")
@@ -36,8 +37,11 @@ class ValidationImages:
             self._classify(ZERO_SHOT, self._evaluator.zero_shot)
 
     def adapted(self) -> Validation | None:
-        """Classify the images with the adapted model; return the logits of both models."""
-        if self._evaluator is None or ZERO_SHOT not in self._predictions:
+        """Classify the images with the adapted model; return the logits of both models.
+
+        A backbone without a text tower has those of the adapted model only.
+        """
+        if self._evaluator is None or self._refused:
             return None
         self._classify(ADAPTED, self._evaluator.adapted)
         if ADAPTED not in self._predictions:
@@ -55,10 +59,13 @@ class ValidationImages:
         self._fit_seconds = time.perf_counter() - started
         return validation
 
-    def _classify(self, prefix: str, classify: Callable[[bool], Predictions]) -> None:
+    def _classify(self, prefix: str, classify: Callable[[bool], Predictions | None]) -> None:
         try:
-            self._predictions[prefix] = classify(True)
+            found = classify(True)
+            if found is not None:
+                self._predictions[prefix] = found
         except InputError as error:
+            self._refused = True
             _note(f"a validation image cannot be used: {error}")
 
 

@@ -21,7 +21,14 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from so_clip.build import assemble_model, build_optimizer, check_classes, class_prompts, load
+from so_clip.build import (
+    assemble_model,
+    build_optimizer,
+    check_classes,
+    check_text,
+    class_prompts,
+    load,
+)
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.loading.architecture_names import without_path
@@ -59,6 +66,7 @@ def forecast(
     """
     settings = _for_device(settings)
     check_classes(settings.method, settings.data)
+    check_text(settings)
     test_sets, card = test_set_sizes(settings, card), training_card(settings, card)
     # Adapters make tensors in `start` that are not fake yet.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -193,11 +201,13 @@ def _evaluation(
     ):
         watch_batch(classifier, images_BCHW, CPU, precision, peak)
         whole, encoded = counter.total, in_prompts.total
-        if not encoded:  # the head reads no prompts, but the zero-shot evaluation does
+        has_text = classifier.backbone.has_text
+        if not encoded and has_text:  # the head reads no prompts, but zero-shot evaluation does
             with torch.no_grad(), precision.autocast():
                 classifier.backbone.encode_text(classifier.prompts)
-    with torch.no_grad(), precision.autocast():
-        classifier.classes()  # a frozen text tower's are computed before training
+    if has_text:
+        with torch.no_grad(), precision.autocast():
+            classifier.classes()  # a frozen text tower's are computed before training
     class_count = classifier.class_count
     pairs = sum(test_set.images * test_set.classes for test_set in test_sets)
     classes = sum(test_set.classes for test_set in test_sets)

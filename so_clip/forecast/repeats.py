@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from so_clip.clip.classifier import Classifier
-from so_clip.clip.towers import block_lists, text_blocks
+from so_clip.clip.towers import block_lists, has_text, text_blocks
 from so_clip.forecast.flops import FlopCounter
 from so_clip.optim.gradients import put_empty_gradient
 from so_clip.optim.sampled_gradient import values_of
@@ -138,7 +138,7 @@ class Repeats:
 
 def _lists(classifier: Classifier) -> list[nn.Sequential | nn.ModuleList]:
     model: Any = classifier.backbone.model
-    towers = (model.visual, text_blocks(model))
+    towers = [model.visual, *([text_blocks(model)] if has_text(model) else [])]
     return [blocks for tower in towers for blocks in block_lists(tower).values()]
 
 

@@ -65,6 +65,8 @@ class Adapter:
     Attributes:
         class_bound: True if the trained tensors belong to the training classes. The adapted model
             then cannot classify other classes.
+        needs_text: True if it reads the text tower. False if it also works on a backbone without
+            one; `__call__` then puts a head that does not call `classes` into the classifier.
         plain: True if the adapted model is CLIP's weights and nothing else after `merge`. False if
             learned prompts or a head belong to it.
         half_weights: True if the adapter works with frozen weights and embeddings in float16; see
@@ -73,6 +75,7 @@ class Adapter:
     """
 
     class_bound = False
+    needs_text = True
     plain = False
     half_weights = False
     draws: DropoutDraws | None = None

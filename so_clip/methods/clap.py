@@ -30,6 +30,8 @@ class Clap(LinearProbe):
         views: random crops of each image for lambda; 0 takes the centre crop.
     """
 
+    needs_text = True
+
     def __init__(self, views: int = 20) -> None:
         super().__init__(normalize=True)
         self.views = whole("views", views, 0)

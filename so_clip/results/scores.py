@@ -3,21 +3,35 @@
 Array names end in their shape: N test images, C classes with at least one image, B bins.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 ECE_BINS = 15
-# Prefixes of the scores of both models, and of the columns that they come from.
+# Prefixes of the scores of both models, and of the columns that they come from. A backbone without
+# a text tower has no zero-shot columns, and None for their scores.
 ZERO_SHOT, ADAPTED = "zero_shot_", ""
+
+_SCORES = (
+    "accuracy_percent",
+    "mean_class_accuracy_percent",
+    "expected_calibration_error_percent",
+)
 
 Columns = Mapping[str, Sequence[Any]]
 
 
-def scores(columns: Columns) -> dict[str, float]:
+def models_in(columns: Iterable[str]) -> tuple[str, ...]:
+    """Return the prefixes of the models that columns of predictions.csv belong to."""
+    return (ZERO_SHOT, ADAPTED) if f"{ZERO_SHOT}prediction" in columns else (ADAPTED,)
+
+
+def scores(columns: Columns) -> dict[str, float | None]:
     """Return accuracy, mean class accuracy and calibration error of both models, in percent.
+
+    Scores of a model without columns are None.
 
     Args:
         columns: of predictions.csv, as numbers or as the text in the file.
@@ -27,16 +41,20 @@ def scores(columns: Columns) -> dict[str, float]:
         ...     zero_shot_prediction=[1, 1, 1], zero_shot_confidence=[0.9, 0.9, 0.9]))
     """
     label_N = _whole(columns["label"])
-    values: dict[str, float] = {}
+    values: dict[str, float | None] = {}
     for prefix in (ZERO_SHOT, ADAPTED):
+        names = [f"{prefix}{score}" for score in _SCORES]
+        if prefix not in models_in(columns):
+            values |= dict.fromkeys(names)
+            continue
         right_N = label_N == _whole(columns[f"{prefix}prediction"])
         confidence_N = np.asarray(columns[f"{prefix}confidence"]).astype(np.float64)
-        values |= {
-            f"{prefix}accuracy_percent": 100.0 * float(right_N.mean()),
-            f"{prefix}mean_class_accuracy_percent": 100.0 * mean_class_accuracy(label_N, right_N),
-            f"{prefix}expected_calibration_error_percent": 100.0
-            * calibration_error(right_N, confidence_N),
-        }
+        shares = (
+            float(right_N.mean()),
+            mean_class_accuracy(label_N, right_N),
+            calibration_error(right_N, confidence_N),
+        )
+        values |= {name: 100.0 * share for name, share in zip(names, shares, strict=True)}
     return values
 
 
@@ -74,6 +92,8 @@ def per_class(
 ) -> dict[str, list[Any]]:
     """Return the columns of per_class.csv: one row per class, without accuracy if it has no image.
 
+    There are columns for the models in `columns` only.
+
     Args:
         columns: of predictions.csv.
         class_names: in label order.
@@ -85,7 +105,7 @@ def per_class(
         "name": list(class_names),
         "images": np.bincount(label_N, minlength=len(class_names)).tolist(),
     }
-    for prefix in (ZERO_SHOT, ADAPTED):
+    for prefix in models_in(columns):
         right_N = label_N == _whole(columns[f"{prefix}prediction"]) - first_label
         cells: list[Any] = [""] * len(class_names)
         classes_C, _, accuracy_C = _by_class(label_N, right_N)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from so_clip.clip.engine.attention import ExplicitAttention
 from so_clip.clip.engine.blocks import Memory, after_attention, before_attention, run_block
 from so_clip.clip.engine.whole_text import MIB, WholePrompts, all_kept_bytes
-from so_clip.clip.towers import text_tower
+from so_clip.clip.towers import has_text, text_tower
 
 # A mode that keeps few activations elsewhere also gets a small budget for prompts.
 TEXT_BUDGETS_MIB: dict[Memory, float] = {"fast": 1024, "balanced": 128, "small": 64}
@@ -55,7 +55,8 @@ class ClassPrompts(nn.Module):
     because the backward pass begins with it.
 
     Args:
-        model: an open_clip model. Only its structure is read; no reference is kept.
+        model: an open_clip model. Only its structure is read; no reference is kept. The prompts of
+            a model without a text tower cannot be encoded.
         tokens_KL: token ids, one prompt a class; or, if the model can share prefixes, the token ids
             of each prompt up to its end token.
         budget_mib: MiB of activations kept for the backward pass if all text weights are trained in
@@ -80,6 +81,10 @@ class ClassPrompts(nn.Module):
         separate: bool = False,
     ) -> None:
         super().__init__()
+        if not has_text(model):  # nothing embeds them; the head knows the classes
+            self.chunks = nn.ModuleList()
+            self.register_buffer("place_K", torch.arange(len(tokens_KL)), persistent=False)
+            return
         prompts: Sequence[Prompt] | None
         if not isinstance(tokens_KL, Tensor):
             prompts = tokens_KL
