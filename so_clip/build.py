@@ -101,11 +101,13 @@ def check_text(settings: Settings, backbone: Backbone | None = None) -> None:
     """
     method, architecture = settings.method, settings.backbone.architecture
     has_text = not is_image_only(architecture) if backbone is None else backbone.has_text
+    whose = f"method={method.name}: its classes come from text, and the backbone {architecture}"
+    if backbone is not None:  # the same text for all methods, which `backbones NAME` shows once
+        whose = f"the classes of the method come from text, and {backbone.description}"
     if has_text or (method.adapter is not None and not make_adapter(method.adapter).needs_text):
         return
     raise InputError(
-        f"method={method.name}: its classes come from text, and the backbone {architecture} has no "
-        "text tower. Use method=prototypes or method=linear_probe, or a CLIP such as "
+        f"{whose} has no text tower. Use method=prototypes or method=linear_probe, or a CLIP such as "
         "backbone=vit_b16."
     )
 

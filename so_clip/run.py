@@ -224,8 +224,9 @@ class Run:
                 for name, evaluator in evaluators.items()
             }
             validation = images.adapted() if images else None
-        else:
-            adapted, adaptation = zero_shot, Adaptation(History(stop_reason=NOT_ADAPTED), 0.0, 0)
+        else:  # there is a text tower: other backbones are refused without an adapter
+            adapted = {name: found for name, found in zero_shot.items() if found is not None}
+            adaptation = Adaptation(History(stop_reason=NOT_ADAPTED), 0.0, 0)
         memory = self._memory(evaluators[""])
         outcomes = [
             Outcome(test_set, zero_shot[test_set.name], adapted[test_set.name])

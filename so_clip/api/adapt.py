@@ -128,11 +128,12 @@ class Result(Adapted):
 
     @property
     def zero_shot_accuracy_percent(self) -> float | None:
-        """The same before the adaptation."""
+        """The same before the adaptation; None too for a backbone without a text tower."""
         return self._score("zero_shot_accuracy_percent")
 
     def _score(self, name: str) -> float | None:
-        return float(self.metrics[name]) if self.metrics["tested_on"] == "test" else None
+        value = self.metrics[name] if self.metrics["tested_on"] == "test" else None
+        return None if value is None else float(value)
 
 
 def adapt(

@@ -1,4 +1,7 @@
-"""The list of all models that open_clip builds: towers, sizes, published weights and methods."""
+"""The list of all models that open_clip builds: towers, sizes, published weights and methods.
+
+It has the image models of conf/backbone, too.
+"""
 
 import json
 import math
@@ -11,7 +14,6 @@ from typing import Any
 import open_clip
 import yaml
 from huggingface_hub import try_to_load_from_cache
-from open_clip.pretrained import list_pretrained_tags_by_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,7 +25,16 @@ from so_clip.backbones.without_weights import (
 )
 from so_clip.clip.backbone import square_size
 from so_clip.clip.loading.architecture import architecture_config
-from so_clip.clip.towers import CAPTION_DECODER, TOWERS, Tower, named_blocks, tower_of
+from so_clip.clip.loading.architecture_names import is_image_only
+from so_clip.clip.loading.hub import pretrained_tags
+from so_clip.clip.towers import (
+    CAPTION_DECODER,
+    TOWERS,
+    Tower,
+    has_text,
+    named_blocks,
+    tower_of,
+)
 from so_clip.config.compose import choices
 from so_clip.errors import InputError
 
@@ -56,13 +67,14 @@ class Model:
     """An architecture.
 
     Attributes:
-        architecture: open_clip's name.
+        architecture: open_clip's name, or `timm:NAME`.
         groups: names of its groups in conf/backbone.
-        published: open_clip's tags of its published weights.
+        published: the tags of its published weights.
         image_size: pixels of a side.
-        context_length: tokens of a prompt.
+        context_length: tokens of a prompt; 0 without a text tower.
         dimensions: of the embeddings.
-        vision, text: the towers. The text tower is None if its sizes are on the hub.
+        vision, text: the towers. The text tower is None if there is none, or its sizes are on the
+            hub.
         hub_files: repositories of the hub that have its tokenizer or the sizes of its text tower.
         refused: methods that do not apply. None: unknown, because the model cannot be built.
     """
@@ -118,6 +130,8 @@ def local_config(name: str) -> dict[str, Any]:
     that nothing asks the hub.
     """
     config = architecture_config(name)
+    if "text_cfg" not in config:
+        return config
     text = dict(config["text_cfg"])
     found = text.get("hf_model_name") and try_to_load_from_cache(
         text["hf_model_name"], "config.json"
@@ -129,7 +143,7 @@ def local_config(name: str) -> dict[str, Any]:
 
 def hub_files(config: dict[str, Any]) -> list[str]:
     """Return the repositories of the hub that a model needs besides its weights."""
-    text = config["text_cfg"]
+    text = config.get("text_cfg", {})
     names = [text.get("hf_model_name"), text.get("hf_tokenizer_name")]
     return [name for name in dict.fromkeys(names) if name and not Path(name).is_dir()]
 
@@ -163,7 +177,7 @@ def _model(name: str, known: dict[str, list[str]]) -> Model:
     config = local_config(name)
     model = built(config)
     refused = None
-    if has_text(config):
+    if can_build(config):
         structure = _structure(model, config)
         if structure not in known:
             known[structure] = _refused(name, config)
@@ -173,14 +187,14 @@ def _model(name: str, known: dict[str, list[str]]) -> Model:
 
 def built(config: dict[str, Any]) -> Any:
     """Return the bare model; with any text tower if the sizes of the text tower are missing."""
-    if has_text(config):
+    if can_build(config):
         return bare_model(config)
     return bare_model(config | {"text_cfg": _any_text(config["text_cfg"])})
 
 
-def has_text(config: dict[str, Any]) -> bool:
-    """Return whether the sizes of the text tower are on this machine; see local_config."""
-    encoder = config["text_cfg"].get("hf_model_name")
+def can_build(config: dict[str, Any]) -> bool:
+    """Return whether the sizes of the text tower, if any, are on this machine; see local_config."""
+    encoder = config.get("text_cfg", {}).get("hf_model_name")
     return not encoder or Path(encoder).is_dir()
 
 
@@ -189,12 +203,12 @@ def sized(name: str, config: dict[str, Any], model: Any, refused: list[str] | No
     return Model(
         architecture=name,
         groups=groups_of(name),
-        published=list(list_pretrained_tags_by_model(name)),
+        published=pretrained_tags(name),
         image_size=square_size(model),
-        context_length=int(model.context_length),
-        dimensions=int(config["embed_dim"]),
+        context_length=int(model.context_length) if has_text(model) else 0,
+        dimensions=int(config["embed_dim"] if has_text(model) else model.output_dim),
         vision=tower_size(model, "vision"),
-        text=tower_size(model, "text") if has_text(config) else None,
+        text=tower_size(model, "text") if has_text(model) and can_build(config) else None,
         hub_files=hub_files(config),
         refused=refused,
     )
@@ -226,8 +240,10 @@ def _structure(model: nn.Module, config: dict[str, Any]) -> str:
     settings = [
         {key: value for key, value in config[tower].items() if _is_kind(key, value)}
         for tower in ("vision_cfg", "text_cfg")
+        if tower in config
     ]
-    towers = [tower_kind(model, "vision"), tower_kind(model, "text"), type(model).__name__]
+    kinds = [tower_kind(model, tower) for tower in (TOWERS if has_text(model) else TOWERS[:1])]
+    towers = [*kinds, type(model).__name__]
     return json.dumps([sorted(parts, key=str), settings, towers], sort_keys=True)
 
 
@@ -237,8 +253,9 @@ def _is_kind(key: str, value: Any) -> bool:
 
 
 def architecture_names() -> list[str]:
-    """Return open_clip's names of all architectures."""
-    return sorted(open_clip.list_models(), key=str.lower)
+    """Return open_clip's names of all architectures, and those of the image models of groups."""
+    chosen = {str(values["architecture"]) for values in groups().values()}
+    return sorted([*open_clip.list_models(), *filter(is_image_only, chosen)], key=str.lower)
 
 
 def check_can_build(config: dict[str, Any], name: str) -> None:
@@ -247,7 +264,7 @@ def check_can_build(config: dict[str, Any], name: str) -> None:
     Raises:
         InputError: names the repository.
     """
-    if not has_text(config):
+    if not can_build(config):
         encoder = config["text_cfg"]["hf_model_name"]
         raise InputError(
             f"{name}: the sizes of its text encoder are on the hub, {encoder}, and not on this "

@@ -67,7 +67,8 @@ class ModelMap:
     """A model in detail.
 
     Attributes:
-        published: the preprocessing of each published weights, by open_clip's tag.
+        towers: vision, and text if there is a text tower.
+        published: the preprocessing of each published weights, by their tag.
         applies: the methods that apply.
         refused: the other methods, each with the reason.
     """
@@ -121,7 +122,10 @@ def model_map(name: str, report: Callable[[str], None]) -> ModelMap:
         context_length=backbone.context_length,
         dimensions=backbone.dimensions,
         hub_files=hub_files(config),
-        towers={tower: _tower_map(backbone.model, tower, parts) for tower in TOWERS},
+        towers={
+            tower: _tower_map(backbone.model, tower, parts)
+            for tower in (TOWERS if backbone.has_text else TOWERS[:1])
+        },
         published=_published(name),
         applies=[method for method in method_names() if method not in refused],
         refused=refused,

@@ -53,7 +53,7 @@ def backbone_without_weights(
             cut_blocks(model)
         explicit_attention(model)
         lean_quick_gelu(model)
-        tokenizer = stand_in_tokenizer(config["text_cfg"])
+        tokenizer = stand_in_tokenizer(config["text_cfg"]) if "text_cfg" in config else None
         backbone = Backbone(
             model,
             tokenizer,
@@ -130,7 +130,7 @@ def cut_blocks(model: nn.Module) -> None:
 def copy_without_weights(backbone: Backbone) -> Backbone:
     """Return a copy with new modules and the same tensors, whose values no one reads."""
     shared: dict[int, Any] = {
-        id(value): value for value in (backbone.tokenizer, vars(backbone)["_parts"])
+        id(value): value for value in (vars(backbone)["_tokenizer"], vars(backbone)["_parts"])
     }
     for module in backbone.modules():
         own: dict[str, Any] = vars(module)

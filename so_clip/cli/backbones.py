@@ -22,9 +22,9 @@ HELP = """List the models that open_clip builds, or show one of them in detail.
 Without NAME, or with a pattern: image and text tower, sizes, number of published weights, the group
 in conf/backbone, and the methods that apply. No weights are downloaded.
 
-With NAME, an architecture, a group, hf-hub:ORG/NAME or local-dir:PATH: the roles of all parameters
-(the values of adapter.roles), the published weights with the pixels that they were trained on, and
-the methods that apply. For the others, the reason.
+With NAME, an architecture, a group, hf-hub:ORG/NAME, local-dir:PATH or timm:NAME: the roles of all
+parameters (the values of adapter.roles), the published weights with the pixels that they were
+trained on, and the methods that apply. For the others, the reason.
 
 \b
   python -m so_clip backbones 'ViT-B*'
@@ -147,7 +147,7 @@ def list_text(models: Sequence["Model"]) -> str:
     ]
     lines += ["", f"{len(models)} models. 12 x 768: blocks and width. Weights in millions."]
     lines.append("D: size of the embeddings. published: number of published weights.")
-    if any(model.text is None for model in models):
+    if any(_is_on_hub(model) for model in models):
         lines.append("on the hub: the sizes of this text tower are a file of the hub.")
     for refused, letter in notes.items():
         lines += _wrapped(f"all but ({letter}): {', '.join(refused)}", "")
@@ -168,14 +168,19 @@ def _row(model: "Model", notes: dict[tuple[str, ...], str]) -> tuple[str, ...]:
         str(model.image_size),
         _size(model.vision),
         _millions(model.vision.weights),
-        _size(model.text) if model.text else "on the hub",
+        _size(model.text) if model.text else "on the hub" if _is_on_hub(model) else "-",
         _millions(model.text.weights) if model.text else "-",
-        str(model.context_length),
+        str(model.context_length or "-"),
         str(model.dimensions),
         str(len(model.published) or "-"),
         ", ".join(model.groups) or "-",
         _methods(model.refused, notes),
     )
+
+
+def _is_on_hub(model: "Model") -> bool:
+    """Return whether there is a text tower whose sizes are not on this machine."""
+    return model.text is None and model.context_length > 0
 
 
 def _methods(refused: list[str] | None, notes: dict[tuple[str, ...], str]) -> str:
@@ -197,17 +202,19 @@ def _millions(count: int) -> str:
 def map_text(found: "ModelMap") -> str:
     """Return a model in detail as text for a person."""
     group = f" (backbone={' or '.join(found.groups)})" if found.groups else ""
+    prompts = f"prompts of {found.context_length} tokens" if "text" in found.towers else "no text"
     lines = [
         f"{found.architecture}{group}",
-        f"images of {found.image_size} x {found.image_size} pixels, prompts of "
-        f"{found.context_length} tokens, embeddings of {found.dimensions} numbers",
+        f"images of {found.image_size} x {found.image_size} pixels, {prompts}, embeddings of "
+        f"{found.dimensions} numbers",
     ]
     if found.hub_files:
         lines.append(
             f"its tokenizer or text tower needs files of the hub: {', '.join(found.hub_files)}"
         )
-    for title, tower in zip(("image tower", "text tower"), found.towers.values(), strict=True):
-        lines += ["", *_tower_lines(title, tower)]
+    titles = {"vision": "image tower", "text": "text tower"}
+    for name, tower in found.towers.items():
+        lines += ["", *_tower_lines(titles[name], tower)]
     lines += ["", "A parameter can have several roles: a norm's bias is norm and bias.", ""]
     lines += _published_lines(found.published)
     count = len(found.applies) + len(found.refused)
@@ -251,8 +258,9 @@ def _published_lines(published: dict[str, "Preprocessing"]) -> list[str]:
         tags.setdefault(kind, []).append(tag)
     lines = ["published weights (backbone.pretrained=), by the pixels that they were trained on:"]
     for kind, names in tags.items():
+        cut = "" if kind.crop_share == 1 else f", centre {kind.crop_share:g}"
         values = (
-            f"{kind.resize_mode}, {kind.interpolation}, mean {_colour(kind.mean)}, "
+            f"{kind.resize_mode}{cut}, {kind.interpolation}, mean {_colour(kind.mean)}, "
             f"std {_colour(kind.std)}"
         )
         lines += [f"  {values}", *_wrapped(", ".join(names), "    ")]

@@ -34,6 +34,11 @@ def check_fits(architecture: Mapping[str, Any], target: str, name: str) -> None:
     Raises:
         InputError: the library has no such model; names the option that it does not know.
     """
+    if "text_cfg" not in architecture:
+        raise InputError(
+            f"--to {target}: {name} has no text tower, and every format is one of a whole CLIP. "
+            "so_clip.adapters.restore and `python -m so_clip predict` read the run's adapter file."
+        )
     if target == OPEN_CLIP or (target == TRANSFORMERS and is_siglip(architecture)):
         return
     reason = _unknown_option(architecture)

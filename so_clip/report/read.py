@@ -24,6 +24,7 @@ from so_clip.results.run_files import (
     read_object,
     run_folders,
 )
+from so_clip.results.scores import ZERO_SHOT
 from so_clip.system.commands import command, override
 from so_clip.system.locks import is_locked
 
@@ -103,6 +104,7 @@ def _frame(
     frame = pd.DataFrame(rows, columns=columns)
     if not rows:
         return frame
+    frame = _without_none(frame)
     frame["variant"] = variants(frame)
     if ADAPTER_FROM in frame:
         trained_on = frame["trained_on"] if "trained_on" in frame else frame["dataset"]
@@ -129,7 +131,19 @@ def transfers(frame: pd.DataFrame) -> pd.DataFrame:
             keys = ("accuracy_percent", "zero_shot_accuracy_percent")
             accuracies = {key: scores.get(key) for key in keys}
             rows.append(run | {"dataset": name, "variant": variant} | accuracies)
-    return pd.DataFrame(rows, columns=None if rows else frame.columns).drop_duplicates(RUN)
+    found = pd.DataFrame(rows, columns=None if rows else frame.columns)
+    return _without_none(found).drop_duplicates(RUN)
+
+
+def _without_none(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with NaN for zero-shot scores of backbones without a text tower."""
+    return frame.assign(
+        **{
+            name: pd.to_numeric(frame[name])
+            for name in frame
+            if str(name).startswith(ZERO_SHOT) and str(name).endswith("_percent")
+        }
+    )
 
 
 def _tested_on_test_images(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:

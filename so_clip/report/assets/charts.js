@@ -63,7 +63,7 @@ const COUNTS = 54;
 
 /**
  * The accuracy of predictions by their confidence, in bins; below it, the number of images.
- * Bars: the adapted model. Lines: zero-shot CLIP. Dashed: perfect calibration.
+ * Bars: the adapted model. Lines: zero-shot CLIP, if there is a text tower. Dashed: perfect calibration.
  */
 function reliabilityDiagram({ label, adapted, zeroShot }) {
   const inner = SIDE - FRAME.left - FRAME.right;
@@ -89,7 +89,7 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
       svg("rect", { class: "count", x: edge(bin) + 0.5, y: base - tall, width, height: tall }, svg("title", {}, description(bin))),
     ];
   });
-  const steps = zeroShot.accuracy_percent
+  const steps = (zeroShot?.accuracy_percent ?? [])
     .map((share, bin) => (share === null ? null : `M${edge(bin).toFixed(1)} ${height(share).toFixed(1)}H${edge(bin + 1).toFixed(1)}`))
     .filter(Boolean)
     .join("");

@@ -137,7 +137,7 @@ function training(run, { history, curve }) {
     const zeroShot = valueAt(run, "zero_shot_accuracy_percent");
     charts.push(figureOf(
       lineChart({ label: `Test accuracy by step, ${ends(curve.accuracy_percent, 2, " %")}`, xs: curve.step, ys: curve.accuracy_percent, digits: 2, yLabel: "test accuracy (%)", reference: zeroShot }),
-      "Test accuracy during training; dashed: zero-shot CLIP. It is never used for model selection.",
+      `Test accuracy during training${zeroShot === null ? "" : "; dashed: zero-shot CLIP"}. It is never used for model selection.`,
     ));
   }
   return [el("div", { class: "side" }, ...charts)];
@@ -156,7 +156,7 @@ function mistakes({ mistakes: worst, nameOf, pictureOf, no_pictures: reason }) {
       picture ? el("img", { src: picture, alt, class: picture.startsWith("data:image/jpeg") ? "photo" : null, width: 96, height: 96 }) : reason ? null : el("span", { class: "no-picture" }, "no picture"),
       el("p", { class: "truth" }, el("b", {}, nameOf(mistake.label))),
       el("p", { class: "guess" }, `predicted: ${nameOf(mistake.prediction)}, ${percent(100 * mistake.confidence, 1)}`),
-      el("p", { class: "before" }, `zero-shot: ${nameOf(mistake.zero_shot_prediction)}`),
+      mistake.zero_shot_prediction === undefined ? null : el("p", { class: "before" }, `zero-shot: ${nameOf(mistake.zero_shot_prediction)}`),
       el("p", { class: "path" }, mistake.path),
     );
   };
@@ -179,9 +179,13 @@ function reliability(run, { adapted, zero_shot: zeroShot }) {
       column("images", "images", adapted, "images", 0),
       column("accuracy", "accuracy (%)", adapted, "accuracy_percent", 1),
       column("confidence", "mean confidence (%)", adapted, "confidence_percent", 1),
-      column("z-images", "zero-shot: images", zeroShot, "images", 0),
-      column("z-accuracy", "zero-shot: accuracy (%)", zeroShot, "accuracy_percent", 1),
-      column("z-confidence", "zero-shot: mean confidence (%)", zeroShot, "confidence_percent", 1),
+      ...(zeroShot
+        ? [
+            column("z-images", "zero-shot: images", zeroShot, "images", 0),
+            column("z-accuracy", "zero-shot: accuracy (%)", zeroShot, "accuracy_percent", 1),
+            column("z-confidence", "zero-shot: mean confidence (%)", zeroShot, "confidence_percent", 1),
+          ]
+        : []),
     ],
     rows: bins,
     name: "bin",
@@ -191,7 +195,7 @@ function reliability(run, { adapted, zero_shot: zeroShot }) {
     "Reliability",
     figureOf(
       reliabilityDiagram({ label: `Reliability diagram in ${bins.length} bins; expected calibration error ${error}. The numbers are in the table below.`, adapted, zeroShot }),
-      "Bars: the adapted model's accuracy by confidence. Lines: zero-shot CLIP. Dashed: perfect calibration. Below: the share of images in each bin.",
+      `Bars: the adapted model's accuracy by confidence. ${zeroShot ? "Lines: zero-shot CLIP. " : ""}Dashed: perfect calibration. Below: the share of images in each bin.`,
     ),
     el("details", {}, el("summary", {}, "Numbers of the diagram"), table.element),
   );
@@ -202,7 +206,7 @@ function perClass(columnsOf, nameOf) {
     label,
     name: nameOf(label),
     images: columnsOf.images[at],
-    before: columnsOf.zero_shot_accuracy_percent[at],
+    before: columnsOf.zero_shot_accuracy_percent?.[at] ?? null,
     after: columnsOf.accuracy_percent[at],
   }));
   const change = (row) => (row.before === null || row.after === null ? null : row.after - row.before);

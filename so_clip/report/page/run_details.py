@@ -3,6 +3,7 @@
 Array names end in their shape: N test images, K classes, B bins.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from so_clip.results.run_files import (
     columns_if_whole,
     read_object,
 )
-from so_clip.results.scores import ADAPTED, ZERO_SHOT, reliability
+from so_clip.results.scores import ADAPTED, ZERO_SHOT, models_in, reliability
 
 # How many mistakes, pairs of classes in a confusion matrix, and points of a curve are shown.
 MISTAKES, CONFUSIONS, POINTS = 12, 3000, 120
-_LABELS = ("label", "prediction", f"{ZERO_SHOT}prediction")
-_CONFIDENCES = ("confidence", f"{ZERO_SHOT}confidence")
-_CLASS_COLUMNS = ("images", f"{ZERO_SHOT}accuracy_percent", "accuracy_percent")
+# Names of both models on the page, and prefixes of their columns. A backbone without a text tower
+# has no zero-shot model.
+_ADAPTED = {"adapted": ADAPTED}
+_BOTH = _ADAPTED | {"zero_shot": ZERO_SHOT}
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,18 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
     """
     values: dict[str, Any] = {}
     names: tuple[tuple[int, str], ...] = ()
-    classes = columns_if_whole(
-        folder / PER_CLASS_FILE, whole=("label",), numbers=_CLASS_COLUMNS, texts=("name",)
-    )
+    classes = _of_models(_classes_of, folder)
     if classes is not None:
         names = tuple(zip(classes["label"].tolist(), classes["name"], strict=True))
-        values["per_class"] = {key: _json(classes[key]) for key in ("label", *_CLASS_COLUMNS)}
+        values["per_class"] = {key: _json(classes[key]) for key in classes if key != "name"}
     pictures: dict[str, str] = {}
-    predictions = columns_if_whole(
-        folder / PREDICTIONS_FILE, whole=_LABELS, numbers=_CONFIDENCES, texts=("path",)
-    )
-    if predictions is not None and all(np.isfinite(predictions[key]).all() for key in _CONFIDENCES):
+    predictions = _of_models(_predictions_of, folder)
+    if predictions is not None:
         values["confusion"] = confusion(predictions)
         values["reliability"] = {
             name: _bins(predictions, prefix)
-            for name, prefix in (("adapted", ADAPTED), ("zero_shot", ZERO_SHOT))
+            for name, prefix in _BOTH.items()
+            if prefix in models_in(predictions)
         }
         worst = mistakes(predictions)
         values["mistakes"] = worst
@@ -88,6 +87,29 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
             values[key] = _curve(curve["step"], curve[column], column, smooth=key == "history")
     values["provenance"] = read_object(folder / PROVENANCE_FILE)
     return Details(values, names, pictures)
+
+
+def _of_models(
+    columns_of: Callable[[Path, Mapping[str, str]], Columns | None], folder: Path
+) -> Columns | None:
+    """Return columns of both models, or of the adapted one if there is no other; None if torn."""
+    return columns_of(folder, _BOTH) or columns_of(folder, _ADAPTED)
+
+
+def _classes_of(folder: Path, models: Mapping[str, str]) -> Columns | None:
+    numbers = ["images", *(f"{prefix}accuracy_percent" for prefix in models.values())]
+    file = folder / PER_CLASS_FILE
+    return columns_if_whole(file, whole=("label",), numbers=numbers, texts=("name",))
+
+
+def _predictions_of(folder: Path, models: Mapping[str, str]) -> Columns | None:
+    labels = ["label", *(f"{prefix}prediction" for prefix in models.values())]
+    confidences = [f"{prefix}confidence" for prefix in models.values()]
+    file = folder / PREDICTIONS_FILE
+    found = columns_if_whole(file, whole=labels, numbers=confidences, texts=("path",))
+    if found is None or not all(np.isfinite(found[key]).all() for key in confidences):
+        return None
+    return found
 
 
 def confusion(predictions: Columns) -> dict[str, Any]:
@@ -110,12 +132,13 @@ def mistakes(predictions: Columns) -> list[dict[str, Any]]:
     """Return the wrong predictions with the highest confidence of the adapted model."""
     wrong = np.flatnonzero(predictions["label"] != predictions["prediction"]).tolist()
     paths, confidence_N = predictions["path"], predictions["confidence"]
+    labels = ["label", *(f"{prefix}prediction" for prefix in models_in(predictions))]
     # Equal confidences are sorted by path, so the same run gives the same page.
     wrong.sort(key=lambda image: (-confidence_N[image], paths[image]))
     return [
         {
             "path": paths[image],
-            **{key: int(predictions[key][image]) for key in _LABELS},
+            **{key: int(predictions[key][image]) for key in labels},
             "confidence": float(confidence_N[image]),
         }
         for image in wrong[:MISTAKES]
