@@ -107,8 +107,8 @@ def check_text(settings: Settings, backbone: Backbone | None = None) -> None:
     if has_text or (method.adapter is not None and not make_adapter(method.adapter).needs_text):
         return
     raise InputError(
-        f"{whose} has no text tower. Use method=prototypes or method=linear_probe, or a CLIP such as "
-        "backbone=vit_b16."
+        f"{whose} has no text tower. Use method=prototypes or method=linear_probe, or a CLIP such "
+        "as backbone=vit_b16."
     )
 
 
