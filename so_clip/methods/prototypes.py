@@ -14,6 +14,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Classes, Head, exact
 from so_clip.methods.adapter import Adapter, FewShots
 from so_clip.methods.options import above_zero, whole
+from so_clip.smat.task import class_means
 
 
 class Prototypes(Adapter):
@@ -91,14 +92,11 @@ def prototypes_of(few_shots: FewShots, classes: int, views: int = 0) -> Tensor:
 
     Args:
         few_shots: the images.
-        classes: K; each has an image.
+        classes: K.
         views: random crops of each image; 0 takes the centre crop of test images.
     """
-    labels_N = few_shots.labels_N
     # One view at a time: all views at once would take more memory.
     sum_ND = few_shots.encode(min(views, 1))[0].clone()
     for _ in range(1, views):
         sum_ND += few_shots.encode(1)[0]
-    sum_KD = sum_ND.new_zeros(classes, sum_ND.shape[1]).index_add_(0, labels_N, sum_ND)
-    images_K = torch.bincount(labels_N, minlength=classes).to(sum_KD.dtype)
-    return sum_KD / (max(views, 1) * images_K[:, None])
+    return class_means(sum_ND / max(views, 1), few_shots.labels_N, classes)
