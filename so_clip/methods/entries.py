@@ -103,7 +103,7 @@ class Entries(Adapter):
             InputError: the model has no such parameters, or fewer entries.
         """
         model = classifier.backbone.model
-        candidates = self._candidates(classifier)
+        candidates = self.candidates(classifier)
         sizes = self._sizes(classifier, candidates)
         chosen = zip(candidates, self._choose(candidates, sizes), strict=True)
         entries = [
@@ -140,7 +140,8 @@ class Entries(Adapter):
         for entries in list(fixed_entries(classifier.backbone.model)):
             entries.remove()
 
-    def _candidates(self, classifier: Classifier) -> list[Candidates]:
+    def candidates(self, classifier: Classifier) -> list[Candidates]:
+        """Return the entries that can be chosen, of each selected parameter."""
         named = dict(classifier.backbone.model.named_parameters())
         return [
             Candidates(part.name, named[part.name], self.places.ranges(part))
@@ -174,16 +175,22 @@ class Entries(Adapter):
         if any(isinstance(candidate.parameter, FakeTensor) for candidate in candidates):
             return [torch.arange(size) for size in sizes]  # as in a forecast: only sizes matter
         numels = [candidate.count for candidate in candidates]
-        if self.selection == "random":
+        scores = self.scores(candidates)
+        if scores is None:
             if self.per_matrix:
                 return draw_entries(numels, sizes, self.seed)
             (place,) = draw_entries([sum(numels)], [sum(sizes)], self.seed)
             return split_places(place, numels)
-        scores = (candidate.values_of(candidate.parameter).abs() for candidate in candidates)
         if self.per_matrix:
             pairs = zip(scores, sizes, strict=True)
             return [largest([score_C], size, self.seed)[0] for score_C, size in pairs]
         return largest([*scores], sum(sizes), self.seed)
+
+    def scores(self, candidates: Sequence[Candidates]) -> Iterable[Tensor] | None:
+        """Return a score [C] of each candidate; the largest are chosen. None: they are drawn."""
+        if self.selection == "random":
+            return None
+        return (candidate.values_of(candidate.parameter).abs() for candidate in candidates)
 
 
 class _Places(Weights):

@@ -36,7 +36,8 @@ class Row:
 
 _FAST = ("optimizer.lr=1e-2",)
 _SO = Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-2", "optimizer.density_ratio=0.05"))
-_ENTRIES = Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-2", "adapter.density_ratio=0.05"))
+_SPARSE = ("optimizer.lr=1e-2", "adapter.density_ratio=0.05")
+_ENTRIES = Row(MATRICES, resnet=True, overrides=_SPARSE)
 
 ROWS: dict[str, Row] = {
     "so": _SO,
@@ -55,6 +56,12 @@ ROWS: dict[str, Row] = {
     "galore": Row(MATRICES, resnet=True, overrides=("optimizer.lr=1e-2", "optimizer.scale=1")),
     "sparta": _ENTRIES,
     "magnitude": _ENTRIES,
+    "smat_masks": _ENTRIES,
+    "sparse_layer_norm": Row(r"ln_\w+\.(weight|bias)", resnet=True, overrides=_SPARSE),
+    "sparse_bias": Row(r"bias", resnet=True, overrides=_SPARSE),
+    "sparse_attention": Row(r"attn\.(in|out)_proj\.weight", overrides=_SPARSE),
+    "sparse_value_output": Row(r"attn\.(in|out)_proj\.weight", overrides=_SPARSE),
+    "sparse_last_blocks": Row(MATRICES, resnet=True, overrides=_SPARSE),
     "bitfit": Row(r"bias", resnet=True, overrides=_FAST),
     "layer_norm": Row(r"ln_\w+\.(weight|bias)", resnet=True, overrides=_FAST),
     "attention": Row(r"attn\.in_proj\.weight|attn\.out_proj\.weight", overrides=_FAST),

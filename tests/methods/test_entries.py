@@ -1,5 +1,6 @@
 """A fixed number of entries: which ones are chosen, in which rows, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ from so_clip.clip.engine.fixed_entries import FixedEntries, fixed_entries
 from so_clip.errors import InputError
 from so_clip.methods.entries import Entries
 from so_clip.methods.entry_choice import Candidates, largest, shares, split_places
+from so_clip.methods.smat_masks import SmatMasks
 from so_clip.methods.weights import Weights
 from so_clip.optim.so import SO
+from so_clip.smat.checkpoint_file import load_checkpoint, save_checkpoint
+from so_clip.smat.experts import mask
 from tests.helpers.small_families import small_backbone
+from tests.helpers.smat_tasks import random_checkpoint, small_smat
 from tests.helpers.tiny_classifiers import PROMPTS, Given, classifier
 
 
@@ -151,6 +156,67 @@ def test_fewer_entries_are_all_trained_if_that_is_allowed():
     assert count_of(entries_of(adapter, made)) == numel
     part = Entries(roles=["norm"], count=10, allow_fewer=True)
     assert count_of(entries_of(part)) == 10
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("smat") / "smat.safetensors"
+    return random_checkpoint(file, classifier().backbone, "", granularity="weight")
+
+
+def with_masks(checkpoint: Path, **options: Any) -> dict[str, FixedEntries]:
+    made, adapter = classifier(), SmatMasks(str(checkpoint), **options)
+    adapter.check(made, "")
+    return entries_of(adapter, made)
+
+
+@pytest.mark.parametrize("per_matrix", [True, False])
+def test_the_masks_of_experts_choose_the_largest_mean_values(checkpoint, per_matrix):
+    entries = with_masks(checkpoint, count=700, per_matrix=per_matrix)
+    experts = load_checkpoint(checkpoint).smat.experts
+    means = {
+        name: mask(log_alpha.double()).mean(dim=0)
+        for name, log_alpha in zip(experts.names, experts.log_alpha, strict=True)
+    }
+    assert {*entries} <= {*means}
+    assert count_of(entries) == 700
+    groups = [[name] for name in entries] if per_matrix else [[*entries]]
+    for names in groups:
+        chosen = torch.cat([means[name].take(entries[name].support_M) for name in names])
+        every = torch.cat([means[name].flatten() for name in (names if per_matrix else means)])
+        assert chosen.sort().values.equal(every.sort().values[-len(chosen) :])
+
+
+def test_equal_masks_are_chosen_by_their_logits(tmp_path):
+    backbone = classifier().backbone
+    smat = small_smat(backbone, experts=1, granularity="weight", first_spread=10).float()
+    options = {"architecture": "small", "weights_sha256": "", "about": {}}
+    save_checkpoint(tmp_path / "smat.safetensors", smat, **options)
+    entries = with_masks(tmp_path / "smat.safetensors", count=200)
+    logits = dict(zip(smat.experts.names, smat.experts.log_alpha, strict=True))
+    chosen = torch.cat([logits[name][0].take(item.support_M) for name, item in entries.items()])
+    every = torch.cat([value.flatten() for value in logits.values()])
+    assert mask(every).sort().values[-2000] == 1, "too few masks are equal"
+    assert chosen.sort().values.equal(every.sort().values[-200:])
+
+
+def test_roles_that_the_experts_do_not_change_are_refused(checkpoint):
+    with pytest.raises(
+        InputError, match=r"adapter.roles=\['norm'\]: the experts of .* change none"
+    ):
+        with_masks(checkpoint, roles=["norm"], count=10)
+
+
+def test_masks_need_a_checkpoint():
+    with pytest.raises(InputError, match=r"adapter\.checkpoint=null: the entries are chosen"):
+        SmatMasks(count=1).check(classifier(), "0" * 64)
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(checkpoint):
+    backbone = small_backbone("siglip").double()
+    made = Classifier(backbone, backbone.tokenize(list(PROMPTS)))
+    with pytest.raises(InputError, match="belongs to another backbone"):
+        SmatMasks(str(checkpoint), count=1).check(made, "")
 
 
 @pytest.mark.parametrize("share", [0, 0.25])
