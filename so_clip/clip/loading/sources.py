@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from so_clip.clip.loading import hub
@@ -224,6 +224,13 @@ def _check_tower(config: Mapping[str, Any], place: str) -> None:
         value = config.get(key)
         if value is not None and not isinstance(value, str):
             raise InputError(f"{place}: {key} is {shortened(value)}; it must be a name.")
+    # transformers would read a folder of that name below the current one, if there is one.
+    encoder = config.get("hf_model_name", "")
+    if ".." in PurePosixPath(encoder).parts:
+        raise InputError(
+            f"{place}: hf_model_name {shortened(encoder)} is no repository of the hub. Give its "
+            "name, ORG/NAME."
+        )
     # timm would read a model with a prefix from another place.
     if ":" in config.get("timm_model_name", ""):
         raise InputError(
