@@ -64,7 +64,7 @@ class _Merging(Adapter):
             return opened
         backbone = classifier.backbone
         prototype_KD = torch.zeros(classifier.class_count, backbone.dimensions)
-        head = PrototypeHead(backbone.logit_scale, self.head, prototype_KD.to(backbone.mean.device))
+        head = SmatHead(backbone.logit_scale, self.head, prototype_KD.to(backbone.mean.device))
         head.prototypes.requires_grad_(self.train)
         classifier.head = head
         return opened | ({"head.prototypes": head.prototypes} if self.train else {})
@@ -84,7 +84,7 @@ class _Merging(Adapter):
             backbone.model.get_parameter(name).copy_(value)
         smat.to("cpu")
         classifier.forget_classes()
-        if isinstance(classifier.head, PrototypeHead):
+        if isinstance(classifier.head, SmatHead):
             means_KD = class_means(few_shots.encode()[0], labels_S, classes)
             classifier.head.prototypes.copy_(means_KD)
             classifier.head.ready = True
@@ -93,7 +93,7 @@ class _Merging(Adapter):
     def resume(self, classifier: Classifier) -> None:
         """Use the loaded prototypes."""
         super().resume(classifier)
-        if isinstance(classifier.head, PrototypeHead):
+        if isinstance(classifier.head, SmatHead):
             classifier.head.ready = True
 
     def rewritten(self, classifier: Classifier) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ class SmatClipLoRA(_Merging, ClipLoRA):
         self._use(checkpoint, head, train=True)
 
 
-class PrototypeHead(CosineHead):
+class SmatHead(CosineHead):
     """CLIP's head at first; then logits from class prototypes, with or without class texts.
 
     Args:
