@@ -118,6 +118,7 @@ def assemble_model(
     prompts: Prompts,
     device: torch.device = CPU,
     weights_sha256: str = "",
+    check: Callable[[Adapter, Classifier], None] | None = None,
 ) -> Model:
     """Tokenise the class prompts, move to the device, and let the adapter open its parameters.
 
@@ -127,6 +128,7 @@ def assemble_model(
         prompts: of the classes to train on.
         device: of the model.
         weights_sha256: of the backbone.
+        check: of the adapter's files; None: the adapter's own.
 
     Raises:
         InputError: the adapter opens parameters and there is no optimizer, or cannot have the
@@ -146,7 +148,9 @@ def assemble_model(
         classifier = classifier.to(device)
     adapter = make_adapter(adapter_choice) if adapter_choice else None
     base_names = frozenset(classifier.state_dict())
-    if adapter:
+    if adapter and check:
+        check(adapter, classifier)
+    elif adapter:
         adapter.check(classifier, weights_sha256)
     parameters = adapter(classifier) if adapter else {}
     if parameters and not settings.trains:

@@ -1,6 +1,7 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ from so_clip.results.progress import Progress
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder, summary_table
 from so_clip.results.scores import ADAPTED
 from so_clip.runtime.distributed import ALONE, Ranks
-from so_clip.runtime.peak_memory import PeakMemory
+from so_clip.runtime.peak_memory import PeakMemory, watched_start
 from so_clip.train import History, Loop, TrainingDiverged, train
 
 
@@ -191,6 +192,7 @@ class Run:
         if settings.trains:
             self.optimizer = build_optimizer(settings.method.optimizer, model)
         self.peak_memory = PeakMemory(model.classifier, self.optimizer, model.device)
+        self._start_memory: PeakMemory | None = None
 
     def do(self, data: Data) -> dict[str, Any]:
         """Evaluate, adapt, evaluate again, and return the content of metrics.json."""
@@ -271,7 +273,8 @@ class Run:
         progress.train()
         few_shot = FewShotEmbeddings(classifier, batches, model.precision, settings.data.seed)
         before = Before(model)
-        adapter.start(classifier, few_shot)
+        with self._start_watched():
+            adapter.start(classifier, few_shot)
         before.started()
         if self.optimizer is not None:
             self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
@@ -290,6 +293,14 @@ class Run:
             self.changes = changes_to_save(before, settings.placement.save)
         changed_count = sum(row.changed for row in changed)
         return Adaptation(history, train_seconds, changed_count, batches.streamed)
+
+    def _start_watched(self) -> AbstractContextManager[Any]:
+        """Return a context that measures `start` of an adapter with a state beside the model."""
+        state = self.model.adapter and self.model.adapter.start_state()
+        if not state:
+            return nullcontext()
+        self._start_memory = watched_start(self.model.classifier, state, self.model.device)
+        return self._start_memory
 
     def _train(
         self,
@@ -364,12 +375,18 @@ class Run:
         )
 
     def _memory(self, evaluator: Evaluator) -> dict[str, float]:
-        """Return the peak memory of training. A run that trains nothing has that of evaluation."""
-        if self.optimizer is not None:
-            return self.peak_memory.result()
-        peak_memory = PeakMemory(self.model.classifier, None, self.model.device)
-        evaluator.watch(peak_memory)
-        return peak_memory.result()
+        """Return the peak memory of training. A run that trains nothing has that of evaluation.
+
+        A start from a state beside the model has another peak, `start_peak_memory_mib`.
+        """
+        peak_memory = self.peak_memory
+        if self.optimizer is None:
+            peak_memory = PeakMemory(self.model.classifier, None, self.model.device)
+            evaluator.watch(peak_memory)
+        start = {}
+        if self._start_memory is not None:
+            start["start_peak_memory_mib"] = self._start_memory.result()["peak_memory_mib"]
+        return peak_memory.result() | start
 
     def _write_training(self, history: History, curve: Curve) -> None:
         self.folder.write_history(history.losses, history.lrs)

@@ -87,7 +87,7 @@ def _refusal(
             if choice not in models:
                 with mode:
                     copied = copy_without_weights(backbone)
-                models[choice] = fake_model(settings, card, mode, copied)
+                models[choice] = fake_model(settings, card, mode, copied, without_files=True)
             model = models[choice]
             for parameter in model.parameters.values():
                 parameter.requires_grad_(True)

@@ -35,7 +35,7 @@ def main(
     """Print the forecast; see HELP."""
     from so_clip.clip.loading.architecture_names import check_architecture
     from so_clip.config.compose import compose
-    from so_clip.config.early_checks import check_packages
+    from so_clip.config.early_checks import check_packages, check_smat_file
     from so_clip.config.parse import from_config
     from so_clip.data.find import find_card
 
@@ -43,6 +43,7 @@ def main(
     check_words(words)
     settings = from_config(compose(words))
     check_packages(settings.method)
+    check_smat_file(settings.method)
     check_architecture(settings.backbone.architecture)
     choice = settings.data
     card = find_card(
@@ -91,6 +92,8 @@ def table(values: Mapping[str, Any]) -> str:
         "  activations": _mib(values["activations_mib"]),
         "peak memory of evaluation": _mib(values["evaluation_peak_memory_mib"]),
     }
+    if "start_peak_memory_mib" in values:
+        rows["peak memory of the start"] = _mib(values["start_peak_memory_mib"])
     if trains:
         rows |= {
             "images in memory": _bytes(values["few_shot_images_bytes"])

@@ -7,6 +7,7 @@ Tensor names end in their shape: B images of a batch, N few-shot images, D featu
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -41,8 +42,9 @@ from so_clip.forecast.disk import adapter_bytes, disk_bytes
 from so_clip.forecast.flops import FlopCounter, Flops, counted
 from so_clip.forecast.repeats import Repeats
 from so_clip.forecast.test_sets import TestSetSize, test_set_sizes, training_card
+from so_clip.methods.adapter import Adapter
 from so_clip.methods.model import Model
-from so_clip.runtime.peak_memory import PeakMemory
+from so_clip.runtime.peak_memory import PeakMemory, watched_start
 from so_clip.runtime.precision import Precision, pick_precision
 from so_clip.train import train_step
 
@@ -72,7 +74,7 @@ def forecast(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         report("building the model")
-        model = fake_model(settings, card, mode)
+        model, start = _model_and_start(settings, card, mode)
         with mode:
             report("counting one batch of evaluation")
             evaluation = _evaluation(settings, test_sets, model)
@@ -99,6 +101,7 @@ def forecast(
         "trainable_parameters": sum(value.numel() for value in model.parameters.values()),
         **memory,
         **evaluation,
+        **({"start_peak_memory_mib": start.result()["peak_memory_mib"]} if start else {}),
         "steps": settings.schedule.max_steps,
         **training,
         "run_flops": evaluation["evaluation_flops"] + training.get("training_flops", 0),
@@ -120,7 +123,11 @@ def _for_device(settings: Settings) -> Settings:
 
 
 def fake_model(
-    settings: Settings, card: DatasetCard, mode: FakeTensorMode, backbone: Backbone | None = None
+    settings: Settings,
+    card: DatasetCard,
+    mode: FakeTensorMode,
+    backbone: Backbone | None = None,
+    without_files: bool = False,
 ) -> Model:
     """Build the run's model without values.
 
@@ -131,44 +138,76 @@ def fake_model(
         card: of its dataset.
         mode: of the fake tensors.
         backbone: on fake tensors of this mode; None: that of the settings is built.
+        without_files: use first values in place of a file that the adapter starts from.
+    """
+    return _model_and_start(settings, card, mode, backbone, without_files)[0]
+
+
+def _model_and_start(
+    settings: Settings,
+    card: DatasetCard,
+    mode: FakeTensorMode,
+    backbone: Backbone | None = None,
+    without_files: bool = False,
+) -> tuple[Model, PeakMemory | None]:
+    """Return `fake_model`, and the memory of the adapter's start if it has a state to start from.
+
+    A state counts as one that a run would watch; see `Run._start_watched`.
     """
     if backbone is None:
         with mode:
             backbone = load(settings.backbone, settings.data.seed, weightless=True)
     prompts = class_prompts(settings.data.template, card.class_names, card)
-    model = assemble_model(settings, backbone, prompts)
+
+    def stand_in(adapter: Adapter, classifier: Classifier) -> None:
+        with mode:
+            adapter.stand_in(classifier)
+
+    check = stand_in if without_files else None
+    model = assemble_model(settings, backbone, prompts, check=check)
     _forget_values(model.classifier, mode)
+    start = None
     if model.adapter is not None:
-        few_shots = _FakeFewShots(settings.data.shots, model.classifier, backbone, mode)
-        model.adapter.start(model.classifier, few_shots)
+        state = model.adapter.start_state()
+        if state is not None:
+            _forget_values(state, mode)
+            start = watched_start(model.classifier, state, CPU)
+        few_shots = _FakeFewShots(settings, model, mode, whole_batch=start is not None)
+        with start or nullcontext():
+            model.adapter.start(model.classifier, few_shots)
         _forget_values(model.classifier, mode)
     named = model.classifier.named()
     # Gradient scaling skips a step if values overflow, and there are no values.
     model.precision.scaler = torch.amp.GradScaler(CPU.type, enabled=False)
-    return replace(model, parameters={name: named[name] for name in model.parameters})
+    model = replace(model, parameters={name: named[name] for name in model.parameters})
+    return model, start
 
 
 class _FakeFewShots:
     """The few-shot images of a run, without images; see `so_clip.methods.adapter.FewShots`."""
 
     def __init__(
-        self, shots: int, classifier: Classifier, backbone: Backbone, mode: FakeTensorMode
+        self, settings: Settings, model: Model, mode: FakeTensorMode, whole_batch: bool
     ) -> None:
-        self._classes, self._shots, self._mode = classifier.class_count, shots, mode
-        self._backbone = backbone
-        self._one_BD: Tensor | None = None
+        self._classes, self._shots = model.classifier.class_count, settings.data.shots
+        batch = min(self._classes * self._shots, settings.schedule.batch_size)
+        self._batch = batch if whole_batch else 1
+        self._model, self._mode = model, mode
 
     @property
     def labels_N(self) -> Tensor:
         return torch.arange(self._classes).repeat_interleave(self._shots)
 
+    @torch.no_grad()
     def encode(self, views: int = 0) -> Tensor:
-        side = self._backbone.image_size
-        with self._mode, torch.no_grad():
-            if self._one_BD is None:  # all images have the same shapes
-                image_BCHW = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-                self._one_BD = self._backbone.encode_image(image_BCHW)
-            return self._one_BD.expand(max(1, views), self._classes * self._shots, -1).clone()
+        backbone = self._model.classifier.backbone
+        side = backbone.image_size
+        # All batches and views have the same shapes, so one batch is encoded.
+        images_BCHW = torch.zeros(self._batch, 3, side, side, dtype=torch.uint8)
+        with self._model.precision.autocast():
+            image_BD = backbone.encode_image(self._mode.from_tensor(images_BCHW)).float()
+        shape = (max(1, views), self._classes * self._shots, image_BD.shape[1])
+        return image_BD[:1].expand(shape).clone()
 
 
 def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:

@@ -102,6 +102,19 @@ class Adapter:
             InputError: the file cannot be used.
         """
 
+    def stand_in(self, classifier: Classifier) -> None:
+        """Take first values in place of a file, so that a model without weights can be tried.
+
+        Called instead of `check`, before `__call__`.
+
+        Raises:
+            InputError: no file can fit this model.
+        """
+
+    def start_state(self) -> nn.Module | None:
+        """Return a state beside the model that `start` reads, such as that of a file, or None."""
+        return None
+
     def start(self, classifier: Classifier, few_shots: FewShots) -> None:
         """Set first values that differ from zero-shot CLIP or depend on the few-shot images."""
 

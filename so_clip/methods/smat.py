@@ -21,7 +21,8 @@ from so_clip.methods.clip_lora import ClipLoRA
 from so_clip.methods.options import flag
 from so_clip.methods.weights import Weights
 from so_clip.smat.checkpoint_file import SavedSmat, load_checkpoint
-from so_clip.smat.options import HEADS, Head
+from so_clip.smat.model import Smat as SmatState
+from so_clip.smat.options import HEADS, Head, SmatOptions
 from so_clip.smat.task import class_means, task_logits
 
 
@@ -57,6 +58,17 @@ class _Merging(Adapter):
         self._saved = load_checkpoint(self.checkpoint)
         self._saved.check_fits(classifier.backbone, weights_sha256)
 
+    def stand_in(self, classifier: Classifier) -> None:
+        """Take new experts over the matrices of the image tower in place of a checkpoint."""
+        backbone = classifier.backbone
+        parts = Weights(encoder="vision").selected_parts(classifier)
+        smat = SmatState(parts, backbone.dimensions, SmatOptions(experts=1, granularity="matrix"), 0)
+        self._saved = SavedSmat(smat.eval().requires_grad_(False), {}, "", "", "")
+
+    def start_state(self) -> nn.Module | None:
+        """Return the meta-trained state."""
+        return self._saved.smat if self._saved else None
+
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
         """Let the next class open its parameters, and add a head if it has prototypes."""
         opened = super().__call__(classifier) if self.train else {}
@@ -78,11 +90,7 @@ class _Merging(Adapter):
         prototype_KD = class_means(few_shots.encode()[0], labels_S, classes)
         reads_texts = smat.options.text_tokens and backbone.has_text
         class_KD = classifier.classes() if reads_texts else None
-        smat.to(backbone.mean.device)
-        merged = smat.merge(backbone.model, prototype_KD, class_KD)
-        for name, value in merged.items():
-            backbone.model.get_parameter(name).copy_(value)
-        smat.to("cpu")
+        smat.merge_into(backbone.model, prototype_KD, class_KD)
         classifier.forget_classes()
         if isinstance(classifier.head, SmatHead):
             means_KD = class_means(few_shots.encode()[0], labels_S, classes)

@@ -117,6 +117,19 @@ class PeakMemory:
         self.log.add([leaf for leaf in leaves if isinstance(leaf, Tensor)], "optimizer_state")
 
 
+def watched_start(model: nn.Module, state: nn.Module, device: torch.device) -> PeakMemory:
+    """Return a PeakMemory for the change of a model by a state; both count as weights.
+
+    Args:
+        model: on the device.
+        state: on any device; it counts if it is on this one.
+        device: of the model.
+    """
+    peak = PeakMemory(model, None, device)
+    peak.log.add([*state.parameters(), *state.buffers()], "weights")
+    return peak
+
+
 class StorageLog(TorchDispatchMode):
     """Logs the birth, category, growth and death of every storage on one kind of device.
 

@@ -105,6 +105,19 @@ class Experts(nn.Module):
             for index, name in enumerate(self.names)
         }
 
+    @torch.no_grad()
+    def merge_into(self, base: Mapping[str, Tensor], expert_M: Tensor, beta: float = BETA) -> None:
+        """Change weights in place to what `merged` returns, with the memory of one update.
+
+        Args:
+            base: the weights, by name. Delta and masks may be on another device; they are moved
+                one weight at a time.
+            expert_M: weights of the experts, on the device of `base`.
+            beta: of the masks.
+        """
+        for index, name in enumerate(self.names):
+            base[name].add_(self._update(index, expert_M, beta, None))
+
     def backward(
         self,
         expert_M: Tensor,
@@ -147,12 +160,12 @@ class Experts(nn.Module):
         return zeros_M / self.count
 
     def _update(self, index: int, expert_M: Tensor, beta: float, noise_seed: int | None) -> Tensor:
-        log_alpha = self.log_alpha[index]
+        log_alpha = self.log_alpha[index].to(expert_M.device)
         noise = None
         if noise_seed is not None:
             noise = logistic_noise(log_alpha, noise_seed + index)
         masks = mask(log_alpha, beta, noise)
-        return torch.tensordot(expert_M, masks, dims=1) * self.delta[index]
+        return torch.tensordot(expert_M, masks, dims=1) * self.delta[index].to(expert_M.device)
 
 
 def logit_shape(shape: Sequence[int], granularity: Granularity) -> tuple[int, ...]:

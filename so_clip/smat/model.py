@@ -38,7 +38,7 @@ class Smat(nn.Module):
 
     def expert_weights(self, prototype_ND: Tensor, class_ND: Tensor | None) -> Tensor:
         """Return expert_M for a task, without a draw; see Router and `expert_weights`."""
-        return expert_weights(self.router(prototype_ND, class_ND), float(self.temperature))
+        return expert_weights(self.router(prototype_ND, class_ND), self.temperature)
 
     @torch.no_grad()
     def merge(
@@ -50,11 +50,36 @@ class Smat(nn.Module):
             model: the open_clip model with the weights before meta-training.
             prototype_ND, class_ND: see Router.
         """
+        expert_M = self._test_weights(prototype_ND, class_ND)
+        return self.experts.merged(self._base(model), expert_M, self.options.test_beta)
+
+    @torch.no_grad()
+    def merge_into(
+        self, model: nn.Module, prototype_ND: Tensor, class_ND: Tensor | None
+    ) -> None:
+        """Change a model's weights to a task's, as `merge` returns them.
+
+        This state may be on the CPU and the model on a GPU: the router moves there for the call,
+        and the experts one weight at a time.
+
+        Args:
+            model, prototype_ND, class_ND: see `merge`.
+        """
+        here, there = self.temperature.device, prototype_ND.device
+        if here != there:
+            self.router.to(there)
+        expert_M = self._test_weights(prototype_ND, class_ND)
+        if here != there:
+            self.router.to(here)
+        self.experts.merge_into(self._base(model), expert_M, self.options.test_beta)
+
+    def _test_weights(self, prototype_ND: Tensor, class_ND: Tensor | None) -> Tensor:
         was_training = self.training
         self.eval()
         try:
-            expert_M = self.expert_weights(prototype_ND, class_ND)
+            return self.expert_weights(prototype_ND, class_ND)
         finally:
             self.train(was_training)
-        base = {name: model.get_parameter(name) for name in self.experts.names}
-        return self.experts.merged(base, expert_M, self.options.test_beta)
+
+    def _base(self, model: nn.Module) -> dict[str, Tensor]:
+        return {name: model.get_parameter(name) for name in self.experts.names}

@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils._python_dispatch import _disable_current_modes
 
 from so_clip.clip.heads import exact
 from so_clip.smat.options import SmatOptions
@@ -37,7 +38,8 @@ class Router(nn.Module):
         self.options = options
         with torch.random.fork_rng([]):
             # timm's and torch's layers draw from the global state of the CPU only.
-            seed = int(torch.randint(2**31, (), generator=generator))
+            with _disable_current_modes():  # a forecast has no values, and this one is needed
+                seed = int(torch.randint(2**31, (), generator=generator))
             torch.default_generator.manual_seed(seed)
             heads = math.gcd(_HEADS, dimensions)
             self.block = Block(dimensions, heads, mlp_ratio=_MLP_RATIO, qkv_bias=False)
@@ -77,7 +79,7 @@ class Router(nn.Module):
 
 
 def expert_weights(
-    logit_M: Tensor, temperature: float, generator: torch.Generator | None = None
+    logit_M: Tensor, temperature: Tensor | float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Return expert_M, weights in [0, 1] with sum 1.
 
@@ -86,7 +88,7 @@ def expert_weights(
 
     Args:
         logit_M: of the router.
-        temperature: the lower, the nearer to 0 and 1.
+        temperature: a number, on any device; the lower, the nearer to 0 and 1.
         generator: on the CPU.
 
     Source: Maddison et al., The Concrete Distribution, arXiv 1611.00712.

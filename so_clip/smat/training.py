@@ -112,7 +112,7 @@ class MetaTraining:
         frozen_SD = self.losses.encode_frozen(task)
         prototype_ND = class_means(frozen_SD, task.labels_S, task.classes)
         logit_M = smat.router(prototype_ND, task.class_ND)
-        drawn_M = expert_weights(logit_M, float(smat.temperature), self.draws)
+        drawn_M = expert_weights(logit_M, smat.temperature, self.draws)
         expert_M = drawn_M.detach().requires_grad_()
         noise_seed = None
         if smat.options.noise:

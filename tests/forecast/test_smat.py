@@ -1,0 +1,83 @@
+"""Runs that start from a meta-trained checkpoint: the forecast against real ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from so_clip.clip.load import load_backbone
+from so_clip.smat.checkpoint_file import save_checkpoint
+from so_clip.smat.model import Smat
+from so_clip.smat.options import SmatOptions
+from tests.helpers.command import call
+from tests.helpers.smat_tasks import shake, vision_parts
+
+# Relative to the whole peak, as for other methods.
+TOLERANCE = 0.1
+PEAKS = ("peak_memory_mib", "start_peak_memory_mib")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    backbone = load_backbone("tiny", "embedded")
+    smat = Smat(vision_parts(backbone), backbone.dimensions, SmatOptions(), seed=0)
+    shake(smat)
+    path = tmp_path_factory.mktemp("meta") / "smat.safetensors"
+    save_checkpoint(
+        path,
+        smat,
+        architecture=backbone.description,
+        weights_sha256=backbone.weights_sha256,
+        about={},
+    )
+    return path
+
+
+def forecast(*arguments: str) -> dict[str, Any]:
+    done = call("forecast", *arguments, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["method=smat", "adapter.head=mean"],
+        pytest.param(["method=smat", "optimizer=so"], marks=pytest.mark.slow),
+        pytest.param(
+            ["method=smat", "optimizer=adamw", "adapter.head=prototype"], marks=pytest.mark.slow
+        ),
+        pytest.param(["method=smat_clip_lora"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_the_memory_is_that_of_a_real_run(chosen, checkpoint, tmp_path):
+    arguments = [*chosen, f"adapter.checkpoint={checkpoint}", "device=cpu"]
+    arguments.append("evaluation.batch_size=64")
+    if chosen != ["method=smat", "adapter.head=mean"]:
+        arguments.append("schedule.max_steps=4")
+    real = call(f"results_dir={tmp_path}", "evaluation.workers=0", *arguments)
+    assert real.code == 0, real.err
+    (file,) = tmp_path.glob("*/metrics.json")
+    metrics, expected = json.loads(file.read_text()), forecast(*arguments)
+    for key in PEAKS:
+        assert expected[key] == pytest.approx(metrics[key], rel=TOLERANCE), key
+    assert expected["trainable_parameters"] == metrics["trainable_parameters"]
+    # The state of SMAT, the model, and one update at a time.
+    smat_mib = (checkpoint.stat().st_size - 20_000) / 2**20
+    assert expected["start_peak_memory_mib"] > smat_mib + expected["weights_mib"]
+
+
+def test_a_forecast_without_the_checkpoint_is_refused_as_a_run_is():
+    run, forecast = call("method=smat"), call("forecast", "method=smat")
+    assert (run.code, forecast.code) == (2, 2)
+    assert run.messages == forecast.messages
+    assert "adapter.checkpoint=FILE" in forecast.err
+
+
+def test_a_forecast_refuses_the_checkpoint_of_another_backbone(checkpoint):
+    done = call("forecast", "method=smat", "backbone=vit_b32", f"adapter.checkpoint={checkpoint}")
+    assert done.code == 2
+    assert "belongs to another backbone" in done.err
