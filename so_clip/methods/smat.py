@@ -62,7 +62,9 @@ class _Merging(Adapter):
         """Take new experts over the matrices of the image tower in place of a checkpoint."""
         backbone = classifier.backbone
         parts = Weights(encoder="vision").selected_parts(classifier)
-        smat = SmatState(parts, backbone.dimensions, SmatOptions(experts=1, granularity="matrix"), 0)
+        smat = SmatState(
+            parts, backbone.dimensions, SmatOptions(experts=1, granularity="matrix"), 0
+        )
         self._saved = SavedSmat(smat.eval().requires_grad_(False), {}, "", "", "")
 
     def start_state(self) -> nn.Module | None:

@@ -54,9 +54,7 @@ class Smat(nn.Module):
         return self.experts.merged(self._base(model), expert_M, self.options.test_beta)
 
     @torch.no_grad()
-    def merge_into(
-        self, model: nn.Module, prototype_ND: Tensor, class_ND: Tensor | None
-    ) -> None:
+    def merge_into(self, model: nn.Module, prototype_ND: Tensor, class_ND: Tensor | None) -> None:
         """Change a model's weights to a task's, as `merge` returns them.
 
         This state may be on the CPU and the model on a GPU: the router moves there for the call,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from so_clip.clip.load import load_backbone
 from so_clip.smat.checkpoint_file import save_checkpoint
