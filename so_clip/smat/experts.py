@@ -118,6 +118,7 @@ class Experts(nn.Module):
         for index, name in enumerate(self.names):
             base[name].add_(self._update(index, expert_M, beta, None))
 
+    @torch.no_grad()
     def backward(
         self,
         expert_M: Tensor,
@@ -126,26 +127,40 @@ class Experts(nn.Module):
         *,
         scale: float = 1.0,
         noise_seed: int | None = None,
-    ) -> None:
-        """Add to the gradients of delta, log_alpha and `expert_M`, one weight after the other.
+    ) -> Tensor:
+        """Add to the gradients of delta and log_alpha; return that of `expert_M`, [M].
 
             loss = sum over weights of <gradient, merged weight> + sum of pressure_m · E[L0]_m
 
+        The formulas are written out, one mask after the other: autograd would keep several copies
+        of all masks of a weight.
+
         Args:
-            expert_M: weights of the experts, a leaf; its gradient is that of the first term.
+            expert_M: weights of the experts. Its gradient is that of the first term.
             gradients: of a loss, with respect to the merged weights.
             pressure_M: factor of each expert's expected share of weights that are not zero.
             scale: factor of all gradients.
             noise_seed: as for `merged`.
         """
-        total = self.count
+        of_experts_M = torch.zeros_like(expert_M)
         for index, name in enumerate(self.names):
-            with torch.enable_grad():
-                update = self._update(index, expert_M, BETA, noise_seed)
-                share_M = expected_nonzero(self.log_alpha[index]).flatten(1).mean(dim=1)
-                pressure = (pressure_M * share_M).sum() * (update.numel() / total)
-                loss = (gradients[name] * update).sum() + pressure
-            (scale * loss).backward()
+            delta, log_alpha = self.delta[index], self.log_alpha[index]
+            noise_M = self._noise(index, noise_seed)
+            pulled_G = _summed_to(gradients[name] * delta, log_alpha.shape[1:])
+            mixed_G = torch.zeros_like(pulled_G)
+            of_masks = torch.empty_like(log_alpha)
+            covered = delta.numel() / (log_alpha[0].numel() * self.count)
+            for expert, logits_G in enumerate(log_alpha):
+                hard_G, slope_G = _mask_and_slope(logits_G, noise_M[expert])
+                of_experts_M[expert] += (hard_G * pulled_G).sum()
+                mixed_G.add_(hard_G.mul_(expert_M[expert]))
+                torch.mul(slope_G.mul_(expert_M[expert]), pulled_G, out=of_masks[expert])
+                alive_G = expected_nonzero(logits_G)
+                alive_G.mul_(1 - alive_G).mul_(pressure_M[expert] * covered)
+                of_masks[expert].add_(alive_G)
+            _add_gradient(delta, (mixed_G * gradients[name]).mul_(scale))
+            _add_gradient(log_alpha, of_masks.mul_(scale))
+        return scale * of_experts_M
 
     @torch.no_grad()
     def sparsity_M(self, beta: float = BETA) -> Tensor:
@@ -160,12 +175,36 @@ class Experts(nn.Module):
         return zeros_M / self.count
 
     def _update(self, index: int, expert_M: Tensor, beta: float, noise_seed: int | None) -> Tensor:
-        log_alpha = self.log_alpha[index].to(expert_M.device)
-        noise = None
-        if noise_seed is not None:
-            noise = logistic_noise(log_alpha, noise_seed + index)
-        masks = mask(log_alpha, beta, noise)
-        return torch.tensordot(expert_M, masks, dims=1) * self.delta[index].to(expert_M.device)
+        log_alpha, noise_M = self.log_alpha[index], self._noise(index, noise_seed)
+        log_alpha = log_alpha.to(expert_M.device)
+        mixed_G = torch.zeros_like(log_alpha[0])
+        for expert, logits_G in enumerate(log_alpha):
+            mixed_G.add_(mask(logits_G, beta, noise_M[expert]).mul_(expert_M[expert]))
+        return mixed_G * self.delta[index].to(expert_M.device)
+
+    def _noise(self, index: int, seed: int | None) -> Tensor | list[None]:
+        log_alpha = self.log_alpha[index]
+        return [None] * len(log_alpha) if seed is None else logistic_noise(log_alpha, seed + index)
+
+
+def _mask_and_slope(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return `mask` and its derivative, which is 0 where the mask is clipped."""
+    logits = log_alpha if noise is None else log_alpha + noise
+    soft = torch.sigmoid(logits / BETA)
+    stretched = (HIGH - LOW) * soft + LOW
+    slope = soft.mul_(1 - soft).mul_((HIGH - LOW) / BETA)
+    slope.masked_fill_((stretched < 0) | (stretched > 1), 0)
+    return stretched.clamp_(0, 1), slope
+
+
+def _summed_to(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return sums over the dimensions in which `shape` has 1."""
+    shared = [place for place, size in enumerate(shape) if size != values.shape[place]]
+    return values.sum(dim=shared, keepdim=True) if shared else values
+
+
+def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def logit_shape(shape: Sequence[int], granularity: Granularity) -> tuple[int, ...]:

@@ -113,29 +113,28 @@ class MetaTraining:
         prototype_ND = class_means(frozen_SD, task.labels_S, task.classes)
         logit_M = smat.router(prototype_ND, task.class_ND)
         drawn_M = expert_weights(logit_M, smat.temperature, self.draws)
-        expert_M = drawn_M.detach().requires_grad_()
+        expert_M = drawn_M.detach()
         noise_seed = None
         if smat.options.noise:
             noise_seed = int(torch.randint(2**40, (), generator=self.draws))
-        weights = smat.experts.merged(self.base, expert_M.detach(), noise_seed=noise_seed)
+        weights = smat.experts.merged(self.base, expert_M, noise_seed=noise_seed)
         found = self.losses(task, weights, frozen_SD)
         scale = 1 / options.tasks_per_update
-        smat.experts.backward(
+        of_experts_M = smat.experts.backward(
             expert_M,
             found.gradients,
-            expert_M.detach() * smat.multiplier_M,
+            expert_M * smat.multiplier_M,
             scale=scale,
             noise_seed=noise_seed,
         )
-        assert expert_M.grad is not None
         penalty = options.router_penalty * logit_M.square().mean()
-        ((drawn_M * expert_M.grad).sum() + scale * penalty).backward()
-        self._expert_sum_M += expert_M.detach()
+        ((drawn_M * of_experts_M).sum() + scale * penalty).backward()
+        self._expert_sum_M += expert_M
         self.tasks += 1
         if self.tasks % options.tasks_per_update == 0:
             self._update()
         self._set_temperature()
-        return TaskRecord(found.loss, found.cross_entropy, found.distillation, expert_M.detach())
+        return TaskRecord(found.loss, found.cross_entropy, found.distillation, expert_M)
 
     def sparsities(self) -> list[float]:
         """Return the share of zeros of each mask."""
