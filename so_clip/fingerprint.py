@@ -62,6 +62,8 @@ def settings_sha256(settings: Settings) -> str:
 def counting_options(settings: Settings) -> dict[str, Any]:
     """Return the options that can change a run's result, as config.yaml records them."""
     values = counting(settings.record(), NO_DIFFERENCE, settings.backbone)
+    if settings.data.tasks:  # the sampler of tasks draws in a way of its own
+        del values["split_protocol"]
     del values["user_data"]  # its lists, names and place count by their content
     adapter = values["adapter"]
     if adapter and adapter.get("checkpoint") is not None:  # a file may move
@@ -153,7 +155,9 @@ def run_dir(settings: Settings, fingerprint: str) -> Path:
     parts = [data.dataset, backbone, settings.method.name]
     if data.base_to_new:
         parts.append(data.protocol)
-    if settings.adapts:
+    if data.tasks:
+        parts.append(f"{data.tasks}tasks")
+    if settings.adapts or data.tasks:
         parts.append(f"{data.shots}shot")
         if data.imbalance is not None:
             parts.append(f"imbalance{data.imbalance:g}")

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from so_clip.checks import optional_path, path
-from so_clip.config.settings import default_options
+from so_clip.config.settings import default_options, steps_in_epochs
 from so_clip.config.user_data import dataset_choice
 from so_clip.data.base_to_new import BASE_TO_NEW, base_count
 from so_clip.data.cards.card import known_cards
@@ -119,16 +119,11 @@ def _steps(
     *,
     _root_: DictConfig,
 ) -> int:
-    """Return the steps in a number of epochs over a dataset's few-shot images.
-
-    Without the last batch, an epoch of fewer images than a batch still has one step.
-    """
+    """Return the steps in a number of epochs over a dataset's few-shot images."""
     if not all(type(value) is int and value > 0 for value in (shots, batch_size)):
         return 0  # the checks of these options name them
     images = _class_count(dataset, _root_) * shots
-    if drop_last is True:
-        return epochs * max(1, images // batch_size)
-    return epochs * -(-images // batch_size)
+    return steps_in_epochs(epochs, images, batch_size=batch_size, drop_last=drop_last is True)
 
 
 def _class_count(dataset: Any, config: DictConfig) -> int:

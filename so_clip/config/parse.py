@@ -26,6 +26,7 @@ from so_clip.config.settings import (
     Placement,
     Settings,
 )
+from so_clip.config.tasks import with_tasks
 from so_clip.config.user_data import dataset_choice
 from so_clip.data.choice import DataChoice
 from so_clip.errors import InputError
@@ -62,6 +63,7 @@ def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
         **parts,
     )
     settings.check_precision()
+    settings = with_tasks(settings, config)
     if method.optimizer is not None:
         schedule, lr = settings.schedule, method.optimizer.options["lr"]
         check_steps(method.name, lr, schedule.lr_min, schedule.max_steps)
@@ -166,8 +168,13 @@ def targets_of(group: str, config_dir: Path | None = None) -> dict[str, str]:
 
 
 def _without_shots(settings: Settings) -> Settings:
-    """Drop what cannot change zero-shot CLIP, so that a sweep measures it once."""
+    """Drop what cannot change zero-shot CLIP, so that a sweep measures it once.
+
+    Shots and seed choose the tasks of a run of tasks, and stay.
+    """
     no_draw = {"shots": 0, "seed": 0, "split_protocol": "none", "imbalance": None}
+    if settings.data.tasks:
+        no_draw = {"split_protocol": "none"}
     no_steps = {"batch_size": 0, "max_steps": 0, "stop_loss": 0.0, "lr_min": 0.0}
     no_steps |= {"drop_last": False, "crops": 0}
     return settings.model_copy(

@@ -26,6 +26,7 @@ from so_clip.checks import (
 )
 from so_clip.clip.loading.architecture_names import absolute, is_place
 from so_clip.data.choice import DataChoice
+from so_clip.data.episodes.options import EpisodeOptions
 from so_clip.errors import InputError
 from so_clip.results.logits_file import logits_file
 from so_clip.results.run_files import ADAPTER_FILE
@@ -198,6 +199,16 @@ class Schedule(Options):
     crops: int = option(1, "random crops of each image in an epoch", ge=1, le=MAX_CROPS)
 
 
+def steps_in_epochs(epochs: int, images: int, *, batch_size: int, drop_last: bool) -> int:
+    """Return the steps in a number of epochs over some training images.
+
+    Without its incomplete last batch, an epoch of fewer images than a batch still has one step.
+    """
+    if drop_last:
+        return epochs * max(1, images // batch_size)
+    return epochs * -(-images // batch_size)
+
+
 class Augment(Options):
     """Training crops."""
 
@@ -307,6 +318,8 @@ class Settings(Options):
     """The choices of one run.
 
     Attributes:
+        task_epochs: passes over the few-shot images of each task (tasks=N), in place of
+            `schedule.max_steps`; None if all tasks have the same steps.
         parallel_runs: how many runs share this machine. It is not a choice and is not recorded.
     """
 
@@ -317,6 +330,8 @@ class Settings(Options):
     augment: Augment
     evaluation: Evaluation
     placement: Placement
+    episodes: EpisodeOptions = EpisodeOptions()
+    task_epochs: int | None = None
     parallel_runs: int = 1
 
     @property
@@ -359,19 +374,30 @@ class Settings(Options):
         return self.model_copy(update={"backbone": backbone})
 
     def record(self) -> dict[str, Any]:
-        """Return the settings as JSON values: the content of config.yaml in the run folder."""
+        """Return the settings as JSON values: the content of config.yaml in the run folder.
+
+        The options of tasks are there only for a run of tasks, so that other runs keep the
+        fingerprints that they had before there were tasks.
+        """
         adapter, optimizer = self.method.adapter, self.method.optimizer
+        data, schedule = _dumped(self.data), _dumped(self.schedule)
+        tasks = {"episodes": _dumped(self.episodes)} if data["tasks"] else {}
+        if not tasks:
+            del data["tasks"]
+        if self.task_epochs is not None:
+            schedule["max_steps"] = f"{self.task_epochs} epochs"
         return {
-            **_dumped(self.data),
+            **data,
             "backbone": _dumped(self.backbone),
             "method": self.method.name,
             "method_title": self.method.title,
             "adapter": adapter.record() if adapter else None,
             "optimizer": optimizer.record() if optimizer else None,
-            "schedule": _dumped(self.schedule),
+            "schedule": schedule,
             "augment": _dumped(self.augment),
             "evaluation": _dumped(self.evaluation),
             **_dumped(self.placement),
+            **tasks,
         }
 
 
@@ -385,6 +411,7 @@ PARTS: dict[str, type[Options]] = {
     "schedule": Schedule,
     "augment": Augment,
     "evaluation": Evaluation,
+    "episodes": EpisodeOptions,
 }
 _DATASET_OPTIONS = ("dataset", "user_data", "split_file")
 DATA_OPTIONS = tuple(name for name in DataChoice.model_fields if name not in _DATASET_OPTIONS)
@@ -426,6 +453,7 @@ def default_options() -> dict[str, Any]:
         **defaults(Placement),
         "augment": defaults(Augment),
         "evaluation": defaults(Evaluation),
+        "episodes": defaults(EpisodeOptions),
     }
 
 

@@ -57,6 +57,9 @@ class DataChoice(Options):
     imbalance: float | None = option(
         None, "null | the alpha of a Dirichlet draw that gives classes unequal numbers of images"
     )
+    tasks: int = option(
+        0, "0: one run on all classes | N: that many sampled few-shot tasks (episodes.*)", ge=0
+    )
     cards_dir: OptionalPathOption = option(
         None,
         "null | a folder of your own dataset cards (NAME.yaml each), for dataset= and transfer=",
@@ -100,6 +103,16 @@ class DataChoice(Options):
                 where = "the run's own dataset" if is_own else "there twice"
                 raise InputError(f"transfer={value}: {name} is {where}. Leave it out.")
         return tuple(sorted(value))
+
+    @field_validator("tasks")
+    @classmethod
+    def _check_tasks(cls, value: int) -> int:
+        if value == 1:
+            raise InputError(
+                "tasks=1: a 95 % interval needs two tasks or more. Give tasks=600, or leave tasks "
+                "out for one run on all classes."
+            )
+        return value
 
     @field_validator("imbalance", mode="before")
     @classmethod

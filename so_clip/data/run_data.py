@@ -77,7 +77,8 @@ def gather(
     """Read the datasets' lists, draw the few-shot images, and check that every image is there.
 
     Args:
-        choice: datasets, draw, protocol and prompts. `shots` 0 draws no image.
+        choice: datasets, draw, protocol and prompts. `shots` 0 draws no image, and neither does
+            a run of tasks: see so_clip.tasks.
         cache_dir: folder of files that record which images are corrupt, so that each is decoded
             once.
         workers: threads that decode to find corrupt images; see so_clip.data.cache.corrupt.
@@ -99,7 +100,7 @@ def gather(
         cards_dir=choice.cards_dir,
     )
     card, splits = found.card, _with_split(found.splits, split, name)
-    few_shot = draw(splits, choice) if choice.shots else None
+    few_shot = draw(splits, choice) if choice.shots and not choice.tasks else None
     images = images or open_images(card, found.root)
     whole, new_classes = splits, []
     if choice.base_to_new:
