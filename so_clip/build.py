@@ -15,6 +15,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.architecture_names import is_image_only
+from so_clip.clip.pixels import preprocessing_of, unusual_pixels
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import BackboneChoice, Component, Evaluation, MethodChoice, Settings
@@ -30,6 +31,7 @@ from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.errors import InputError, nearest
 from so_clip.evaluate.evaluator import Classes, Evaluator
 from so_clip.evaluate.feature_cache import FeatureCache
+from so_clip.fingerprint import Base
 from so_clip.methods.adapter import Adapter
 from so_clip.methods.model import Model
 from so_clip.optim.sampled import sampled_gradients
@@ -63,6 +65,12 @@ def load(choice: BackboneChoice, seed: int, weightless: bool = False) -> Backbon
         weightless=weightless,
         preprocessing=choice.preprocessing,
     )
+
+
+def base_of(choice: BackboneChoice, backbone: Backbone, weights_sha256: str) -> Base:
+    """Return what fingerprints hold of a backbone as loaded, with the SHA-256 of its weights."""
+    pixels = unusual_pixels(preprocessing_of(backbone), choice.architecture)
+    return Base(weights_sha256, pixels, backbone.logit_scale)
 
 
 def check_classes(method: MethodChoice, choice: DataChoice) -> None:
@@ -222,7 +230,9 @@ def build_optimizer(choice: Component | None, model: Model) -> torch.optim.Optim
     return optimizer
 
 
-def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatches:
+def few_shot_batches(
+    settings: Settings, data: Data, model: Model, progress: bool = True
+) -> TrainBatches:
     """Decode the few-shot images into memory if they fit, and set up their crops and order."""
     assert data.few_shot is not None
     examples = data.few_shot.train
@@ -232,6 +242,7 @@ def few_shot_batches(settings: Settings, data: Data, model: Model) -> TrainBatch
         budget_mib=settings.placement.image_budget_mib,
         workers=settings.evaluation.workers,
         parallel_runs=settings.parallel_runs,
+        progress=progress,
     )
     return TrainBatches(
         images,

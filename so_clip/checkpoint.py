@@ -36,6 +36,22 @@ _PACKAGES = ("torchvision", "open_clip_torch", "peft", "pytorch-optimizer")
 NO_TRAINING = ("cli", "forecast", "prepare", "report", "status", "sweep")
 
 
+def made_by(fingerprint: str, threads: int | None) -> dict[str, Any]:
+    """Return all that must be the same for a run to continue from a file.
+
+    Args:
+        fingerprint: of the run.
+        threads: CPU threads of torch, which decide how sums are rounded. None on a GPU.
+    """
+    return {
+        "run": fingerprint,
+        "code": code_sha256(*folders_except(NO_TRAINING)),
+        "torch": str(torch.__version__),
+        **{name: version_of(name) for name in _PACKAGES},
+        "threads": threads,
+    }
+
+
 class Stateful(Protocol):
     """An object whose state can be saved and restored, as torch's optimizers have it."""
 
@@ -126,6 +142,9 @@ class NoCheckpoint:
     def write(self) -> None:
         """Do nothing."""
 
+    def remove(self) -> None:
+        """Do nothing."""
+
 
 class Checkpoint(NoCheckpoint):
     """One file with the state of everything that training changes, written at intervals.
@@ -155,13 +174,7 @@ class Checkpoint(NoCheckpoint):
         **parts: Stateful,
     ) -> None:
         self._path, self._every_seconds, self._stopwatch = path, every_seconds, stopwatch
-        self._made_by = {
-            "run": fingerprint,
-            "code": code_sha256(*folders_except(NO_TRAINING)),
-            "torch": str(torch.__version__),
-            **{name: version_of(name) for name in _PACKAGES},
-            "threads": threads,
-        }
+        self._made_by = made_by(fingerprint, threads)
         self._parts: dict[str, Stateful] = {"stopwatch": stopwatch, **parts}
         self._written = time.monotonic()
         self._writes, self._failed = writes and every_seconds > 0, False

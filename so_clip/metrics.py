@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
+from so_clip.clip.backbone import Backbone
 from so_clip.clip.engine.memory_record import memory_record
 from so_clip.clip.loading.architecture_names import without_path
 from so_clip.clip.pixels import preprocessing_of
@@ -181,21 +183,28 @@ def write_outcomes(
 
 
 def write_provenance(
-    folder: RunFolder, data: Data, model: Model, fingerprint: str, **more: Any
+    folder: RunFolder,
+    data: Data,
+    backbone: Backbone,
+    *,
+    device: torch.device,
+    weights_sha256: str,
+    fingerprint: str,
+    **more: Any,
 ) -> None:
     """Write skipped.csv and provenance.json.
 
     Args:
-        folder, data, model, fingerprint: of the run.
+        folder, data, backbone, device, fingerprint: of the run.
+        weights_sha256: of the backbone as loaded.
         more: values of provenance.json.
     """
-    backbone = model.classifier.backbone
     folder.write_skipped(data.skipped)
     folder.write_provenance(
         provenance(
-            describe(model.device),
+            describe(device),
             backbone=backbone.description,
-            backbone_weights_sha256=model.weights_sha256,
+            backbone_weights_sha256=weights_sha256,
             backbone_pixels=preprocessing_of(backbone).record(),
             split_file=str(data.splits.file) if data.splits.file else None,
             split_file_sha256=data.splits.sha256,
@@ -239,21 +248,9 @@ def run_metrics(
         optimizer: of the run; None if nothing is trained.
     """
     choice, history = settings.data, adaptation.history
+    fewshot_sha256 = data.few_shot.sha256 if data.few_shot else None
     return {
-        "dataset": choice.dataset,
-        "backbone": without_path(settings.backbone.architecture),
-        "method": settings.method.name,
-        "method_title": settings.method.title,
-        "shots": choice.shots,
-        "seed": choice.seed,
-        "split_protocol": choice.split_protocol,
-        "protocol": choice.protocol,
-        "imbalance": choice.imbalance,
-        "fewshot_sha256": data.few_shot.sha256 if data.few_shot else None,
-        "split_sha256": data.splits.sha256,
-        "prompts_sha256": prompts_sha256(data, choice.template),
-        "fingerprint": settings_sha256(settings),
-        "run_fingerprint": fingerprint,
+        **_identity(settings, data, fewshot_sha256, fingerprint),
         **scores[""],
         **(_base_to_new(scores) if choice.base_to_new else {}),
         **(_transfer(data, scores) if choice.transfer else {}),
@@ -266,7 +263,7 @@ def run_metrics(
         "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),
         "images_from_cache": sum(evaluator.stream.from_cache for evaluator in evaluators.values()),
         **memory,
-        "peak_memory_measures": _measures(settings.trains, model, processes),
+        "peak_memory_measures": _measures(settings.trains, model.device, processes),
         "processes": processes,
         "train_seconds": adaptation.train_seconds,
         "steps": history.steps,
@@ -288,8 +285,74 @@ def run_metrics(
     }
 
 
+def tasks_metrics(
+    settings: Settings,
+    data: Data,
+    *,
+    accuracies: Mapping[str, float],
+    draws_sha256: str,
+    fingerprint: str,
+    counts: Mapping[str, Any],
+    memory: Mapping[str, float],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return the content of metrics.json for a run of tasks.
+
+    Args:
+        settings, data: of the run.
+        accuracies: means over tasks, and the half widths of their 95 % intervals.
+        draws_sha256: of the classes and images of all tasks.
+        fingerprint: of the run.
+        counts: numbers over all tasks, such as steps and seconds.
+        memory: that of the task with the highest peak.
+        device: of the run.
+    """
+    return {
+        **_identity(settings, data, draws_sha256, fingerprint),
+        "tasks": settings.data.tasks,
+        **accuracies,
+        "tested_on": data.tested_on,
+        **memory,
+        "peak_memory_measures": f"{_measures(settings.trains, device, 1)}, in the task with the "
+        "highest peak",
+        "processes": 1,
+        **counts,
+        "adapter_mib": None,
+        "device": describe(device),
+        "precision": settings.placement.precision,
+        "evaluation_precision": settings.evaluation_precision,
+        "results_version": RESULTS_VERSION,
+        "settings": settings.record(),
+    }
+
+
+def _identity(
+    settings: Settings, data: Data, fewshot_sha256: str | None, fingerprint: str
+) -> dict[str, Any]:
+    """Return what identifies a run in metrics.json."""
+    choice = settings.data
+    return {
+        "dataset": choice.dataset,
+        "backbone": without_path(settings.backbone.architecture),
+        "method": settings.method.name,
+        "method_title": settings.method.title,
+        "shots": choice.shots,
+        "seed": choice.seed,
+        "split_protocol": choice.split_protocol,
+        "protocol": choice.protocol,
+        "imbalance": choice.imbalance,
+        "fewshot_sha256": fewshot_sha256,
+        "split_sha256": data.splits.sha256,
+        "prompts_sha256": prompts_sha256(data, choice.template),
+        "fingerprint": settings_sha256(settings),
+        "run_fingerprint": fingerprint,
+    }
+
+
 def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the run's accuracies for people, by their labels."""
+    if metrics.get("tasks"):
+        return _tasks_rows(metrics)
     adapts = metrics["stop_reason"] != NOT_ADAPTED
     both = partial(_both, adapts=adapts)
     rows = {"zero-shot accuracy": _percent(metrics[f"{ZERO_SHOT}accuracy_percent"])}
@@ -307,6 +370,20 @@ def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
         rows["average of these"] = both(metrics, "transfer_accuracy_percent")
     if skipped := skipped_images(metrics, *transfer.values()):
         rows["skipped images"] = f"{skipped}: see {SKIPPED_FILE}"
+    return rows
+
+
+def _tasks_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the mean accuracies over tasks and their intervals, by their labels."""
+
+    def row(prefix: str, name: str = "accuracy") -> str:
+        interval = metrics[f"{prefix}{name}_interval_percent"]
+        return f"{metrics[f'{prefix}{name}_percent']:.2f} ± {interval:.2f} %"
+
+    rows = {"zero-shot accuracy": row(ZERO_SHOT)}
+    if metrics["stop_reason"] != NOT_ADAPTED:
+        rows |= {"adapted accuracy": row(ADAPTED), "difference": row("", "difference")}
+    rows["these are"] = f"means over {metrics['tasks']} tasks with 95 % intervals"
     return rows
 
 
@@ -368,10 +445,10 @@ def _transfer(data: Data, scores: Mapping[str, Mapping[str, float | None]]) -> d
     return average | {"transfer": by_dataset}
 
 
-def _measures(trains: bool, model: Model, processes: int) -> str:
+def _measures(trains: bool, device: torch.device, processes: int) -> str:
     phase = "the first training steps" if trains else "the first batch of the test split"
     if processes > 1:
         phase += f", in the first of {processes} processes"
-    if model.device.type == "cuda":
+    if device.type == "cuda":
         return f"peak of the CUDA allocator over {phase}"
     return f"peak of live tensor memory (weights and all tensors made) over {phase}"

@@ -1,6 +1,6 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,15 +15,15 @@ from so_clip.adapters.change import Change
 from so_clip.adapters.file import SavedAdapter
 from so_clip.adapters.of_run import adapter_of_run, changes_to_save, write_adapter
 from so_clip.build import (
+    base_of,
     build_evaluators,
     build_model,
     build_optimizer,
     build_validation_evaluator,
     few_shot_batches,
 )
-from so_clip.checkpoint import Checkpoint, ModelState, Stopwatch
+from so_clip.checkpoint import Checkpoint, ModelState, NoCheckpoint, Stopwatch
 from so_clip.clip.backbone import Backbone
-from so_clip.clip.pixels import preprocessing_of, unusual_pixels
 from so_clip.config.resolve import resolved
 from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
@@ -54,6 +54,7 @@ from so_clip.results.logits_file import Validation
 from so_clip.results.progress import Progress
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder, summary_table
 from so_clip.results.scores import ADAPTED
+from so_clip.runtime.device import threads_of
 from so_clip.runtime.distributed import ALONE, Ranks
 from so_clip.runtime.peak_memory import PeakMemory, watched_start
 from so_clip.train import History, Loop, TrainingDiverged, train
@@ -114,12 +115,44 @@ def run(
     base = known.base(settings)
     if base is None:
         model = build_model(settings, data, backbone)
-        loaded = model.classifier.backbone
-        pixels = unusual_pixels(preprocessing_of(loaded), settings.backbone.architecture)
-        base = Base(model.weights_sha256, pixels, loaded.logit_scale)
-    contents = known.remember(settings, data, base)
+        base = base_of(settings.backbone, model.classifier.backbone, model.weights_sha256)
+
+    def work(settings: Settings, folder: RunFolder, fingerprint: str) -> dict[str, Any]:
+        made = model or build_model(settings, data, backbone)
+        batches = _batches(settings, data, made)
+        return Run(settings, made, folder, batches, fingerprint, ranks).do(data)
+
+    return unless_finished(
+        settings,
+        known.remember(settings, data, base),
+        base,
+        work,
+        overrides=overrides,
+        keep_refusals=keep_refusals,
+        processes=ranks.size,
+    )
+
+
+def unless_finished(
+    settings: Settings,
+    contents_sha256: str,
+    base: Base,
+    work: Callable[[Settings, RunFolder, str], dict[str, Any]],
+    *,
+    overrides: Sequence[str] = (),
+    keep_refusals: bool = False,
+    processes: int = 1,
+) -> Result:
+    """Do the work of a run in its folder, unless the run is finished.
+
+    Args:
+        settings: with `auto` resolved.
+        contents_sha256, base, processes: see run_fingerprint.
+        work: does the run with its settings, folder and fingerprint; returns metrics.json.
+        overrides, keep_refusals: see RunFolder.claimed.
+    """
     settings = settings.with_logit_scale(base.logit_scale)
-    fingerprint = run_fingerprint(settings, contents, base, ranks.size)
+    fingerprint = run_fingerprint(settings, contents_sha256, base, processes)
     folder = RunFolder(run_dir(settings, fingerprint))
     with folder.claimed(overrides, keep_refusals):
         metrics = None
@@ -127,9 +160,7 @@ def run(
             metrics = folder.finished(fingerprint, settings.demanded_files)
         if metrics is not None:
             return Result(folder.path, metrics, skipped=True)
-        model = model or build_model(settings, data, backbone)
-        work = Run(settings, model, folder, _batches(settings, data, model), fingerprint, ranks)
-        return Result(folder.path, work.do(data))
+        return Result(folder.path, work(settings, folder, fingerprint))
 
 
 def follow(settings: Settings, data: Data, ranks: Ranks) -> None:
@@ -169,7 +200,8 @@ class Run:
     Args:
         settings: with `auto` resolved.
         model: as loaded, with its parameters opened.
-        folder: of the run, where all files go.
+        folder: of the run, where all files go. None, for a task of a run: `adapt` writes nothing,
+            shows no bar and cannot be continued.
         batches: of the few-shot images. None for a run that adapts nothing.
         fingerprint: of the run; its checkpoint carries it.
         ranks: the processes that train together.
@@ -179,7 +211,7 @@ class Run:
         self,
         settings: Settings,
         model: Model,
-        folder: RunFolder,
+        folder: RunFolder | None,
         batches: TrainBatches | None,
         fingerprint: str = "",
         ranks: Ranks = ALONE,
@@ -197,6 +229,7 @@ class Run:
     def do(self, data: Data) -> dict[str, Any]:
         """Evaluate, adapt, evaluate again, and return the content of metrics.json."""
         settings, model, folder = self.settings, self.model, self.folder
+        assert folder is not None
         check_dropout(model, self.ranks)
         progress = folder.watched(settings.schedule.max_steps if settings.trains else 0)
         keeps = logits_to_keep(settings, data)
@@ -229,7 +262,7 @@ class Run:
         else:  # there is a text tower: other backbones are refused without an adapter
             adapted = {name: found for name, found in zero_shot.items() if found is not None}
             adaptation = Adaptation(History(stop_reason=NOT_ADAPTED), 0.0, 0)
-        memory = self._memory(evaluators[""])
+        memory = self.memory(evaluators[""])
         outcomes = [
             Outcome(test_set, zero_shot[test_set.name], adapted[test_set.name])
             for test_set in data.test_sets
@@ -272,10 +305,11 @@ class Run:
         stopwatch = Stopwatch()
         progress.train()
         few_shot = FewShotEmbeddings(classifier, batches, model.precision, settings.data.seed)
-        before = Before(model)
+        before = Before(model) if self.folder else None
         with self._start_watched():
             adapter.start(classifier, few_shot)
-        before.started()
+        if before:
+            before.started()
         if self.optimizer is not None:
             self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
         curve = Curve(evaluator, settings.evaluation.every_steps, self.peak_memory)
@@ -286,8 +320,8 @@ class Run:
         classifier.forget_classes()
         train_seconds = stopwatch.seconds - curve.seconds
         progress.evaluate()
-        changed = before.counts()
-        if self.ranks.first:
+        changed = before.counts() if before else []
+        if self.folder and before and self.ranks.first:
             self._write_training(history, curve)
             self.folder.write_changed(changed)
             self.changes = changes_to_save(before, settings.placement.save)
@@ -313,20 +347,22 @@ class Run:
         adapter, classifier, batches = model.adapter, model.classifier, self.batches
         assert adapter is not None
         assert batches is not None
-        checkpoint = Checkpoint(
-            self.folder.path / CHECKPOINT_FILE,
-            self.fingerprint,
-            settings.placement.checkpoint_seconds,
-            stopwatch,
-            writes=ranks.first,
-            threads=torch.get_num_threads() if model.device.type == "cpu" else None,
-            model=ModelState(model),
-            optimizer=optimizer,
-            scaler=model.precision.scaler,
-            batches=batches,
-            curve=curve,
-            peak_memory=self.peak_memory,
-        )
+        checkpoint = NoCheckpoint()
+        if self.folder:
+            checkpoint = Checkpoint(
+                self.folder.path / CHECKPOINT_FILE,
+                self.fingerprint,
+                settings.placement.checkpoint_seconds,
+                stopwatch,
+                writes=ranks.first,
+                threads=threads_of(model.device),
+                model=ModelState(model),
+                optimizer=optimizer,
+                scaler=model.precision.scaler,
+                batches=batches,
+                curve=curve,
+                peak_memory=self.peak_memory,
+            )
 
         def after_step(step: int) -> Iterable[nn.Parameter]:
             restarted = adapter.after_step(classifier, step)
@@ -344,6 +380,7 @@ class Run:
             report=progress.after_step,
             checkpoint=checkpoint,
             ranks=ranks,
+            shows_bar=self.folder is not None,
         )
         schedule = settings.schedule
         try:
@@ -374,7 +411,7 @@ class Run:
             calibrated_on=len(validation.label_V) if validation else 0,
         )
 
-    def _memory(self, evaluator: Evaluator) -> dict[str, float]:
+    def memory(self, evaluator: Evaluator) -> dict[str, float]:
         """Return the peak memory of training. A run that trains nothing has that of evaluation.
 
         A start from a state beside the model has another peak, `start_peak_memory_mib`.
@@ -389,13 +426,22 @@ class Run:
         return peak_memory.result() | start
 
     def _write_training(self, history: History, curve: Curve) -> None:
-        self.folder.write_history(history.losses, history.lrs)
-        self.folder.write_curve(curve.rows)
+        if self.folder:
+            self.folder.write_history(history.losses, history.lrs)
+            self.folder.write_curve(curve.rows)
 
     def _write_provenance(self, data: Data) -> None:
+        assert self.folder is not None
         # In a sweep the command line may be a worker's, so the overrides are recorded too.
-        overrides = self.folder.overrides
-        write_provenance(self.folder, data, self.model, self.fingerprint, overrides=overrides)
+        write_provenance(
+            self.folder,
+            data,
+            self.model.classifier.backbone,
+            device=self.model.device,
+            weights_sha256=self.model.weights_sha256,
+            fingerprint=self.fingerprint,
+            overrides=self.folder.overrides,
+        )
 
 
 def summary(metrics: Mapping[str, Any], folder: Path) -> str:

@@ -76,6 +76,7 @@ class Loop:
         report: called with the number of steps taken and the last loss that was read, or None.
         checkpoint: restores an earlier training and saves this one.
         ranks: the processes that take each step together. All must have the same objects.
+        shows_bar: whether to show a progress bar.
     """
 
     classifier: nn.Module
@@ -88,6 +89,7 @@ class Loop:
     report: Report = lambda step, loss: None
     checkpoint: NoCheckpoint = NO_CHECKPOINT
     ranks: Ranks = ALONE
+    shows_bar: bool = True
 
     def take_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Take one step; return its cross-entropy, still on the device."""
@@ -132,7 +134,8 @@ def train(
     """
     scheduler = _cosines(loop.optimizer, max_steps, lr_min, restarts)
     history = History()
-    hidden = None if loop.ranks.first else True  # None: hidden if stderr is not a terminal
+    # None: hidden if stderr is not a terminal
+    hidden = None if loop.ranks.first and loop.shows_bar else True
     with (
         warnings.catch_warnings(),
         tqdm(None, "train", max_steps, unit="step", dynamic_ncols=True, disable=hidden) as progress,

@@ -85,7 +85,13 @@ def open_saved(path: Path | str) -> Opened:
     if not os.access(path, os.X_OK) or os.path.lexists(file):
         return Opened(load(file), path)
     if (path / METRICS_FILE).exists():
-        if source := read_object(path / METRICS_FILE).get(ADAPTER_FROM):
+        metrics = read_object(path / METRICS_FILE)
+        if tasks := metrics.get("tasks"):
+            raise InputError(
+                f"{path}: the run adapted a model for each of {str(tasks)[:20]} sampled tasks, and "
+                "kept none. Give a run without tasks."
+            )
+        if source := metrics.get(ADAPTER_FROM):
             raise InputError(
                 f"{path}: is an evaluation, which has no adapter of its own. Give the adapter that "
                 f"it names: {str(source)[:MAX_TEXT]}"

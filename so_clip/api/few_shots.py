@@ -23,7 +23,7 @@ from so_clip.data.user.folder import SUFFIXES
 from so_clip.errors import InputError, nearest
 from so_clip.system.commands import override
 
-_TOP = tuple(name for name in DATA_OPTIONS if name not in ("shots", "seed"))
+_TOP = tuple(name for name in DATA_OPTIONS if name not in ("shots", "seed", "tasks"))
 _MEMORY = "memory"
 # The options of each kind of source that are dataset.NAME on the command line.
 _OF_DATASET = {

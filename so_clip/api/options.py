@@ -19,7 +19,9 @@ from so_clip.system.commands import override
 
 # Options that belong to another call than adapt.
 _ELSEWHERE = {
-    **dict.fromkeys(("dataset", *DATA_OPTIONS), "so_clip.few_shot"),
+    **dict.fromkeys(
+        ("dataset", *(name for name in DATA_OPTIONS if name != "tasks")), "so_clip.few_shot"
+    ),
     **dict.fromkeys(("backbone", "device", "precision"), "so_clip.load"),
 }
 _HYDRA = threading.RLock()
@@ -83,6 +85,11 @@ def overrides_of(options: Mapping[str, Any], prefix: str = "") -> list[str]:
         owner = _ELSEWHERE.get(whole.partition(".")[0].lstrip("+~"))
         if owner is not None:
             raise InputError(f"{whole}: is an argument of {owner}. Give it there.")
+        if whole.partition(".")[0] in ("tasks", "episodes"):
+            raise InputError(
+                f"{whole}: an adapted model has one set of classes. Sampled tasks are a run of the "
+                "command line: python -m so_clip tasks=600 ..."
+            )
         if whole == "save":
             raise InputError("save: a result always holds its adapter. Leave it out.")
         if isinstance(value, Mapping):

@@ -31,6 +31,7 @@ Options are those of runs, with the same defaults. These change the draw:
   split_protocol      clip_lora (val first, then train; also SO's) | coop (train, then val)
   protocol            all | base_to_new (the first half of the classes)
   imbalance           the alpha of a Dirichlet distribution of images over classes | null
+  tasks, episodes.*   sampled tasks: the document has the classes and images of each in draws
   data_root           the folder of all datasets, or of split files
   cards_dir           a folder of your own dataset cards
   dataset.split_file  another split file"""
@@ -53,7 +54,8 @@ def main(
 
     words = words or []
     check_words(words)
-    choice = from_config(compose(words)).data
+    settings = from_config(compose(words))
+    choice = settings.data
     found = find_dataset(
         choice.dataset,
         choice.data_root,
@@ -64,6 +66,12 @@ def main(
     )
     if split:
         _print_split(found)
+        return
+    if choice.tasks:
+        from so_clip.tasks.draws import draw_tasks, draws_json
+
+        tasks = draw_tasks(settings, found.splits)
+        show(json.dumps(draws_json(settings, tasks, whole=True)))
         return
     show(json.dumps(draw(found.splits, choice).as_json()))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from so_clip.cli.arguments import AsJson, Words
 from so_clip.cli.run_checks import check_words
-from so_clip.errors import show, show_progress
+from so_clip.errors import InputError, show, show_progress
 
 HELP = """Forecast a run: peak memory by category, floating-point operations, and bytes on disk.
 
@@ -42,6 +42,11 @@ def main(
     words = words or []
     check_words(words)
     settings = from_config(compose(words))
+    if settings.data.tasks:
+        raise InputError(
+            f"tasks={settings.data.tasks}: a forecast is about one training on all classes, and "
+            "sampled tasks have fewer. Leave tasks out for an upper bound of their memory."
+        )
     check_packages(settings.method)
     check_smat_file(settings.method)
     check_architecture(settings.backbone.architecture)

@@ -17,7 +17,7 @@ from so_clip.system.commands import command
 from so_clip.system.torchrun import processes
 
 # The tables at the end of a sweep. Reading more runs would keep the user waiting.
-_ACCURACIES = ("accuracy", "base_accuracy", "new_accuracy", "harmonic_mean", "transfer")
+_ACCURACIES = ("accuracy", "base_accuracy", "new_accuracy", "harmonic_mean", "transfer", "tasks")
 _MAX_TABLE_RUNS = 2000
 CFG_TYPES = Literal["job", "hydra", "all"]
 INFO_TYPES = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]

@@ -13,6 +13,7 @@ SHOWN = (
     "harmonic_mean",
     "transfer",
     "evaluation",
+    "tasks",
     "memory",
 )
 

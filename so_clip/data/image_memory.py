@@ -74,6 +74,7 @@ def training_images(
     budget_mib: float | None,
     workers: int,
     parallel_runs: int = 1,
+    progress: bool = True,
 ) -> "list[Tensor] | StreamedImages":
     """Return the images of a few-shot draw in memory, or a stream if they are too large.
 
@@ -82,10 +83,11 @@ def training_images(
         budget_mib: limit of all decoded images together, MiB; None: see auto_budget_mib.
         workers: decoding threads of the stream.
         parallel_runs: the number of runs that share this machine's memory.
+        progress: show a bar on stderr.
 
     Raises:
         InputError: the first image, in order, that cannot be read.
     """
     budget_mib = auto_budget_mib(parallel_runs) if budget_mib is None else budget_mib
-    kept = load_uint8(images, examples, budget_bytes=budget_mib * MIB)
+    kept = load_uint8(images, examples, progress, budget_bytes=budget_mib * MIB)
     return StreamedImages(images, examples, workers) if kept is None else kept

@@ -77,6 +77,8 @@ class Evaluator:
             and after adaptation, if these are not the classes that it was built with.
         columns: the classifier's labels of the split's classes, if these are some of its classes.
             Other classes are then not predicted.
+        known_ND: image_ND of the loaded image tower, if a caller has it already.
+        shows_bars: whether to show progress bars.
 
     Attributes:
         seconds: spent on evaluation so far.
@@ -93,6 +95,8 @@ class Evaluator:
     classes: Classes = nullcontext
     adapted_classes: Classes = nullcontext
     columns: Sequence[int] | None = None
+    known_ND: Tensor | None = None
+    shows_bars: bool = True
     seconds: float = field(default=0.0, init=False)
     from_cache: bool = field(default=False, init=False)
     tick: Callable[[], None] = _no_tick
@@ -110,7 +114,7 @@ class Evaluator:
         with self._timed():
             if trains and not has_text:
                 return None
-            image_ND = self._loaded_features()
+            image_ND = self.loaded_features() if self.known_ND is None else self.known_ND
             self._image_ND = None if trains else image_ND
             self._made_by = self.classifier.versions("vision")
             if not has_text:
@@ -139,7 +143,8 @@ class Evaluator:
         yield
         self.seconds += time.perf_counter() - started
 
-    def _loaded_features(self) -> Tensor:
+    def loaded_features(self) -> Tensor:
+        """Return image_ND of the loaded image tower, from the cache if it has them."""
         make = partial(self._encode, self.stream, "zero-shot")
         if self.cache is None:
             return make()
@@ -172,6 +177,7 @@ class Evaluator:
 
     def _encode(self, stream: TestStream, description: str | None = None) -> Tensor:
         encode_image = self.classifier.backbone.encode_image
+        description = description if self.shows_bars else None
         return encode(encode_image, stream, self.device, self.precision, description, self.tick)
 
     def _classify(self, image_ND: Tensor, keep_logits: bool) -> Predictions:

@@ -8,6 +8,7 @@ import pandas as pd
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.report.read import ROW, RUN
 
+AVERAGE = "average"
 # Zero-shot values of two runs count as equal below this difference, in percentage points.
 _SAME_POINTS = 0.005
 
@@ -61,6 +62,28 @@ def averages(
         for key, mean in averages.to_dict().items()
         for row in [spreads[key]]
     }
+
+
+def combined_interval(half_widths: pd.Series) -> float:
+    """Return the half width of the interval of the mean of independent means: √(Σ h²) / n."""
+    return math.sqrt(math.fsum(width**2 for width in half_widths)) / len(half_widths)
+
+
+def intervals(runs: pd.DataFrame, column: str) -> dict[tuple[Any, ...], dict[str, float]]:
+    """Return by table row the half width of each dataset's interval, and of the average's.
+
+    Args:
+        runs: of sampled tasks. Runs with other seeds have other tasks.
+        column: holds the half width of each run's interval.
+    """
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    widths = runs.groupby([*ROW, "dataset"])[column].agg(combined_interval)
+    for key, of_datasets in widths.groupby(ROW):
+        by_dataset = dict(
+            zip(of_datasets.index.get_level_values("dataset"), of_datasets, strict=True)
+        )
+        found[key] = {**by_dataset, AVERAGE: combined_interval(of_datasets)}
+    return found
 
 
 def same_zero_shot(runs: pd.DataFrame, column: str) -> dict[str, float]:

@@ -54,7 +54,9 @@ def _unfinished_sweeps(runs: Runs, sweeps: list[Sweep]) -> tuple[list[str], list
         return [], []
     finished = {
         folder: Run(Path(folder).name, DONE, overrides=overrides)
-        for folder, overrides in zip(runs.frame["folder"], runs.frame["overrides"], strict=True)
+        for frame in (runs.frame, runs.tasks)
+        if len(frame)
+        for folder, overrides in zip(frame["folder"], frame["overrides"], strict=True)
     }
     _, matched = match_jobs(finished, sweeps)
     commands: dict[str, None] = {}

@@ -52,18 +52,24 @@ class Runs:
         skipped: one line for each folder that is not a usable run, with the reason.
         evaluations: one line per evaluation of a saved adapter, with the same columns. The
             `variant` begins with the dataset that the adapter was trained on.
+        tasks: one line per run of sampled tasks (tasks=N), with the same columns.
     """
 
     results_dir: Path
     frame: pd.DataFrame
     skipped: list[str]
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    tasks: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def counted(self) -> str:
         """The number of runs, in words."""
-        evaluations = f", {_number(len(self.evaluations), 'evaluation')} of saved adapters"
-        return _number(len(self.frame), "run") + (evaluations if len(self.evaluations) else "")
+        parts = [_number(len(self.frame), "run")]
+        if len(self.tasks):
+            parts.append(f"{_number(len(self.tasks), 'run')} of sampled tasks")
+        if len(self.evaluations):
+            parts.append(f"{_number(len(self.evaluations), 'evaluation')} of saved adapters")
+        return ", ".join(parts)
 
 
 def _number(count: int, thing: str) -> str:
@@ -90,16 +96,20 @@ def read_runs(results_dir: Path, folders: Sequence[Path] | None = None) -> Runs:
         if skipped:
             way_out = f"Left out: {' '.join(skipped)}"
         raise InputError(f"{results_dir}: no finished run in it. {way_out}")
-    frame = _frame([row for row in rows if ADAPTER_FROM not in row], rows, skipped)
-    evaluations = _frame([row for row in rows if ADAPTER_FROM in row], rows, skipped)
+    kinds: dict[str, list[dict[str, Any]]] = {"frame": [], "evaluations": [], "tasks": []}
+    for row in rows:
+        # They are never averaged or compared with each other.
+        kind = "evaluations" if ADAPTER_FROM in row else "tasks" if row.get("tasks") else "frame"
+        kinds[kind].append(row)
+    frames = {kind: _frame(found, rows, skipped) for kind, found in kinds.items()}
     skipped = [line.encode(errors="backslashreplace").decode() for line in skipped]
-    return Runs(results_dir, frame, skipped, evaluations)
+    return Runs(results_dir, skipped=skipped, **frames)
 
 
 def _frame(
     rows: list[dict[str, Any]], all_rows: list[dict[str, Any]], skipped: list[str]
 ) -> pd.DataFrame:
-    """Return the lines of runs or of evaluations, without repeats, which become `skipped`."""
+    """Return the lines of one kind of runs, without repeats, which become `skipped`."""
     columns = None if rows else [*all_rows[0], "variant", "transferred"]
     frame = pd.DataFrame(rows, columns=columns)
     if not rows:

@@ -13,8 +13,10 @@ import pandas as pd
 
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.report.averages import (
+    AVERAGE,
     averages,
     even_shots,
+    intervals,
     on_all_classes,
     same_zero_shot,
     statistics,
@@ -41,14 +43,13 @@ DATASETS = {
     "dtd": "DTD",
     "ucf101": "UCF101",
 }
-AVERAGE = "average"
 SECONDS = "train_seconds"
 FLOPS_NOTE = (
     "FLOPs are forecast, not measured: they count the matrix products, convolutions and attention "
     "of the training steps, for the classes and images of the dataset's card."
 )
 UNEVEN_NOTE = "Rows with uneven shots (imbalance) are shown, but never marked as best."
-EVALUATION = "evaluation"
+EVALUATION, TASKS = "evaluation", "tasks"
 ZERO_SHOT, ZERO_SHOT_TITLE = "zero_shot", "Zero-shot CLIP"
 
 
@@ -71,7 +72,10 @@ COSTS = (
 
 @dataclass(frozen=True)
 class Measure:
-    """The number that a table shows: its column in the runs, its caption, and which way is best."""
+    """The number that a table shows: its column in the runs, its caption, and which way is best.
+
+    `interval` is the column of the half width of its 95 % interval over sampled tasks.
+    """
 
     name: str
     column: str
@@ -79,6 +83,7 @@ class Measure:
     best: str = "max"
     decimals: int = 2
     costs: bool = False
+    interval: str = ""
 
 
 MEASURES = (
@@ -92,6 +97,13 @@ MEASURES = (
     ),
     Measure("transfer", "accuracy_percent", "Test accuracy on other datasets in percent"),
     Measure(EVALUATION, "accuracy_percent", "Test accuracy of saved adapters in percent"),
+    Measure(
+        TASKS,
+        "accuracy_percent",
+        "Accuracy over sampled tasks in percent",
+        costs=True,
+        interval="accuracy_interval_percent",
+    ),
     Measure(
         "calibration",
         "expected_calibration_error_percent",
@@ -108,7 +120,8 @@ MEASURES = (
 class Cell:
     """Mean and sample standard deviation over `runs` runs; `best` in its block.
 
-    `std` is NaN for a single run. A published value has 0 `runs`; `uncertainty` is its known error
+    `std` is NaN for a single run. In a table of sampled tasks it is the half width of the 95 %
+    interval over tasks. A published value has 0 `runs`; `uncertainty` is its known error
     (NaN: unknown).
     """
 
@@ -196,6 +209,8 @@ class Table:
     @property
     def caption(self) -> str:
         """One line that says what the cells hold."""
+        if self.measure.interval:
+            return f"{self.measure.caption}, {self.backbone}: mean ± 95 % interval over tasks"
         spread = "mean" if self.usual_runs < 2 else "mean ± standard deviation"
         seeds = "1 seed" if self.usual_runs == 1 else f"{self.usual_runs} seeds"
         return f"{self.measure.caption}, {self.backbone}: {spread} over {seeds}"
@@ -222,10 +237,12 @@ def make_tables(runs: Runs) -> list[Table]:
 
 
 def _measured(measure: Measure, runs: Runs) -> pd.DataFrame:
-    """Return the runs in a measure's tables; evaluations have a table of their own."""
-    if measure.name != EVALUATION:
+    """Return the runs in a measure's tables; some kinds of runs have a table of their own."""
+    others = {EVALUATION: runs.evaluations, TASKS: runs.tasks}
+    if measure.name not in others:
         return table_runs(measure, runs.frame)
-    return runs.evaluations if len(runs.evaluations) else runs.frame.iloc[:0]
+    found = others[measure.name]
+    return found if len(found) else runs.frame.iloc[:0]
 
 
 def table_runs(measure: Measure, frame: pd.DataFrame) -> pd.DataFrame:
@@ -287,14 +304,15 @@ def _columns_and_cells(
     datasets = sorted(runs["dataset"].unique(), key=_dataset_order)
     columns = [Column(name, DATASETS.get(name, name), measure.decimals) for name in datasets]
     cells: dict[tuple[Any, ...], dict[str, Cell]] = {}
+    widths = intervals(runs, measure.interval) if measure.interval else None
     for values in tidy.to_dict("records"):
-        key = tuple(values[name] for name in ROW)
-        cell = Cell(values["mean"], values["std"], values["runs"])
-        cells.setdefault(key, {})[values["dataset"]] = cell
+        key, dataset = tuple(values[name] for name in ROW), values["dataset"]
+        std = widths[key][dataset] if widths else values["std"]
+        cells.setdefault(key, {})[dataset] = Cell(values["mean"], std, values["runs"])
     if len(datasets) > 1:
         columns.append(Column(AVERAGE, AVERAGE, measure.decimals))
         for key, (mean, std, seeds) in averages(runs, measure.column, len(datasets)).items():
-            cells[key][AVERAGE] = Cell(mean, std, seeds)
+            cells[key][AVERAGE] = Cell(mean, widths[key][AVERAGE] if widths else std, seeds)
     for cost in COSTS if measure.costs else ():
         if cost.key in runs and runs[cost.key].notna().any():
             columns.append(cost)
@@ -315,16 +333,24 @@ def _with_zero_shot(measure: Measure, runs: pd.DataFrame) -> tuple[pd.DataFrame,
     """Add a row for zero-shot CLIP, from what runs measured before they adapted, and a note.
 
     Adds nothing if zero-shot CLIP has runs of its own, and nothing on datasets where runs disagree.
+    Sampled tasks are other ones for each number of shots and each seed.
     """
     column = f"zero_shot_{measure.column}"
     if column not in runs or (runs["method"] == ZERO_SHOT).any():
         return runs, []
-    row = {"backbone": runs["backbone"].iloc[0], "shots": 0, "seed": 0, "method": ZERO_SHOT}
+    row = {"backbone": runs["backbone"].iloc[0], "method": ZERO_SHOT}
     row |= {"method_title": ZERO_SHOT_TITLE, "variant": ""}
-    added = [
-        row | {"dataset": dataset, measure.column: value}
-        for dataset, value in same_zero_shot(runs, column).items()
-    ]
+    groups: Any = [((0, 0), runs)]
+    if measure.interval:
+        groups = runs.groupby(["shots", "seed"])
+    added = []
+    for (shots, seed), group in groups:
+        row |= {"shots": shots, "seed": seed}
+        widths = same_zero_shot(group, f"zero_shot_{measure.interval}") if measure.interval else {}
+        added += [
+            row | {"dataset": dataset, measure.column: value, measure.interval: widths.get(dataset)}
+            for dataset, value in same_zero_shot(group, column).items()
+        ]
     if not added:
         return runs, []
     extended = pd.concat([runs, pd.DataFrame(added)], ignore_index=True)

@@ -51,6 +51,8 @@ _USUAL: dict[str, Any] = {
     "protocol": "all",
     "imbalance": None,
     "processes": 1,
+    "tasks": 0,
+    "episodes.varied_shots": False,
     "results_version": RESULTS_VERSION,
     **{f"backbone.{option}": AUTO for option in PIXEL_OPTIONS},
 }

@@ -100,6 +100,11 @@ def _run(folder: Path, is_named: bool) -> KeptRun:
     if not (folder / METRICS_FILE).exists():
         raise InputError(f"{folder}: unfinished, it has no {METRICS_FILE}. Repeat the run.")
     metrics = finished_metrics(folder)
+    if tasks := metrics.get("tasks"):
+        raise InputError(
+            f"{folder}: the run has {str(tasks)[:20]} sampled tasks, and keeps no logits of them. "
+            "Give runs without tasks."
+        )
     files = sorted(path.name for path in folder.iterdir())
     others = [match[1] for name in files if (match := _OTHER_TEST_SET.fullmatch(name))]
     own = [""] if LOGITS_FILE in files else []

@@ -31,6 +31,7 @@ class Progress:
         overrides: of the run.
         check: raises an error if the folder is no longer in its place.
         prints: print lines to stderr during training, for a run without a progress bar.
+        unit: what a step is, for these lines.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Progress:
         *,
         check: Callable[[], None] = lambda: None,
         prints: bool = False,
+        unit: str = "step",
     ) -> None:
+        self._unit = unit
         self._line_steps = -(-max_steps // _LINES) if prints and max_steps else 0
         self._folder, self._check = folder, check
         self._max_steps, self._overrides = max_steps, list(overrides)
@@ -61,6 +64,10 @@ class Progress:
         """Record that test images are classified, before or after training."""
         self._stage = EVALUATE
         self._write()
+
+    def part(self) -> "Progress":
+        """Return the progress of a part of this run. It only records that the run is alive."""
+        return Progress(None, 0, check=self.tick)
 
     def tick(self) -> None:
         """Record that the run is alive, unless the file is recent."""
@@ -84,7 +91,7 @@ class Progress:
 
     def _print(self) -> None:
         self._printed_at = time.monotonic()
-        parts = [f"step {self._step} of {self._max_steps}"]
+        parts = [f"{self._unit} {self._step} of {self._max_steps}"]
         parts += [] if self._loss is None else [f"loss {self._loss:.4f}"]
         left = self._seconds_left()
         parts += [f"{duration(left)} left"] if left else []

@@ -31,6 +31,7 @@ ADAPTER_FROM = "adapter_from"
 HISTORY_FILE, CURVE_FILE, CHANGED_FILE = "history.csv", "curve.csv", "changed.csv"
 CHANGED_COLUMNS = ("tensor", "parameters", "changed", "tower", "block", "role")
 PREDICTIONS_FILE, PER_CLASS_FILE = "predictions.csv", "per_class.csv"
+TASKS_TABLE = "tasks.csv"
 # The keys of metrics.json that count skipped corrupt images (on_corrupt=skip), by split.
 SKIPPED = {"train": "skipped_train_images", "test": "skipped_test_images"}
 # A folder with any of these files is a run's folder, also if the run failed at its start.
@@ -40,8 +41,8 @@ _LARGEST = 2**63
 # The largest values of numbers by the end of their names. Rounding may exceed them a little.
 _LIMITS = {"percent": 100.0, "confidence": 1.0, "seconds": 1e10, "mib": 1e9}
 _ROUNDING = 1e-3
-# Only these may be negative: a loss may hold penalties or rewards.
-_SIGNED = "loss"
+# Only these may be negative: a loss may hold penalties or rewards, and an adaptation may harm.
+_SIGNED = ("loss", "difference_percent")
 # A longer name or value of an option would fill a terminal, once in each row of a table.
 MAX_TEXT = 5000
 # What a table needs of metrics.json, by type, and the numbers that it shows if they are there.

@@ -28,15 +28,16 @@ from so_clip.results.run_files import (
     HISTORY_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,
+    TASKS_TABLE,
     finished_metrics,
 )
 from so_clip.system import atomic
 from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
 
-CHECKPOINT_FILE = "checkpoint.pt"
+CHECKPOINT_FILE, TASKS_FILE = "checkpoint.pt", "finished_tasks.json"
 SKIPPED_FILE = "skipped.csv"
 # Files of an unfinished run. A finished run does not have them.
-_UNFINISHED_FILES = (PROGRESS_FILE, CHECKPOINT_FILE)
+_UNFINISHED_FILES = (PROGRESS_FILE, CHECKPOINT_FILE, TASKS_FILE)
 _ATTEMPTS = 20
 MAX_TRACEBACK = 50_000
 
@@ -207,8 +208,8 @@ class RunFolder:
         self._remove_leftovers()
         return metrics
 
-    def watched(self, max_steps: int) -> Progress:
-        """Start progress.json, and return its writer."""
+    def watched(self, max_steps: int, unit: str = "step") -> Progress:
+        """Start progress.json, and return its writer; see Progress."""
         self._watched = True
         progress = Progress(
             self.path,
@@ -216,12 +217,13 @@ class RunFolder:
             self.overrides,
             check=self.check_in_place,
             prints=not self._is_job and not sys.stderr.isatty(),
+            unit=unit,
         )
         progress.evaluate()
         return progress
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
-        """Remove the files of an earlier attempt except its checkpoint; write the configuration.
+        """Remove the files of an earlier attempt but those to resume from; write config.yaml.
 
         Raises:
             InputError: the folder cannot be written.
@@ -254,6 +256,10 @@ class RunFolder:
     def write_changed(self, rows: Sequence[tuple[str, int, int, str, int | None, str]]) -> None:
         """Write changed.csv: per trainable tensor, its entries, how many changed, and its place."""
         self.write_rows(CHANGED_FILE, CHANGED_COLUMNS, rows)
+
+    def write_tasks(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Write tasks.csv: one row per sampled task."""
+        self._write_csv(TASKS_TABLE, header, rows)
 
     def write_skipped(self, rows: Sequence[Sequence[str]]) -> None:
         """Write skipped.csv: one row per skipped corrupt image. Without rows, write nothing."""
@@ -347,7 +353,8 @@ def _clear(folder: Path, kept: Sequence[str] = ()) -> None:
         kept: patterns of more files from which an interrupted run resumes.
     """
     if (folder / METRICS_FILE).exists():
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        for name in (CHECKPOINT_FILE, TASKS_FILE):
+            (folder / name).unlink(missing_ok=True)
     (folder / METRICS_FILE).unlink(missing_ok=True)
     # Without a checkpoint, nothing resumes.
     kept = kept if (folder / CHECKPOINT_FILE).exists() else ()

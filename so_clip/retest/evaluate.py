@@ -154,8 +154,10 @@ class Evaluation:
         write_provenance(
             folder,
             data,
-            model,
-            self.fingerprint,
+            model.classifier.backbone,
+            device=model.device,
+            weights_sha256=model.weights_sha256,
+            fingerprint=self.fingerprint,
             adapter_run_fingerprint=self.adapter.about.run_fingerprint,
             overrides=[],  # no sweep has such a job
             **self._names(),

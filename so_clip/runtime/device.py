@@ -44,6 +44,11 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def threads_of(device: torch.device) -> int | None:
+    """Return torch's CPU threads, which decide how sums are rounded; None on a GPU."""
+    return torch.get_num_threads() if device.type == "cpu" else None
+
+
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Set the number of torch's CPU threads inside the context; None does not change it."""

@@ -103,6 +103,8 @@ def _finished(folder: Path, changed_at: float) -> Run:
     remarks = [f"corrupt images skipped: {skipped}"] if skipped else []
     if metrics.get(ADAPTER_FROM):
         remarks.append(f"evaluation of {str(metrics[ADAPTER_FROM])[:MAX_TEXT]}")
+    if metrics.get("tasks"):
+        remarks.append(f"mean over {str(metrics['tasks'])[:20]} tasks")
     version = provenance.get("results_version")
     if isinstance(version, int) and version != RESULTS_VERSION:
         older = "older" if version < RESULTS_VERSION else "newer"

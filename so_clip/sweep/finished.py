@@ -19,7 +19,7 @@ from so_clip.config.settings import Settings
 from so_clip.data.examples import SKIP
 from so_clip.data.run_data import gather
 from so_clip.errors import InputError, show
-from so_clip.fingerprint import Base, KnownRuns, run_dir
+from so_clip.fingerprint import KnownRuns, run_dir
 from so_clip.results.job_files import SKIPPED, Job
 from so_clip.results.run_folder import RunFolder
 from so_clip.sweep.callback import RecordSweep
@@ -184,8 +184,7 @@ class _Finder:
             return None
         if KNOWN_RUNS.find(settings) is not None:
             return None
-        from so_clip.build import load
-        from so_clip.clip.pixels import preprocessing_of, unusual_pixels
+        from so_clip.build import base_of, load
 
         self._failed.add(key)  # unless nothing below raises an error
         evaluation = settings.evaluation
@@ -193,8 +192,7 @@ class _Finder:
         base = KNOWN_RUNS.base(settings)
         if base is None:
             backbone = load(settings.backbone, settings.data.seed)
-            pixels = unusual_pixels(preprocessing_of(backbone), settings.backbone.architecture)
-            base = Base(backbone.weights_sha256, pixels, backbone.logit_scale)
+            base = base_of(settings.backbone, backbone, backbone.weights_sha256)
         KNOWN_RUNS.remember(settings, data, base)
         self._failed.discard(key)
         return finished(settings)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -129,6 +129,7 @@ def _run(
     from so_clip.run import follow, run
     from so_clip.runtime.device import cpu_threads, one_gpu
     from so_clip.runtime.distributed import process_group
+    from so_clip.tasks.run import run_tasks
 
     placement = settings.placement
     with (
@@ -136,15 +137,15 @@ def _run(
         one_gpu(gpu_job),
         process_group(placement.device, placement.rank_timeout_seconds) as ranks,
     ):
+        of_run: dict[str, Any] = {
+            "overrides": overrides,
+            "keep_refusals": keep_refusals,
+            "known": KNOWN_RUNS,
+        }
+        if settings.data.tasks:
+            return run_tasks(settings, data, **of_run)
         if ranks.first:
-            return run(
-                settings,
-                data,
-                overrides=overrides,
-                keep_refusals=keep_refusals,
-                ranks=ranks,
-                known=KNOWN_RUNS,
-            )
+            return run(settings, data, ranks=ranks, **of_run)
         follow(settings, data, ranks)
         return None
 

@@ -33,7 +33,8 @@ def cell_text(cell: Cell, column: Column, counted: bool, usual_runs: int) -> str
 def tidy(tables: Sequence[Table]) -> pd.DataFrame:
     """Return the cells of one measure's tables, one per line: datasets and average, without costs.
 
-    `source` is empty for the project's own runs; `uncertainty` is set for published scores.
+    `source` is empty for the project's own runs; `uncertainty` is set for published scores. Sampled
+    tasks have `interval`, the half width of their 95 % interval, in place of `std`.
     """
     rows = [
         {
@@ -44,7 +45,7 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
             "method_title": row.title,
             "variant": row.variant,
             "mean": cell.mean,
-            "std": cell.std,
+            "interval" if table.measure.interval else "std": cell.std,
             "runs": None if row.source else cell.runs,
             "best": cell.best,
             "source": row.source,

@@ -1,0 +1,1 @@
+"""Sampled few-shot tasks of one dataset (tasks=N): each adapts the loaded model anew."""
