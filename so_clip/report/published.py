@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from so_clip.report.averages import AVERAGE
 from so_clip.report.read import Runs
-from so_clip.report.tables import AVERAGE, DATASETS, Block, Cell, Row, Table
+from so_clip.report.tables import DATASETS, Block, Cell, Row, Table
 
 FILE = Path(__file__).parent / "published.csv"
 NOTE = (

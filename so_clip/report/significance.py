@@ -33,10 +33,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from so_clip.errors import InputError
-from so_clip.report.averages import few_shot_runs, same_zero_shot
+from so_clip.report.averages import AVERAGE, few_shot_runs, same_zero_shot
 from so_clip.report.progress import watched
 from so_clip.report.read import Runs
-from so_clip.report.tables import AVERAGE, MEASURES, ZERO_SHOT_TITLE, table_runs
+from so_clip.report.tables import MEASURES, ZERO_SHOT_TITLE, table_runs
 from so_clip.results.run_files import PREDICTIONS_FILE, read_columns
 
 SEEDS, IMAGES = "seeds", "images"

@@ -85,7 +85,6 @@ def _do(
 ) -> dict[str, Any]:
     """Do the tasks that are not finished, and return the content of metrics.json."""
     settings, data = loaded.settings, loaded.data
-    loaded.check(tasks[0])
     progress = folder.watched(len(tasks), unit="task")
     features = loaded.features(tasks, progress)
     folder.start(settings.record(), draws_json(settings, tasks, whole=False))

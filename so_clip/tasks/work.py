@@ -33,7 +33,7 @@ from so_clip.train import TrainingDiverged
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """The model that every task begins with.
+    """The model that every task begins with, and the run that it belongs to.
 
     Attributes:
         settings, data: of the run.
@@ -46,34 +46,31 @@ class Loaded:
     backbone: Backbone
     weights_sha256: str
 
-    def model(self, settings: Settings, data: Data) -> Model:
-        """Return a copy of the backbone as the model of these settings, for these classes."""
+    def of_task(self, task: EpisodeDraw) -> tuple[Settings, Data, Model]:
+        """Return a task's settings and data, and its model: a copy of the backbone."""
+        settings = settings_of_task(self.settings, task.number, len(task.few_shot))
+        data = data_of_task(task, self.data)
         prompts = class_prompts(settings.data.template, data.splits.class_names, data.card)
         device = pick_device(settings.placement.device)
         backbone = self.backbone.copy()
-        return assemble_model(settings, backbone, prompts, device, self.weights_sha256)
-
-    def check(self, task: EpisodeDraw) -> None:
-        """Assemble the model of a task, and its optimizer. Bad options are refused here."""
-        settings = settings_of_task(self.settings, task.number, len(task.few_shot))
-        model = self.model(settings, data_of_task(task, self.data))
-        if settings.trains:
-            build_optimizer(settings.method.optimizer, model)
+        model = assemble_model(settings, backbone, prompts, device, self.weights_sha256)
+        return settings, data, model
 
     def features(self, tasks: Sequence[EpisodeDraw], progress: Progress) -> "Features":
         """Encode the query images of all tasks with the loaded image tower, each image once.
 
         If the tasks have most of the test images, all test images are encoded: the stored features
-        then serve ordinary runs, too.
+        then serve ordinary runs, too. Options of the method that cannot be used are refused first.
         """
+        settings, data, model = self.of_task(tasks[0])
+        if settings.trains:
+            build_optimizer(settings.method.optimizer, model)
         drawn = {path for task in tasks for path, _ in task.queries}
         test = self.data.splits.test
         chosen = [example for example in test if example.path in drawn]
         examples = test if 2 * len(chosen) >= len(test) else chosen
-        nothing = self.settings.method.model_copy(update={"adapter": None, "optimizer": None})
-        settings = self.settings.model_copy(update={"method": nothing})
-        data = replace(self.data, splits=replace(self.data.splits, test=examples))
-        evaluator = _evaluator(settings, data, self.model(settings, data))
+        data = replace(data, splits=replace(data.splits, test=examples))
+        evaluator = _evaluator(settings, data, model)
         evaluator.tick = progress.tick
         image_ND = evaluator.loaded_features()
         rows = {example.path: row for row, example in enumerate(examples)}
@@ -121,9 +118,7 @@ def do_task(
         TrainingDiverged: a loss is not finite; the message names the task.
         InputError: an image cannot be read, or the method cannot take the task.
     """
-    settings = settings_of_task(loaded.settings, task.number, len(task.few_shot))
-    data = data_of_task(task, loaded.data)
-    model = loaded.model(settings, data)
+    settings, data, model = loaded.of_task(task)
     batches = few_shot_batches(settings, data, model, progress=False) if settings.adapts else None
     run = Run(settings, model, None, batches)
     evaluator = _evaluator(settings, data, model)

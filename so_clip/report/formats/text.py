@@ -8,7 +8,8 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from so_clip.escape import csv_cell, csv_row, markdown
-from so_clip.report.tables import AVERAGE, Block, Cell, Column, Row, Table
+from so_clip.report.averages import AVERAGE
+from so_clip.report.tables import Block, Cell, Column, Row, Table
 
 MISSING = "–"
 
