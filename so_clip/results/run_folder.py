@@ -28,7 +28,6 @@ from so_clip.results.run_files import (
     HISTORY_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,
-    TASKS_TABLE,
     finished_metrics,
 )
 from so_clip.system import atomic
@@ -256,10 +255,6 @@ class RunFolder:
     def write_changed(self, rows: Sequence[tuple[str, int, int, str, int | None, str]]) -> None:
         """Write changed.csv: per trainable tensor, its entries, how many changed, and its place."""
         self.write_rows(CHANGED_FILE, CHANGED_COLUMNS, rows)
-
-    def write_tasks(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Write tasks.csv: one row per sampled task."""
-        self._write_csv(TASKS_TABLE, header, rows)
 
     def write_skipped(self, rows: Sequence[Sequence[str]]) -> None:
         """Write skipped.csv: one row per skipped corrupt image. Without rows, write nothing."""

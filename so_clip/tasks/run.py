@@ -18,6 +18,7 @@ from so_clip.data.run_data import Data
 from so_clip.fingerprint import KnownRuns
 from so_clip.metrics import NOT_ADAPTED, tasks_metrics, write_provenance
 from so_clip.results.interval import check_intervals, half_width
+from so_clip.results.run_files import TASKS_TABLE
 from so_clip.results.run_folder import RunFolder
 from so_clip.results.scores import ADAPTED, ZERO_SHOT
 from so_clip.run import Result, summary, unless_finished
@@ -113,7 +114,7 @@ def _do(
         progress.after_step(len(finished.results), None)
     progress.evaluate()
     results = [finished.results[task.number] for task in tasks]
-    folder.write_tasks(COLUMNS, [result.row for result in results])
+    folder.write_csv(TASKS_TABLE, COLUMNS, [result.row for result in results])
     write_provenance(
         folder,
         data,
