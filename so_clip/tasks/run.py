@@ -114,7 +114,7 @@ def _do(
         progress.after_step(len(finished.results), None)
     progress.evaluate()
     results = [finished.results[task.number] for task in tasks]
-    folder.write_csv(TASKS_TABLE, COLUMNS, [result.row for result in results])
+    folder.write_rows(TASKS_TABLE, COLUMNS, [result.row for result in results])
     write_provenance(
         folder,
         data,
