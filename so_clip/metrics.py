@@ -289,7 +289,7 @@ def tasks_metrics(
     settings: Settings,
     data: Data,
     *,
-    accuracies: Mapping[str, float],
+    accuracies: Mapping[str, float | None],
     draws_sha256: str,
     fingerprint: str,
     counts: Mapping[str, Any],
@@ -377,8 +377,8 @@ def _tasks_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the mean accuracies over tasks and their intervals, by their labels."""
 
     def row(prefix: str, name: str = "accuracy") -> str:
-        interval = metrics[f"{prefix}{name}_interval_percent"]
-        return f"{metrics[f'{prefix}{name}_percent']:.2f} ± {interval:.2f} %"
+        mean, interval = (metrics[f"{prefix}{name}_{kind}percent"] for kind in ("", "interval_"))
+        return "-" if mean is None else f"{mean:.2f} ± {interval:.2f} %"
 
     rows = {"zero-shot accuracy": row(ZERO_SHOT)}
     if metrics["stop_reason"] != NOT_ADAPTED:

@@ -31,7 +31,7 @@ class TaskResult:
     Attributes:
         task: its number, from 0.
         ways, few_shot_images, queries: its classes and images.
-        zero_shot_accuracy_percent: on the queries, of the loaded model.
+        zero_shot_accuracy_percent: on the queries, of the loaded model; None without a text tower.
         accuracy_percent: on the queries, of the adapted model.
         steps: of the training.
         train_seconds, evaluate_seconds: of the adaptation, and of both evaluations.
@@ -43,7 +43,7 @@ class TaskResult:
     ways: int
     few_shot_images: int
     queries: int
-    zero_shot_accuracy_percent: float
+    zero_shot_accuracy_percent: float | None
     accuracy_percent: float
     steps: int
     train_seconds: float

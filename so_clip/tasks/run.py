@@ -138,22 +138,28 @@ def _do(
     return metrics
 
 
-def accuracies(results: Sequence[TaskResult]) -> dict[str, float]:
+def accuracies(results: Sequence[TaskResult]) -> dict[str, float | None]:
     """Return the mean accuracies over tasks and their difference, with 95 % intervals.
 
-    The difference is paired: its interval is that of the tasks' differences.
+    The difference is paired: its interval is that of the tasks' differences. Without a text tower
+    there is no zero-shot accuracy, and no difference.
     """
+    adapted = [result.accuracy_percent for result in results]
+    zero_shot = [
+        result.zero_shot_accuracy_percent
+        for result in results
+        if result.zero_shot_accuracy_percent is not None
+    ]
+    difference = [after - before for after, before in zip(adapted, zero_shot, strict=False)]
     values = {
-        f"{ZERO_SHOT}accuracy": [result.zero_shot_accuracy_percent for result in results],
-        f"{ADAPTED}accuracy": [result.accuracy_percent for result in results],
-        "difference": [
-            result.accuracy_percent - result.zero_shot_accuracy_percent for result in results
-        ],
+        f"{ZERO_SHOT}accuracy": zero_shot,
+        f"{ADAPTED}accuracy": adapted,
+        "difference": difference,
     }
-    found = {}
+    found: dict[str, float | None] = {}
     for name, numbers in values.items():
-        found[f"{name}_percent"] = fmean(numbers)
-        found[f"{name}_interval_percent"] = half_width(numbers)
+        found[f"{name}_percent"] = fmean(numbers) if numbers else None
+        found[f"{name}_interval_percent"] = half_width(numbers) if numbers else None
     return found
 
 

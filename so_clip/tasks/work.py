@@ -72,8 +72,9 @@ class Loaded:
         data = replace(data, splits=replace(data.splits, test=examples))
         evaluator = _evaluator(settings, data, model)
         evaluator.tick = progress.tick
-        image_ND = evaluator.loaded_features()
         rows = {example.path: row for row, example in enumerate(examples)}
+        is_used = self.backbone.has_text or not model.classifier.trains("vision")
+        image_ND = evaluator.loaded_features() if is_used else None
         return Features(rows, image_ND, evaluator.from_cache, evaluator.seconds)
 
 
@@ -83,18 +84,20 @@ class Features:
 
     Attributes:
         rows: the row of each image, by its path.
-        image_ND: on the CPU.
+        image_ND: on the CPU; None if nothing is classified before the image tower changes.
         from_cache: whether they were stored by another run.
         seconds: spent on them.
     """
 
     rows: Mapping[str, int]
-    image_ND: Tensor
+    image_ND: Tensor | None
     from_cache: bool
     seconds: float
 
-    def of(self, task: EpisodeDraw) -> Tensor:
+    def of(self, task: EpisodeDraw) -> Tensor | None:
         """Return image_QD of a task's query images."""
+        if self.image_ND is None:
+            return None
         return self.image_ND[torch.tensor([self.rows[path] for path, _ in task.queries])]
 
 
@@ -125,7 +128,7 @@ def do_task(
     evaluator.cache = evaluator.stream.cache = None  # a task's list of images comes once
     evaluator.known_ND, evaluator.shows_bars = features.of(task), False
     evaluator.tick = progress.tick
-    zero_shot = adapted = evaluator.zero_shot()
+    zero_shot = adapted = evaluator.zero_shot()  # None without a text tower
     steps, train_seconds = 0, 0.0
     if settings.adapts:
         try:
@@ -134,13 +137,14 @@ def do_task(
             raise TrainingDiverged(f"task {task.number}: {error}", error.history) from error
         steps, train_seconds = adaptation.history.steps, adaptation.train_seconds
         adapted = evaluator.adapted()
+    assert adapted is not None  # a backbone without text is refused without an adapter
     measures = settings.trains or measures_evaluation
     return TaskResult(
         task=task.number,
         ways=len(task.labels),
         few_shot_images=len(task.few_shot),
         queries=len(task.queries),
-        zero_shot_accuracy_percent=zero_shot.accuracy_percent,
+        zero_shot_accuracy_percent=zero_shot.accuracy_percent if zero_shot else None,
         accuracy_percent=adapted.accuracy_percent,
         steps=steps,
         train_seconds=train_seconds,
