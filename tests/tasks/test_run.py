@@ -39,7 +39,7 @@ METHODS = {
     "clap": "schedule.max_steps=3",
     "two_stage": "schedule.max_steps=4",
 }
-FAST = ("zero_shot", "clip_lora", "tip_adapter_f")
+FAST = ("clip_lora",)
 
 
 def _settings(place: Path, *words: str) -> Settings:
