@@ -6,11 +6,13 @@
 
 Then `data_root=FOLDER cards_dir=FOLDER/cards dataset=shapes` works in every command. Each family
 has 12 to 40 classes of 32 x 32 pixels. A picture depends on the seed, its family, its class and its
-number alone. Families that are held out are for tests; nothing should be trained on them. With
---eurosat, the images of EuroSAT below that data root are copied at 32 x 32 pixels as the dataset
-eurosat_32. What exists already from the same code and options is kept. Needs the `pretrain` extra:
-the letters come from matplotlib's DejaVu fonts, so other versions of its fonts or of Pillow may
-give slightly different pictures.
+number alone. Families that are held out are for tests; nothing should be trained on them. The
+dataset NAME_val has the same training images as NAME, and NAME's validation images as its test
+images: there one can choose a learning rate with any command and see no test image. With --eurosat,
+the images of EuroSAT below that data root are copied at 32 x 32 pixels as the dataset eurosat_32.
+What exists already from the same code and options is kept. Needs the `pretrain` extra: the letters
+come from matplotlib's DejaVu fonts, so other versions of its fonts or of Pillow may give slightly
+different pictures.
 """
 
 import argparse
@@ -41,6 +43,7 @@ IMAGES = 56  # a class
 # Shares of a class's images; the rest is for the test.
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.15
 EUROSAT = "eurosat_32"
+VALIDATION = "{}_val"  # a dataset whose test images are the validation images
 
 Lists = Mapping[str, Sequence[tuple[str, int, str]]]
 
@@ -146,20 +149,29 @@ def _split_of(number: int, images: int) -> str:
 
 
 def _write_dataset(out: Path, name: str, lists: Lists, about: Mapping[str, Any]) -> None:
-    """Write the split file and the card of a dataset whose images exist."""
+    """Write split files and cards of a dataset with images, and of its VALIDATION."""
+    validation = {"train": lists["train"], "val": [], "test": lists["val"]}
+    title = about["title"]
+    _write_card(out, name, name, lists, about)
+    _write_card(
+        out, name, VALIDATION.format(name), validation, {**about, "title": f"{title}: validation"}
+    )
+
+
+def _write_card(out: Path, folder: str, name: str, lists: Lists, about: Mapping[str, Any]) -> None:
     names = {label: class_name for _, label, class_name in lists["train"]}
     card = {
         "name": name,
         **about,
         "layout": "split_file",
-        "folder": name,
+        "folder": folder,
         "image_dir": "images",
-        "split_file": "split.json",
+        "split_file": f"{name}.json",
         "image_pixels": SIZE * SIZE,
         "sizes": {"classes": len(names), **{split: len(rows) for split, rows in lists.items()}},
         "class_names": [names[label] for label in sorted(names)],
     }
-    write_text(out / name / "split.json", json.dumps(lists))
+    write_text(out / folder / f"{name}.json", json.dumps(lists))
     (out / "cards").mkdir(exist_ok=True)
     write_text(out / "cards" / f"{name}.yaml", yaml.safe_dump(card, sort_keys=False))
 

@@ -77,6 +77,9 @@ def test_rendered_families_are_datasets_with_cards_and_are_not_made_twice(
         images = open_images(card, tmp_path)
         require_images(images, [*splits.train, *splits.val, *splits.test], card)
         assert images.read(splits.train[0].path).size == (32, 32)
+        validation = load_splits(load_card(f"{name}_val", tmp_path / "cards"), tmp_path)
+        assert (validation.train, validation.val) == (splits.train, [])
+        assert validation.test == splits.val
     capsys.readouterr()
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
     render.main([str(tmp_path), *arguments])
