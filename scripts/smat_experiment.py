@@ -1,0 +1,154 @@
+"""Meta-train SMAT on rendered families and digits, and compare it with other methods.
+
+    python -m scripts.smat_experiment                        # about half an hour on two cores
+    python -m scripts.smat_experiment --small --out FOLDER   # few tasks: does everything work?
+
+Renders the families of pictures (scripts/smat/render.py), meta-trains experts for the embedded CLIP
+on the first half of the classes of the source families and of the digits, and validates on the
+other half. Targets are families that are held out, EuroSAT at 32 pixels if DATA_ROOT has it, and
+the fabric images if their package is installed. Each method's learning rate is the best of three on
+validation images of three targets, with other tasks than those of the test; no test image chooses
+anything. Writes OUT/tables/smat_tasks.csv (methods on sampled tasks), smat_all_way.csv (all classes
+at once, over seeds), smat_masks.csv (learned, hand-designed and random entries at the same number),
+smat_placement.csv and smat_overlap.csv (of the masks), and OUT/figures/smat_*.png. Every number
+comes from the program's own commands, which are printed. Finished parts are skipped, so an
+interrupted experiment goes on. Needs the extras `pretrain` and `report`.
+"""
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.bench.tables import write_table
+from scripts.smat import plan, render
+from scripts.smat.commands import Contest, Place, meta_train
+from scripts.smat.families import families
+from scripts.smat.plan import SMAT, UNTRAINED, Contender
+from scripts.smat.tables import all_way_rows, task_rows
+from so_clip.meta.outcome import MASKS_FILE, OVERLAP_FILE
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+DATA_ROOT = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do what is missing, and write the tables and the figures."""
+    options = _parse(argv)
+    start = time.perf_counter()
+    sizes = plan.SMALL if options.small else plan.FULL
+    runs = options.out / "runs" / ("smat_small" if options.small else "smat")
+    place = Place(data=runs.resolve() / "data", runs=runs.resolve())
+    render.render(place.data, list(families()), images=sizes.images)
+    sets = plan.datasets(
+        with_eurosat=render.copy_eurosat(options.eurosat, place.data),
+        with_textile=_has_textile(),
+    )
+    one, two = plan.table_one(), plan.table_two()
+    tasks, all_way = _run_all(place, sizes, sets, [*one, *two], {each.name for each in one})
+    folder = meta_train(place, SMAT, plan.meta_words(sizes), sets.sources)
+    tables = {
+        "smat_tasks": task_rows(tasks, one, reference="prototypes"),
+        "smat_masks": task_rows(tasks, two, reference="random"),
+        "smat_all_way": all_way_rows(all_way, one),
+        "smat_placement": pd.read_csv(folder / MASKS_FILE).to_dict("records"),
+        "smat_overlap": pd.read_csv(folder / OVERLAP_FILE).to_dict("records"),
+    }
+    _write(tables, options)
+    print(f"{time.perf_counter() - start:.0f} s in all, without the parts that were finished")
+
+
+def _run_all(
+    place: Place,
+    sizes: plan.Sizes,
+    sets: plan.Datasets,
+    contenders: Sequence[Contender],
+    on_all_classes: set[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Meta-train, and run the contenders in two processes at a time.
+
+    Contenders that need no checkpoint run beside the meta-training.
+
+    Returns:
+        The accuracies of all tasks, and those on all classes.
+    """
+    contest = Contest(place, sizes, sets, checkpoints={})
+
+    def meta(name: str, words: plan.Words) -> None:
+        contest.checkpoints[name] = meta_train(place, name, words, sets.sources)
+
+    def compete(contender: Contender) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+        rate = contest.tune(contender)
+        tasks = contest.tasks(contender, rate)
+        everything = contender.name in on_all_classes
+        return tasks, contest.all_way(contender, rate) if everything else None
+
+    independent = [contender for contender in contenders if contender.checkpoint is None]
+    dependent = [contender for contender in contenders if contender.checkpoint is not None]
+    with ThreadPoolExecutor(2) as executor:
+        work: list[Future] = [executor.submit(meta, SMAT, plan.meta_words(sizes))]
+        work.append(executor.submit(meta, UNTRAINED, plan.untrained_words(sizes)))
+        found = {each.name: executor.submit(compete, each) for each in independent}
+        _finish([*work, *found.values()], executor)
+        found |= {each.name: executor.submit(compete, each) for each in dependent}
+        _finish(list(found.values()), executor)
+    pairs = [found[contender.name].result() for contender in contenders]
+    tasks = pd.concat([tasks for tasks, _ in pairs], ignore_index=True)
+    runs = [all_way for _, all_way in pairs if all_way is not None]
+    return tasks, pd.concat(runs, ignore_index=True)
+
+
+def _finish(work: Sequence[Future], executor: ThreadPoolExecutor) -> None:
+    """Wait for all work. After an error no other work begins, and the error is raised."""
+    try:
+        for future in work:
+            future.result()
+    except BaseException:
+        executor.shutdown(cancel_futures=True)
+        raise
+
+
+def _has_textile() -> bool:
+    if importlib.util.find_spec("conformal_clip_data") is not None:
+        return True
+    print(f"{plan.TEXTILE}: skipped, its package is missing. Install the extra `textile`.")
+    return False
+
+
+def _write(tables: dict[str, list], options: argparse.Namespace) -> None:
+    import torch
+
+    from scripts.smat import plots
+
+    torch.set_num_threads(1)  # as in every run; the tables record it
+    command = "python -m scripts.smat_experiment" + (" --small" if options.small else "")
+    folder, figures = options.out / "tables", options.out / "figures"
+    made = {
+        name: write_table(rows, folder / f"{name}.csv", torch.device("cpu"), command)
+        for name, rows in tables.items()
+    }
+    titles = {"smat_tasks": "few-shot tasks", "smat_masks": "the same number of trained entries"}
+    for name, title in titles.items():
+        plots.accuracies(made[name], figures / f"{name}.png", title)
+    plots.masks(made["smat_placement"], made["smat_overlap"], figures / "smat_placement.png")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="a few tasks and steps of everything")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--eurosat", type=Path, default=DATA_ROOT, metavar="DATA_ROOT", help="folder of EuroSAT"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
