@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = meta_train(place, SMAT, plan.meta_words(sizes), sets.sources)
     tables = {
         "smat_tasks": task_rows(tasks, one, reference="prototypes"),
-        "smat_masks": task_rows(tasks, two, reference="random"),
+        "smat_masks": task_rows(tasks, two, reference="sparta"),
         "smat_all_way": all_way_rows(all_way, one),
         "smat_placement": pd.read_csv(folder / MASKS_FILE).to_dict("records"),
         "smat_overlap": pd.read_csv(folder / OVERLAP_FILE).to_dict("records"),

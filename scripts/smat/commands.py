@@ -14,8 +14,7 @@ from typing import Any
 import pandas as pd
 
 from scripts.smat.plan import COMMON, EPISODES, SHOTS, Contender, Datasets, Sizes, Words
-from so_clip.results.run_files import METRICS_FILE, SMAT_FILE
-from so_clip.results.run_folder import TASKS_FILE
+from so_clip.results.run_files import METRICS_FILE, SMAT_FILE, TASKS_TABLE
 from so_clip.system.commands import shell_word
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +129,7 @@ class Contest:
         )
         found = self._run("tasks", contender, words)
         by_run = [
-            pd.read_csv(run / TASKS_FILE).assign(**_metrics(run), contender=contender.name)
+            pd.read_csv(run / TASKS_TABLE).assign(**_metrics(run), contender=contender.name)
             for run in found
         ]
         return pd.concat(by_run, ignore_index=True)

@@ -179,21 +179,21 @@ def table_one() -> list[Contender]:
 def table_two() -> list[Contender]:
     """Return the methods of the second table: the same number of trained entries."""
     rates = (6e-3, 2e-2, 6e-2)
+    density = f"adapter.density_ratio={DENSITY:g}"
 
-    def entries(name: str, title: str, *words: str, checkpoint: str | None = None) -> Contender:
-        fixed = ("method=sparta", _VISION, f"adapter.density_ratio={DENSITY:g}", *words)
-        return Contender(name, title, fixed, rates, checkpoint)
+    def entries(method: str, title: str, checkpoint: str | None = None) -> Contender:
+        return Contender(method, title, (f"method={method}", _VISION, density), rates, checkpoint)
 
     moving = ("method=so", _VISION, f"optimizer.density_ratio={DENSITY:g}")
     return [
-        entries("smat_masks", "SMAT's masks", "adapter.selection=smat", checkpoint=SMAT),
-        entries("norm", "LayerNorm", "adapter.roles=[norm]"),
-        entries("bias", "biases", "adapter.roles=[bias]"),
-        entries("attention", "attention", "adapter.roles=[attention]"),
-        entries("value_output", "value and output", "adapter.roles=[value,attention_out]"),
-        entries("last_blocks", "last two blocks", "adapter.position=last-2"),
-        entries("random", "random, fixed"),
-        entries("magnitude", "largest weights", "adapter.selection=magnitude"),
+        entries("smat_masks", "SMAT's masks", SMAT),
+        entries("sparse_layer_norm", "LayerNorm"),
+        entries("sparse_bias", "biases"),
+        entries("sparse_attention", "attention"),
+        entries("sparse_value_output", "value and output"),
+        entries("sparse_last_blocks", "last three blocks"),
+        entries("sparta", "random, fixed"),
+        entries("magnitude", "largest weights"),
         Contender("so_moving", "SO's moving support", moving, rates),
         Contender("dense", "AdamW on all entries", ("method=adamw", _VISION), (2e-4, 6e-4, 2e-3)),
     ]
