@@ -40,12 +40,12 @@ class Sizes:
         images: rendered of each class.
     """
 
-    meta_tasks: int = 1200
+    meta_tasks: int = 1000
     validation_tasks: int = 6
     tuning_tasks: int = 2
-    tasks: int = 10
+    tasks: int = 8
     quick_tasks: int = 100
-    steps: int = 40
+    steps: int = 30
     seeds: tuple[int, ...] = (1, 2, 3)
     images: int = 56
 
@@ -54,7 +54,7 @@ FULL = Sizes()
 SMALL = Sizes(
     meta_tasks=16,
     validation_tasks=1,
-    tuning_tasks=1,
+    tuning_tasks=2,
     tasks=3,
     quick_tasks=4,
     steps=3,
