@@ -127,12 +127,13 @@ class Contest:
             "seed=1",
             f"dataset={','.join(self.datasets.targets)}",
         )
-        found = self._run("tasks", contender, words)
-        by_run = [
-            pd.read_csv(run / TASKS_TABLE).assign(**_metrics(run), contender=contender.name)
-            for run in found
-        ]
-        return pd.concat(by_run, ignore_index=True)
+        frames = []
+        for run in self._run("tasks", contender, words):
+            own = pd.read_csv(run / TASKS_TABLE)  # accuracy and seconds are those of each task
+            of_run = _metrics(run)
+            same = {key: of_run[key] for key in of_run if key not in own}
+            frames.append(own.assign(**same, contender=contender.name))
+        return pd.concat(frames, ignore_index=True)
 
     def all_way(self, contender: Contender, rate: float | None) -> pd.DataFrame:
         """Return the accuracy on all classes of each target, for each seed."""

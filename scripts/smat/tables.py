@@ -84,7 +84,7 @@ def all_way_rows(runs: pd.DataFrame, contenders: Sequence[Contender]) -> list[Ro
         groups = [*own.groupby("dataset", sort=False), (MEAN, None)]
         for target, found in groups:
             if found is None:
-                by_seed = own.groupby("seed")["accuracy_percent"].mean()
+                by_seed = own.groupby("seed", dropna=False)["accuracy_percent"].mean()
             else:
                 by_seed = found.set_index("seed")["accuracy_percent"]
             rows.append(

@@ -152,3 +152,23 @@ def test_the_pictures_are_drawn(tmp_path):
     plots.masks(masks, overlap, tmp_path / "masks.png")
     assert (tmp_path / "accuracies.png").stat().st_size > 1000
     assert (tmp_path / "masks.png").stat().st_size > 1000
+
+
+def test_accuracies_of_tasks_are_those_of_each_task_and_not_of_their_run(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = "task,accuracy_percent,steps,train_seconds\n0,10,3,1.5\n1,30,3,2.5\n"
+    (run / "tasks.csv").write_text(lines, encoding="utf-8")
+    metrics = {
+        **{"dataset": "x", "seed": 1, "accuracy_percent": 20.0, "train_seconds": 4.0},
+        **{"trainable_parameters": 7, "steps": 6, "settings": {"optimizer": {"lr": 0.1}}},
+    }
+    (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    place = commands.Place(tmp_path / "data", tmp_path / "runs")
+    contest = commands.Contest(place, plan.SMALL, plan.datasets(False, False), {})
+    monkeypatch.setattr(commands.Contest, "_run", lambda *_: [run])
+    found = contest.tasks(plan.Contender("one", "One", (), (0.1,)), 0.1)
+    assert list(found["accuracy_percent"]) == [10, 30]
+    assert list(found["train_seconds"]) == [1.5, 2.5]
+    assert set(found["trainable_parameters"]) == {7}
+    assert set(found["lr"]) == {0.1}
