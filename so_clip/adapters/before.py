@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from so_clip.adapters.change import Change, change_between
 from so_clip.adapters.changed import ChangedTensor, in_place
+from so_clip.clip.engine.fixed_entries import fixed_entries
 from so_clip.methods.model import Model
 
 # The place of the open_clip model in a classifier's state dict.
@@ -45,12 +46,23 @@ class Before:
                 self._opened[name] = _copy(value)
 
     def counts(self) -> list[ChangedTensor]:
-        """Return for each opened tensor its entries, how many have changed, and its place."""
+        """Return for each opened tensor its entries, how many have changed, and its place.
+
+        Values of fixed entries count as changes of the weight that has them.
+        """
+        backbone = self._model.classifier.backbone
+        weights = {
+            entries.values_name: (entries.name, entries.weight.numel())
+            for entries in fixed_entries(backbone.model)
+        }
         counts = (
-            (name, value.numel(), int((value.detach().cpu() != self._opened[name]).sum()))
+            (
+                *weights.get(name, (name, value.numel())),
+                int((value.detach().cpu() != self._opened[name]).sum()),
+            )
             for name, value in self._model.parameters.items()
         )
-        return in_place(self._model.classifier.backbone, counts)
+        return in_place(backbone, counts)
 
     def changes(self, most_bytes: float = float("inf")) -> tuple[dict[str, Change], int]:
         """Return the changes of the base's tensors, and their bytes in a file.
