@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.tables import write_table
-from scripts.digits.runs import RESULTS, Row, pool, steps
+from scripts.digits.runs import RESULTS, Row, pool, settings_of, steps
 from so_clip.system.paths import CONF_DIR
 
 SECTIONS = ("methods", "kappa_t")
@@ -28,10 +28,21 @@ STEPS = 100
 TUNING = ("shots=4", "seed=0")
 
 
+def without_checkpoint() -> list[str]:
+    """Return the methods that need no file of a meta-training."""
+    names = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml"))
+    adapters = {name: settings_of((f"method={name}",)).method.adapter for name in names}
+    return [
+        name
+        for name, made in adapters.items()
+        if "checkpoint" not in (made.options if made else ())
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Choose rates, do the missing runs, and write the tables."""
     options = _parse(argv)
-    methods = options.methods or sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml"))
+    methods = options.methods or without_checkpoint()
     dataset = (f"dataset={options.dataset}",)
     with pool(options.out / "runs" / options.dataset, options.workers) as workers:
         if "methods" in options.only:
