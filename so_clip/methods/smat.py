@@ -20,7 +20,7 @@ from so_clip.methods.adapter import Adapter, FewShots
 from so_clip.methods.clip_lora import ClipLoRA
 from so_clip.methods.options import flag
 from so_clip.methods.weights import Weights
-from so_clip.smat.checkpoint_file import SavedSmat, load_checkpoint
+from so_clip.smat.checkpoint_file import SavedSmat, kept_checkpoint
 from so_clip.smat.model import Smat as SmatState
 from so_clip.smat.options import HEADS, Head, SmatOptions
 from so_clip.smat.task import class_means, task_logits
@@ -55,7 +55,7 @@ class _Merging(Adapter):
                 "adapter.checkpoint=null: SMAT starts from a meta-trained checkpoint. Give the "
                 "file that `python -m so_clip meta` wrote: adapter.checkpoint=FILE."
             )
-        self._saved = load_checkpoint(self.checkpoint)
+        self._saved = kept_checkpoint(self.checkpoint)
         self._saved.check_fits(classifier.backbone, weights_sha256)
 
     def stand_in(self, classifier: Classifier) -> None:

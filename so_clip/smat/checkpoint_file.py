@@ -7,7 +7,9 @@ metadata have one key, whose text is a JSON object: options, weights, base model
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,24 @@ def save_checkpoint(
     }
     metadata = {_KEY: json.dumps(values, ensure_ascii=False)}
     atomic.write_bytes(path, to_bytes(tensors, metadata))
+
+
+def kept_checkpoint(path: Path | str) -> SavedSmat:
+    """Return what `load_checkpoint` does; the last file is kept, so that many tasks read it once.
+
+    The state is shared: do not change it.
+    """
+    file = smat_file(checked_path("adapter.checkpoint", path))
+    state = None
+    with suppress(OSError):
+        status = file.stat()
+        state = status.st_ino, status.st_size, status.st_mtime_ns
+    return _last_read(file.absolute(), state)
+
+
+@lru_cache(maxsize=1)
+def _last_read(path: Path, state: Any) -> SavedSmat:
+    return load_checkpoint(path)
 
 
 def load_checkpoint(path: Path | str) -> SavedSmat:

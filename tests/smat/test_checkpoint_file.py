@@ -11,7 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from so_clip.errors import InputError
-from so_clip.smat.checkpoint_file import SavedSmat, load_checkpoint, save_checkpoint
+from so_clip.smat.checkpoint_file import (
+    SavedSmat,
+    kept_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from so_clip.smat.model import Smat
 from tests.helpers.smat_tasks import (
     random_task,
@@ -81,6 +86,15 @@ def test_keys_that_are_not_saved_are_others_after_loading(tmp_path):
 def test_a_run_folder_stands_for_its_file(file, tmp_path):
     shutil.copy(file, tmp_path / "smat.safetensors")
     assert load_checkpoint(tmp_path).place == str(tmp_path / "smat.safetensors")
+
+
+def test_the_last_file_is_read_once_until_it_changes(file, tmp_path):
+    copied = tmp_path / "smat.safetensors"
+    shutil.copy(file, copied)
+    first = kept_checkpoint(copied)
+    assert kept_checkpoint(tmp_path) is first
+    write(copied, trained(test_beta=1.0))
+    assert kept_checkpoint(copied).smat.options.test_beta == 1.0
 
 
 def test_it_fits_its_own_backbone_only(file):
