@@ -20,7 +20,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pandas as pd
@@ -93,26 +93,22 @@ def _run_all(
     independent = [contender for contender in contenders if contender.checkpoint is None]
     dependent = [contender for contender in contenders if contender.checkpoint is not None]
     with ThreadPoolExecutor(2) as executor:
-        work: list[Future] = [executor.submit(meta, SMAT, plan.meta_words(sizes))]
-        work.append(executor.submit(meta, UNTRAINED, plan.untrained_words(sizes)))
-        found = {each.name: executor.submit(compete, each) for each in independent}
-        _finish([*work, *found.values()], executor)
-        found |= {each.name: executor.submit(compete, each) for each in dependent}
-        _finish(list(found.values()), executor)
+        try:
+            trained = [executor.submit(meta, SMAT, plan.meta_words(sizes))]
+            trained.append(executor.submit(meta, UNTRAINED, plan.untrained_words(sizes)))
+            found = {each.name: executor.submit(compete, each) for each in independent}
+            for work in trained:
+                work.result()
+            found |= {each.name: executor.submit(compete, each) for each in dependent}
+            # All others finish before the error of one is raised, so a repetition has little to do.
+            wait(found.values())
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
     pairs = [found[contender.name].result() for contender in contenders]
     tasks = pd.concat([tasks for tasks, _ in pairs], ignore_index=True)
     runs = [all_way for _, all_way in pairs if all_way is not None]
     return tasks, pd.concat(runs, ignore_index=True)
-
-
-def _finish(work: Sequence[Future], executor: ThreadPoolExecutor) -> None:
-    """Wait for all work. After an error no other work begins, and the error is raised."""
-    try:
-        for future in work:
-            future.result()
-    except BaseException:
-        executor.shutdown(cancel_futures=True)
-        raise
 
 
 def _has_textile() -> bool:
