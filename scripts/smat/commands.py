@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from scripts.smat.plan import COMMON, EPISODES, SHOTS, Contender, Datasets, Sizes, Words
+from scripts.smat.plan import ALL_WAY, COMMON, EPISODES, SHOTS, Contender, Datasets, Sizes, Words
 from so_clip.results.run_files import METRICS_FILE, SMAT_FILE, TASKS_TABLE
 from so_clip.system.commands import shell_word
 
@@ -136,12 +136,13 @@ class Contest:
         return pd.concat(frames, ignore_index=True)
 
     def all_way(self, contender: Contender, rate: float | None) -> pd.DataFrame:
-        """Return the accuracy on all classes of each target, for each seed."""
+        """Return the accuracy on all classes of a target, for some targets and each seed."""
+        targets = [name for name in ALL_WAY if name in self.datasets.targets]
         words = (
             *self._words(contender, rate),
             f"shots={SHOTS}",
             f"seed={','.join(map(str, self.sizes.seeds))}",
-            f"dataset={','.join(self.datasets.targets)}",
+            f"dataset={','.join(targets)}",
         )
         return self._rows("all_way", contender, words).assign(contender=contender.name)
 

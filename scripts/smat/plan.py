@@ -12,6 +12,8 @@ TEXTILE, DIGITS = "textile", "digits"
 LEFT_OUT = ("clocks",)
 # Datasets on which rates are chosen: letters, objects and relations.
 TUNED_ON = ("georgian_letters", "pictograms", "scenes")
+# Targets whose classes are also told apart all at once: many classes, few, and photographs.
+ALL_WAY = ("pictograms", "scenes", EUROSAT)
 SHOTS = 4
 # As in the demo: a mirrored or halved letter is no letter.
 COMMON: Words = ("backbone=tiny", "threads=1", "augment.flip=false", "augment.scale=[0.6,1.0]")
