@@ -1,37 +1,28 @@
 """One run, top to bottom: data, backbone, zero-shot, adapt, evaluate, record."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from so_clip.adapters.before import Before
+from so_clip.adaptation.adapting import Adapting
+from so_clip.adaptation.records import FolderRecords
 from so_clip.adapters.change import Change
 from so_clip.adapters.file import SavedAdapter
-from so_clip.adapters.of_run import adapter_of_run, changes_to_save, write_adapter
+from so_clip.adapters.of_run import adapter_of_run, write_adapter
 from so_clip.build import (
     base_of,
     build_evaluators,
     build_model,
-    build_optimizer,
     build_validation_evaluator,
     few_shot_batches,
 )
-from so_clip.checkpoint import Checkpoint, ModelState, NoCheckpoint, Stopwatch
 from so_clip.clip.backbone import Backbone
 from so_clip.config.resolve import resolved
 from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
 from so_clip.data.run_data import Data
 from so_clip.errors import InputError
-from so_clip.evaluate.accuracy_curve import Curve
-from so_clip.evaluate.evaluator import Evaluator
-from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
 from so_clip.evaluate.validation import ValidationImages
 from so_clip.fingerprint import (
     Base,
@@ -52,12 +43,10 @@ from so_clip.metrics import (
 )
 from so_clip.results.logits_file import Validation
 from so_clip.results.progress import Progress
-from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder, summary_table
+from so_clip.results.run_folder import RunFolder, summary_table
 from so_clip.results.scores import ADAPTED
-from so_clip.runtime.device import threads_of
 from so_clip.runtime.distributed import ALONE, Ranks
-from so_clip.runtime.peak_memory import PeakMemory, watched_start
-from so_clip.train import History, Loop, TrainingDiverged, train
+from so_clip.train import History, TrainingDiverged
 
 
 @dataclass(frozen=True)
@@ -194,42 +183,36 @@ def check_dropout(model: Model, ranks: Ranks) -> None:
         )
 
 
-class Run:
+class Run(Adapting):
     """A run at work: what evaluation, adaptation and records share.
 
     Args:
-        settings: with `auto` resolved.
-        model: as loaded, with its parameters opened.
-        folder: of the run, where all files go. None, for a task of a run: `adapt` writes nothing,
-            shows no bar and cannot be continued.
-        batches: of the few-shot images. None for a run that adapts nothing.
-        fingerprint: of the run; its checkpoint carries it.
-        ranks: the processes that train together.
+        settings, model, batches, ranks: see Adapting.
+        folder: of the run, where all files go.
+        fingerprint: of the run.
     """
 
     def __init__(
         self,
         settings: Settings,
         model: Model,
-        folder: RunFolder | None,
+        folder: RunFolder,
         batches: TrainBatches | None,
         fingerprint: str = "",
         ranks: Ranks = ALONE,
     ) -> None:
-        self.settings, self.model, self.folder = settings, model, folder
-        self.batches, self.fingerprint, self.ranks = batches, fingerprint, ranks
-        self.optimizer: torch.optim.Optimizer | None = None
-        # Changes of the base's tensors, for the adapter file. None: there will be no file.
-        self.changes: dict[str, Change] | None = {}
-        if settings.trains:
-            self.optimizer = build_optimizer(settings.method.optimizer, model)
-        self.peak_memory = PeakMemory(model.classifier, self.optimizer, model.device)
-        self._start_memory: PeakMemory | None = None
+        self.folder, self.fingerprint = folder, fingerprint
+        self._kept = FolderRecords(model, folder, fingerprint, settings.placement, ranks.first)
+        super().__init__(settings, model, batches, self._kept, ranks)
+
+    @property
+    def changes(self) -> dict[str, Change] | None:
+        """Changes of the base's tensors, for the adapter file. None: there will be no file."""
+        return self._kept.changes
 
     def do(self, data: Data) -> dict[str, Any]:
         """Evaluate, adapt, evaluate again, and return the content of metrics.json."""
         settings, model, folder = self.settings, self.model, self.folder
-        assert folder is not None
         check_dropout(model, self.ranks)
         progress = folder.watched(settings.schedule.max_steps if settings.trains else 0)
         keeps = logits_to_keep(settings, data)
@@ -289,114 +272,6 @@ class Run:
         folder.finish(metrics, summary(metrics, folder.path))
         return metrics
 
-    def adapt(self, progress: Progress, evaluator: Evaluator | None = None) -> Adaptation:
-        """Change the model with the few-shot images. Continue from a checkpoint if there is one.
-
-        The first process writes history.csv (also if training fails), curve.csv and changed.csv.
-
-        Args:
-            progress: records how far the run is.
-            evaluator: of the run's own test split, for curve.csv. None measures no curve.
-        """
-        model, settings = self.model, self.settings
-        adapter, classifier, batches = model.adapter, model.classifier, self.batches
-        assert adapter is not None
-        assert batches is not None
-        stopwatch = Stopwatch()
-        progress.train()
-        few_shot = FewShotEmbeddings(classifier, batches, model.precision, settings.data.seed)
-        before = Before(model) if self.folder else None
-        with self._start_watched():
-            adapter.start(classifier, few_shot)
-        if before:
-            before.started()
-        if self.optimizer is not None:
-            self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
-        curve = Curve(evaluator, settings.evaluation.every_steps, self.peak_memory)
-        history = History(stop_reason="training_free")
-        if self.optimizer is not None:
-            history = self._train(self.optimizer, curve, stopwatch, progress)
-        adapter.finish(classifier)
-        classifier.forget_classes()
-        train_seconds = stopwatch.seconds - curve.seconds
-        progress.evaluate()
-        changed = before.counts() if before else []
-        if self.folder and before and self.ranks.first:
-            self._write_training(history, curve)
-            self.folder.write_changed(changed)
-            self.changes = changes_to_save(before, settings.placement.save)
-        changed_count = sum(row.changed for row in changed)
-        return Adaptation(history, train_seconds, changed_count, batches.streamed)
-
-    def _start_watched(self) -> AbstractContextManager[Any]:
-        """Return a context that measures `start` of an adapter with a state beside the model."""
-        state = self.model.adapter and self.model.adapter.start_state()
-        if not state:
-            return nullcontext()
-        self._start_memory = watched_start(self.model.classifier, state, self.model.device)
-        return self._start_memory
-
-    def _train(
-        self,
-        optimizer: torch.optim.Optimizer,
-        curve: Curve,
-        stopwatch: Stopwatch,
-        progress: Progress,
-    ) -> History:
-        model, settings, ranks = self.model, self.settings, self.ranks
-        adapter, classifier, batches = model.adapter, model.classifier, self.batches
-        assert adapter is not None
-        assert batches is not None
-        checkpoint = NoCheckpoint()
-        if self.folder:
-            checkpoint = Checkpoint(
-                self.folder.path / CHECKPOINT_FILE,
-                self.fingerprint,
-                settings.placement.checkpoint_seconds,
-                stopwatch,
-                writes=ranks.first,
-                threads=threads_of(model.device),
-                model=ModelState(model),
-                optimizer=optimizer,
-                scaler=model.precision.scaler,
-                batches=batches,
-                curve=curve,
-                peak_memory=self.peak_memory,
-            )
-
-        def after_step(step: int) -> Iterable[nn.Parameter]:
-            restarted = adapter.after_step(classifier, step)
-            curve.after_step(step)
-            return restarted
-
-        loop = Loop(
-            classifier,
-            batches,
-            optimizer,
-            model.precision,
-            self.peak_memory,
-            penalty=partial(adapter.penalty, classifier),
-            after_step=after_step,
-            report=progress.after_step,
-            checkpoint=checkpoint,
-            ranks=ranks,
-            shows_bar=self.folder is not None,
-        )
-        schedule = settings.schedule
-        try:
-            return train(
-                loop,
-                max_steps=schedule.max_steps,
-                stop_loss=schedule.stop_loss,
-                lr_min=schedule.lr_min,
-                restarts=adapter.rate_restarts(),
-            )
-        except TrainingDiverged as error:
-            if ranks.first:
-                self._write_training(error.history, curve)
-                checkpoint.remove()
-            raise
-
     def _adapter(self, data: Data, validation: Validation | None) -> SavedAdapter | None:
         """Return the adapter, unless its changes are too large already or nothing is saved."""
         if self.changes is None or self.settings.placement.save is False:
@@ -411,27 +286,7 @@ class Run:
             calibrated_on=len(validation.label_V) if validation else 0,
         )
 
-    def memory(self, evaluator: Evaluator) -> dict[str, float]:
-        """Return the peak memory of training. A run that trains nothing has that of evaluation.
-
-        A start from a state beside the model has another peak, `start_peak_memory_mib`.
-        """
-        peak_memory = self.peak_memory
-        if self.optimizer is None:
-            peak_memory = PeakMemory(self.model.classifier, None, self.model.device)
-            evaluator.watch(peak_memory)
-        start = {}
-        if self._start_memory is not None:
-            start["start_peak_memory_mib"] = self._start_memory.result()["peak_memory_mib"]
-        return peak_memory.result() | start
-
-    def _write_training(self, history: History, curve: Curve) -> None:
-        if self.folder:
-            self.folder.write_history(history.losses, history.lrs)
-            self.folder.write_curve(curve.rows)
-
     def _write_provenance(self, data: Data) -> None:
-        assert self.folder is not None
         # In a sweep the command line may be a worker's, so the overrides are recorded too.
         write_provenance(
             self.folder,

@@ -117,7 +117,7 @@ def test_the_peak_comes_from_the_allocator(tmp_path):
 
 
 def test_a_run_resumes_from_its_checkpoint_on_the_gpu(tmp_path, monkeypatch):
-    from so_clip import run as run_module
+    from so_clip.adaptation import adapting
     from so_clip.train import train
 
     whole = losses(run_on("cuda", tmp_path / "whole", "precision=fp32", steps=30))
@@ -135,7 +135,7 @@ def test_a_run_resumes_from_its_checkpoint_on_the_gpu(tmp_path, monkeypatch):
 
     often = "checkpoint_seconds=0.001"
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "train", cut_short)
+        patch.setattr(adapting, "train", cut_short)
         with pytest.raises(PowerCut):
             run_on("cuda", tmp_path / "cut", "precision=fp32", often, steps=30)
     assert [*(tmp_path / "cut").glob(f"*/{CHECKPOINT_FILE}")]

@@ -27,6 +27,7 @@ ROOMS = (
     "meta",
     "tasks",
     "run",
+    "adaptation",
     "export",
     "adapters",
     "metrics",

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from so_clip.adaptation.adapting import Adapting
+from so_clip.adaptation.records import NoRecords
 from so_clip.build import (
     assemble_model,
     build_evaluator,
@@ -24,7 +26,6 @@ from so_clip.data.run_data import Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.methods.model import Model
 from so_clip.results.progress import Progress
-from so_clip.run import Run
 from so_clip.runtime.device import pick_device
 from so_clip.tasks.draws import data_of_task
 from so_clip.tasks.finished import TaskResult
@@ -123,7 +124,7 @@ def do_task(
     """
     settings, data, model = loaded.of_task(task)
     batches = few_shot_batches(settings, data, model, progress=False) if settings.adapts else None
-    run = Run(settings, model, None, batches)
+    work = Adapting(settings, model, batches, NoRecords())
     evaluator = _evaluator(settings, data, model)
     evaluator.cache = evaluator.stream.cache = None  # a task's list of images comes once
     evaluator.known_ND, evaluator.shows_bars = features.of(task), False
@@ -132,7 +133,7 @@ def do_task(
     steps, train_seconds = 0, 0.0
     if settings.adapts:
         try:
-            adaptation = run.adapt(progress.part())
+            adaptation = work.adapt(progress.part())
         except TrainingDiverged as error:
             raise TrainingDiverged(f"task {task.number}: {error}", error.history) from error
         steps, train_seconds = adaptation.history.steps, adaptation.train_seconds
@@ -149,7 +150,7 @@ def do_task(
         steps=steps,
         train_seconds=train_seconds,
         evaluate_seconds=evaluator.seconds,
-        memory=run.memory(evaluator) if measures else {},
+        memory=work.memory(evaluator) if measures else {},
         trainable_parameters=sum(value.numel() for value in model.parameters.values()),
     )
 

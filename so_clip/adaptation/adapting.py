@@ -1,0 +1,161 @@
+"""An adaptation: the adapter's start, the training, the adapter's finish."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from so_clip.adaptation.records import NoRecords
+from so_clip.build import build_optimizer
+from so_clip.checkpoint import ModelState, Stopwatch
+from so_clip.config.settings import Settings
+from so_clip.data.batches import TrainBatches
+from so_clip.evaluate.accuracy_curve import Curve
+from so_clip.evaluate.evaluator import Evaluator
+from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
+from so_clip.methods.model import Model
+from so_clip.metrics import Adaptation
+from so_clip.results.progress import Progress
+from so_clip.runtime.distributed import ALONE, Ranks
+from so_clip.runtime.peak_memory import PeakMemory, watched_start
+from so_clip.train import History, Loop, TrainingDiverged, train
+
+
+class Adapting:
+    """A model at work: its optimizer, its few-shot images, and its peak memory.
+
+    Args:
+        settings: with `auto` resolved.
+        model: as loaded, with its parameters opened.
+        batches: of the few-shot images. None if nothing is adapted.
+        records: keep files of the adaptation, or nothing.
+        ranks: the processes that train together.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        batches: TrainBatches | None,
+        records: NoRecords,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.settings, self.model, self.batches = settings, model, batches
+        self.records, self.ranks = records, ranks
+        self.optimizer: torch.optim.Optimizer | None = None
+        if settings.trains:
+            self.optimizer = build_optimizer(settings.method.optimizer, model)
+        self.peak_memory = PeakMemory(model.classifier, self.optimizer, model.device)
+        self._start_memory: PeakMemory | None = None
+
+    def adapt(self, progress: Progress, evaluator: Evaluator | None = None) -> Adaptation:
+        """Change the model with the few-shot images. Continue from a checkpoint if there is one.
+
+        The records are written also if training fails.
+
+        Args:
+            progress: records how far the run is.
+            evaluator: of the run's own test split, for curve.csv. None measures no curve.
+        """
+        model, settings = self.model, self.settings
+        adapter, classifier, batches = model.adapter, model.classifier, self.batches
+        assert adapter is not None
+        assert batches is not None
+        stopwatch = Stopwatch()
+        progress.train()
+        few_shot = FewShotEmbeddings(classifier, batches, model.precision, settings.data.seed)
+        self.records.before_start()
+        with self._start_watched():
+            adapter.start(classifier, few_shot)
+        self.records.after_start()
+        if self.optimizer is not None:
+            self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
+        curve = Curve(evaluator, settings.evaluation.every_steps, self.peak_memory)
+        history = History(stop_reason="training_free")
+        if self.optimizer is not None:
+            history = self._train(self.optimizer, curve, stopwatch, progress)
+        adapter.finish(classifier)
+        classifier.forget_classes()
+        train_seconds = stopwatch.seconds - curve.seconds
+        progress.evaluate()
+        self.records.write_training(history, curve)
+        changed_count = self.records.write_changes()
+        return Adaptation(history, train_seconds, changed_count, batches.streamed)
+
+    def _start_watched(self) -> AbstractContextManager[Any]:
+        """Return a context that measures `start` of an adapter with a state beside the model."""
+        state = self.model.adapter and self.model.adapter.start_state()
+        if not state:
+            return nullcontext()
+        self._start_memory = watched_start(self.model.classifier, state, self.model.device)
+        return self._start_memory
+
+    def _train(
+        self,
+        optimizer: torch.optim.Optimizer,
+        curve: Curve,
+        stopwatch: Stopwatch,
+        progress: Progress,
+    ) -> History:
+        model, settings, ranks = self.model, self.settings, self.ranks
+        adapter, classifier, batches = model.adapter, model.classifier, self.batches
+        assert adapter is not None
+        assert batches is not None
+        checkpoint = self.records.checkpoint(
+            stopwatch,
+            model=ModelState(model),
+            optimizer=optimizer,
+            scaler=model.precision.scaler,
+            batches=batches,
+            curve=curve,
+            peak_memory=self.peak_memory,
+        )
+
+        def after_step(step: int) -> Iterable[nn.Parameter]:
+            restarted = adapter.after_step(classifier, step)
+            curve.after_step(step)
+            return restarted
+
+        loop = Loop(
+            classifier,
+            batches,
+            optimizer,
+            model.precision,
+            self.peak_memory,
+            penalty=partial(adapter.penalty, classifier),
+            after_step=after_step,
+            report=progress.after_step,
+            checkpoint=checkpoint,
+            ranks=ranks,
+            shows_bar=self.records.shows_bar,
+        )
+        schedule = settings.schedule
+        try:
+            return train(
+                loop,
+                max_steps=schedule.max_steps,
+                stop_loss=schedule.stop_loss,
+                lr_min=schedule.lr_min,
+                restarts=adapter.rate_restarts(),
+            )
+        except TrainingDiverged as error:
+            self.records.write_training(error.history, curve)
+            checkpoint.remove()
+            raise
+
+    def memory(self, evaluator: Evaluator) -> dict[str, float]:
+        """Return the peak memory of training. A run that trains nothing has that of evaluation.
+
+        A start from a state beside the model has another peak, `start_peak_memory_mib`.
+        """
+        peak_memory = self.peak_memory
+        if self.optimizer is None:
+            peak_memory = PeakMemory(self.model.classifier, None, self.model.device)
+            evaluator.watch(peak_memory)
+        start = {}
+        if self._start_memory is not None:
+            start["start_peak_memory_mib"] = self._start_memory.result()["peak_memory_mib"]
+        return peak_memory.result() | start
