@@ -46,7 +46,7 @@ class Sizes:
     validation_tasks: int = 6
     tuning_tasks: int = 2
     tasks: int = 8
-    quick_tasks: int = 100
+    quick_tasks: int = 24
     steps: int = 30
     seeds: tuple[int, ...] = (1, 2, 3)
     images: int = 56
