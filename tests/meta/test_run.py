@@ -1,0 +1,214 @@
+"""Whole meta-trainings in this process: files, skipping, resuming, and what chooses the state."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from so_clip.data.episodes.sampler import EpisodeSampler
+from so_clip.smat.checkpoint_file import load_checkpoint
+from so_clip.smat.training import MetaTraining
+from tests.helpers.command import call
+from tests.helpers.made_datasets import write_dtd, write_eurosat
+from tests.helpers.meta_runs import contents, meta, rows, run_folder
+
+HEADS = ["text", "prototype", "mean", "frozen_text", "frozen_prototype", "frozen_mean"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished meta-training and its data."""
+    folder = tmp_path_factory.mktemp("meta")
+    write_eurosat(folder / "data")
+    write_dtd(folder / "data")
+    outcome = meta(folder)
+    assert outcome.code == 0, outcome.err
+    assert f"adapter.checkpoint={run_folder(folder)}/smat.safetensors" in outcome.out
+    assert "-m method=smat" in outcome.out
+    return folder
+
+
+def copied(done: Path, folder: Path) -> Path:
+    shutil.copytree(done / "data", folder / "data")
+    return folder
+
+
+def test_the_folder_has_the_documented_files(done: Path) -> None:
+    assert sorted(path.name for path in run_folder(done).iterdir()) == sorted(
+        [
+            *("config.yaml", "history.csv", "masks.csv", "metrics.json", "overlap.csv"),
+            *("provenance.json", "smat.safetensors", "sparsity.csv", "summary.txt", "test.csv"),
+            "validation.csv",
+        ]
+    )
+
+
+def test_the_tables_have_a_row_for_each_thing_they_measure(done: Path) -> None:
+    run = run_folder(done)
+    assert [row["tasks"] for row in rows(run / "history.csv")] == ["2", "4", "6", "8", "10", "12"]
+    assert {(row["tasks"], row["expert"]) for row in rows(run / "sparsity.csv")} == {
+        (str(tasks), expert) for tasks in range(2, 13, 2) for expert in "01"
+    }
+    validation = rows(run / "validation.csv")
+    assert [(row["tasks"], row["head"]) for row in validation] == [
+        (tasks, head) for tasks in ("4", "8", "12") for head in HEADS
+    ]
+    assert {row["source"] for row in validation} == {"digits"}
+    tested = rows(run / "test.csv")
+    assert [(row["target"], row["head"], row["tasks"]) for row in tested] == [
+        ("eurosat", head, "2") for head in HEADS
+    ]
+    masks = rows(run / "masks.csv")
+    assert {row["role"] for row in masks} == {"attention_in", "attention_out", "mlp_in", "mlp_out"}
+    assert len(rows(run / "overlap.csv")) == 1
+
+
+def test_the_metrics_are_those_of_the_chosen_state(done: Path) -> None:
+    run = run_folder(done)
+    metrics = json.loads((run / "metrics.json").read_text())
+    validation = [row for row in rows(run / "validation.csv") if row["head"] == "text"]
+    best = max(validation, key=lambda row: float(row["accuracy_percent"]))
+    assert metrics["kind"] == "meta"
+    assert metrics["chosen_tasks"] == int(best["tasks"])
+    assert metrics["validation_accuracy_percent"] == float(best["accuracy_percent"])
+    saved = load_checkpoint(run)
+    assert saved.about["tasks"] == metrics["chosen_tasks"]
+    assert saved.about["sources"] == ["digits"]
+    assert metrics["sparsities"] == saved.smat.experts.sparsity_M().tolist()
+    assert metrics["parameters"] == sum(value.numel() for value in saved.smat.parameters())
+    assert 0 < metrics["weights_mib"] < metrics["peak_memory_mib"] < 300
+
+
+def test_a_finished_run_is_skipped_and_force_repeats_it(done: Path) -> None:
+    before = contents(run_folder(done))
+    assert "finished before: skipped" in meta(done).out
+    assert "finished before" not in meta(done, "force=true").out
+    assert contents(run_folder(done)) == before
+
+
+def test_threads_that_decode_and_the_memory_for_images_change_nothing(
+    done: Path, tmp_path: Path
+) -> None:
+    assert meta(copied(done, tmp_path), "workers=2", "image_budget_mib=0.001").code == 0
+    same, other = contents(run_folder(done)), contents(run_folder(tmp_path))
+    for name in ("smat.safetensors", "history.csv", "validation.csv", "test.csv"):
+        assert same[name] == other[name], name
+
+
+@pytest.mark.parametrize("last_task", [5, 12, 13])
+def test_a_stopped_run_continues_bit_for_bit(
+    last_task: int, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop in the middle of an update, after the last task, or in the test."""
+    copied(done, tmp_path)
+    counted = [0]
+
+    def stopping(method):  # type: ignore[no-untyped-def]
+        def call_or_stop(self, *arguments):  # type: ignore[no-untyped-def]
+            counted[0] += 1
+            if counted[0] == last_task:
+                raise KeyboardInterrupt
+            return method(self, *arguments)
+
+        return call_or_stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetaTraining, "learn", stopping(MetaTraining.learn))
+        if last_task == 13:  # the second task of the test
+            draw = EpisodeSampler.draw
+
+            def drawn(self, number):  # type: ignore[no-untyped-def]
+                is_second = self._stream_name.endswith("test") and number == 1
+                if is_second:
+                    raise KeyboardInterrupt
+                return draw(self, number)
+
+            patched.setattr(EpisodeSampler, "draw", drawn)
+        assert meta(tmp_path, "checkpoint_seconds=1e-9").code == 130
+    stopped = run_folder(tmp_path)
+    assert (stopped / "checkpoint.pt").exists()
+    assert not (stopped / "metrics.json").exists()
+    learned = [0]
+    learn = MetaTraining.learn
+
+    def counting(self, task):  # type: ignore[no-untyped-def]
+        learned[0] += 1
+        return learn(self, task)
+
+    monkeypatch.setattr(MetaTraining, "learn", counting)
+    assert meta(tmp_path, "checkpoint_seconds=1e-9").code == 0
+    assert learned[0] == {5: 8, 12: 2, 13: 0}[last_task]
+    config = b"checkpoint_seconds", b"results_dir", b"data_root"
+    whole, resumed = contents(run_folder(done)), contents(stopped)
+    for found in (whole, resumed):
+        lines = found.pop("config.yaml").splitlines()
+        found["config"] = [line for line in lines if not line.startswith(config)]
+        del found["settings"]
+    assert [key for key in whole | resumed if whole.get(key) != resumed.get(key)] == []
+
+
+def test_no_test_task_is_drawn_before_training_ends_and_targets_change_nothing(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    draw, learn = EpisodeSampler.draw, MetaTraining.learn
+
+    def drawn(self, number):  # type: ignore[no-untyped-def]
+        order.append(self._stream_name.partition("/")[2])
+        return draw(self, number)
+
+    def learned(self, task):  # type: ignore[no-untyped-def]
+        order.append("learn")
+        return learn(self, task)
+
+    monkeypatch.setattr(EpisodeSampler, "draw", drawn)
+    monkeypatch.setattr(MetaTraining, "learn", learned)
+    assert meta(copied(done, tmp_path), "targets=[dtd]").code == 0
+    assert {*order} == {"train", "validation", "test", "learn"}
+    last_use = max(index for index, what in enumerate(order) if what != "test")
+    assert order.index("test") > last_use
+    ours, theirs = run_folder(tmp_path), run_folder(done)
+    assert (ours / "smat.safetensors").read_bytes() == (theirs / "smat.safetensors").read_bytes()
+    assert ours.name != theirs.name
+
+
+def test_the_last_state_can_be_chosen_without_any_validation(done: Path, tmp_path: Path) -> None:
+    words = ("select=last", "validation_tasks=0", "test_tasks=0", "episodes.varied_shots=false")
+    assert meta(copied(done, tmp_path), *words, "shots=2").code == 0
+    run = run_folder(tmp_path)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["chosen_tasks"] == 12
+    assert metrics["validation_accuracy_percent"] is None
+    assert metrics["test"] == {}
+    assert not (run / "validation.csv").exists()
+    assert not (run / "test.csv").exists()
+
+
+def test_status_shows_a_meta_training_and_tables_leave_it_out(done: Path) -> None:
+    shown = call("status", done / "meta", "--once")
+    assert shown.code == 0
+    assert "1 done" in shown.cells
+    assert "meta-training on digits" in " ".join(shown.out.split())
+    for command in ("table", "report"):
+        outcome = call(command, done / "meta")
+        assert outcome.code == 2
+        assert "is a meta-training, not a run of a method" in outcome.err
+
+
+def test_an_encoder_without_text_learns_with_prototypes_only(done: Path, tmp_path: Path) -> None:
+    copied(done, tmp_path)
+    words = [
+        *("backbone.architecture=timm:test_vit@32", "backbone.pretrained=null"),
+        *("validate_every=20", "validation_tasks=1", "test_tasks=1", "training.tasks=2"),
+    ]
+    refused = meta(tmp_path, *words)
+    assert refused.code == 2
+    assert "training.head=text" in refused.err
+    assert "training.head=prototype" in refused.err
+    assert not (tmp_path / "meta").exists()
+    assert meta(tmp_path, *words, "training.head=prototype").code == 0
+    assert {row["head"] for row in rows(run_folder(tmp_path) / "test.csv")} == {
+        "prototype",
+        "frozen_prototype",
+    }
