@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.helpers.command import environment
 from tests.helpers.made_datasets import write_eurosat
+from tests.helpers.meta_runs import SMALL, contents
 
 pytestmark = pytest.mark.slow
 
@@ -18,18 +20,9 @@ pytestmark = pytest.mark.slow
 OWN = ("train_seconds", "evaluate_seconds", "features_from_cache")
 
 
-def _killed(folder: Path, data_root: Path, kills: int, *overrides: str) -> dict[str, int]:
-    arguments = ["dataset=eurosat", f"data_root={data_root}", "shots=4", "schedule.batch_size=8"]
+def _killed(folder: Path, kills: int, *words: str) -> dict[str, int]:
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.helpers.killed_runs",
-            folder,
-            str(kills),
-            *arguments,
-            *overrides,
-        ],
+        [sys.executable, "-m", "tests.helpers.killed_runs", folder, str(kills), *words],
         capture_output=True,
         text=True,
         timeout=1800,
@@ -61,11 +54,27 @@ def _result(folder: Path) -> dict[str, Any]:
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, kills, overrides):
     write_eurosat(tmp_path)
-    steps = ("schedule.max_steps=40", "checkpoint_seconds=0.05")
-    stages = _killed(tmp_path / "results", tmp_path, kills, *overrides, *steps)
+    words = [
+        *("dataset=eurosat", f"data_root={tmp_path}", "shots=4", "schedule.batch_size=8"),
+        *("threads=1", "evaluation.workers=0", "schedule.max_steps=40", "checkpoint_seconds=0.05"),
+    ]
+    stages = _killed(tmp_path / "results", kills, *words, *overrides)
     assert sum(stages.values()) == kills
     whole, *others = [_result(path) for path in sorted((tmp_path / "results").glob("[0-9]*"))]
     assert others
     assert not {"checkpoint.pt", "progress.json"} & {*whole["files"]}
+    for other in others:
+        assert [key for key in whole | other if whole.get(key) != other.get(key)] == []
+
+
+def test_a_killed_meta_training_ends_as_an_undisturbed_one(tmp_path):
+    write_eurosat(tmp_path)
+    words = (*SMALL, "targets=[eurosat]", f"data_root={tmp_path}", "checkpoint_seconds=0.05")
+    stages = _killed(tmp_path / "meta", 8, *words, "training.tasks=40")
+    assert sum(stages.values()) == 8
+    assert stages["training"]
+    whole, *others = [contents(path) for path in sorted((tmp_path / "meta").glob("[0-9]*"))]
+    assert others
+    assert not [name for name in whole["files"] if re.match("checkpoint|progress|best", name)]
     for other in others:
         assert [key for key in whole | other if whole.get(key) != other.get(key)] == []

@@ -80,8 +80,11 @@ def main(
 
     from so_clip.clip.loading.weights_file import check_backbone
     from so_clip.meta.tasks import gather_tasks
+    from so_clip.results.interval import check_intervals
     from so_clip.results.run_folder import check_writable
 
+    if settings.data.validation_tasks or settings.targets:
+        check_intervals()
     check_writable(settings.placement.results_dir)
     check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
     tasks = gather_tasks(settings)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from so_clip.results.interval import half_width
 from so_clip.results.run_files import HISTORY_FILE
 from so_clip.results.run_folder import RunFolder
 from so_clip.smat.training import MetaTraining, TaskRecord, check_finite
@@ -21,22 +22,13 @@ VALIDATION_COLUMNS = ("tasks", "source", "head", "accuracy_percent", "interval_p
 TEST_COLUMNS = ("target", "head", "tasks", "accuracy_percent", "interval_percent")
 # The most moments of a training in sparsity.csv.
 _MOMENTS = 200
-# A normal value is within this many standard deviations in 95 % of the cases.
-_DEVIATIONS = 1.96
 
 Accuracies = dict[str, list[float]]
 
 
 def interval_percent(accuracies: Sequence[float]) -> float:
-    """Return half the width of the 95 % confidence interval of the mean of tasks' accuracies.
-
-        1.96 · standard deviation / sqrt(tasks)
-
-    One task has no interval: nan.
-    """
-    if len(accuracies) < 2:
-        return math.nan
-    return _DEVIATIONS * statistics.stdev(accuracies) / math.sqrt(len(accuracies))
+    """Return half the width of the 95 % interval of a mean over tasks; nan for a single task."""
+    return half_width(accuracies) if len(accuracies) > 1 else math.nan
 
 
 class TrainingRecords:

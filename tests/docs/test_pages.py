@@ -87,7 +87,7 @@ def test_every_named_path_exists(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_exists(name: str):
-    commands_help = "".join(map(help_of, ("prepare", "doctor", "evaluate")))
+    commands_help = "".join(map(help_of, ("prepare", "doctor", "evaluate", "meta")))
     for code in inline_code(ROOT / name):
         for word in code.split():
             option = re.match(r"([a-z_]+(?:[./][a-zT_]+)*)=(?!True$|False$)", word)

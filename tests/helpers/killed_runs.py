@@ -1,8 +1,9 @@
 """Repeats one run in processes that are killed at random moments.
 
-Run as `python -m tests.helpers.killed_runs RESULTS_DIR KILLS OVERRIDE...`. When a
-process finishes the run, the run's folder is moved to RESULTS_DIR/<number>, and the run starts
-again. The last process is not killed. Prints as JSON the number of kills in each stage.
+Run as `python -m tests.helpers.killed_runs RESULTS_DIR KILLS WORD...`, with the words of a run in
+one thread, or of a meta-training. When a process finishes the run, the run's folder is moved to
+RESULTS_DIR/<number>, and the run starts again. The last process is not killed. Prints as JSON the
+number of kills in each stage.
 """
 
 import json
@@ -19,6 +20,7 @@ import torch
 
 # Imported here, so the forked processes have all modules that a run imports late.
 import so_clip.config.compose
+import so_clip.meta.run
 import so_clip.run  # noqa: F401
 from so_clip.__main__ import main
 
@@ -37,7 +39,7 @@ def _start(arguments: list[str]) -> int:
 
 def _stage(folder: Path) -> str:
     """Return the stage of a killed run, after a check that its files are complete."""
-    (run,) = [*folder.glob("eurosat-*")] or [None]
+    (run,) = _runs(folder) or [None]
     if run is None:
         return "before"
     for path in run.glob("[!.]*.json"):
@@ -46,18 +48,23 @@ def _stage(folder: Path) -> str:
         assert path.read_text().endswith("\n"), path
     if (run / "checkpoint.pt").exists():
         states = torch.load(run / "checkpoint.pt", weights_only=True)["states"]
-        return "training" if "optimizer" in states else "evaluation"
+        return "training" if {"optimizer", "meta_training"} & {*states} else "evaluation"
     return "start"
 
 
-def _repeat(folder: Path, kills: int, overrides: list[str]) -> Counter[str]:
-    arguments = [f"results_dir={folder}", "threads=1", "evaluation.workers=0", *overrides]
+def _runs(folder: Path) -> list[Path]:
+    """Return the run folders that are not moved yet: at most one."""
+    return [path for path in folder.iterdir() if not path.name.isdecimal()]
+
+
+def _repeat(folder: Path, kills: int, words: list[str]) -> Counter[str]:
+    arguments = [*words, f"results_dir={folder}"]
     draw, stages, done = random.Random(0), Counter[str](), 0
     started = time.monotonic()
     assert os.waitpid(_start(arguments), 0)[1] == 0
     seconds = time.monotonic() - started
     while True:
-        (finished,) = folder.glob("eurosat-*")
+        (finished,) = _runs(folder)
         shutil.move(finished, folder / str(done))
         done += 1
         if stages.total() >= kills:

@@ -14,7 +14,7 @@ ROWS = [
     ("backbone=tinyy", ["backbone=tinyy", "'tiny'"]),
     ("backbone=[tiny]", ["backbone=NAME"]),
     ("dataset=digits", ["dataset: there is no such option", "meta --help"]),
-    ("task=8", ["task: there is no such option", "training.tasks"]),
+    ("tasks=8", ["tasks: there is no such option", "'training.tasks'"]),
     ("training.task=8", ["training.task: there is no such option", "meta --help"]),
     ("seed=1,2", ["seed"]),
     ("hydra.run.dir=x", ["hydra.run.dir", "no effect here"]),
