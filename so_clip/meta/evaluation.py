@@ -1,13 +1,15 @@
 """Accuracies of the direct mode on drawn tasks: merged once from the few-shot images."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from so_clip.clip.backbone import Backbone
-from so_clip.data.episodes.sampler import EpisodeDraw, EpisodeSampler
+from so_clip.data.episodes.sampler import EpisodeSampler
 from so_clip.meta.images import EpisodeImages, TaskImages
 from so_clip.meta.records import Accuracies, add_accuracies
 from so_clip.runtime.precision import Precision
@@ -39,10 +41,26 @@ class TaskAccuracies:
         self._backbone, self._images, self._class_KD = backbone, images, class_KD
         self._precision, self._tick = precision, tick
 
-    def of_draws(self, smat: Smat, draws: Iterable[EpisodeDraw]) -> Iterator[dict[str, float]]:
-        """Yield the accuracies of each task by head, in percent; see `direct_accuracies`."""
+    def of_tasks(
+        self, smat: Smat, sampler: EpisodeSampler, numbers: range, title: str
+    ) -> Iterator[dict[str, float]]:
+        """Yield the accuracies of each task by head, in percent; see `direct_accuracies`.
+
+        Args:
+            smat: the state.
+            sampler: draws the tasks.
+            numbers: of the tasks.
+            title: of the progress bar.
+        """
+        draws = map(sampler.draw, numbers)
+        bar: dict[str, Any] = {
+            "unit": "task",
+            "leave": False,
+            "dynamic_ncols": True,
+            "disable": None,
+        }
         with closing(self._images.squares(draws, self._backbone.pixels)) as tasks:
-            for images in tasks:
+            for images in tqdm(tasks, title, len(numbers), **bar):
                 task = task_of(images, self._class_KD)
                 yield direct_accuracies(self._backbone, smat, task, self._precision)
                 self._tick()
@@ -54,7 +72,7 @@ class TaskAccuracies:
         found: dict[str, Accuracies] = {}
         for name, sampler in samplers.items():
             by_head: Accuracies = {}
-            for accuracies in self.of_draws(smat, map(sampler.draw, range(tasks))):
+            for accuracies in self.of_tasks(smat, sampler, range(tasks), f"validate on {name}"):
                 add_accuracies(by_head, accuracies)
             found[name] = by_head
         return found

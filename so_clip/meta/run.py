@@ -1,5 +1,6 @@
 """One meta-training, top to bottom: data, backbone, training, validation, test, records."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.clip.pixels import preprocessing_of, unusual_pixels
 from so_clip.data.image_memory import auto_budget_mib
 from so_clip.data.transforms import RandomResizedCrop
-from so_clip.errors import InputError, RunFailed
+from so_clip.errors import InputError, RunFailed, show_progress
 from so_clip.fingerprint import Base
 from so_clip.meta.evaluation import TaskAccuracies
 from so_clip.meta.identity import meta_fingerprint, meta_run_dir
@@ -27,7 +28,7 @@ from so_clip.meta.outcome import (
     write_masks,
     write_provenance,
 )
-from so_clip.meta.records import TestRecords, TrainingRecords
+from so_clip.meta.records import TestRecords, TrainingRecords, mean_accuracy
 from so_clip.meta.settings import BEST, MetaSettings
 from so_clip.meta.tasks import MetaTasks
 from so_clip.meta.train import MetaLoop, train
@@ -39,6 +40,7 @@ from so_clip.runtime.device import pick_device
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision, pick_precision
 from so_clip.smat.checkpoint_file import load_checkpoint, save_checkpoint
+from so_clip.smat.direct import FROZEN
 from so_clip.smat.model import Smat
 from so_clip.smat.training import MetaTraining
 from so_clip.system import atomic
@@ -288,7 +290,14 @@ class MetaRun:
             self.training.smat, self.tasks.validation, settings.data.validation_tasks
         )
         self.records.validation_seconds += watch.seconds
-        is_best = self.records.after_validation(by_source, settings.training.head)
+        head = settings.training.head
+        is_best = self.records.after_validation(by_source, head)
+        if not sys.stderr.isatty():  # a terminal has a progress bar
+            merged, frozen = (mean_accuracy(by_source, name) for name in (head, f"{FROZEN}_{head}"))
+            show_progress(
+                f"validation after {self.training.tasks} tasks: {merged:.2f} % merged, "
+                f"{frozen:.2f} % frozen encoder"
+            )
         self.records.write(self.folder)
         if is_best and settings.data.select == BEST:
             path = self._best_path()
@@ -326,7 +335,7 @@ class MetaRun:
         for target, sampler in self.tasks.test.items():
             left = range(tests.done(target), self.settings.data.test_tasks)
             watch = Stopwatch()
-            for found in accuracies.of_draws(smat, map(sampler.draw, left)):
+            for found in accuracies.of_tasks(smat, sampler, left, f"test on {target}"):
                 tests.add(target, found)
                 tests.seconds, watch = tests.seconds + watch.seconds, Stopwatch()
                 checkpoint.after_step()

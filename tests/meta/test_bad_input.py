@@ -7,7 +7,8 @@ import pytest
 from tests.helpers.command import call
 from tests.helpers.made_datasets import write_eurosat
 
-GOOD = "sources=[digits] targets=[]"
+# A row that is not refused would train on 4 tasks.
+GOOD = "sources=[digits] targets=[] episodes.ways=[2,2] training.tasks=4 validation_tasks=1"
 ROWS = [
     ("smat", ["smat: is no OPTION=VALUE", "experiment=smat"]),
     ("experiment=demo", ["experiment=demo", "for meta", "smat, smat_released"]),
@@ -24,7 +25,7 @@ ROWS = [
     ("training.tasks=41", ["training.tasks=41", "training.tasks=44"]),
     ("training.tasks=0", ["training.tasks=0", "1 or more"]),
     ("training.delta_lr=-1", ["training.delta_lr=-1", "0 or above"]),
-    ("training.mask_lr=fast", ["training.mask_lr=fast"]),
+    ("training.mask_lr=fast", ["training.mask_lr", "fast"]),
     ("training.head=texts", ["training.head=texts", "text or prototype or mean"]),
     ("adapter.sparsity=1", ["adapter.sparsity=1", "[0, 1)"]),
     ("adapter.granularity=rows", ["adapter.granularity=rows", "'row'"]),
@@ -45,7 +46,7 @@ ROWS = [
     ("sources=[eurosat] targets=[] data_root={good}", ["ant/train_0.png", "1 of 30 images"]),
     (f"{GOOD} adapter.roles=[mlp_inn]", ["'mlp_inn' is no role", "'mlp_in'"]),
     (f"{GOOD} adapter.roles=[pooling]", ["adapter.roles", "'pooling'"]),
-    (f"{GOOD} adapter.position=last-99", ["adapter.position=last-99"]),
+    (f"{GOOD} adapter.position=last", ["adapter.position=last", "last-N"]),
     (f"{GOOD} template=specific", ["template=specific", "digits"]),
     (f"{GOOD} backbone.pretrained=openai", ["backbone.pretrained=openai", "embedded"]),
 ]
