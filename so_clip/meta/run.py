@@ -31,7 +31,7 @@ from so_clip.meta.outcome import (
 from so_clip.meta.records import TestRecords, TrainingRecords, mean_accuracy
 from so_clip.meta.settings import BEST, MetaSettings
 from so_clip.meta.tasks import MetaTasks
-from so_clip.meta.train import MetaLoop, train
+from so_clip.meta.train import WATCHED_TASKS, MetaLoop, train
 from so_clip.methods.weights import Weights
 from so_clip.results.progress import Progress
 from so_clip.results.run_files import SMAT_FILE, finished_meta
@@ -303,7 +303,8 @@ class MetaRun:
             path = self._best_path()
             assert path is not None
             self._save(path.name)
-            checkpoint.write()  # from here on, no checkpoint needs an earlier file
+            if self.training.tasks >= WATCHED_TASKS:  # the peak memory is known
+                checkpoint.write()  # from here on, no checkpoint needs an earlier file
             self._remove_best(but=path)
 
     def _remove_best(self, but: Path | None = None) -> None:

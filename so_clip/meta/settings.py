@@ -6,7 +6,7 @@ defaults from here, and `python -m so_clip meta --help` the help.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from so_clip.checks import (
@@ -15,6 +15,7 @@ from so_clip.checks import (
     OptionalPathOption,
     Options,
     PathOption,
+    number,
     option,
     option_key,
 )
@@ -44,6 +45,14 @@ TARGETS = (
     *("food101", "oxford_pets", "stanford_cars", "caltech101"),
     *("sun397", "eurosat", "ucf101"),
 )
+
+
+def _auto_rate(value: Any, info: ValidationInfo) -> Any:
+    if value == AUTO:
+        return value
+    if isinstance(value, str):
+        raise InputError(f"{option_key(info)}={value}: must be auto, or a number.")
+    return number(option_key(info), value)
 
 
 class AdapterChoice(Options):
@@ -129,7 +138,7 @@ class TrainingChoice(Options):
     delta_clip: float = option(
         TrainingOptions.delta_clip, "largest norm of the shared update's gradient; 0: no limit"
     )
-    mask_lr: float | Literal["auto"] = option(
+    mask_lr: Annotated[float | Literal["auto"], BeforeValidator(_auto_rate)] = option(
         TrainingOptions.mask_lr,
         "rate of the masks' SGD | auto (grows with the logits of an expert; 1e6 for ViT-S)",
     )

@@ -210,6 +210,19 @@ def test_older_optimizer_state_counts_from_the_start():
     assert _bytes(peak)["optimizer_state"] == 4000
 
 
+def test_the_states_of_several_optimizers_count():
+    model = nn.ModuleList([OneWeight(), OneWeight()])
+    optimizers = [
+        torch.optim.SGD(part.parameters(), lr=1, momentum=0.9, foreach=False) for part in model
+    ]
+    with PeakMemory(model, optimizers, CPU) as peak:
+        for part, optimizer in zip(model, optimizers, strict=True):
+            part(torch.ones(WEIGHT)).backward()
+            optimizer.step()
+    assert _bytes(peak)["optimizer_state"] == 2 * 4000
+    assert not any(optimizer._optimizer_step_post_hooks for optimizer in optimizers)
+
+
 def test_frozen_weights_have_no_gradients():
     model = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 1, bias=False))
     model[0].weight.requires_grad_(False)
