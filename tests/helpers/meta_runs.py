@@ -14,14 +14,14 @@ SMALL = (
     *("training.tasks=20", "training.tasks_per_update=2", "validate_every=8"),
     *("validation_tasks=2", "test_tasks=2", "threads=1", "workers=0"),
 )
-# metrics.json has these, and no repetition has the same.
-SECONDS = ("train_seconds", "validation_seconds", "test_seconds")
+# metrics.json has these, and no repetition has the same. The settings hold places.
+OWN = ("train_seconds", "validation_seconds", "test_seconds", "settings")
 
 
-def meta(folder: Path, *words: object) -> Outcome:
-    """Meta-train in this process, with the made EuroSAT in `folder`/data as the target."""
-    place = (f"data_root={folder / 'data'}", f"results_dir={folder / 'meta'}")
-    return call(*SMALL, "targets=[eurosat]", *place, *words)
+def meta(folder: Path, data_root: Path, *words: object) -> Outcome:
+    """Meta-train in this process into `folder`/meta, with a made EuroSAT as the target."""
+    places = (f"data_root={data_root}", f"results_dir={folder / 'meta'}")
+    return call(*SMALL, "targets=[eurosat]", *places, *words)
 
 
 def run_folder(folder: Path) -> Path:
@@ -41,8 +41,8 @@ def contents(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         path.name: path.read_bytes()
         for path in run.iterdir()
-        if path.suffix in (".csv", ".safetensors", ".yaml")
+        if path.suffix in (".csv", ".safetensors")
     }
     metrics = json.loads((run / "metrics.json").read_text())
     found["files"] = sorted(path.name for path in run.iterdir())
-    return found | {key: value for key, value in metrics.items() if key not in SECONDS}
+    return found | {key: value for key, value in metrics.items() if key not in OWN}

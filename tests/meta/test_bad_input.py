@@ -47,7 +47,7 @@ ROWS = [
     (f"{GOOD} adapter.roles=[mlp_inn]", ["'mlp_inn' is no role", "'mlp_in'"]),
     (f"{GOOD} adapter.roles=[pooling]", ["adapter.roles", "'pooling'"]),
     (f"{GOOD} adapter.position=last", ["adapter.position=last", "last-N"]),
-    (f"{GOOD} template=specific", ["template=specific", "digits"]),
+    ("template=nope", ["template=nope", "ensemble"]),
     (f"{GOOD} backbone.pretrained=openai", ["backbone.pretrained=openai", "embedded"]),
 ]
 

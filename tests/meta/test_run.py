@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from so_clip.data.episodes.sampler import EpisodeSampler
+from so_clip.data.episodes.sampler import EpisodeDraw, EpisodeSampler
+from so_clip.meta.records import TestRecords
 from so_clip.smat.checkpoint_file import load_checkpoint
-from so_clip.smat.training import MetaTraining
+from so_clip.smat.task import Task
+from so_clip.smat.training import MetaTraining, TaskRecord
 from tests.helpers.command import call
 from tests.helpers.made_datasets import write_dtd, write_eurosat
 from tests.helpers.meta_runs import contents, meta, rows, run_folder
@@ -18,19 +23,14 @@ HEADS = ["text", "prototype", "mean", "frozen_text", "frozen_prototype", "frozen
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished meta-training and its data."""
+    """A folder with a finished meta-training, and its data in `data`."""
     folder = tmp_path_factory.mktemp("meta")
     write_eurosat(folder / "data")
     write_dtd(folder / "data")
-    outcome = meta(folder)
+    outcome = meta(folder, folder / "data")
     assert outcome.code == 0, outcome.err
     assert f"adapter.checkpoint={run_folder(folder)}/smat.safetensors" in outcome.out
     assert "-m method=smat" in outcome.out
-    return folder
-
-
-def copied(done: Path, folder: Path) -> Path:
-    shutil.copytree(done / "data", folder / "data")
     return folder
 
 
@@ -80,71 +80,76 @@ def test_the_metrics_are_those_of_the_chosen_state(done: Path) -> None:
     assert 0 < metrics["weights_mib"] < metrics["peak_memory_mib"] < 300
 
 
-def test_a_finished_run_is_skipped_and_force_repeats_it(done: Path) -> None:
+def test_a_finished_run_is_skipped(done: Path) -> None:
     before = contents(run_folder(done))
-    assert "finished before: skipped" in meta(done).out
-    assert "finished before" not in meta(done, "force=true").out
+    assert "finished before: skipped" in meta(done, done / "data").out
     assert contents(run_folder(done)) == before
 
 
+@pytest.mark.slow
+def test_force_repeats_a_finished_run_with_the_same_result(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "meta", tmp_path / "meta")
+    run = run_folder(tmp_path)
+    (run / "smat.safetensors").write_bytes(b"stale")
+    (run / "best-8.safetensors").write_bytes(b"stale")
+    assert "finished before" not in meta(tmp_path, done / "data", "force=true").out
+    assert contents(run) == contents(run_folder(done))
+
+
+@pytest.mark.slow
 def test_threads_that_decode_and_the_memory_for_images_change_nothing(
     done: Path, tmp_path: Path
 ) -> None:
-    assert meta(copied(done, tmp_path), "workers=2", "image_budget_mib=0.001").code == 0
-    same, other = contents(run_folder(done)), contents(run_folder(tmp_path))
-    for name in ("smat.safetensors", "history.csv", "validation.csv", "test.csv"):
-        assert same[name] == other[name], name
+    words = ("workers=2", "image_budget_mib=0.001")
+    assert meta(tmp_path, done / "data", *words).code == 0
+    assert contents(run_folder(done)) == contents(run_folder(tmp_path))
 
 
-@pytest.mark.parametrize("last_task", [15, 20, 21])
+def stopping(method: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """Return a method that is interrupted at a call, counted from 1."""
+    calls = count(1)
+
+    def call_or_stop(*arguments: Any) -> Any:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return method(*arguments)
+
+    return call_or_stop
+
+
+@pytest.mark.parametrize(
+    ("place", "method", "at", "left"),
+    [
+        pytest.param(MetaTraining, "learn", 15, 6, id="within an update"),
+        pytest.param(MetaTraining, "learn", 20, 2, id="last task", marks=pytest.mark.slow),
+        pytest.param(TestRecords, "add", 2, 0, id="test", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_continues_bit_for_bit(
-    last_task: int, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: type,
+    method: str,
+    at: int,
+    left: int,
+    done: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stop in the middle of an update, after the last task, or in the test."""
-    copied(done, tmp_path)
-    counted = [0]
-
-    def stopping(method):  # type: ignore[no-untyped-def]
-        def call_or_stop(self, *arguments):  # type: ignore[no-untyped-def]
-            counted[0] += 1
-            if counted[0] == last_task:
-                raise KeyboardInterrupt
-            return method(self, *arguments)
-
-        return call_or_stop
-
     with monkeypatch.context() as patched:
-        patched.setattr(MetaTraining, "learn", stopping(MetaTraining.learn))
-        if last_task == 21:  # the second task of the test
-            draw = EpisodeSampler.draw
-
-            def drawn(self, number):  # type: ignore[no-untyped-def]
-                is_second = self._stream_name.endswith("test") and number == 1
-                if is_second:
-                    raise KeyboardInterrupt
-                return draw(self, number)
-
-            patched.setattr(EpisodeSampler, "draw", drawn)
-        assert meta(tmp_path, "checkpoint_seconds=1e-9").code == 130
+        patched.setattr(place, method, stopping(getattr(place, method), at))
+        assert meta(tmp_path, done / "data", "checkpoint_seconds=1e-9").code == 130
     stopped = run_folder(tmp_path)
     assert (stopped / "checkpoint.pt").exists()
     assert not (stopped / "metrics.json").exists()
-    learned = [0]
-    learn = MetaTraining.learn
+    learned, learn = [], MetaTraining.learn
 
-    def counting(self, task):  # type: ignore[no-untyped-def]
-        learned[0] += 1
+    def counting(self: MetaTraining, task: Task) -> TaskRecord:
+        learned.append(task)
         return learn(self, task)
 
     monkeypatch.setattr(MetaTraining, "learn", counting)
-    assert meta(tmp_path, "checkpoint_seconds=1e-9").code == 0
-    assert learned[0] == {15: 6, 20: 2, 21: 0}[last_task]
-    config = b"checkpoint_seconds", b"results_dir", b"data_root"
+    assert meta(tmp_path, done / "data", "checkpoint_seconds=1e-9").code == 0
+    assert len(learned) == left
     whole, resumed = contents(run_folder(done)), contents(stopped)
-    for found in (whole, resumed):
-        lines = found.pop("config.yaml").splitlines()
-        found["config"] = [line for line in lines if not line.startswith(config)]
-        del found["settings"]
     assert [key for key in whole | resumed if whole.get(key) != resumed.get(key)] == []
 
 
@@ -154,17 +159,17 @@ def test_no_test_task_is_drawn_before_training_ends_and_targets_change_nothing(
     order: list[str] = []
     draw, learn = EpisodeSampler.draw, MetaTraining.learn
 
-    def drawn(self, number):  # type: ignore[no-untyped-def]
+    def drawn(self: EpisodeSampler, number: int) -> EpisodeDraw:
         order.append(self._stream_name.partition("/")[2])
         return draw(self, number)
 
-    def learned(self, task):  # type: ignore[no-untyped-def]
+    def learned(self: MetaTraining, task: Task) -> TaskRecord:
         order.append("learn")
         return learn(self, task)
 
     monkeypatch.setattr(EpisodeSampler, "draw", drawn)
     monkeypatch.setattr(MetaTraining, "learn", learned)
-    assert meta(copied(done, tmp_path), "targets=[dtd]").code == 0
+    assert meta(tmp_path, done / "data", "targets=[dtd]").code == 0
     assert {*order} == {"train", "validation", "test", "learn"}
     last_use = max(index for index, what in enumerate(order) if what != "test")
     assert order.index("test") > last_use
@@ -173,9 +178,10 @@ def test_no_test_task_is_drawn_before_training_ends_and_targets_change_nothing(
     assert ours.name != theirs.name
 
 
+@pytest.mark.slow
 def test_the_last_state_can_be_chosen_without_any_validation(done: Path, tmp_path: Path) -> None:
     words = ("select=last", "validation_tasks=0", "test_tasks=0", "episodes.varied_shots=false")
-    assert meta(copied(done, tmp_path), *words, "shots=2").code == 0
+    assert meta(tmp_path, done / "data", *words, "shots=2").code == 0
     run = run_folder(tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["chosen_tasks"] == 20
@@ -207,17 +213,16 @@ def test_status_names_a_damaged_record(done: Path, tmp_path: Path) -> None:
 
 
 def test_an_encoder_without_text_learns_with_prototypes_only(done: Path, tmp_path: Path) -> None:
-    copied(done, tmp_path)
     words = [
         *("backbone.architecture=timm:test_vit@32", "backbone.pretrained=null"),
         *("validate_every=20", "validation_tasks=1", "test_tasks=1", "training.tasks=2"),
     ]
-    refused = meta(tmp_path, *words)
+    refused = meta(tmp_path, done / "data", *words)
     assert refused.code == 2
     assert "training.head=text" in refused.err
     assert "training.head=prototype" in refused.err
     assert not (tmp_path / "meta").exists()
-    assert meta(tmp_path, *words, "training.head=prototype").code == 0
+    assert meta(tmp_path, done / "data", *words, "training.head=prototype").code == 0
     assert {row["head"] for row in rows(run_folder(tmp_path) / "test.csv")} == {
         "prototype",
         "frozen_prototype",
