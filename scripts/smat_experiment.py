@@ -12,7 +12,8 @@ anything. Writes OUT/tables/smat_tasks.csv (methods on sampled tasks), smat_all_
 at once, over seeds), smat_masks.csv (learned, hand-designed and random entries at the same number),
 smat_placement.csv and smat_overlap.csv (of the masks), and OUT/figures/smat_*.png. Every number
 comes from the program's own commands, which are printed. Finished parts are skipped, so an
-interrupted experiment goes on. Needs the extras `pretrain` and `report`.
+interrupted experiment goes on; with --only-finished, the tables have the finished contenders. Needs
+the extras `pretrain` and `report`.
 """
 
 import argparse
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.tables import write_table
 from scripts.smat import plan, render
-from scripts.smat.commands import Contest, Place, meta_train
+from scripts.smat.commands import Contest, Place, Unfinished, meta_train
 from scripts.smat.families import families
 from scripts.smat.plan import SMAT, UNTRAINED, Contender
 from scripts.smat.tables import all_way_rows, task_rows
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     sizes = plan.SMALL if options.small else plan.FULL
     runs = options.out / "runs" / ("smat_small" if options.small else "smat")
-    place = Place(data=runs.resolve() / "data", runs=runs.resolve())
+    place = Place(runs.resolve() / "data", runs.resolve(), only_finished=options.only_finished)
     render.render(place.data, list(families()), images=sizes.images)
     sets = plan.datasets(
         with_eurosat=render.copy_eurosat(options.eurosat, place.data),
@@ -54,9 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     one, two = plan.table_one(), plan.table_two()
     tasks, all_way = _run_all(place, sizes, sets, [*one, *two], {each.name for each in one})
     folder = meta_train(place, SMAT, plan.meta_words(sizes), sets.sources)
+    finished = {*tasks["contender"]}
+    one, two = ([each for each in table if each.name in finished] for table in (one, two))
+    compared = (("smat_tasks", one, "prototypes"), ("smat_masks", two, "sparta"))
     tables = {
-        "smat_tasks": task_rows(tasks, one, reference="prototypes"),
-        "smat_masks": task_rows(tasks, two, reference="sparta"),
+        name: task_rows(tasks, table, reference)
+        for name, table, reference in compared
+        if reference in finished
+    }
+    tables |= {
         "smat_all_way": all_way_rows(all_way, one),
         "smat_placement": pd.read_csv(folder / MASKS_FILE).to_dict("records"),
         "smat_overlap": pd.read_csv(folder / OVERLAP_FILE).to_dict("records"),
@@ -105,10 +112,16 @@ def _run_all(
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-    pairs = [found[contender.name].result() for contender in contenders]
-    tasks = pd.concat([tasks for tasks, _ in pairs], ignore_index=True)
-    runs = [all_way for _, all_way in pairs if all_way is not None]
-    return tasks, pd.concat(runs, ignore_index=True)
+    frames, runs = [], []
+    for contender in contenders:
+        try:
+            tasks, all_way = found[contender.name].result()
+        except Unfinished as missing:
+            print(f"{contender.name}: left out, {missing} is not finished")
+            continue
+        frames.append(tasks)
+        runs += [] if all_way is None else [all_way]
+    return pd.concat(frames, ignore_index=True), pd.concat(runs, ignore_index=True)
 
 
 def _has_textile() -> bool:
@@ -131,14 +144,17 @@ def _write(tables: dict[str, list], options: argparse.Namespace) -> None:
         for name, rows in tables.items()
     }
     titles = {"smat_tasks": "few-shot tasks", "smat_masks": "the same number of trained entries"}
-    for name, title in titles.items():
-        plots.accuracies(made[name], figures / f"{name}.png", title)
+    for name in [name for name in titles if name in made]:
+        plots.accuracies(made[name], figures / f"{name}.png", titles[name])
     plots.masks(made["smat_placement"], made["smat_overlap"], figures / "smat_placement.png")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a few tasks and steps of everything")
+    parser.add_argument(
+        "--only-finished", action="store_true", help="start nothing; write what is finished"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
         "--eurosat", type=Path, default=DATA_ROOT, metavar="DATA_ROOT", help="folder of EuroSAT"

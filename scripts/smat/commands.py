@@ -25,6 +25,10 @@ class Failed(RuntimeError):
     """A command failed; the message has the command and its last lines."""
 
 
+class Unfinished(RuntimeError):
+    """A command is not finished, and none may be started."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the experiment reads and writes.
@@ -32,10 +36,12 @@ class Place:
     Attributes:
         data: the rendered datasets.
         runs: the folder of all runs.
+        only_finished: start no command; use those that are finished.
     """
 
     data: Path
     runs: Path
+    only_finished: bool = False
 
     @property
     def words(self) -> Words:
@@ -51,10 +57,13 @@ class Place:
 
         Raises:
             Failed: it ended with an error.
+            Unfinished: see `only_finished`.
         """
         done = folder / "seconds.json"
         if done.exists():
             return
+        if self.only_finished:
+            raise Unfinished(folder.name)
         line = [sys.executable, "-m", "so_clip", *command, *self.words, *words]
         line.append(f"results_dir={folder}")
         start = time.perf_counter()

@@ -68,6 +68,10 @@ def test_a_finished_command_is_skipped_and_a_failed_one_is_shown(tmp_path, monke
     assert json.loads((folder / "seconds.json").read_text()) < 60
     monkeypatch.setattr(sys, "executable", "/bin/false")
     place.call(("-m",), ("a=1",), folder)
+    finished = commands.Place(place.data, place.runs, only_finished=True)
+    finished.call(("-m",), ("a=1",), folder)
+    with pytest.raises(commands.Unfinished):
+        finished.call(("-m",), ("a=2",), place.folder("tasks", "one", ("a=2",)))
 
 
 def test_rows_of_tasks_have_paired_differences_and_stratified_intervals():
