@@ -86,10 +86,11 @@ def _by_expert(axis: Axes, kept: pd.DataFrame) -> None:
         offset = (number - (shares.shape[1] - 1) / 2) * width
         tone = 0.35 + 0.6 * number / max(1, shares.shape[1] - 1)
         axis.bar(places + offset, shares[expert], width, color=_BLUE, alpha=tone, label=f"{expert}")
-    axis.plot(places, 100 * all_entries / all_entries.sum(), "k_", ms=24, label="all entries")
+    axis.plot(places, 100 * all_entries / all_entries.sum(), "k_", ms=20, label="all entries")
     axis.set_xticks(places, [role.replace("_", "\n") for role in shares.index], fontsize=8)
     axis.set_title("share of each role in an expert, %", fontsize=10)
-    axis.legend(fontsize=7, title="expert", title_fontsize=7, ncols=2)
+    axis.set_ylim(0, 1.45 * axis.get_ylim()[1])  # room for the legend
+    axis.legend(fontsize=7, title="expert", title_fontsize=7, ncols=3, handlelength=1.2)
     _plain(axis)
 
 
@@ -102,7 +103,7 @@ def _overlaps(axis: Axes, kept: pd.DataFrame, overlap: pd.DataFrame) -> None:
     values = np.full((count, count), np.nan)
     for expert, other, share in overlap[["expert", "other", "overlap"]].itertuples(index=False):
         values[int(expert), int(other)] = values[int(other), int(expert)] = share
-    axis.imshow(values, cmap="Oranges", vmin=0, vmax=max(0.2, float(np.nanmax(values))))
+    axis.imshow(values, cmap="Oranges", vmin=0, vmax=max(0.4, 1.6 * float(np.nanmax(values))))
     for (row, column), share in np.ndenumerate(values):
         if row != column:
             both = density[row] * density[column]
