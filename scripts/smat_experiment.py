@@ -81,7 +81,7 @@ def _run_all(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Meta-train, and run the contenders in two processes at a time.
 
-    Contenders that need no checkpoint run beside the meta-training.
+    Those of the first table that need no checkpoint run beside the meta-training.
 
     Returns:
         The accuracies of all tasks, and those on all classes.
@@ -97,16 +97,17 @@ def _run_all(
         everything = contender.name in on_all_classes
         return tasks, contest.all_way(contender, rate) if everything else None
 
-    independent = [contender for contender in contenders if contender.checkpoint is None]
-    dependent = [contender for contender in contenders if contender.checkpoint is not None]
+    # The first table comes first, so that --only-finished soon has something to show.
+    early = [c for c in contenders if c.checkpoint is None and c.name in on_all_classes]
+    late = sorted((c for c in contenders if c not in early), key=lambda c: not c.checkpoint)
     with ThreadPoolExecutor(2) as executor:
         try:
             trained = [executor.submit(meta, SMAT, plan.meta_words(sizes))]
             trained.append(executor.submit(meta, UNTRAINED, plan.untrained_words(sizes)))
-            found = {each.name: executor.submit(compete, each) for each in independent}
+            found = {each.name: executor.submit(compete, each) for each in early}
             for work in trained:
                 work.result()
-            found |= {each.name: executor.submit(compete, each) for each in dependent}
+            found |= {each.name: executor.submit(compete, each) for each in late}
             # All others finish before the error of one is raised, so a repetition has little to do.
             wait(found.values())
         except BaseException:
