@@ -124,9 +124,10 @@ def load(
     Args:
         name: a group of backbones, such as vit_b16, siglip2_b16 or tiny (in the package, for
             trials); the name of an architecture of open_clip, such as "ViT-B-16-SigLIP"; a
-            repository, "hf-hub:ORG/NAME"; or a folder, "local-dir:PATH".
+            repository, "hf-hub:ORG/NAME"; a folder, "local-dir:PATH"; or an image model of timm,
+            "timm:NAME", whose classes come from images with `so_clip.adapt`.
         checkpoint: a local file of weights, read in place of the published ones.
-        pretrained: open_clip's tag of published weights, such as "laion2b_s34b_b88k"; auto: those
+        pretrained: open_clip's or timm's tag of published weights, such as "laion2b_s34b_b88k"; auto: those
             of the named model. An architecture of open_clip needs a tag or a checkpoint. A
             repository or folder has weights of its own.
         device: auto | cpu | cuda | cuda:N | mps.
@@ -206,12 +207,12 @@ def _check_named(name: str, known: list[str], has_weights: bool) -> None:
         near = nearest(name, known)
         raise InputError(
             f"name={name!r}: there is no such model.{near} Known: {', '.join(known)}, the "
-            "architectures of open_clip, 'hf-hub:ORG/NAME' and 'local-dir:PATH'."
+            "architectures of open_clip, 'hf-hub:ORG/NAME', 'local-dir:PATH' and 'timm:NAME'."
         ) from error
     if not has_weights:
-        from open_clip import list_pretrained_tags_by_model
+        from so_clip.clip.loading.hub import pretrained_tags
 
-        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        tags = ", ".join(pretrained_tags(name)) or "none"
         raise InputError(
             f"name={name!r}: say which weights: pretrained=TAG or checkpoint=FILE. Tags: {tags}."
         )
