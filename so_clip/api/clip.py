@@ -127,9 +127,9 @@ def load(
             repository, "hf-hub:ORG/NAME"; a folder, "local-dir:PATH"; or an image model of timm,
             "timm:NAME", whose classes come from images with `so_clip.adapt`.
         checkpoint: a local file of weights, read in place of the published ones.
-        pretrained: open_clip's or timm's tag of published weights, such as "laion2b_s34b_b88k"; auto: those
-            of the named model. An architecture of open_clip needs a tag or a checkpoint. A
-            repository or folder has weights of its own.
+        pretrained: open_clip's or timm's tag of published weights, such as "laion2b_s34b_b88k";
+            auto: those of the named model. An architecture of open_clip or timm needs a tag or a
+            checkpoint. A repository or folder has weights of its own.
         device: auto | cpu | cuda | cuda:N | mps.
         precision: auto | fp32 | bf16 | fp16 | fp16_authors, of training and evaluation.
         resize_mode: auto (as the weights were trained) | shortest | squash | longest.

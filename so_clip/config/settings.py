@@ -64,9 +64,11 @@ class BackboneChoice(Options):
     """The CLIP model and its weights."""
 
     architecture: str = option(
-        help="open_clip's name of the model | hf-hub:ORG/NAME | local-dir:PATH"
+        help="open_clip's name of the model | hf-hub:ORG/NAME | local-dir:PATH | timm:NAME[@PIXELS]"
     )
-    pretrained: str | None = option(help="open_clip's tag of the weights | null: random weights")
+    pretrained: str | None = option(
+        help="open_clip's or timm's tag of the weights | null: random weights"
+    )
     checkpoint: str | None = option(
         help="a local file of weights, read in place of a download", changes_results=False
     )

@@ -37,7 +37,7 @@ from so_clip.report.averages import AVERAGE, few_shot_runs, same_zero_shot
 from so_clip.report.progress import watched
 from so_clip.report.read import Runs
 from so_clip.report.tables import MEASURES, ZERO_SHOT_TITLE, table_runs
-from so_clip.results.run_files import PREDICTIONS_FILE, read_columns
+from so_clip.results.run_files import PREDICTIONS_FILE, columns_if_whole, read_columns
 
 SEEDS, IMAGES = "seeds", "images"
 LEVEL = 0.05
@@ -228,15 +228,16 @@ def _read_answers(
     """Return a hash of the image paths in their order, and which predictions are correct."""
     if (result.folder, result.column) not in answers:
         file = Path(result.folder) / PREDICTIONS_FILE
-        columns = (_BEFORE, _AFTER)
+        answers |= {(result.folder, column): None for column in (_BEFORE, _AFTER)}
         try:
-            given = read_columns(file, whole=("label", *columns), texts=("path",))
+            # Runs without a text tower have no zero-shot predictions.
+            given = columns_if_whole(file, whole=("label", _BEFORE, _AFTER), texts=("path",))
+            given = given or read_columns(file, whole=("label", _AFTER), texts=("path",))
         except InputError as error:
             remarks[str(error)] = None
-            answers |= {(result.folder, column): None for column in columns}
         else:
             paths = hashlib.sha256("\n".join(given["path"]).encode()).hexdigest()
-            for column in columns:
+            for column in given.keys() - {"label", "path"}:
                 answers[result.folder, column] = paths, given[column] == given["label"]
     return answers[result.folder, result.column]
 

@@ -92,6 +92,13 @@ ROWS: dict[str, Row] = {
     "tip_adapter_f": Row(
         r"head\.(keys|values)", zero_shot_start=False, resnet=True, overrides=_FAST, plain=False
     ),
+    "prototypes": Row(
+        r"head\.(prototypes|factor)",
+        zero_shot_start=False,
+        resnet=True,
+        trains=False,
+        plain=False,
+    ),
     "linear_probe": Row(r"head\.weight", resnet=True, plain=False),
     "lp_plus_plus": Row(
         r"head\.(weight|bias|descent|alpha|alpha_rate|root_rate)",
