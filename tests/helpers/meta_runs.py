@@ -10,8 +10,9 @@ from tests.helpers.command import Outcome, call
 # Two classes a task and one block keep a task short.
 SMALL = (
     *("meta", "backbone=tiny", "sources=[digits]", "adapter.position=last-1"),
-    *("adapter.experts=2", "episodes.ways=[2,2]", "episodes.queries=2", "episodes.images=6"),
-    *("training.tasks=20", "training.tasks_per_update=2", "validate_every=8"),
+    *("adapter.experts=2", "adapter.granularity=row"),  # files are small
+    *("episodes.ways=[2,2]", "episodes.queries=2", "episodes.images=6"),
+    *("training.tasks=14", "training.tasks_per_update=2", "validate_every=8"),
     *("validation_tasks=2", "test_tasks=2", "threads=1", "workers=0"),
 )
 # metrics.json has these, and no repetition has the same. The settings hold places.
