@@ -61,13 +61,13 @@ def main(
     # torch takes seconds to import, so most bad input is refused before.
     from so_clip.forecast.predict import forecast
 
-    with _shown_stages() as report:
+    with shown_stages() as report:
         values = forecast(settings, card, report)
     show(json.dumps(values, indent=2) if as_json else table(values))
 
 
 @contextmanager
-def _shown_stages() -> Iterator[Callable[[str], None]]:
+def shown_stages() -> Iterator[Callable[[str], None]]:
     """Yield a function that shows a stage of the forecast on stderr.
 
     On a terminal one line changes. Into a pipe or a file each stage is a line.
@@ -90,46 +90,48 @@ def table(values: Mapping[str, Any]) -> str:
     rows = {
         "run": f"{values['method']} of {values['backbone']} on {values['dataset']}, "
         f"{values['precision']}",
-        "peak memory": _mib(values["peak_memory_mib"]),
-        "  weights": _mib(values["weights_mib"]),
-        "  gradients": _mib(values["gradients_mib"]),
-        "  optimizer state": _mib(values["optimizer_state_mib"]),
-        "  activations": _mib(values["activations_mib"]),
-        "peak memory of evaluation": _mib(values["evaluation_peak_memory_mib"]),
+        "peak memory": mib_text(values["peak_memory_mib"]),
+        "  weights": mib_text(values["weights_mib"]),
+        "  gradients": mib_text(values["gradients_mib"]),
+        "  optimizer state": mib_text(values["optimizer_state_mib"]),
+        "  activations": mib_text(values["activations_mib"]),
+        "peak memory of evaluation": mib_text(values["evaluation_peak_memory_mib"]),
     }
     if "start_peak_memory_mib" in values:
-        rows["peak memory of the start"] = _mib(values["start_peak_memory_mib"])
+        rows["peak memory of the start"] = mib_text(values["start_peak_memory_mib"])
     if trains:
         rows |= {
-            "images in memory": _bytes(values["few_shot_images_bytes"])
+            "images in memory": bytes_text(values["few_shot_images_bytes"])
             + f" more, if an image has {values['image_pixels']} pixels",
-            "one step": f"{_flop(values['flops_per_step'])} for {values['batch_size']} images",
-            "  forward": _flop(values["forward_flops_per_step"]),
-            "  backward": _flop(values["backward_flops_per_step"]),
-            "training": f"{_flop(values['training_flops'])}, {values['steps']} steps at most",
+            "one step": f"{flop_text(values['flops_per_step'])} for {values['batch_size']} images",
+            "  forward": flop_text(values["forward_flops_per_step"]),
+            "  backward": flop_text(values["backward_flops_per_step"]),
+            "training": f"{flop_text(values['training_flops'])}, {values['steps']} steps at most",
         }
     rows |= {
-        "evaluation": f"{_flop(values['evaluation_flops'])}, {values['test_images']} images"
+        "evaluation": f"{flop_text(values['evaluation_flops'])}, {values['test_images']} images"
         + (", before and after" if trains else ""),
-        "whole run": _flop(values["run_flops"]),
-        "weights to download": _bytes(values["weights_download_bytes"]),
-        "features kept on disk": _bytes(values["features_bytes"]),
-        "run folder": _bytes(values["run_folder_bytes"]) + ", without a checkpoint",
-        "  adapter file": _bytes(values["adapter_bytes"]) + " at most",
+        "whole run": flop_text(values["run_flops"]),
+        "weights to download": bytes_text(values["weights_download_bytes"]),
+        "features kept on disk": bytes_text(values["features_bytes"]),
+        "run folder": bytes_text(values["run_folder_bytes"]) + ", without a checkpoint",
+        "  adapter file": bytes_text(values["adapter_bytes"]) + " at most",
         "modelled on": values["models"],
     }
     return summary_table(rows)
 
 
-def _mib(value: float) -> str:
+def mib_text(value: float) -> str:
     return f"{value:,.1f} MiB"
 
 
-def _bytes(value: int) -> str:
-    return _mib(value / MIB) if value >= MIB else f"{value / 1024:,.1f} KiB" if value else "none"
+def bytes_text(value: int) -> str:
+    return (
+        mib_text(value / MIB) if value >= MIB else f"{value / 1024:,.1f} KiB" if value else "none"
+    )
 
 
-def _flop(value: int) -> str:
+def flop_text(value: int) -> str:
     scaled, units = value / 10**9, ["G", "T", "P"]
     while scaled >= 1000 and len(units) > 1:
         scaled /= 1000

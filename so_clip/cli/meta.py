@@ -1,14 +1,16 @@
 """`python -m so_clip meta`: meta-train SMAT's experts on tasks of many datasets."""
 
+import json
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from so_clip.checks import path
 from so_clip.cli.arguments import Words
 from so_clip.cli.config_folders import CONFIG_DIR, check_config_folders
+from so_clip.cli.forecast import bytes_text, flop_text, mib_text, shown_stages
 from so_clip.cli.program import COMMANDS
 from so_clip.errors import InputError, nearest, show
 from so_clip.meta.settings import MetaSettings, declared_options
@@ -48,6 +50,8 @@ method=smat adapter.checkpoint=FILE.
   python -m so_clip meta experiment=smat data_root=data
   python -m so_clip meta backbone=tiny sources=[dtd,eurosat] targets=[food101] training.tasks=2000
 
+--forecast prints the peak memory of the largest task, and needs neither images nor weights.
+
 Tasks to train on have classes of the first half of each source, tasks to validate on those of the
 second half. Targets are tested once, after training, and choose nothing. A finished run is not
 repeated; an interrupted one continues with the same command. docs/meta.md has the files.
@@ -68,6 +72,13 @@ def main(
         str | None,
         typer.Option("-cd", CONFIG_DIR, metavar="FOLDER", help="A folder with more choices."),
     ] = None,
+    forecasts: Annotated[
+        bool,
+        typer.Option("--forecast", help="Print memory, FLOPs and disk space, and train nothing."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the forecast as a JSON document.")
+    ] = False,
 ) -> None:
     """Meta-train; see HELP."""
     from so_clip.meta.parse import META, meta_settings
@@ -77,6 +88,12 @@ def main(
     if config_dir is not None:
         check_config_folders({CONFIG_DIR: config_dir}, (META.folder, CONF_DIR))
     settings = meta_settings(given, None if config_dir is None else path(CONFIG_DIR, config_dir))
+
+    if forecasts:
+        _forecast(settings, as_json)
+        return
+    if as_json:
+        raise InputError("--json: prints a forecast. Give --forecast too, or leave it out.")
 
     from so_clip.clip.loading.weights_file import check_backbone
     from so_clip.meta.tasks import gather_tasks
@@ -96,6 +113,60 @@ def main(
         result = meta_run(settings, tasks, overrides=given)
     skipped = "finished before: skipped. force=true repeats it.\n\n" if result.skipped else ""
     show(f"\n{skipped}{result.table}\n\n{_next_commands(settings, result)}")
+
+
+def _forecast(settings: MetaSettings, as_json: bool) -> None:
+    """Print what the meta-training needs. Cards are read, and no images or weights."""
+    from so_clip.clip.loading.architecture_names import check_architecture
+    from so_clip.forecast.meta import largest_task
+
+    check_architecture(settings.backbone.architecture)
+    largest_task(settings)
+    # torch takes seconds to import, so most bad input is refused before.
+    from so_clip.forecast.meta_task import meta_forecast
+
+    with shown_stages() as report:
+        values = meta_forecast(settings, report)
+    show(json.dumps(values, indent=2) if as_json else forecast_table(values))
+
+
+def forecast_table(values: Mapping[str, Any]) -> str:
+    """Return the forecast as a table for a person, with a way out if the memory is too small."""
+    from so_clip.results.run_folder import summary_table
+
+    masks = values["mask_mib"]
+    rows = {
+        "meta-training": f"{values['experts']} experts of {values['backbone']}, "
+        f"{values['precision']}, training.head={values['head']}",
+        "largest task": f"{values['ways']} classes, {values['few_shot_images']} few-shot and "
+        f"{values['query_images']} query images",
+        "peak memory": mib_text(values["peak_memory_mib"]),
+        "  weights": mib_text(values["weights_mib"]),
+        "  gradients": mib_text(values["gradients_mib"]),
+        "  optimizer state": mib_text(values["optimizer_state_mib"]),
+        "  activations": mib_text(values["activations_mib"]),
+        "masks and their gradients": ", ".join(
+            f"{mib_text(size)} (adapter.granularity={name})" for name, size in masks.items()
+        ),
+        "images of the task": bytes_text(values["task_images_bytes"]) + " more",
+        "one task": flop_text(values["flops_per_task"]),
+        "training": f"{flop_text(values['training_flops'])}, {values['tasks']} tasks at most "
+        "this large",
+        "checkpoint file": bytes_text(values["checkpoint_bytes"]),
+        "state to resume from": bytes_text(values["resume_bytes"]),
+        "modelled on": values["models"],
+    }
+    here = values["memory_here_mib"]
+    if here is None or values["peak_memory_mib"] < here:
+        return summary_table(rows)
+    way_out = "Take smaller tasks: fewer episodes.images, episodes.queries or episodes.ways"
+    if values["granularity"] == "weight":
+        saved = masks["weight"] - masks["row"]
+        way_out = (
+            f"adapter.granularity=row takes {mib_text(saved)} less. Or take smaller tasks: fewer "
+            "episodes.images, episodes.queries or episodes.ways"
+        )
+    return f"{summary_table(rows)}\n\nThis machine has {mib_text(here)}. {way_out}."
 
 
 def _check_words(words: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
 
 from so_clip.clip.backbone import Backbone
 from so_clip.errors import InputError, RunFailed
@@ -74,7 +75,10 @@ class MetaTraining:
                 f"precision={precision.name}: gradients of single tasks would need a scale of "
                 "their own. Use precision=bf16 or precision=fp32."
             )
-        self.backbone, self.smat, self.options = backbone, smat.to(backbone.mean.device), options
+        device = backbone.mean.device
+        if smat.multiplier_M.device != device:  # a forecast's fake tensors cannot move
+            smat.to(device)
+        self.backbone, self.smat, self.options = backbone, smat, options
         self.losses = TaskLosses(backbone, options, precision)
         self.base = {
             name: backbone.model.get_parameter(name).detach() for name in smat.experts.names
@@ -116,7 +120,8 @@ class MetaTraining:
         expert_M = drawn_M.detach()
         noise_seed = None
         if smat.options.noise:
-            noise_seed = int(torch.randint(2**40, (), generator=self.draws))
+            with _disable_current_modes():  # a forecast has no values, and this one is needed
+                noise_seed = int(torch.randint(2**40, (), generator=self.draws))
         weights = smat.experts.merged(self.base, expert_M, noise_seed=noise_seed)
         found = self.losses(task, weights, frozen_SD)
         scale = 1 / options.tasks_per_update
