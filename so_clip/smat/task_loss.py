@@ -97,9 +97,7 @@ class TaskLosses:
             logits_QN = self._logits(task, task.images_QCHW, fast.prototype_ND)
             cross_entropy = F.cross_entropy(logits_QN, task.labels_Q)
             if options.distillation and options.teacher_lr:
-                steps = torch.autograd.grad(cross_entropy, fast.leaves, retain_graph=True)
-                taught = fast.after_step(steps, options.teacher_lr)
-                teachers.append(self._taught_logits(task, taught))
+                teachers.append(self._taught_logits(task, fast, cross_entropy))
             distillation = self._distillation(logits_QN, teachers)
             share = options.distillation if teachers else 0.0
             loss = (1 - share) * cross_entropy + share * distillation
@@ -133,10 +131,18 @@ class TaskLosses:
         prototype_ND = class_means(frozen_SD, task.labels_S, task.classes)
         return self._logits(task, task.images_QCHW, prototype_ND)
 
-    @torch.no_grad()
-    def _taught_logits(self, task: Task, taught: _Point) -> Tensor:
-        """Return the query logits of the dense teacher."""
-        with weights_in(self.backbone.model, taught.weights):
+    def _taught_logits(self, task: Task, fast: _Point, cross_entropy: Tensor) -> Tensor:
+        """Return the query logits of the dense teacher. Its weights are freed after that.
+
+        Args:
+            task: see Task.
+            fast: the student.
+            cross_entropy: of the student's query logits, with a graph.
+        """
+        steps = torch.autograd.grad(cross_entropy, fast.leaves, retain_graph=True)
+        taught = fast.after_step(steps, self.options.teacher_lr)
+        del steps  # as large as the weights
+        with torch.no_grad(), weights_in(self.backbone.model, taught.weights):
             return self._logits(task, task.images_QCHW, taught.prototype_ND)
 
     def _distillation(self, logits_QN: Tensor, teachers: Sequence[Tensor]) -> Tensor:

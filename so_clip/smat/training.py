@@ -181,7 +181,7 @@ class MetaTraining:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         experts.clamp()
-        smat.multiplier_M[experts.sparsity_M() > smat.options.sparsity] = 0
+        smat.multiplier_M.masked_fill_(experts.sparsity_M() > smat.options.sparsity, 0)
         self._expert_sum_M.zero_()
 
     def _set_rates(self, update: int) -> None:
