@@ -159,14 +159,14 @@ def forecast_table(values: Mapping[str, Any]) -> str:
     here = values["memory_here_mib"]
     if here is None or values["peak_memory_mib"] < here:
         return summary_table(rows)
-    way_out = "Take smaller tasks: fewer episodes.images, episodes.queries or episodes.ways"
+    ways_out = ["smaller tasks take less: fewer episodes.images, episodes.queries, episodes.ways"]
+    if values["memory"] != "small":
+        ways_out.insert(0, "memory=small keeps fewer activations")
     if values["granularity"] == "weight":
-        saved = masks["weight"] - masks["row"]
-        way_out = (
-            f"adapter.granularity=row takes {mib_text(saved)} less. Or take smaller tasks: fewer "
-            "episodes.images, episodes.queries or episodes.ways"
-        )
-    return f"{summary_table(rows)}\n\nThis machine has {mib_text(here)}. {way_out}."
+        saved = mib_text(masks["weight"] - masks["row"])
+        ways_out.insert(0, f"adapter.granularity=row takes {saved} less")
+    way_out = "\n".join(f"- {text}" for text in ways_out)
+    return f"{summary_table(rows)}\n\nThis machine has {mib_text(here)}:\n{way_out}"
 
 
 def _check_words(words: Sequence[str]) -> None:

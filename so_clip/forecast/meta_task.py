@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from so_clip.build import load
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.loading.architecture_names import without_path
 from so_clip.clip.roles import Part
 from so_clip.config.settings import BackboneChoice
@@ -62,6 +63,7 @@ def meta_forecast(
         settings.training.options,
         size,
         precision=precision,
+        memory=settings.placement.memory,
         report=report,
     )
     tasks, per_update = settings.training.tasks, settings.training.tasks_per_update
@@ -69,6 +71,7 @@ def meta_forecast(
         "backbone": without_path(settings.backbone.architecture),
         "precision": precision,
         "models": MODELS_CUDA if is_cuda else MODELS,
+        "memory": settings.placement.memory,
         "granularity": settings.adapter.granularity,
         "experts": settings.adapter.experts,
         "head": settings.training.head,
@@ -90,6 +93,7 @@ def task_forecast(
     size: TaskSize,
     *,
     precision: str = "fp32",
+    memory: Memory = "fast",
     report: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
     """Learn from one task, the last one of an update, on fake tensors; return what it takes.
@@ -100,12 +104,14 @@ def task_forecast(
         options: of the training.
         size: of the task.
         precision: fp32 | bf16.
+        memory: fast | balanced | small.
         report: called with the name of each stage before its work.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         report("building the model")
         backbone = load(choice, 0, weightless=True).requires_grad_(False)
+        backbone.memory = memory
         parts = Weights(adapter.roles, "vision", adapter.position).parts_of(backbone)
         smat = Smat(parts, backbone.dimensions, adapter.model, 0)
         training = MetaTraining(backbone, smat, options, Precision(precision, CPU), 0)

@@ -146,6 +146,7 @@ class MetaRun:
         self.device = torch.device(settings.placement.device)
         self.precision = Precision(settings.placement.precision, self.device)
         self.backbone = backbone.to(self.device).requires_grad_(False)
+        self.backbone.memory = settings.placement.memory
         self.training = MetaTraining(
             self.backbone,
             smat.to(self.device),

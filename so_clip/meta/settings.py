@@ -239,6 +239,9 @@ class MetaPlacement(Options):
     precision: Literal["auto", "fp32", "bf16"] = option(
         AUTO, "auto (bf16 on a GPU that supports it, else fp32) | fp32 | bf16, with fp32 weights"
     )
+    memory: Literal["fast", "balanced", "small"] = option(
+        "fast", "activations kept for the backward pass: fast | balanced | small (slowest)"
+    )
     image_budget_mib: AutoMib = option(
         AUTO,
         "MiB for decoded images; others are decoded for each task | auto",

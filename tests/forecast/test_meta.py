@@ -25,15 +25,17 @@ PARTS = ("weights_mib", "optimizer_state_mib", "gradients_mib", "activations_mib
 
 
 @pytest.mark.parametrize(
-    ("granularity", "head", "per_update"),
+    ("granularity", "head", "per_update", "memory"),
     [
-        ("weight", "text", 2),
-        pytest.param("weight", "prototype", 1, marks=pytest.mark.slow),
-        pytest.param("row", "prototype", 2, marks=pytest.mark.slow),
-        pytest.param("matrix", "text", 2, marks=pytest.mark.slow),
+        ("weight", "text", 2, "fast"),
+        pytest.param("weight", "prototype", 1, "small", marks=pytest.mark.slow),
+        pytest.param("row", "prototype", 2, "fast", marks=pytest.mark.slow),
+        pytest.param("matrix", "text", 2, "balanced", marks=pytest.mark.slow),
     ],
 )
-def test_the_memory_is_that_of_a_real_task_and_update(granularity, head, per_update, tmp_path):
+def test_the_memory_is_that_of_a_real_task_and_update(
+    granularity, head, per_update, memory, tmp_path
+):
     settings = meta_settings(
         [
             *("backbone=tiny", f"adapter.granularity={granularity}", f"training.head={head}"),
@@ -42,9 +44,11 @@ def test_the_memory_is_that_of_a_real_task_and_update(granularity, head, per_upd
         ]
     )
     options, adapter = settings.training.options, settings.adapter
-    expected = task_forecast(settings.backbone, adapter, options, TaskSize(4, 8, 20))
+    size = TaskSize(4, 8, 20)
+    expected = task_forecast(settings.backbone, adapter, options, size, memory=memory)
 
     backbone = load(settings.backbone, 1).requires_grad_(False)
+    backbone.memory = memory
     parts = Weights(adapter.roles, "vision", adapter.position).parts_of(backbone)
     smat = Smat(parts, backbone.dimensions, adapter.model, 1)
     cpu = torch.device("cpu")
@@ -77,9 +81,11 @@ def test_the_command_forecasts_the_largest_task_and_leaves_nothing(tmp_path, mon
     assert sizes == {"ways": 5, "few_shot_images": 10, "query_images": 10}
     assert values["peak_memory_mib"] > values["weights_mib"] > 0
     assert [*tmp_path.iterdir()] == []
-    small = values | {"memory_here_mib": 1.0}
-    assert "adapter.granularity=row takes" in forecast_table(small)
-    assert "adapter.granularity=row takes" not in forecast_table(values)
+    small = forecast_table(values | {"memory_here_mib": 1.0})
+    assert "adapter.granularity=row takes" in small
+    assert "memory=small" in small
+    enough = forecast_table(values | {"memory_here_mib": 1e9})
+    assert enough in small
 
 
 @pytest.mark.parametrize(
