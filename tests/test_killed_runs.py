@@ -70,9 +70,9 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, kills, overrides):
 def test_a_killed_meta_training_ends_as_an_undisturbed_one(tmp_path):
     write_eurosat(tmp_path)
     words = (*SMALL, "targets=[eurosat]", f"data_root={tmp_path}", "checkpoint_seconds=0.05")
-    stages = _killed(tmp_path / "meta", 8, *words, "training.tasks=40")
-    assert sum(stages.values()) == 8
-    assert stages["training"]
+    stages = _killed(tmp_path / "meta", 6, *words, "training.tasks=32")
+    assert sum(stages.values()) == 6
+    assert "training" in stages
     whole, *others = [contents(path) for path in sorted((tmp_path / "meta").glob("[0-9]*"))]
     assert others
     assert not [name for name in whole["files"] if re.match("checkpoint|progress|best", name)]
