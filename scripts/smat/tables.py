@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from scripts.smat.plan import Contender
+from so_clip.results.interval import quantile
 
 MEAN = "mean of the targets"
-# A normal value is within this many standard deviations in 95 % of the cases.
-_DEVIATIONS = 1.96
 
 Row = dict[str, object]
 
@@ -63,13 +62,19 @@ def task_rows(tasks: pd.DataFrame, contenders: Sequence[Contender], reference: s
 def mean_and_interval(groups: Sequence[pd.Series]) -> tuple[float, float]:
     """Return the mean of the groups' means, and half the width of its 95 % interval.
 
-        1.96 / G · sqrt(sum over groups of variance / tasks)
+        t(0.975, f) / G · sqrt(sum over G groups of v),  v = variance / tasks
+        f = (sum of v)² / (sum of v² / (tasks - 1)), by Welch and Satterthwaite
 
     A group with one task has no interval: nan.
     """
     mean = sum(values.mean() for values in groups) / len(groups)
-    variance = sum(values.var() / len(values) for values in groups)
-    return mean, _DEVIATIONS * math.sqrt(variance) / len(groups)
+    variances = [values.var() / len(values) for values in groups]
+    total = sum(variances)
+    if not total:  # all values of each group are equal
+        return mean, 0.0
+    pairs = zip(variances, groups, strict=True)
+    freedom = total**2 / sum(variance**2 / max(1, len(values) - 1) for variance, values in pairs)
+    return mean, quantile(freedom) * math.sqrt(total) / len(groups)
 
 
 def all_way_rows(runs: pd.DataFrame, contenders: Sequence[Contender]) -> list[Row]:

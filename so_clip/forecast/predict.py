@@ -152,7 +152,7 @@ def _model_and_start(
 ) -> tuple[Model, PeakMemory | None]:
     """Return `fake_model`, and the memory of the adapter's start if it has a state to start from.
 
-    A state counts as one that a run would watch; see `Run._start_watched`.
+    A state counts as one that a run would watch; see Adapting.
     """
     if backbone is None:
         with mode:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,10 @@ def meta_run(settings: MetaSettings, tasks: MetaTasks, overrides: Sequence[str] 
             metrics = folder.finished(fingerprint, (SMAT_FILE,), finished_meta)
         if metrics is not None:
             return MetaResult(folder.path, metrics, skipped=True)
-        smat = Smat(parts, backbone.dimensions, settings.adapter.model, settings.data.seed)
+        options = settings.adapter.model
+        if not backbone.has_text:
+            options = replace(options, text_tokens=False)  # their layer would never be trained
+        smat = Smat(parts, backbone.dimensions, options, settings.data.seed)
         work = MetaRun(settings, tasks, backbone, smat, folder, base, fingerprint)
         return MetaResult(folder.path, work.do())
 

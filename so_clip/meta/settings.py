@@ -91,7 +91,8 @@ class AdapterChoice(Options):
     )
     skill_tokens: int = option(SmatOptions.skill_tokens, "learned tokens of the router")
     text_tokens: bool = option(
-        SmatOptions.text_tokens, "the router reads class texts too (the released code: false)"
+        SmatOptions.text_tokens,
+        "the router reads class texts too, if there is a text tower (the released code: false)",
     )
 
     @field_validator("roles", mode="before")

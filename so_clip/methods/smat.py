@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from so_clip.checks import one_of
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.heads import Classes, CosineHead, exact
-from so_clip.errors import InputError
 from so_clip.methods.adapter import Adapter, FewShots
 from so_clip.methods.clip_lora import ClipLoRA
 from so_clip.methods.options import flag
 from so_clip.methods.weights import Weights
-from so_clip.smat.checkpoint_file import SavedSmat, kept_checkpoint
+from so_clip.smat.checkpoint_file import SavedSmat, checkpoint_for
 from so_clip.smat.model import Smat as SmatState
 from so_clip.smat.options import HEADS, Head, SmatOptions
 from so_clip.smat.task import class_means, task_logits
@@ -48,15 +47,7 @@ class _Merging(Adapter):
 
     def check(self, classifier: Classifier, weights_sha256: str) -> None:
         """Read the checkpoint; refuse one of another backbone, or none at all."""
-        if self.checkpoint is None and not weights_sha256:
-            return  # no run: only the parameters that the method opens are asked for
-        if self.checkpoint is None:
-            raise InputError(
-                "adapter.checkpoint=null: SMAT starts from a meta-trained checkpoint. Give the "
-                "file that `python -m so_clip meta` wrote: adapter.checkpoint=FILE."
-            )
-        self._saved = kept_checkpoint(self.checkpoint)
-        self._saved.check_fits(classifier.backbone, weights_sha256)
+        self._saved = checkpoint_for(self.checkpoint, classifier.backbone, weights_sha256)
 
     def stand_in(self, classifier: Classifier) -> None:
         """Take new experts over the matrices of the image tower in place of a checkpoint."""

@@ -13,7 +13,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.errors import InputError
 from so_clip.methods.entries import Entries
 from so_clip.methods.entry_choice import Candidates
-from so_clip.smat.checkpoint_file import SavedSmat, load_checkpoint
+from so_clip.smat.checkpoint_file import SavedSmat, checkpoint_for
 from so_clip.smat.experts import mask
 
 # Weight of the logits in a score: they decide only among equal masks.
@@ -51,16 +51,7 @@ class SmatMasks(Entries):
 
     def check(self, classifier: Classifier, weights_sha256: str) -> None:
         """Read the checkpoint; refuse one of another backbone, or none at all."""
-        if self.checkpoint is None and not weights_sha256:
-            return  # no run: only the parameters that the method opens are asked for
-        if self.checkpoint is None:
-            raise InputError(
-                "adapter.checkpoint=null: the entries are chosen by the masks of a meta-trained "
-                "checkpoint. Give the file that `python -m so_clip meta` wrote: "
-                "adapter.checkpoint=FILE."
-            )
-        self._saved = load_checkpoint(self.checkpoint)
-        self._saved.check_fits(classifier.backbone, weights_sha256)
+        self._saved = checkpoint_for(self.checkpoint, classifier.backbone, weights_sha256)
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
         """Choose the entries; see Entries. The checkpoint is not needed after that."""

@@ -27,8 +27,16 @@ def half_width(values: Sequence[float]) -> float:
     Args:
         values: n independent numbers, such as the accuracies of tasks. n is 2 or more.
     """
+    count = len(values)
+    return quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
+
+
+def quantile(freedom: float) -> float:
+    """Return the half width of a 95 % interval in standard errors, by Student's t distribution.
+
+    Args:
+        freedom: degrees of freedom.
+    """
     from scipy import stats  # an extra, which other runs do not need
 
-    count = len(values)
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(count)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

@@ -126,6 +126,33 @@ def save_checkpoint(
     atomic.write_bytes(path, to_bytes(tensors, metadata))
 
 
+def checkpoint_for(
+    path: Path | str | None, backbone: Backbone, weights_sha256: str
+) -> SavedSmat | None:
+    """Return the state that a method starts from; see `kept_checkpoint`.
+
+    None if there is neither a file nor a run: only the parameters that the method opens are asked
+    for then.
+
+    Args:
+        path: adapter.checkpoint.
+        backbone, weights_sha256: see SavedSmat.check_fits; "" without a run.
+
+    Raises:
+        InputError: there is no file, it cannot be used, or it belongs to another backbone.
+    """
+    if path is None:
+        if not weights_sha256:
+            return None
+        raise InputError(
+            "adapter.checkpoint=null: the method starts from a meta-trained checkpoint. Give the "
+            "file that `python -m so_clip meta` wrote: adapter.checkpoint=FILE."
+        )
+    saved = kept_checkpoint(path)
+    saved.check_fits(backbone, weights_sha256)
+    return saved
+
+
 def kept_checkpoint(path: Path | str) -> SavedSmat:
     """Return what `load_checkpoint` does; the last file is kept, so that many tasks read it once.
 

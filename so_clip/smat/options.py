@@ -140,6 +140,12 @@ class TrainingOptions:
             value = getattr(self, name)
             if not 0 <= number(f"training.{name}", value) <= 1:
                 raise InputError(f"training.{name}={value}: must be in [0, 1].")
+        if self.distillation and not (self.frozen_teacher or self.teacher_lr):
+            raise InputError(
+                f"training.distillation={self.distillation}: there is no teacher. Give "
+                "training.distillation=0, training.frozen_teacher=true or a training.teacher_lr "
+                "above 0."
+            )
         rates = ["inner_lr", "teacher_lr", "delta_lr", "router_lr", "lambda_lr"]
         limits = ["delta_clip", "mask_clip", "router_clip"]
         others = ["delta_decay", "router_decay", "router_penalty"]

@@ -99,7 +99,7 @@ class TaskLosses:
             if options.distillation and options.teacher_lr:
                 teachers.append(self._taught_logits(task, fast, cross_entropy))
             distillation = self._distillation(logits_QN, teachers)
-            share = options.distillation if teachers else 0.0
+            share = options.distillation
             loss = (1 - share) * cross_entropy + share * distillation
             gradients = torch.autograd.grad(loss, fast.leaves)
         named = dict(zip(weights, gradients, strict=False))

@@ -25,6 +25,7 @@ ROWS = [
     ("training.tasks=41", ["training.tasks=41", "training.tasks=44"]),
     ("training.tasks=0", ["training.tasks=0", "1 or more"]),
     ("training.delta_lr=-1", ["training.delta_lr=-1", "0 or above"]),
+    ("training.frozen_teacher=false training.teacher_lr=0", ["there is no teacher", "=0"]),
     ("training.mask_lr=fast", ["training.mask_lr=fast", "auto, or a number"]),
     ("training.head=texts", ["training.head=texts", "text or prototype or mean"]),
     ("adapter.sparsity=1", ["adapter.sparsity=1", "[0, 1)"]),

@@ -105,7 +105,7 @@ def oracle(
         target = (target_QN / heat).softmax(dim=1)
         difference = target.log() - (student_QN / heat).log_softmax(dim=1)
         distillation = distillation + heat**2 / 2 * (target * difference).sum(dim=1).mean()
-    share = options.distillation if teachers else 0.0
+    share = options.distillation
     return (1 - share) * cross_entropy + share * distillation
 
 
@@ -119,6 +119,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"head": "mean", "inner_lr": 0.05, "teacher_lr": 0.1},
     {"head": "prototype", "inner_lr": 0.0, "distillation": 0.6},
     {"head": "text", "inner_lr": 0.0, "teacher_lr": 0.0},
+    {"head": "text", "frozen_teacher": False, "teacher_lr": 0.0, "distillation": 0.0},
     {"head": "mean", "frozen_teacher": False, "inner_lr": 0.02},
     {"head": "text", "distillation": 0.0, "inner_lr": 0.05},
 ]

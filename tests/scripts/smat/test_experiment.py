@@ -1,12 +1,12 @@
 """The parts of SMAT's experiment: its plan, its commands, tables and plots."""
 
 import json
-import math
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 pytest.importorskip("matplotlib", reason="the pictures need the pretrain extra")
 
@@ -106,9 +106,14 @@ def test_rows_of_tasks_have_paired_differences_and_stratified_intervals():
     # The differences of the two common tasks are 2 and 4, and 0 and 10.
     assert rows.loc[("better", "x"), "minus_base_points"] == 3
     assert rows.loc[("better", tables.MEAN), "minus_base_points"] == 4
-    expected = 1.96 * math.sqrt(np.var([2, 4], ddof=1) / 2 + np.var([0, 10], ddof=1) / 2) / 2
+    welch = stats.ttest_ind([2, 4], [0, -10], equal_var=False).confidence_interval(0.95)
     interval = rows.loc[("better", tables.MEAN), "minus_base_interval"]
-    assert interval == pytest.approx(expected)
+    assert interval == pytest.approx((welch.high - welch.low) / 2 / 2)
+    # One target has Student's interval; equal tasks have none.
+    student = stats.ttest_1samp([0, 10], 0).confidence_interval(0.95)
+    interval = rows.loc[("better", "y"), "minus_base_interval"]
+    assert interval == pytest.approx((student.high - student.low) / 2)
+    assert rows.loc[("base", "y"), "interval_percent"] == 0
 
 
 def test_rows_of_all_classes_have_the_spread_over_seeds():
