@@ -1,45 +1,41 @@
 """From settings and data to the objects of a run: model, optimizer, batches, evaluators."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
 
 import torch
-from hydra.utils import get_object
 
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.load import load_backbone
-from so_clip.clip.loading.architecture_names import is_image_only
 from so_clip.clip.pixels import preprocessing_of, unusual_pixels
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.config.resolve import resolved_text_budget
-from so_clip.config.settings import BackboneChoice, Component, Evaluation, MethodChoice, Settings
+from so_clip.config.settings import BackboneChoice, Component, Evaluation, Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.cache.decode_cache import GIB, DecodeCache
-from so_clip.data.cards.card import DatasetCard, load_card
-from so_clip.data.choice import TEMPLATES, DataChoice
-from so_clip.data.find import user_dataset
+from so_clip.data.cards.card import DatasetCard
+from so_clip.data.choice import TEMPLATES
 from so_clip.data.image_memory import training_images
 from so_clip.data.images import DigitArray
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
-from so_clip.errors import InputError, nearest
+from so_clip.errors import InputError
 from so_clip.evaluate.evaluator import Classes, Evaluator
 from so_clip.evaluate.feature_cache import FeatureCache
 from so_clip.fingerprint import Base
 from so_clip.methods.adapter import Adapter
+from so_clip.methods.construct import constructor_of, make_adapter, of_type, refuse_foreign_options
 from so_clip.methods.model import Model
+from so_clip.methods.requirements import check_classes, check_half_weights, check_text
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 
 CPU = torch.device("cpu")
-Made = TypeVar("Made")
 # Contexts of an evaluator for the classes that the classifier has anyway.
 _SAME_CLASSES: tuple[Classes, Classes] = (nullcontext, nullcontext)
 
@@ -71,53 +67,6 @@ def base_of(choice: BackboneChoice, backbone: Backbone, weights_sha256: str) -> 
     """Return what fingerprints hold of a backbone as loaded, with the SHA-256 of its weights."""
     pixels = unusual_pixels(preprocessing_of(backbone), choice.architecture)
     return Base(weights_sha256, pixels, backbone.logit_scale)
-
-
-def check_classes(method: MethodChoice, choice: DataChoice) -> None:
-    """Refuse, before any work, to test a method on classes that it cannot predict.
-
-    Raises:
-        InputError: the trained weights belong to the training classes, and others are to be tested.
-    """
-    adapter = make_adapter(method.adapter) if method.adapter else None
-    if adapter is None or not adapter.class_bound:
-        return
-    bound = f"what method={method.name} trains belongs to the classes of its training images"
-    if choice.base_to_new:
-        raise InputError(
-            f"protocol=base_to_new: {bound}, and cannot predict new ones. Leave protocol out, or "
-            "take another method."
-        )
-    for name in choice.transfer:
-        is_users = user_dataset(name, choice.data_root) is not None
-        if is_users or load_card(name, choice.cards_dir).classes_of != choice.dataset:
-            raise InputError(
-                f"transfer={name}: {bound}, and {name} has others. Leave it out, or take another "
-                "method."
-            )
-
-
-def check_text(settings: Settings, backbone: Backbone | None = None) -> None:
-    """Refuse, before any work, a method whose classes come from text on a backbone without text.
-
-    Args:
-        settings: of the run.
-        backbone: as loaded; None: the name of the architecture decides.
-
-    Raises:
-        InputError: the method needs a text tower and there is none.
-    """
-    method, architecture = settings.method, settings.backbone.architecture
-    has_text = not is_image_only(architecture) if backbone is None else backbone.has_text
-    whose = f"method={method.name}: its classes come from text, and the backbone {architecture}"
-    if backbone is not None:  # the same text for all methods, which `backbones NAME` shows once
-        whose = f"the classes of the method come from text, and {backbone.description}"
-    if has_text or (method.adapter is not None and not make_adapter(method.adapter).needs_text):
-        return
-    raise InputError(
-        f"{whose} has no text tower. Use method=prototypes or method=linear_probe, or a CLIP such "
-        "as backbone=vit_b16."
-    )
 
 
 def assemble_model(
@@ -168,18 +117,9 @@ def assemble_model(
         )
     precision = Precision(placement.precision, device)
     if precision.name == HALF_WEIGHTS:
-        _check_takes_half_weights(adapter, settings.method.name)
+        check_half_weights(adapter, settings.method.name)
         backbone.use_half_weights()
     return Model(classifier, adapter, parameters, device, precision, weights_sha256, base_names)
-
-
-def _check_takes_half_weights(adapter: Adapter | None, method: str) -> None:
-    if adapter is not None and not adapter.half_weights:
-        raise InputError(
-            f"precision={HALF_WEIGHTS}: method={method} computes with float32 weights. The option "
-            "is for clip_lora, zero_shot, and methods that train CLIP's own weights, such as so "
-            "and adamw. Use precision=fp16."
-        )
 
 
 def class_prompts(template: str, class_names: Sequence[str], card: DatasetCard) -> Prompts:
@@ -218,11 +158,11 @@ def build_optimizer(choice: Component | None, model: Model) -> torch.optim.Optim
             "optimizer.capturable=true: works on GPUs only, and the device is cpu. Leave it out."
         )
     sampled = options.pop("sampled_gradients", False)
-    constructor = _constructor("optimizer", choice.target)
-    _refuse_foreign_options("optimizer", constructor, options)
+    constructor = constructor_of("optimizer", choice.target)
+    refuse_foreign_options("optimizer", constructor, options)
     try:
         made = constructor([*model.parameters.values()], **options)
-        optimizer = _of_type(torch.optim.Optimizer, made, "optimizer", choice)
+        optimizer = of_type(torch.optim.Optimizer, made, "optimizer", choice)
         if sampled:
             sampled_gradients(model.classifier, optimizer, always=sampled is True)
     except (TypeError, ValueError) as error:
@@ -364,64 +304,3 @@ def _other_classes(template: str, test_set: TestSet, model: Model) -> tuple[Clas
     with plain():
         adapter.prompts_for(classifier, tokens_PL)  # refuses now what would fail after training
     return plain, partial(plain, rewrite=adapter.prompts_for)
-
-
-def make_adapter(choice: Component) -> Adapter:
-    """Return the adapter that a choice describes. Refusals of its class become InputError."""
-    constructor = _constructor("adapter", choice.target)
-    _refuse_foreign_options("adapter", constructor, choice.options)
-    try:
-        made = constructor(**choice.options)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"adapter: {error}") from error
-    return _of_type(Adapter, made, "adapter", choice)
-
-
-def _of_type(needed: type[Made], made: Any, group: str, choice: Component) -> Made:
-    """Return the made object; InputError unless it has the type that the group needs."""
-    if not isinstance(made, needed):
-        raise InputError(
-            f"{group}._target_={choice.target}: makes a {type(made).__name__}, not a "
-            f"{needed.__module__}.{needed.__name__}."
-        )
-    return made
-
-
-def _constructor(group: str, target: str) -> Callable[..., Any]:
-    """Return the class or function at an import path.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        found = get_object(target)
-    except Exception as error:  # importing a user's module can raise any exception
-        raise InputError(f"{group}._target_={target}: cannot be imported. {error}") from error
-    if not callable(found):
-        raise InputError(f"{group}._target_={target}: must be a class or a function.")
-    return found
-
-
-def _refuse_foreign_options(
-    group: str, constructor: Callable[..., Any], options: Mapping[str, Any]
-) -> None:
-    """Name an option that the constructor does not have; an experiment may have set it.
-
-    Raises:
-        InputError: with the nearest option that it has.
-    """
-    try:
-        parameters = inspect.signature(constructor).parameters
-    except ValueError:  # some classes of Python itself have no signature
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for key, value in options.items():
-        if key not in parameters:
-            raise InputError(
-                f"{group}.{key}={value}: {constructor.__name__} has no such option. Leave it out, "
-                f"or drop it with '~{group}.{key}' where an experiment sets it."
-                f"{nearest(key, parameters)}"
-            )

@@ -7,7 +7,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from so_clip.build import assemble_model, build_optimizer, class_prompts, make_adapter
+from so_clip.build import assemble_model, build_optimizer, class_prompts
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.attention import explicit_attention
 from so_clip.config.compose import compose
@@ -15,6 +15,7 @@ from so_clip.config.parse import from_config
 from so_clip.config.settings import Component
 from so_clip.data.cards.card import load_card
 from so_clip.errors import InputError
+from so_clip.methods.construct import make_adapter
 from so_clip.methods.model import Model
 from so_clip.runtime.precision import Precision
 from tests.helpers.small_models import small_backbone, small_clip

@@ -14,13 +14,13 @@ from so_clip.adapters.about import LowRank, with_hash
 from so_clip.adapters.change import Undo
 from so_clip.adapters.file import SavedAdapter, check_saved
 from so_clip.adapters.structure import Structure
-from so_clip.build import make_adapter
 from so_clip.clip.backbone import Backbone, sha256_of_weights
 from so_clip.clip.classifier import Classifier
 from so_clip.config.parse import targets_of
 from so_clip.config.settings import Component
 from so_clip.errors import InputError, nearest, reason_of
 from so_clip.methods.adapter import Adapter
+from so_clip.methods.construct import make_adapter
 
 # Attributes of the open_clip model that remember what this module did to it.
 _APPLIED, _BASE = "so_clip_applied", "so_clip_base"

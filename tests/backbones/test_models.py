@@ -12,10 +12,10 @@ from so_clip.backbones.without_weights import (
     bare_model,
     copy_without_weights,
 )
-from so_clip.build import make_adapter
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.towers import TOWERS, named_blocks
 from so_clip.errors import InputError
+from so_clip.methods.construct import make_adapter
 from tests.helpers.small_families import small_backbone
 
 # One method of each adapter that chooses its tensors in another way.

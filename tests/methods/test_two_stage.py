@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from so_clip.build import make_adapter
 from so_clip.clip.classifier import Classifier
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.errors import InputError
+from so_clip.methods.construct import make_adapter
 from so_clip.methods.two_stage import TwoStage
 from tests.helpers.small_models import weightless_backbone
 from tests.helpers.tiny_classifiers import IMAGES_BCHW, PROMPTS, SCALE, Given, classifier
