@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from so_clip.clip.engine.memory_record import memory_record
 from so_clip.clip.loading.architecture_names import without_path
 from so_clip.clip.pixels import preprocessing_of
 from so_clip.config.settings import Settings
-from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.evaluate.evaluator import Evaluator, Predictions
 from so_clip.fingerprint import prompts_sha256, settings_sha256
@@ -30,15 +28,13 @@ from so_clip.results.logits_file import (
     logits_kept,
 )
 from so_clip.results.provenance import provenance
-from so_clip.results.run_files import PER_CLASS_FILE, PREDICTIONS_FILE, SKIPPED, skipped_images
-from so_clip.results.run_folder import SKIPPED_FILE, RunFolder
+from so_clip.results.run_files import PER_CLASS_FILE, PREDICTIONS_FILE, SKIPPED
+from so_clip.results.run_folder import RunFolder
 from so_clip.results.scores import ADAPTED, ZERO_SHOT, harmonic_mean, per_class, scores
 from so_clip.runtime.device import describe
+from so_clip.runtime.peak_memory import peak_over
 from so_clip.train import History
 from so_clip.version import RESULTS_VERSION
-
-# The stop reason of a run that adapts nothing.
-NOT_ADAPTED = "zero_shot"
 
 
 @dataclass(frozen=True)
@@ -250,7 +246,7 @@ def run_metrics(
     choice, history = settings.data, adaptation.history
     fewshot_sha256 = data.few_shot.sha256 if data.few_shot else None
     return {
-        **_identity(settings, data, fewshot_sha256, fingerprint),
+        **run_identity(settings, data, fewshot_sha256, fingerprint),
         **scores[""],
         **(_base_to_new(scores) if choice.base_to_new else {}),
         **(_transfer(data, scores) if choice.transfer else {}),
@@ -263,7 +259,7 @@ def run_metrics(
         "features_from_cache": all(evaluator.from_cache for evaluator in evaluators.values()),
         "images_from_cache": sum(evaluator.stream.from_cache for evaluator in evaluators.values()),
         **memory,
-        "peak_memory_measures": _measures(settings.trains, model.device, processes),
+        "peak_memory_measures": measures(settings.trains, model.device, processes),
         "processes": processes,
         "train_seconds": adaptation.train_seconds,
         "steps": history.steps,
@@ -285,48 +281,7 @@ def run_metrics(
     }
 
 
-def tasks_metrics(
-    settings: Settings,
-    data: Data,
-    *,
-    accuracies: Mapping[str, float | None],
-    draws_sha256: str,
-    fingerprint: str,
-    counts: Mapping[str, Any],
-    memory: Mapping[str, float],
-    device: torch.device,
-) -> dict[str, Any]:
-    """Return the content of metrics.json for a run of tasks.
-
-    Args:
-        settings, data: of the run.
-        accuracies: means over tasks, and the half widths of their 95 % intervals.
-        draws_sha256: of the classes and images of all tasks.
-        fingerprint: of the run.
-        counts: numbers over all tasks, such as steps and seconds.
-        memory: that of the task with the highest peak.
-        device: of the run.
-    """
-    return {
-        **_identity(settings, data, draws_sha256, fingerprint),
-        "tasks": settings.data.tasks,
-        **accuracies,
-        "tested_on": data.tested_on,
-        **memory,
-        "peak_memory_measures": f"{_measures(settings.trains, device, 1)}, in the task with the "
-        "highest peak",
-        "processes": 1,
-        **counts,
-        "adapter_mib": None,
-        "device": describe(device),
-        "precision": settings.placement.precision,
-        "evaluation_precision": settings.evaluation_precision,
-        "results_version": RESULTS_VERSION,
-        "settings": settings.record(),
-    }
-
-
-def _identity(
+def run_identity(
     settings: Settings, data: Data, fewshot_sha256: str | None, fingerprint: str
 ) -> dict[str, Any]:
     """Return what identifies a run in metrics.json."""
@@ -349,44 +304,6 @@ def _identity(
     }
 
 
-def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the run's accuracies for people, by their labels."""
-    if metrics.get("tasks"):
-        return _tasks_rows(metrics)
-    adapts = metrics["stop_reason"] != NOT_ADAPTED
-    both = partial(_both, adapts=adapts)
-    rows = {"zero-shot accuracy": _percent(metrics[f"{ZERO_SHOT}accuracy_percent"])}
-    if adapts:
-        rows["adapted accuracy"] = _percent(metrics["accuracy_percent"])
-    if metrics["protocol"] == BASE_TO_NEW:
-        rows = {
-            "base classes": both(metrics, "base_accuracy_percent"),
-            "new classes": both(metrics, "new_accuracy_percent"),
-            "harmonic mean": both(metrics, "harmonic_mean_percent"),
-        }
-    transfer = metrics.get("transfer", {})
-    rows |= {f"on {name}": both(scores, "accuracy_percent") for name, scores in transfer.items()}
-    if len(transfer) > 1:
-        rows["average of these"] = both(metrics, "transfer_accuracy_percent")
-    if skipped := skipped_images(metrics, *transfer.values()):
-        rows["skipped images"] = f"{skipped}: see {SKIPPED_FILE}"
-    return rows
-
-
-def _tasks_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the mean accuracies over tasks and their intervals, by their labels."""
-
-    def row(prefix: str, name: str = "accuracy") -> str:
-        mean, interval = (metrics[f"{prefix}{name}_{kind}percent"] for kind in ("", "interval_"))
-        return "-" if mean is None else f"{mean:.2f} ± {interval:.2f} %"
-
-    rows = {"zero-shot accuracy": row(ZERO_SHOT)}
-    if metrics["stop_reason"] != NOT_ADAPTED:
-        rows |= {"adapted accuracy": row(ADAPTED), "difference": row("", "difference")}
-    rows["these are"] = f"means over {metrics['tasks']} tasks with 95 % intervals"
-    return rows
-
-
 def _skipped(data: Data, dataset: str) -> dict[str, int]:
     """Return how many corrupt images of one dataset the run left out, in training and in test."""
     counts = Counter(image.split for image in data.skipped if image.dataset == dataset)
@@ -400,15 +317,6 @@ def _calibration(validation: Validation | None) -> dict[str, Any]:
         **{f"{prefix}temperature": temperatures.get(prefix) for prefix in (ZERO_SHOT, ADAPTED)},
         "calibrated_on": len(validation.label_V) if validation else 0,
     }
-
-
-def _both(values: Mapping[str, Any], key: str, adapts: bool) -> str:
-    zero_shot = f"{_percent(values[f'{ZERO_SHOT}{key}'])} zero-shot"
-    return f"{zero_shot}, {_percent(values[key])} adapted" if adapts else zero_shot
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} %"
 
 
 def _base_to_new(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
@@ -445,10 +353,9 @@ def _transfer(data: Data, scores: Mapping[str, Mapping[str, float | None]]) -> d
     return average | {"transfer": by_dataset}
 
 
-def _measures(trains: bool, device: torch.device, processes: int) -> str:
+def measures(trains: bool, device: torch.device, processes: int) -> str:
+    """Return what the peak memory of a run is, for people."""
     phase = "the first training steps" if trains else "the first batch of the test split"
     if processes > 1:
         phase += f", in the first of {processes} processes"
-    if device.type == "cuda":
-        return f"peak of the CUDA allocator over {phase}"
-    return f"peak of live tensor memory (weights and all tensors made) over {phase}"
+    return peak_over(phase, device)

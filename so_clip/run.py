@@ -32,19 +32,18 @@ from so_clip.fingerprint import (
 )
 from so_clip.methods.model import Model
 from so_clip.metrics import (
-    NOT_ADAPTED,
     Adaptation,
     Outcome,
     logits_to_keep,
     run_metrics,
-    summary_rows,
     write_outcomes,
     write_provenance,
 )
 from so_clip.results.logits_file import Validation
 from so_clip.results.progress import Progress
 from so_clip.results.run_folder import RunFolder, summary_table
-from so_clip.results.scores import ADAPTED
+from so_clip.results.scores import ADAPTED, NOT_ADAPTED
+from so_clip.results.summary import summary_rows
 from so_clip.runtime.distributed import ALONE, Ranks
 from so_clip.train import History, TrainingDiverged
 

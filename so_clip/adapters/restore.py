@@ -26,12 +26,15 @@ from so_clip.methods.adapter import Adapter
 from so_clip.results.run_files import (
     ADAPTER_FILE,
     ADAPTER_FROM,
+    KIND,
     MAX_TEXT,
+    META,
     METRICS_FILE,
     read_object,
 )
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
+from so_clip.system.commands import override
 
 
 class Opened(NamedTuple):
@@ -86,6 +89,11 @@ def open_saved(path: Path | str) -> Opened:
         return Opened(load(file), path)
     if (path / METRICS_FILE).exists():
         metrics = read_object(path / METRICS_FILE)
+        if metrics.get(KIND) == META:
+            raise InputError(
+                f"{path}: is a meta-training, which has no classes of its own. Use its experts in a "
+                f"run: python -m so_clip method=smat {override('adapter.checkpoint', path)}"
+            )
         if tasks := metrics.get("tasks"):
             raise InputError(
                 f"{path}: the run adapted a model for each of {str(tasks)[:20]} sampled tasks, and "

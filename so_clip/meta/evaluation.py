@@ -1,6 +1,6 @@
 """Accuracies of the direct mode on drawn tasks: merged once from the few-shot images."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -9,9 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.classifier import Classifier
 from so_clip.data.episodes.sampler import EpisodeSampler
 from so_clip.meta.images import EpisodeImages, TaskImages
 from so_clip.meta.records import Accuracies, add_accuracies
+from so_clip.meta.sources import Source
 from so_clip.runtime.precision import Precision
 from so_clip.smat.direct import direct_accuracies
 from so_clip.smat.model import Smat
@@ -99,3 +101,23 @@ def task_of(images: TaskImages, class_KD: Mapping[str, Tensor]) -> Task:
         None if texts_KD is None else texts_KD[list(draw.labels)],
         len(draw.labels),
     )
+
+
+@torch.no_grad()
+def class_texts(
+    backbone: Backbone, datasets: Iterable[Source], template: str, device: torch.device
+) -> dict[str, Tensor]:
+    """Return class_KD of each dataset by the frozen text tower; nothing without a tower."""
+    if not backbone.has_text:
+        return {}
+    found = {}
+    for source in datasets:
+        prompts = source.prompts(template)
+        classifier = Classifier(
+            backbone,
+            backbone.tokenize(prompts.texts),
+            prompts_per_class=prompts.per_class,
+            templates=prompts.templates,
+        )
+        found[source.name] = classifier.to(device).classes().clone()
+    return found

@@ -19,6 +19,7 @@ from so_clip.results.provenance import provenance
 from so_clip.results.run_files import KIND, META, SMAT_FILE
 from so_clip.results.run_folder import RunFolder, summary_table
 from so_clip.runtime.device import describe
+from so_clip.runtime.peak_memory import peak_over
 from so_clip.smat.checkpoint_file import SavedSmat
 from so_clip.smat.direct import FROZEN
 from so_clip.smat.model import Smat
@@ -113,7 +114,7 @@ def meta_metrics(run: Outcome, folder: RunFolder) -> dict[str, Any]:
         "validation_seconds": run.records.validation_seconds,
         "test_seconds": run.tests.seconds,
         **run.memory,
-        "peak_memory_measures": _measures(run.device.type),
+        "peak_memory_measures": peak_over(f"the first {WATCHED_TASKS} tasks", run.device),
         "delta_parameters": experts.count,
         "mask_parameters": logits,
         "router_parameters": router,
@@ -168,10 +169,3 @@ def _nested(rows: list[Any]) -> dict[str, dict[str, dict[str, float | None]]]:
         scores = {"accuracy_percent": accuracy, "interval_percent": known}
         found.setdefault(dataset, {})[head] = scores
     return found
-
-
-def _measures(device: str) -> str:
-    phase = f"the first {WATCHED_TASKS} tasks"
-    if device == "cuda":
-        return f"peak of the CUDA allocator over {phase}"
-    return f"peak of live tensor memory (weights and all tensors made) over {phase}"

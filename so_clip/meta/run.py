@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from so_clip.build import load
 from so_clip.checkpoint import Checkpoint, Stopwatch
 from so_clip.clip.backbone import Backbone
-from so_clip.clip.classifier import Classifier
 from so_clip.clip.pixels import preprocessing_of, unusual_pixels
 from so_clip.data.image_memory import auto_budget_mib
 from so_clip.data.transforms import RandomResizedCrop
 from so_clip.errors import InputError, RunFailed, show_progress
 from so_clip.fingerprint import Base
-from so_clip.meta.evaluation import TaskAccuracies
+from so_clip.meta.evaluation import TaskAccuracies, class_texts
 from so_clip.meta.identity import meta_fingerprint, meta_run_dir
 from so_clip.meta.images import EpisodeImages, KeptPixels
 from so_clip.meta.outcome import (
@@ -169,7 +168,9 @@ class MetaRun:
         """Train, test, and return the content of metrics.json."""
         settings, folder = self.settings, self.folder
         progress = folder.watched(settings.training.tasks)
-        class_KD = self._class_texts()
+        class_KD = class_texts(
+            self.backbone, self.tasks.datasets, settings.data.template, self.device
+        )
         accuracies = TaskAccuracies(
             self.backbone, self.images, class_KD, self.precision, progress.tick
         )
@@ -344,20 +345,3 @@ class MetaRun:
                 tests.add(target, found)
                 tests.seconds, watch = tests.seconds + watch.seconds, Stopwatch()
                 checkpoint.after_step()
-
-    def _class_texts(self) -> dict[str, Tensor]:
-        """Return class_KD of each dataset by the frozen text tower; nothing without a tower."""
-        if not self.backbone.has_text:
-            return {}
-        found = {}
-        for source in self.tasks.datasets:
-            prompts = source.prompts(self.settings.data.template)
-            classifier = Classifier(
-                self.backbone,
-                self.backbone.tokenize(prompts.texts),
-                prompts_per_class=prompts.per_class,
-                templates=prompts.templates,
-            )
-            with torch.no_grad():
-                found[source.name] = classifier.to(self.device).classes().clone()
-        return found

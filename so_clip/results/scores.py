@@ -13,6 +13,8 @@ ECE_BINS = 15
 # Prefixes of the scores of both models, and of the columns that they come from. A backbone without
 # a text tower has no zero-shot columns, and None for their scores.
 ZERO_SHOT, ADAPTED = "zero_shot_", ""
+# The stop reason of a run that adapts nothing.
+NOT_ADAPTED = "zero_shot"
 
 _SCORES = (
     "accuracy_percent",

@@ -24,7 +24,6 @@ from so_clip.metrics import (
     Adaptation,
     Outcome,
     run_metrics,
-    summary_rows,
     write_outcomes,
     write_provenance,
 )
@@ -32,6 +31,7 @@ from so_clip.results.logits_file import Keeps, logits_file, logits_kept
 from so_clip.results.run_files import ADAPTER_FROM
 from so_clip.results.run_folder import RunFolder, summary_table
 from so_clip.results.scores import ADAPTED
+from so_clip.results.summary import summary_rows
 from so_clip.retest.prompts import Classes, match_classes
 from so_clip.retest.settings import Chosen
 from so_clip.run import Result

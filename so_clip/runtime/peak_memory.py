@@ -200,3 +200,10 @@ class StorageLog(TorchDispatchMode):
         self.changes.append((number, -self._size[number]))
         if self._numbers.get(address) == number:
             del self._numbers[address]
+
+
+def peak_over(phase: str, device: torch.device) -> str:
+    """Return what the peak of a phase is, for people."""
+    if device.type == "cuda":
+        return f"peak of the CUDA allocator over {phase}"
+    return f"peak of live tensor memory (weights and all tensors made) over {phase}"

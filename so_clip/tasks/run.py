@@ -16,15 +16,16 @@ from so_clip.data.episodes.sampler import EpisodeDraw
 from so_clip.data.images import require_images
 from so_clip.data.run_data import Data
 from so_clip.fingerprint import KnownRuns
-from so_clip.metrics import NOT_ADAPTED, tasks_metrics, write_provenance
+from so_clip.metrics import write_provenance
 from so_clip.results.interval import check_intervals, half_width
 from so_clip.results.run_files import TASKS_TABLE
 from so_clip.results.run_folder import RunFolder
-from so_clip.results.scores import ADAPTED, ZERO_SHOT
+from so_clip.results.scores import ADAPTED, NOT_ADAPTED, ZERO_SHOT
 from so_clip.run import Result, summary, unless_finished
 from so_clip.runtime.device import pick_device, threads_of
 from so_clip.tasks.draws import draw_tasks, draws_json, draws_sha256
 from so_clip.tasks.finished import COLUMNS, FinishedTasks, TaskResult
+from so_clip.tasks.metrics import tasks_metrics
 from so_clip.tasks.work import Features, Loaded, do_task
 
 # The stop reason of a run of tasks that adapts.

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from so_clip.adapters import open_saved
 from so_clip.data.episodes.sampler import EpisodeDraw, EpisodeSampler
+from so_clip.errors import InputError
 from so_clip.meta.records import TestRecords
 from so_clip.smat.checkpoint_file import load_checkpoint
 from so_clip.smat.task import Task
@@ -202,6 +204,8 @@ def test_status_shows_a_meta_training_and_tables_leave_it_out(done: Path) -> Non
         outcome = call(command, done / "meta")
         assert outcome.code == 2
         assert "is a meta-training, not a run of a method" in outcome.err
+    with pytest.raises(InputError, match="is a meta-training.* method=smat adapter.checkpoint="):
+        open_saved(run_folder(done))
 
 
 def test_status_names_a_damaged_record(done: Path, tmp_path: Path) -> None:

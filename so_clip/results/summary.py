@@ -1,0 +1,57 @@
+"""The scores of a run for people: the rows of its printed table."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from so_clip.data.base_to_new import BASE_TO_NEW
+from so_clip.results.run_files import skipped_images
+from so_clip.results.run_folder import SKIPPED_FILE
+from so_clip.results.scores import ADAPTED, NOT_ADAPTED, ZERO_SHOT
+
+
+def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the run's accuracies for people, by their labels."""
+    if metrics.get("tasks"):
+        return _tasks_rows(metrics)
+    adapts = metrics["stop_reason"] != NOT_ADAPTED
+    both = partial(_both, adapts=adapts)
+    rows = {"zero-shot accuracy": _percent(metrics[f"{ZERO_SHOT}accuracy_percent"])}
+    if adapts:
+        rows["adapted accuracy"] = _percent(metrics["accuracy_percent"])
+    if metrics["protocol"] == BASE_TO_NEW:
+        rows = {
+            "base classes": both(metrics, "base_accuracy_percent"),
+            "new classes": both(metrics, "new_accuracy_percent"),
+            "harmonic mean": both(metrics, "harmonic_mean_percent"),
+        }
+    transfer = metrics.get("transfer", {})
+    rows |= {f"on {name}": both(scores, "accuracy_percent") for name, scores in transfer.items()}
+    if len(transfer) > 1:
+        rows["average of these"] = both(metrics, "transfer_accuracy_percent")
+    if skipped := skipped_images(metrics, *transfer.values()):
+        rows["skipped images"] = f"{skipped}: see {SKIPPED_FILE}"
+    return rows
+
+
+def _tasks_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the mean accuracies over tasks and their intervals, by their labels."""
+
+    def row(prefix: str, name: str = "accuracy") -> str:
+        mean, interval = (metrics[f"{prefix}{name}_{kind}percent"] for kind in ("", "interval_"))
+        return "-" if mean is None else f"{mean:.2f} ± {interval:.2f} %"
+
+    rows = {"zero-shot accuracy": row(ZERO_SHOT)}
+    if metrics["stop_reason"] != NOT_ADAPTED:
+        rows |= {"adapted accuracy": row(ADAPTED), "difference": row("", "difference")}
+    rows["these are"] = f"means over {metrics['tasks']} tasks with 95 % intervals"
+    return rows
+
+
+def _both(values: Mapping[str, Any], key: str, adapts: bool) -> str:
+    zero_shot = f"{_percent(values[f'{ZERO_SHOT}{key}'])} zero-shot"
+    return f"{zero_shot}, {_percent(values[key])} adapted" if adapts else zero_shot
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"
