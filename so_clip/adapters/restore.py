@@ -91,8 +91,8 @@ def open_saved(path: Path | str) -> Opened:
         metrics = read_object(path / METRICS_FILE)
         if metrics.get(KIND) == META:
             raise InputError(
-                f"{path}: is a meta-training, which has no classes of its own. Use its experts in a "
-                f"run: python -m so_clip method=smat {override('adapter.checkpoint', path)}"
+                f"{path}: is a meta-training, which has no classes of its own. Use its experts: "
+                f"python -m so_clip method=smat {override('adapter.checkpoint', path)}"
             )
         if tasks := metrics.get("tasks"):
             raise InputError(

@@ -204,7 +204,7 @@ def test_status_shows_a_meta_training_and_tables_leave_it_out(done: Path) -> Non
         outcome = call(command, done / "meta")
         assert outcome.code == 2
         assert "is a meta-training, not a run of a method" in outcome.err
-    with pytest.raises(InputError, match="is a meta-training.* method=smat adapter.checkpoint="):
+    with pytest.raises(InputError, match=r"is a meta-training.* method=smat adapter\.checkpoint="):
         open_saved(run_folder(done))
 
 
