@@ -48,7 +48,7 @@ class KeptPixels:
         return len(self._kept)
 
     def get(self, key: Any, make: Callable[[], Pixels]) -> Pixels:
-        """Return the array of a key: the kept one, or a new one, which is kept if it fits."""
+        """Return the array of a key: the kept one, or a new one. It is kept if it fits."""
         found = self._kept.get(key)
         if found is not None:
             return found

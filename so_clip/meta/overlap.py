@@ -6,7 +6,7 @@ from so_clip.data.examples import Splits
 from so_clip.data.images import ImageFolder, ImageSource
 from so_clip.data.unicode_names import composed
 
-# A copy has the same paths below another folder. So many of these images are compared.
+# A copy has the same paths below another folder. At most this many images are compared.
 _COMPARED_IMAGES = 8
 
 

@@ -111,7 +111,7 @@ class Entries(Adapter):
             for candidate, place_M in chosen
             if len(place_M)
         ]
-        return {each.values_name: each.values_M for each in entries}
+        return {entry.values_name: entry.values_M for entry in entries}
 
     def after_step(self, classifier: Classifier, step: int) -> Iterable[nn.Parameter]:
         """Put the new values into the weights."""

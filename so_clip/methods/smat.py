@@ -109,7 +109,7 @@ class _Merging(Adapter):
 
 
 class Smat(_Merging, Weights):
-    """The merged model, as it is or as the start of a fine-tuning.
+    """The merged model, unchanged or fine-tuned.
 
     The router reads the classes of the few-shot images and weighs the experts; the image tower
     becomes W0 + (weighted sum of masks) · delta. No gradient is computed for that.

@@ -24,7 +24,7 @@ CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.js
 PROVENANCE_FILE = "provenance.json"
 ADAPTER_FILE = "adapter.safetensors"
 SMAT_FILE = "smat.safetensors"  # of a meta-training
-# The key of metrics.json that marks what is no run of a method, and its value of a meta-training.
+# The key of metrics.json that runs of a method do not have, and its value of a meta-training.
 KIND, META = "kind", "meta"
 # The key of config.yaml and metrics.json that names the adapter of an evaluation.
 ADAPTER_FROM = "adapter_from"

@@ -188,7 +188,7 @@ class Experts(nn.Module):
 
 
 def _mask_and_slope(log_alpha: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return `mask` and its derivative, which is 0 where the mask is clipped."""
+    """Return `mask` and its derivative. The derivative of a clipped mask is 0."""
     logits = log_alpha if noise is None else log_alpha + noise
     soft = torch.sigmoid(logits / BETA)
     stretched = (HIGH - LOW) * soft + LOW

@@ -13,7 +13,7 @@ HEADS: tuple[Head, ...] = ("text", "prototype", "mean")
 AUTO: Literal["auto"] = "auto"
 # beta of the hard-concrete masks.
 BETA = 2 / 3
-# The released code counts its schedule in epochs of so many tasks, and plans so many epochs.
+# The released code counts its schedule in epochs of 2,000 tasks, and plans 50 epochs.
 RELEASED_EPOCH_TASKS, RELEASED_EPOCHS, RELEASED_WARMUP_EPOCHS = 2000, 50, 5
 
 

@@ -1,4 +1,4 @@
-"""Where the masks put their weights, and how the experts overlap."""
+"""The places of the weights that the masks keep, and the overlap of the experts."""
 
 from itertools import combinations
 from typing import NamedTuple
