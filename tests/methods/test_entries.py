@@ -208,7 +208,7 @@ def test_roles_that_the_experts_do_not_change_are_refused(checkpoint):
 
 
 def test_masks_need_a_checkpoint():
-    with pytest.raises(InputError, match=r"adapter\.checkpoint=null: the entries are chosen"):
+    with pytest.raises(InputError, match=r"adapter\.checkpoint=null: the method starts from"):
         SmatMasks(count=1).check(classifier(), "0" * 64)
 
 
