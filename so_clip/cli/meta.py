@@ -193,16 +193,18 @@ def _check_words(words: Sequence[str]) -> None:
 
 def _next_commands(settings: MetaSettings, result: "MetaResult") -> str:
     """Return the commands that use the experts: on the targets, or on one dataset."""
-    targets = settings.targets or settings.data.sources
-    data = settings.data
-    places = [override("data_root", data.data_root)]
+    names, data = settings.targets or settings.data.sources, settings.data
+    datasets, root = ",".join(name for name in names if ":" not in name), str(data.data_root)
+    if not datasets:  # a run takes one folder of the user's own images
+        datasets, _, root = names[0].partition(":")
+    places = [override("data_root", root)]
     if data.cards_dir is not None:
         places.append(override("cards_dir", data.cards_dir))
     run = command(
         "-m",
         "method=smat",
         override("adapter.checkpoint", result.file),
-        f"dataset={','.join(targets)}",
+        f"dataset={datasets}",
         f"tasks={_TASKS}",
         *_backbone(settings),
         *places,
