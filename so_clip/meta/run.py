@@ -35,7 +35,7 @@ from so_clip.methods.weights import Weights
 from so_clip.results.progress import Progress
 from so_clip.results.run_files import SMAT_FILE, finished_meta
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder
-from so_clip.runtime.device import pick_device
+from so_clip.runtime.device import pick_device, threads_of
 from so_clip.runtime.peak_memory import PeakMemory
 from so_clip.runtime.precision import Precision, pick_precision
 from so_clip.smat.checkpoint_file import load_checkpoint, save_checkpoint
@@ -220,7 +220,7 @@ class MetaRun:
             self.fingerprint,
             self.settings.placement.checkpoint_seconds,
             stopwatch,
-            threads=torch.get_num_threads() if self.device.type == "cpu" else None,
+            threads=threads_of(self.device),
             meta_training=self.training,
             records=self.records,
             tests=self.tests,
