@@ -11,15 +11,17 @@ from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.load import load_backbone
+from so_clip.clip.loading.architecture_names import is_image_only
 from so_clip.clip.pixels import preprocessing_of, unusual_pixels
 from so_clip.clip.prompts import Prompts, described, templated
 from so_clip.config.resolve import resolved_text_budget
-from so_clip.config.settings import BackboneChoice, Component, Evaluation, Settings
+from so_clip.config.settings import BackboneChoice, Component, Evaluation, MethodChoice, Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.batches import TestStream, TrainBatches
 from so_clip.data.cache.decode_cache import GIB, DecodeCache
-from so_clip.data.cards.card import DatasetCard
-from so_clip.data.choice import TEMPLATES
+from so_clip.data.cards.card import DatasetCard, load_card
+from so_clip.data.choice import TEMPLATES, DataChoice
+from so_clip.data.find import user_dataset
 from so_clip.data.image_memory import training_images
 from so_clip.data.images import DigitArray
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
@@ -30,7 +32,6 @@ from so_clip.fingerprint import Base
 from so_clip.methods.adapter import Adapter
 from so_clip.methods.construct import constructor_of, make_adapter, of_type, refuse_foreign_options
 from so_clip.methods.model import Model
-from so_clip.methods.requirements import check_classes, check_half_weights, check_text
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
@@ -67,6 +68,53 @@ def base_of(choice: BackboneChoice, backbone: Backbone, weights_sha256: str) -> 
     """Return what fingerprints hold of a backbone as loaded, with the SHA-256 of its weights."""
     pixels = unusual_pixels(preprocessing_of(backbone), choice.architecture)
     return Base(weights_sha256, pixels, backbone.logit_scale)
+
+
+def check_classes(method: MethodChoice, choice: DataChoice) -> None:
+    """Refuse, before any work, to test a method on classes that it cannot predict.
+
+    Raises:
+        InputError: the trained weights belong to the training classes, and others are to be tested.
+    """
+    adapter = make_adapter(method.adapter) if method.adapter else None
+    if adapter is None or not adapter.class_bound:
+        return
+    bound = f"what method={method.name} trains belongs to the classes of its training images"
+    if choice.base_to_new:
+        raise InputError(
+            f"protocol=base_to_new: {bound}, and cannot predict new ones. Leave protocol out, or "
+            "take another method."
+        )
+    for name in choice.transfer:
+        is_users = user_dataset(name, choice.data_root) is not None
+        if is_users or load_card(name, choice.cards_dir).classes_of != choice.dataset:
+            raise InputError(
+                f"transfer={name}: {bound}, and {name} has others. Leave it out, or take another "
+                "method."
+            )
+
+
+def check_text(settings: Settings, backbone: Backbone | None = None) -> None:
+    """Refuse, before any work, a method whose classes come from text on a backbone without text.
+
+    Args:
+        settings: of the run.
+        backbone: as loaded; None: the name of the architecture decides.
+
+    Raises:
+        InputError: the method needs a text tower and there is none.
+    """
+    method, architecture = settings.method, settings.backbone.architecture
+    has_text = not is_image_only(architecture) if backbone is None else backbone.has_text
+    whose = f"method={method.name}: its classes come from text, and the backbone {architecture}"
+    if backbone is not None:  # the same text for all methods, which `backbones NAME` shows once
+        whose = f"the classes of the method come from text, and {backbone.description}"
+    if has_text or (method.adapter is not None and not make_adapter(method.adapter).needs_text):
+        return
+    raise InputError(
+        f"{whose} has no text tower. Use method=prototypes or method=linear_probe, or a CLIP such "
+        "as backbone=vit_b16."
+    )
 
 
 def assemble_model(
@@ -117,9 +165,19 @@ def assemble_model(
         )
     precision = Precision(placement.precision, device)
     if precision.name == HALF_WEIGHTS:
-        check_half_weights(adapter, settings.method.name)
+        _check_half_weights(adapter, settings.method.name)
         backbone.use_half_weights()
     return Model(classifier, adapter, parameters, device, precision, weights_sha256, base_names)
+
+
+def _check_half_weights(adapter: Adapter | None, method: str) -> None:
+    """Refuse float16 weights for a method that computes with float32 ones."""
+    if adapter is not None and not adapter.half_weights:
+        raise InputError(
+            f"precision={HALF_WEIGHTS}: method={method} computes with float32 weights. The option "
+            "is for clip_lora, zero_shot, and methods that train CLIP's own weights, such as so "
+            "and adamw. Use precision=fp16."
+        )
 
 
 def class_prompts(template: str, class_names: Sequence[str], card: DatasetCard) -> Prompts:

@@ -25,6 +25,8 @@ from torch._subclasses.fake_tensor import (
 from so_clip.build import (
     assemble_model,
     build_optimizer,
+    check_classes,
+    check_text,
     class_prompts,
     load,
 )
@@ -42,7 +44,6 @@ from so_clip.forecast.repeats import Repeats
 from so_clip.forecast.test_sets import TestSetSize, test_set_sizes, training_card
 from so_clip.methods.adapter import Adapter
 from so_clip.methods.model import Model
-from so_clip.methods.requirements import check_classes, check_text
 from so_clip.runtime.peak_memory import PeakMemory, watched_start
 from so_clip.runtime.precision import Precision, pick_precision
 from so_clip.train import train_step

@@ -2,18 +2,32 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hydra.utils import get_object
 
-from so_clip.config.settings import Component
 from so_clip.errors import InputError, nearest
 from so_clip.methods.adapter import Adapter
 
 Made = TypeVar("Made")
 
 
-def make_adapter(choice: Component) -> Adapter:
+class Choice(Protocol):
+    """A class and its options, as the configuration has them.
+
+    Attributes:
+        target: the import path.
+        options: of the constructor.
+    """
+
+    @property
+    def target(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+
+def make_adapter(choice: Choice) -> Adapter:
     """Return the adapter that a choice describes. Refusals of its class become InputError."""
     constructor = constructor_of("adapter", choice.target)
     refuse_foreign_options("adapter", constructor, choice.options)
@@ -26,7 +40,7 @@ def make_adapter(choice: Component) -> Adapter:
     return of_type(Adapter, made, "adapter", choice)
 
 
-def of_type(needed: type[Made], made: Any, group: str, choice: Component) -> Made:
+def of_type(needed: type[Made], made: Any, group: str, choice: Choice) -> Made:
     """Return the made object; InputError unless it has the type that the group needs."""
     if not isinstance(made, needed):
         raise InputError(

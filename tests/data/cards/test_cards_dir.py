@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hydra.core.config_store import ConfigStore
 
+from so_clip.build import check_classes
 from so_clip.config.compose import compose, register
 from so_clip.config.parse import from_config
 from so_clip.config.recorded import repeating
@@ -18,7 +19,6 @@ from so_clip.data.find import find_card
 from so_clip.data.run_data import gather
 from so_clip.errors import InputError
 from so_clip.fingerprint import KnownRuns, contents_sha256, run_fingerprint
-from so_clip.methods.requirements import check_classes
 from so_clip.system.paths import CARDS_DIR
 from tests.data.cards.test_user_cards import CARD, NAMES
 from tests.helpers.bases import clip_base
