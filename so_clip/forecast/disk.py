@@ -87,8 +87,14 @@ def adapter_bytes(settings: Settings, model: Model) -> int:
     added = [value for name, value in state.items() if name not in model.base_names]
     of_base = {id(value) for name, value in state.items() if name in model.base_names}
     in_state = {id(value) for value in state.values()}
-    total = _ADAPTER_HEADER + sum(value.nbytes for value in added)
+    # SMAT merges its experts into these tensors, and all of their entries can move. Other methods
+    # return detached tensors, which are not in `of_base`.
+    rewritten = model.adapter.rewritten(model.classifier).values()
+    whole = {id(value): value.nbytes for value in rewritten if id(value) in of_base}
+    total = _ADAPTER_HEADER + sum(value.nbytes for value in added) + sum(whole.values())
     for value in model.parameters.values():
+        if id(value) in whole:
+            continue
         if id(value) in of_base:
             total += _change_bytes(settings, value)
         elif id(value) not in in_state:  # values of fixed entries: the file has their weights

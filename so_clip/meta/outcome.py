@@ -135,8 +135,10 @@ def summary(metrics: Mapping[str, Any], folder: Path) -> str:
     for target, scores in metrics["test"].items():
         rows[f"test on {target}"] = _compared({target: scores}, head)
     low, high = min(metrics["sparsities"]), max(metrics["sparsities"])
+    target = metrics["settings"]["adapter"]["sparsity"]
     rows |= {
-        "sparsity": f"{low:.3f} to {high:.3f}, lambda at most {max(metrics['lambdas']):.3g}",
+        "sparsity": f"{low:.3f} to {high:.3f}, target {target:g}, "
+        f"lambda at most {max(metrics['lambdas']):.3g}",
         "chosen state": f"after {metrics['chosen_tasks']} of {metrics['tasks']} tasks",
         "peak memory": f"{metrics['peak_memory_mib']:.1f} MiB",
         "training": f"{metrics['train_seconds']:.1f} s",

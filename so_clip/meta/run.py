@@ -167,7 +167,7 @@ class MetaRun:
     def do(self) -> dict[str, Any]:
         """Train, test, and return the content of metrics.json."""
         settings, folder = self.settings, self.folder
-        progress = folder.watched(settings.training.tasks)
+        progress = folder.watched(settings.training.tasks, unit="task")
         class_KD = class_texts(
             self.backbone, self.tasks.datasets, settings.data.template, self.device
         )

@@ -64,6 +64,8 @@ def test_the_memory_is_that_of_a_real_run(chosen, checkpoint, tmp_path):
     for key in PEAKS:
         assert expected[key] == pytest.approx(metrics[key], rel=TOLERANCE), key
     assert expected["trainable_parameters"] == metrics["trainable_parameters"]
+    (adapter,) = tmp_path.glob("*/adapter.safetensors")
+    assert 1 <= expected["adapter_bytes"] / adapter.stat().st_size < 3
     # The state of SMAT, the model, and one update at a time.
     smat_mib = (checkpoint.stat().st_size - 20_000) / 2**20
     assert expected["start_peak_memory_mib"] > smat_mib + expected["weights_mib"]
