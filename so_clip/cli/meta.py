@@ -12,6 +12,7 @@ from so_clip.cli.arguments import Words
 from so_clip.cli.config_folders import CONFIG_DIR, check_config_folders
 from so_clip.cli.forecast import bytes_text, flop_text, mib_text, shown_stages
 from so_clip.cli.program import COMMANDS
+from so_clip.data.episodes.options import EpisodeOptions
 from so_clip.errors import InputError, nearest, show
 from so_clip.meta.settings import MetaSettings, declared_options
 from so_clip.system.commands import command, override, shell_word
@@ -192,24 +193,34 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _next_commands(settings: MetaSettings, result: "MetaResult") -> str:
-    """Return the commands that use the experts: on the targets, or on one dataset."""
+    """Return the command that uses the experts, on tasks like those of the test."""
     names, data = settings.targets or settings.data.sources, settings.data
     datasets, root = ",".join(name for name in names if ":" not in name), str(data.data_root)
     if not datasets:  # a run takes one folder of the user's own images
         datasets, _, root = names[0].partition(":")
-    places = [override("data_root", root)]
+    words = [f"tasks={_TASKS}", *_episodes(settings.episodes)]
+    if not settings.episodes.varied_shots:
+        words.append(override("shots", data.shots))
+    if settings.training.head != "text":
+        words.append(override("adapter.head", settings.training.head))
+    if data.template != "plain":
+        words.append(override("template", data.template))
+    words += [*_backbone(settings), override("data_root", root)]
     if data.cards_dir is not None:
-        places.append(override("cards_dir", data.cards_dir))
-    run = command(
-        "-m",
-        "method=smat",
-        override("adapter.checkpoint", result.file),
-        f"dataset={datasets}",
-        f"tasks={_TASKS}",
-        *_backbone(settings),
-        *places,
-    )
+        words.append(override("cards_dir", data.cards_dir))
+    checkpoint = override("adapter.checkpoint", result.file)
+    run = command("-m", "method=smat", checkpoint, f"dataset={datasets}", *words)
     return f"Use the experts, here on {_TASKS} tasks of each dataset:\n  {run}"
+
+
+def _episodes(options: EpisodeOptions) -> list[str]:
+    """Return the words of the options of episodes that differ from the defaults of runs."""
+    default = EpisodeOptions().model_dump()
+    return [
+        override(f"episodes.{name}", value)
+        for name, value in options.model_dump(include=set(default)).items()
+        if value != default[name]
+    ]
 
 
 def _backbone(settings: MetaSettings) -> list[str]:

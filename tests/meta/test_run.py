@@ -33,6 +33,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert outcome.code == 0, outcome.err
     assert f"adapter.checkpoint={run_folder(folder)}/smat.safetensors" in outcome.out
     assert "-m method=smat" in outcome.out
+    for option in ("ways=[2,2]", "queries=2", "images=6", "varied_shots=true"):
+        assert f"episodes.{option}" in outcome.out
+    assert ", target 0.9, lambda" in outcome.out
     return folder
 
 
