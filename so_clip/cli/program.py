@@ -144,7 +144,11 @@ def _usage_error(error: Any, command: str, flags: Sequence[str]) -> InputError:
         message = f"there is no such flag.{nearest(flag, flags)}"
     elif parameter is not None:
         flag = parameter.metavar or parameter.opts[-1]
-        message = message or "is missing."
+        message = message or (
+            "is missing. Runs are in results/runs, unless you gave results_dir."
+            if flag == "RESULTS_DIR"
+            else "is missing."
+        )
     elif flag:
         message = message.removeprefix(f"Option {flag!r} ")
     return InputError(f"{flag or command}: {message} {way_out}")
