@@ -177,6 +177,8 @@ def _check_words(words: Sequence[str]) -> None:
     for word in words:
         name, equals, value = word.partition("=")
         name = name.lstrip("+~")
+        if word == "forecast":
+            raise InputError("forecast: is a flag here: python -m so_clip meta --forecast ...")
         if word in COMMANDS:
             raise InputError(f"{word}: a command comes first: python -m so_clip {word} ...")
         if not equals and not word.startswith("~"):
