@@ -89,8 +89,8 @@ def adapter_bytes(settings: Settings, model: Model) -> int:
     in_state = {id(value) for value in state.values()}
     # SMAT merges its experts into these tensors, and all of their entries can move. Other methods
     # return detached tensors, which are not in `of_base`.
-    rewritten = model.adapter.rewritten(model.classifier).values()
-    whole = {id(value): value.nbytes for value in rewritten if id(value) in of_base}
+    rewritten = model.adapter.rewritten(model.classifier) if model.adapter else {}
+    whole = {id(value): value.nbytes for value in rewritten.values() if id(value) in of_base}
     total = _ADAPTER_HEADER + sum(value.nbytes for value in added) + sum(whole.values())
     for value in model.parameters.values():
         if id(value) in whole:
