@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -194,9 +195,11 @@ def whole(key: str, value: Any, least: int, most: int | None = None) -> int:
 
 def number(key: str, value: Any) -> float:
     """Return a finite number; InputError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{key}={value}: must be a finite number.")
-    return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(OverflowError):  # a whole number of more digits than a float has
+            if math.isfinite(finite := float(value)):
+                return finite
+    raise InputError(f"{key}={str(value)[:60]}: must be a finite number.")
 
 
 def auto_mib(key: str, value: Any) -> float | None:

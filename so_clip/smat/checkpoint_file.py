@@ -6,7 +6,7 @@ metadata have one key, whose text is a JSON object: options, weights, base model
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -23,6 +23,7 @@ from so_clip.clip.backbone import Backbone, sha256_of_weights
 from so_clip.clip.roles import Part
 from so_clip.errors import InputError, nearest, reason_of
 from so_clip.results.run_files import SMAT_FILE, smat_file
+from so_clip.smat.experts import logit_shape
 from so_clip.smat.model import Smat
 from so_clip.smat.options import SmatOptions
 from so_clip.system import atomic
@@ -33,6 +34,7 @@ _LARGEST_SEED = 2**63 - 1
 _SHOWN = 12  # digits of a hash in messages
 # Not in the file if keys are drawn again; see SmatOptions.keys.
 _KEYS = ("router:keys", "router:skills")
+_LARGEST_OF_ROUTER = "router:block.attn.qkv.parametrizations.weight.original"
 
 
 @dataclass(frozen=True)
@@ -204,12 +206,16 @@ def load_checkpoint(path: Path | str) -> SavedSmat:
         raise _damaged(path, "its tensors are not those that were written (SHA-256)")
     try:
         smat = _rebuilt(values, tensors)
-        about = dict(values["about"])
+        about = values["about"]
+        if not isinstance(about, dict):
+            raise TypeError("about is no object")
         return SavedSmat(
             smat, about, str(values["architecture"]), str(values["weights_sha256"]), str(path)
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # InputError is a ValueError
-        raise _damaged(path, f"{type(error).__name__}: {str(error)[:300]}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        # InputError is a ValueError, and its message ends in a full stop.
+        problem = str(error)[:300].removesuffix(".")
+        raise _damaged(path, f"{type(error).__name__}: {problem}") from error
 
 
 def _values(path: Path, text: str) -> dict[str, Any]:
@@ -242,27 +248,52 @@ def _rebuilt(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Smat:
     seed, dimensions = values["seed"], values["dimensions"]
     if not 0 <= seed <= _LARGEST_SEED:
         raise ValueError(f"seed {seed}")
-    for part in parts:  # before memory is taken for shapes that the file does not have
-        if tuple(tensors[f"delta:{part.name}"].shape) != part.shape:
-            raise ValueError(f"delta:{part.name} has another shape than the header says")
-    if tensors["router:block.norm1.weight"].shape != (dimensions,):
-        raise ValueError("the router has other dimensions than the header says")
+    _check_shapes(parts, dimensions, options, tensors)
     # Keys that are drawn again come from another seed: a loaded model of the released code has
     # other keys than the trained one.
     smat = Smat(parts, dimensions, options, (seed + 1) % 2**63)
     wanted = _named(smat)
-    if {*wanted} != {*tensors}:
-        raise ValueError(f"tensors {sorted({*wanted} ^ {*tensors})[:3]}")
+    _check_tensors(wanted, tensors)
     with torch.no_grad():
         for name, value in wanted.items():
-            found = tensors[name]
-            if found.shape != value.shape or found.dtype != value.dtype:
-                raise ValueError(f"{name} is {tuple(found.shape)} {found.dtype}")
-            if not found.isfinite().all():
-                raise ValueError(f"{name} has values that are not finite")
-            value.copy_(found)
+            value.copy_(tensors[name])
+    if smat.temperature <= 0:
+        raise ValueError(f"temperature {float(smat.temperature)}")
     smat.seed = seed
     return smat.eval().requires_grad_(False)
+
+
+def _check_shapes(
+    parts: Sequence[Part], dimensions: int, options: SmatOptions, tensors: Mapping[str, Tensor]
+) -> None:
+    """Raise an error for parts that no meta-training has, or shapes that the file does not have.
+
+    Only then memory is taken for the shapes of the header.
+    """
+    if not parts or len({part.name for part in parts}) < len(parts):
+        raise ValueError("it changes no weight, or one twice")
+    wanted = {_LARGEST_OF_ROUTER: (3 * dimensions, dimensions)}
+    for part in parts:
+        if part.tower != "vision":
+            raise ValueError(f"{part.name} is no weight of an image tower")
+        logits = logit_shape(part.shape, options.granularity)
+        wanted[f"delta:{part.name}"] = part.shape
+        wanted[f"log_alpha:{part.name}"] = (options.experts, *logits)
+    for name, shape in wanted.items():
+        if (found := tuple(tensors[name].shape)) != shape:
+            raise ValueError(f"{name} is {found}, and its header says {shape}")
+
+
+def _check_tensors(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for other names, shapes or types than wanted, or values not finite."""
+    if {*wanted} != {*tensors}:
+        raise ValueError(f"tensors {sorted({*wanted} ^ {*tensors})[:3]}")
+    for name, value in wanted.items():
+        found = tensors[name]
+        if found.shape != value.shape or found.dtype != value.dtype:
+            raise ValueError(f"{name} is {tuple(found.shape)} {found.dtype}")
+        if not found.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def _named(smat: Smat) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ Head = Literal["text", "prototype", "mean"]
 GRANULARITIES = ("weight", "row", "matrix")
 HEADS: tuple[Head, ...] = ("text", "prototype", "mean")
 AUTO: Literal["auto"] = "auto"
+# More tasks than any machine can do; larger numbers have no place in a float.
+MOST_TASKS = 10**12
 # beta of the hard-concrete masks.
 BETA = 2 / 3
 # The released code counts its schedule in epochs of 2,000 tasks, and plans 50 epochs.
@@ -129,7 +131,7 @@ class TrainingOptions:
     warmup_share: float = 0.1
 
     def __post_init__(self) -> None:
-        whole("training.tasks", self.tasks, 1)
+        whole("training.tasks", self.tasks, 1, MOST_TASKS)
         whole("training.tasks_per_update", self.tasks_per_update, 1)
         one_of("training.head", self.head, HEADS)
         one_of("training.schedule", self.schedule, ("cosine", "released"))

@@ -24,6 +24,8 @@ ROWS = [
     ("sources=[]", ["sources=[]", "Give one or more"]),
     ("training.tasks=41", ["training.tasks=41", "training.tasks=44"]),
     ("training.tasks=0", ["training.tasks=0", "1 or more"]),
+    (f"training.tasks={10**400}", ["training.tasks=1000", "1000000000000 or less"]),
+    (f"training.mask_lr={10**400}", ["training.mask_lr=1000", "must be a finite number"]),
     ("training.delta_lr=-1", ["training.delta_lr=-1", "0 or above"]),
     ("training.frozen_teacher=false training.teacher_lr=0", ["there is no teacher", "=0"]),
     ("training.mask_lr=fast", ["training.mask_lr=fast", "auto, or a number"]),
@@ -62,7 +64,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"bad": bad, "good": good}
 
 
-@pytest.mark.parametrize(("words", "parts"), ROWS, ids=[words for words, _ in ROWS])
+@pytest.mark.parametrize(("words", "parts"), ROWS, ids=[words[:60] for words, _ in ROWS])
 def test_it_is_refused_by_name_and_leaves_nothing(
     words: str, parts: list[str], folders: dict[str, Path], tmp_path: Path
 ) -> None:

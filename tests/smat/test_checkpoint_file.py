@@ -160,6 +160,30 @@ def _newer(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
     values["format_version"] = 2
 
 
+def _many_logits(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    values["options"] |= {"experts": 1024, "granularity": "weight"}
+
+
+def _long_number(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    values["options"]["first_spread"] = 10**400
+
+
+def _cold(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    tensors["temperature"].fill_(0)
+
+
+def _text_tower(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    values["parts"][0]["tower"] = "text"
+
+
+def _repeated_part(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    values["parts"].append(values["parts"][0])
+
+
+def _pairs(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    values["about"] = [["tasks", 4]]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -170,8 +194,14 @@ def _newer(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         (_changed(_without_a_tensor), "is damaged: ValueError: tensors"),
         (_changed(_not_finite), "multiplier_M has values that are not finite"),
         (_changed(_many_experts), "is damaged: InputError: adapter.experts=1000000000"),
-        (_changed(_large_part), "has another shape than the header says"),
-        (_changed(_large_router), "the router has other dimensions"),
+        (_changed(_large_part), r"delta:\S+ is \(384, 128\), and its header says"),
+        (_changed(_large_router), r"router:\S+ is \(\d+, \d+\), and its header says \(3000000"),
+        (_changed(_many_logits), r"log_alpha:\S+ is \(2, 384, 1\), and its header says \(1024"),
+        (_changed(_long_number), "adapter.first_spread=10+: must be a finite number. Copy"),
+        (_changed(_cold), "temperature 0"),
+        (_changed(_text_tower), "is no weight of an image tower"),
+        (_changed(_repeated_part), "no weight, or one twice"),
+        (_changed(_pairs), "about is no object"),
         (_changed(_newer), "has format version 2, and this program reads 1"),
         (lambda file: file.unlink(), "cannot be read: No such file or directory"),
     ],
