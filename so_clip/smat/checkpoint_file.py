@@ -272,7 +272,7 @@ def _check_shapes(
     """
     if not parts or len({part.name for part in parts}) < len(parts):
         raise ValueError("it changes no weight, or one twice")
-    wanted = {_LARGEST_OF_ROUTER: (3 * dimensions, dimensions)}
+    wanted: dict[str, tuple[int, ...]] = {_LARGEST_OF_ROUTER: (3 * dimensions, dimensions)}
     for part in parts:
         if part.tower != "vision":
             raise ValueError(f"{part.name} is no weight of an image tower")
