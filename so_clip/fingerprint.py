@@ -67,7 +67,7 @@ def counting_options(settings: Settings) -> dict[str, Any]:
     del values["user_data"]  # its lists, names and place count by their content
     adapter = values["adapter"]
     if adapter and adapter.get("checkpoint") is not None:  # a file may move
-        adapter["checkpoint"] = _file_sha256(smat_file(adapter["checkpoint"]))
+        adapter["checkpoint"] = file_sha256(smat_file(adapter["checkpoint"]))
     return values
 
 
@@ -317,7 +317,7 @@ def _file_state(file: Path) -> Key:
     return status.st_size, status.st_mtime_ns
 
 
-def _file_sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file; the path itself if it cannot be read, for the check to name."""
     try:
         with file.open("rb") as opened:

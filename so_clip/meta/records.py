@@ -38,6 +38,7 @@ class TrainingRecords:
         best: the number of tasks and the mean validation accuracy, in percent, of the best state;
             None before the first validation.
         validation_seconds: spent on validation.
+        file_sha256: of the file of the chosen state; "" before the first.
     """
 
     def __init__(self, training: MetaTraining) -> None:
@@ -47,6 +48,7 @@ class TrainingRecords:
         self.validation: list[list[Any]] = []
         self.best: tuple[int, float] | None = None
         self.validation_seconds = 0.0
+        self.file_sha256 = ""
         self._tasks: list[TaskRecord] = []  # since the last update
         updates = training.options.tasks // training.options.tasks_per_update
         self._every_updates = max(1, updates // _MOMENTS)
@@ -126,6 +128,7 @@ class TrainingRecords:
             "validation": self.validation,
             "best": self.best,
             "validation_seconds": self.validation_seconds,
+            "file_sha256": self.file_sha256,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -135,6 +138,7 @@ class TrainingRecords:
         best = state_dict["best"]
         self.best = None if best is None else (best[0], best[1])
         self.validation_seconds = state_dict["validation_seconds"]
+        self.file_sha256 = str(state_dict["file_sha256"])
 
 
 class TestRecords:

@@ -16,7 +16,7 @@ from so_clip.clip.pixels import preprocessing_of, unusual_pixels
 from so_clip.data.image_memory import auto_budget_mib
 from so_clip.data.transforms import RandomResizedCrop
 from so_clip.errors import InputError, RunFailed, show_progress
-from so_clip.fingerprint import Base
+from so_clip.fingerprint import Base, file_sha256
 from so_clip.meta.evaluation import TaskAccuracies, class_texts
 from so_clip.meta.identity import meta_fingerprint, meta_run_dir
 from so_clip.meta.images import EpisodeImages, KeptPixels
@@ -231,10 +231,17 @@ class MetaRun:
         """Refuse to resume without a file that belongs to the checkpoint."""
         best = self._best_path()
         needed = self.folder.path / SMAT_FILE if self._is_trained else best
-        if needed is not None and not needed.exists():
+        if needed is None:
+            return
+        problem = ""
+        if not needed.is_file():
+            problem = "is missing"
+        elif file_sha256(needed) != self.records.file_sha256:
+            problem = "is not the file that this run wrote"
+        if problem:
             checkpoint.remove()
             raise InputError(
-                f"{needed}: is missing, and this run resumes from it. Repeat the run: training "
+                f"{needed}: {problem}, and this run resumes from it. Repeat the run: training "
                 "then starts from the beginning."
             )
 
@@ -334,6 +341,7 @@ class MetaRun:
                 "seed": data.seed,
             },
         )
+        self.records.file_sha256 = file_sha256(self.folder.path / name)
 
     def _test(self, smat: Smat, accuracies: TaskAccuracies, checkpoint: Checkpoint) -> None:
         """Measure the chosen state on the tasks of each target that are not measured yet."""

@@ -160,6 +160,23 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert [key for key in whole | resumed if whole.get(key) != resumed.get(key)] == []
 
 
+@pytest.mark.slow
+def test_a_best_file_of_another_state_is_not_resumed_from(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(MetaTraining, "learn", stopping(MetaTraining.learn, 14))
+        assert meta(tmp_path, done / "data", "checkpoint_seconds=1e-9").code == 130
+    stopped = run_folder(tmp_path)
+    (best,) = stopped.glob("best-*.safetensors")
+    best.write_bytes(best.read_bytes()[:-100])
+    refused = meta(tmp_path, done / "data", "checkpoint_seconds=1e-9")
+    assert refused.code == 2
+    assert f"{best}: is not the file that this run wrote" in refused.err
+    assert meta(tmp_path, done / "data").code == 0
+    assert contents(run_folder(done)) == contents(stopped)
+
+
 def test_no_test_task_is_drawn_before_training_ends_and_targets_change_nothing(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
