@@ -249,7 +249,8 @@ def _least(name: str) -> float:
 
 
 def _most(name: str) -> float:
-    limit = _LIMITS.get(re.split("[_.]", name)[-1])
+    *_, kind, unit = ["", *re.split("[_.]", name)]
+    limit = None if kind == "interval" else _LIMITS.get(unit)  # that of two tasks may be wide
     return _LARGEST - 1 if limit is None else limit + _ROUNDING
 
 

@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> Path:
     [
         ("evaluate {run}", KEPT_NONE),
         ("predict {run} {image}", KEPT_NONE),
-        ("export {run} -o {run}/out", KEPT_NONE),
+        ("export {run} --to open_clip {run}/out/model.safetensors", KEPT_NONE),
         ("rescore {run}", "has 600 sampled tasks, and keeps no logits of them"),
         ("forecast tasks=600", "Leave tasks out for an upper bound of their memory"),
     ],
