@@ -276,6 +276,8 @@ def _check_shapes(
     for part in parts:
         if part.tower != "vision":
             raise ValueError(f"{part.name} is no weight of an image tower")
+        if not all(part.shape) or not part.shape:
+            raise ValueError(f"{part.name} has no entries: {part.shape}")
         logits = logit_shape(part.shape, options.granularity)
         wanted[f"delta:{part.name}"] = part.shape
         wanted[f"log_alpha:{part.name}"] = (options.experts, *logits)

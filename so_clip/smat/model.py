@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from so_clip.clip.roles import Part
+from so_clip.errors import InputError
 from so_clip.smat.experts import Experts
 from so_clip.smat.options import SmatOptions
 from so_clip.smat.router import Router, expert_weights
@@ -49,6 +51,9 @@ class Smat(nn.Module):
         Args:
             model: the open_clip model with the weights before meta-training.
             prototype_ND, class_ND: see Router.
+
+        Raises:
+            InputError: the router's weights of the experts are not finite.
         """
         expert_M = self._test_weights(prototype_ND, class_ND)
         return self.experts.merged(self._base(model), expert_M, self.options.test_beta)
@@ -75,9 +80,16 @@ class Smat(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self.expert_weights(prototype_ND, class_ND)
+            expert_M = self.expert_weights(prototype_ND, class_ND)
         finally:
             self.train(was_training)
+        # A forecast runs on fake tensors, without values.
+        if not isinstance(expert_M, FakeTensor) and not expert_M.isfinite().all():
+            raise InputError(
+                f"the router gives the experts the weights {expert_M.tolist()[:4]}, so no model "
+                "can be made. Meta-train again with a smaller training.router_lr."
+            )
+        return expert_M
 
     def _base(self, model: nn.Module) -> dict[str, Tensor]:
         return {name: model.get_parameter(name) for name in self.experts.names}

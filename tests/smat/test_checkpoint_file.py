@@ -180,6 +180,11 @@ def _repeated_part(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> 
     values["parts"].append(values["parts"][0])
 
 
+def _number(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    values["parts"][0]["shape"] = []
+    tensors[f"delta:{values['parts'][0]['name']}"] = torch.zeros(())
+
+
 def _pairs(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
     values["about"] = [["tasks", 4]]
 
@@ -201,6 +206,7 @@ def _pairs(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         (_changed(_cold), "temperature 0"),
         (_changed(_text_tower), "is no weight of an image tower"),
         (_changed(_repeated_part), "no weight, or one twice"),
+        (_changed(_number), r"has no entries: \(\)"),
         (_changed(_pairs), "about is no object"),
         (_changed(_newer), "has format version 2, and this program reads 1"),
         (lambda file: file.unlink(), "cannot be read: No such file or directory"),
@@ -213,6 +219,16 @@ def test_a_damaged_file_is_refused(file, tmp_path, damage, message):
     with pytest.raises(InputError, match=message) as refusal:
         load_checkpoint(copied)
     assert str(refusal.value).startswith(f"adapter.checkpoint={copied}: ")
+
+
+def test_a_router_without_finite_weights_is_named(file):
+    smat, backbone = load_checkpoint(file).smat, shared_backbone()
+    smat.router.keys.fill_(-1e30)  # no expert has a weight above 0
+    smat.router.block.norm1.weight.zero_()
+    smat.router.skills.fill_(1e3)
+    means_ND = torch.ones(2, backbone.dimensions)
+    with pytest.raises(InputError, match=r"the router gives the experts the weights \[nan, nan"):
+        smat.merge_into(backbone.model, means_ND, means_ND)
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
