@@ -93,8 +93,9 @@ def _run_all(
 
     def compete(contender: Contender) -> tuple[pd.DataFrame, pd.DataFrame | None]:
         rate = contest.tune(contender)
-        tasks = contest.tasks(contender, rate)
         everything = contender.name in on_all_classes
+        trained = sizes.tasks if everything else sizes.mask_tasks
+        tasks = contest.tasks(contender, rate, trained if contender.rates else sizes.quick_tasks)
         return tasks, contest.all_way(contender, rate) if everything else None
 
     # The first table comes first, so that --only-finished soon has something to show.

@@ -126,13 +126,12 @@ class Contest:
         means = rows.groupby("lr")["accuracy_percent"].mean()
         return float(means.sort_index(kind="stable").idxmax())
 
-    def tasks(self, contender: Contender, rate: float | None) -> pd.DataFrame:
-        """Return the accuracy of each test task of each target."""
-        sizes = self.sizes
+    def tasks(self, contender: Contender, rate: float | None, count: int) -> pd.DataFrame:
+        """Return the accuracy of each of `count` test tasks of each target."""
         words = (
             *self._words(contender, rate),
             *EPISODES,
-            f"tasks={sizes.tasks if contender.rates else sizes.quick_tasks}",
+            f"tasks={count}",
             "seed=1",
             f"dataset={','.join(self.datasets.targets)}",
         )

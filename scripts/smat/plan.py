@@ -35,8 +35,9 @@ class Sizes:
         meta_tasks: of the meta-training.
         validation_tasks: of each source, three times in the meta-training.
         tuning_tasks: of each dataset and rate.
-        tasks: test tasks of each target for a method that trains.
-        quick_tasks: the same for a method that does not train; the first are the same tasks.
+        tasks: test tasks of each target for a method of the first table that trains.
+        mask_tasks: the same for the second table.
+        quick_tasks: the same for a method that does not train. The first tasks are the same ones.
         steps: of each adaptation.
         seeds: of the runs on all classes.
         images: rendered of each class.
@@ -46,6 +47,7 @@ class Sizes:
     validation_tasks: int = 6
     tuning_tasks: int = 2
     tasks: int = 8
+    mask_tasks: int = 4
     quick_tasks: int = 24
     steps: int = 30
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -58,6 +60,7 @@ SMALL = Sizes(
     validation_tasks=1,
     tuning_tasks=2,
     tasks=3,
+    mask_tasks=3,
     quick_tasks=4,
     steps=3,
     seeds=(1,),

@@ -176,7 +176,7 @@ def test_accuracies_of_tasks_are_those_of_each_task_and_not_of_their_run(tmp_pat
     place = commands.Place(tmp_path / "data", tmp_path / "runs")
     contest = commands.Contest(place, plan.SMALL, plan.datasets(False, False), {})
     monkeypatch.setattr(commands.Contest, "_run", lambda *_: [run])
-    found = contest.tasks(plan.Contender("one", "One", (), (0.1,)), 0.1)
+    found = contest.tasks(plan.Contender("one", "One", (), (0.1,)), 0.1, count=2)
     assert list(found["accuracy_percent"]) == [10, 30]
     assert list(found["train_seconds"]) == [1.5, 2.5]
     assert set(found["trainable_parameters"]) == {7}
