@@ -69,7 +69,6 @@ def check_places(settings: Settings) -> None:
     """Raise InputError if results, features or weights cannot be where the settings say."""
     check_writable(settings.placement.results_dir)
     check_backbone(settings.backbone.architecture, settings.backbone.checkpoint)
-    check_smat_file(settings.method)
     cache_dir = settings.evaluation.cache_dir
     if cache_dir is not None and cache_dir.is_file():
         raise InputError(f"evaluation.cache_dir={cache_dir}: is a file. Give a folder, or null.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from so_clip.config.early_checks import check_packages, check_places
+from so_clip.config.early_checks import check_packages, check_places, check_smat_file
 from so_clip.config.parse import from_config
 from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
@@ -123,6 +123,7 @@ def _run(
 ) -> "Result | None":
     check_packages(settings.method)
     check_places(settings)
+    check_smat_file(settings.method)
     evaluation = settings.evaluation
     data = gather(settings.data, cache_dir=evaluation.cache_dir, workers=evaluation.workers)
     # torch takes seconds to import, and most bad input is refused without it.

@@ -11,13 +11,14 @@ from so_clip.adapters import applied_to, load, restore
 from so_clip.adapters.apply import apply
 from so_clip.clip.load import load_backbone
 from so_clip.config.compose import compose
-from so_clip.config.early_checks import check_places
+from so_clip.config.early_checks import check_smat_file
 from so_clip.config.parse import from_config
 from so_clip.data.run_data import gather
 from so_clip.errors import InputError
 from so_clip.run import Result, run
 from so_clip.smat.checkpoint_file import load_checkpoint
 from so_clip.smat.task import class_means
+from tests.helpers.command import call
 from tests.helpers.smat_tasks import random_checkpoint, tiny_backbone
 
 
@@ -116,6 +117,16 @@ def test_fine_tuning_has_fifty_steps_by_default(method):
     assert from_config(compose(["method=smat"])).schedule.max_steps == 0
 
 
+def test_a_run_is_evaluated_without_its_checkpoint(checkpoint, tmp_path):
+    moved = tmp_path / "smat.safetensors"
+    moved.write_bytes(checkpoint.read_bytes())
+    result = run_with(moved, tmp_path, "save=true")
+    moved.unlink()
+    outcome = call("evaluate", result.folder)
+    assert outcome.code == 0, outcome.err
+    assert f"adapted accuracy {result.metrics['accuracy_percent']:.2f} %" in outcome.cells
+
+
 def test_the_fingerprint_has_the_content_of_the_checkpoint(checkpoint, tmp_path):
     first = run_with(checkpoint, tmp_path)
     moved = tmp_path / "smat.safetensors"
@@ -141,7 +152,7 @@ def test_the_fingerprint_has_the_content_of_the_checkpoint(checkpoint, tmp_path)
 def test_a_missing_checkpoint_is_refused_before_any_work(overrides, message, tmp_path):
     settings = from_config(compose(["method=smat", f"results_dir={tmp_path}", *overrides]))
     with pytest.raises(InputError, match=message):
-        check_places(settings)
+        check_smat_file(settings.method)
 
 
 def test_a_checkpoint_of_another_backbone_is_refused_before_any_work(tmp_path):
