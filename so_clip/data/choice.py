@@ -17,6 +17,8 @@ TEMPLATES = ("plain", "specific", "ensemble")
 MAX_SEED = 2**63 - 1
 # More than any dataset has. A typing error must not fill the memory with repeated images.
 MAX_SHOTS = 10_000
+# All tasks are drawn before the first one begins.
+MAX_TASKS = 100_000
 
 
 def _template(value: Any) -> str:
@@ -58,7 +60,10 @@ class DataChoice(Options):
         None, "null | the alpha of a Dirichlet draw that gives classes unequal numbers of images"
     )
     tasks: int = option(
-        0, "0: one run on all classes | N: that many sampled few-shot tasks (episodes.*)", ge=0
+        0,
+        "0: one run on all classes | N: that many sampled few-shot tasks (episodes.*)",
+        ge=0,
+        le=MAX_TASKS,
     )
     cards_dir: OptionalPathOption = option(
         None,

@@ -20,6 +20,7 @@ def _settings(*words: str) -> Settings:
     [
         ("tasks=1", "tasks=1: a 95 % interval needs two tasks"),
         ("tasks=-2", "tasks=-2: must be 0 or more"),
+        ("tasks=1000000000000", "tasks=1000000000000: must be 100000 or less"),
         ("tasks=2 save=true", "save=true with tasks=2: each task adapts a model of its own"),
         ("tasks=2 evaluation.keep_logits=true", "evaluation.keep_logits=true with tasks=2"),
         ("tasks=2 evaluation.every_steps=5", "evaluation.every_steps=5 with tasks=2"),
