@@ -33,7 +33,7 @@ def accuracies(table: pd.DataFrame, path: Path, title: str) -> None:
         capsize=2,
     )
     axis.set_yticks(places, means["title"])
-    axis.set_xlabel("accuracy on tasks of the targets, %, with 95 % interval")
+    axis.set_xlabel("accuracy, % (95 % interval)")
     axis.set_title(title, fontsize=10)
     _plain(axis)
     _save(figure, path)
