@@ -1,7 +1,7 @@
 """Meta-train SMAT on rendered families and digits, and compare it with other methods.
 
-    python -m scripts.smat_experiment                        # about half an hour on two cores
-    python -m scripts.smat_experiment --small --out FOLDER   # few tasks: does everything work?
+    python scripts/smat_experiment.py                        # about half an hour on two cores
+    python scripts/smat_experiment.py --small --out FOLDER   # few tasks: does everything work?
 
 Renders the families of pictures (scripts/smat/render.py), meta-trains experts for the embedded CLIP
 on the first half of the classes of the source families and of the digits, and validates on the
@@ -139,7 +139,7 @@ def _write(tables: dict[str, list], options: argparse.Namespace) -> None:
     from scripts.smat import plots
 
     torch.set_num_threads(1)  # as in every run; the tables record it
-    command = "python -m scripts.smat_experiment" + (" --small" if options.small else "")
+    command = "python scripts/smat_experiment.py" + (" --small" if options.small else "")
     folder, figures = options.out / "tables", options.out / "figures"
     made = {
         name: write_table(rows, folder / f"{name}.csv", torch.device("cpu"), command)

@@ -54,7 +54,7 @@ def _stage(folder: Path) -> str:
 
 def _runs(folder: Path) -> list[Path]:
     """Return the run folders that are not moved yet: at most one."""
-    return [path for path in folder.iterdir() if not path.name.isdecimal()]
+    return [path for path in folder.glob("[!.]*") if not path.name.isdecimal()]
 
 
 def _repeat(folder: Path, kills: int, words: list[str]) -> Counter[str]:
