@@ -1,6 +1,6 @@
 """Meta-train SMAT on rendered families and digits, and compare it with other methods.
 
-    python scripts/smat_experiment.py                        # about half an hour on two cores
+    python scripts/smat_experiment.py                        # everything; takes long
     python scripts/smat_experiment.py --small --out FOLDER   # few tasks: does everything work?
 
 Renders the families of pictures (scripts/smat/render.py), meta-trains experts for the embedded CLIP

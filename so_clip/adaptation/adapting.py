@@ -25,7 +25,7 @@ from so_clip.train import History, Loop, TrainingDiverged, train
 
 
 class Adapting:
-    """A model at work: its optimizer, its few-shot images, and its peak memory.
+    """Adapts a model: holds its optimizer, its few-shot images and its peak memory.
 
     Args:
         settings: with `auto` resolved.

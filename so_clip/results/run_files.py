@@ -23,7 +23,7 @@ from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.json"
 PROVENANCE_FILE = "provenance.json"
 ADAPTER_FILE = "adapter.safetensors"
-SMAT_FILE = "smat.safetensors"  # of a meta-training
+SMAT_FILE = "smat.safetensors"  # the experts that a meta-training wrote
 # The key of metrics.json that runs of a method do not have, and its value of a meta-training.
 KIND, META = "kind", "meta"
 # The key of config.yaml and metrics.json that names the adapter of an evaluation.
