@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from so_clip.adapters.of_run import most_bytes
+from so_clip.clip.engine.fixed_entries import fixed_entries
 from so_clip.clip.load import EMBEDDED
 from so_clip.clip.loading.architecture_names import is_place
 from so_clip.clip.loading.hub import cached_pretrained
@@ -24,6 +25,8 @@ _SMALL_FILES = 8_000
 _FEATURES_HEADER = 300
 # Metadata of an adapter file, and names and shapes of its tensors.
 _ADAPTER_HEADER = 20_000
+# Name, shape, type and place of a tensor in a file, and its record in the metadata.
+_TENSOR_HEADER = 300
 # A place of a moved entry, unless entries are dense.
 _GAP_BYTES = 2
 # Pixels of a photograph: the average of ImageNet.
@@ -87,19 +90,32 @@ def adapter_bytes(settings: Settings, model: Model) -> int:
     added = [value for name, value in state.items() if name not in model.base_names]
     of_base = {id(value) for name, value in state.items() if name in model.base_names}
     in_state = {id(value) for value in state.values()}
-    # SMAT merges its experts into these tensors, and all of their entries can move. Other methods
-    # return detached tensors, which are not in `of_base`.
-    rewritten = model.adapter.rewritten(model.classifier) if model.adapter else {}
-    whole = {id(value): value.nbytes for value in rewritten.values() if id(value) in of_base}
-    total = _ADAPTER_HEADER + sum(value.nbytes for value in added) + sum(whole.values())
+    whole = _rewritten(model)
+    total = _ADAPTER_HEADER + sum(value.nbytes for value in (*whole, *added))
+    total += _TENSOR_HEADER * len([*whole, *added, *model.parameters])
+    merged = {id(value) for value in whole}
     for value in model.parameters.values():
-        if id(value) in whole:
+        if id(value) in merged:
             continue
         if id(value) in of_base:
             total += _change_bytes(settings, value)
         elif id(value) not in in_state:  # values of fixed entries: the file has their weights
             total += value.numel() * (value.itemsize + _GAP_BYTES)
     return total if total <= most_bytes(settings.placement.save) else 0
+
+
+def _rewritten(model: Model) -> list[Tensor]:
+    """Return the tensors that the method rewrites itself: all of their entries can move.
+
+    Weights with fixed entries are left out: only those entries move.
+    """
+    if model.adapter is None:
+        return []
+    backbone = model.classifier.backbone.model
+    fixed = {id(entries.weight) for entries in fixed_entries(backbone)}
+    state = backbone.state_dict(keep_vars=True)
+    rewritten = model.adapter.rewritten(model.classifier)
+    return [value for name, value in rewritten.items() if id(state[name]) not in fixed]
 
 
 def _change_bytes(settings: Settings, value: Tensor) -> int:

@@ -8,6 +8,7 @@ Tensor names end in their shape: B images of a batch, N few-shot images, D featu
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -168,13 +169,18 @@ def _model_and_start(
     _forget_values(model.classifier, mode)
     start = None
     if model.adapter is not None:
-        state = model.adapter.start_state()
+        adapter = model.adapter
+        if adapter.start_state() is not None:
+            # Later runs of this process can share the state, and they need its values.
+            adapter = deepcopy(adapter)
+            model = replace(model, adapter=adapter)
+        state = adapter.start_state()
         if state is not None:
             _forget_values(state, mode)
             start = watched_start(model.classifier, state, CPU)
         few_shots = _FakeFewShots(settings, model, mode, whole_batch=start is not None)
         with start or nullcontext():
-            model.adapter.start(model.classifier, few_shots)
+            adapter.start(model.classifier, few_shots)
         _forget_values(model.classifier, mode)
     named = model.classifier.named()
     # Gradient scaling skips a step if values overflow, and there are no values.

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from so_clip.clip.load import load_backbone
 from so_clip.smat.checkpoint_file import save_checkpoint
@@ -69,6 +71,32 @@ def test_the_memory_is_that_of_a_real_run(chosen, checkpoint, tmp_path):
     # The state of SMAT, the model, and one update at a time.
     smat_mib = (checkpoint.stat().st_size - 20_000) / 2**20
     assert expected["start_peak_memory_mib"] > smat_mib + expected["weights_mib"]
+
+
+def test_a_forecast_changes_no_later_run_of_the_process(checkpoint, tmp_path):
+    arguments = ["method=smat", f"adapter.checkpoint={checkpoint}", "evaluation.workers=0"]
+    for place in ("before", "after"):
+        assert call(f"results_dir={tmp_path / place}", *arguments).code == 0
+        forecast(*arguments)
+    before, after = (
+        load_file(next(tmp_path.glob(f"{place}/*/adapter.safetensors")))
+        for place in ("before", "after")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_the_file_of_a_method_that_rewrites_weights_is_no_larger_than_forecast(tmp_path):
+    arguments = [
+        "method=relora",
+        "adapter.every=2",
+        "adapter.restart_warmup=1",
+        "schedule.max_steps=4",
+    ]
+    assert call(f"results_dir={tmp_path}", "evaluation.workers=0", *arguments).code == 0
+    (adapter,) = tmp_path.glob("*/adapter.safetensors")
+    assert 1 <= forecast(*arguments)["adapter_bytes"] / adapter.stat().st_size < 3
 
 
 def test_a_forecast_without_the_checkpoint_is_refused_as_a_run_is():

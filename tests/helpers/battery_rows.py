@@ -23,6 +23,7 @@ class Row:
         resnet: whether the method adapts a ResNet image tower; if not, it must refuse it.
         overrides: settings with which the small model learns in a few steps.
         trains: whether it takes gradient steps.
+        seeded: whether the seed changes the result on the same images.
         plain: whether CLIP's weights are the whole adapted model, after a merge.
     """
 
@@ -31,6 +32,7 @@ class Row:
     resnet: bool = False
     overrides: tuple[str, ...] = ()
     trains: bool = True
+    seeded: bool = True
     plain: bool = True
 
 
@@ -97,6 +99,7 @@ ROWS: dict[str, Row] = {
         zero_shot_start=False,
         resnet=True,
         trains=False,
+        seeded=False,
         plain=False,
     ),
     "linear_probe": Row(r"head\.weight", resnet=True, plain=False),

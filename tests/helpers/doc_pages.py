@@ -163,9 +163,10 @@ def _expanded(arguments: Sequence[str]) -> list[str]:
 
 
 def small(arguments: Sequence[str]) -> list[str]:
-    """Return arguments for the embedded backbone, at most two seeds and one step."""
+    """Return arguments for the embedded backbone, at most two seeds, one step and two tasks."""
     kept = [word for word in arguments if not re.match(r"backbone(\.\w+)?=", word)]
     kept = ["seed=1,2" if word.startswith("seed=1,2") else word for word in kept]
+    kept = [re.sub(r"^tasks=\d+$", "tasks=2", word) for word in kept]
     # ImageNet's prompts are too long for the embedded text tower.
     kept = ["dataset=digits" if word == "dataset=imagenet" else word for word in kept]
     trains = is_run(arguments) and "method=zero_shot" not in arguments
