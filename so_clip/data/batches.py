@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from so_clip.data.cache.decode_cache import DecodeCache, DecodedPass, images_sha256
 from so_clip.data.cache.decoded_file import Layout
+from so_clip.data.crop_products import ImageBlocks, cropped, stored_bytes, uses_products
 from so_clip.data.examples import Example
 from so_clip.data.image_memory import StreamedImages
 from so_clip.data.images import ImageSource
@@ -29,9 +31,9 @@ Pixels = npt.NDArray[np.uint8]
 class TrainBatches:
     """Shuffled, augmented batches of the few training images, epoch after epoch.
 
-    The images are kept and cropped on the device. If they need more than `image_budget_mib`, they
-    are kept and cropped on the CPU, and the batches move to the device. Streamed images move to the
-    device before they are cropped, so their batches equal those of images on the device.
+    The images are kept and cropped on the device. Streamed images, and images that need more than
+    `image_budget_mib`, stay on the CPU and move to the device for each batch. The batches are the
+    same.
 
     Args:
         images: uint8 tensors [3, height, width] of any sizes, on the CPU; or a stream of them.
@@ -45,6 +47,7 @@ class TrainBatches:
         flip: mirror half of the images.
         drop_last: leave out the last batch of an epoch if it is smaller and not the only one.
         crops: random crops of each image in an epoch.
+        products: whether to crop by matrix products; None: see uses_products.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class TrainBatches:
         flip: bool = True,
         drop_last: bool = False,
         crops: int = 1,
+        products: bool | None = None,
     ) -> None:
         if not len(images) or len(images) != len(labels):
             raise InputError(f"{len(images)} training images, but {len(labels)} labels.")
@@ -70,10 +74,11 @@ class TrainBatches:
         self.crop = RandomResizedCrop(image_size, scale, flip)
         self.generator = generator
         self.streamed = isinstance(images, StreamedImages)
+        self.products = uses_products(self.device) if products is None else products
         self.images = (
             images
             if isinstance(images, StreamedImages)
-            else _placed(images, self.device, image_budget_mib)
+            else _placed(images, self.device, image_budget_mib, self.products)
         )
         self.labels_N = torch.as_tensor(labels, dtype=torch.int64)
         # The position in the epoch: the generator's state at its start, the batches taken so far,
@@ -87,17 +92,40 @@ class TrainBatches:
         for the device.
         """
         to_skip, self._to_skip = self._to_skip, 0
-        self._epoch_state, self._taken = self.generator.get_state(), 0
-        order_N = self._order()
-        labels_N = self._to_device(self.labels_N[order_N])
-        starts = range(0, len(order_N), self.batch_size)
-        for start, images in zip(starts, self.in_groups(order_N.tolist()), strict=True):
-            self._taken += 1
-            if self._taken <= to_skip:
-                self.crop.skip(images, self.generator)
+        self._epoch_state, self._taken = self.generator.get_state(), to_skip
+        order = self._order().tolist()
+        batches = self._cropped(order, self.generator, to_skip)
+        for self._taken, batch in enumerate(batches, start=to_skip + 1):
+            yield batch
+
+    def cropped(self, order: Sequence[int], generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield images_BCHW on the device: random crops of the images of these indices, in order.
+
+        Args:
+            order: indices of images, for any number of batches.
+            generator: on the CPU; it alone decides the crops.
+        """
+        return (images_BCHW for images_BCHW, _ in self._cropped(order, generator))
+
+    def _cropped(
+        self, order: Sequence[int], generator: torch.Generator, skipped: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches with their labels; for the first ones, only draw the boxes."""
+        store = self.images if isinstance(self.images, ImageBlocks) else None
+        originals = self.in_groups(order) if store is None else repeat([])
+        for number, (group, images) in enumerate(zip(self._groups(order), originals, strict=False)):
+            if number < skipped:
+                self.crop.draw([(1, 1)] * len(group), generator)
                 continue
-            images_BCHW = self.crop(images, self.generator)
-            yield self._to_device(images_BCHW), labels_N[start : start + self.batch_size]
+            labels_B = self.labels_N[group]
+            if store is not None:
+                yield store.crop(group, self.crop, generator, labels_B)
+            elif self.products:
+                blocks = ImageBlocks(images, self.device, staged=True)
+                yield blocks.crop(range(len(blocks)), self.crop, generator, labels_B)
+            else:
+                images_BCHW = cropped(self.crop, images, generator, self.device, products=False)
+                yield images_BCHW, labels_B.to(self.device)
 
     def _order(self) -> Tensor:
         """Return the indices of an epoch's images: N images, each `crops` times."""
@@ -110,16 +138,14 @@ class TrainBatches:
 
     def in_groups(self, order: Sequence[int]) -> Iterator[list[Tensor]]:
         """Yield the images of these indices, one batch at a time, uncropped."""
-        groups = [
-            order[start : start + self.batch_size]
-            for start in range(0, len(order), self.batch_size)
-        ]
-        if isinstance(self.images, StreamedImages):
-            for images in self.images.groups(groups):
-                yield [self._to_device(image) for image in images]
-            return
-        for group in groups:
-            yield [self.images[index] for index in group]
+        groups, images = self._groups(order), self.images
+        if isinstance(images, StreamedImages):
+            return images.groups(groups)
+        return ([images[index] for index in group] for group in groups)
+
+    def _groups(self, order: Sequence[int]) -> list[Sequence[int]]:
+        starts = range(0, len(order), self.batch_size)
+        return [order[start : start + self.batch_size] for start in starts]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, after the last batch that was yielded."""
@@ -131,20 +157,21 @@ class TrainBatches:
         self._epoch_state, self._taken = state_dict["generator"], state_dict["taken"]
         self._to_skip = state_dict["taken"]
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        if tensor.device.type == "cpu" and self.device.type == "cuda":
-            # A copy from pageable memory would wait for all queued work of the device.
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
-
 
 def _placed(
-    images: Sequence[Tensor], device: torch.device, image_budget_mib: float
-) -> list[Tensor]:
+    images: Sequence[Tensor], device: torch.device, image_budget_mib: float, products: bool
+) -> list[Tensor] | ImageBlocks:
     # A repeated image is one tensor, and moves once.
     distinct = {id(image): image for image in images}
-    if sum(image.nbytes for image in distinct.values()) > image_budget_mib * MIB:
+    needed = (
+        stored_bytes(distinct.values())
+        if products
+        else sum(image.nbytes for image in distinct.values())
+    )
+    if needed > image_budget_mib * MIB:
         return list(images)
+    if products:
+        return ImageBlocks(images, device)
     moved = {key: image.to(device) for key, image in distinct.items()}
     return [moved[id(image)] for image in images]
 

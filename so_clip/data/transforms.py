@@ -74,10 +74,6 @@ class RandomResizedCrop:
             [self.apply(image, crop) for image, crop in zip(images, crops, strict=True)]
         )
 
-    def skip(self, images: Sequence[Tensor], generator: torch.Generator) -> None:
-        """Advance the generator as a call does, without cropping."""
-        self.draw(_sizes(images), generator)
-
     def draw(self, sizes: Sequence[tuple[int, int]], generator: torch.Generator) -> list[Crop]:
         """Draw one crop for each (height, width) in `sizes`."""
         # One call for the whole batch, on the CPU, because the host needs the boxes.

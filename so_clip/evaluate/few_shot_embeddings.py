@@ -43,12 +43,13 @@ class FewShotEmbeddings:
     @torch.no_grad()
     def _encode(self, centre: bool) -> Tensor:
         backbone, batches = self._classifier.backbone, self._batches
+        order = range(len(batches.images))
+        centred = (
+            torch.stack([_centre(image, backbone.pixels) for image in images])
+            for images in batches.in_groups(order)
+        )
         parts = []
-        for images in batches.in_groups(range(len(batches.images))):
-            if centre:
-                images_BCHW = torch.stack([_centre(image, backbone.pixels) for image in images])
-            else:
-                images_BCHW = batches.crop(images, self._generator)
+        for images_BCHW in centred if centre else batches.cropped(order, self._generator):
             with self._precision.autocast():
                 parts.append(backbone.encode_image(images_BCHW.to(batches.device)))
         return torch.cat(parts).float()

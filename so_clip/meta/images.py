@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from so_clip.data.crop_products import cropped
 from so_clip.data.episodes.sampler import EpisodeDraw
 from so_clip.data.image_memory import MIB
 from so_clip.data.images import ImageSource
@@ -91,8 +92,8 @@ class EpisodeImages:
         with closing(self._ahead(draws, "original", _original)) as tasks:
             for draw, originals in tasks:
                 generator = torch.Generator().manual_seed(crop_seed(seed, draw.number))
-                on_device = [torch.from_numpy(pixels).to(self._device) for pixels in originals]
-                squares = crop(on_device, generator)
+                images = [torch.from_numpy(pixels) for pixels in originals]
+                squares = cropped(crop, images, generator, self._device)
                 few_shot = len(draw.few_shot)
                 yield TaskImages(draw, squares[:few_shot], squares[few_shot:])
 

@@ -162,7 +162,7 @@ def test_images_above_the_budget_stay_on_the_cpu(budget, device_type):
         [image, _flat(2), image], [0, 1, 0], 2, 8, torch.Generator(), "cuda", budget
     )  # fmt: skip
     assert {image.device.type for image in batches.images} == {device_type}
-    assert batches.images[0] is batches.images[2]
+    assert batches.images[0].data_ptr() == batches.images[2].data_ptr()
     for images_BCHW, labels_B in batches.epoch():
         assert (images_BCHW.device.type, labels_B.device.type) == ("cuda", "cuda")
 

@@ -60,3 +60,33 @@ def box_from_uniforms(height: int, width: int, scale, tries) -> tuple[int, int, 
     else:
         w, h = width, height
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resized_in_float64(pixels_HWC: np.ndarray, image_size: int) -> np.ndarray:
+    """Resize columns, then rows, with Keys' cubic (a = -1/2) stretched by the reduction.
+
+    Between the passes values are cut to [0, 255] and not rounded.
+    """
+    narrow_HSC = np.einsum(
+        "sw,hwc->hsc", cubic_weights(pixels_HWC.shape[1], image_size), pixels_HWC
+    )
+    rows_SH = cubic_weights(pixels_HWC.shape[0], image_size)
+    return np.einsum("sh,htc->stc", rows_SH, narrow_HSC.clip(0, 255)).clip(0, 255)
+
+
+def cubic_weights(length: int, image_size: int) -> np.ndarray:
+    """Return the weight [image_size, length] of each pixel, one at a time."""
+    scale = length / image_size
+    stretch = max(scale, 1.0)
+    weights_SL = np.zeros((image_size, length))
+    for s in range(image_size):
+        center = scale * (s + 0.5)
+        for pixel in range(length):
+            x = abs(pixel + 0.5 - center)
+            # The window is the support of the filter, rounded to whole pixels.
+            if int(max(center - 2 * stretch + 0.5, 0)) <= pixel < int(center + 2 * stretch + 0.5):
+                x /= stretch
+                near = 1.5 * x**3 - 2.5 * x**2 + 1
+                far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+                weights_SL[s, pixel] = near if x < 1 else far if x < 2 else 0
+    return weights_SL / weights_SL.sum(axis=1, keepdims=True)
