@@ -93,13 +93,18 @@ def most_important(param: Tensor, count: int) -> Tensor:
 
 
 def _check_support(param: Tensor, grad: SampledGradient, support_M: Tensor) -> None:
-    if grad.support_M is not support_M:
-        raise RuntimeError(
-            f"the sampled gradient of a tensor of shape {tuple(param.shape)} is on a support that "
-            "has been drawn again or loaded since, or of another optimizer. Call "
-            "optimizer.zero_grad() after every step, do not step between a forward pass and its "
-            "backward pass, and call sampled_gradients with the optimizer that steps."
-        )
+    if grad.support_M is not support_M or grad.version != support_M._version:
+        raise outdated(param)
+
+
+def outdated(param: Tensor) -> RuntimeError:
+    """Return the error of a sampled gradient on a support that is not the present one."""
+    return RuntimeError(
+        f"the sampled gradient of a tensor of shape {tuple(param.shape)} is on a support that "
+        "has been drawn again or loaded since, or of another optimizer. Call "
+        "optimizer.zero_grad() after every step, do not step between a forward pass and its "
+        "backward pass, and call sampled_gradients with the optimizer that steps."
+    )
 
 
 def unwrapped(optimizer: Any) -> Any:

@@ -19,6 +19,7 @@ Hooks of the weight get the SampledGradient. For data parallelism there is
 """
 
 from collections.abc import Callable
+from itertools import chain
 from types import TracebackType
 from typing import Any
 
@@ -30,8 +31,9 @@ from torch.utils.hooks import RemovableHandle
 
 from so_clip.errors import InputError
 from so_clip.optim.gradients import all_reduce_sampled, clip_grad_norm_, unwrapped
+from so_clip.optim.sampled_coordinates import Batch, Kind
 from so_clip.optim.sampled_gradient import SampledGradient
-from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear, Sampling
+from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear, Sampling, methods_of
 from so_clip.optim.sampled_product import Method, fastest
 
 __all__ = [
@@ -62,7 +64,11 @@ _SAMPLED: dict[type[nn.Module], type[SampledLayer]] = {
 
 
 def sampled_gradients(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, always: bool = True
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    always: bool = True,
+    whole: bool | None = None,
 ) -> "SampledGradients":
     """Make the layers of `model` compute only the gradient entries that `optimizer` reads.
 
@@ -82,6 +88,9 @@ def sampled_gradients(
         always: False leaves a linear layer dense if the whole product should be faster: at
             densities from about 1/8, and lower ones for small layers (scripts/bench_sampled.py).
             True samples such layers too, to save memory.
+        whole: whether a sampled layer makes the whole product for a moment and takes the entries
+            from it, by two operations. None: on a GPU, for inputs in half precision, where tensor
+            cores make this the fastest way. What a layer keeps for the backward pass is the same.
 
     Returns:
         A handle. Its `remove()` restores the layers; it is also a context manager.
@@ -104,7 +113,7 @@ def sampled_gradients(
             "that know before the backward pass what they read, such as SO. If an SO is inside, "
             "call sampled_gradients with it before it is wrapped."
         )
-    return SampledGradients(model, inner, always)
+    return SampledGradients(model, inner, always, whole)
 
 
 class SampledGradients:
@@ -112,11 +121,19 @@ class SampledGradients:
 
     Attributes:
         methods: the method that computes each gradient, by weight name; see
-            `sampled_product.fastest`.
+            `sampled_product.fastest`. On a GPU, the one for half precision.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, always: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        always: bool,
+        whole: bool | None = None,
+    ) -> None:
         self._optimizer: Any = optimizer
+        self._whole_products = whole
+        self._batches: dict[tuple[Any, ...], Batch] = {}
         self._model = model
         self._layers: dict[str, SampledLayer] = {}  # by weight name
         self.methods: dict[str, Method] = {}
@@ -142,15 +159,15 @@ class SampledGradients:
         self._checked_ddp: DistributedDataParallel | None = None
         self._excluded = self._needs_average = False
         self._refuse_ddp()
-        self._refresh()
+        self.refresh()
         vars(optimizer)["sampled_gradients"] = self  # see sampled_record
         if self._layers:
             self._hooks += [
                 optimizer.register_step_pre_hook(lambda *_: self._check_average()),
                 optimizer.register_step_pre_hook(lambda *_: self._release_unused()),
-                optimizer.register_step_post_hook(lambda *_: self._refresh()),
-                optimizer.register_load_state_dict_post_hook(lambda *_: self._refresh()),
-                _Listener(optimizer, self._refresh),
+                optimizer.register_step_post_hook(lambda *_: self.refresh()),
+                optimizer.register_load_state_dict_post_hook(lambda *_: self.refresh()),
+                _Listener(optimizer, self.refresh),
             ]
 
     def support(self, weight: Tensor) -> Tensor | None:
@@ -269,19 +286,56 @@ class SampledGradients:
         support_M = self.support(weight)
         if support_M is None or not weight.requires_grad:
             return None
-        method, faster = fastest(len(support_M), tuple(weight.shape), weight.device)
-        return method if faster or (always and weight.ndim == 2) else None
+        _, faster = fastest(len(support_M), tuple(weight.shape), weight.device)
+        if not faster and not (always and weight.ndim == 2):
+            return None
+        _, half_method = methods_of(weight, len(support_M), self._whole_products)
+        return half_method
 
-    def _refresh(self) -> None:
-        """Give every layer with a new support a new Sampling; layers of one weight share it."""
-        by_weight: dict[int, Sampling | None] = {}
+    def refresh(self) -> None:
+        """Read all supports again. Layers of one weight share a Sampling.
+
+        A new support in another tensor gets coordinates in new tensors, because an older graph may
+        still read the old ones. If it is written in the old one's place, so are its coordinates.
+        """
+        samplings: dict[int, Sampling | None] = {}
+        changed: dict[bool, list[Sampling]] = {True: [], False: []}  # whether in place
         for layer in self._layers.values():
-            key, support_M = id(layer.weight), self.support(layer.weight)
-            if layer.sampling is not None and layer.sampling.support_M is support_M:
-                by_weight[key] = layer.sampling
-            elif key not in by_weight:
-                by_weight[key] = None if support_M is None else Sampling(layer.weight, self)
-            layer.sampling = by_weight[key]
+            key = id(layer.weight)
+            if key not in samplings:
+                sampling: Sampling | None = layer.sampling
+                support_M = self.support(layer.weight)
+                if support_M is None:
+                    sampling = None
+                elif sampling is None or sampling.weight is not layer.weight:
+                    sampling = Sampling(layer.weight, self, self._whole_products)
+                else:
+                    in_place = sampling.renew(support_M)
+                    if in_place is not None:
+                        changed[in_place].append(sampling)
+                samplings[key] = sampling
+            layer.sampling = samplings[key]
+        for in_place, list_of_them in changed.items():
+            self._renew_coordinates(list_of_them, in_place)
+
+    @torch.no_grad()
+    def _renew_coordinates(self, samplings: list[Sampling], in_place: bool) -> None:
+        """Work out the coordinates that layers have read before, of their new supports."""
+        uses = [(sampling, method) for sampling in samplings for method in sampling.coordinates]
+        for device in {sampling.support_M.device for sampling, _ in uses}:
+            here = [use for use in uses if use[0].support_M.device == device]
+            kinds = [
+                Kind(len(sampling.support_M), sampling.weight.shape[1], method)
+                for sampling, method in here
+            ]
+            batch = self._batches.setdefault((device, *kinds), Batch(kinds, device))
+            new = batch.coordinates([sampling.support_M for sampling, _ in here])
+            if in_place:
+                old = [sampling.coordinates[method] for sampling, method in here]
+                torch._foreach_copy_([*chain(*old)], [*chain(*new)])
+            else:
+                for (sampling, method), found in zip(here, new, strict=True):
+                    sampling.coordinates[method] = found
 
 
 class _Listener:

@@ -45,6 +45,7 @@ class SampledGradient(Tensor):
 
     support_M: Tensor
     values_M: Tensor
+    version: int  # of the support: it grows if another one is written in its place
 
     @staticmethod
     def __new__(cls, weight: Tensor, support_M: Tensor, values_M: Tensor) -> "SampledGradient":
@@ -68,7 +69,7 @@ class SampledGradient(Tensor):
             device=values_M.device,
             storage_size=0,
         )
-        made.support_M, made.values_M = support_M, values_M
+        made.support_M, made.values_M, made.version = support_M, values_M, support_M._version
         return made
 
     def __repr__(self) -> str:  # type: ignore[override]

@@ -1,24 +1,35 @@
 """Selected entries of a product gᵀx, the gradient of a linear layer's weight.
 
-Entry (i, j) is the sum over tokens of g[:, i] · x[:, j]. There are three ways to compute it. Each
-one is the fastest in a range of densities (scripts/bench_sampled.py): gather the columns needed and
-multiply them; torch's sampled product of sparse matrices; whole rows of gᵀx, then a selection.
+Entry (i, j) is the sum over tokens of g[:, i] · x[:, j]. There are four ways to compute it. On the
+CPU three of them are each the fastest in a range of densities (scripts/bench_sampled.py): gather
+the columns needed and multiply them; torch's sampled product of sparse matrices; whole rows of gᵀx,
+then a selection. The fourth is for half precision on a GPU: the whole product by one call, then one
+`take`. Its tensor cores multiply faster than it reads single columns.
 
-Names end in their shape: N tokens, O outputs and I inputs of the layer, M selected entries.
+Names end in their shape: N tokens, O outputs and I inputs of the layer, M selected entries, P >= M
+columns of the input.
 """
 
 import math
 import warnings
 from functools import cache
-from typing import Literal
+from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from so_clip.optim.sampled_convolution import is_faster
 
-Method = Literal["columns", "gather", "csr", "rows"]
+Method = Literal["columns", "gather", "csr", "rows", "whole", "whole_columns"]
+
+# The methods that keep columns of the input for the backward pass, in place of the input.
+KEEPS_COLUMNS: tuple[Method, ...] = ("columns", "whole_columns")
+# The methods that make one product of all that is kept, then take entries of it.
+MULTIPLIES_ALL: tuple[Method, ...] = ("whole", "whole_columns")
+# The methods that read coordinates; see `coordinates`.
+READS_COORDINATES: tuple[Method, ...] = ("columns", "gather", "whole_columns")
 
 # Nanoseconds per token: for a call (of 500 tokens), for each of the O + I values, for each entry;
 # and for each of the O I values of the whole product. Measured on one core of a server in float32;
@@ -32,21 +43,48 @@ _CPU_TEMPORARY = 2**17
 _GPU_TEMPORARY = 2**22
 _CSR_TOKENS = 128  # per sampled product of sparse matrices
 _BLOCK = 2**20  # values in a block of whole rows
+# Tensor cores need rows of 16 bytes: copied columns are padded to a multiple of this number.
+_ALIGNED = 8
 
 
-def fastest(entries: int, shape: tuple[int, ...], device: torch.device) -> tuple[Method, bool]:
+def fastest(
+    entries: int, shape: tuple[int, ...], device: torch.device, whole: bool = False
+) -> tuple[Method, bool]:
     """Return how to compute M entries of the gradient of a weight of shape [O, I] or [O, I, k, l].
 
     columns: gather from a copy of the M columns of x, which takes less memory than x. The other
-    methods keep x itself.
-    gather, csr, rows: the three ways of this module, in its order. csr is for the CPU only, the
-    one device that was measured. A convolution is always "gather".
+    methods keep x itself, except whole_columns.
+    gather, csr, rows: the first three ways of this module, in its order. csr is for the CPU only,
+    the one device that was measured. A convolution is "gather" or "whole".
+    whole: the fourth way.
+    whole_columns: the fourth way with a copy of M columns of x in the place of x. It takes less
+    memory, and the product is smaller.
+
+    Args:
+        entries: M.
+        shape: of the weight.
+        device: of the weight.
+        whole: choose the fourth way.
 
     Returns:
-        The method, and whether it should be faster than the whole product.
+        The method, and whether sampling should be faster than the whole product.
     """
     if len(shape) == 4:
-        return "gather", is_faster(entries, math.prod(shape))
+        return "whole" if whole else "gather", is_faster(entries, math.prod(shape))
+    method, faster = _fastest_sampled(entries, shape, device)
+    if whole:
+        method = "whole_columns" if padded(entries) < shape[1] else "whole"
+    return method, faster
+
+
+def padded(entries: int) -> int:
+    """Return P, the number of columns that whole_columns keeps for M entries."""
+    return -(-entries // _ALIGNED) * _ALIGNED
+
+
+def _fastest_sampled(
+    entries: int, shape: tuple[int, ...], device: torch.device
+) -> tuple[Method, bool]:
     out_features, in_features = shape
     values, whole = out_features + in_features, _WHOLE_PRODUCT * out_features * in_features
     costs: dict[Method, float] = {
@@ -68,31 +106,63 @@ def _cost(rates: tuple[float, float, float], values: int, entries: int) -> float
     return call + value * values + entry * entries
 
 
+def coordinates(support_M: Tensor, in_features: int, method: Method) -> tuple[Tensor, Tensor]:
+    """Return the row and the column of each entry, in the form that a method reads.
+
+    For whole_columns, these are the place [M] of each entry in the product [O, P] and the columns
+    [P] of x to keep. Columns from M to P are column 0, and no entry reads them.
+    """
+    row_M, column_M = support_M // in_features, support_M % in_features
+    if method != "whole_columns":
+        return row_M, column_M
+    entries = len(support_M)
+    width = padded(entries)
+    place_M = row_M * width + torch.arange(entries, device=support_M.device)
+    return place_M, F.pad(column_M, (0, width - entries))
+
+
 def entries_of_product(
-    g_NO: Tensor, x_NI: Tensor, support_M: Tensor, in_features: int, method: str
+    g_NO: Tensor,
+    x_NI: Tensor,
+    support_M: Tensor,
+    in_features: int,
+    method: str,
+    row_M: Tensor | None = None,
+    column_M: Tensor | None = None,
 ) -> Tensor:
     """Return the entries of gᵀx [O, I] at `support_M`, computed in at least float32.
 
-    Temporaries take a few MiB at most, for any N; with "rows", also a few times M values.
+    Temporaries take a few MiB at most, for any N; with "rows", also a few times M values; with
+    "whole" and "whole_columns", also the product.
 
     Args:
         g_NO: the gradient of a linear layer's output.
-        x_NI: the layer's input; for method "columns", the M columns that the entries need [N, M].
+        x_NI: the layer's input; for a method of KEEPS_COLUMNS, its columns that are kept.
         support_M: flat indices int64, ascending.
         in_features: I.
         method: a Method.
+        row_M, column_M: `coordinates`, if they are known already; for READS_COORDINATES.
 
     Returns:
         Values [M]: float32 for half precision, otherwise of g's dtype.
     """
-    with torch.autocast(g_NO.device.type, enabled=False):
-        if method == "csr":
-            return _by_sparse_product(g_NO, x_NI, support_M)
-        if method == "rows":
-            return _by_rows(g_NO, x_NI, support_M)
-        row_M = support_M // in_features
-        column_M = None if method == "columns" else support_M % in_features
-        return _by_gathering(g_NO, x_NI, row_M, column_M)
+    kind = g_NO.device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return entries_of_product(
+                g_NO, x_NI, support_M, in_features, method, row_M=row_M, column_M=column_M
+            )
+    if method == "whole":
+        return _whole_product(g_NO, x_NI).take(support_M).to(_sum_type(g_NO))
+    if method == "csr":
+        return _by_sparse_product(g_NO, x_NI, support_M)
+    if method == "rows":
+        return _by_rows(g_NO, x_NI, support_M)
+    if row_M is None:
+        row_M, column_M = coordinates(support_M, in_features, cast(Method, method))
+    if method == "whole_columns":
+        return _whole_product(g_NO, x_NI).take(row_M).to(_sum_type(g_NO))
+    return _by_gathering(g_NO, x_NI, row_M, None if method == "columns" else column_M)
 
 
 # A custom operator, so that torch.compile and fake tensors do not trace into it.
@@ -102,7 +172,15 @@ sampled_product = torch.library.custom_op(
 
 
 @sampled_product.register_fake
-def _(g_NO: Tensor, x_NI: Tensor, support_M: Tensor, in_features: int, method: str) -> Tensor:
+def _(
+    g_NO: Tensor,
+    x_NI: Tensor,
+    support_M: Tensor,
+    in_features: int,
+    method: str,
+    row_M: Tensor | None = None,
+    column_M: Tensor | None = None,
+) -> Tensor:
     return g_NO.new_empty(support_M.shape, dtype=_sum_type(g_NO))
 
 
@@ -113,14 +191,44 @@ def _(
     support_shape: tuple[int],
     in_features: int,
     method: str,
-    **_: object,
+    *_: object,
+    **_options: object,
 ) -> int:
     (tokens, out_features), (entries,) = g_shape, support_shape
-    return 2 * tokens * (out_features * in_features if method == "rows" else entries)
+    products = {"rows": out_features * in_features, "whole": out_features * in_features}
+    products["whole_columns"] = out_features * x_shape[1]
+    return 2 * tokens * products.get(method, entries)
 
 
 def _sum_type(g_NO: Tensor) -> torch.dtype:
-    return torch.promote_types(g_NO.dtype, torch.float32)
+    return g_NO.dtype if g_NO.dtype.itemsize >= 4 else torch.float32
+
+
+def _whole_product(g_NO: Tensor, x_NI: Tensor) -> Tensor:
+    """Return gᵀx, for half precision in float32 if the device can.
+
+    A GPU that cannot rounds the sums to half precision once, as in a dense gradient. A float32
+    product would not use its tensor cores.
+    """
+    if g_NO.dtype == _sum_type(g_NO):
+        return g_NO.T @ x_NI
+    if g_NO.device.type == "cpu":
+        return g_NO.T.float() @ x_NI.float()
+    if _sums_in_float32(g_NO.device, g_NO.dtype):
+        return torch.mm(g_NO.T, x_NI, out_dtype=torch.float32)
+    return g_NO.T @ x_NI
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch.mm can return float32 for half precision here. It is tried once."""
+    one = torch.ones(1, 1, dtype=dtype, device=device)
+    try:
+        torch.mm(one, one, out_dtype=torch.float32)
+    except (TypeError, RuntimeError):  # an older torch, or another device
+        return False
+    return True
 
 
 def _by_gathering(g_NO: Tensor, x_NI: Tensor, row_M: Tensor, column_M: Tensor | None) -> Tensor:

@@ -7,16 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from so_clip.optim.sampled_product import (
+    KEEPS_COLUMNS,
+    coordinates,
     entries_of_product,
     fastest,
     sampled_product,
 )
 from tests.helpers.storages import Storages
 
-METHODS = ("columns", "gather", "csr", "rows")
+METHODS = ("columns", "gather", "csr", "rows", "whole", "whole_columns")
 CPU = torch.device("cpu")
 
 
@@ -33,7 +37,9 @@ def case(
 
 def kept(x_NI: Tensor, support_M: Tensor, method: str) -> Tensor:
     """Return the part of its input that a layer keeps."""
-    return x_NI[:, support_M % x_NI.shape[1]] if method == "columns" else x_NI
+    if method not in KEEPS_COLUMNS:
+        return x_NI
+    return x_NI[:, coordinates(support_M, x_NI.shape[1], method)[1]]
 
 
 def exact(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
@@ -134,7 +140,9 @@ def test_temporaries_are_small_and_the_host_reads_nothing(method):
     # In torch's CPU code for CSR tensors there are checks that read; no other device runs it.
     with Storages(g_NO, kept_NI, support_M, may_read=method == "csr") as storages:
         entries_of_product(g_NO, kept_NI, support_M, 1024, method)
-    assert max(storages.sizes) <= (2**22 if method == "rows" else 2**20)
+    # Two methods make the whole product [O, I] or [O, P], once.
+    products = {"rows": 2**22, "whole": 2**23, "whole_columns": 2048 * 2000 * 4}
+    assert max(storages.sizes) <= products.get(method, 2**20)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -142,7 +150,8 @@ def test_torch_counts_the_flops(method):
     g_NO, x_NI, support_M = case(9, 8, 6, 20, torch.float32)
     with FlopCounterMode(display=False) as counter:
         sampled_product(g_NO, kept(x_NI, support_M, method), support_M, 6, method)
-    assert counter.get_total_flops() == 2 * 9 * (8 * 6 if method == "rows" else 20)
+    products = {"rows": 8 * 6, "whole": 8 * 6, "whole_columns": 8 * 24}
+    assert counter.get_total_flops() == 2 * 9 * products.get(method, 20)
 
 
 def test_no_warning_reaches_the_user():
@@ -176,3 +185,42 @@ def test_no_warning_reaches_the_user():
 )
 def test_the_fastest_method_follows_the_measured_costs(entries, shape, device, method, faster):
     assert fastest(entries, shape, torch.device(device)) == (method, faster)
+
+
+def test_a_whole_product_keeps_columns_while_they_take_less_memory_than_the_input():
+    cuda = torch.device("cuda")
+    for entries, shape, method in [
+        (1179, (3072, 768), "whole"),
+        (1179, (768, 3072), "whole_columns"),
+        (761, (768, 768), "whole"),  # padded to 768
+        (760, (768, 768), "whole_columns"),
+    ]:
+        chosen, faster = fastest(entries, shape, cuda, whole=True)
+        assert (chosen, faster) == (method, fastest(entries, shape, cuda)[1])
+    assert fastest(20, (8, 4, 3, 3), cuda, whole=True)[0] == "whole"
+
+
+_NO_LAUNCH = ("aten::permute", "prim::device")  # a view, and a question of fake tensors
+
+
+@pytest.mark.parametrize("columns", [3, 40])
+def test_on_a_gpu_a_whole_product_in_half_precision_is_two_operations_and_float32(columns):
+    names = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    method = fastest(20, (8, columns), torch.device("cuda"), whole=True)[0]
+    # Tensors without values stand for those of a GPU, which this machine need not have.
+    with FakeTensorMode(), Names():
+        g_NO = torch.empty(50, 8, dtype=torch.bfloat16, device="cuda")
+        kept = torch.empty(50, min(columns, 24), dtype=torch.bfloat16, device="cuda")
+        support_M = torch.empty(20, dtype=torch.int64, device="cuda")
+        row_M, column_M = coordinates(support_M, columns, method)
+        entries_of_product(g_NO, kept, support_M, columns, method, row_M, column_M)
+        names.clear()
+        values_M = entries_of_product(g_NO, kept, support_M, columns, method, row_M, column_M)
+    assert [name for name in names if name not in _NO_LAUNCH] == ["aten::mm.dtype", "aten::take"]
+    assert values_M.dtype == torch.float32

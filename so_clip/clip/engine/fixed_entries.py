@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from so_clip.checks import AutoFlag
-from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear
-from so_clip.optim.sampled_product import fastest
+from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear, methods_of
+from so_clip.optim.sampled_product import READS_COORDINATES, Method, coordinates, fastest
 from so_clip.optim.support import draw_supports, entry_count
 
 __all__ = ["FixedEntries", "draw_entries", "entry_count", "fixed_entries"]
@@ -109,6 +109,12 @@ class FixedEntries:
         """Return the tensor that gets the gradient of the entries."""
         return self.values_M
 
+    def coordinates_for(self, method: Method) -> tuple[Tensor | None, Tensor | None]:
+        """Return the coordinates of the entries that a method reads; see `Sampling`."""
+        if method not in READS_COORDINATES:
+            return None, None
+        return coordinates(self.support_M, self.weight.shape[1], method)
+
     @torch.no_grad()
     def write(self, share: float = 1.0) -> None:
         """Put the values into the weight.
@@ -135,7 +141,8 @@ class FixedEntries:
         kind, shape = type(self.owner), tuple(self.weight.shape)
         if kind not in _SAMPLED or self.own_name != "weight":
             return
-        self.method, is_faster = fastest(len(self.support_M), shape, self.weight.device)
+        _, is_faster = fastest(len(self.support_M), shape, self.weight.device)
+        self.method, self.half_method = methods_of(self.weight, len(self.support_M), None)
         if is_faster or (always and len(shape) == 2):
             self.owner.__class__ = _SAMPLED[kind]
             self.owner.sampling = self

@@ -1,0 +1,38 @@
+"""Weights and biases in the half precision that a layer computes in, rounded as seldom as possible.
+
+Under autocast a layer rounds its weight in every forward and backward pass, and its bias in every
+forward pass. These functions return a copy that is there already, bit for bit the same.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# The rounded copy of each frozen bias, with the version and the storage of what was rounded.
+_frozen: "WeakTensorKeyDictionary" = WeakTensorKeyDictionary()
+
+
+def weight_to_multiply(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the half-precision copy of a weight; without one, the weight itself, to be rounded."""
+    return weight.detach()
+
+
+def bias_to_add(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a bias in this dtype, without a history.
+
+    A frozen parameter is rounded once, and again only after it has changed. A write through `.data`
+    hides a change from torch, hence from here too.
+    """
+    if bias is None:
+        return None
+    rounded_O = bias.detach()
+    if bias.dtype == dtype or torch.compiler.is_compiling():
+        return rounded_O.to(dtype)
+    if bias.requires_grad or not isinstance(bias, nn.Parameter):
+        return rounded_O.to(dtype)
+    key = (bias._version, bias.untyped_storage()._cdata, dtype)
+    found = _frozen.get(bias)
+    if found is None or found[0] != key:
+        found = _frozen[bias] = (key, rounded_O.to(dtype))
+    copy_O: Tensor = found[1]
+    return copy_O
