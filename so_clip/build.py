@@ -26,6 +26,7 @@ from so_clip.data.image_memory import training_images
 from so_clip.data.images import DigitArray
 from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
 from so_clip.errors import InputError
+from so_clip.evaluate.batch_size import batch_size
 from so_clip.evaluate.evaluator import Classes, Evaluator
 from so_clip.evaluate.feature_cache import FeatureCache
 from so_clip.fingerprint import Base
@@ -300,6 +301,7 @@ def build_evaluator(
         InputError: the adapter cannot take the prompts of other classes.
     """
     options = settings.evaluation
+    precision = Precision(settings.evaluation_precision, model.device)
     classes, adapted_classes = _SAME_CLASSES
     if other_classes:
         try:
@@ -316,13 +318,13 @@ def build_evaluator(
             test_set.images,
             test_set.splits.test,
             model.classifier.backbone.pixels,
-            options.batch_size,
+            batch_size(options.batch_size, model.classifier, precision, model.device),
             options.workers,
             pin=model.device.type == "cuda",
             cache=_decode_cache(options, test_set, model),
         ),
         model.device,
-        Precision(settings.evaluation_precision, model.device),
+        precision,
         FeatureCache(options.cache_dir) if options.cache_dir else None,
         classes,
         adapted_classes,

@@ -247,6 +247,13 @@ def _mib_option(value: Any, info: ValidationInfo) -> float | None:
     return auto_mib(option_key(info), value)
 
 
+def _count_option(value: Any, info: ValidationInfo) -> Any:
+    key = option_key(info)
+    if isinstance(value, str) and value != "auto":
+        raise InputError(f"{key}={value}: must be auto, or a whole number, 1 or more.")
+    return value if value == "auto" else whole(key, value, least=1)
+
+
 def _flag_option(value: Any, info: ValidationInfo) -> Any:
     return auto_flag(option_key(info), value)
 
@@ -255,5 +262,6 @@ def _flag_option(value: Any, info: ValidationInfo) -> Any:
 PathOption = Annotated[Path, BeforeValidator(_path_option)]
 OptionalPathOption = Annotated[Path | None, BeforeValidator(_optional_path_option)]
 AutoMib = Annotated[float | None, BeforeValidator(_mib_option)]
+AutoCount = Annotated[int | Literal["auto"], BeforeValidator(_count_option)]
 AutoFlag = Annotated[bool | Literal["auto"], BeforeValidator(_flag_option)]
 DeviceOption = Annotated[str, BeforeValidator(device_name)]

@@ -276,6 +276,7 @@ def run_metrics(
         **sampled_record(optimizer, model.parameters.values()),
         "precision": model.precision.name,
         "evaluation_precision": evaluators[""].precision.name,
+        "evaluation_batch_size": evaluators[""].stream.batch_size,
         "results_version": RESULTS_VERSION,
         "settings": settings.record(),
     }

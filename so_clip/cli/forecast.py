@@ -95,7 +95,8 @@ def table(values: Mapping[str, Any]) -> str:
         "  gradients": mib_text(values["gradients_mib"]),
         "  optimizer state": mib_text(values["optimizer_state_mib"]),
         "  activations": mib_text(values["activations_mib"]),
-        "peak memory of evaluation": mib_text(values["evaluation_peak_memory_mib"]),
+        "peak memory of evaluation": mib_text(values["evaluation_peak_memory_mib"])
+        + f", batches of {values['evaluation_batch_size']} images",
     }
     if "start_peak_memory_mib" in values:
         rows["peak memory of the start"] = mib_text(values["start_peak_memory_mib"])

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from so_clip.checks import (
     MAX_MIB,
+    AutoCount,
     AutoFlag,
     AutoMib,
     DeviceOption,
@@ -232,7 +233,9 @@ class Augment(Options):
 class Evaluation(Options):
     """How test images become features."""
 
-    batch_size: int = option(256, "test images per forward pass", ge=1)
+    batch_size: AutoCount = option(
+        256, "test images per forward pass | auto (on GPUs 32 to 1024, by free memory; else 256)"
+    )
     workers: Annotated[int, whole_or_share(0)] = option(
         AUTO,
         "threads that decode test images: auto (one a core) | a number; 0: the main thread",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from so_clip.clip.classifier import Classifier
 from so_clip.data.batches import TestStream
 from so_clip.evaluate.feature_cache import FeatureCache, feature_key
+from so_clip.runtime.copies import ON_DEVICE, moved_ahead
 from so_clip.runtime.precision import Precision
 
 # Embeddings that are classified together: with 1000 classes their logits take 16 MiB.
@@ -198,9 +199,14 @@ def watch_batch(
     precision: Precision,
     peak_memory: AbstractContextManager[Any],
 ) -> None:
-    """Move one batch to the device and classify it, inside `peak_memory`."""
+    """Move one batch to the device and classify it, inside `peak_memory`.
+
+    On CUDA this is done for all batches that an evaluation has on the device at the same time.
+    """
+    batches = [images_BCHW] * (ON_DEVICE if device.type == "cuda" else 1)
     with torch.inference_mode(), peak_memory, precision.autocast():
-        classifier(images_BCHW.to(device, non_blocking=True))
+        for moved_BCHW in moved_ahead(batches, device):
+            classifier(moved_BCHW)
 
 
 def encode(
@@ -213,8 +219,8 @@ def encode(
 ) -> Tensor:
     """Return image_ND of every image in the stream, float32 on the CPU.
 
-    The host waits for the device only after the last batch, so that the device encodes one batch
-    while the host decodes the next ones.
+    The device encodes one batch while the next one is copied and the host decodes further ones. The
+    results stay on the device until the last batch, and move once.
 
     Args:
         encode_image: images_BCHW uint8 -> image_BD.
@@ -224,7 +230,8 @@ def encode(
         description: title of the progress bar; None for no bar.
         tick: called after each batch.
     """
-    parts = []
+    image_ND: Tensor | None = None
+    done = 0
     with (
         tqdm(
             total=len(stream.examples),
@@ -235,13 +242,18 @@ def encode(
         ) as progress,
         torch.inference_mode(),
     ):
-        for images_BCHW, _ in stream:
+        for images_BCHW in moved_ahead((images_BCHW for images_BCHW, _ in stream), device):
             with precision.autocast():
-                parts.append(encode_image(images_BCHW.to(device, non_blocking=True)))
-            progress.update(len(images_BCHW))
+                image_BD = encode_image(images_BCHW)
+            if image_ND is None:
+                image_ND = image_BD.new_empty(len(stream.examples), image_BD.shape[1])
+            image_ND[done : done + len(image_BD)] = image_BD
+            done += len(image_BD)
+            progress.update(len(image_BD))
             tick()
-    # Outside inference mode, because autograd refuses its tensors in later training.
-    return torch.cat([part.cpu() for part in parts]).float()
+    assert image_ND is not None, "an evaluation has images"
+    # A copy outside inference mode, because autograd refuses its tensors in later training.
+    return image_ND.to("cpu", torch.float32, copy=True)
 
 
 @torch.inference_mode()
@@ -262,13 +274,14 @@ def classify(
         keep_logits: also return the logits.
     """
     predicted, confidence, kept = [], [], []
-    for image_BD, label_B in zip(image_ND.split(ROWS), label_N.split(ROWS), strict=True):
-        logits_BK = logits(image_BD.to(device)).float()
+    parts = zip(image_ND.to(device).split(ROWS), label_N.to(device).split(ROWS), strict=True)
+    for image_BD, label_B in parts:
+        logits_BK = logits(image_BD).float()
         top_B = logits_BK.softmax(dim=1).max(dim=1)
         predicted.append(top_B.indices)
         confidence.append(top_B.values)
         if keep_logits:
-            kept.append(_kept(logits_BK, top_B.indices, label_B.to(device)))
+            kept.append(_kept(logits_BK, top_B.indices, label_B))
     return Predictions(
         label_N,
         torch.cat(predicted).cpu(),

@@ -38,6 +38,7 @@ from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard
 from so_clip.errors import InputError
+from so_clip.evaluate.batch_size import forecast_size
 from so_clip.evaluate.evaluator import watch_batch
 from so_clip.forecast.disk import adapter_bytes, disk_bytes
 from so_clip.forecast.flops import FlopCounter, Flops, counted
@@ -113,14 +114,19 @@ def forecast(
 
 
 def _for_device(settings: Settings) -> Settings:
-    """Resolve precision=auto and text_budget_mib=auto for the run's device, present or not."""
+    """Resolve the options that are `auto` for the run's device, present or not.
+
+    Nobody knows the free memory of that device: evaluation.batch_size=auto is the largest size.
+    """
     placement = settings.placement
     cuda = placement.device.startswith("cuda")
     cuda = cuda or (placement.device == "auto" and torch.cuda.is_available())
+    batch_size = forecast_size(settings.evaluation.batch_size, cuda)
+    evaluation = settings.evaluation.model_copy(update={"batch_size": batch_size})
     precision = pick_precision(placement.precision, torch.device("cuda") if cuda else CPU)
     budget_mib = resolved_text_budget(placement.text_budget_mib, placement.memory, cuda)
     placement = placement.model_copy(update={"precision": precision, "text_budget_mib": budget_mib})
-    return settings.model_copy(update={"placement": placement})
+    return settings.model_copy(update={"placement": placement, "evaluation": evaluation})
 
 
 def fake_model(
@@ -234,6 +240,7 @@ def _evaluation(
     A class of another test set counts as much as one of the model's classes.
     """
     classifier, images = model.classifier, sum(test_set.images for test_set in test_sets)
+    assert settings.evaluation.batch_size != "auto"
     batch = min(settings.evaluation.batch_size, test_sets[0].images)
     images_BCHW, _ = _batch(model, batch)
     precision = Precision(settings.evaluation_precision, CPU)
@@ -269,6 +276,7 @@ def _evaluation(
         "memory": memory,
         "dimensions": classifier.backbone.dimensions,
         "test_images": images,
+        "evaluation_batch_size": batch,
         "evaluation_peak_memory_mib": memory["peak_memory_mib"],
         "evaluation_flops": flops,
     }

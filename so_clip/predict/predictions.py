@@ -18,6 +18,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.data.batches import filled_ahead
 from so_clip.errors import InputError
 from so_clip.predict.pictures import Picture, Pictures, path_of
+from so_clip.runtime.copies import moved_ahead
 from so_clip.runtime.precision import Precision
 from so_clip.system.machine import usable_cores
 
@@ -153,7 +154,8 @@ class Predictor:
             disable=None if progress else True,  # None: hidden without a terminal
         )
         with closing(filled), bar, self.classifier.held_classes():
-            for start, ranked in zip(count(0, size), _one_ahead(self._rank, filled), strict=False):
+            moved = moved_ahead(filled, self.device)
+            for start, ranked in zip(count(0, size), _one_ahead(self._rank, moved), strict=False):
                 places = range(start, start + len(ranked.logits_BK))
                 errors = {place: given.errors.pop(place, None) for place in places}
                 for place, error in errors.items():
@@ -186,9 +188,7 @@ class Predictor:
     def _rank(self, images_BCHW: Tensor) -> "_Ranked":
         """Return the best classes of a batch, on the device, which the host does not wait for."""
         with self._autocast():
-            image_BD = self.classifier.backbone.encode_image(
-                images_BCHW.to(self.device, non_blocking=True)
-            )
+            image_BD = self.classifier.backbone.encode_image(images_BCHW)
         logits_BK = self.classifier.logits(image_BD.float()).float()
         # An evaluation predicts the first class with the highest softmax, which may round two
         # logits to one number. The others are ranked by logits: many softmax values are 0.

@@ -186,6 +186,7 @@ REFUSED = [
     ("augment.scale", [0, 1], "needs 0 < low <= high <= 1"),
     ("augment.flip", 1, "must be true or false"),
     ("evaluation.batch_size", 0, "must be 1 or more"),
+    ("evaluation.batch_size", "all", "must be auto, or a whole number, 1 or more"),
     ("evaluation.workers", -1, "must be 0 or more"),
     ("evaluation.workers", "all", "must be a whole number"),
     ("evaluation.keep_logits", "yes", "must be auto, true or false"),
@@ -317,6 +318,13 @@ def test_options_without_effect_on_results_keep_the_fingerprint(option):
 def test_decoding_uses_one_thread_per_core_by_default():
     assert _settings({}).evaluation.workers == len(os.sched_getaffinity(0))
     assert _settings({"evaluation.workers": 7}).evaluation.workers == 7
+
+
+def test_an_automatic_batch_size_is_recorded_as_such():
+    assert _settings({}).evaluation.batch_size == 256
+    assert (
+        _settings({"evaluation.batch_size": "auto"}).record()["evaluation"]["batch_size"] == "auto"
+    )
 
 
 def test_the_feature_cache_is_beside_the_runs_or_elsewhere_or_off():
