@@ -46,12 +46,14 @@ class Adaptation:
         train_seconds: of the adaptation, without evaluation.
         changed_parameters: entries of the opened tensors that differ from their start.
         streamed: whether the training images were too large to keep decoded in memory.
+        graph: "captured" if CUDA graphs held the training steps, or "eager: " and the reason.
     """
 
     history: History
     train_seconds: float
     changed_parameters: int
     streamed: bool = False
+    graph: str = "eager: nothing is trained"
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ def run_metrics(
         "train_seconds": adaptation.train_seconds,
         "steps": history.steps,
         "stop_reason": history.stop_reason,
+        "graph": adaptation.graph,
         "training_images_streamed": adaptation.streamed,
         "final_loss": history.losses[-1] if history.losses else None,
         "trainable_parameters": sum(value.numel() for value in model.parameters.values()),

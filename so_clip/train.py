@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, SequentialLR
 from tqdm import tqdm
 
+from so_clip.capture.captured_step import LOSSES_KEPT, WARM_UP_STEPS, CapturedStep
 from so_clip.checkpoint import NoCheckpoint
 from so_clip.errors import RunFailed
 from so_clip.runtime.distributed import ALONE, Ranks
@@ -20,9 +21,10 @@ from so_clip.runtime.precision import Precision
 
 # Losses stay on the device, so that a step does not wait for the host. They are read this often, so
 # that a loss that is not finite is found soon, and at the end of an epoch that may be the last.
-READ_EVERY_STEPS = 50
-# Peak memory is measured over the first steps. At the default T of 10 they include a new support.
-WATCHED_STEPS = 12
+READ_EVERY_STEPS = LOSSES_KEPT
+# Peak memory is measured over the first steps, and the first capture of a CUDA graph after them. At
+# the default T of 10 they include a new support.
+WATCHED_STEPS = WARM_UP_STEPS
 NO_CHECKPOINT = NoCheckpoint()
 
 Penalty = Callable[[], Tensor | None]
@@ -69,13 +71,14 @@ class Loop:
         batches: see Batches.
         optimizer: of the parameters that change. The cosine starts at its lr.
         precision: autocast and gradient scaling.
-        peak_memory: entered around the first WATCHED_STEPS steps.
+        peak_memory: entered around the first WATCHED_STEPS steps, and the first capture.
         penalty: added to the cross-entropy, but not to the losses in the history; None: nothing.
         after_step: called with the number of steps taken. The optimizer drops its state of the
             tensors that it returns.
         report: called with the number of steps taken and the last loss that was read, or None.
         checkpoint: restores an earlier training and saves this one.
         ranks: the processes that take each step together. All must have the same objects.
+        captured: takes the steps in place of `train_step`, which then is not called.
         shows_bar: whether to show a progress bar.
     """
 
@@ -89,10 +92,13 @@ class Loop:
     report: Report = lambda step, loss: None
     checkpoint: NoCheckpoint = NO_CHECKPOINT
     ranks: Ranks = ALONE
+    captured: CapturedStep | None = None
     shows_bar: bool = True
 
     def take_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Take one step; return its cross-entropy, still on the device."""
+        if self.captured is not None:
+            return self.captured(images_BCHW, labels_B)
         return train_step(
             self.classifier,
             images_BCHW,
@@ -106,7 +112,18 @@ class Loop:
     def finish_step(self, step: int) -> None:
         """Call `after_step`; the optimizer drops its state of the tensors that it returns."""
         for parameter in self.after_step(step):
-            _drop_state(self.optimizer, parameter)
+            if self.captured is not None:
+                self.captured.forget(parameter)
+            else:
+                _drop_state(self.optimizer, parameter)
+
+    def training(self) -> AbstractContextManager[None]:
+        """Return a context for all steps."""
+        return nullcontext() if self.captured is None else self.captured.training()
+
+    def is_watched(self, steps: int) -> bool:
+        """Return whether peak memory is still measured after this many steps."""
+        return steps < WATCHED_STEPS or not (self.captured is None or self.captured.is_settled)
 
 
 def train(
@@ -139,6 +156,7 @@ def train(
     with (
         warnings.catch_warnings(),
         tqdm(None, "train", max_steps, unit="step", dynamic_ncols=True, disable=hidden) as progress,
+        loop.training(),
         ExitStack() as watched,
     ):
         # In fp16 the scaler skips steps until it has found its scale. torch warns about that.
@@ -158,7 +176,7 @@ def train(
                 loop.report(recorder.steps, recorder.last_loss)
                 if recorder.steps == max_steps:
                     break
-                if recorder.steps >= WATCHED_STEPS:
+                if not loop.is_watched(recorder.steps):
                     watched.close()
                     loop.checkpoint.after_step()
             if stop_loss and recorder.epoch_mean_loss() < stop_loss:
@@ -190,17 +208,40 @@ def train_step(
     ranks: Ranks = ALONE,
 ) -> Tensor:
     """Take one optimizer step; return the cross-entropy, still on the device."""
-    shard_BCHW, shard_B = ranks.shard(images_BCHW, labels_B)
-    with precision.autocast():
-        loss = nn.functional.cross_entropy(classifier(shard_BCHW).float(), shard_B)
-        loss = ranks.weight_loss(loss, len(labels_B))
-        extra = penalty()
-    precision.scaler.scale(loss if extra is None else loss + extra).backward()
+    loss = compute_gradients(
+        classifier, images_BCHW, labels_B, precision=precision, penalty=penalty, ranks=ranks
+    )
     ranks.average_gradients(optimizer)
     precision.scaler.step(optimizer)
     precision.scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return ranks.average(loss.detach())
+    return ranks.average(loss)
+
+
+def compute_gradients(
+    classifier: nn.Module,
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    *,
+    precision: Precision,
+    penalty: Penalty = lambda: None,
+    ranks: Ranks = ALONE,
+    caches_casts: bool = True,
+) -> Tensor:
+    """Compute this process's gradients; return its cross-entropy, without a graph.
+
+    Args:
+        classifier, penalty, precision, ranks: see Loop.
+        images_BCHW, labels_B: of the whole batch.
+        caches_casts: see Precision.autocast.
+    """
+    shard_BCHW, shard_B = ranks.shard(images_BCHW, labels_B)
+    with precision.autocast(caches_casts):
+        loss = nn.functional.cross_entropy(classifier(shard_BCHW).float(), shard_B)
+        loss = ranks.weight_loss(loss, len(labels_B))
+        extra = penalty()
+    precision.scaler.scale(loss if extra is None else loss + extra).backward()
+    return loss.detach()
 
 
 def _drop_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:

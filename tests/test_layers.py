@@ -36,6 +36,7 @@ ROOMS = (
     "build",
     "fingerprint",
     "evaluate",
+    "capture",
     "methods",
     "smat",
     "config",

@@ -10,6 +10,11 @@ from torch import nn
 
 from so_clip.adaptation.records import NoRecords
 from so_clip.build import build_optimizer
+from so_clip.capture.captured_step import CapturedStep
+from so_clip.capture.choice import why_eager
+from so_clip.capture.cuda_recorder import CudaRecorder
+from so_clip.capture.device_steps import device_steps
+from so_clip.capture.eager import Eager
 from so_clip.checkpoint import ModelState, Stopwatch
 from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
@@ -21,7 +26,7 @@ from so_clip.metrics import Adaptation
 from so_clip.results.progress import Progress
 from so_clip.runtime.distributed import ALONE, Ranks
 from so_clip.runtime.peak_memory import PeakMemory, watched_start
-from so_clip.train import History, Loop, TrainingDiverged, train
+from so_clip.train import History, Loop, TrainingDiverged, compute_gradients, train
 
 
 class Adapting:
@@ -48,6 +53,7 @@ class Adapting:
         self.optimizer: torch.optim.Optimizer | None = None
         if settings.trains:
             self.optimizer = build_optimizer(settings.method.optimizer, model)
+        self._eager = self._why_eager()
         self.peak_memory = PeakMemory(model.classifier, self.optimizer, model.device)
         self._start_memory: PeakMemory | None = None
 
@@ -75,15 +81,60 @@ class Adapting:
             self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
         curve = Curve(evaluator, settings.evaluation.every_steps, self.peak_memory)
         history = History(stop_reason="training_free")
+        captured = self._captured_step()
         if self.optimizer is not None:
-            history = self._train(self.optimizer, curve, stopwatch, progress)
+            history = self._train(self.optimizer, captured, curve, stopwatch, progress)
         adapter.finish(classifier)
         classifier.forget_classes()
         train_seconds = stopwatch.seconds - curve.seconds
         progress.evaluate()
         self.records.write_training(history, curve)
         changed_count = self.records.write_changes()
-        return Adaptation(history, train_seconds, changed_count, batches.streamed)
+        graph = captured.outcome if captured else f"eager: {self._eager.reason}"
+        return Adaptation(history, train_seconds, changed_count, batches.streamed, graph)
+
+    def _why_eager(self) -> Eager | None:
+        """Return why no training step is captured; None if one can be."""
+        model, adapter = self.model, self.model.adapter
+        return why_eager(
+            self.settings.placement.graph,
+            self.optimizer,
+            device=model.device,
+            precision=model.precision,
+            processes=self.ranks.size,
+            adapter_reason=adapter.not_capturable() if adapter else None,
+            generators=self._generators(),
+        )
+
+    def _generators(self) -> list[torch.Generator]:
+        draws = self.model.adapter.draws if self.model.adapter else None
+        return [draws.generator] if draws is not None else []
+
+    def _captured_step(self) -> CapturedStep | None:
+        """Return the object that takes training steps as CUDA graphs; None without graphs."""
+        if self._eager is not None:
+            return None
+        model, adapter = self.model, self.model.adapter
+        assert adapter is not None
+        assert self.optimizer is not None
+        steps = device_steps(self.optimizer)
+        assert not isinstance(steps, Eager)
+        gradients = partial(
+            compute_gradients,
+            model.classifier,
+            precision=model.precision,
+            penalty=partial(adapter.penalty, model.classifier),
+            caches_casts=False,
+        )
+        return CapturedStep(
+            gradients,
+            model.classifier,
+            self.optimizer,
+            steps,
+            CudaRecorder(model.device, self._generators()),
+            other_parts=model.classifier.parts,
+            demanded=self.settings.placement.graph is True,
+        )
 
     def _start_watched(self) -> AbstractContextManager[Any]:
         """Return a context that measures `start` of an adapter with a state beside the model."""
@@ -96,6 +147,7 @@ class Adapting:
     def _train(
         self,
         optimizer: torch.optim.Optimizer,
+        captured: CapturedStep | None,
         curve: Curve,
         stopwatch: Stopwatch,
         progress: Progress,
@@ -130,6 +182,7 @@ class Adapting:
             report=progress.after_step,
             checkpoint=checkpoint,
             ranks=ranks,
+            captured=captured,
             shows_bar=self.records.shows_bar,
         )
         schedule = settings.schedule

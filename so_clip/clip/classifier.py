@@ -133,6 +133,10 @@ class Classifier(nn.Module):
         """Drop the cached class_KD; call it after a change to anything but a parameter."""
         self._cached = None
 
+    def parts(self) -> tuple[Any, ...]:
+        """Return the objects, beside parameters and buffers, that a training step reads."""
+        return self.head, self.prompts, None if self._cached is None else self._cached[1]
+
     def versions(self, tower: Tower) -> Any:
         """Return a value that changes with a tower's device, parameters, and writes to these.
 

@@ -281,6 +281,12 @@ class Placement(Options):
         "balanced",
         "fast | balanced (less; slower with many classes) | small (a third, 1.4 times as slow)",
     )
+    graph: AutoFlag = option(
+        AUTO,
+        "training steps as one CUDA graph: auto (on a GPU, where the method allows) | true (an "
+        "error where it cannot be) | false",
+        changes_results=False,
+    )
     text_budget_mib: AutoMib = option(
         AUTO, "MiB for prompts in training | auto (fast 1024; balanced 128, on GPUs 1024; small 64)"
     )

@@ -108,7 +108,7 @@ class AdaLoRA(Peft):
         parameters = []
         for layer in adapted_layers(classifier):
             for parameter in layer.parameters():
-                gradient = vars(parameter).pop("saved_gradient", None)
+                gradient = vars(parameter).get("saved_gradient")
                 if gradient is not None:
                     parameter.grad = gradient.nan_to_num_(0, 0, 0)
                     parameters.append(parameter)
@@ -151,8 +151,14 @@ def _scale(layer: Any) -> float:
 
 
 def _save_gradient(parameter: Tensor) -> None:
-    # No copy: after the backward pass a gradient scaler divides this tensor by its scale.
-    vars(parameter)["saved_gradient"] = parameter.grad
+    """Move the gradient to the same place in every step, where `after_step` finds it.
+
+    Autograd makes a new tensor in each step, and a CUDA graph reuses its memory. The gradient moves
+    before a gradient scaler divides it.
+    """
+    saved = vars(parameter).setdefault("saved_gradient", torch.empty_like(parameter))
+    saved.copy_(parameter.grad)
+    parameter.grad = saved
 
 
 def _distance_from_orthogonal(rows_RD: Tensor) -> Tensor:

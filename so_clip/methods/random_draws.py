@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from so_clip.clip.engine.random_recompute import dropout
+
 
 @contextmanager
 def use_globally(generator: torch.Generator) -> Iterator[None]:
@@ -18,10 +20,11 @@ def use_globally(generator: torch.Generator) -> Iterator[None]:
     runs twice (torch repeats draws from the global state only).
     """
     device = generator.device
-    default = torch.default_generator
     if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        default = torch.cuda.default_generators[index]
+        with _shared_on_cuda(generator):
+            yield
+        return
+    default = torch.default_generator
     saved = default.get_state()
     default.set_state(generator.get_state())
     try:
@@ -29,6 +32,22 @@ def use_globally(generator: torch.Generator) -> Iterator[None]:
     finally:
         generator.set_state(default.get_state())
         default.set_state(saved)
+
+
+@contextmanager
+def _shared_on_cuda(generator: torch.Generator) -> Iterator[None]:
+    """Let the default CUDA generator share the state of `generator`, which no host then copies.
+
+    Inside a CUDA graph no state can be copied.
+    """
+    index = generator.device.index
+    default = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
+    saved = default.graphsafe_get_state()
+    default.graphsafe_set_state(generator)
+    try:
+        yield
+    finally:
+        default.graphsafe_set_state(saved)
 
 
 class Dropout(nn.Module):
@@ -46,9 +65,7 @@ class Dropout(nn.Module):
         """Apply dropout in training mode with gradients; otherwise return x unchanged."""
         if not self.training or not self.probability or not torch.is_grad_enabled():
             return x
-        # On the CPU, F.dropout would save its mask as floats, not as bytes.
-        remaining, _ = torch.native_dropout(x, self.probability, True)
-        return remaining
+        return dropout(x, self.probability)
 
 
 class DropoutDraws:

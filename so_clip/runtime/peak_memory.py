@@ -4,7 +4,8 @@ A process's resident size does not show a method's memory: it includes the inter
 libraries and memory that the allocator holds back. Here a log has the birth and the death of every
 storage that an operation creates, with its size. A replay of the log gives the peak and the
 storages alive at it. On CUDA the total comes from the allocator, which also sees workspaces, and
-the log splits it into categories.
+the log splits it into categories. `peak_reserved_mib` there is what the allocator held from the GPU,
+the memory pool of CUDA graphs included.
 """
 
 import weakref
@@ -49,12 +50,13 @@ class PeakMemory:
             [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [*(optimizer or ())]
         )
         self.log = StorageLog(device.type)
-        self._allocated = 0
+        self._allocated = self._reserved = 0  # bytes
         self._restored: dict[str, float] | None = None
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "PeakMemory":
         if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # of earlier work, such as an evaluation
             torch.cuda.reset_peak_memory_stats(self._device)
         self.log.add([*self._model.parameters(), *self._model.buffers()], "weights")
         for parameter in self._model.parameters():
@@ -83,6 +85,7 @@ class PeakMemory:
         with _disable_current_modes():
             yield
         if self._device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,9 +100,14 @@ class PeakMemory:
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
             self._allocated = max(self._allocated, peak)
+            reserved = torch.cuda.max_memory_reserved(self._device)
+            self._reserved = max(self._reserved, reserved)
 
     def result(self) -> dict[str, float]:
-        """Return `peak_memory_mib` and its parts `<category>_mib`, which add up to it."""
+        """Return `peak_memory_mib` and its parts `<category>_mib`, which add up to it.
+
+        On CUDA also `peak_reserved_mib`: what the allocator held, unused parts included.
+        """
         if self._restored is not None:
             return self._restored
         parts = self.log.peak()
@@ -110,6 +118,7 @@ class PeakMemory:
         return {
             "peak_memory_mib": sum(parts.values()) / MIB,
             **{f"{category}_mib": parts[category] / MIB for category in CATEGORIES},
+            **({"peak_reserved_mib": self._reserved / MIB} if self._reserved else {}),
         }
 
     def _add_optimizer_state(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

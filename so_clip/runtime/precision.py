@@ -26,10 +26,18 @@ class Precision:
         self._dtype = _DTYPES[self.name]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
 
-    def autocast(self) -> torch.autocast:
-        """Return a context in which matrix products run in this precision."""
+    def autocast(self, caches_casts: bool = True) -> torch.autocast:
+        """Return a context in which matrix products run in this precision.
+
+        Args:
+            caches_casts: whether a weight that is used twice is cast once. A step that a CUDA graph
+                repeats must not read casts that were made before it.
+        """
         return torch.autocast(
-            self._device_type, dtype=self._dtype, enabled=self._dtype is not torch.float32
+            self._device_type,
+            dtype=self._dtype,
+            enabled=self._dtype is not torch.float32,
+            cache_enabled=caches_casts,
         )
 
 

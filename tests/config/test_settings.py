@@ -84,6 +84,7 @@ NO_DIFFERENCE: dict[str, Any] = {
     "results_dir": "elsewhere",
     "cards_dir": str(CARDS_DIR),
     "threads": 3,
+    "graph": False,
     "checkpoint_seconds": 5,
     "rank_timeout_seconds": 60,
     "force": True,

@@ -5,7 +5,7 @@ from so_clip.config.parse import from_config
 from so_clip.forecast.finished_runs import _settings
 
 # Options that runs of results version 2 do not have.
-NEW = ("cards_dir", "rank_timeout_seconds")
+NEW = ("cards_dir", "rank_timeout_seconds", "graph")
 NEW_IN_SCHEDULE = ("drop_last", "crops")
 
 

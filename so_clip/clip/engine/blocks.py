@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from so_clip.clip.engine.random_recompute import draws_random, run_twice
 from so_clip.clip.engine.recompute import in_matmul_precision, recomputed
 
 Memory = Literal["fast", "balanced", "small"]
@@ -41,9 +41,7 @@ def _run_block(block: Any, memory: Memory, run: Callable[..., Tensor], *inputs: 
         return run(block, "fast", *inputs)  # so all modes agree to the last bit
     if memory != "small":
         return run(block, memory, *inputs)
-    # Only modules in training mode draw random numbers.
-    random = any(module.training for module in block.modules())
-    return checkpoint(run, block, "fast", *inputs, use_reentrant=False, preserve_rng_state=random)
+    return run_twice(run, block, "fast", *inputs, random=draws_random(block))
 
 
 def before_attention(block: Any, memory: Memory, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from so_clip.clip.engine.attention import ExplicitAttention
 from so_clip.clip.engine.blocks import Memory, after_attention, before_attention, run_block
+from so_clip.clip.engine.random_recompute import draws_random, run_twice
 from so_clip.clip.engine.whole_text import MIB, WholePrompts, all_kept_bytes
 from so_clip.clip.towers import has_text, text_tower
 
@@ -120,9 +120,9 @@ class ClassPrompts(nn.Module):
             return _rows_at(last(model, memory), self.place_K)
         # "fast" inside a checkpoint: other modes would keep inputs for a second recomputation.
         # place_K shows the checkpoint the device of random numbers.
+        random = draws_random(text_tower(model).transformer) if recomputed else False
         text = [
-            checkpoint(chunk, model, "fast", self.place_K, use_reentrant=False)
-            for chunk in recomputed
+            run_twice(chunk, model, "fast", self.place_K, random=random) for chunk in recomputed
         ]
         return _rows_at(torch.cat([*text, last(model, memory)]), self.place_K)
 
@@ -198,15 +198,14 @@ class PackedPrompts(nn.Module):
         """Return M rows after a residual block, for its input x_ND; x_MD are these rows of x_ND."""
         query_ND, key_ND, value_ND = before_attention(block, memory, x_ND)
         # Padded and repeated, attention's inputs are the largest tensors and cheap to recompute.
-        mixed_MD = checkpoint(
+        mixed_MD = run_twice(
             self._attend,
             query_ND,
             key_ND,
             value_ND,
             place_of_M,
             block.attn.heads,
-            use_reentrant=False,
-            preserve_rng_state=False,
+            random=False,
         )
         return after_attention(block, memory, x_MD, mixed_MD)
 

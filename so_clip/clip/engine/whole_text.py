@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from so_clip.clip.engine.blocks import Memory
+from so_clip.clip.engine.random_recompute import draws_random, run_twice
 from so_clip.clip.engine.tower_blocks import blocks_in
 from so_clip.clip.towers import text_blocks, text_tower
 
@@ -68,9 +68,9 @@ class WholePrompts(nn.Module):
             text = [_encode(model, "fast", tokens_CL) for tokens_CL in others]
         else:
             # "fast" inside a checkpoint: other modes would keep inputs for a second recomputation.
+            random = draws_random(text_blocks(model)) if others else False
             text = [
-                checkpoint(_encode, model, "fast", tokens_CL, use_reentrant=False)
-                for tokens_CL in others
+                run_twice(_encode, model, "fast", tokens_CL, random=random) for tokens_CL in others
             ]
         return torch.cat([*text, _encode(model, memory, last)])
 
