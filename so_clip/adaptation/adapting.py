@@ -90,8 +90,7 @@ class Adapting:
         progress.evaluate()
         self.records.write_training(history, curve)
         changed_count = self.records.write_changes()
-        graph = captured.outcome if captured else f"eager: {self._eager.reason}"
-        return Adaptation(history, train_seconds, changed_count, batches.streamed, graph)
+        return Adaptation(history, train_seconds, changed_count, batches.streamed, captured.outcome)
 
     def _why_eager(self) -> Eager | None:
         """Return why no training step is captured; None if one can be."""
@@ -110,10 +109,10 @@ class Adapting:
         draws = self.model.adapter.draws if self.model.adapter else None
         return [draws.generator] if draws is not None else []
 
-    def _captured_step(self) -> CapturedStep | None:
-        """Return the object that takes training steps as CUDA graphs; None without graphs."""
+    def _captured_step(self) -> CapturedStep | Eager:
+        """Return the object that takes training steps as CUDA graphs, or why there is none."""
         if self._eager is not None:
-            return None
+            return self._eager
         model, adapter = self.model, self.model.adapter
         assert adapter is not None
         assert self.optimizer is not None
@@ -147,7 +146,7 @@ class Adapting:
     def _train(
         self,
         optimizer: torch.optim.Optimizer,
-        captured: CapturedStep | None,
+        captured: CapturedStep | Eager,
         curve: Curve,
         stopwatch: Stopwatch,
         progress: Progress,
@@ -182,7 +181,7 @@ class Adapting:
             report=progress.after_step,
             checkpoint=checkpoint,
             ranks=ranks,
-            captured=captured,
+            captured=captured if isinstance(captured, CapturedStep) else None,
             shows_bar=self.records.shows_bar,
         )
         schedule = settings.schedule

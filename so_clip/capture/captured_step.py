@@ -107,7 +107,7 @@ class CapturedStep:
     def outcome(self) -> str:
         """How steps are taken, for metrics.json: captured, or eager with the reason."""
         if self._refusal is not None:
-            return f"eager: {self._refusal.reason}"
+            return self._refusal.outcome
         return "captured" if self._captures else "eager: training ended before the first capture"
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ class CudaRecorder:
         self._generators = [*generators]
         self._stream = torch.cuda.Stream(device)
         self._graphs: list[torch.cuda.CUDAGraph] = []
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     @contextmanager
     def training(self) -> Iterator[None]:

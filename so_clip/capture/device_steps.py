@@ -107,7 +107,7 @@ class TorchSteps:
             torch.zeros((), device=_first(group["params"]).device) for group in self.param_groups
         ]
         # True stops torch's warning about capturable=True in an eager step.
-        self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[union-attr]
+        self.optimizer._warned_capturable_if_run_uncaptured = True
         for group in self.param_groups:
             for param in group["params"]:
                 self._complete_state(group, param)

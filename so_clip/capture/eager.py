@@ -15,6 +15,11 @@ class Eager:
     reason: str
     way_out: str
 
+    @property
+    def outcome(self) -> str:
+        """How steps are taken, for metrics.json."""
+        return f"eager: {self.reason}"
+
     def refusal(self) -> str:
         """Return the error of graph=true."""
         return f"graph=true: {self.reason}. {self.way_out}, or leave graph out."

@@ -98,11 +98,8 @@ class _HostMethods(TorchFunctionMode):
     ) -> Any:
         if func in _HOST_METHODS:
             raise HostRead(f"Tensor.{func.__name__} in {_place()}")
-        if func is Tensor.to and any(
-            str(value) == "cpu" for value in tree_leaves((args[1:], kwargs))
-        ):
-            if isinstance(args[1] if len(args) > 1 else None, str):
-                raise HostRead(f"Tensor.to('cpu') in {_place()}")
+        if func is Tensor.to and "cpu" in (args[1:2] or ("",)):
+            raise HostRead(f"Tensor.to('cpu') in {_place()}")
         return func(*args, **(kwargs or {}))
 
 
