@@ -126,11 +126,15 @@ class Trainer:
         """Return the trained parameters."""
         return self.optimizer.param_groups[0]["params"]
 
+    def forward(self) -> Tensor:
+        """Return the loss."""
+        with self.precision.autocast():
+            return F.cross_entropy(self.classifier(self._images_BCHW).float(), self._labels_B)
+
     def step(self) -> Seconds:
         """Take a training step."""
         times = [self.now()]
-        with self.precision.autocast():
-            loss = F.cross_entropy(self.classifier(self._images_BCHW).float(), self._labels_B)
+        loss = self.forward()
         times.append(self.now())
         loss.backward()
         times.append(self.now())

@@ -156,6 +156,16 @@ class ExplicitAttention(nn.Module):
             query, key, value = (x.chunk(3, dim=-1)[part] for part, x in enumerate(stacked))
         return self._normed(self.query_norm, query), self._normed(self.key_norm, key), value
 
+    def project_together(self, query: Tensor) -> Tensor:
+        """Return `project(query)` as one tensor [..., 3, D].
+
+        It is a view of the output of `in_proj`, if nothing comes after this layer. A caller that
+        treats query, key and value alike needs fewer calls with it.
+        """
+        if self.in_proj is None or self.query_norm is not None or self.key_norm is not None:
+            return torch.stack(self.project(query), dim=-2)
+        return self.in_proj(query).unflatten(-1, (3, -1))
+
     def _normed(self, name: str | None, x: Tensor) -> Tensor:
         """Normalise the values of each head."""
         if name is None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from so_clip.clip.engine.random_recompute import draws_random, run_twice
-from so_clip.clip.engine.recompute import in_matmul_precision, recomputed
+from so_clip.clip.engine.recompute import Output, in_matmul_precision, recomputed
 
 Memory = Literal["fast", "balanced", "small"]
 MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
@@ -44,11 +44,17 @@ def _run_block(block: Any, memory: Memory, run: Callable[..., Tensor], *inputs: 
     return run_twice(run, block, "fast", *inputs, random=draws_random(block))
 
 
-def before_attention(block: Any, memory: Memory, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return query, key and value for rows x [..., D] of the residual stream."""
+def before_attention(
+    block: Any, memory: Memory, x: Tensor, project: Callable[[Tensor], Output]
+) -> Output:
+    """Return project(norm of x), for rows x [..., D] of the residual stream.
+
+    Args:
+        project: a method of the block's attention: `project` or `project_together`.
+    """
     if memory == "fast":
-        return block.attn.project(block.ln_1(x))
-    return recomputed(partial(_norm, block.ln_1), block.attn.project, x)
+        return project(block.ln_1(x))
+    return recomputed(partial(_norm, block.ln_1), project, x)
 
 
 def after_attention(block: Any, memory: Memory, x: Tensor, mixed: Tensor) -> Tensor:

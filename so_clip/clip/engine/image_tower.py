@@ -144,6 +144,6 @@ def _class_row(block: Any, memory: Memory, x_BLD: Tensor) -> Tensor:
 
 def _rows(block: Any, memory: Memory, x_BLD: Tensor, count: int) -> Tensor:
     """Return the first `count` rows after a residual block, for the input x_BLD."""
-    query_BLD, key_BLD, value_BLD = before_attention(block, memory, x_BLD)
+    query_BLD, key_BLD, value_BLD = before_attention(block, memory, x_BLD, block.attn.project)
     mixed_BMD = block.attn.attend(query_BLD[:, :count], key_BLD, value_BLD)
     return after_attention(block, memory, x_BLD[:, :count], mixed_BMD)

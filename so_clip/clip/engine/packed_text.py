@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from so_clip.clip.engine.attention import ExplicitAttention
 from so_clip.clip.engine.blocks import Memory, after_attention, before_attention, run_block
@@ -137,7 +138,9 @@ class PackedPrompts(nn.Module):
 
     tokens_N: Tensor  # the last token of each prefix
     positions_N: Tensor
-    row_of_P: Tensor  # padded with a prompt's last row; causal masking hides the padding
+    # Rows of query, key and value at each place, as rows of the three of row 0, of row 1 and so on.
+    # Padded with a prompt's last row; causal masking hides the padding.
+    row_of_3P: Tensor
     place_of_N: Tensor  # one of each row's places
     end_row_K: Tensor  # the row and the place of each end token
     end_place_K: Tensor
@@ -170,7 +173,7 @@ class PackedPrompts(nn.Module):
 
         index("tokens_N", [token for _, token in rows])
         index("positions_N", position_of)
-        index("row_of_P", row_of)
+        index("row_of_3P", [3 * row + part for part in range(3) for row in row_of])
         index("place_of_N", place_of)
         index("end_row_K", [path[-1] for path in paths])
         index("end_place_K", [place_of[path[-1]] for path in paths])
@@ -196,36 +199,32 @@ class PackedPrompts(nn.Module):
         self, block: Any, memory: Memory, x_ND: Tensor, x_MD: Tensor, place_of_M: Tensor
     ) -> Tensor:
         """Return M rows after a residual block, for its input x_ND; x_MD are these rows of x_ND."""
-        query_ND, key_ND, value_ND = before_attention(block, memory, x_ND)
+        qkv_N3D = before_attention(block, memory, x_ND, block.attn.project_together)
         # Padded and repeated, attention's inputs are the largest tensors and cheap to recompute.
         mixed_MD = run_twice(
             self._attend,
-            query_ND,
-            key_ND,
-            value_ND,
+            qkv_N3D,
             place_of_M,
             block.attn.heads,
             random=False,
         )
         return after_attention(block, memory, x_MD, mixed_MD)
 
-    def _attend(
-        self, query_ND: Tensor, key_ND: Tensor, value_ND: Tensor, place_of_M: Tensor, heads: int
-    ) -> Tensor:
+    def _attend(self, qkv_N3D: Tensor, place_of_M: Tensor, heads: int) -> Tensor:
+        qkv_3PD = _rows_at(qkv_N3D.flatten(0, 1), self.row_of_3P)
         sizes = [count * length for count, length in self.shapes]
-        parts = zip(
-            self.shapes,
-            *(_rows_at(x_ND, self.row_of_P).split(sizes) for x_ND in (query_ND, key_ND, value_ND)),
-            strict=True,
-        )
+        parts = qkv_3PD.split(sizes * 3)  # all queries, then all keys, then all values
+        groups = len(sizes)
         mixed = []
-        for shape, *qkv in parts:
+        for group, shape in enumerate(self.shapes):
             q_KHLd, k_KHLd, v_KHLd = (
-                x_PD.unflatten(0, shape).unflatten(-1, (heads, -1)).transpose(1, 2) for x_PD in qkv
+                x_PD.unflatten(0, shape).unflatten(-1, (heads, -1)).transpose(1, 2)
+                for x_PD in parts[group::groups]
             )
             x_KHLd = F.scaled_dot_product_attention(q_KHLd, k_KHLd, v_KHLd, is_causal=True)
             mixed.append(x_KHLd.transpose(1, 2).flatten(2).flatten(0, 1))
-        return torch.cat(mixed).index_select(0, place_of_M)
+        mixed_PD = mixed[0] if groups == 1 else torch.cat(mixed)
+        return mixed_PD.index_select(0, place_of_M)
 
 
 def prompts_to_end(model: Any, tokens_KL: Tensor) -> list[list[int]] | None:
@@ -312,7 +311,23 @@ def _different(prompts: Sequence[Prompt], separate: bool) -> tuple[list[int], li
 
 def _rows_at(x_ND: Tensor, row_of_P: Tensor) -> Tensor:
     """Return rows of x_ND, some of them several times."""
-    # A row shared by 1000 prompts sums 1000 gradients, so the sum must be in float32.
-    # F.embedding's sums on CUDA are the same in every run; index_select's are not.
-    exact_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
-    return F.embedding(row_of_P, exact_ND).to(x_ND.dtype)
+    rows_PD: Tensor = _RowsAt.apply(x_ND, row_of_P)
+    return rows_PD
+
+
+class _RowsAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, row_of_P: Tensor) -> Tensor:
+        ctx.save_for_backward(row_of_P)
+        ctx.rows = len(x_ND)
+        return x_ND.index_select(0, row_of_P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None]:
+        (row_of_P,) = ctx.saved_tensors
+        # A row shared by 1000 prompts sums 1000 gradients, so the sum must be in float32.
+        # F.embedding's sums on CUDA are the same in every run; index_select's are not.
+        exact_PD = grad_PD.to(torch.promote_types(grad_PD.dtype, torch.float32))
+        sum_ND = torch.ops.aten.embedding_dense_backward(exact_PD, row_of_P, ctx.rows, -1, False)
+        return sum_ND.to(grad_PD.dtype), None

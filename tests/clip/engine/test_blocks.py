@@ -43,7 +43,7 @@ def rows(requires_grad: bool = True) -> Tensor:
 
 
 def forward(block: Any, memory: Memory, x: Tensor) -> Tensor:
-    mixed = block.attn.attend(*before_attention(block, memory, x))
+    mixed = block.attn.attend(*before_attention(block, memory, x, block.attn.project))
     return after_attention(block, memory, x, mixed)
 
 

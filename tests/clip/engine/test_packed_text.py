@@ -169,7 +169,8 @@ def test_rows_are_the_distinct_prefixes(prompts: list[list[int]]) -> None:
     assert len(tree.tokens_N) == len(prefixes)
     found = sorted(zip(tree.positions_N.tolist(), tree.tokens_N.tolist(), strict=True))
     assert found == sorted((len(prefix) - 1, prefix[-1]) for prefix in prefixes)
-    assert torch.equal(tree.row_of_P[tree.place_of_N], torch.arange(len(prefixes)))
+    for part, row_of_P in enumerate(tree.row_of_3P.chunk(3)):
+        assert torch.equal(row_of_P[tree.place_of_N], 3 * torch.arange(len(prefixes)) + part)
 
 
 @settings(max_examples=15, deadline=None)
