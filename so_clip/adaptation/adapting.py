@@ -181,7 +181,7 @@ class Adapting:
             report=progress.after_step,
             checkpoint=checkpoint,
             ranks=ranks,
-            captured=captured if isinstance(captured, CapturedStep) else None,
+            captured=None if isinstance(captured, Eager) else captured,
             shows_bar=self.records.shows_bar,
         )
         schedule = settings.schedule
