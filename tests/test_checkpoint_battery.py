@@ -30,6 +30,7 @@ from tests.helpers.battery_parts import (
     model_of,
     settings_of,
 )
+from tests.helpers.captured_runs import emulated_graphs
 from tests.helpers.small_families import small_backbone, small_images
 
 STEPS = 24
@@ -116,6 +117,29 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(method, tmp_path):
     _check_equal(resumed, undisturbed)
     # A run that was interrupted in its evaluation does not train again.
     _check_equal(_adapted(method, tmp_path / "cut", 0, ALWAYS), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "taskres",
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in ("so", "so_age", "clip_lora", "dora", "adalora", "relora", "two_stage")
+        ),
+    ],
+)
+def test_an_interrupted_run_with_captured_steps_does_so_too(method, tmp_path):
+    """Each process takes its first steps eagerly, and then records them anew."""
+    with emulated_graphs() as recorders:
+        undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0)
+        cut = CUT.get(method, 19)
+        with pytest.raises(CutOff):
+            _adapted(method, tmp_path / "cut", cut, ALWAYS)
+        resumed = _adapted(method, tmp_path / "cut", 2 * STEPS, ALWAYS)
+    assert resumed["left"] == STEPS + cut, "it started from the beginning"
+    assert all(recorder.recordings for recorder in recorders[:2])
+    _check_equal(resumed, undisturbed)
 
 
 @pytest.mark.slow

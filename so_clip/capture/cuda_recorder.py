@@ -2,9 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
+
+
+@cache
+def training_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the side stream of all trainings on a device.
+
+    There is one, because the allocator gives memory that was freed on a stream to no other stream.
+    """
+    return torch.cuda.Stream(device)
 
 
 class CudaRecorder:
@@ -24,7 +34,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
         self._device = device
         self._generators = [*generators]
-        self._stream = torch.cuda.Stream(device)
+        self._stream = training_stream(device)
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._pool: Any = None
 
@@ -33,11 +43,13 @@ class CudaRecorder:
         """Put the side stream in place of the current one inside the context."""
         before = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(before)
+        torch.cuda.empty_cache()  # one stream cannot use what the allocator keeps for another
         try:
             with torch.cuda.stream(self._stream):
                 yield
         finally:
             before.wait_stream(self._stream)
+            torch.cuda.empty_cache()
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture the operations of a function; nothing is computed.

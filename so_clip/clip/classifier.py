@@ -69,6 +69,8 @@ class Classifier(nn.Module):
         )
         self.prompts: ClassPrompts = self._pack(backbone.model, tokens_PL)
         self._cached: tuple[Any, Tensor] | None = None  # versions of the text weights, and class_KD
+        self._padding: tuple[Any, Tensor, Tensor] | None = None  # see class_means
+        self._cached_trained = False  # whether the cache is that of a trained tower
         self._holds_classes = False
         backbone.requires_grad_(False)
 
@@ -116,6 +118,7 @@ class Classifier(nn.Module):
                 precision = torch.autocast(device.type, torch.float16)
             with torch.inference_mode(False), torch.no_grad(), precision:
                 self._cached = versions, self._encode_classes()
+            self._cached_trained = trained
         return self._cached[1]
 
     @contextmanager
@@ -134,8 +137,10 @@ class Classifier(nn.Module):
         self._cached = None
 
     def parts(self) -> tuple[Any, ...]:
-        """Return the objects, beside parameters and buffers, that a training step reads."""
-        return self.head, self.prompts, None if self._cached is None else self._cached[1]
+        """Return the objects, beside parameters and buffers, that a training step may read."""
+        # An evaluation encodes the classes of a trained tower, and no training step reads them.
+        frozen = self._cached is not None and not self._cached_trained
+        return self.head, self.prompts, self._cached if frozen else None
 
     def versions(self, tower: Tower) -> Any:
         """Return a value that changes with a tower's device, parameters, and writes to these.
@@ -174,7 +179,8 @@ class Classifier(nn.Module):
             rewrite: an adapter's function that rewrites prompts; see Adapter.prompts_for.
             prompts_per_class: the number of prompts of each class; None: one for each template.
         """
-        replaced = ("tokens_PL", "templates", "prompt_counts", "prompts", "head", "_cached")
+        replaced = ("tokens_PL", "templates", "prompt_counts", "prompts", "head")
+        replaced += ("_cached", "_cached_trained", "_padding")
         before = {name: getattr(self, name) for name in replaced}
         try:
             self.use_classes(tokens_PL, templates, rewrite, prompts_per_class)
@@ -223,8 +229,19 @@ class Classifier(nn.Module):
         counts = self.prompt_counts
         if min(counts) == max(counts):
             return values_PX.unflatten(0, (len(counts), -1)).mean(dim=1)
-        sums_KX = _padded(values_PX, counts).sum(dim=1)
-        return sums_KX / torch.tensor(counts, device=sums_KX.device).unsqueeze(1)
+        index_KP, count_K1 = self._places(values_PX.device)
+        return F.pad(values_PX, (0, 0, 0, 1))[index_KP].sum(dim=1) / count_K1
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the places of each class's prompts, padded with P, and their counts.
+
+        They are made once for a device: a captured training step cannot copy from the host.
+        """
+        key = self.prompt_counts, device
+        if self._padding is None or self._padding[0] != key:
+            index_KP, count_K = _padded(self.prompt_counts)
+            self._padding = key, index_KP.to(device), count_K.to(device).unsqueeze(1)
+        return self._padding[1:]
 
 
 def _counts(prompts_per_class: int | Sequence[int], prompts: int) -> tuple[int, ...]:
@@ -234,9 +251,9 @@ def _counts(prompts_per_class: int | Sequence[int], prompts: int) -> tuple[int, 
     return tuple(prompts_per_class)
 
 
-def _padded(rows_PX: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return rows_KPX, with zero rows for classes that have fewer prompts than the maximum."""
-    index_KP = torch.full((len(counts), max(counts)), len(rows_PX))
-    exists_KP = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
-    index_KP[exists_KP] = torch.arange(len(rows_PX))
-    return F.pad(rows_PX, (0, 0, 0, 1))[index_KP.to(rows_PX.device)]
+def _padded(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the places of each class's prompts among all, padded with P, and the counts."""
+    count_K, prompts = torch.tensor(counts), sum(counts)
+    index_KP = torch.full((len(counts), max(counts)), prompts)
+    index_KP[torch.arange(max(counts)) < count_K.unsqueeze(1)] = torch.arange(prompts)
+    return index_KP, count_K
