@@ -179,9 +179,7 @@ class Classifier(nn.Module):
             rewrite: an adapter's function that rewrites prompts; see Adapter.prompts_for.
             prompts_per_class: the number of prompts of each class; None: one for each template.
         """
-        replaced = ("tokens_PL", "templates", "prompt_counts", "prompts", "head")
-        replaced += ("_cached", "_cached_trained", "_padding")
-        before = {name: getattr(self, name) for name in replaced}
+        before = {name: getattr(self, name) for name in _OF_CLASSES}
         try:
             self.use_classes(tokens_PL, templates, rewrite, prompts_per_class)
             yield
@@ -242,6 +240,19 @@ class Classifier(nn.Module):
             index_KP, count_K = _padded(self.prompt_counts)
             self._padding = key, index_KP.to(device), count_K.to(device).unsqueeze(1)
         return self._padding[1:]
+
+
+# Attributes of a Classifier that change with its classes.
+_OF_CLASSES = (
+    "tokens_PL",
+    "templates",
+    "prompt_counts",
+    "prompts",
+    "head",
+    "_cached",
+    "_cached_trained",
+    "_padding",
+)
 
 
 def _counts(prompts_per_class: int | Sequence[int], prompts: int) -> tuple[int, ...]:
