@@ -176,8 +176,8 @@ def _model_and_start(
     start = None
     if model.adapter is not None:
         adapter = model.adapter
-        if adapter.start_state() is not None:
-            # Later runs of this process can share the state, and they need its values.
+        if adapter.start_state() is not None and not without_files:
+            # Later runs of this process can share a file's state, and they need its values.
             adapter = deepcopy(adapter)
             model = replace(model, adapter=adapter)
         state = adapter.start_state()
