@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench import plots, sections
+from scripts.bench import pixels, plots, sections
 from scripts.bench.plans import CUDA, FULL, QUICK
 from scripts.bench.tables import write_table
 from so_clip.runtime.device import cpu_threads, pick_device
@@ -28,7 +28,7 @@ from so_clip.runtime.device import cpu_threads, pick_device
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 COUNTED = ("cost", "memory_check")  # on the CPU, for any timed device
 ALLOCATED = ("peaks",)  # measured by a GPU's allocator
-SECTIONS = ("optimizer", "steps", *ALLOCATED, *COUNTED, "scaling")
+SECTIONS = ("optimizer", "steps", *ALLOCATED, *COUNTED, "scaling", "evaluation", "crops")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,6 +56,10 @@ def _bench(options: argparse.Namespace) -> None:
             rows = sections.cost_rows(plan)
         elif section == "memory_check":
             rows = sections.memory_check_rows(plan)
+        elif section == "evaluation":
+            rows = pixels.evaluation_rows(device, options.quick)
+        elif section == "crops":
+            rows = pixels.crop_rows(device, options.quick)
         else:
             rows = sections.scaling_rows(plan, device)
         where = torch.device("cpu") if section in COUNTED else device

@@ -8,7 +8,7 @@ weights of its columns in reversed order.
 
 The rounding between the products, and weights of 16 bits, are those of torch's uint8 resampler and
 of Pillow. If no crop is larger than the square, all sums are exact in float32, and the pixels equal
-those of torch's resampler bit for bit. Otherwise one pixel in 100,000 may differ by 1.
+those of torch's resampler bit for bit. Otherwise a few pixels in 100,000 differ by 1.
 
 Tensor names end in their shape: B images of a batch, D distinct images, S side of the square, C H W
 pixels of an original, Y rows and X columns that a batch reads, K blocks, P pixels of a block.

@@ -54,6 +54,16 @@ def test_products_equal_torchs_resampler(sizes, image_size, seed, levels):
     assert (difference_BCHW > 0).sum() <= 1 + difference_BCHW.numel() / 1000
 
 
+@pytest.mark.parametrize("size", [(375, 500), (1500, 1200)])
+def test_few_pixels_of_large_crops_differ_by_one(size):
+    images, crop = _images([size], levels=2), RandomResizedCrop(224, scale=(1.0, 1.0))
+    expected_BCHW = crop(images, _generator(0)).int()
+    found_BCHW = cropped(crop, images, _generator(0), CPU, products=True).int()
+    difference_BCHW = (found_BCHW - expected_BCHW).abs()
+    assert difference_BCHW.max() <= 1
+    assert (difference_BCHW > 0).double().mean() < 5e-5
+
+
 @settings(max_examples=25, deadline=None)
 @given(sides, sides, st.sampled_from([2, 9, 48]), st.integers(0, 2**31))
 def test_products_equal_explicit_weights_in_float64(height, width, image_size, seed):
