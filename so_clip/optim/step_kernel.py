@@ -26,19 +26,17 @@ MAX_AGE = 2**20
 
 @lru_cache
 def available(device: torch.device) -> bool:
-    """Return whether `step_rows` runs on this device. The first call for a GPU tries it.
+    """Return whether `step_rows` runs on this device. The first call tries it and waits for it.
 
     On the CPU it runs only in Triton's interpreter (TRITON_INTERPRET=1), for tests.
     """
-    if find_spec("triton") is None:
-        return False
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return True
-    if device.type != "cuda" or torch.version.cuda is None:
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if find_spec("triton") is None or not (is_nvidia or is_interpreted):
         return False
     try:
         _try(device)
-    except Exception as error:  # no compiler, too old a GPU or Triton: whatever it is
+    except Exception as error:  # such as no C compiler, or too old a GPU or Triton
         note(f"SO steps without Triton, by more launches: {message_of(error)}")
         return False
     return True
@@ -101,6 +99,8 @@ def step_rows(
     assert m <= MAX_ENTRIES
     tensors = [flat, grad_RM, support_RM, *moments.tensors()]
     assert all(tensor.is_contiguous() for tensor in tensors)
+    # A thread has 4 lanes: no thread repeats the lanes of another, and 512 threads hold the largest
+    # row in their registers.
     block = max(128, next_power_of_2(m))
     mean_table = scale_table = None
     if moments.age_RM is not None:
@@ -131,22 +131,16 @@ def step_rows(
             DECAYS=bool(rule.weight_decay),
             UPDATES_FIRST=rule.order == "update_first",
             BLOCK=block,
-            **launch_options(block),
+            num_warps=block // 128,
+            enable_fp_fusion=False,  # products and sums are rounded one by one
         )
-
-
-def launch_options(block: int) -> dict[str, int]:
-    """Return Triton's options for rows of `block` lanes.
-
-    A thread has 4 lanes, so no thread repeats the lanes of another, and 512 threads hold the
-    largest row in their registers. Products and sums are rounded one by one.
-    """
-    return {"num_warps": block // 128, "enable_fp_fusion": False}
 
 
 @lru_cache(maxsize=16)
 def _age_table(beta: float, device: torch.device) -> Tensor:
     """Return 1 / (1 - β^age) for the ages from 0, to the first age where it is exactly 1."""
+    # It is kept, so it must not belong to the memory of a captured graph.
+    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
     # β^age below 2^-26 is lost in float32.
     last = 1 if beta == 0 else math.ceil(26 * math.log(2) / -math.log(beta))
     age = torch.arange(min(last, MAX_AGE) + 1, dtype=torch.float32, device=device)

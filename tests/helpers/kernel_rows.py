@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from so_clip.optim.functional import Moments, Rule, so
 from so_clip.optim.sparse_entries import locate
@@ -50,16 +50,16 @@ def extreme(size: int, draw: torch.Generator) -> Tensor:
     return torch.tensor(values + [1.0, -1e-3] * 15)[chosen]
 
 
-class ExactRoots(TorchDispatchMode):
+class ExactRoots(TorchFunctionMode):
     """Round square roots of float32 correctly, as GPUs do.
 
     On some CPUs torch's square root is one unit in the last place off. Through float64 it is exact.
     """
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = func.overloadpacket.__name__
+        name = getattr(func, "__name__", "")
         if name in ("sqrt", "sqrt_") and args[0].dtype == torch.float32:
             root = args[0].double().sqrt().float()
             return args[0].copy_(root) if name == "sqrt_" else root

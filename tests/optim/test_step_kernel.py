@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from so_clip.optim.step_kernel import available, launch_options
+from so_clip.optim.step_kernel import available
 from tests.helpers.kernel_rows import Case, Gradients, Rows, extreme, normal, rule_with, tied
 
 CASES = Path(__file__).with_name("step_kernel_cases.py")
@@ -42,23 +43,30 @@ def test_a_cpu_keeps_the_torch_path() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [128, 2048])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles for itself")
+@pytest.mark.parametrize("size", [1, 2048])
 @pytest.mark.parametrize("order", ["prune_first", "update_first"])
 @pytest.mark.parametrize(
-    "types",
+    ("weight_dtype", "half_dtype", "has_ages"),
     [
-        {"flat": "*fp32"},
-        {"flat": "*fp32", "half": "*i16", "age_RM": "*i32"},
-        {"flat": "*i16", "age_RM": "*i32"},
-        {"flat": "*fp16"},
+        (torch.float32, None, False),
+        (torch.float32, torch.bfloat16, True),
+        (torch.float32, torch.float16, False),
+        (torch.bfloat16, None, True),
+        (torch.float16, None, False),
     ],
 )
 def test_compiled_code_rounds_each_product_and_sum(
-    types: dict[str, str], order: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weight_dtype: torch.dtype,
+    half_dtype: torch.dtype | None,
+    has_ages: bool,
+    order: str,
+    size: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Compile for an H100, without one. Only the launch needs it."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    ptx = compiled(types, block, UPDATES_FIRST=order == "update_first", DECAYS=True, MAXIMIZE=True)
+    rule = rule_with(order=order, weight_decay=0.1, maximize=True)
+    ptx = compiled(Case([size], rule, weight_dtype, half_dtype, has_ages), tmp_path, monkeypatch)
     operations = set(re.findall(r"^\s+(?:@%p\d+\s+)?([a-z]+\.[a-z0-9.]*f32)\b", ptx, re.M))
     assert {"mul.rn.f32", "add.rn.f32", "sub.rn.f32", "div.rn.f32", "sqrt.rn.f32"} <= operations
     # Neither fused nor approximate, and no denormal is taken for 0.
@@ -68,32 +76,39 @@ def test_compiled_code_rounds_each_product_and_sum(
     assert spilled <= 64, f"a thread spills {spilled} bytes"
 
 
-def compiled(types: dict[str, str], block: int, **constants: bool) -> str:
-    """Return the PTX of the kernel for a GPU of compute capability 9.0."""
-    import triton
+def compiled(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the PTX of a step on an H100, without one: all of `step_rows` but the launch."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton.runtime import driver
 
-    from so_clip.optim.step_program import step_row
+    from so_clip.optim import step_program
 
-    integers = ("offset_R", "size_R", "support_RM", "index_RM", "place_RM")
-    floats = ("grad_RM", "exp_avg_RM", "exp_avg_sq_RM", "scalars")
-    known = dict.fromkeys(integers, "*i64") | dict.fromkeys(floats, "*fp32") | types
-    known |= dict.fromkeys(("m", "last_mean", "last_scale"), "i32")
-    if "age_RM" in types:
-        known |= {"mean_table": "*fp32", "scale_table": "*fp32"}
-    absent = {"half", "age_RM", "mean_table", "scale_table"} - known.keys()
-    fixed: dict[str, Any] = {"BLOCK": block, **constants} | dict.fromkeys(absent)
-    names = step_row.arg_names
-    signature = {name: known.get(name, "fp32") for name in names}
-    signature |= dict.fromkeys(fixed, "constexpr")
-    source = ASTSource(
-        fn=step_row,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in fixed.items()},
-    )
-    target = GPUTarget("cuda", 90, 32)
-    return str(triton.compile(source, target=target, options=launch_options(block)).asm["ptx"])
+    class Driver:
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", 90, 32)
+
+    class Program:
+        """Compiles as Triton does before a launch, and keeps the code."""
+
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            def compile_only(*args: Any, **options: Any) -> None:
+                codes.append(program.warmup(*args, grid=grid, **options).asm["ptx"])
+
+            return compile_only
+
+    codes: list[str] = []
+    program = step_program.step_row
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
+    monkeypatch.setattr(step_program, "step_row", Program())
+    monkeypatch.setattr(driver, "_active", Driver())
+    Rows(case).take_step()
+    return codes[0]
 
 
 def spilled_bytes(ptx: str, folder: Path) -> int:
