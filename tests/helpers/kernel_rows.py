@@ -39,8 +39,9 @@ def normal(size: int, draw: torch.Generator) -> Tensor:
 
 
 def tied(size: int, draw: torch.Generator) -> Tensor:
-    """Draw gradients of few values: many are equal in size, and some are 0 or -0."""
-    return torch.randint(-2, 3, (size,), generator=draw) * -0.5
+    """Draw gradients of few values: many are equal in size, and most are 0 or -0."""
+    values = torch.tensor([0.0, -0.0, 0.0, -0.0, 0.0, -0.0, 0.5, -0.5, 1.0, -1.0])
+    return values[torch.randint(0, len(values), (size,), generator=draw)]
 
 
 def extreme(size: int, draw: torch.Generator) -> Tensor:

@@ -40,6 +40,13 @@ def test_ties_decay_ages_and_a_move_of_the_union_agree_bit_for_bit() -> None:
 
 
 @pytest.mark.slow
+def test_weights_half_way_between_two_bfloat16_are_rounded_to_the_even_one() -> None:
+    # Every entry moves by 2^-9, half a unit in the last place of weights from 1/2 to 1.
+    rule = rule_with(lr=2**-9, beta1=0.5, beta2=0.0, eps=0.0)
+    check(Case([40], rule, weight_dtype=torch.bfloat16, has_ages=True), normal, steps=2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["prune_first", "update_first"])
 @pytest.mark.parametrize("gradients", [normal, tied, extreme])
 def test_the_largest_rows_agree_bit_for_bit(gradients: Gradients, order: str) -> None:
