@@ -126,8 +126,8 @@ def test_only_half_precision_on_a_gpu_has_whole_products_by_itself():
     assert methods_of(on_cpu, 5000, None) == ("csr", "csr")
     assert methods_of(on_cpu, 5000, True) == ("whole", "whole")
     assert methods_of(on_gpu, 1179, None) == ("columns", "whole_columns")
-    assert methods_of(on_gpu, 5000, None) == ("gather", "whole")
-    assert methods_of(on_gpu, 5000, False) == ("gather", "gather")
+    assert methods_of(on_gpu, 5000, None) == ("rows", "whole")
+    assert methods_of(on_gpu, 5000, False) == ("rows", "rows")
 
 
 @pytest.mark.parametrize("groups", [1, 2])
