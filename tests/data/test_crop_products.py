@@ -199,3 +199,19 @@ def test_a_store_has_every_image_and_pads_by_an_eighth_at_most(sizes):
     assert blocks.blocks_KP.nbytes == stored_bytes(images)
     nbytes = sum(image.nbytes for image in images)
     assert blocks.blocks_KP.nbytes - blocks.pixels_of_block <= 1.125 * nbytes
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_crops_on_a_gpu_are_those_of_the_cpu_and_nothing_waits():
+    images = _images([(64, 64), (40, 70), (375, 500), (9, 224)])
+    crop, device = RandomResizedCrop(224), torch.device("cuda")
+    expected_BCHW = crop(images, _generator(0))
+    cropped(crop, images, _generator(0), device)  # the first call loads libraries
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found_BCHW = cropped(crop, images, _generator(0), device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    difference_BCHW = (found_BCHW.cpu().int() - expected_BCHW.int()).abs()
+    assert difference_BCHW.max() <= 1
+    assert not difference_BCHW[[0, 1, 3]].any()

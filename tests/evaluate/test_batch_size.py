@@ -63,3 +63,13 @@ def test_the_memory_of_an_image_predicts_the_peak_of_large_batches(classifier):
     growth = (peaks[64] - peaks[16]) / 48
     # Three uint8 batches count here; the watched batch existed before.
     assert bytes_per_image(classifier, FP32, CPU) == pytest.approx(growth + 3 * 3 * 32**2, rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_automatic_batch_fits_on_a_gpu(classifier):
+    device = torch.device("cuda")
+    classifier = classifier.to(device)
+    precision = Precision("fp32", device)
+    size = batch_size("auto", classifier, precision, device)
+    assert SMALLEST <= size <= LARGEST
+    assert bytes_per_image(classifier, precision, device) > 3 * 3 * 32**2

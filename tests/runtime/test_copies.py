@@ -83,3 +83,13 @@ def test_work_on_a_batch_waits_for_its_copy_and_follows_the_next_copy():
         assert log.index(("decoded", str(index))) < start
         assert start < log.index(("record", copied[index], "copies"))
     assert sum(entry[0] == "synchronize" for entry in log) == 6 - ON_DEVICE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_slow_gpu_gets_every_batch_whole():
+    pinned = (torch.full((64, 3, 224, 224), number).pin_memory() for number in range(12))
+    found = []
+    for moved in moved_ahead(pinned, torch.device("cuda")):
+        torch.cuda._sleep(5_000_000)
+        found.append(torch.stack([moved.min(), moved.max()]))
+    assert torch.stack(found).tolist() == [[number, number] for number in range(12)]
