@@ -7,8 +7,9 @@
 SO knows before the backward pass which M entries of the gradient its next step reads. For a layer
 y = x Wᵀ with output gradient g, entry (i, j) of the gradient is Σ_tokens g[:, i] · x[:, j]. A
 sampled layer computes these M sums alone. It keeps for the backward pass only the columns of x that
-they need, if these take less memory than x. The whole gradient never exists: `weight.grad` is a
-SampledGradient, which holds the M values at the flat indices `optimizer.support(weight)`.
+they need, if these take less memory than x. The whole gradient is never kept: `weight.grad` is a
+SampledGradient, which holds the M values at the flat indices `optimizer.support(weight)`. On a GPU
+in half precision, the whole product of one layer exists for a moment; see `sampled_product`.
 A convolution is such a product too; see so_clip/optim/sampled_convolution.py.
 
 torch's tools for clipping and gradient scaling work on it, so those of Lightning and Accelerate do
@@ -315,8 +316,8 @@ class SampledGradients:
                         changed[in_place].append(sampling)
                 samplings[key] = sampling
             layer.sampling = samplings[key]
-        for in_place, list_of_them in changed.items():
-            self._renew_coordinates(list_of_them, in_place)
+        for in_place, renewed in changed.items():
+            self._renew_coordinates(renewed, in_place)
 
     @torch.no_grad()
     def _renew_coordinates(self, samplings: list[Sampling], in_place: bool) -> None:

@@ -9,6 +9,7 @@ from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.sampled_coordinates import Batch, Kind
 from so_clip.optim.sampled_product import coordinates
 from so_clip.optim.support import draw_supports
+from tests.helpers.dispatched import Dispatched
 from tests.helpers.sampled_pairs import filled, generator, inputs
 
 CPU = torch.device("cpu")
@@ -131,3 +132,20 @@ def test_gradients_of_a_support_that_was_drawn_in_place_since_are_refused(whole)
     optimizer.zero_grad()
     model(inputs(5, 64)).square().sum().backward()
     optimizer.step()
+
+
+def test_a_redraw_in_place_takes_five_operations_for_all_layers():
+    model = filled(nn.Sequential(*[nn.Linear(64, 64) for _ in range(6)]).double())
+    optimizer = SO(model.parameters(), density_ratio=0.01, T=0)
+    handle = sampled_gradients(model, optimizer, whole=True)
+    model(inputs(5, 64)).sum().backward()
+    optimizer.zero_grad()
+    for _ in range(2):  # the constants are made once
+        for layer in model:
+            optimizer.support(layer.weight).add_(0)  # grows the version
+        with Dispatched() as dispatched:
+            handle.refresh()
+    assert len(dispatched.names) == 5
+    with Dispatched() as dispatched:
+        handle.refresh()
+    assert dispatched.names == []
