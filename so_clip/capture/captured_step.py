@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from so_clip.capture.device_steps import DeviceSteps
+from so_clip.capture.device_steps import OTHER_OPTIMIZER, DeviceSteps
 from so_clip.capture.eager import Eager
 from so_clip.clip.engine.random_recompute import without_random_states
 from so_clip.errors import InputError, note
@@ -155,7 +155,11 @@ class CapturedStep:
         return self._losses.last()
 
     def _record(self, images_BCHW: Tensor, labels_B: Tensor) -> _Batch | None:
-        """Record a step for this shape; None if that failed. Nothing is computed."""
+        """Record a step for this shape; None if that cannot be. Nothing is computed."""
+        reason = self._steps.not_capturable()
+        if reason is not None:
+            self._give_up(Eager(reason, OTHER_OPTIMIZER))
+            return None
         static_BCHW, static_B = images_BCHW.clone(), labels_B.clone()
         self._losses.place(labels_B.device)
 
@@ -183,12 +187,12 @@ class CapturedStep:
         if self._refusal is not None:
             return
         if self._layout is None:
-            self._steps.make_static()
+            self._make_static()
         elif self._layout.holds(self._steps.layout_version, self._other_parts()):
             return
         else:
             self._release()
-            self._steps.make_static()
+            self._make_static()
             self._eager_left = max(self._eager_left, STEPS_AFTER_CHANGE)
             self._changes.append(self._taken)
             recent = [step for step in self._changes if step > self._taken - CHANGE_WINDOW]
@@ -201,6 +205,11 @@ class CapturedStep:
                 )
                 return
         self._layout = _Layout(self._model, self._steps.layout_version, self._other_parts())
+
+    def _make_static(self) -> None:
+        # A reason that is known only later is found before a recording.
+        if self._steps.not_capturable() is None:
+            self._steps.make_static()
 
     def _give_up(self, reason: Eager) -> None:
         """Take eager steps from now on; raise InputError if the user demands a graph."""

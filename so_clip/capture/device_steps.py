@@ -19,6 +19,10 @@ class DeviceSteps(Protocol):
 
     layout_version: int
 
+    def not_capturable(self) -> str | None:
+        """Return why `step_on_device` differs from step to step; None if it does not."""
+        ...
+
     def prepare_step(self) -> None:
         """Write this step's numbers, such as the learning rate, into tensors on the device."""
         ...
@@ -44,17 +48,20 @@ class DeviceSteps(Protocol):
         ...
 
 
+OTHER_OPTIMIZER = "Use optimizer=so, adamw, adam or sgd"
+
+
 def device_steps(optimizer: Optimizer) -> "DeviceSteps | Eager":
     """Return the optimizer's step in three parts, or why it has none."""
     if hasattr(optimizer, "step_on_device"):
         found: Any = optimizer
         reason = found.not_capturable()
-        return found if reason is None else Eager(reason, "Use optimizer=so")
+        return found if reason is None else Eager(reason, OTHER_OPTIMIZER)
     if isinstance(optimizer, (Adam, SGD)):
         return TorchSteps(optimizer)
     return Eager(
         f"the step of {type(optimizer).__name__} is not made for a CUDA graph",
-        "Use optimizer=adamw, adam, sgd or so",
+        OTHER_OPTIMIZER,
     )
 
 
@@ -73,6 +80,9 @@ class TorchSteps:
         self._rates: list[Tensor] = []
         self._static_version = -1  # the layout that `make_static` has seen
         optimizer.register_load_state_dict_post_hook(self._loaded)
+
+    def not_capturable(self) -> None:
+        """Return None: a graph can hold the step."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
