@@ -94,14 +94,14 @@ class Adapting:
 
     def _why_eager(self) -> Eager | None:
         """Return why no training step is captured; None if one can be."""
-        model, adapter = self.model, self.model.adapter
+        model = self.model
         return why_eager(
             self.settings.placement.graph,
             self.optimizer,
             device=model.device,
             precision=model.precision,
             processes=self.ranks.size,
-            adapter_reason=adapter.not_capturable() if adapter else None,
+            model_reason=model.classifier.not_capturable(),
             generators=self._generators(),
         )
 

@@ -22,7 +22,7 @@ def why_eager(
     device: torch.device,
     precision: Precision,
     processes: int = 1,
-    adapter_reason: str | None = None,
+    model_reason: str | None = None,
     generators: Sequence[torch.Generator] = (),
 ) -> Eager | None:
     """Return why training steps are not captured; None if they can be.
@@ -32,15 +32,15 @@ def why_eager(
         optimizer: None if nothing is trained.
         device, precision: of the training.
         processes: that take each step together.
-        adapter_reason: why the adapter's steps cannot be captured, if it knows a reason.
+        model_reason: why a step of the model cannot be captured, if it knows a reason.
         generators: that a step draws from.
 
     Raises:
         InputError: the user demands a graph, and there can be none.
     """
     found = _reason(graph, optimizer, device, precision, processes)
-    if found is None and adapter_reason is not None:
-        found = Eager(adapter_reason, "Use another method")
+    if found is None and model_reason is not None:
+        found = Eager(model_reason, "Use another backbone")
     if found is None and any(generator.device.type != device.type for generator in generators):
         found = Eager("random numbers are drawn on the host", "Use another method")
     if found is not None and graph is True:

@@ -142,6 +142,15 @@ class Classifier(nn.Module):
         frozen = self._cached is not None and not self._cached_trained
         return self.head, self.prompts, self._cached if frozen else None
 
+    def not_capturable(self) -> str | None:
+        """Return why no CUDA graph can hold a training step of this model; None if one can."""
+        from open_clip.hf_model import HFTextEncoder
+
+        text = getattr(self.backbone.model, "text", None)
+        if isinstance(text, HFTextEncoder) and self.trains("text"):
+            return "Hugging Face's text tower reads its mask on the host in each step"
+        return None
+
     def versions(self, tower: Tower) -> Any:
         """Return a value that changes with a tower's device, parameters, and writes to these.
 

@@ -130,14 +130,6 @@ class Adapter:
         """
         return ()
 
-    def not_capturable(self) -> str | None:
-        """Return why no CUDA graph can hold a training step of this adapter; None if one can.
-
-        A graph repeats the operations of one step at the same addresses. In a step, Python code
-        runs once in the capture, and then no more.
-        """
-        return None
-
     def stage_ends(self) -> Sequence[int]:
         """Return in order the steps after which a step computes something else than before."""
         return ()
