@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from so_clip.capture.captured_step import WARM_UP_STEPS, CapturedStep
-from so_clip.capture.device_steps import TorchSteps
+from so_clip.capture.device_steps import TorchSteps, device_steps
+from so_clip.capture.eager import Eager
 from so_clip.errors import InputError
 from so_clip.optim.clipped_adamw import ClippedAdamW
 from so_clip.runtime.precision import Precision
@@ -51,9 +52,9 @@ class Course:
         self.recorder, self.captured = recorder, None
         if recorder is not None:
             gradients = partial(compute_gradients, self.toy, precision=FP32)
-            self.captured = CapturedStep(
-                gradients, self.toy, made, TorchSteps(made), recorder, **options
-            )
+            steps = device_steps(made)
+            assert not isinstance(steps, Eager)
+            self.captured = CapturedStep(gradients, self.toy, made, steps, recorder, **options)
         loop = Loop(
             self.toy,
             random_batches(SIZES),
