@@ -17,7 +17,8 @@ from so_clip.optim.clipped_adamw import ClippedAdamW
 from so_clip.runtime.precision import Precision
 from so_clip.train import History, Loop, compute_gradients, train
 from tests.helpers.captured_runs import NEVER
-from tests.helpers.emulated_graph import EmulatedRecorder, HostRead
+from tests.helpers.dispatched import Dispatched
+from tests.helpers.emulated_graph import EmulatedRecorder, HiddenReplays, HostRead
 from tests.helpers.toy import Toy, random_batches
 
 CPU = torch.device("cpu")
@@ -52,9 +53,9 @@ class Course:
         self.recorder, self.captured = recorder, None
         if recorder is not None:
             gradients = partial(compute_gradients, self.toy, precision=FP32)
-            steps = device_steps(made)
-            assert not isinstance(steps, Eager)
-            self.captured = CapturedStep(gradients, self.toy, made, steps, recorder, **options)
+            parts = device_steps(made)
+            assert not isinstance(parts, Eager)
+            self.captured = CapturedStep(gradients, self.toy, made, parts, recorder, **options)
         loop = Loop(
             self.toy,
             random_batches(SIZES),
@@ -122,6 +123,23 @@ def test_recording_computes_nothing():
     assert torch.equal(toy.weight_KP, before)
     replay()
     assert not torch.equal(toy.weight_KP, before)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_outside_of_the_graph_are_two_copies_and_the_rate(optimizer):
+    toy = Toy()
+    made = OPTIMIZERS[optimizer](toy.parameters())
+    steps, recorder = device_steps(made), HiddenReplays(CPU)
+    assert not isinstance(steps, Eager)
+    gradients = partial(compute_gradients, toy, precision=FP32)
+    captured = CapturedStep(gradients, toy, made, steps, recorder)
+    batch = random_batches([4]).batches[0]
+    for _ in range(WARM_UP_STEPS + 1):
+        captured(*batch)
+    with Dispatched() as dispatched:
+        captured(*batch)
+    assert recorder.recordings == 1
+    assert dispatched.names == ["copy_", "copy_", "fill_.Scalar"]
 
 
 def freeze_at(toy: nn.Module, *numbers: int) -> AfterStep:

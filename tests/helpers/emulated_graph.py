@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from so_clip.methods.random_draws import use_globally
@@ -88,6 +88,19 @@ class EmulatedRecorder:
 
     def release(self) -> None:
         self.live = 0
+
+
+class HiddenReplays(EmulatedRecorder):
+    """Hides its replays from counters of operations, as a graph is one launch."""
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        replay = super().record(function)
+
+        def hidden() -> None:
+            with _disable_current_modes():
+                replay()
+
+        return hidden
 
 
 class _HostMethods(TorchFunctionMode):
