@@ -11,14 +11,13 @@ a step the moments cover the union of both sets, at most 2M entries. Then SO pru
 The last line moves the kept entries (order "prune_first", the paper) or the whole union
 ("update_first", the released code). Among entries of equal |μ|, the lower index is kept.
 
-`_single_tensor_so` reads like these lines. `_multi_tensor_so` is the fast path. They agree bit for
+`_single_tensor_so` reads like these lines. `step_rows` is the fast path. They agree bit for
 bit, because both round products and sums one by one: whether a fused multiply-add is used depends
 on the memory address of an entry.
 
 Names end in their shape: R tensors, M entries sampled of each, U entries of a union; E is M or U.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,22 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from so_clip.optim.arena import PackedWeights
+from so_clip.optim.rates import Rates, Rule, descent, moment_dtype
 from so_clip.optim.sparse_entries import largest, locate, read, spread, subtract
 from so_clip.optim.support import to_device
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The settings of one step; see SO for their meaning."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    order: str
-    moment_selection: str
-    maximize: bool
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ def so(
     moments: Moments,
     *,
     rule: Rule,
-    step: int,
+    rates: Rates,
     generator: torch.Generator,
     foreach: bool | None = None,
 ) -> None:
@@ -78,7 +65,7 @@ def so(
         support_RM: flat indices of the entries read, int64, ascending; None: all entries.
         moments: float32, or float64 for float64 weights; with places unless support_RM is None.
         rule: the settings.
-        step: the number of this step, from 1. It is t, unless the moments have ages.
+        rates: of this step. They count t from the tensors' first step, unless moments have ages.
         generator: a CPU generator for random pruning.
         foreach: all tensors together (None, True) or one after the other (False).
     """
@@ -87,9 +74,11 @@ def so(
         tickets = _draw_tickets(params, support_RM, moments.index_RM, generator)
     # Without a support, one tensor at a time is fast enough and takes far less memory.
     if foreach is False or support_RM is None:
-        _single_tensor_so(params, grads, support_RM, moments, tickets, rule=rule, step=step)
+        _single_tensor_so(params, grads, support_RM, moments, tickets, rule=rule, rates=rates)
     else:
-        _multi_tensor_so(params, grads, support_RM, moments, tickets, rule=rule, step=step)
+        grad_RM = torch.stack(grads).to(moment_dtype(params[0]))
+        weights = SeparateWeights(params)
+        step_rows(weights, grad_RM, support_RM, moments, tickets, rule=rule, rates=rates)
 
 
 # Random scores for random pruning: of the entries with moments [R, M] and of the entries read
@@ -105,7 +94,7 @@ def _single_tensor_so(
     tickets: Tickets | None,
     *,
     rule: Rule,
-    step: int,
+    rates: Rates,
 ) -> None:
     for i, param in enumerate(params):
         index_M, exp_avg_M, exp_avg_sq_M = (
@@ -119,10 +108,10 @@ def _single_tensor_so(
 
         mu_U = pad(exp_avg_M, (0, entered)) * rule.beta1 + grad_U * (1 - rule.beta1)
         nu_U = pad(exp_avg_sq_M, (0, entered)) * rule.beta2 + grad_U.square() * (1 - rule.beta2)
-        t: int | Tensor = step
+        age_U = None
         if moments.age_RM is not None:
-            t = pad(moments.age_RM[i], (0, entered)) + 1
-        descent_U = _descent(mu_U, nu_U, t, rule)
+            age_U = pad(moments.age_RM[i], (0, entered)) + 1
+        descent_U = descent(mu_U, nu_U, age_U, rule, rates)
         score_U = mu_U.abs()
         if tickets:
             score_U = torch.cat((tickets[0][i], tickets[1][i][entered_M]))
@@ -133,8 +122,8 @@ def _single_tensor_so(
         index_M.copy_(union_U[kept_M])
         exp_avg_M.copy_(mu_U[kept_M])
         exp_avg_sq_M.copy_(nu_U[kept_M])
-        if moments.age_RM is not None and isinstance(t, Tensor):
-            moments.age_RM[i].copy_(t[kept_M])
+        if moments.age_RM is not None and age_U is not None:
+            moments.age_RM[i].copy_(age_U[kept_M])
         if moments.place_RM is not None and support_M is not None:
             moments.place_RM[i].copy_(locate(index_M[None], support_M[None])[0])
 
@@ -152,83 +141,107 @@ def _union(index_M: Tensor, support_M: Tensor | None, numel: int) -> tuple[Tenso
     return union_U, order_U[torch.searchsorted(sorted_U, support_M)], entered_M
 
 
-def _multi_tensor_so(
-    params: list[Tensor],
-    grads: list[Tensor],
+class SeparateWeights:
+    """R weights that have storages of their own, one a row: one call a weight."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self._params = params
+
+    def read(self, index_RM: Tensor) -> Tensor:
+        """Return the entries at these flat indices of each weight."""
+        rows = zip(self._params, index_RM.unbind(), strict=True)
+        return torch.stack([read(param, index_M) for param, index_M in rows])
+
+    def subtract(self, index_RM: Tensor, values_RM: Tensor) -> None:
+        """Subtract values from the entries at these flat indices."""
+        subtract(self._params, index_RM, values_RM)
+
+
+def step_rows(
+    weights: SeparateWeights | PackedWeights,
+    grad_RM: Tensor,
     support_RM: Tensor,
     moments: Moments,
-    tickets: Tickets | None,
+    tickets: Tickets | None = None,
     *,
     rule: Rule,
-    step: int,
+    rates: Rates,
+    is_pad_RM: Tensor | None = None,
 ) -> None:
     """Step all tensors together, in rows of 2M places: M entries with moments, then M entries read.
 
     An entry that has moments and is read too counts once, in the first half; its place in the
-    second half is masked. Each tensor has its own storage, so weights are read and written by one
-    call a tensor. All other work is one call for all tensors. No line waits for the device.
+    second half is masked. No line waits for the device.
+
+    Tensors with fewer entries than the others have rows that end in pads, in the support and in the
+    moments. A pad never counts, and stays a pad.
+
+    Args:
+        weights: the R tensors.
+        grad_RM: the gradients on the support, of the moments' dtype. It is overwritten.
+        support_RM, moments: see `so`.
+        tickets: scores for random pruning.
+        rule, rates: of the step.
+        is_pad_RM: where a row of the support and of the moments has no entry; None: nowhere.
     """
     m = support_RM.shape[1]
     place_RM = moments.place_RM
     assert place_RM is not None
-    grad_RM = _stacked_gradients(params, grads, support_RM, rule)
+    weight_RM = weights.read(support_RM) if rule.weight_decay else None
+    grad_RM = _regularised(grad_RM, weight_RM, rule)
     # Place M stands for all entries outside the support: their gradient is 0.
     old_grad_RM = pad(grad_RM, (0, 1)).gather(1, place_RM)
-    is_old_RM = place_RM.new_zeros((len(params), m + 1), dtype=torch.bool)
+    is_old_RM = place_RM.new_zeros((len(place_RM), m + 1), dtype=torch.bool)
     is_old_RM = is_old_RM.scatter_(1, place_RM, True)[:, :m]
+    if is_pad_RM is not None:
+        is_old_RM = is_old_RM | is_pad_RM
 
     mu_RM = moments.exp_avg_RM.mul_(rule.beta1).add_(old_grad_RM * (1 - rule.beta1))
     nu_RM = moments.exp_avg_sq_RM.mul_(rule.beta2)
     nu_RM += old_grad_RM.square_().mul_(1 - rule.beta2)
     new_mu_RM = grad_RM * (1 - rule.beta1)
-    age_RM = moments.age_RM
+    age_RM, column_M = moments.age_RM, torch.arange(m, device=place_RM.device)
     new = Moments(
         index_RM=support_RM,
-        place_RM=torch.arange(m, device=place_RM.device).expand_as(place_RM),
+        place_RM=column_M.expand_as(place_RM),
         exp_avg_RM=new_mu_RM,
         exp_avg_sq_RM=grad_RM.square_().mul_(1 - rule.beta2),
         age_RM=None if age_RM is None else torch.ones_like(age_RM.add_(1)),
     )
     if rule.order == "update_first":
-        _descend(params, moments, None, rule, step)
-        _descend(params, new, is_old_RM, rule, step)
+        _descend(weights, moments, None, rule, rates)
+        _descend(weights, new, is_old_RM, rule, rates)
 
     score_RM, new_score_RM = mu_RM.abs(), new_mu_RM.abs()
     if tickets:
         score_RM, new_score_RM = tickets[0], torch.stack(list(tickets[1]))
+    if is_pad_RM is not None:
+        score_RM = score_RM.masked_fill(is_pad_RM, -1)
     scores = (score_RM, new_score_RM.masked_fill_(is_old_RM, -1))
     union = [torch.cat(pair, dim=1) for pair in zip(moments.tensors(), new.tensors(), strict=True)]
-    kept_RM = largest(torch.cat(scores, dim=1), union[0], m)
+    padded = is_pad_RM is not None
+    kept_RM = largest(torch.cat(scores, dim=1), union[0], m, ordered=padded)
+    if is_pad_RM is not None:
+        # The best M of a shorter row come first. The rest are its pads, in their own columns.
+        kept_RM = torch.where(is_pad_RM, column_M, kept_RM)
     for moment_RM, union_RU in zip(moments.tensors(), union, strict=True):
         torch.gather(union_RU, 1, kept_RM, out=moment_RM)
     if rule.order == "prune_first":
-        _descend(params, moments, None, rule, step)
-
-
-def _stacked_gradients(
-    params: list[Tensor], grads: list[Tensor], support_RM: Tensor, rule: Rule
-) -> Tensor:
-    """Return `_effective_gradient` of all tensors; the caller may write to it."""
-    weight_RM = None
-    if rule.weight_decay:
-        weights = [
-            read(param, support_M)
-            for param, support_M in zip(params, support_RM.unbind(), strict=True)
-        ]
-        weight_RM = torch.stack(weights)
-    grad_RM = torch.stack(grads).to(moment_dtype(params[0]))
-    return _regularised(grad_RM, weight_RM, rule)
+        _descend(weights, moments, None, rule, rates)
 
 
 def _descend(
-    params: list[Tensor], moments: Moments, still_RM: Tensor | None, rule: Rule, step: int
+    weights: SeparateWeights | PackedWeights,
+    moments: Moments,
+    still_RM: Tensor | None,
+    rule: Rule,
+    rates: Rates,
 ) -> None:
     """Move all weights at `moments.index_RM`, except those marked in `still_RM`."""
-    t = step if moments.age_RM is None else moments.age_RM
-    descent_RM = _descent(moments.exp_avg_RM, moments.exp_avg_sq_RM, t, rule)
+    descent_RM = descent(moments.exp_avg_RM, moments.exp_avg_sq_RM, moments.age_RM, rule, rates)
     if still_RM is not None:
         descent_RM = descent_RM.masked_fill_(still_RM, 0)
-    subtract(params, moments.index_RM, descent_RM)
+    weights.subtract(moments.index_RM, descent_RM)
 
 
 def so_dense_moments(
@@ -239,7 +252,7 @@ def so_dense_moments(
     exp_avg_sqs: list[Tensor],
     *,
     rule: Rule,
-    step: int,
+    rates: Rates,
 ) -> None:
     """Perform one step with moments of every entry, in place. Without supports it is Adam's step.
 
@@ -257,16 +270,21 @@ def so_dense_moments(
     torch._foreach_mul_(exp_avg_sqs, rule.beta2)
     torch._foreach_addcmul_(exp_avg_sqs, effective, effective, value=1 - rule.beta2)
 
-    scales = torch._foreach_div(exp_avg_sqs, 1 - rule.beta2**step)
+    scales = torch._foreach_div(exp_avg_sqs, rates.variance_weight)
     torch._foreach_sqrt_(scales)
     torch._foreach_add_(scales, rule.eps)
-    descents = torch._foreach_mul(exp_avgs, rule.lr / (1 - rule.beta1**step))
+    descents = torch._foreach_mul(exp_avgs, rates.step_size)
     torch._foreach_div_(descents, scales)
     torch._foreach_sub_(params, descents)
 
 
 def so_no_moments(
-    params: list[Tensor], grads: list[Tensor], supports: Sequence[Tensor | None], *, rule: Rule
+    params: list[Tensor],
+    grads: list[Tensor],
+    supports: Sequence[Tensor | None],
+    *,
+    rule: Rule,
+    rates: Rates,
 ) -> None:
     """Perform one step without memory, in place: μ = g~ and ν = g~².
 
@@ -274,16 +292,11 @@ def so_no_moments(
     """
     for grad, param, support in zip(grads, params, supports, strict=True):
         grad = _effective_gradient(grad, param, support, rule)
-        descent = grad * rule.lr / (grad.abs() + rule.eps)
+        moved = grad * rates.lr / (grad.abs() + rule.eps)
         if support is None:
-            param.sub_(descent)
+            param.sub_(moved)
         else:
-            subtract([param], support[None], descent[None])
-
-
-def moment_dtype(param: Tensor) -> torch.dtype:
-    """Return the dtype of a weight's moments: its own, but at least float32."""
-    return torch.promote_types(param.dtype, torch.float32)
+            subtract([param], support[None], moved[None])
 
 
 def _effective_gradient(grad: Tensor, param: Tensor, support: Tensor | None, rule: Rule) -> Tensor:
@@ -296,23 +309,6 @@ def _regularised(grad: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
     """Negate the gradient to maximize, and add weight decay as Adam does (coupled)."""
     grad = -grad if rule.maximize else grad
     return grad if weight is None else grad + weight.to(grad.dtype) * rule.weight_decay
-
-
-def _descent(mu_E: Tensor, nu_E: Tensor, t: int | Tensor, rule: Rule) -> Tensor:
-    """Return lr · μ^ / (sqrt(ν^) + eps), for moments that started at 0 t steps ago."""
-    if isinstance(t, Tensor):
-        t = t.to(mu_E.dtype)
-    mean_E = mu_E * (rule.lr / _bias_correction(rule.beta1, t))
-    scale_E = (nu_E * (1 / _bias_correction(rule.beta2, t))).sqrt_()
-    return mean_E.div_(scale_E.add_(rule.eps))
-
-
-def _bias_correction(beta: float, t: int | Tensor) -> float | Tensor:
-    """Return 1 - beta^t, the total weight of t values in a decaying mean."""
-    if isinstance(t, Tensor):
-        # expm1: beta^t can be so close to 1 that the difference loses its digits in float32.
-        return -torch.expm1(t * (math.log(beta) if beta else -math.inf))
-    return 1 - beta**t
 
 
 def _draw_tickets(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from so_clip.errors import InputError
-from so_clip.optim.functional import moment_dtype
+from so_clip.optim.rates import moment_dtype
 from so_clip.optim.sampled_gradient import SampledGradient, values_of
 from so_clip.optim.sparse_entries import largest, read
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from so_clip.optim.functional import moment_dtype
 from so_clip.optim.gradients import add_sampled_gradient, outdated
+from so_clip.optim.rates import moment_dtype
 from so_clip.optim.rounded import bias_to_add, weight_to_multiply
 from so_clip.optim.sampled_convolution import Geometry, sampled_convolution
 from so_clip.optim.sampled_coordinates import Coordinates

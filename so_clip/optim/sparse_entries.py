@@ -54,8 +54,8 @@ def locate(wanted_RM: Tensor, sorted_RM: Tensor) -> Tensor:
     return place_RM.where(is_found_RM, m)
 
 
-def largest(score_RN: Tensor, index_RN: Tensor, count: int) -> Tensor:
-    """Return the places of the `count` largest scores of each row, in no particular order.
+def largest(score_RN: Tensor, index_RN: Tensor, count: int, *, ordered: bool = False) -> Tensor:
+    """Return the places of the `count` largest scores of each row.
 
     Among equal scores, the lower index is taken. So the result depends neither on the order of a
     row nor on the device. NaN counts as larger than all numbers.
@@ -64,12 +64,13 @@ def largest(score_RN: Tensor, index_RN: Tensor, count: int) -> Tensor:
         score_RN: at least 0, or -1 for entries that must not be taken.
         index_RN: the index that each score belongs to. Only scores of -1 may repeat an index.
         count: how many to take of each row.
+        ordered: whether the largest must come first; otherwise the order is free.
     """
     if score_RN.dtype == torch.float32:
         # For floats of one sign, the bits read as integers have the same order. The lower half of
         # the key holds indices below 2^32; for higher ones, scores an ulp apart may be confused.
         key_RN = (score_RN.view(torch.int32).long() << 32) - index_RN
-        return key_RN.topk(count, sorted=False).indices
+        return key_RN.topk(count, sorted=ordered).indices
     order_RN = index_RN.argsort(1)
     best_RN = score_RN.gather(1, order_RN).sort(dim=1, descending=True, stable=True).indices
     return order_RN.gather(1, best_RN[:, :count])

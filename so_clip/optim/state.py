@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from so_clip.optim.functional import Moments, moment_dtype
+from so_clip.optim.arena import Arena
+from so_clip.optim.functional import Moments
 from so_clip.optim.gradients import most_important
+from so_clip.optim.rates import moment_dtype
 from so_clip.optim.sparse_entries import locate
-from so_clip.optim.support import entry_count, to_device
+from so_clip.optim.support import entry_count, to_device, write_over
 
 State = dict[str, Any]
 
@@ -64,6 +66,17 @@ def batches(
             yield list(params), list(batch_states)
 
 
+def can_pack(group: dict[str, Any], param: Tensor, state: State) -> bool:
+    """Return whether a tensor can be stepped in padded rows with tensors of other sizes."""
+    return (
+        group["gradient_selection"] == "random"
+        and group["moment_selection"] == "importance"
+        and group["foreach"] is not False
+        and "support" in state
+        and Arena.can_move(param)
+    )
+
+
 def fitted(state: State, param: Tensor) -> State:
     """Give the state the device, and the moments the dtype, that fit this tensor; return the state.
 
@@ -89,15 +102,32 @@ def complete_states(params: list[Tensor], states: list[State], group: dict[str, 
             state.update(_new_moments(param, state, group))
 
 
-def set_supports(states: list[State], params: list[Tensor], drawn: list[Tensor]) -> None:
-    """Store the drawn supports. Supports of one size are rows of one tensor."""
+def set_supports(
+    states: list[State], params: list[Tensor], drawn: list[Tensor], *, in_place: bool = False
+) -> None:
+    """Store the drawn supports. Supports of one size are rows of one tensor.
+
+    Args:
+        states, params: of tensors of any sizes.
+        drawn: ascending indices on the CPU.
+        in_place: keep the tensors that the states have, supports and places, and write to them.
+    """
     alike = defaultdict(list)
     for state, param, support in zip(states, params, drawn, strict=True):
         alike[param.device, len(support)].append((state, support))
     for (device, _), pairs in alike.items():
-        support_RM = to_device(torch.stack([support for _, support in pairs]), device)
-        for (state, _), support in zip(pairs, support_RM.unbind(), strict=True):
+        drawn_RM = torch.stack([support for _, support in pairs])
+        holders = [state for state, _ in pairs]
+        if in_place and all(state["support"] is not None for state in holders):
+            support_RM = _share(holders, "support")
+            write_over(support_RM, drawn_RM)
+            if "place" in holders[0]:
+                place_RM = locate(_share(holders, "index"), support_RM)
+                _share(holders, "place").copy_(place_RM)
+            continue
+        for state, support in zip(holders, to_device(drawn_RM, device).unbind(), strict=True):
             state["support"] = support
+            state.pop("place", None)  # it refers to the old support
 
 
 def stack_supports(states: list[State]) -> Tensor | None:

@@ -70,6 +70,13 @@ def _integers(count: int, generator: torch.Generator) -> np.ndarray:
     return torch.randint(_HIGH, (count,), generator=generator).numpy()
 
 
+def write_over(old: Tensor, new: Tensor) -> None:
+    """Copy a CPU tensor over one on a device without waiting for the device."""
+    if old.device.type == "cuda":
+        new = new.pin_memory()
+    old.copy_(new, non_blocking=True)
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a CPU tensor to a device without waiting for the device."""
     if device.type == "cuda":

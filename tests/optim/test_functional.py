@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from so_clip import SO
-from so_clip.optim.functional import Moments, Rule, so
+from so_clip.optim.functional import Moments, so
+from so_clip.optim.rates import Rates, Rule
 
 NUMEL, TENSORS, COUNT = 40_000, 12, 200
 
@@ -130,7 +131,7 @@ def test_a_support_of_all_entries_is_adam(has_ages: bool, order: str, foreach: b
                 everything_RM,
                 moments,
                 rule=rule,
-                step=step,
+                rates=Rates.at(rule, step),
                 generator=draw,
                 foreach=foreach,
             )
