@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from so_clip.optim import step_kernel
 from so_clip.optim.arena import Arena, PackedWeights
 from so_clip.optim.functional import Moments, step_rows
 from so_clip.optim.rates import Rates, Rule, moment_dtype
@@ -50,6 +51,11 @@ class PackedRows:
         }
         if "age" in states[0]:
             self._rows["age"] = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._uses_kernel = (
+            dtype == torch.float32
+            and shape[1] <= step_kernel.MAX_ENTRIES
+            and step_kernel.available(device)
+        )
         self._grad_RM = torch.zeros(shape, dtype=dtype, device=device)
         for name, rows_RM in self._rows.items():
             torch._foreach_copy_(self._views(rows_RM), [state[name] for state in states])
@@ -68,6 +74,8 @@ class PackedRows:
     def step(self, grads: list[Tensor], rule: Rule, rates: Rates) -> None:
         """Step all tensors; see `step_rows`. Only device operations.
 
+        One launch does it where Triton is and M is small enough; see so_clip.optim.step_kernel.
+
         Args:
             grads: the gradients on the supports [M], one a tensor.
             rule, rates: of the step.
@@ -77,6 +85,20 @@ class PackedRows:
         moments = Moments(
             rows["index"], rows["place"], rows["exp_avg"], rows["exp_avg_sq"], rows.get("age")
         )
+        flat, half = self.weights.arena.flat, self.weights.arena.half
+        if self._uses_kernel:
+            step_kernel.step_rows(
+                flat,
+                half,
+                offset_R=self.weights.offset_R1[:, 0],
+                size_R=self.size_R,
+                grad_RM=self._grad_RM,
+                support_RM=rows["support"],
+                moments=moments,
+                scalars=rates.on_device(flat.device),
+                rule=rule,
+            )
+            return
         step_rows(
             self.weights,
             self._grad_RM,

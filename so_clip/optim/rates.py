@@ -48,12 +48,24 @@ class Rates:
         variance_scale: 1 / (1 - β2^t).
         lr: the learning rate.
         variance_weight: 1 - β2^t.
+        row_4: the tensor that has these four numbers, if they are tensors.
     """
 
     step_size: float | Tensor
     variance_scale: float | Tensor
     lr: float | Tensor
     variance_weight: float | Tensor
+    row_4: Tensor | None = None
+
+    def on_device(self, device: torch.device) -> Tensor:
+        """Return the four numbers as one float32 tensor, in this order."""
+        if self.row_4 is not None:
+            return self.row_4
+        return to_device(torch.tensor(self.numbers()), device)
+
+    def numbers(self) -> list[Any]:
+        """Return the four numbers."""
+        return [self.step_size, self.variance_scale, self.lr, self.variance_weight]
 
     @classmethod
     def at(cls, rule: Rule, step: int) -> "Rates":
@@ -82,7 +94,7 @@ class DeviceRates:
         for group in groups:
             step = max((states[param]["step"] for param in group["params"]), default=0) + 1
             rates = Rates.at(Rule.of(group), step)
-            numbers_G4.append([*vars(rates).values()])
+            numbers_G4.append(rates.numbers())
             places |= {(param.device, moment_dtype(param)) for param in group["params"]}
         for device, dtype in places:
             new_G4 = torch.tensor(numbers_G4, dtype=dtype)
@@ -94,7 +106,9 @@ class DeviceRates:
 
     def of(self, group: int, param: Tensor) -> Rates:
         """Return the numbers for a tensor of this group."""
-        return Rates(*self._rates[param.device, moment_dtype(param)][group].unbind())
+        row_4 = self._rates[param.device, moment_dtype(param)][group]
+        step_size, variance_scale, lr, variance_weight = row_4.unbind()
+        return Rates(step_size, variance_scale, lr, variance_weight, row_4)
 
 
 def moment_dtype(param: Tensor) -> torch.dtype:

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from so_clip.optim.arena import Arena
+
 # The rounded copy of each frozen bias, with the version and the storage of what was rounded.
 _frozen: "WeakTensorKeyDictionary" = WeakTensorKeyDictionary()
 
 
 def weight_to_multiply(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the half-precision copy of a weight; without one, the weight itself, to be rounded."""
-    return weight.detach()
+    arena = Arena.of(weight)
+    copy = None if arena is None else arena.half_of(weight, dtype)
+    return weight.detach() if copy is None else copy
 
 
 def bias_to_add(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,6 +1,6 @@
 """One step of SO as one launch on a GPU, by Triton.
 
-It does what `_multi_tensor_so` of so_clip.optim.functional does, with the same result bit for bit,
+It does what `step_rows` of so_clip.optim.functional does, with the same result bit for bit,
 for moments selected by importance and at most MAX_ENTRIES entries of each tensor.
 """
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from so_clip.errors import message_of, note
-from so_clip.optim.functional import Moments, Rule, _bias_correction
+from so_clip.optim.functional import Moments
+from so_clip.optim.rates import Rule, bias_correction
 
 # One program holds the union of a row, 2M entries, in registers.
 MAX_ENTRIES = 2048
@@ -144,7 +145,7 @@ def _age_table(beta: float, device: torch.device) -> Tensor:
     # β^age below 2^-26 is lost in float32.
     last = 1 if beta == 0 else math.ceil(26 * math.log(2) / -math.log(beta))
     age = torch.arange(min(last, MAX_AGE) + 1, dtype=torch.float32, device=device)
-    return torch.as_tensor(1 / _bias_correction(beta, age))
+    return bias_correction(beta, age).reciprocal()
 
 
 def _bits(weights: Tensor) -> Tensor:

@@ -1,0 +1,248 @@
+"""Weights in one arena and padded rows: the results of the plain path, bit for bit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from so_clip.optim.arena import Arena
+from so_clip.optim.so import SO
+
+SHAPES = ((7, 11), (40, 30), (3, 5), (40, 30), (64, 9))
+
+
+def weights(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    draw = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=draw).to(dtype)) for shape in SHAPES]
+
+
+def gradients(step: int, dtype: torch.dtype) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(100 + step)
+    # Few distinct values, so that moments tie.
+    return [torch.randint(-2, 3, shape, generator=draw).to(dtype) / 4 for shape in SHAPES]
+
+
+class Training:
+    """Some steps of SO on the same gradients, packed or not, static or not."""
+
+    def __init__(self, *, packed: bool, static: bool = False, dtype=torch.float32, **options: Any):
+        self.params, self.dtype = weights(dtype), dtype
+        self.optimizer = SO(self.params, lr=0.1, **({"density_ratio": 0.02, "T": 3} | options))
+        self.static, self.steps = static, 0
+        if packed:
+            self.optimizer.pack(torch.bfloat16 if dtype == torch.float32 else None)
+        if static:
+            self.optimizer.make_static()
+
+    def take(self, steps: int) -> "Training":
+        for _ in range(steps):
+            self.optimizer.param_groups[0]["lr"] = 0.1 / (1 + self.steps)
+            for param, grad in zip(self.params, gradients(self.steps, self.dtype), strict=True):
+                param.grad = grad
+            if self.static:
+                self.optimizer.prepare_step()
+                self.optimizer.step_on_device()
+                self.optimizer.finish_step()
+            else:
+                self.optimizer.step()
+            self.steps += 1
+        return self
+
+    def record(self) -> list[Any]:
+        """Return weights, supports and moments, entries in the order of their indices."""
+        found: list[Any] = [param.detach().clone() for param in self.params]
+        for param in self.params:
+            state = self.optimizer.state[param]
+            order_M = state["index"].argsort()
+            found += [state[name][order_M] for name in ("index", "exp_avg", "exp_avg_sq")]
+            found += [self.optimizer.support(param), torch.tensor(state["step"])]
+        return found
+
+
+def assert_same(one: Training, other: Training) -> None:
+    for ours, theirs in zip(one.record(), other.record(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+OPTIONS = (
+    {},
+    {"order": "update_first"},
+    {"bias_correction": "age"},
+    {"bias_correction": "age", "order": "update_first", "weight_decay": 0.1},
+    {"weight_decay": 0.1, "maximize": True},
+    {"T": 0},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("static", [False, True], ids=["new_supports", "static"])
+def test_packed_steps_equal_separate_ones(options, static):
+    plain = Training(packed=False, **options).take(8)
+    assert_same(Training(packed=True, static=static, **options).take(8), plain)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_static_steps_equal_plain_ones(options):
+    assert_same(
+        Training(packed=False, static=True, **options).take(8),
+        Training(packed=False, **options).take(8),
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    density_ratio=st.sampled_from([1e-4, 0.01, 0.1, 0.6, 0.95]),
+    seed=st.integers(0, 9),
+    order=st.sampled_from(["prune_first", "update_first"]),
+)
+def test_packed_steps_equal_separate_ones_at_all_densities(density_ratio, seed, order):
+    options = {"density_ratio": density_ratio, "seed": seed, "order": order, "T": 2}
+    assert_same(
+        Training(packed=True, **options).take(5), Training(packed=False, **options).take(5)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_packed_weights_of_other_types(dtype):
+    assert_same(
+        Training(packed=True, dtype=dtype).take(6), Training(packed=False, dtype=dtype).take(6)
+    )
+
+
+def test_the_copy_is_what_a_cast_gives():
+    training = Training(packed=True).take(7)
+    for param in training.params:
+        arena = Arena.of(param)
+        assert arena is not None
+        assert torch.equal(arena.half_of(param, torch.bfloat16), param.to(torch.bfloat16))
+        assert arena.half_of(param, torch.float16) is None
+
+
+def test_a_write_of_somebody_else_reaches_the_copy():
+    training = Training(packed=True).take(2)
+    param = training.params[1]
+    arena = Arena.of(param)
+    assert arena is not None
+    with torch.no_grad():
+        param.mul_(3)
+    assert torch.equal(arena.half_of(param, torch.bfloat16), param.to(torch.bfloat16))
+    with torch.no_grad():
+        param.mul_(3)
+    training.optimizer.make_static()
+    training.optimizer.prepare_step()  # a captured step runs no Python that would ask
+    offset = Arena.offset(param)
+    part = arena.half[offset : offset + param.numel()]
+    assert torch.equal(part.view(param.shape), param.to(torch.bfloat16))
+
+
+def test_addresses_stay_in_static_mode():
+    training = Training(packed=True, static=True).take(2)
+    supports = [training.optimizer.support(param) for param in training.params]
+    values = [*supports, *training.params]
+    values += [
+        value
+        for state in training.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    before = [value.data_ptr() for value in values]
+    versions = [support._version for support in supports]
+    layout = training.optimizer.layout_version
+    training.take(7)
+    assert [value.data_ptr() for value in values] == before
+    assert all(new._version > old for new, old in zip(supports, versions, strict=True))
+    assert all(
+        training.optimizer.support(param) is support
+        for param, support in zip(training.params, supports, strict=True)
+    )
+    assert training.optimizer.layout_version == layout
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "separate"])
+def test_a_saved_state_continues_packed_or_not(packed):
+    whole = Training(packed=False).take(9)
+    first = Training(packed=not packed).take(4)
+    saved = copy.deepcopy(first.optimizer.state_dict())
+    second = Training(packed=packed, static=packed)
+    with torch.no_grad():
+        for param, value in zip(second.params, first.params, strict=True):
+            param.copy_(value)
+    second.optimizer.load_state_dict(saved)
+    second.steps = first.steps
+    assert_same(second.take(5), whole)
+
+
+def test_a_forgotten_tensor_starts_again_in_the_same_arena():
+    trainings = [Training(packed=packed, T=2).take(4) for packed in (True, False)]
+    for training in trainings:
+        version = training.optimizer.layout_version
+        for param in training.params:
+            training.optimizer.forget(param)
+        assert training.optimizer.layout_version > version
+        training.take(4)
+    assert_same(*trainings)
+
+
+def test_tensors_with_fewer_steps_are_stepped_apart():
+    trainings = [Training(packed=packed, T=2).take(4) for packed in (True, False)]
+    for training in trainings:
+        training.optimizer.forget(training.params[2])
+        training.take(4)
+    assert_same(*trainings)
+    assert "steps" in (trainings[0].optimizer.not_capturable() or "")
+
+
+def test_a_tensor_that_shares_memory_stays_where_it_is():
+    base = torch.randn(6, 50)
+    part, whole = nn.Parameter(base[:3]), nn.Parameter(torch.randn(20, 20))
+    optimizer = SO([part, whole], density_ratio=0.02)
+    address = part.data_ptr()
+    optimizer.pack()
+    assert part.data_ptr() == address
+    assert Arena.of(part) is None
+    assert Arena.of(whole) is not None
+    for param in (part, whole):
+        param.grad = torch.ones_like(param)
+    before = base[:3].clone()
+    optimizer.step()
+    assert (base[:3] != before).sum() == 3
+
+
+def test_a_packed_model_has_the_state_dict_of_before():
+    model = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 30))
+    model[1].weight = model[0].weight.__class__(torch.randn(30, 40))
+    before = copy.deepcopy(model.state_dict())
+    names = {id(param): name for name, param in model.named_parameters()}
+    optimizer = SO([model[0].weight, model[1].weight], density_ratio=0.01)
+    optimizer.pack(torch.bfloat16)
+    assert {id(param): name for name, param in model.named_parameters()} == names
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    copied = copy.deepcopy(model)
+    assert Arena.of(copied[0].weight) is None
+    assert copied[0].weight.untyped_storage().nbytes() == copied[0].weight.nbytes
+    model.load_state_dict({name: value + 1 for name, value in before.items()})
+    arena = Arena.of(model[0].weight)
+    assert arena is not None
+    expected = (before["0.weight"] + 1).to(torch.bfloat16)
+    assert torch.equal(arena.half_of(model[0].weight, torch.bfloat16), expected)
+    model.to(torch.float64)
+    assert Arena.of(model[0].weight) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"gradient_selection": "importance"}, "optimizer.gradient_selection=importance"),
+        ({"moment_selection": "random"}, "optimizer.moment_selection=random"),
+        ({"foreach": False}, "optimizer.foreach=False"),
+    ],
+)
+def test_a_step_that_reads_the_host_is_not_captured(options, reason):
+    optimizer = SO(weights(), **options)
+    assert (optimizer.not_capturable() or "").startswith(reason)
