@@ -34,6 +34,7 @@ from so_clip.methods.adapter import Adapter
 from so_clip.methods.construct import constructor_of, make_adapter, of_type, refuse_foreign_options
 from so_clip.methods.model import Model
 from so_clip.optim.sampled import sampled_gradients
+from so_clip.optim.so import SO
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 
@@ -200,10 +201,17 @@ def class_prompts(template: str, class_names: Sequence[str], card: DatasetCard) 
     return templated(class_names, [template])
 
 
-def build_optimizer(choice: Component | None, model: Model) -> torch.optim.Optimizer:
+def build_optimizer(
+    choice: Component | None, model: Model, on_gpu: bool | None = None
+) -> torch.optim.Optimizer:
     """Make the optimizer over the adapter's parameters. Its own refusals become InputError.
 
     The option `sampled_gradients` changes the model's layers and never reaches the constructor.
+
+    Args:
+        choice: the optimizer and its options.
+        model: with its parameters opened.
+        on_gpu: whether to arrange weights and gradients as on a GPU; None: if the model is on one.
     """
     assert choice is not None
     if not model.parameters:
@@ -222,8 +230,13 @@ def build_optimizer(choice: Component | None, model: Model) -> torch.optim.Optim
     try:
         made = constructor([*model.parameters.values()], **options)
         optimizer = of_type(torch.optim.Optimizer, made, "optimizer", choice)
+        on_gpu = model.device.type == "cuda" if on_gpu is None else on_gpu
+        fast = on_gpu and model.classifier.backbone.memory == "fast"
+        if on_gpu and isinstance(optimizer, SO):
+            optimizer.pack(model.precision.half if sampled and fast else None)
         if sampled:
-            sampled_gradients(model.classifier, optimizer, always=sampled is True)
+            always = sampled is True
+            sampled_gradients(model.classifier, optimizer, always=always, whole=fast or None)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer: {error}") from error
     return optimizer

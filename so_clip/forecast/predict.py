@@ -118,15 +118,18 @@ def _for_device(settings: Settings) -> Settings:
 
     Nobody knows the free memory of that device: evaluation.batch_size=auto is the largest size.
     """
-    placement = settings.placement
-    cuda = placement.device.startswith("cuda")
-    cuda = cuda or (placement.device == "auto" and torch.cuda.is_available())
+    placement, cuda = settings.placement, _on_gpu(settings)
     batch_size = forecast_size(settings.evaluation.batch_size, cuda)
     evaluation = settings.evaluation.model_copy(update={"batch_size": batch_size})
     precision = pick_precision(placement.precision, torch.device("cuda") if cuda else CPU)
     budget_mib = resolved_text_budget(placement.text_budget_mib, placement.memory, cuda)
     placement = placement.model_copy(update={"precision": precision, "text_budget_mib": budget_mib})
     return settings.model_copy(update={"placement": placement, "evaluation": evaluation})
+
+
+def _on_gpu(settings: Settings) -> bool:
+    device = settings.placement.device
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def fake_model(
@@ -289,7 +292,7 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
     counted separately.
     """
     assert model.adapter is not None
-    optimizer = build_optimizer(settings.method.optimizer, model)
+    optimizer = build_optimizer(settings.method.optimizer, model, _on_gpu(settings))
     schedule = settings.schedule
     images = settings.data.shots * card.sizes["classes"] * schedule.crops
     if schedule.max_steps > 1:

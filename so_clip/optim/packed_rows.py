@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from so_clip.optim import step_kernel
 from so_clip.optim.arena import Arena, PackedWeights
@@ -118,7 +119,8 @@ class PackedRows:
         """
         support_RM = self._pads_RM.copy()
         for row_M, support_M in zip(support_RM, drawn, strict=True):
-            row_M[: len(support_M)] = support_M
+            if not isinstance(support_M, FakeTensor):  # as in a forecast, without values
+                row_M[: len(support_M)] = support_M
         new_RM = torch.from_numpy(support_RM)
         if in_place:
             write_over(self._rows["support"], new_RM)

@@ -410,14 +410,17 @@ class SO(Optimizer):
     ) -> None:
         """Step the tensors of an arena in padded rows; see PackedRows."""
         group, rows = self.param_groups[index], self._packed.get(index)
-        if rows is None or not rows.fit(params, states):
+        fit = rows is not None and rows.fit(params, states)
+        if not fit:
             complete_states(params, states, group)
-            rows = self._packed[index] = PackedRows(arena, params, states)
-            self._changed()
+        # First, because new rows replace the supports by equal ones.
         grads = [
             read_gradient(param, state["support"])
             for param, state in zip(params, states, strict=True)
         ]
+        if rows is None or not fit:
+            rows = self._packed[index] = PackedRows(arena, params, states)
+            self._changed()
         rule = Rule.of(group)
         rows.step(grads, rule, self._rates_of(index, rule, params[0], states[0]))
 

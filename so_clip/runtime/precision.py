@@ -26,6 +26,11 @@ class Precision:
         self._dtype = _DTYPES[self.name]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """The number format of matrix products if it is a half precision, else None."""
+        return None if self._dtype is torch.float32 else self._dtype
+
     def autocast(self, caches_casts: bool = True) -> torch.autocast:
         """Return a context in which matrix products run in this precision.
 

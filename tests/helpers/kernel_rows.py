@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from so_clip.optim.functional import Moments, Rule, so
+from so_clip.optim.functional import Moments, so
+from so_clip.optim.rates import Rates, Rule
 from so_clip.optim.sparse_entries import locate
 from so_clip.optim.step_kernel import step_rows
 
@@ -172,7 +173,7 @@ class Rows:
                     support_M[None],
                     moments,
                     rule=rule,
-                    step=t,
+                    rates=Rates.at(rule, t),
                     generator=self.draw,
                 )
         return grads

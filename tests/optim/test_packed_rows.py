@@ -101,9 +101,7 @@ def test_static_steps_equal_plain_ones(options):
 )
 def test_packed_steps_equal_separate_ones_at_all_densities(density_ratio, seed, order):
     options = {"density_ratio": density_ratio, "seed": seed, "order": order, "T": 2}
-    assert_same(
-        Training(packed=True, **options).take(5), Training(packed=False, **options).take(5)
-    )
+    assert_same(Training(packed=True, **options).take(5), Training(packed=False, **options).take(5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
