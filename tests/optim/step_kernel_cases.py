@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from so_clip.optim.step_kernel import available
-from tests.helpers.kernel_rows import Case, Gradients, Rows, extreme, normal, rule_with, tied
+from tests.helpers.kernel_rows import (
+    Case,
+    ExactRoots,
+    Gradients,
+    Rows,
+    extreme,
+    normal,
+    rule_with,
+    tied,
+)
+from tests.helpers.packed_training import Training, assert_same
 
 assert os.environ["TRITON_INTERPRET"] == "1", "Triton reads it when it is imported"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, about infinity
@@ -136,3 +146,11 @@ def test_steps_agree_with_a_plain_oracle_in_float64(has_ages: bool) -> None:
         torch.testing.assert_close(mu_M, expected[:, 0], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(nu_M, expected[:, 1], rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(rows.flat[:-1].tolist(), weights, rtol=1e-5, atol=1e-6)
+
+
+def test_so_steps_packed_weights_by_the_kernel():
+    packed, plain = Training(packed=True, T=2), Training(packed=False, T=2)
+    with ExactRoots():
+        assert_same(packed.take(4), plain.take(4))
+    (rows,) = packed.optimizer._packed.values()
+    assert rows._uses_kernel
