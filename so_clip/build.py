@@ -235,8 +235,10 @@ def build_optimizer(
         if on_gpu and isinstance(optimizer, SO):
             optimizer.pack(model.precision.half if sampled and fast else None)
         if sampled:
+            # float32 products have no tensor cores: gathering columns is faster there.
+            whole = True if on_gpu and model.precision.half is not None else None
             always = sampled is True
-            sampled_gradients(model.classifier, optimizer, always=always, whole=fast or None)
+            sampled_gradients(model.classifier, optimizer, always=always, whole=whole)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer: {error}") from error
     return optimizer

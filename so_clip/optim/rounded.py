@@ -16,8 +16,7 @@ _frozen: "WeakTensorKeyDictionary" = WeakTensorKeyDictionary()
 
 def weight_to_multiply(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the half-precision copy of a weight; without one, the weight itself, to be rounded."""
-    arena = Arena.of(weight)
-    copy = None if arena is None else arena.half_of(weight, dtype)
+    copy = _arena_copy(weight, dtype)
     return weight.detach() if copy is None else copy
 
 
@@ -29,6 +28,9 @@ def bias_to_add(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """
     if bias is None:
         return None
+    copy_O = _arena_copy(bias, dtype)
+    if copy_O is not None:
+        return copy_O
     rounded_O = bias.detach()
     if bias.dtype == dtype or torch.compiler.is_compiling():
         return rounded_O.to(dtype)
@@ -38,5 +40,13 @@ def bias_to_add(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     found = _frozen.get(bias)
     if found is None or found[0] != key:
         found = _frozen[bias] = (key, rounded_O.to(dtype))
-    copy_O: Tensor = found[1]
-    return copy_O
+    frozen_O: Tensor = found[1]
+    return frozen_O
+
+
+def _arena_copy(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return the copy of a trained tensor that an optimizer keeps right, or None."""
+    if tensor.dtype == dtype or torch.compiler.is_compiling():
+        return None
+    arena = Arena.of(tensor)
+    return None if arena is None else arena.half_of(tensor, dtype)

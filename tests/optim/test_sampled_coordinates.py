@@ -149,3 +149,38 @@ def test_a_redraw_in_place_takes_five_operations_for_all_layers():
     with Dispatched() as dispatched:
         handle.refresh()
     assert dispatched.names == []
+
+
+def _losses(whole: bool | None, packed: bool, static: bool) -> list[float]:
+    """Train under autocast, and check that addresses stay from the first static step on."""
+    model = filled(nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64), nn.Linear(64, 8)))
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    layers[0].bias.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = SO(trained, lr=1e-2, density_ratio=0.02, T=3)
+    if packed:
+        optimizer.pack(torch.bfloat16)
+    sampled_gradients(model, optimizer, whole=whole)
+    losses, addresses = [], set()
+    for step in range(10):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(inputs(9, 64, seed=step, dtype=torch.float32)).float().square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        if static and step == 4:
+            optimizer.make_static()
+        optimizer.step()
+        if step >= 4:
+            read = [layer.sampling.support_M for layer in layers]
+            for layer in layers:
+                read += [t for pair in layer.sampling.coordinates.values() for t in pair]
+            addresses.add(tuple(tensor.data_ptr() for tensor in read))
+    assert (len(addresses) == 1) == static
+    return losses
+
+
+@pytest.mark.parametrize("whole", [None, True])
+def test_copies_and_supports_drawn_in_place_change_no_loss(whole):
+    plain = _losses(whole, packed=False, static=False)
+    for packed, static in [(True, False), (False, True), (True, True)]:
+        assert _losses(whole, packed, static) == plain
