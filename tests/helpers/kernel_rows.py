@@ -151,7 +151,7 @@ class Rows:
         grad_RM = self.moments.exp_avg_RM.new_full((len(grads), self.m), math.nan)
         for grad_M, row_M in zip(grads, grad_RM, strict=True):
             row_M[: len(grad_M)] = grad_M
-        scalars = [rule.lr / (1 - rule.beta1**t), 1 / (1 - rule.beta2**t), rule.lr]
+        rates = Rates.at(rule, t)
         step_rows(
             self.flat,
             self.half,
@@ -160,7 +160,7 @@ class Rows:
             grad_RM=grad_RM,
             support_RM=self.support_RM,
             moments=self.moments,
-            scalars=torch.tensor(scalars, device=device),
+            scalars=rates.on_device(device),
             rule=rule,
         )
         with ExactRoots():
@@ -173,7 +173,7 @@ class Rows:
                     support_M[None],
                     moments,
                     rule=rule,
-                    rates=Rates.at(rule, t),
+                    rates=rates,
                     generator=self.draw,
                 )
         return grads
