@@ -154,13 +154,9 @@ def test_steps_agree_with_a_plain_oracle_in_float64(has_ages: bool) -> None:
         torch.testing.assert_close(rows.flat[:-1].tolist(), weights, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("bias_correction", "static"),
-    [
-        ("step", False),
-        pytest.param("step", True, marks=pytest.mark.slow),
-        pytest.param("age", True, marks=pytest.mark.slow),
-    ],
+    ("bias_correction", "static"), [("step", False), ("step", True), ("age", True)]
 )
 def test_so_steps_packed_weights_by_the_kernel(bias_correction: str, static: bool) -> None:
     packed = Training(packed=True, static=static, bias_correction=bias_correction, T=1)

@@ -42,6 +42,16 @@ def test_a_cpu_keeps_the_torch_path() -> None:
     assert not available(torch.device("cpu"))
 
 
+def test_where_a_first_try_fails_the_torch_path_stays_with_a_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from so_clip.optim import step_program  # noqa: F401  compiled for GPUs, not interpreted
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not available.__wrapped__(torch.device("cpu"))  # past the memory of earlier calls
+    assert "SO steps without Triton, by more launches: " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles for itself")
 @pytest.mark.parametrize("size", [1, 2048])
