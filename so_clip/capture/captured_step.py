@@ -162,6 +162,7 @@ class CapturedStep:
             return None
         static_BCHW, static_B = images_BCHW.clone(), labels_B.clone()
         self._losses.place(labels_B.device)
+        self._steps.prepare_step()
 
         def step() -> None:
             with without_random_states():
