@@ -1,4 +1,4 @@
-"""Runs on a GPU: autocast, gradient scaling, synchronisation and the allocator."""
+"""Runs on a GPU: autocast, gradient scaling, CUDA graphs, synchronisation and the allocator."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,37 +8,28 @@ import torch
 from torch import nn
 
 from so_clip.build import build_model, build_optimizer
-from so_clip.config.compose import compose
-from so_clip.config.parse import from_config
+from so_clip.capture.captured_step import WARM_UP_STEPS, CapturedStep
 from so_clip.config.resolve import resolved
-from so_clip.config.settings import Settings
+from so_clip.data.batches import TrainBatches
 from so_clip.data.run_data import gather
 from so_clip.optim.sampled_gradient import values_of
+from so_clip.optim.sampled_product import sampled_product
 from so_clip.results.run_folder import CHECKPOINT_FILE
-from so_clip.run import Result, run
 from so_clip.runtime.peak_memory import MIB
 from so_clip.system.paths import CONF_DIR
+from tests.helpers.device_checks import (
+    check_half_copies,
+    check_losses,
+    check_resume,
+    demo,
+    losses,
+    run_on,
+)
+from tests.helpers.kernel_rows import Case, Rows, rule_with
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml"))
-
-
-def demo(device: str, results_dir: Path, *overrides: str) -> Settings:
-    arguments = ("experiment=demo", f"device={device}", f"results_dir={results_dir}")
-    return from_config(compose([*arguments, *overrides]))
-
-
-def run_on(device: str, results_dir: Path, *overrides: str, steps: int = 6) -> Result:
-    """Do a short demo."""
-    settings = demo(device, results_dir, *overrides, f"schedule.max_steps={steps}")
-    return run(settings, gather(settings.data))
-
-
-def losses(result: Result) -> list[float]:
-    file = result.folder / "history.csv"
-    lines = file.read_text().splitlines()[1:] if file.exists() else []
-    return [float(line.split(",")[1]) for line in lines]
 
 
 def test_auto_on_a_gpu_is_bf16(tmp_path):
@@ -104,7 +95,8 @@ def test_steps_never_wait_for_the_gpu(tmp_path, monkeypatch, memory):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(train, "train_step", watched)
-    run_on("cuda", tmp_path, f"memory={memory}", "schedule.stop_loss=0", steps=24)
+    options = (f"memory={memory}", "schedule.stop_loss=0", "graph=false")
+    run_on("cuda", tmp_path, *options, steps=24)
     assert sum(seen) == 20
 
 
@@ -120,7 +112,8 @@ def test_a_run_resumes_from_its_checkpoint_on_the_gpu(tmp_path, monkeypatch):
     from so_clip.adaptation import adapting
     from so_clip.train import train
 
-    whole = losses(run_on("cuda", tmp_path / "whole", "precision=fp32", steps=30))
+    options = ("precision=fp32", "graph=false")
+    whole = losses(run_on("cuda", tmp_path / "whole", *options, steps=30))
 
     class PowerCut(BaseException):
         pass
@@ -137,15 +130,124 @@ def test_a_run_resumes_from_its_checkpoint_on_the_gpu(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(adapting, "train", cut_short)
         with pytest.raises(PowerCut):
-            run_on("cuda", tmp_path / "cut", "precision=fp32", often, steps=30)
+            run_on("cuda", tmp_path / "cut", *options, often, steps=30)
     assert [*(tmp_path / "cut").glob(f"*/{CHECKPOINT_FILE}")]
-    resumed = losses(run_on("cuda", tmp_path / "cut", "precision=fp32", often, steps=30))
+    resumed = losses(run_on("cuda", tmp_path / "cut", *options, often, steps=30))
     assert resumed[:15] == pytest.approx(whole[:15], rel=1e-5)
     assert resumed == pytest.approx(whole, rel=1e-2)
 
 
+# Methods whose training steps a CUDA graph cannot hold.
+EAGER = ("galore", "so_importance", "so_importance_random", "so_random")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_on_the_gpu(tmp_path, method):
-    result = run_on("cuda", tmp_path, f"method={method}")
+    result = run_on("cuda", tmp_path, f"method={method}", "schedule.stop_loss=0", steps=20)
     assert 5 < result.metrics["accuracy_percent"] <= 100
-    assert all(torch.isfinite(torch.tensor(losses(result))))
+    seen = losses(result)
+    assert all(torch.isfinite(torch.tensor(seen)))
+    if len(seen) > WARM_UP_STEPS:
+        graph = result.metrics["graph"]
+        assert graph.startswith("eager: ") if method in EAGER else graph == "captured"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=so",),
+        ("method=so", "memory=balanced"),
+        ("method=adamw",),
+        ("method=clip_lora",),
+        ("method=lora", "adapter.dropout=0.2"),
+        ("method=coop",),
+        ("method=adalora",),
+    ],
+    ids=" ".join,
+)
+def test_captured_steps_have_the_losses_of_eager_ones(tmp_path, overrides):
+    check_losses("cuda", tmp_path, *overrides)
+
+
+def test_captured_steps_in_bf16_have_the_losses_of_eager_ones(tmp_path):
+    seen = []
+    for graph in ("auto", "false"):
+        options = ("precision=bf16", "schedule.stop_loss=0", f"graph={graph}")
+        seen.append(losses(run_on("cuda", tmp_path / graph, *options, steps=60)))
+    assert seen[0][:20] == pytest.approx(seen[1][:20], rel=2e-2, abs=2e-2)
+
+
+def test_relora_is_captured_again_after_each_restart(tmp_path):
+    check_losses("cuda", tmp_path, "method=relora", "adapter.every=25")
+
+
+def test_two_shapes_of_batches_are_captured(tmp_path):
+    check_losses("cuda", tmp_path, "schedule.batch_size=24")  # 24 and 16 of 40 images
+
+
+@pytest.mark.parametrize("method", ["so", "adamw", "clip_lora"])
+def test_a_run_resumes_after_its_capture(tmp_path, method):
+    check_resume("cuda", tmp_path, f"method={method}")
+
+
+@pytest.mark.parametrize("method", ["so", "adamw", "clip_lora"])
+def test_replayed_steps_never_wait_for_the_gpu(tmp_path, monkeypatch, method):
+    replay = CapturedStep._replay
+    seen = []
+
+    def watched(*arguments):
+        seen.append(len(seen) > 1)
+        torch.cuda.set_sync_debug_mode("error" if seen[-1] else "default")
+        try:
+            return replay(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(CapturedStep, "_replay", watched)
+    result = run_on("cuda", tmp_path, f"method={method}", "schedule.stop_loss=0", steps=40)
+    assert result.metrics["graph"] == "captured"
+    assert sum(seen) > 20
+
+
+def test_copies_in_half_precision_equal_casts_after_captured_steps():
+    check_half_copies("cuda")
+
+
+@pytest.mark.parametrize("order", ["prune_first", "update_first"])
+def test_the_kernel_equals_the_torch_path_bit_for_bit(order):
+    sizes = [294, 1179, 1, 2048]  # 294 and 1179 are of ViT-B/16
+    rows = Rows(Case(sizes, rule_with(order=order), half_dtype=torch.bfloat16, device="cuda"))
+    for step in range(12):
+        if step == 6:
+            rows.redraw()
+            rows.locate()
+        rows.take_step()
+        rows.assert_equal()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_entries_of_a_whole_product_are_those_of_the_cpu(dtype):
+    draw = torch.Generator().manual_seed(0)
+    g_NO, x_NI = (torch.randn(512, width, generator=draw).to(dtype) for width in (96, 160))
+    support_M = torch.randperm(96 * 160, generator=draw)[:700].sort().values
+    exact_M = (g_NO.double().T @ x_NI.double()).take(support_M)
+    on_gpu = [value.cuda() for value in (g_NO, x_NI, support_M)]
+    found_M = sampled_product(*on_gpu, 160, "whole")
+    assert found_M.dtype == torch.float32
+    # A GPU that cannot return float32 rounds the sums to half precision once.
+    assert float((found_M.cpu() - exact_M).norm() / exact_M.norm()) < 4e-3
+
+
+def test_crops_are_those_of_the_cpu():
+    draw = torch.Generator().manual_seed(0)
+    images = [
+        torch.randint(256, (3, 50 + 9 * number, 70), generator=draw, dtype=torch.uint8)
+        for number in range(10)
+    ]
+    batches = {}
+    for device in ("cpu", "cuda"):
+        made = TrainBatches(images, range(10), 4, 32, torch.Generator().manual_seed(1), device)
+        batches[device] = [(crops.cpu().int(), labels.cpu()) for crops, labels in made.epoch()]
+    for (ours, our_labels), (theirs, their_labels) in zip(*batches.values(), strict=True):
+        assert torch.equal(our_labels, their_labels)
+        assert int((ours - theirs).abs().max()) <= 2

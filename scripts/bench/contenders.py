@@ -4,8 +4,10 @@ Tensor names end in their shape: B images of a batch, C H W pixels, K classes, L
 """
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -15,22 +17,29 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scripts.bench.reference_so import ReferenceSO
+from so_clip.capture.captured_step import WARM_UP_STEPS, CapturedStep, Recorder
+from so_clip.capture.device_steps import device_steps
+from so_clip.capture.eager import Eager
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.blocks import Memory
+from so_clip.clip.engine.packed_text import default_text_budget_mib
 from so_clip.clip.load import load_backbone
 from so_clip.clip.prompts import class_prompts
 from so_clip.data.cards.card import load_card
+from so_clip.errors import InputError
 from so_clip.methods.clip_lora import ClipLoRA
 from so_clip.methods.weights import Weights
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
 from so_clip.runtime.precision import Precision
+from so_clip.train import compute_gradients
 
 LR = 2e-4
 NO_CHUNKS = 1e9  # MiB
 DENSITY_RATIO = 5e-4
 T = 10
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -119,29 +128,70 @@ class Trainer:
         precision: Precision,
     ) -> None:
         self.classifier, self.optimizer, self.precision = classifier, optimizer, precision
-        self._images_BCHW, self._labels_B = images_BCHW, labels_B
+        self.batch = images_BCHW, labels_B
         self.device = images_BCHW.device
+        self._loss: Tensor | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters."""
         return self.optimizer.param_groups[0]["params"]
 
-    def forward(self) -> Tensor:
-        """Return the loss."""
-        with self.precision.autocast():
-            return F.cross_entropy(self.classifier(self._images_BCHW).float(), self._labels_B)
+    def parts(self) -> list[tuple[str, Callable[[], None]]]:
+        """Return the parts of a training step, to be called in this order, by name."""
+        return [
+            ("forward", self._forward),
+            ("backward", self._backward),
+            ("optimizer", self._optimize),
+        ]
 
     def step(self) -> Seconds:
         """Take a training step."""
         times = [self.now()]
-        loss = self.forward()
-        times.append(self.now())
-        loss.backward()
-        times.append(self.now())
-        self.optimizer.step()
-        times.append(self.now())
-        self.optimizer.zero_grad(set_to_none=True)
+        for _, run in self.parts():
+            run()
+            times.append(self.now())
         return Seconds(*(after - before for before, after in pairwise(times)))
+
+    def step_without_times(self) -> None:
+        """Take a training step without waiting for the device."""
+        for _, run in self.parts():
+            run()
+
+    def captured(self, recorder: Recorder, warm_up_steps: int = WARM_UP_STEPS) -> CapturedStep:
+        """Return a step that is recorded and replayed, as runs have it on a GPU.
+
+        Raises:
+            InputError: the optimizer's step cannot be captured.
+        """
+        steps = device_steps(self.optimizer)
+        if isinstance(steps, Eager):
+            raise InputError(steps.refusal())
+        gradients = partial(
+            compute_gradients, self.classifier, precision=self.precision, caches_casts=False
+        )
+        return CapturedStep(
+            gradients,
+            self.classifier,
+            self.optimizer,
+            steps,
+            recorder,
+            other_parts=self.classifier.parts,
+            warm_up_steps=warm_up_steps,
+        )
+
+    def _forward(self) -> None:
+        images_BCHW, labels_B = self.batch
+        with self.precision.autocast():
+            self._loss = F.cross_entropy(self.classifier(images_BCHW).float(), labels_B)
+
+    def _backward(self) -> None:
+        assert self._loss is not None
+        self._loss.backward()
+        self._loss = None
+
+    def _optimize(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def now(self) -> float:
         """Wait for the device's work and return the time in seconds."""
@@ -155,9 +205,19 @@ def make_trainer(
     shape: Shape,
     device: torch.device,
     fake: FakeTensorMode | None = None,
+    as_on_cuda: bool | None = None,
 ) -> Trainer:
-    """Build a contender's Trainer for a shape, with random weights or with fake tensors."""
+    """Build a contender's Trainer for a shape, with random weights or with fake tensors.
+
+    Args:
+        contender, shape, device: what to train, and where.
+        fake: makes fake tensors, on the CPU.
+        as_on_cuda: whether to take the ways that a run takes on a GPU: the arena of weights with
+            half-precision copies, whole products, and the larger budget for prompts. None: on a
+            GPU.
+    """
     is_reference = contender.kind == "reference"
+    as_on_cuda = device.type == "cuda" if as_on_cuda is None else as_on_cuda
     with fake or nullcontext():
         backbone = load_backbone(
             shape.architecture, explicit=not is_reference, seed=0, memory=contender.memory
@@ -166,7 +226,8 @@ def make_trainer(
     if is_reference:
         classifier = Classifier(backbone, tokens_KL, NO_CHUNKS, share_prefixes=False)
     else:
-        classifier = Classifier(backbone, tokens_KL)
+        budget_mib = default_text_budget_mib(contender.memory, as_on_cuda)
+        classifier = Classifier(backbone, tokens_KL, budget_mib)
     if fake is None:
         classifier = classifier.to(device)
     adapter: Any = Weights(position=shape.position)
@@ -174,10 +235,14 @@ def make_trainer(
         adapter = ClipLoRA(position=shape.position)
     parameters = list(adapter(classifier).values())
     optimizer = _optimizer(contender.kind, parameters, shape.density_ratio)
-    if contender.kind == "so":
-        sampled_gradients(classifier, optimizer)
-    batch = shape.images(backbone, device)
-    return Trainer(classifier, optimizer, *batch, Precision(shape.precision, device))
+    precision = Precision(shape.precision, device)
+    if isinstance(optimizer, SO):
+        if as_on_cuda:
+            half = _HALVES.get(shape.precision) if contender.memory == "fast" else None
+            optimizer.pack(half)
+        whole = True if as_on_cuda and device.type != "cuda" else None
+        sampled_gradients(classifier, optimizer, whole=whole)
+    return Trainer(classifier, optimizer, *shape.images(backbone, device), precision)
 
 
 def _optimizer(

@@ -42,6 +42,8 @@ class Plan:
         step_contenders: contenders of timed steps, the reference first.
         cost_contenders: contenders of counted steps, the reference first.
         main_contenders: those of them that are scaled, and counted for all `flop_datasets`.
+        graph_batches: images in steps that are eager and captured.
+        launch_batch: images in steps whose operations are counted, in launch_precision.
     """
 
     architecture: str
@@ -66,6 +68,9 @@ class Plan:
     cost_contenders: Sequence[Contender]
     main_contenders: Sequence[Contender]
     precision: str = "fp32"
+    graph_batches: Sequence[int] = (32, 128)
+    launch_batch: int = 32
+    launch_precision: str = "bf16"
 
 
 FULL = Plan(
@@ -121,4 +126,6 @@ QUICK = Plan(
     step_contenders=(REFERENCE, LORA, ADAMW, BALANCED),
     cost_contenders=(REFERENCE, ENGINE, BALANCED),
     main_contenders=(REFERENCE, BALANCED),
+    graph_batches=(2, 3),
+    launch_batch=2,
 )

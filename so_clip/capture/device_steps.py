@@ -24,10 +24,7 @@ class DeviceSteps(Protocol):
         ...
 
     def prepare_step(self) -> None:
-        """Write this step's numbers, such as the learning rate, into tensors on the device.
-
-        A second call before the step changes nothing.
-        """
+        """Write this step's numbers, such as the learning rate, into tensors on the device."""
         ...
 
     def step_on_device(self) -> None:

@@ -206,7 +206,6 @@ class SO(Optimizer):
             if group["gradient_selection"] == "dense" and group["moment_selection"] != "dense":
                 return "optimizer.gradient_selection=dense with sparse moments reads the host"
             steps = {self.state[param]["step"] for param in group["params"] if param in self.state}
-            steps.discard(0)  # of tensors without a gradient
             if len(steps) > 1:
                 return f"tensors of one group have taken {sorted(steps)} steps"
         return None
@@ -455,7 +454,7 @@ class SO(Optimizer):
             so_no_moments(params, grads, supports, rule=rule, rates=rates)
 
     def _rates_of(self, index: int, rule: Rule, param: Tensor, state: State) -> Rates:
-        if self._static and self._rates.are_of(index, state["step"] + 1):
+        if self._static:
             return self._rates.of(index, param)
         return Rates.at(rule, state["step"] + 1)
 

@@ -72,6 +72,7 @@ def test_a_demanded_graph_that_cannot_be_is_refused_before_training():
     [
         (("graph=false",), "graph=false"),
         (("precision=fp16",), "precision=fp16 scales gradients"),
+        (("method=galore",), "SavedGaLore"),
     ],
 )
 def test_steps_stay_eager_with_the_reason(overrides, reason):
