@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
+from so_clip.build import build_optimizer
 from so_clip.capture.captured_step import CapturedStep
 from so_clip.methods.model import Model
 from so_clip.metrics import Adaptation
@@ -25,11 +26,12 @@ NEVER = 10**9
 
 
 @contextmanager
-def emulated_graphs(records: bool = True) -> Iterator[list[EmulatedRecorder]]:
+def emulated_graphs(records: bool = True, on_gpu: bool = False) -> Iterator[list[EmulatedRecorder]]:
     """Let trainings on the CPU capture their steps in this context.
 
     Args:
         records: False: every step is eager, with the arithmetic of captured ones.
+        on_gpu: whether weights and gradients are arranged as on a GPU.
 
     Yields:
         The recorders of the trainings.
@@ -40,11 +42,15 @@ def emulated_graphs(records: bool = True) -> Iterator[list[EmulatedRecorder]]:
         recorders.append(EmulatedRecorder(*args))
         return recorders[-1]
 
+    build = partial(build_optimizer, on_gpu=on_gpu)
     step = CapturedStep if records else partial(CapturedStep, warm_up_steps=NEVER)
     with (
         patch("so_clip.capture.choice.GRAPH_DEVICES", ("cuda", "cpu")),
         patch("so_clip.adaptation.adapting.CudaRecorder", recorder),
         patch("so_clip.adaptation.adapting.CapturedStep", step),
+        patch(
+            "so_clip.adaptation.adapting.build_optimizer", partial(build_optimizer, on_gpu=on_gpu)
+        ),
     ):
         yield recorders
 
@@ -93,9 +99,11 @@ def trained(method: str, steps: int = 30, *overrides: str) -> Trained:
     return Trained(adaptation, tensors_of(model), logits_of(model))
 
 
-def captured(method: str, steps: int = 30, *overrides: str, records: bool = True) -> Trained:
+def captured(
+    method: str, steps: int = 30, *overrides: str, records: bool = True, on_gpu: bool = False
+) -> Trained:
     """Train a method with emulated graphs."""
-    with emulated_graphs(records) as recorders:
+    with emulated_graphs(records, on_gpu) as recorders:
         done = trained(method, steps, *overrides)
     done.recordings = sum(recorder.recordings for recorder in recorders)
     assert not any(recorder.live for recorder in recorders), "a recording outlives the training"
