@@ -10,24 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from so_clip.errors import InputError
-from so_clip.optim.arena import Arena
 from so_clip.optim.checks import check_group, check_saved, check_seed
-from so_clip.optim.functional import so, so_dense_moments, so_no_moments
-from so_clip.optim.gradients import clear_sampled_gradient, read_gradient
-from so_clip.optim.packed_rows import PackedRows
-from so_clip.optim.rates import DeviceRates, Rates, Rule
-from so_clip.optim.state import (
-    State,
-    batches,
-    can_pack,
-    complete_states,
-    fitted,
-    new_state,
-    set_supports,
-    stack_moments,
-    stack_supports,
-)
-from so_clip.optim.support import draw_supports
+from so_clip.optim.gradients import clear_sampled_gradient
+from so_clip.optim.state import fitted
+from so_clip.optim.stepping import Stepping, why_host_reads
 
 
 class SO(Optimizer):
@@ -105,8 +91,6 @@ class SO(Optimizer):
     ) -> None:
         check_seed(seed)
         self._generator = torch.Generator().manual_seed(int(seed))
-        # Functions to call after supports have been dropped outside of a step, or drawn in place.
-        self._support_listeners: list[Callable[[], None]] = []
         self._begin()
         defaults = {
             "lr": lr,
@@ -132,7 +116,7 @@ class SO(Optimizer):
         except InputError:
             self.param_groups.pop()
             raise
-        self._changed()
+        self._stepping.layout_version += 1
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -152,33 +136,42 @@ class SO(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.prepare_step()
+        drawn = False
         for index in range(len(self.param_groups)):
-            self._step_group(index)
-            self._finish_group(index)
+            self._stepping.step(index)
+            drawn |= self._stepping.finish(index)
+        self._after_step(drawn)
         return loss
+
+    @property
+    def layout_version(self) -> int:
+        """A number that grows when the tensors that a step reads or writes can have moved."""
+        return self._stepping.layout_version
 
     def prepare_step(self) -> None:
         """Do what a step needs before its device operations. It never waits for a device.
 
         `step` is this, then `step_on_device`, then `finish_step`.
         """
-        self._draw_first_supports()
-        if self._static:
-            self._rates.write(self.param_groups, self.state)
-            for arena in self._arenas:
-                arena.refresh()
+        self._stepping.prepare()
 
     @torch.no_grad()
     def step_on_device(self) -> None:
         """Read the gradients and move the tensors. After `make_static`, a graph can capture it."""
         for index in range(len(self.param_groups)):
-            self._step_group(index)
+            self._stepping.step(index)
 
     @torch.no_grad()
     def finish_step(self) -> None:
         """Count the step, and draw the supports that are due, of the tensors stepped last."""
-        for index in range(len(self.param_groups)):
-            self._finish_group(index)
+        groups = range(len(self.param_groups))
+        self._after_step(max((self._stepping.finish(index) for index in groups), default=False))
+
+    def _after_step(self, drawn: bool) -> None:
+        # Their supports may have been drawn again, so they must not accumulate.
+        self._clear_sampled_gradients()
+        if drawn and self._stepping.is_static:
+            self._tell_listeners()
 
     def make_static(self) -> None:
         """Let the device operations of a step always use the same addresses.
@@ -192,20 +185,19 @@ class SO(Optimizer):
         reason = self.not_capturable()
         if reason is not None:
             raise InputError(f"{reason}, so a step cannot be captured. Train with graph=false.")
-        self._static = True
+        self._stepping.is_static = True
 
     def not_capturable(self) -> str | None:
         """Return why the device operations of a step differ from step to step; None: they do not.
 
-        It also counts the tensors' steps so far, so ask after a step.
+        It also looks at the tensors' numbers of steps so far.
         """
         for group in self.param_groups:
-            for option, captured in _CAPTURED.items():
-                if group[option] not in captured:
-                    return f"optimizer.{option}={group[option]} reads the host in a step"
-            if group["gradient_selection"] == "dense" and group["moment_selection"] != "dense":
-                return "optimizer.gradient_selection=dense with sparse moments reads the host"
             steps = {self.state[param]["step"] for param in group["params"] if param in self.state}
+            reason = why_host_reads(group)
+            if reason is not None:
+                return reason
+            steps.discard(0)  # of tensors without a gradient
             if len(steps) > 1:
                 return f"tensors of one group have taken {sorted(steps)} steps"
         return None
@@ -219,24 +211,13 @@ class SO(Optimizer):
         Args:
             half: keep a copy in this precision, for forward passes under autocast.
         """
-        self._draw_first_supports()
-        alike: dict[Any, list[Tensor]] = {}
-        for index, group in enumerate(self.param_groups):
-            for param in group["params"]:
-                if can_pack(group, param, self.state[param]) and Arena.of(param) is None:
-                    alike.setdefault((index, param.device, param.dtype), []).append(param)
-        for params in alike.values():
-            arena = Arena(params)
-            if half is not None and arena.flat.dtype == torch.float32:
-                arena.add_half(half)
-            self._arenas.append(arena)
-        self._changed()
+        self._stepping.pack(half)
 
     def forget(self, param: Tensor) -> None:
         """Drop the state of a tensor, its support included. Its next step is a first step."""
         if self.state.pop(param, None) is not None:
             self._clear_sampled_gradients()
-            self._changed()
+            self._stepping.layout_version += 1
             self._tell_listeners()
 
     @torch.no_grad()
@@ -257,7 +238,7 @@ class SO(Optimizer):
             InputError: the optimizer does not hold this tensor.
         """
         if not self.state.get(param):
-            self._draw_first_supports()
+            self._stepping.draw_first_supports()
             if param not in self.state:
                 raise InputError(
                     f"a tensor of shape {tuple(param.shape)} is not in this optimizer. Ask for one "
@@ -292,7 +273,7 @@ class SO(Optimizer):
                 if key in final["state"]:
                     self.state[param] = fitted(_copy_to(param.device, final["state"][key]), param)
             self._generator.set_state(final["generator"].cpu())
-            self._changed()
+            self._stepping.layout_version += 1
 
         # `keep` runs after the user's pre-hooks, `restore` before the user's post-hooks.
         before = self.register_load_state_dict_pre_hook(keep)
@@ -309,8 +290,7 @@ class SO(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         generator_state = state.pop("generator", None)  # absent when load_state_dict calls this
-        vars(self).setdefault("_support_listeners", [])
-        if "layout_version" not in vars(self):
+        if "_stepping" not in vars(self):
             self._begin()
         super().__setstate__(state)
         if generator_state is not None:
@@ -318,16 +298,9 @@ class SO(Optimizer):
 
     def _begin(self) -> None:
         """Set up what no saved state has."""
-        self.layout_version = 0  # grows when the tensors that a step reads can have moved
-        self._static = False
-        self._rates = DeviceRates()
-        self._arenas: list[Arena] = []
-        self._packed: dict[int, PackedRows] = {}  # by the group's place
-        # The batches of the last step, by the group's place.
-        self._stepped: dict[int, list[tuple[list[Tensor], list[State]]]] = {}
-
-    def _changed(self) -> None:
-        self.layout_version += 1
+        # Functions to call after supports have been dropped outside of a step, or drawn in place.
+        self._support_listeners: list[Callable[[], None]] = []
+        self._stepping = Stepping(self)
 
     def _tell_listeners(self) -> None:
         for listener in self._support_listeners:
@@ -340,131 +313,7 @@ class SO(Optimizer):
     def _params(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
-    def _draw_first_supports(self) -> None:
-        """Draw a support for every new tensor, even one without a gradient.
 
-        So draws depend on the seed and the tensors, but not on the order of calls to `support`.
-        """
-        for group in self.param_groups:
-            new = [param for param in group["params"] if not self.state.get(param)]
-            for param in new:
-                self.state[param] = new_state(param, group)
-            self._draw_supports(group, [(param, self.state[param]) for param in new])
-
-    def _draw_supports(self, group: dict[str, Any], pairs: list[tuple[Tensor, State]]) -> None:
-        """Draw new supports for tensors that have one, or leave the choice to the next `step`."""
-        pairs = [(param, state) for param, state in pairs if "support" in state]
-        if not pairs:
-            return
-        if group["gradient_selection"] != "random":
-            for _, state in pairs:
-                state["support"] = None
-                state.pop("place", None)  # it refers to the old support
-            return
-        params, states = map(list, zip(*pairs, strict=True))
-        numels = [param.numel() for param in params]
-        drawn = draw_supports(numels, [state["size"] for state in states], self._generator)
-        for rows in self._packed.values():
-            if rows.fit(params, states):
-                rows.put_supports(drawn, in_place=self._static)
-                return
-        set_supports(states, params, drawn, in_place=self._static)
-
-    def _step_group(self, index: int) -> None:
-        """Step the tensors of one group that have a gradient."""
-        group = self.param_groups[index]
-        stepped = list(batches(group, self.state))
-        arena = Arena.of(stepped[0][0][0]) if stepped and self._arenas else None
-        if arena is not None:
-            params = [param for batch, _ in stepped for param in batch]
-            states = [state for _, batch in stepped for state in batch]
-            same_step = len({state["step"] for state in states}) == 1
-            if same_step and all(Arena.of(param) is arena for param in params):
-                self._step_rows(index, arena, params, states)
-                self._stepped[index] = [(params, states)]
-                return
-        for params, states in stepped:
-            self._step_batch(index, params, states)
-        self._stepped[index] = stepped
-
-    def _finish_group(self, index: int) -> None:
-        """Count the step of one group's tensors, and draw their supports if these are due."""
-        group = self.param_groups[index]
-        due: list[tuple[Tensor, State]] = []
-        for params, states in self._stepped.get(index, ()):
-            for state in states:
-                state["step"] += 1
-            if group["T"] and states[0]["step"] % group["T"] == 0:
-                due += zip(params, states, strict=True)
-        rows = self._packed.get(index)
-        if rows is not None:
-            rows.note_writes()
-        self._draw_supports(group, due)
-        # Their supports may have been drawn again, so they must not accumulate.
-        self._clear_sampled_gradients()
-        if due and self._static:
-            self._tell_listeners()
-
-    def _step_rows(
-        self, index: int, arena: Arena, params: list[Tensor], states: list[State]
-    ) -> None:
-        """Step the tensors of an arena in padded rows; see PackedRows."""
-        group, rows = self.param_groups[index], self._packed.get(index)
-        fit = rows is not None and rows.fit(params, states)
-        if not fit:
-            complete_states(params, states, group)
-        # First, because new rows replace the supports by equal ones.
-        grads = [
-            read_gradient(param, state["support"])
-            for param, state in zip(params, states, strict=True)
-        ]
-        if rows is None or not fit:
-            rows = self._packed[index] = PackedRows(arena, params, states)
-            self._changed()
-        rule = Rule.of(group)
-        rows.step(grads, rule, self._rates_of(index, rule, params[0], states[0]))
-
-    def _step_batch(self, index: int, params: list[Tensor], states: list[State]) -> None:
-        """Step one batch of tensors; see `batches`."""
-        group = self.param_groups[index]
-        complete_states(params, states, group)
-        supports = [state.get("support") for state in states]
-        grads = [
-            read_gradient(param, support) for param, support in zip(params, supports, strict=True)
-        ]
-        rule = Rule.of(group)
-        rates = self._rates_of(index, rule, params[0], states[0])
-        if "index" in states[0]:
-            support_RM = stack_supports(states)
-            moments = stack_moments(states, support_RM)
-            so(
-                params,
-                grads,
-                support_RM,
-                moments,
-                rule=rule,
-                rates=rates,
-                generator=self._generator,
-                foreach=group["foreach"],
-            )
-        elif "exp_avg" in states[0]:
-            exp_avgs, exp_avg_sqs = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq"))
-            so_dense_moments(params, grads, supports, exp_avgs, exp_avg_sqs, rule=rule, rates=rates)
-        else:
-            so_no_moments(params, grads, supports, rule=rule, rates=rates)
-
-    def _rates_of(self, index: int, rule: Rule, param: Tensor, state: State) -> Rates:
-        if self._static:
-            return self._rates.of(index, param)
-        return Rates.at(rule, state["step"] + 1)
-
-
-# The options with which all steps have the same device operations.
-_CAPTURED: dict[str, tuple[Any, ...]] = {
-    "gradient_selection": ("random", "dense"),
-    "moment_selection": ("importance", "dense", "none"),
-    "foreach": (None, True),
-}
 # A group's own options. `SO.defaults` has one more after torch has loaded a state.
 _OPTIONS = [name for name in signature(SO).parameters if name not in ("params", "seed")]
 

@@ -48,7 +48,7 @@ def batches(
     """Yield a group's tensors that have a gradient, and their states, in batches for one call.
 
     Tensors of a batch share the device, the dtype, the number of steps and, if the moments are
-    sparse, M.
+    sparse, M. Tensors of an arena are apart from others.
     """
     alike = defaultdict(list)
     for param in group["params"]:
@@ -57,7 +57,8 @@ def batches(
         state = states[param]
         dense = state["size"] == param.numel() or group["moment_selection"] == "dense"
         size = 0 if dense else state["size"]
-        kind = (param.device, param.dtype, state["step"], "support" in state, size)
+        is_packed = Arena.of(param) is not None
+        kind = (param.device, param.dtype, is_packed, state["step"], "support" in state, size)
         alike[kind].append((param, state))
     for (*_, size), pairs in alike.items():
         most = MAX_BATCH_ENTRIES // (size or max(param.numel() for param, _ in pairs) or 1) or 1

@@ -48,9 +48,7 @@ def emulated_graphs(records: bool = True, on_gpu: bool = False) -> Iterator[list
         patch("so_clip.capture.choice.GRAPH_DEVICES", ("cuda", "cpu")),
         patch("so_clip.adaptation.adapting.CudaRecorder", recorder),
         patch("so_clip.adaptation.adapting.CapturedStep", step),
-        patch(
-            "so_clip.adaptation.adapting.build_optimizer", partial(build_optimizer, on_gpu=on_gpu)
-        ),
+        patch("so_clip.adaptation.adapting.build_optimizer", build),
     ):
         yield recorders
 

@@ -1,0 +1,232 @@
+"""How SO steps the tensors of its groups: in batches, or in the padded rows of an arena.
+
+Names end in their shape: M entries sampled of a tensor.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from so_clip.optim.arena import Arena
+from so_clip.optim.functional import so, so_dense_moments, so_no_moments
+from so_clip.optim.gradients import read_gradient
+from so_clip.optim.packed_rows import PackedRows
+from so_clip.optim.rates import DeviceRates, Rates, Rule
+from so_clip.optim.state import (
+    State,
+    batches,
+    can_pack,
+    complete_states,
+    new_state,
+    set_supports,
+    stack_moments,
+    stack_supports,
+)
+from so_clip.optim.support import draw_supports
+
+# The options with which all steps have the same device operations.
+_CAPTURED: dict[str, tuple[Any, ...]] = {
+    "gradient_selection": ("random", "dense"),
+    "moment_selection": ("importance", "dense", "none"),
+    "foreach": (None, True),
+}
+Batch = tuple[list[Tensor], list[State]]
+
+
+class Optimizer(Protocol):
+    """What is read of an SO."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+    _generator: torch.Generator
+
+
+def why_host_reads(group: dict[str, Any]) -> str | None:
+    """Return the option of a group with which the host takes part in a step; None: there is none.
+
+    Such a step waits for a device, or depends on the step's number, so no graph can hold it.
+    """
+    for option, captured in _CAPTURED.items():
+        if group[option] not in captured:
+            return f"optimizer.{option}={group[option]} reads the host in a step"
+    if group["gradient_selection"] == "dense" and group["moment_selection"] != "dense":
+        return "optimizer.gradient_selection=dense with sparse moments reads the host in a step"
+    return None
+
+
+class Stepping:
+    """The steps of one SO. A group is named by its place in `param_groups`.
+
+    Args:
+        optimizer: the SO.
+
+    Attributes:
+        is_static: whether all tensors of a step keep their addresses; see SO.make_static.
+        layout_version: grows when they can have moved.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self.is_static, self.layout_version = False, 0
+        self._rates = DeviceRates()
+        self._arenas: list[Arena] = []
+        self._packed: dict[int, PackedRows] = {}  # by group
+        # The batches of the last step, by group. Packed tensors are apart in `_packed`.
+        self._stepped: dict[int, list[Batch]] = {}
+
+    def prepare(self) -> None:
+        """Draw first supports. In static mode, also write the numbers of the coming step."""
+        self.draw_first_supports()
+        if self.is_static:
+            self._rates.write(self._optimizer.param_groups, self._optimizer.state)
+            for arena in self._arenas:
+                arena.refresh()
+
+    def pack(self, half: torch.dtype | None) -> None:
+        """Move tensors into arenas; see SO.pack."""
+        self.draw_first_supports()
+        alike: dict[Any, list[Tensor]] = {}
+        for index, group in enumerate(self._optimizer.param_groups):
+            for param in group["params"]:
+                fits = can_pack(group, param, self._optimizer.state[param])
+                if fits and Arena.of(param) is None:
+                    alike.setdefault((index, param.device, param.dtype), []).append(param)
+        for params in alike.values():
+            arena = Arena(params)
+            if half is not None and arena.flat.dtype == torch.float32:
+                arena.add_half(half)
+            self._arenas.append(arena)
+        self.layout_version += 1
+
+    def draw_first_supports(self) -> None:
+        """Draw a support for every new tensor, even one without a gradient.
+
+        So draws depend on the seed and the tensors, but not on the order of calls to `support`.
+        """
+        states = self._optimizer.state
+        for group in self._optimizer.param_groups:
+            new = [param for param in group["params"] if not states.get(param)]
+            for param in new:
+                states[param] = new_state(param, group)
+            pairs = [(param, states[param]) for param in new if "support" in states[param]]
+            if pairs and group["gradient_selection"] == "random":
+                params, new_states = map(list, zip(*pairs, strict=True))
+                set_supports(new_states, params, self._drawn(params, new_states))
+
+    def step(self, index: int) -> None:
+        """Step the tensors of one group that have a gradient. Only device operations."""
+        group = self._optimizer.param_groups[index]
+        stepped = self._stepped[index] = list(batches(group, self._optimizer.state))
+        arena = _common_arena(stepped) if self._arenas else None
+        packed: list[Batch] = []
+        for batch in stepped:
+            if arena is not None and _is_in(arena, batch[0]):
+                packed.append(batch)
+            else:
+                self._step_batch(index, *batch)
+        if arena is None:
+            self._packed.pop(index, None)
+        else:
+            self._step_rows(index, arena, packed)
+
+    def finish(self, index: int) -> bool:
+        """Count the step of one group's tensors; return whether supports were due, and drawn."""
+        group, rows = self._optimizer.param_groups[index], self._packed.get(index)
+        if rows is not None:
+            rows.note_writes()
+        due: list[tuple[Tensor, State]] = []
+        for params, states in self._stepped.get(index, ()):
+            for state in states:
+                state["step"] += 1
+            if group["T"] and states[0]["step"] % group["T"] == 0 and "support" in states[0]:
+                due += zip(params, states, strict=True)
+        if due and group["gradient_selection"] == "random":
+            self._draw_again(rows, due)
+            return True
+        for _, state in due:
+            state["support"] = None  # chosen by the next step
+            state.pop("place", None)  # it refers to the old support
+        return bool(due)
+
+    def _draw_again(self, rows: PackedRows | None, due: list[tuple[Tensor, State]]) -> None:
+        """Draw new supports, in the order in which separate tensors draw them."""
+        params, states = map(list, zip(*due, strict=True))
+        drawn = dict(zip(map(id, states), self._drawn(params, states), strict=True))
+        if rows is not None and all(id(state) in drawn for state in rows.states):
+            own = [drawn.pop(id(state)) for state in rows.states]
+            rows.put_supports(own, in_place=self.is_static)
+        rest = [(param, state) for param, state in due if id(state) in drawn]
+        if rest:
+            params, states = map(list, zip(*rest, strict=True))
+            supports = [drawn[id(state)] for state in states]
+            set_supports(states, params, supports, in_place=self.is_static)
+
+    def _drawn(self, params: list[Tensor], states: list[State]) -> list[Tensor]:
+        numels = [param.numel() for param in params]
+        sizes = [state["size"] for state in states]
+        return draw_supports(numels, sizes, self._optimizer._generator)
+
+    def _step_rows(self, index: int, arena: Arena, packed: list[Batch]) -> None:
+        """Step the tensors of an arena in padded rows; see PackedRows."""
+        params = [param for batch, _ in packed for param in batch]
+        states = [state for _, batch in packed for state in batch]
+        group, rows = self._optimizer.param_groups[index], self._packed.get(index)
+        fit = rows is not None and rows.fit(params, states)
+        if not fit:
+            complete_states(params, states, group)
+        # First, because new rows replace the supports by equal ones.
+        grads = [
+            read_gradient(param, state["support"])
+            for param, state in zip(params, states, strict=True)
+        ]
+        if rows is None or not fit:
+            rows = self._packed[index] = PackedRows(arena, params, states)
+            self.layout_version += 1
+        rule = Rule.of(group)
+        rows.step(grads, rule, self._rates_of(index, rule, params[0], states[0]))
+
+    def _step_batch(self, index: int, params: list[Tensor], states: list[State]) -> None:
+        """Step one batch of tensors; see `batches`."""
+        group = self._optimizer.param_groups[index]
+        complete_states(params, states, group)
+        supports = [state.get("support") for state in states]
+        grads = [
+            read_gradient(param, support) for param, support in zip(params, supports, strict=True)
+        ]
+        rule = Rule.of(group)
+        rates = self._rates_of(index, rule, params[0], states[0])
+        if "index" in states[0]:
+            support_RM = stack_supports(states)
+            moments = stack_moments(states, support_RM)
+            so(
+                params,
+                grads,
+                support_RM,
+                moments,
+                rule=rule,
+                rates=rates,
+                generator=self._optimizer._generator,
+                foreach=group["foreach"],
+            )
+        elif "exp_avg" in states[0]:
+            exp_avgs, exp_avg_sqs = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq"))
+            so_dense_moments(params, grads, supports, exp_avgs, exp_avg_sqs, rule=rule, rates=rates)
+        else:
+            so_no_moments(params, grads, supports, rule=rule, rates=rates)
+
+    def _rates_of(self, index: int, rule: Rule, param: Tensor, state: State) -> Rates:
+        if self.is_static and self._rates.are_of(index, state["step"] + 1):
+            return self._rates.of(index, param)
+        return Rates.at(rule, state["step"] + 1)
+
+
+def _common_arena(stepped: list[Batch]) -> Arena | None:
+    """Return the arena of the batches that have one, if these can be stepped together."""
+    found = [(Arena.of(params[0]), states[0]["step"]) for params, states in stepped]
+    packed = {(arena, step) for arena, step in found if arena is not None}
+    return next(iter(packed))[0] if len(packed) == 1 else None
+
+
+def _is_in(arena: Arena, params: list[Tensor]) -> bool:
+    return all(Arena.of(param) is arena for param in params)
