@@ -147,8 +147,8 @@ class CapturedStep:
         self._steps.forget(parameter)
 
     def _replay(self, batch: _Batch, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        static = [batch.images_BCHW, batch.labels_B]
-        torch._foreach_copy_(static, [images_BCHW, labels_B], non_blocking=True)
+        batch.images_BCHW.copy_(images_BCHW, non_blocking=True)
+        batch.labels_B.copy_(labels_B, non_blocking=True)
         self._steps.prepare_step()
         batch.replay()
         self._steps.finish_step()
@@ -162,6 +162,7 @@ class CapturedStep:
             return None
         static_BCHW, static_B = images_BCHW.clone(), labels_B.clone()
         self._losses.place(labels_B.device)
+        self._steps.prepare_step()
 
         def step() -> None:
             with without_random_states():

@@ -24,7 +24,10 @@ class DeviceSteps(Protocol):
         ...
 
     def prepare_step(self) -> None:
-        """Write this step's numbers, such as the learning rate, into tensors on the device."""
+        """Write this step's numbers, such as the learning rate, into tensors on the device.
+
+        A second call before the step changes nothing.
+        """
         ...
 
     def step_on_device(self) -> None:

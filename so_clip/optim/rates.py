@@ -82,17 +82,20 @@ class DeviceRates:
 
     def __init__(self) -> None:
         self._rates: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # [G groups, 4]
+        self._steps_G: list[int] = []  # the step that each group's numbers are of
 
     def write(self, groups: Sequence[dict[str, Any]], states: Mapping[Tensor, Any]) -> None:
         """Write the numbers for the coming step, without waiting for a device.
 
         Args:
-            groups: the optimizer's groups. All tensors of one have taken as many steps.
+            groups: the optimizer's groups. The numbers are of the tensors that took most steps.
             states: the tensors' states.
         """
         numbers_G4, places = [], set()
+        self._steps_G = []
         for group in groups:
             step = max((states[param]["step"] for param in group["params"]), default=0) + 1
+            self._steps_G.append(step)
             rates = Rates.at(Rule.of(group), step)
             numbers_G4.append(rates.numbers())
             places |= {(param.device, moment_dtype(param)) for param in group["params"]}
@@ -103,6 +106,10 @@ class DeviceRates:
                 self._rates[device, dtype] = to_device(new_G4, device)
             else:
                 write_over(old_G4, new_G4)
+
+    def are_of(self, group: int, step: int) -> bool:
+        """Return whether the numbers of this group are those of a step, counted from 1."""
+        return step == self._steps_G[group]
 
     def of(self, group: int, param: Tensor) -> Rates:
         """Return the numbers for a tensor of this group."""

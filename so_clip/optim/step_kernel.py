@@ -82,14 +82,14 @@ def step_rows(
 
     Args:
         flat: the weights of all tensors [N], float32, float16 or bfloat16.
-        half: a copy of the weights in float16 or bfloat16 [N], which moves with them; or None.
+        half: a copy of the weights in float16 or bfloat16 [N]; None: no copy.
         offset_R: the place of each tensor's first weight in `flat`, int64.
         size_R: the entries of each tensor, at least 1, int32 or int64.
         grad_RM: the gradients' values on the supports, float32.
         support_RM: flat indices in each tensor, int64, ascending.
         moments: with places, as in `so`; the order of the entries in a row is free.
-        scalars: on the device, float32: lr / (1 - β1^t), 1 / (1 - β2^t) and lr; the first two serve
-            moments without ages, the third moments with ages.
+        scalars: on the device, float32: lr / (1 - β1^t), 1 / (1 - β2^t) and lr. The first two serve
+            moments without ages, the third serves moments with ages.
         rule: the settings; its lr has no effect.
     """
     from triton import next_power_of_2
@@ -149,7 +149,7 @@ def _age_table(beta: float, device: torch.device) -> Tensor:
 
 
 def _bits(weights: Tensor) -> Tensor:
-    """Return bfloat16 as int16, which the program converts itself."""
+    """Return bfloat16 as int16. The program converts it by itself."""
     return weights.view(torch.int16) if weights.dtype == torch.bfloat16 else weights
 
 

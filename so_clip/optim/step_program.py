@@ -61,7 +61,7 @@ def step_row(
     mu = tl.load(exp_avg_RM + at, mask=is_real, other=0.0) * beta1 + grad * rest1
     nu = tl.load(exp_avg_sq_RM + at, mask=is_real, other=0.0) * beta2 + (grad * grad) * rest2
 
-    # Which places of the support belong to an entry that has moments.
+    # A place of the support is new if no entry with moments names it.
     is_new = is_real & (tl.histogram(place, BLOCK, mask=is_read) == 0)
     new_index = tl.load(support_RM + at, mask=is_new, other=0)
     new_weight_at = flat + (offset + new_index)

@@ -83,13 +83,13 @@ def check_equal(captured: Course, eager: Course, exact: bool) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_captured_steps_equal_eager_ones(optimizer):
     """The run is longer than the ring of losses, and its last batches are smaller."""
-    captured = Course(optimizer, steps=130, recorder=EmulatedRecorder(CPU))
-    uncaptured = Course(optimizer, steps=130, recorder=EmulatedRecorder(CPU), warm_up_steps=NEVER)
+    captured = Course(optimizer, steps=70, recorder=EmulatedRecorder(CPU))
+    uncaptured = Course(optimizer, steps=70, recorder=EmulatedRecorder(CPU), warm_up_steps=NEVER)
     assert captured.captured.outcome == "captured"
     assert captured.recorder.recordings == 2
     assert uncaptured.recorder.recordings == 0
     check_equal(captured, uncaptured, exact=True)
-    check_equal(captured, Course(optimizer, steps=130), exact=False)
+    check_equal(captured, Course(optimizer, steps=70), exact=False)
 
 
 def test_the_first_steps_and_shapes_that_are_new_are_eager():

@@ -12,7 +12,7 @@ from tests.helpers.emulated_graph import EmulatedRecorder, HostRead
 from tests.helpers.small_families import FAMILIES, small_backbone, small_images
 
 CPU = torch.device("cpu")
-FAST = ("vit", "roberta")
+FAST = ("vit",)
 
 
 def _gradients(model: nn.Module) -> list[torch.Tensor]:

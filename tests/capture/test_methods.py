@@ -40,23 +40,6 @@ def test_captured_steps_of_every_method_equal_eager_ones(method):
     assert done.losses[:14] == pytest.approx(trained(method).losses[:14], rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["so", *(pytest.param(name, marks=pytest.mark.slow) for name in ("so_age", "so_official"))],
-)
-@pytest.mark.parametrize("memory", ["fast", pytest.param("balanced", marks=pytest.mark.slow)])
-def test_so_is_captured_with_weights_and_gradients_as_on_a_gpu(method, memory):
-    """One arena with half-precision copies, rows of all sizes, whole products."""
-    options = (f"memory={memory}", "precision=bf16", "optimizer.T=5")
-    done = captured(method, 30, *options, on_gpu=True)
-    assert done.recordings >= 2
-    eager = captured(method, 30, *options, records=False, on_gpu=True)
-    assert done.losses == eager.losses
-    assert torch.equal(done.logits_BK, eager.logits_BK)
-    separate = trained(method, 30, *options)
-    assert done.losses[:14] == pytest.approx(separate.losses[:14], rel=0.03, abs=1e-3)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "coop", "linear_probe"])
 def test_an_evaluation_during_training_changes_no_recording(method):
@@ -89,7 +72,6 @@ def test_a_demanded_graph_that_cannot_be_is_refused_before_training():
     [
         (("graph=false",), "graph=false"),
         (("precision=fp16",), "precision=fp16 scales gradients"),
-        (("method=galore",), "SavedGaLore"),
     ],
 )
 def test_steps_stay_eager_with_the_reason(overrides, reason):
