@@ -43,7 +43,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(folder: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(folder / "tables" / f"engine_{name}_cpu.csv")
+    end = "" if name == "launches" else "_cpu"
+    return pd.read_csv(folder / "tables" / f"engine_{name}{end}.csv")
 
 
 @pytest.mark.slow
@@ -55,7 +56,8 @@ def test_quick_writes_every_table_and_plot(quick: Path) -> None:
         assert (table["threads"] == 1).all()
         assert table["hardware"].str.contains("cores").all()
         for column in table.columns:
-            if column.endswith(("_seconds", "tflop", "_mib")):
+            on_gpu = name == "graphs" and column.endswith("_mib")
+            if column.endswith(("_seconds", "tflop", "_mib")) and not on_gpu:
                 values = table[column].dropna()
                 assert len(values)
                 assert (values >= 0).all(), (name, column)
@@ -78,6 +80,32 @@ def test_step_tables_have_ratios_and_note_extrapolation(quick: Path) -> None:
             assert parts == pytest.approx(row.step_seconds, rel=1e-2)
             faster = reference["step_seconds"] / row.step_seconds
             assert row.times_faster_step_seconds == pytest.approx(faster, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_steps_are_eager_and_captured_for_two_batches_and_operations_are_counted(
+    quick: Path,
+) -> None:
+    table = read(quick, "graphs")
+    assert table["note"].isna().all()
+    ways = table.groupby(["dataset", "batch", "contender"])["steps_are"].agg(list)
+    assert len(ways) == 2 * 2 * 4
+    for (_, _, contender), found in ways.items():
+        assert found == (["eager"] if contender == "reference" else ["eager", "captured"])
+    assert (table["step_seconds"] > 0).all()
+    counted = read(quick, "launches").set_index(["dataset", "contender"])
+    parts = [f"{part}_operations" for part in ("forward", "backward", "optimizer")]
+    assert (counted[parts].sum(axis=1) == counted["step_operations"]).all()
+    assert (counted.xs("engine_fast", level="contender")["part_of_adamw"] <= 1.05).all()
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_into_the_time_is_skipped_and_said(tmp_path: Path) -> None:
+    options = ["--quick", "--only", "graphs", "--seconds", "0", "--out", str(tmp_path)]
+    bench_engine.main(options)
+    table = read(tmp_path, "graphs")
+    assert (table["note"] == "skipped: the time was over").all()
+    assert table["step_seconds"].isna().all()
 
 
 @pytest.mark.slow
