@@ -147,8 +147,8 @@ class CapturedStep:
         self._steps.forget(parameter)
 
     def _replay(self, batch: _Batch, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        batch.images_BCHW.copy_(images_BCHW, non_blocking=True)
-        batch.labels_B.copy_(labels_B, non_blocking=True)
+        static = [batch.images_BCHW, batch.labels_B]
+        torch._foreach_copy_(static, [images_BCHW, labels_B], non_blocking=True)
         self._steps.prepare_step()
         batch.replay()
         self._steps.finish_step()

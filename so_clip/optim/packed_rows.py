@@ -133,6 +133,8 @@ class PackedRows:
         """Tell autograd and the arena that a step has changed the tensors."""
         torch.autograd.graph.increment_version(self.params)
         self.weights.arena.note_writes(self.params)
+        if self.weights.arena.half is not None:  # the kernel writes unseen by torch
+            torch.autograd.graph.increment_version(self.weights.arena.half)
 
     def _views(self, rows_RM: Tensor) -> list[Tensor]:
         """Return the entries of each row without its pads [M]."""

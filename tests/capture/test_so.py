@@ -141,4 +141,4 @@ def test_outside_of_the_graph_one_copy_has_the_numbers_of_a_step():
     with Dispatched() as dispatched:
         captured(*batch)
     assert recorder.recordings == 1
-    assert dispatched.names == ["copy_"] * 3
+    assert dispatched.names == ["_foreach_copy_", "copy_"]
