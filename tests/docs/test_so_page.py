@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from so_clip import SO, sampled_gradients
+from so_clip.optim.arena import Arena
 from so_clip.optim.sampled import SampledConv2d, SampledLinear
 from tests.helpers.command import ROOT
 from tests.helpers.doc_pages import python_under
@@ -110,6 +111,18 @@ def test_the_example_of_torchvision() -> None:
         return Trained(model, scope["optimizer"], scope.losses)
 
     check(small_resnet, train)
+
+
+def test_the_example_of_one_buffer() -> None:
+    def train(model: nn.Module, sampling: bool) -> Trained:
+        batches = in_batches(vectors(), size=64, epochs=10)
+        scope = Scope(model=model, batches=batches, torch=torch)
+        exec(code_under("### One buffer, one launch", sampling), scope)
+        exec(the_loop(), scope)
+        assert Arena.of(next(model.parameters())) is not None
+        return Trained(model, scope["optimizer"], scope.losses)
+
+    check(network, train)
 
 
 @pytest.mark.slow
