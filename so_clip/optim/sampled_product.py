@@ -18,6 +18,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from so_clip.optim.sampled_convolution import is_faster
@@ -212,9 +213,11 @@ def _whole_product(g_NO: Tensor, x_NI: Tensor) -> Tensor:
     """
     if g_NO.dtype == _sum_type(g_NO):
         return g_NO.T @ x_NI
-    if g_NO.device.type == "cpu":
+    # Fake tensors of the CPU stand for those of a GPU, as in a forecast: a CPU takes other ways.
+    is_fake = isinstance(g_NO, FakeTensor)
+    if g_NO.device.type == "cpu" and not is_fake:
         return g_NO.T.float() @ x_NI.float()
-    if _sums_in_float32(g_NO.device, g_NO.dtype):
+    if is_fake or _sums_in_float32(g_NO.device, g_NO.dtype):
         return torch.mm(g_NO.T, x_NI, out_dtype=torch.float32)
     return g_NO.T @ x_NI
 
