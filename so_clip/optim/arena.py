@@ -75,30 +75,36 @@ class Arena:
         self.note_writes(list(self._params))
 
     def half_of(self, param: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Return `param.to(dtype)` from the copy, of the weight's shape; None without a copy.
+        """Return `param.to(dtype)`, of the weight's shape; None without a copy of this dtype.
 
-        It is a view: do not write to it. If somebody else has written to the weight since, its part
-        of the copy is made again.
+        It is a view of the copy: do not write to it. If somebody else has written to the weight
+        since the last `refresh`, it is a cast of the weight.
         """
         if self.half is None or self.half.dtype != dtype:
             return None
-        offset = Arena.offset(param)
-        place = self.half[offset : offset + param.numel()].view(param.shape)
         if self._params[param] != param._version:
-            place.copy_(param.detach())
-            self._params[param] = param._version
-        return place
+            # All parts of the copy have one version. A write to this part would make the backward
+            # pass of a layer that has read another part fail.
+            return param.detach().to(dtype)
+        return self._part(self.half, param)
 
     def refresh(self) -> None:
         """Make all parts of the copy again to whose weights somebody else has written."""
-        if self.half is not None:
-            for param in list(self._params):
-                self.half_of(param, self.half.dtype)
+        if self.half is None:
+            return
+        stale = [param for param, version in self._params.items() if version != param._version]
+        for param in stale:
+            self._part(self.half, param).copy_(param.detach())
+        self.note_writes(stale)
 
     def note_writes(self, params: Sequence[Tensor]) -> None:
         """Record that buffer and copy have the present values of these weights."""
         for param in params:
             self._params[param] = param._version
+
+    def _part(self, buffer: Tensor, param: Tensor) -> Tensor:
+        offset = Arena.offset(param)
+        return buffer[offset : offset + param.numel()].view(param.shape)
 
 
 class PackedWeights:

@@ -38,8 +38,12 @@ def bias_to_add(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return rounded_O.to(dtype)
     key = (bias._version, bias.untyped_storage()._cdata, dtype)
     found = _frozen.get(bias)
-    if found is None or found[0] != key:
+    if found is None or found[1].dtype != dtype or found[1].device != bias.device:
         found = _frozen[bias] = (key, rounded_O.to(dtype))
+    elif found[0] != key:
+        # A captured step may read the copy, so it keeps its address.
+        found[1].copy_(rounded_O)
+        _frozen[bias] = (key, found[1])
     frozen_O: Tensor = found[1]
     return frozen_O
 

@@ -31,6 +31,8 @@ State = dict[str, Any]
 # A batch of tensors has at most this many entries. The limit bounds temporaries (about 100 bytes an
 # entry) at any density. ViT-B/16 at density 5e-4 has 61,296 entries.
 MAX_BATCH_ENTRIES = 2**20
+# The same for padded rows. ViT-H/14 at density 5e-4 has about this many entries, pads included.
+MAX_PADDED_ENTRIES = 2**21
 
 
 def new_state(param: Tensor, group: dict[str, Any]) -> State:
@@ -76,6 +78,19 @@ def can_pack(group: dict[str, Any], param: Tensor, state: State) -> bool:
         and "support" in state
         and Arena.can_move(param)
     )
+
+
+def rows_that_fit(params: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    """Return the tensors that share padded rows: all but the largest, if rows take too much memory.
+
+    Args:
+        params: that can be packed.
+        sizes: the M of each.
+    """
+    most = max(
+        (m for m in sizes if m * sum(size <= m for size in sizes) <= MAX_PADDED_ENTRIES), default=0
+    )
+    return [param for param, size in zip(params, sizes, strict=True) if size <= most]
 
 
 def fitted(state: State, param: Tensor) -> State:

@@ -4,7 +4,7 @@ The lanes of a program are the places of a row. Each lane holds two entries: one
 and one of the support, called new. Together they are the union; an entry of the support that has
 moments already counts once, among the entries with moments.
 
-The arithmetic is that of `_multi_tensor_so`, operation by operation. So a launch must turn off
+The arithmetic is that of `functional.step_rows`, operation by operation. So a launch must turn off
 fused multiply-adds.
 """
 

@@ -3,6 +3,7 @@
 Names end in their shape: M entries sampled of a tensor.
 """
 
+from collections import Counter
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from so_clip.optim.state import (
     can_pack,
     complete_states,
     new_state,
+    rows_that_fit,
     set_supports,
     stack_moments,
     stack_supports,
@@ -80,19 +82,24 @@ class Stepping:
         self.draw_first_supports()
         if self.is_static:
             self._rates.write(self._optimizer.param_groups, self._optimizer.state)
-            for arena in self._arenas:
-                arena.refresh()
+        for arena in self._arenas:
+            arena.refresh()  # because `finish` records that all copies of packed weights are right
 
     def pack(self, half: torch.dtype | None) -> None:
         """Move tensors into arenas; see SO.pack."""
         self.draw_first_supports()
+        groups, states = self._optimizer.param_groups, self._optimizer.state
+        uses = Counter(_storage(param) for group in groups for param in group["params"])
         alike: dict[Any, list[Tensor]] = {}
-        for index, group in enumerate(self._optimizer.param_groups):
+        for index, group in enumerate(groups):
             for param in group["params"]:
-                fits = can_pack(group, param, self._optimizer.state[param])
+                fits = can_pack(group, param, states[param]) and uses[_storage(param)] == 1
                 if fits and Arena.of(param) is None:
                     alike.setdefault((index, param.device, param.dtype), []).append(param)
-        for params in alike.values():
+        for candidates in alike.values():
+            params = rows_that_fit(candidates, [states[param]["size"] for param in candidates])
+            if not params:
+                continue
             arena = Arena(params)
             if half is not None and arena.flat.dtype == torch.float32:
                 arena.add_half(half)
@@ -135,8 +142,12 @@ class Stepping:
         group, rows = self._optimizer.param_groups[index], self._packed.get(index)
         if rows is not None:
             rows.note_writes()
+        packed = set() if rows is None else {id(param) for param in rows.params}
         due: list[tuple[Tensor, State]] = []
         for params, states in self._stepped.get(index, ()):
+            if self.is_static:  # the replay of a graph changes weights unseen by torch
+                apart = [param for param in params if id(param) not in packed]
+                torch.autograd.graph.increment_version(apart)
             for state in states:
                 state["step"] += 1
             if group["T"] and states[0]["step"] % group["T"] == 0 and "support" in states[0]:
@@ -219,6 +230,10 @@ class Stepping:
         if self.is_static and self._rates.are_of(index, state["step"] + 1):
             return self._rates.of(index, param)
         return Rates.at(rule, state["step"] + 1)
+
+
+def _storage(param: Tensor) -> int:
+    return param.untyped_storage()._cdata
 
 
 def _common_arena(stepped: list[Batch]) -> Arena | None:

@@ -45,7 +45,10 @@ class Layers(nn.Module):
 
 
 class Course:
-    """A training with SO: how it ended, and its supports after each step."""
+    """A training with SO: how it ended, and its supports after each step.
+
+    With `half` it is under autocast, and the second matrix has another dtype than the first.
+    """
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Course:
         *,
         samples: bool = False,
         packs: bool = False,
+        half: bool = False,
         forgets: tuple[int, ...] = (),
         first_only: bool = False,
         steps: int = 30,
@@ -62,9 +66,12 @@ class Course:
         weights = [model.first.weight, model.last.weight]
         model.first.bias.requires_grad_(False)
         model.last.bias.requires_grad_(False)
+        if half:
+            model.last.to(torch.bfloat16)
+        precision = Precision("bf16" if half else "fp32", CPU)
         optimizer = SO(weights, **{"lr": 0.05, "density_ratio": 0.3, "T": 5, **options})
         if packs:
-            optimizer.pack()
+            optimizer.pack(torch.bfloat16 if half else None)
         if samples:
             sampled_gradients(model, optimizer, always=True, whole=True)
         self.supports: list[list[Tensor | None]] = []
@@ -77,13 +84,13 @@ class Course:
 
         captured = None
         if captures:
-            gradients = partial(compute_gradients, model, precision=FP32)
+            gradients = partial(compute_gradients, model, precision=precision, caches_casts=False)
             captured = CapturedStep(gradients, model, optimizer, optimizer, self.recorder)
         loop = Loop(
             model,
             random_batches([8, 8, 3]),
             optimizer,
-            FP32,
+            precision,
             nullcontext(),
             after_step=after_step,
             captured=captured,
@@ -112,6 +119,12 @@ def test_captured_steps_equal_plain_ones_bit_for_bit(variant, samples, packs):
     captured = Course(True, samples=samples, packs=packs, **options)
     assert captured.recorder.recordings == 2
     check_equal(captured, Course(False, samples=samples, packs=packs, **options))
+
+
+def test_half_precision_copies_stay_right_where_weights_of_two_types_are_stepped_apart():
+    captured = Course(True, samples=True, packs=True, half=True)
+    assert captured.recorder.recordings == 2
+    check_equal(captured, Course(False, samples=True, half=True))
 
 
 def test_a_dropped_state_releases_the_recordings():

@@ -3,7 +3,8 @@
 A CUDA graph repeats kernels with the arguments of the capture. Here a recording keeps each
 operation with its arguments, and keeps all tensors alive. A replay calls the operations again with
 the same tensors, and copies new results to the addresses of the recorded ones. Recording computes
-nothing, as on CUDA: tensors that it changed get their old values back.
+nothing, as on CUDA: tensors that it changed get their old values back. Torch does not see what a
+replay changes: no version of a tensor grows.
 
 What a capture forbids raises HostRead while recording: a value that the host reads, a shape that
 depends on values, a copy of a new tensor from the host, and a copy of a random state.
@@ -124,6 +125,7 @@ class _Tape(TorchDispatchMode):
         self._calls: list[tuple[Any, Any, Any, Any]] = []
         self._made: set[int] = set()  # storages that the recording made
         self._before: dict[int, tuple[Tensor, Tensor]] = {}  # of changed storages: bytes and copy
+        self._changed: list[Tensor] = []  # from before the recording
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -152,7 +154,8 @@ class _Tape(TorchDispatchMode):
 
     def replay(self) -> None:
         """Call all operations again."""
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        unseen = torch.autograd._unsafe_preserve_version_counter(tuple(self._changed))
+        with torch.no_grad(), unseen, torch._C._AutoDispatchBelowAutograd():
             for func, args, kwargs, recorded in self._calls:
                 if func is None:
                     continue
@@ -180,6 +183,8 @@ class _Tape(TorchDispatchMode):
             return
         for leaf in _tensors((args, kwargs)):
             key = _storage(leaf)
+            if key not in self._made:
+                self._changed.append(leaf)
             if key not in self._made and key not in self._before:
                 place = torch.empty(0, dtype=torch.uint8).set_(leaf.untyped_storage())
                 self._before[key] = (place, place.clone())

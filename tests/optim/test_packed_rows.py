@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from so_clip.optim.arena import Arena
 from so_clip.optim.so import SO
+from so_clip.optim.state import MAX_PADDED_ENTRIES, rows_that_fit
 from tests.helpers.packed_training import Training, assert_same, weights
 
 OPTIONS = (
@@ -152,6 +153,21 @@ def test_a_tensor_that_shares_memory_stays_where_it_is():
     before = base[:3].clone()
     optimizer.step()
     assert (base[:3] != before).sum() == 3
+
+
+def test_two_parameters_of_one_memory_stay_together():
+    first = nn.Parameter(torch.randn(20, 20))
+    second = nn.Parameter(first.data)
+    SO([first, second], density_ratio=0.02).pack()
+    assert first.data_ptr() == second.data_ptr()
+
+
+def test_tensors_with_far_more_entries_than_the_others_stay_apart():
+    sizes = [40, MAX_PADDED_ENTRIES // 100, 20, MAX_PADDED_ENTRIES // 2] + [30] * 97
+    params = [torch.empty(size) for size in sizes]
+    packed = rows_that_fit(params, sizes)
+    assert [len(param) for param in packed] == [size for size in sizes if size != sizes[3]]
+    assert rows_that_fit(params[3:4] * 3, sizes[3:4] * 3) == []
 
 
 def test_a_packed_model_has_the_state_dict_of_before():

@@ -50,7 +50,8 @@ def test_results_with_copies_are_those_of_casting_bit_for_bit(trains_bias, whole
         assert all(map(torch.equal, found, expected))
         with torch.no_grad():
             for item in (plain, model):
-                item[0].weight[3, 5] += 1  # somebody else writes: the copy is outdated
+                for layer in (item[0], item[2]):
+                    layer.weight[3, 5] += 1  # somebody else writes: the copy is outdated
                 item.zero_grad()
 
 
@@ -75,6 +76,7 @@ def test_a_frozen_bias_is_rounded_once_until_it_changes():
     with torch.no_grad():
         bias.add_(1)
     assert torch.equal(bias_to_add(bias, HALF), bias.to(HALF))
+    assert bias_to_add(bias, HALF) is rounded_O  # a captured step reads this address
     bias.data = bias.data * 3  # as `module.to(...)` does
     assert torch.equal(bias_to_add(bias, HALF), bias.to(HALF))
     assert torch.equal(bias_to_add(bias, torch.float16), bias.half())
