@@ -78,12 +78,15 @@ class Stepping:
         self._stepped: dict[int, list[Batch]] = {}
 
     def prepare(self) -> None:
-        """Draw first supports. In static mode, also write the numbers of the coming step."""
+        """Draw first supports, and bring the weights' copies up to date.
+
+        In static mode, also write the numbers of the coming step.
+        """
         self.draw_first_supports()
         if self.is_static:
             self._rates.write(self._optimizer.param_groups, self._optimizer.state)
         for arena in self._arenas:
-            arena.refresh()  # because `finish` records that all copies of packed weights are right
+            arena.refresh()
 
     def pack(self, half: torch.dtype | None) -> None:
         """Move tensors into arenas; see SO.pack."""
