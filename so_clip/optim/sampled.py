@@ -340,7 +340,7 @@ class SampledGradients:
 
 
 class _Listener:
-    """Calls a function after an SO has dropped a support outside of a step; see SO.forget."""
+    """Calls a function when an SO has dropped a support (see SO.forget) or drawn one in place."""
 
     def __init__(self, optimizer: Any, function: Callable[[], None]) -> None:
         self._listeners = getattr(optimizer, "_support_listeners", [])

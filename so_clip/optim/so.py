@@ -206,7 +206,8 @@ class SO(Optimizer):
         """Move the tensors that are sampled into one buffer for each dtype and device.
 
         Their steps are then one call, whatever their sizes. Meant for GPUs, where each call has a
-        fixed cost. Tensors that share memory with others stay. Results stay the same, bit for bit.
+        fixed cost. Tensors that share memory with others stay where they are, and so do tensors
+        with far more entries than the rest. Results stay the same, bit for bit.
 
         Args:
             half: keep a copy in this precision, for forward passes under autocast.

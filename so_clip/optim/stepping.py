@@ -74,7 +74,7 @@ class Stepping:
         self._rates = DeviceRates()
         self._arenas: list[Arena] = []
         self._packed: dict[int, PackedRows] = {}  # by group
-        # The batches of the last step, by group. Packed tensors are apart in `_packed`.
+        # All batches of the last step, by group, with the tensors of `_packed`.
         self._stepped: dict[int, list[Batch]] = {}
 
     def prepare(self) -> None:
