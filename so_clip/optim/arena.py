@@ -49,8 +49,12 @@ class Arena:
 
     @staticmethod
     def can_move(param: Tensor) -> bool:
-        """Return whether a weight can move: it is contiguous and shares its storage with none."""
-        return param.is_contiguous() and param.untyped_storage().nbytes() == param.nbytes
+        """Return whether a weight can move: it is contiguous and shares its storage with none.
+
+        A view of the weight that somebody holds counts too: it would stay behind.
+        """
+        whole = param.untyped_storage().nbytes() == param.nbytes
+        return whole and param.is_contiguous() and _users(param) == _users(torch.empty(1))
 
     @staticmethod
     def of(param: Tensor) -> "Arena | None":
@@ -94,7 +98,8 @@ class Arena:
             return
         stale = [param for param, version in self._params.items() if version != param._version]
         for param in stale:
-            self._part(self.half, param).copy_(param.detach())
+            if Arena.of(param) is self:  # another tensor's part may be beside its old place
+                self._part(self.half, param).copy_(param.detach())
         self.note_writes(stale)
 
     def note_writes(self, params: Sequence[Tensor]) -> None:
@@ -105,6 +110,12 @@ class Arena:
     def _part(self, buffer: Tensor, param: Tensor) -> Tensor:
         offset = Arena.offset(param)
         return buffer[offset : offset + param.numel()].view(param.shape)
+
+
+def _users(tensor: Tensor) -> int:
+    """Return the number of references to a tensor's storage. Only equality has a meaning."""
+    users: int = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return users
 
 
 class PackedWeights:

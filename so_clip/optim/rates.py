@@ -109,7 +109,7 @@ class DeviceRates:
 
     def are_of(self, group: int, step: int) -> bool:
         """Return whether the numbers of this group are those of a step, counted from 1."""
-        return step == self._steps_G[group]
+        return self._steps_G[group : group + 1] == [step]
 
     def of(self, group: int, param: Tensor) -> Rates:
         """Return the numbers for a tensor of this group."""

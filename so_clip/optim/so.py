@@ -186,6 +186,7 @@ class SO(Optimizer):
         if reason is not None:
             raise InputError(f"{reason}, so a step cannot be captured. Train with graph=false.")
         self._stepping.is_static = True
+        self._stepping.find_arenas()
 
     def not_capturable(self) -> str | None:
         """Return why the device operations of a step differ from step to step; None: they do not.
@@ -209,8 +210,15 @@ class SO(Optimizer):
         fixed cost. Tensors that share memory with others stay where they are, and so do tensors
         with far more entries than the rest. Results stay the same, bit for bit.
 
+        A pickle of one packed tensor holds the whole buffer, as for any view: copy it first, such
+        as by copy.deepcopy(model).
+
         Args:
-            half: keep a copy in this precision, for forward passes under autocast.
+            half: keep a copy in this precision, for forward passes under autocast of sampled
+                layers. It follows all writes but those through `param.data`, which torch hides.
+
+        Raises:
+            InputError: `half` is not half precision.
         """
         self._stepping.pack(half)
 

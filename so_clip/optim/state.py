@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from so_clip.errors import InputError
 from so_clip.optim.arena import Arena
 from so_clip.optim.functional import Moments
 from so_clip.optim.gradients import most_important
@@ -56,7 +57,9 @@ def batches(
     for param in group["params"]:
         if param.grad is None:
             continue
-        state = states[param]
+        state = states.get(param)
+        if not state:
+            raise InputError("step_on_device on a new tensor: call prepare_step before it.")
         dense = state["size"] == param.numel() or group["moment_selection"] == "dense"
         size = 0 if dense else state["size"]
         is_packed = Arena.of(param) is not None
@@ -69,14 +72,13 @@ def batches(
             yield list(params), list(batch_states)
 
 
-def can_pack(group: dict[str, Any], param: Tensor, state: State) -> bool:
+def fits_rows(group: dict[str, Any], state: State) -> bool:
     """Return whether a tensor can be stepped in padded rows with tensors of other sizes."""
     return (
         group["gradient_selection"] == "random"
         and group["moment_selection"] == "importance"
         and group["foreach"] is not False
-        and "support" in state
-        and Arena.can_move(param)
+        and state.get("support") is not None
     )
 
 

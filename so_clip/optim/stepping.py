@@ -3,12 +3,14 @@
 Names end in their shape: M entries sampled of a tensor.
 """
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from so_clip.errors import InputError
 from so_clip.optim.arena import Arena
 from so_clip.optim.functional import so, so_dense_moments, so_no_moments
 from so_clip.optim.gradients import read_gradient
@@ -17,8 +19,8 @@ from so_clip.optim.rates import DeviceRates, Rates, Rule
 from so_clip.optim.state import (
     State,
     batches,
-    can_pack,
     complete_states,
+    fits_rows,
     new_state,
     rows_that_fit,
     set_supports,
@@ -33,6 +35,8 @@ _CAPTURED: dict[str, tuple[Any, ...]] = {
     "moment_selection": ("importance", "dense", "none"),
     "foreach": (None, True),
 }
+# What a copy of weights can be.
+_HALVES = (None, torch.bfloat16, torch.float16)
 Batch = tuple[list[Tensor], list[State]]
 
 
@@ -73,7 +77,7 @@ class Stepping:
         self.is_static, self.layout_version = False, 0
         self._rates = DeviceRates()
         self._arenas: list[Arena] = []
-        self._packed: dict[int, PackedRows] = {}  # by group
+        self._packed: dict[int, dict[Arena, PackedRows]] = {}  # by group
         # All batches of the last step, by group, with the tensors of `_packed`.
         self._stepped: dict[int, list[Batch]] = {}
 
@@ -90,24 +94,32 @@ class Stepping:
 
     def pack(self, half: torch.dtype | None) -> None:
         """Move tensors into arenas; see SO.pack."""
+        if half not in _HALVES:
+            raise InputError(f"half={half!r}: must be torch.bfloat16, torch.float16 or None.")
         self.draw_first_supports()
         groups, states = self._optimizer.param_groups, self._optimizer.state
-        uses = Counter(_storage(param) for group in groups for param in group["params"])
-        alike: dict[Any, list[Tensor]] = {}
+        alike: dict[Any, list[Tensor]] = defaultdict(list)
         for index, group in enumerate(groups):
             for param in group["params"]:
-                fits = can_pack(group, param, states[param]) and uses[_storage(param)] == 1
+                fits = fits_rows(group, states[param]) and Arena.can_move(param)
                 if fits and Arena.of(param) is None:
-                    alike.setdefault((index, param.device, param.dtype), []).append(param)
+                    alike[index, param.device, param.dtype].append(param)
         for candidates in alike.values():
             params = rows_that_fit(candidates, [states[param]["size"] for param in candidates])
-            if not params:
-                continue
-            arena = Arena(params)
-            if half is not None and arena.flat.dtype == torch.float32:
+            if params:
+                Arena(params)
+        self.find_arenas()
+        for arena in self._arenas:
+            has_half = arena.half is not None and arena.half.dtype == half
+            if half is not None and arena.flat.dtype == torch.float32 and not has_half:
                 arena.add_half(half)
-            self._arenas.append(arena)
         self.layout_version += 1
+
+    def find_arenas(self) -> None:
+        """Find the arenas of all tensors. Another optimizer can have made one before."""
+        groups = self._optimizer.param_groups
+        found = [Arena.of(param) for group in groups for param in group["params"]]
+        self._arenas = [*dict.fromkeys(arena for arena in found if arena is not None)]
 
     def draw_first_supports(self) -> None:
         """Draw a support for every new tensor, even one without a gradient.
@@ -128,48 +140,53 @@ class Stepping:
         """Step the tensors of one group that have a gradient. Only device operations."""
         group = self._optimizer.param_groups[index]
         stepped = self._stepped[index] = list(batches(group, self._optimizer.state))
-        arena = _common_arena(stepped) if self._arenas else None
-        packed: list[Batch] = []
+        packed: dict[Arena, list[Batch]] = defaultdict(list)
+        apart: list[Batch] = []
         for batch in stepped:
-            if arena is not None and _is_in(arena, batch[0]):
-                packed.append(batch)
+            arena = _arena_of(group, *batch) if self._arenas else None
+            (apart if arena is None else packed[arena]).append(batch)
+        before, self._packed[index] = self._packed.get(index, {}), {}
+        for arena, arena_batches in packed.items():
+            if len({states[0]["step"] for _, states in arena_batches}) > 1:
+                apart += arena_batches
             else:
-                self._step_batch(index, *batch)
-        if arena is None:
-            self._packed.pop(index, None)
-        else:
-            self._step_rows(index, arena, packed)
+                rows = self._step_rows(index, arena, arena_batches, before.get(arena))
+                self._packed[index][arena] = rows
+        for params, states in apart:
+            self._step_batch(index, params, states)
 
     def finish(self, index: int) -> bool:
         """Count the step of one group's tensors; return whether supports were due, and drawn."""
-        group, rows = self._optimizer.param_groups[index], self._packed.get(index)
-        if rows is not None:
+        group = self._optimizer.param_groups[index]
+        packed = [*self._packed.get(index, {}).values()]
+        for rows in packed:
             rows.note_writes()
-        packed = set() if rows is None else {id(param) for param in rows.params}
+        in_rows = {id(param) for rows in packed for param in rows.params}
         due: list[tuple[Tensor, State]] = []
         for params, states in self._stepped.get(index, ()):
             if self.is_static:  # the replay of a graph changes weights unseen by torch
-                apart = [param for param in params if id(param) not in packed]
+                apart = [param for param in params if id(param) not in in_rows]
                 torch.autograd.graph.increment_version(apart)
             for state in states:
                 state["step"] += 1
             if group["T"] and states[0]["step"] % group["T"] == 0 and "support" in states[0]:
                 due += zip(params, states, strict=True)
         if due and group["gradient_selection"] == "random":
-            self._draw_again(rows, due)
+            self._draw_again(packed, due)
             return True
         for _, state in due:
             state["support"] = None  # chosen by the next step
             state.pop("place", None)  # it refers to the old support
         return bool(due)
 
-    def _draw_again(self, rows: PackedRows | None, due: list[tuple[Tensor, State]]) -> None:
+    def _draw_again(self, packed: Sequence[PackedRows], due: list[tuple[Tensor, State]]) -> None:
         """Draw new supports, in the order in which separate tensors draw them."""
         params, states = map(list, zip(*due, strict=True))
         drawn = dict(zip(map(id, states), self._drawn(params, states), strict=True))
-        if rows is not None and all(id(state) in drawn for state in rows.states):
-            own = [drawn.pop(id(state)) for state in rows.states]
-            rows.put_supports(own, in_place=self.is_static)
+        for rows in packed:
+            if all(id(state) in drawn for state in rows.states):
+                own = [drawn.pop(id(state)) for state in rows.states]
+                rows.put_supports(own, in_place=self.is_static)
         rest = [(param, state) for param, state in due if id(state) in drawn]
         if rest:
             params, states = map(list, zip(*rest, strict=True))
@@ -181,11 +198,13 @@ class Stepping:
         sizes = [state["size"] for state in states]
         return draw_supports(numels, sizes, self._optimizer._generator)
 
-    def _step_rows(self, index: int, arena: Arena, packed: list[Batch]) -> None:
-        """Step the tensors of an arena in padded rows; see PackedRows."""
+    def _step_rows(
+        self, index: int, arena: Arena, packed: list[Batch], rows: PackedRows | None
+    ) -> PackedRows:
+        """Step the tensors of an arena in padded rows; return these. `rows`: of the last step."""
         params = [param for batch, _ in packed for param in batch]
         states = [state for _, batch in packed for state in batch]
-        group, rows = self._optimizer.param_groups[index], self._packed.get(index)
+        group = self._optimizer.param_groups[index]
         fit = rows is not None and rows.fit(params, states)
         if not fit:
             complete_states(params, states, group)
@@ -195,10 +214,11 @@ class Stepping:
             for param, state in zip(params, states, strict=True)
         ]
         if rows is None or not fit:
-            rows = self._packed[index] = PackedRows(arena, params, states)
+            rows = PackedRows(arena, params, states)
             self.layout_version += 1
         rule = Rule.of(group)
         rows.step(grads, rule, self._rates_of(index, rule, params[0], states[0]))
+        return rows
 
     def _step_batch(self, index: int, params: list[Tensor], states: list[State]) -> None:
         """Step one batch of tensors; see `batches`."""
@@ -235,16 +255,8 @@ class Stepping:
         return Rates.at(rule, state["step"] + 1)
 
 
-def _storage(param: Tensor) -> int:
-    return param.untyped_storage()._cdata
-
-
-def _common_arena(stepped: list[Batch]) -> Arena | None:
-    """Return the arena of the batches that have one, if these can be stepped together."""
-    found = [(Arena.of(params[0]), states[0]["step"]) for params, states in stepped]
-    packed = {(arena, step) for arena, step in found if arena is not None}
-    return next(iter(packed))[0] if len(packed) == 1 else None
-
-
-def _is_in(arena: Arena, params: list[Tensor]) -> bool:
-    return all(Arena.of(param) is arena for param in params)
+def _arena_of(group: dict[str, Any], params: list[Tensor], states: list[State]) -> Arena | None:
+    """Return the arena that has all tensors of a batch, if they can be stepped in its rows."""
+    arena = Arena.of(params[0])
+    same = all(Arena.of(param) is arena for param in params)
+    return arena if same and fits_rows(group, states[0]) else None

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from so_clip.errors import InputError
 from so_clip.optim.arena import Arena
 from so_clip.optim.so import SO
 from so_clip.optim.state import MAX_PADDED_ENTRIES, rows_that_fit
@@ -204,3 +205,70 @@ def test_a_packed_model_has_the_state_dict_of_before():
 def test_a_step_that_reads_the_host_is_not_captured(options, reason):
     optimizer = SO(weights(), **options)
     assert (optimizer.not_capturable() or "").startswith(reason)
+
+
+def test_tensors_that_share_memory_with_others_stay_together():
+    one = nn.Parameter(torch.randn(20, 20))
+    other, viewed = nn.Parameter(one.data), nn.Parameter(torch.randn(20, 20))
+    view = viewed.detach()
+    SO([one, other, viewed], density_ratio=0.1).pack()
+    assert one.data_ptr() == other.data_ptr()
+    assert viewed.data_ptr() == view.data_ptr()
+
+
+def test_copies_follow_the_steps_of_all_optimizers():
+    # A replay reads the copies as the preparation has left them.
+    mixed = [nn.Parameter(torch.randn(30, 30).to(kind)) for kind in (torch.float, torch.bfloat16)]
+    weight = mixed[0]
+    first = SO(mixed, lr=0.1, density_ratio=0.1)
+    first.pack()
+    first.pack(torch.bfloat16)
+    second = SO([weight], lr=0.1, density_ratio=0.1, moment_selection="dense")
+    arena = Arena.of(weight)
+    assert arena is not None
+    assert arena.half is not None
+    for optimizer in (first, second):
+        optimizer.make_static()
+        for param in mixed:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        optimizer.prepare_step()
+        assert torch.equal(arena.half[: weight.numel()].view_as(weight), weight.bfloat16())
+
+
+def test_a_weight_that_left_its_arena_leaves_the_copies_of_others():
+    optimizer = SO(params := [nn.Parameter(torch.randn(9, 9)) for _ in range(2)], density_ratio=0.1)
+    optimizer.pack(torch.bfloat16)
+    optimizer.make_static()
+    arena = Arena.of(params[1])
+    assert arena is not None
+    params[0].data = torch.ones(10, 10)
+    with torch.no_grad():
+        params[0].mul_(2)
+    arena.refresh()
+    assert torch.equal(arena.half_of(params[1], torch.bfloat16), params[1].bfloat16())
+
+
+def test_options_that_change_after_packing_count_in_the_next_step():
+    trainings = [Training(packed=packed, T=2).take(3) for packed in (True, False)]
+    for training in trainings:
+        for change in ({"gradient_selection": "importance"}, {"gradient_selection": "random"}):
+            training.optimizer.param_groups[0].update(change)
+            training.take(3)
+    assert_same(*trainings)
+
+
+@pytest.mark.parametrize("half", [torch.int8, torch.float32, "bf16"])
+def test_a_copy_has_half_precision(half):
+    with pytest.raises(InputError, match=r"half=.*torch\.bfloat16"):
+        SO(weights()).pack(half)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_step_on_the_device_says_that_it_must_be_prepared(static):
+    optimizer = SO(params := weights())
+    if static:
+        optimizer.make_static()
+    params[0].grad = torch.ones_like(params[0])
+    with pytest.raises(InputError, match="prepare_step"):
+        optimizer.step_on_device()
