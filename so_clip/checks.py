@@ -20,6 +20,8 @@ from so_clip.errors import InputError, nearest
 
 # A million GiB.
 MAX_MIB = 1e9
+# More than anyone can count, and what a file of results can hold.
+MAX_COUNT = 10**9
 # File systems allow no longer names, and Linux no longer paths.
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
 
@@ -249,9 +251,12 @@ def _mib_option(value: Any, info: ValidationInfo) -> float | None:
 
 def _count_option(value: Any, info: ValidationInfo) -> Any:
     key = option_key(info)
-    if isinstance(value, str) and value != "auto":
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{key}={value}: must be auto, or a whole number, 1 or more.")
-    return value if value == "auto" else whole(key, value, least=1)
+    # A number that a run's own files could not hold would make a finished run unreadable.
+    return whole(key, value, least=1, most=MAX_COUNT)
 
 
 def _flag_option(value: Any, info: ValidationInfo) -> Any:

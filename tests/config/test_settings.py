@@ -188,6 +188,8 @@ REFUSED = [
     ("augment.flip", 1, "must be true or false"),
     ("evaluation.batch_size", 0, "must be 1 or more"),
     ("evaluation.batch_size", "all", "must be auto, or a whole number, 1 or more"),
+    ("evaluation.batch_size", 1.5, "must be auto, or a whole number, 1 or more"),
+    ("evaluation.batch_size", 10**19, "must be 1000000000 or less"),
     ("evaluation.workers", -1, "must be 0 or more"),
     ("evaluation.workers", "all", "must be a whole number"),
     ("evaluation.keep_logits", "yes", "must be auto, true or false"),
