@@ -283,8 +283,8 @@ class Placement(Options):
     )
     graph: AutoFlag = option(
         AUTO,
-        "training steps as one CUDA graph: auto (on a GPU, where the method allows) | true (an "
-        "error where it cannot be) | false",
+        "each training step as one CUDA graph: auto (on CUDA, if the method allows it) | true (an "
+        "error if it is not possible) | false",
         changes_results=False,
     )
     text_budget_mib: AutoMib = option(

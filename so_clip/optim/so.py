@@ -184,7 +184,9 @@ class SO(Optimizer):
         """
         reason = self.not_capturable()
         if reason is not None:
-            raise InputError(f"{reason}, so a step cannot be captured. Train with graph=false.")
+            raise InputError(
+                f"{reason}, so a step cannot be captured. Take steps without make_static()."
+            )
         self._stepping.is_static = True
         self._stepping.find_arenas()
 

@@ -55,9 +55,9 @@ def why_host_reads(group: dict[str, Any]) -> str | None:
     """
     for option, captured in _CAPTURED.items():
         if group[option] not in captured:
-            return f"optimizer.{option}={group[option]} reads the host in a step"
+            return f"optimizer.{option}={group[option]} needs the host in each step"
     if group["gradient_selection"] == "dense" and group["moment_selection"] != "dense":
-        return "optimizer.gradient_selection=dense with sparse moments reads the host in a step"
+        return "optimizer.gradient_selection=dense with sparse moments needs the host in each step"
     return None
 
 

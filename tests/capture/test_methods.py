@@ -15,9 +15,9 @@ FAST = ("taskres",)
 # Methods whose steps stay eager, with the reason.
 EAGER = {
     "galore": "the step of SavedGaLore is not made for a CUDA graph",
-    "so_importance": "optimizer.gradient_selection=importance reads the host in a step",
-    "so_importance_random": "optimizer.gradient_selection=importance reads the host in a step",
-    "so_random": "optimizer.moment_selection=random reads the host in a step",
+    "so_importance": "optimizer.gradient_selection=importance needs the host in each step",
+    "so_importance_random": "optimizer.gradient_selection=importance needs the host in each step",
+    "so_random": "optimizer.moment_selection=random needs the host in each step",
 }
 
 
