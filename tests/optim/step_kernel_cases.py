@@ -163,7 +163,7 @@ def test_so_steps_packed_weights_by_the_kernel(bias_correction: str, static: boo
     plain = Training(packed=False, bias_correction=bias_correction, T=1)
     with ExactRoots():
         assert_same(packed.take(2), plain.take(2))
-    (rows,) = packed.optimizer._stepping._packed.values()
+    (rows,) = packed.optimizer._stepping._packed[0].values()
     assert rows._uses_kernel
     arena = rows.weights.arena
     assert torch.equal(arena.half, arena.flat.bfloat16())
