@@ -103,6 +103,19 @@ LORA_BALANCED = Contender("lora_balanced", "CLIP-LoRA, AdamW, memory=balanced", 
 LORA_SMALL = Contender("lora_small", "CLIP-LoRA, AdamW, memory=small", "lora", "small")
 
 
+def row_head(shape: Shape, contender: Contender) -> dict[str, Any]:
+    """Return the columns with which a row about a contender's step begins."""
+    return {
+        "dataset": shape.dataset,
+        "classes": len(shape.prompts()),
+        "architecture": shape.architecture,
+        "batch": shape.batch,
+        "precision": shape.precision,
+        "contender": contender.name,
+        "title": contender.title,
+    }
+
+
 class Seconds(NamedTuple):
     """Seconds of the parts of a step."""
 

@@ -17,7 +17,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from scripts.bench.contenders import Contender, Shape, T, Trainer, make_trainer
+from scripts.bench.contenders import Contender, Shape, T, Trainer, make_trainer, row_head
 from scripts.bench.plans import Plan
 from scripts.bench.tables import hardware
 from so_clip.capture.captured_step import STEPS_OF_SHAPE, CapturedStep, Recorder
@@ -83,13 +83,7 @@ def _rows_of(
     for shape in shapes:
         for way in ways:
             row: Row = {
-                "dataset": shape.dataset,
-                "classes": len(shape.prompts()),
-                "architecture": shape.architecture,
-                "batch": shape.batch,
-                "precision": shape.precision,
-                "contender": contender.name,
-                "title": contender.title,
+                **row_head(shape, contender),
                 "steps_are": way,
                 **dict.fromkeys(_MEASURED),
                 "note": note,

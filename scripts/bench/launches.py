@@ -27,6 +27,7 @@ from scripts.bench.contenders import (
     T,
     Trainer,
     make_trainer,
+    row_head,
 )
 from scripts.bench.plans import Plan
 from scripts.bench.reference_so import ReferenceSO
@@ -196,13 +197,7 @@ def launch_rows(plan: Plan) -> list[dict[str, Any]]:
         found = launches(contender, shape)
         rows.append(
             {
-                "dataset": dataset,
-                "classes": len(shape.prompts()),
-                "architecture": shape.architecture,
-                "batch": shape.batch,
-                "precision": shape.precision,
-                "contender": contender.name,
-                "title": contender.title,
+                **row_head(shape, contender),
                 **{f"{part}_operations": found.by_part[part] for part in PARTS},
                 "step_operations": found.step,
                 "outside_graph_operations": found.outside,

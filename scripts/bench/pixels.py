@@ -25,7 +25,7 @@ from so_clip.runtime.precision import Precision, pick_precision
 from so_clip.system.machine import usable_cores
 
 Row = dict[str, Any]
-WIDTH, HEIGHT = 500, 375  # of a photograph in the datasets of few-shot CLIP
+WIDTH, HEIGHT = 500, 375  # pixels; the usual size of a photograph in these datasets
 CROP_BATCH, CROP_SIDE = 32, 224
 RESAMPLED, PRODUCTS = "torchvision, image by image", "two batched products"
 

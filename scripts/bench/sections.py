@@ -18,6 +18,7 @@ from scripts.bench.contenders import (
     Shape,
     T,
     make_trainer,
+    row_head,
 )
 from scripts.bench.estimate import Estimate, count, estimate
 from scripts.bench.plans import Plan
@@ -121,13 +122,7 @@ def _rows_of_steps(
         refresh = _refresh_seconds(contender, optimizers)
         rows.append(
             {
-                "dataset": shape.dataset,
-                "classes": len(shape.prompts()),
-                "architecture": shape.architecture,
-                "batch": shape.batch,
-                "precision": shape.precision,
-                "contender": contender.name,
-                "title": contender.title,
+                **row_head(shape, contender),
                 "rounds": len(taken[contender.name]),
                 **values,
                 "refresh_seconds": refresh,
@@ -163,13 +158,7 @@ def peak_rows(plan: Plan, device: torch.device) -> list[Row]:
         torch.cuda.empty_cache()
         rows.append(
             {
-                "dataset": dataset,
-                "classes": len(shape.prompts()),
-                "architecture": shape.architecture,
-                "batch": shape.batch,
-                "precision": shape.precision,
-                "contender": contender.name,
-                "title": contender.title,
+                **row_head(shape, contender),
                 "peak_memory_mib": peak_mib,
             }
         )
