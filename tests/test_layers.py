@@ -26,6 +26,7 @@ ROOMS = (
     "retest",
     "meta",
     "tasks",
+    "sentences",
     "run",
     "adaptation",
     "export",
@@ -37,6 +38,7 @@ ROOMS = (
     "fingerprint",
     "evaluate",
     "capture",
+    "encoder",
     "methods",
     "smat",
     "config",
@@ -63,6 +65,7 @@ WITHOUT_TORCH = (
     "data.cards",
     "data.episodes",
     "data.lists",
+    "data.sentences",
     "data.user",
 )
 MAX_ROOT_MODULES = 13

@@ -1,0 +1,1 @@
+"""Datasets of sentences: cards, files and few-shot draws, without torch."""

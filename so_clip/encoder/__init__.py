@@ -1,0 +1,1 @@
+"""Sentence encoders of Hugging Face: loading, tokens, roles of their parameters, classification."""
