@@ -1,4 +1,4 @@
-"""The mean over sampled tasks, and its 95 % interval."""
+"""95 % intervals: of a mean over sampled tasks, and of an accuracy over test items."""
 
 import math
 import statistics
@@ -40,3 +40,30 @@ def quantile(freedom: float) -> float:
     from scipy import stats  # an extra, which other runs do not need
 
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy over independent items, in percent.
+
+    Wilson's score interval, with n items, p = correct / n and z = 1.96:
+
+        (p + z²/2n ± z √(p (1 - p) / n + z²/4n²)) / (1 + z²/n)
+
+    It stays within 0 and 100, also if no item or every item is correct.
+
+    Args:
+        correct: items that are classified correctly, from 0 to `total`.
+        total: n, 1 or more.
+
+    Returns:
+        The lower and the upper end.
+
+    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, Journal of
+        the American Statistical Association 22 (1927).
+    """
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    share, spread = correct / total, z * z / total
+    center = share + spread / 2
+    reach = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    low, high = ((center + sign * reach) / (1 + spread) for sign in (-1, 1))
+    return 100.0 * max(0.0, low), 100.0 * min(1.0, high)
