@@ -1,7 +1,7 @@
 """The keys of a card's file and the kind of value of each: a pydantic model."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +39,7 @@ _PROBLEMS = {
 MAX_COUNT = 10**9
 
 
-def _rule(is_good: Callable[[Any], bool], problem: str) -> PlainValidator:
+def rule(is_good: Callable[[Any], bool], problem: str) -> PlainValidator:
     """Return a validator that refuses all other values with "must be PROBLEM, not VALUE"."""
 
     def validate(value: Any) -> Any:
@@ -80,22 +80,24 @@ def _unless(allowed: str, validate: Callable[[str], str]) -> Callable[[str], str
     return lambda text: text if text == allowed else validate(text)
 
 
-Count = Annotated[int, _rule(_count_from(0), "a whole number, 0 to a billion")]
-Pixels = Annotated[int, _rule(_count_from(1), "a whole number above 0")]
-Sha256 = Annotated[str, _rule(_matches("[0-9a-f]{64}"), "64 hexadecimal digits")]
+Count = Annotated[int, rule(_count_from(0), "a whole number, 0 to a billion")]
+Pixels = Annotated[int, rule(_count_from(1), "a whole number above 0")]
+Sha256 = Annotated[str, rule(_matches("[0-9a-f]{64}"), "64 hexadecimal digits")]
 Template = Annotated[
-    str, _rule(_matches(r"[^{}]*\{\}[^{}]*"), "text with one {} for the class name")
+    str, rule(_matches(r"[^{}]*\{\}[^{}]*"), "text with one {} for the class name")
 ]
 Text = Annotated[str, BeforeValidator(_not_blank)]
 Below = Annotated[Text, AfterValidator(_below_data_root)]
 FolderName = Annotated[Text, AfterValidator(_folder_name)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Base of all parts of a card: strictly typed, without unknown keys."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Sizes(_Strict):
+class Sizes(Strict):
     """Full size: the number of classes, and of images in each list."""
 
     classes: Count
@@ -104,7 +106,7 @@ class Sizes(_Strict):
     test: Count
 
 
-class Templates(_Strict):
+class Templates(Strict):
     """Prompts with one {} for the class name."""
 
     plain: Template
@@ -112,19 +114,19 @@ class Templates(_Strict):
     ensemble: Annotated[list[Template], Field(min_length=1)] | None = None
 
 
-class Package(_Strict):
+class Package(Strict):
     """An installed package: the module to import, and the requirement that pip installs."""
 
-    module: Annotated[str, _rule(_matches(r"[A-Za-z_]\w*"), "the name of a package")]
+    module: Annotated[str, rule(_matches(r"[A-Za-z_]\w*"), "the name of a package")]
     install: Annotated[
-        str, _rule(_matches(r"[A-Za-z0-9][\w.\[\],=<>~!-]*"), "the name of a package")
+        str, rule(_matches(r"[A-Za-z0-9][\w.\[\],=<>~!-]*"), "the name of a package")
     ]
 
 
 _NESTED: dict[str, type[BaseModel]] = {"sizes": Sizes, "templates": Templates, "package": Package}
 
 
-class CardFile(_Strict):
+class CardFile(Strict):
     """The content of a card's file. DatasetCard explains the keys."""
 
     name: Text
@@ -156,23 +158,23 @@ class CardFile(_Strict):
     @model_validator(mode="after")
     def _check_layout(self) -> "CardFile":
         if self.layout not in LAYOUTS:
-            raise _wrong("layout", f"must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
+            raise wrong_key("layout", f"must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
         for key, layout in (("split_file", "split_file"), ("package", PACKAGE_LAYOUT)):
             if (getattr(self, key) is not None) != (self.layout == layout):
-                raise _wrong(key, f"goes with layout: {layout}, and only with it")
+                raise wrong_key(key, f"goes with layout: {layout}, and only with it")
         for key in ("class_folders", "split_sha256"):
             if self.package and getattr(self, key) is None:
-                raise _wrong(key, f"is missing, and layout: {self.layout} needs it")
+                raise wrong_key(key, f"is missing, and layout: {self.layout} needs it")
         return self
 
     @model_validator(mode="after")
     def _check_classes(self) -> "CardFile":
         count, folders = len(self.class_names), self.class_folders
         if problem := problem_of_class_names(self.class_names, folders is not None):
-            raise _wrong(*problem)
+            raise wrong_key(*problem)
         if folders is not None and not len(folders) == len(set(folders)) == count:
             different = len(set(folders))
-            raise _wrong(
+            raise wrong_key(
                 "class_folders",
                 f"must name {count} different folders, one per class, not {different}",
             )
@@ -182,21 +184,21 @@ class CardFile(_Strict):
     def _check_sizes(self) -> "CardFile":
         sizes, count = self.sizes, len(self.class_names)
         if sizes.classes != count:
-            raise _wrong(
+            raise wrong_key(
                 "sizes.classes", f"is {sizes.classes}, but class_names holds {count} names"
             )
         if self.layout in TEST_LAYOUTS:
             for key in ("train", "val"):
                 if size := getattr(sizes, key):
-                    raise _wrong(
+                    raise wrong_key(
                         f"sizes.{key}", f"must be 0, since the layout has only test images: {size}"
                     )
         elif sizes.train < count:
-            raise _wrong(
+            raise wrong_key(
                 "sizes.train", f"is {sizes.train}, too few: each of {count} classes needs an image"
             )
         if not sizes.test:
-            raise _wrong("sizes.test", "is 0, so that there is nothing to test")
+            raise wrong_key("sizes.test", "is 0, so that there is nothing to test")
         return self
 
 
@@ -223,13 +225,25 @@ def problem_of_class_names(names: Sequence[str], have_folders: bool) -> tuple[st
     return None
 
 
-def _wrong(key: str, problem: str) -> PydanticCustomError:
+def wrong_key(key: str, problem: str) -> PydanticCustomError:
     """Return an error about several keys that names one of them; see card_error."""
     return PydanticCustomError("card", "{problem}", {"key": key, "problem": problem})
 
 
-def card_error(error: ValidationError, file: Path) -> InputError:
-    """Return a message about the first unknown key, or else about the first error, of a card."""
+def card_error(
+    error: ValidationError,
+    file: Path,
+    card: type[BaseModel] = CardFile,
+    nested: Mapping[str, type[BaseModel]] = _NESTED,
+) -> InputError:
+    """Return a message about the first unknown key, or else about the first error, of a card.
+
+    Args:
+        error: of pydantic.
+        file: the card's file.
+        card: the class of the card's content.
+        nested: the classes of its parts, by key.
+    """
     problems = error.errors(include_url=False)
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     first = (unknown or problems)[0]
@@ -237,7 +251,7 @@ def card_error(error: ValidationError, file: Path) -> InputError:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     key = context.get("key", key.removeprefix("."))
     if unknown:
-        known = list(_NESTED.get(str(location[0]), CardFile).model_fields)
+        known = list(nested.get(str(location[0]), card).model_fields)
         near = nearest(str(location[-1]), known)
         return InputError(f"{file}: {key}: is not a known key.{near} Known: {', '.join(known)}.")
     problem = _PROBLEMS.get(kind) or problem_text(first).removesuffix(".")
