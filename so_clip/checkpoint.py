@@ -110,6 +110,7 @@ class ModelState:
         return {
             "tensors": {name: value.detach() for name, value in self._tensors().items()},
             "adapter": self._model.adapter.training_state(self._model.classifier),
+            "classifier": self._model.classifier.training_state(),
         }
 
     @torch.no_grad()
@@ -120,6 +121,7 @@ class ModelState:
         for name, value in tensors.items():
             value.copy_(saved[name])
         self._model.adapter.load_training_state(self._model.classifier, state_dict["adapter"])
+        self._model.classifier.load_training_state(state_dict["classifier"])
         self._model.classifier.forget_classes()
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from so_clip.clip.backbone import Backbone
-from so_clip.clip.towers import TOWERS, named_blocks, tower_of
+from so_clip.clip.adaptable import Encoder
+from so_clip.clip.towers import tower_of
 
 _HEAD = "head."  # names of the classifier's own tensors start with it
 
@@ -29,7 +29,7 @@ class ChangedTensor(NamedTuple):
     role: str = ""
 
 
-def in_place(backbone: Backbone, counts: Iterable[tuple[str, int, int]]) -> list[ChangedTensor]:
+def in_place(backbone: Encoder, counts: Iterable[tuple[str, int, int]]) -> list[ChangedTensor]:
     """Return rows of changed.csv.
 
     Args:
@@ -39,8 +39,8 @@ def in_place(backbone: Backbone, counts: Iterable[tuple[str, int, int]]) -> list
     parts = {part.name: part for part in backbone.known_parts}
     blocks = {
         f"{name}.": block
-        for tower in TOWERS
-        for block, (name, _) in enumerate(named_blocks(backbone.model, tower))
+        for tower in backbone.towers
+        for block, (name, _) in enumerate(backbone.named_blocks(tower))
     }
     rows = []
     for name, parameters, changed in counts:

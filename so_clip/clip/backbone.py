@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from so_clip.clip.adaptable import Encoder
 from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.engine.half_weights import halve_frozen, unit_half
 from so_clip.clip.engine.image_tower import encode_image, in_pieces, most_values
@@ -27,7 +28,7 @@ from so_clip.data.transforms import TestPixels
 from so_clip.errors import InputError
 
 
-class Backbone(nn.Module):
+class Backbone(Encoder):
     """An open_clip model behind the few calls that adaptation needs.
 
     Args:
@@ -86,6 +87,11 @@ class Backbone(nn.Module):
         self._tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.mean.device
 
     @property
     def image_size(self) -> int:
@@ -198,23 +204,23 @@ class Backbone(nn.Module):
         """The last role map: that of the model before an adapter. [] if it was never asked for."""
         return [] if self._parts is None else self._parts[1]
 
+    def named_blocks(self, tower: Tower) -> list[tuple[str, nn.Module]]:
+        """Return a tower's residual blocks and their names; [] for a tower of no known family."""
+        return named_blocks(self.model, tower)
+
     def blocks(self, tower: Tower) -> list[nn.Module]:
         """Return a tower's residual blocks, from input to output.
 
         Raises:
             InputError: the tower is of no known family, and has none.
         """
-        blocks = [block for _, block in named_blocks(self.model, tower)]
+        blocks = super().blocks(tower)
         if not blocks:
             raise InputError(
                 f"the {tower} tower of {self.description} has no residual blocks to choose from. "
                 "Use adapter.position=all, or train only the other tower with adapter.encoder=."
             )
         return blocks
-
-    def block_count(self, tower: Tower) -> int:
-        """Return the number of `blocks` in a tower; InputError as for `blocks`."""
-        return len(self.blocks(tower))
 
     @property
     def dimensions(self) -> int:

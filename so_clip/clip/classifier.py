@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from so_clip.clip.adaptable import AdaptableModel
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.engine.packed_text import TEXT_BUDGETS_MIB, ClassPrompts
 from so_clip.clip.heads import Classes, CosineHead, Head, exact
 from so_clip.clip.towers import Tower, tower_of
 
 
-class Classifier(nn.Module):
+class Classifier(AdaptableModel):
     """logits_BK = head(image_BD, class_KD) + bias; the default head has the towers' scaled cosines.
 
         class_k = normalize(mean of the text embeddings of class k's prompts)
@@ -43,6 +44,8 @@ class Classifier(nn.Module):
         >>> classifier = Classifier(backbone, backbone.tokenize(["a photo of a cat.", "a dog."]))
         >>> logits_BK = classifier(images_BCHW)  # uint8 pixels, 224 x 224
     """
+
+    backbone: Backbone
 
     def __init__(
         self,

@@ -95,7 +95,7 @@ class AdaLoRA(Peft):
         weight = self._tuner.peft_config[NAME].orth_reg_weight
         if not weight:
             return None
-        with exact(classifier.backbone.mean.device):
+        with exact(classifier.backbone.device):
             norms = [
                 _distance_from_orthogonal(rows)
                 for layer in adapted_layers(classifier)
@@ -138,7 +138,7 @@ class AdaLoRA(Peft):
     def load_training_state(self, classifier: Classifier, state: dict[str, Any]) -> None:
         """Restore them."""
         super().load_training_state(classifier, state)
-        device = classifier.backbone.mean.device
+        device = classifier.backbone.device
         for name, values in state["averages"].items():
             moved = {key: value.to(device) for key, value in values.items()}
             setattr(self._tuner.rankallocator, name, moved)

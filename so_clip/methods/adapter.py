@@ -69,6 +69,8 @@ class Adapter:
             one; `__call__` then puts a head that does not call `classes` into the classifier.
         plain: True if the adapted model is CLIP's weights and nothing else after `merge`. False if
             learned prompts or a head belong to it.
+        for_sentences: True if it uses nothing of a classifier that an AdaptableModel does not have.
+            It then adapts sentence encoders, too.
         half_weights: True if the adapter works with frozen weights and embeddings in float16; see
             so_clip.clip.engine.half_weights.
         draws: the generator of dropout; None without dropout.
@@ -77,6 +79,7 @@ class Adapter:
     class_bound = False
     needs_text = True
     plain = False
+    for_sentences = False
     half_weights = False
     draws: DropoutDraws | None = None
 

@@ -63,6 +63,7 @@ class Entries(Adapter):
     Source: SpaRTA, arXiv 2502.15975; github IBM/SpaRTA.
     """
 
+    for_sentences = True
     plain = True
 
     def __init__(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.attention import split_projections
 from so_clip.clip.roles import named_roles
-from so_clip.clip.towers import TOWERS, tower_of
+from so_clip.clip.towers import tower_of
 from so_clip.errors import InputError
 from so_clip.methods import options as checks
 from so_clip.methods.adapter import Adapter, LowRankUpdate
@@ -61,6 +61,7 @@ class Peft(Adapter):
     Source: github huggingface/peft.
     """
 
+    for_sentences = True
     plain = True
 
     def __init__(
@@ -94,15 +95,15 @@ class Peft(Adapter):
             self._split_attention(classifier)
         names = self._selected_layers(classifier)
         config = self._config(library, classifier, names)
-        with _seeded(self.seed, classifier.backbone.mean.device):
+        with _seeded(self.seed, classifier.backbone.device):
             self.wrap(library, classifier.backbone.model, config)
         layers = adapted_layers(classifier)
         has_dropout = [prepare(layer, self.kind) for layer in layers]
         save_shared_once(layers)
-        if any(has_dropout):
+        if any(has_dropout) and not classifier.draws_dropout:
             if any(tower_of(name) == "text" for name in names):
                 classifier.separate_prompts()
-            self.draws = DropoutDraws(self.seed, classifier.backbone.mean.device)
+            self.draws = DropoutDraws(self.seed, classifier.backbone.device)
             self.draws.attach(classifier)
         named = classifier.backbone.model.named_parameters()
         return {name: value for name, value in named if value.requires_grad}
@@ -203,7 +204,7 @@ class Peft(Adapter):
         return config
 
     def _split_attention(self, classifier: Classifier) -> None:
-        for tower in TOWERS:
+        for tower in classifier.backbone.towers:
             if self.weights.encoder in (tower, "both"):
                 blocks: Any = classifier.backbone.blocks(tower)
                 for i in blocks_at(self.weights.position, len(blocks)):

@@ -35,6 +35,7 @@ class _Merging(Adapter):
     """
 
     half_weights = False
+    for_sentences = False
 
     def _use(self, checkpoint: Any, head: str, train: bool) -> None:
         one_of("adapter.head", head, HEADS)

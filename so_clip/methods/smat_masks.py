@@ -38,6 +38,8 @@ class SmatMasks(Entries):
     Source: of the masks, arXiv 2403.08477.
     """
 
+    for_sentences = False
+
     def __init__(
         self,
         checkpoint: str | None = None,

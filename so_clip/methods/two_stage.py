@@ -34,6 +34,7 @@ class TwoStage(Weights):
     """
 
     plain = False
+    for_sentences = False
     half_weights = False  # the second stage's classifier is float32
 
     def __init__(

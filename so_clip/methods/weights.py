@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from so_clip.clip.backbone import Backbone
+from so_clip.clip.adaptable import Encoder
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.roles import GROUPS, SPLIT, Part, named_roles
 from so_clip.clip.towers import TOWERS
@@ -79,6 +79,7 @@ class Weights(Adapter):
         InputError: an option is out of range.
     """
 
+    for_sentences = True
     half_weights = True
     plain = True
 
@@ -117,7 +118,7 @@ class Weights(Adapter):
         """Return the selected parameters' entries of the role map; raises as `__call__` does."""
         return self.parts_of(classifier.backbone)
 
-    def parts_of(self, backbone: Backbone) -> list[Part]:
+    def parts_of(self, backbone: Encoder) -> list[Part]:
         """Return the same for a backbone."""
         parts = [part for part in backbone.role_map() if self.encoder in (part.tower, "both")]
         if self.position != "all":
@@ -130,7 +131,7 @@ class Weights(Adapter):
         selected = [part for part in parts if self.roles_of(part) & self.wanted]
         selected.sort(key=_matrix_role)
         self._check_roles(selected, parts, backbone.description)
-        self._check_towers(selected, backbone.description)
+        self._check_towers(selected, backbone)
         return selected
 
     def roles_of(self, part: Part) -> frozenset[str]:
@@ -157,16 +158,22 @@ class Weights(Adapter):
             f"encoder={self.encoder}, position={self.position}. {way_out}"
         )
 
-    def _check_towers(self, selected: Sequence[Part], model: str) -> None:
+    def _check_towers(self, selected: Sequence[Part], backbone: Encoder) -> None:
         """Refuse an encoder in which nothing is selected."""
-        towers = [tower for tower in TOWERS if self.encoder in (tower, "both")]
+        towers = [tower for tower in backbone.towers if self.encoder in (tower, "both")]
+        if not towers:
+            raise InputError(
+                f"adapter.encoder={self.encoder}: {backbone.description} has no such encoder. "
+                "Leave it out."
+            )
         for tower in towers:
             if not any(part.tower == tower for part in selected):
                 others = [other for other in towers if other != tower]
                 way_out = f", or adapter.encoder={others[0]}" if others else ""
                 raise InputError(
-                    f"adapter.roles={self.roles}: the {tower} encoder of {model} has none of them "
-                    f"with position={self.position}. Choose other roles{way_out}."
+                    f"adapter.roles={self.roles}: the {tower} encoder of "
+                    f"{backbone.description} has none of them with "
+                    f"position={self.position}. Choose other roles{way_out}."
                 )
 
     def start(self, classifier: Classifier, few_shots: FewShots) -> None:
