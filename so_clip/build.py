@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -31,7 +32,13 @@ from so_clip.evaluate.evaluator import Classes, Evaluator
 from so_clip.evaluate.feature_cache import FeatureCache
 from so_clip.fingerprint import Base
 from so_clip.methods.adapter import Adapter
-from so_clip.methods.construct import constructor_of, make_adapter, of_type, refuse_foreign_options
+from so_clip.methods.construct import (
+    constructor_of,
+    has_option,
+    make_adapter,
+    of_type,
+    refuse_foreign_options,
+)
 from so_clip.methods.model import Model
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.so import SO
@@ -206,7 +213,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Make the optimizer over the adapter's parameters. Its own refusals become InputError.
 
-    The option `sampled_gradients` changes the model's layers and never reaches the constructor.
+    The option `sampled_gradients` changes the model's layers and never reaches the constructor. An
+    optimizer with the option `density_ratio` has the parameters of `model.dense` in a group of
+    their own, where it is 1. Other optimizers are dense anyway, so they have one group.
 
     Args:
         choice: the optimizer and its options.
@@ -228,7 +237,7 @@ def build_optimizer(
     constructor = constructor_of("optimizer", choice.target)
     refuse_foreign_options("optimizer", constructor, options)
     try:
-        made = constructor([*model.parameters.values()], **options)
+        made = constructor(_groups(model, constructor), **options)
         optimizer = of_type(torch.optim.Optimizer, made, "optimizer", choice)
         on_gpu = model.device.type == "cuda" if on_gpu is None else on_gpu
         fast = on_gpu and model.classifier.backbone.memory == "fast"
@@ -242,6 +251,18 @@ def build_optimizer(
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer: {error}") from error
     return optimizer
+
+
+def _groups(model: Model, constructor: Callable[..., Any]) -> list[Any]:
+    """Return the parameters of a model, in the groups that `build_optimizer` describes."""
+    assert model.dense <= model.parameters.keys()
+    if not model.dense or not has_option(constructor, "density_ratio"):
+        return [*model.parameters.values()]
+    named = model.parameters.items()
+    dense = [value for name, value in named if name in model.dense]
+    sparse = [value for name, value in named if name not in model.dense]
+    groups = [{"params": sparse}, {**model.dense_options, "params": dense, "density_ratio": 1}]
+    return [group for group in groups if group["params"]]
 
 
 def few_shot_batches(

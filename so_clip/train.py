@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -133,16 +133,20 @@ def train(
     stop_loss: float,
     lr_min: float,
     restarts: Sequence[int] = (),
+    stop_on: Literal["epoch", "batch"] = "epoch",
 ) -> History:
-    """Minimise the cross-entropy for `max_steps` steps or until the loss of an epoch is small.
+    """Minimise the cross-entropy for `max_steps` steps or until the loss is small.
 
     Args:
         loop: see Loop.
         max_steps: the last step, and the length of the cosine in steps.
-        stop_loss: an epoch with a mean loss over its images below this is the last. 0: never.
+        stop_loss: the loss that ends training; see `stop_on`. 0: none.
         lr_min: where the cosine ends.
         restarts: the steps after which a new cosine starts, in order. Each cosine falls from the
             optimizer's lr to lr_min within its own steps.
+        stop_on: "epoch": an epoch with a mean loss over its images below `stop_loss` is the last.
+            "batch": a step with a loss of at most `stop_loss` is the last, as in SO's released code
+            for BERT. The host then waits for each step.
 
     Raises:
         TrainingDiverged: a loss is not finite. The message names step, lr and precision.
@@ -173,13 +177,15 @@ def train(
                 scheduler.step()
                 loop.finish_step(recorder.steps + 1)
                 recorder.add(loss, lr, len(labels_B))
+                if stop_loss and stop_on == "batch" and recorder.read_last() <= stop_loss:
+                    history.stop_reason = "stop_loss"
                 loop.report(recorder.steps, recorder.last_loss)
-                if recorder.steps == max_steps:
+                if recorder.steps == max_steps or history.stop_reason == "stop_loss":
                     break
                 if not loop.is_watched(recorder.steps):
                     watched.close()
                     loop.checkpoint.after_step()
-            if stop_loss and recorder.epoch_mean_loss() < stop_loss:
+            if stop_loss and stop_on == "epoch" and recorder.epoch_mean_loss() < stop_loss:
                 history.stop_reason = "stop_loss"
         recorder.read()
     loop.checkpoint.after_training()
@@ -278,6 +284,11 @@ class _Recorder:
         self._images.append(images)
         if len(self._unread) == READ_EVERY_STEPS:
             self.read()
+
+    def read_last(self) -> float:
+        """Read all losses; return the last."""
+        self.read()
+        return self._history.losses[-1]
 
     def epoch_mean_loss(self) -> float:
         """Return the mean loss over the images since the last call."""

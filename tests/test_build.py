@@ -1,6 +1,7 @@
 """From settings to a model: prompts, and classes that cannot be imported."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,56 @@ def test_a_class_that_cannot_be_imported_is_named(target: str, message: str) -> 
         make_adapter(choice)
     with pytest.raises(InputError, match=f"optimizer.{message}"):
         build_optimizer(choice, model)
+
+
+def _model_of_two_layers(dense: frozenset[str], dense_options: dict[str, Any]) -> Model:
+    draw = torch.Generator().manual_seed(0)
+    parameters = {
+        name: torch.nn.Parameter(torch.randn(shape, generator=draw))
+        for name, shape in {"body": (20, 30), "head": (2, 30), "bias": (2,)}.items()
+    }
+    classifier = zero_shot("plain", "digits")
+    precision = Precision("fp32", CPU)
+    return Model(
+        classifier,
+        None,
+        parameters,
+        CPU,
+        precision,
+        "",
+        dense=dense,
+        dense_options=dense_options,
+    )
+
+
+def _choice(*overrides: str) -> Component:
+    optimizer = from_config(compose(list(overrides))).method.optimizer
+    assert optimizer is not None
+    return optimizer
+
+
+def test_sos_dense_parameters_are_a_group_of_their_own() -> None:
+    dense = frozenset({"head", "bias"})
+    model = _model_of_two_layers(dense, {"bias_correction": "twice"})
+    optimizer = build_optimizer(_choice("method=so", "optimizer.order=update_first"), model)
+    body, rest = optimizer.param_groups
+    assert [*map(id, body["params"])] == [id(model.parameters["body"])]
+    assert [*map(id, rest["params"])] == [id(model.parameters[name]) for name in ("head", "bias")]
+    assert (body["density_ratio"], body["bias_correction"]) == (5e-4, "step")
+    assert (rest["density_ratio"], rest["bias_correction"]) == (1, "twice")
+    assert body["order"] == rest["order"] == "update_first"
+    assert optimizer.support(model.parameters["head"]) is None
+
+
+def test_so_has_one_group_if_all_parameters_are_dense() -> None:
+    model = _model_of_two_layers(frozenset({"body", "head", "bias"}), {})
+    (group,) = build_optimizer(_choice("method=so"), model).param_groups
+    assert group["density_ratio"] == 1
+
+
+@pytest.mark.parametrize("method", ["adamw", "adam", "sgd"])
+def test_dense_optimizers_keep_one_group(method: str) -> None:
+    model = _model_of_two_layers(frozenset({"head"}), {"bias_correction": "twice"})
+    (group,) = build_optimizer(_choice(f"method={method}"), model).param_groups
+    assert len(group["params"]) == 3
+    assert "bias_correction" not in group

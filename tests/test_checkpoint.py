@@ -5,7 +5,7 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -266,9 +266,13 @@ class Cut:
 
 
 def _train(
-    folder: Path | None, left: int = 10**9, stop_loss: float = 0.0
+    folder: Path | None,
+    left: int = 10**9,
+    stop_loss: float = 0.0,
+    stop_on: Literal["epoch", "batch"] = "epoch",
 ) -> tuple[History, Tensor, int]:
-    toy, batches = Toy(), Cut([4, 4, 1], left)
+    sizes = [4, 4, 1] if stop_on == "epoch" else [4, 4]
+    toy, batches = Toy(), Cut(sizes, left)
     optimizer = torch.optim.Adam(toy.parameters(), lr=0.05)
     checkpoint = NoCheckpoint()
     if folder is not None:
@@ -285,7 +289,7 @@ def _train(
     watched = Watched()
     fp32 = Precision("fp32", torch.device("cpu"))
     loop = Loop(toy, batches, optimizer, fp32, watched, checkpoint=checkpoint)
-    history = train(loop, max_steps=60, stop_loss=stop_loss, lr_min=1e-6)
+    history = train(loop, max_steps=60, stop_loss=stop_loss, lr_min=1e-6, stop_on=stop_on)
     return history, toy.weight_KP.detach(), watched.times
 
 
@@ -338,6 +342,22 @@ def test_an_early_stop_is_repeated_after_resuming():
     assert history.stop_reason == "stop_loss"
     assert WATCHED_STEPS + 4 < history.steps < 60
     assert history.steps % 3 == 0
+
+
+@pytest.mark.parametrize("cut", [13, 14])
+def test_a_stop_in_the_middle_of_an_epoch_is_repeated_after_resuming(tmp_path, cut):
+    history, weight_KP, _ = _train(None, stop_loss=0.2, stop_on="batch")
+    assert history.stop_reason == "stop_loss"
+    assert cut < history.steps < 60
+    assert history.steps % 2
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, cut, 0.2, "batch")
+    resumed, resumed_KP, _ = _train(tmp_path, history.steps - cut, 0.2, "batch")
+    assert resumed == history
+    assert torch.equal(resumed_KP, weight_KP)
+    again, again_KP, _ = _train(tmp_path, 0, 0.2, "batch")
+    assert again == history
+    assert torch.equal(again_KP, weight_KP)
 
 
 @pytest.mark.parametrize("stop_loss", [0.0, STOP_LOSS])

@@ -19,7 +19,9 @@ CPU = torch.device("cpu")
 
 def _train(classifier: nn.Module, batches: Any, optimizer: Any = None, **changes: Any) -> History:
     lengths = {"max_steps": 60, "stop_loss": 0.0, "lr_min": 1e-6}
-    lengths |= {name: changes.pop(name) for name in {*lengths, "restarts"} & changes.keys()}
+    lengths |= {
+        name: changes.pop(name) for name in {*lengths, "restarts", "stop_on"} & changes.keys()
+    }
     parts = {"precision": Precision("fp32", CPU), "peak_memory": nullcontext()} | changes
     optimizer = optimizer or torch.optim.SGD(classifier.parameters(), lr=1.0)
     return train(Loop(classifier, batches, optimizer, **parts), **lengths)
@@ -168,6 +170,38 @@ def test_training_stops_after_the_first_epoch_with_a_small_mean_loss(epochs, sto
     history = _train(Scripted(), ByEpoch(*epochs), stop_loss=stop_loss, max_steps=20)
     assert history.steps == steps
     assert history.stop_reason == ("max_steps" if steps == 20 else "stop_loss")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "stop_loss", "steps"),
+    [
+        # The second batch of the second epoch, although the epoch's mean is above the limit.
+        ([[[0], [0]], [[0], [3], [0]]], 0.1, 4),
+        ([[[3], [0]]], 0.1, 1),
+        # The loss is the mean over the batch.
+        ([[[0, 4], [0, 4, 4, 4], [4]]], 0.2, 2),
+        # A loss equal to the limit ends training.
+        ([[[4], [4]]], 1e-300, 1),
+        # The last step counts too.
+        ([[*[[0]] * 19, [3]]], 0.1, 20),
+        # Never: all losses are above the limit, or the limit is off.
+        ([[[0], [0]]], 0.69, 20),
+        ([[[4], [4]]], 0.0, 20),
+    ],
+)
+def test_training_stops_at_the_first_batch_with_a_small_loss(epochs, stop_loss, steps):
+    options = {"stop_loss": stop_loss, "stop_on": "batch", "max_steps": 20}
+    history = _train(Scripted(), ByEpoch(*epochs), **options)
+    assert history.steps == steps
+    ended = stop_loss > 0 and history.losses[-1] <= stop_loss
+    assert history.stop_reason == ("stop_loss" if ended else "max_steps")
+    assert all(loss > stop_loss for loss in history.losses[:-1]) or stop_loss == 0
+
+
+def test_a_limit_on_batches_reads_the_loss_of_each_step():
+    with CountReads() as reads:
+        _train(Toy(), random_batches([2] * 5), max_steps=12, stop_loss=1e-9, stop_on="batch")
+    assert reads == {"tolist": 12}
 
 
 def test_the_history_holds_the_mean_loss_of_each_step():

@@ -126,7 +126,8 @@ def _change_bytes(settings: Settings, value: Tensor) -> int:
         return value.nbytes
     steps, interval = settings.schedule.max_steps, options["T"]
     draws = 1 if interval == 0 else -(-steps // interval)
-    entries = draws * entry_count(value.numel(), density_ratio)
+    least = options.get("least_entries", 1)
+    entries = draws * entry_count(value.numel(), density_ratio, least)
     entries *= 2 if options["order"] == "update_first" else 1
     gap_bytes = 1 if entries > value.numel() / 50 else _GAP_BYTES
     return min(value.nbytes, entries * (value.itemsize + gap_bytes))

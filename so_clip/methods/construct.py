@@ -65,6 +65,14 @@ def constructor_of(group: str, target: str) -> Callable[..., Any]:
     return found
 
 
+def has_option(constructor: Callable[..., Any], name: str) -> bool:
+    """Return whether a class or function names an option."""
+    try:
+        return name in inspect.signature(constructor).parameters
+    except ValueError:  # some classes of Python itself have no signature
+        return False
+
+
 def refuse_foreign_options(
     group: str, constructor: Callable[..., Any], options: Mapping[str, Any]
 ) -> None:

@@ -1,6 +1,8 @@
 """The model of a run: classifier, adapter and trained parameters."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +18,8 @@ class Model:
 
     Attributes:
         base_names: of the classifier's state dict before the adapter added tensors.
+        dense: the names of parameters that a sparse optimizer trains densely, such as a new head.
+        dense_options: options of the optimizer for these, in place of its own.
     """
 
     classifier: Classifier
@@ -25,3 +29,5 @@ class Model:
     precision: Precision
     weights_sha256: str
     base_names: frozenset[str] = frozenset()
+    dense: frozenset[str] = frozenset()
+    dense_options: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,8 @@ FLAGS: dict[str, tuple[bool | None, ...]] = {
     "foreach": (None, True, False),
     "maximize": (True, False),
 }
+# Options that older saved states lack, and their values there.
+LATER_OPTIONS: dict[str, Any] = {"least_entries": 1}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -67,20 +69,22 @@ def check_saved(saved: Any, groups: list[dict[str, Any]], options: Iterable[str]
             raise InputError(f"this optimizer state has no {key!r}: SO did not save it.")
     for saved_group, group in zip(saved["param_groups"], groups, strict=False):
         for option in options:
-            if option not in saved_group:
+            if option not in saved_group and option not in LATER_OPTIONS:
                 raise InputError(
                     f"this optimizer state has a group without {option!r}: SO did not save it."
                 )
         check_group({**saved_group, "params": []})
         for key, param in zip(saved_group["params"], group["params"], strict=False):
-            if key in saved["state"] and not _fits(saved["state"][key], param):
+            if key in saved["state"] and not _fits(
+                saved["state"][key], param, saved_group.get("least_entries", 1)
+            ):
                 raise InputError(
                     f"this optimizer state does not fit tensor {key}, of shape "
                     f"{tuple(param.shape)}: it belongs to another model, or is damaged."
                 )
 
 
-def _fits(state: Any, param: torch.Tensor) -> bool:
+def _fits(state: Any, param: torch.Tensor, least: int) -> bool:
     """Return whether a saved state (see so_clip.optim.state) can belong to this tensor."""
     if not isinstance(state, Mapping):
         return False
@@ -89,7 +93,12 @@ def _fits(state: Any, param: torch.Tensor) -> bool:
     step: Any = state.get("step")
     size: Any = state.get("size")
     numel = param.numel()
-    if not is_whole(step) or step < 0 or not is_whole(size) or not min(1, numel) <= size <= numel:
+    if (
+        not is_whole(step)
+        or step < 0
+        or not is_whole(size)
+        or not min(1, least, numel) <= size <= numel
+    ):
         return False
     moments = torch.Size([size]) if "index" in state else param.shape
     shapes = dict.fromkeys(("support", "index", "place", "age"), torch.Size([size]))

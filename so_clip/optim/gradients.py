@@ -185,7 +185,7 @@ def _norm(optimizer: Any, group: dict[str, Any], param: Tensor, estimate_dense: 
             "estimate_dense out, or do not call sampled_gradients."
         )
     values_M = read_gradient(param, support_M)
-    return torch.linalg.vector_norm(values_M) * (param.numel() / len(values_M)) ** 0.5
+    return torch.linalg.vector_norm(values_M) * (param.numel() / max(1, len(values_M))) ** 0.5
 
 
 @torch.no_grad()

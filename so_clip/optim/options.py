@@ -11,7 +11,7 @@ from so_clip.errors import InputError
 AUTO = "auto"
 CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("prune_first", "update_first"),
-    "bias_correction": ("step", "age"),
+    "bias_correction": ("step", "age", "twice"),
     "gradient_selection": ("random", "importance", "dense"),
     "moment_selection": ("importance", "random", "dense", "none"),
 }
@@ -90,6 +90,13 @@ def check_ranges(options: Mapping[str, Any], prefix: str = "") -> None:
     steps = options.get("T", 0)
     is_valid = is_whole(steps) and steps >= 0
     refuse_unless("T", is_valid, "a whole number of steps, at least 0 (0: draw only once).")
+    entries = options.get("least_entries", 0)
+    is_valid = is_whole(entries) and entries >= 0
+    refuse_unless(
+        "least_entries",
+        is_valid,
+        "a whole number of entries, at least 0 (0: the smallest tensors are not trained).",
+    )
     for name, allowed in CHOICES.items():
         if name in options:
             one_of(f"{prefix}{name}", options[name], allowed)

@@ -5,7 +5,7 @@ Names end in their shape: E entries, of any number of tensors.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -26,12 +26,13 @@ class Rule:
     order: str
     moment_selection: str
     maximize: bool
+    bias_correction: str = "step"
 
     @classmethod
     def of(cls, group: dict[str, Any]) -> "Rule":
         """Return the settings of a parameter group."""
         beta1, beta2 = group["betas"]
-        names = ("lr", "eps", "weight_decay", "order", "moment_selection", "maximize")
+        names = {field.name for field in fields(cls)} - {"beta1", "beta2"}
         return cls(beta1=beta1, beta2=beta2, **{name: group[name] for name in names})
 
 
@@ -44,7 +45,7 @@ class Rates:
     rounds a Python number to the dtype of the tensor that it multiplies.
 
     Attributes:
-        step_size: lr / (1 - β1^t).
+        step_size: lr / (1 - β1^t); lr / (1 - β1^t)² for bias_correction="twice".
         variance_scale: 1 / (1 - β2^t).
         lr: the learning rate.
         variance_weight: 1 - β2^t.
@@ -70,8 +71,11 @@ class Rates:
     @classmethod
     def at(cls, rule: Rule, step: int) -> "Rates":
         """Return the numbers of step t = `step`, from 1."""
-        variance_weight = 1 - rule.beta2**step
-        return cls(rule.lr / (1 - rule.beta1**step), 1 / variance_weight, rule.lr, variance_weight)
+        mean_weight, variance_weight = 1 - rule.beta1**step, 1 - rule.beta2**step
+        step_size = rule.lr / mean_weight
+        if rule.bias_correction == "twice":
+            step_size /= mean_weight
+        return cls(step_size, 1 / variance_weight, rule.lr, variance_weight)
 
 
 class DeviceRates:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from so_clip.errors import InputError
-from so_clip.optim.checks import check_group, check_saved, check_seed
+from so_clip.optim.checks import LATER_OPTIONS, check_group, check_saved, check_seed
 from so_clip.optim.gradients import clear_sampled_gradient
 from so_clip.optim.state import fitted
 from so_clip.optim.stepping import Stepping, why_host_reads
@@ -19,10 +19,10 @@ from so_clip.optim.stepping import Stepping, why_host_reads
 class SO(Optimizer):
     r"""Sparse Optimization: Adam on M entries of each tensor.
 
-    With κ the density ratio, each tensor has M = max(1, int(numel·κ)). Its support is a set of M
-    entries, drawn uniformly without replacement and kept for T steps. g~ is the gradient on the
-    support. A step updates the moments on the union of the support and the entries that have
-    moments, at most 2M entries:
+    With κ the density ratio, each tensor has M = max(least_entries, int(numel·κ)). Its support is a
+    set of M entries, drawn uniformly without replacement and kept for T steps. g~ is the gradient
+    on the support. A step updates the moments on the union of the support and the entries that
+    have moments, at most 2M entries:
 
         μ = β1 μ + (1 - β1) g~,    ν = β2 ν + (1 - β2) g~²,
 
@@ -48,12 +48,15 @@ class SO(Optimizer):
             released code): move the whole union, then prune.
         bias_correction: "step": by the tensor's number of steps, as in Adam. "age": by the number
             of steps since the entry entered the moments. The two differ for entries that enter
-            late: "step" moves these by up to 3.2 lr at first.
+            late: "step" moves these by up to 3.2 lr at first. "twice" (the released code for dense
+            tensors): as "step", and lr is divided by 1 - β1^t once more, so a first step is 10 lr.
         gradient_selection: "random"; "importance": the support is the M entries of largest |g|
             (without weight decay) at the first of its T steps; "dense": no support, g~ = g.
         moment_selection: "importance"; "random": keep M entries of the union at random; "dense":
             keep all, so all entries move; "none": μ = g~ and ν = g~² on the support, without
             memory or correction, so each entry there moves by lr · g / (|g| + eps).
+        least_entries: lower bound of M. With 0 (the released code) a tensor with int(numel·κ) = 0
+            is never trained, whatever the selections. Read at a tensor's first step.
         foreach: all tensors together (None, True) or one after the other (False); the results are
             equal. A step on CUDA waits for the device only with False or with
             gradient_selection="dense".
@@ -85,6 +88,7 @@ class SO(Optimizer):
         bias_correction: str = "step",
         gradient_selection: str = "random",
         moment_selection: str = "importance",
+        least_entries: int = 1,
         foreach: bool | None = None,
         maximize: bool = False,
         seed: int = 0,
@@ -103,6 +107,7 @@ class SO(Optimizer):
             "bias_correction": bias_correction,
             "gradient_selection": gradient_selection,
             "moment_selection": moment_selection,
+            "least_entries": least_entries,
             "foreach": foreach,
             "maximize": maximize,
         }
@@ -304,6 +309,9 @@ class SO(Optimizer):
         if "_stepping" not in vars(self):
             self._begin()
         super().__setstate__(state)
+        for group in self.param_groups:
+            for option, value in LATER_OPTIONS.items():
+                group.setdefault(option, value)
         if generator_state is not None:
             self._generator = torch.Generator().set_state(generator_state)
 

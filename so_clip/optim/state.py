@@ -1,7 +1,7 @@
 """SO's state of each tensor, and the batches of tensors that are stepped together.
 
 step        steps taken so far, int
-size        M, int
+size        M, int. 0: the tensor is not trained
 support     flat indices whose gradient the coming step reads [M] int64, ascending. None: still to
             be chosen by importance. Absent: the step reads the whole gradient
 index       flat indices of the entries with moments [M] int64. Absent: all entries have moments
@@ -38,17 +38,31 @@ MAX_PADDED_ENTRIES = 2**21
 
 def new_state(param: Tensor, group: dict[str, Any]) -> State:
     """Return a tensor's state before its first step, with no support drawn yet."""
-    size = entry_count(param.numel(), group["density_ratio"])
+    size = entry_count(param.numel(), group["density_ratio"], group["least_entries"])
     state: State = {"step": 0, "size": size}
-    if size < param.numel() and group["gradient_selection"] != "dense":
+    if is_still(state, param):
+        state["support"] = torch.empty(0, dtype=torch.int64, device=param.device)
+    elif size < param.numel() and group["gradient_selection"] != "dense":
         state["support"] = None
     return state
+
+
+def is_waiting(state: State) -> bool:
+    """Return whether a tensor's support is still to be drawn or chosen."""
+    return "support" in state and state["support"] is None
+
+
+def is_still(state: State, param: Tensor) -> bool:
+    """Return whether a tensor is not trained, because M is 0."""
+    return state["size"] == 0 < param.numel()
 
 
 def batches(
     group: dict[str, Any], states: dict[Tensor, State]
 ) -> Iterator[tuple[list[Tensor], list[State]]]:
-    """Yield a group's tensors that have a gradient, and their states, in batches for one call.
+    """Yield a group's tensors that a step changes, and their states, in batches for one call.
+
+    A step changes the tensors that have a gradient and are not still.
 
     Tensors of a batch share the device, the dtype, the number of steps and, if the moments are
     sparse, M. Tensors of an arena are apart from others.
@@ -60,6 +74,8 @@ def batches(
         state = states.get(param)
         if not state:
             raise InputError("step_on_device on a new tensor: call prepare_step before it.")
+        if is_still(state, param):
+            continue
         dense = state["size"] == param.numel() or group["moment_selection"] == "dense"
         size = 0 if dense else state["size"]
         is_packed = Arena.of(param) is not None

@@ -21,6 +21,7 @@ from so_clip.optim.state import (
     batches,
     complete_states,
     fits_rows,
+    is_waiting,
     new_state,
     rows_that_fit,
     set_supports,
@@ -131,7 +132,7 @@ class Stepping:
             new = [param for param in group["params"] if not states.get(param)]
             for param in new:
                 states[param] = new_state(param, group)
-            pairs = [(param, states[param]) for param in new if "support" in states[param]]
+            pairs = [(param, states[param]) for param in new if is_waiting(states[param])]
             if pairs and group["gradient_selection"] == "random":
                 params, new_states = map(list, zip(*pairs, strict=True))
                 set_supports(new_states, params, self._drawn(params, new_states))

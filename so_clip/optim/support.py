@@ -12,12 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 _HIGH = 2**62
 
 
-def entry_count(numel: int, density_ratio: float) -> int:
-    """Return M, the number of entries sampled of a tensor: max(1, int(numel · κ)).
+def entry_count(numel: int, density_ratio: float, least: int = 1) -> int:
+    """Return M, the number of entries sampled of a tensor: max(least, int(numel · κ)).
 
-    The released code of SO has no lower bound, so it never trains small tensors.
+    The released code of SO has no lower bound (least = 0), so it never trains small tensors.
     """
-    return min(numel, max(1, int(numel * density_ratio)))
+    return min(numel, max(least, int(numel * density_ratio)))
 
 
 def draw_supports(

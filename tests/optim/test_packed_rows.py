@@ -21,6 +21,7 @@ OPTIONS = (
     {"bias_correction": "age", "order": "update_first", "weight_decay": 0.1},
     {"weight_decay": 0.1, "maximize": True},
     {"T": 0},
+    {"bias_correction": "twice", "order": "update_first"},
 )
 
 

@@ -127,6 +127,9 @@ def test_every_selection(order: str, gradient_selection: str, moment_selection: 
         {"betas": (0.0, 0.9), "bias_correction": "age"},
         {"betas": (0.4, 0.3), "bias_correction": "age", "order": "update_first"},
         {"eps": 0.0, "order": "update_first"},
+        {"bias_correction": "twice"},
+        {"bias_correction": "twice", "order": "update_first", "weight_decay": 0.3},
+        {"bias_correction": "twice", "density_ratio": 1},
         {"T": 1},
         {"T": 0},
         {"density_ratio": 1e-9},
@@ -154,6 +157,25 @@ def test_density_1_is_adam(
         torch.testing.assert_close(our, adam, rtol=0, atol=100 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("foreach", [None, False])
+def test_a_bias_corrected_twice_makes_the_first_dense_steps_larger_than_adams(foreach) -> None:
+    twice, adams = [nn.Parameter(torch.zeros(3, dtype=torch.float64)) for _ in range(2)]
+    ours = SO([twice], 1e-3, density_ratio=1, bias_correction="twice", foreach=foreach)
+    adam = torch.optim.Adam([adams], 1e-3)
+    ratios = []
+    for (grad,) in gradients([twice], 30):
+        before = twice.detach().clone(), adams.detach().clone()
+        twice.grad, adams.grad = grad.clone(), grad.clone()
+        ours.step()
+        adam.step()
+        ratios.append((twice - before[0]) / (adams - before[1]))
+    expected = {1: 10.0, 2: 5.26, 5: 2.44, 30: 1.04}
+    for step, ratio in expected.items():
+        torch.testing.assert_close(
+            ratios[step - 1], torch.full_like(twice, ratio), rtol=0, atol=5e-3
+        )
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @settings(max_examples=12, deadline=None)
 @given(
@@ -163,7 +185,7 @@ def test_density_1_is_adam(
     options=st.fixed_dictionaries(
         {
             "order": st.sampled_from(["prune_first", "update_first"]),
-            "bias_correction": st.sampled_from(["step", "age"]),
+            "bias_correction": st.sampled_from(["step", "age", "twice"]),
             "gradient_selection": st.sampled_from(["random", "importance", "dense"]),
             "moment_selection": st.sampled_from(["importance", "random", "dense", "none"]),
             "weight_decay": st.sampled_from([0.0, 0.1]),

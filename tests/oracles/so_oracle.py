@@ -70,7 +70,8 @@ class PruneFirst:
         for i in np.flatnonzero(kept):
             mu_hat = self.mu[i] / (1 - b1 ** t[i])
             nu_hat = self.nu[i] / (1 - b2 ** t[i])
-            self.weight[i] -= s.lr * mu_hat / (np.sqrt(nu_hat) + s.eps)
+            lr = s.lr / (1 - b1 ** t[i]) if s.bias_correction == "twice" else s.lr
+            self.weight[i] -= lr * mu_hat / (np.sqrt(nu_hat) + s.eps)
 
 
 @dataclass
@@ -107,7 +108,8 @@ class UpdateFirst:
         if s.bias_correction == "age":
             t -= self.entered_at[union]
         root = np.sqrt(self.nu[union] / (1 - b2**t))
-        self.weight[union] -= s.lr * (self.mu[union] / (1 - b1**t)) / (root + s.eps)
+        divisor = (1 - b1**t) ** 2 if s.bias_correction == "twice" else 1 - b1**t
+        self.weight[union] -= s.lr * self.mu[union] / divisor / (root + s.eps)
 
         if everything:
             stay = union
