@@ -14,6 +14,9 @@ from so_clip.prepare.options import PrepareOptions
 
 if TYPE_CHECKING:
     from so_clip.data.cards.card import DatasetCard
+    from so_clip.data.sentences.card import SentenceCard
+
+    Card = DatasetCard | SentenceCard
 
 ALL = "all"
 OFFLINE = "--offline-from"
@@ -26,12 +29,14 @@ are kept, and interrupted downloads are resumed.
   python -m so_clip prepare dataset=eurosat data_root=data
   python -m so_clip prepare dataset=eurosat,dtd data_root=data
   python -m so_clip prepare dataset=all data_root=data
+  python -m so_clip prepare dataset=rte data_root=data
   python -m so_clip prepare dataset=sun397 data_root=data --offline-from ~/Downloads
   python -m so_clip prepare dataset=imagenet data_root=data imagenet_dir=/datasets/ILSVRC2012
 
 {help_of(PrepareOptions, "offline_from")}
 
-Downloads are compared with their published checksums, and images with the split file.
+Downloads are compared with their published checksums, and images with the split file. rte, wnli,
+mrpc, cola and sst2 are datasets of sentences; `all` leaves them out.
 
 \b
 Parquet sets and videos (UCF101) need: pip install 'so-clip[prepare]'.
@@ -61,7 +66,8 @@ def main(
             f"{OFFLINE} {offline}: is one file, which cannot hold {len(cards)} datasets. Name "
             "the dataset, or give a folder."
         )
-    if options.imagenet_dir and not any(card.layout == "imagenet" for card in cards):
+    layouts = [getattr(card, "layout", "") for card in cards]  # cards of sentences have none
+    if options.imagenet_dir and "imagenet" not in layouts:
         raise InputError(
             f"imagenet_dir={options.imagenet_dir}: is for dataset=imagenet. Leave it out."
         )
@@ -78,23 +84,32 @@ def main(
         raise RunFailed(f"{len(failures)} of {len(cards)} not there: {', '.join(failures)}.")
 
 
-def _prepare(card: "DatasetCard", options: PrepareOptions) -> None:
+def _prepare(card: "Card", options: PrepareOptions) -> None:
+    from so_clip.data.cards.card import DatasetCard
     from so_clip.prepare.dataset import prepare
+    from so_clip.prepare.sentences import prepare_sentences
 
-    show(f"{card.name}: {prepare(card, options, partial(_say, card))}")
+    tell = partial(_say, card)
+    if isinstance(card, DatasetCard):
+        state = prepare(card, options, tell)
+    else:
+        state = prepare_sentences(card, options, tell)
+    show(f"{card.name}: {state}")
 
 
-def _say(card: "DatasetCard", text: str) -> None:
+def _say(card: "Card", text: str) -> None:
     say(f"{card.name}: {text}")
 
 
-def _cards(options: PrepareOptions) -> list["DatasetCard"]:
+def _cards(options: PrepareOptions) -> list["Card"]:
     """Return the cards of the chosen datasets.
 
-    `all` omits datasets that come with a package, and ImageNet if there is no copy to link.
+    `all` omits datasets that come with a package, ImageNet if there is no copy to link, and
+    datasets of sentences.
     """
     from so_clip.data.cards.card import card_names, load_card
     from so_clip.data.lists.splits import refuse_misplaced
+    from so_clip.data.sentences.card import is_sentence_card, load_sentence_card
     from so_clip.system.paths import CARDS_DIR
 
     cards_dir = options.cards_dir or CARDS_DIR
@@ -102,12 +117,25 @@ def _cards(options: PrepareOptions) -> list["DatasetCard"]:
         known = ", ".join(card_names(cards_dir))
         raise InputError(f"dataset is missing: give dataset=NAME or dataset={ALL}. Known: {known}.")
     if options.dataset == ALL:
-        cards = [load_card(name, cards_dir) for name in card_names(cards_dir)]
+        cards = [load_card(name, cards_dir) for name in _image_cards(cards_dir)]
         return [card for card in cards if _belongs_to_all(card, options)]
-    cards = [load_card(name, cards_dir) for name in dict.fromkeys(options.dataset.split(","))]
-    for card in cards:
+    chosen: list[Card] = []
+    for name in dict.fromkeys(options.dataset.split(",")):
+        if is_sentence_card(name, options.cards_dir):
+            chosen.append(load_sentence_card(name, options.cards_dir))
+            continue
+        card = load_card(name, cards_dir)
         refuse_misplaced(card, options.data_root)
-    return cards
+        chosen.append(card)
+    return chosen
+
+
+def _image_cards(cards_dir: Path) -> list[str]:
+    """Return the names of the cards of images in a folder."""
+    from so_clip.data.cards.card import card_names
+    from so_clip.data.sentences.card import is_sentence_card
+
+    return [name for name in card_names(cards_dir) if not is_sentence_card(name, cards_dir)]
 
 
 def _belongs_to_all(card: "DatasetCard", options: PrepareOptions) -> bool:

@@ -50,11 +50,22 @@ def prepare(card: DatasetCard, options: PrepareOptions, say: Callable[[str], Non
     """
     if card.layout not in LAYOUTS:
         return f"{comes_with(card)}, nothing is to be fetched"
+    with writable_root(options, say):
+        return _prepare(card, options, say)
+
+
+@contextmanager
+def writable_root(options: PrepareOptions, say: Callable[[str], None]) -> Iterator[None]:
+    """Make the data root and hold its lock; remove it at the end if nothing is in it.
+
+    Raises:
+        InputError: the data root cannot be written.
+    """
     is_new = not options.data_root.exists()
     try:
         options.data_root.mkdir(parents=True, exist_ok=True)
         with locked(options.data_root, say):
-            return _prepare(card, options, say)
+            yield
     except OSError as error:
         place = error.filename or options.data_root
         raise InputError(

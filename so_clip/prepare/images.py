@@ -9,6 +9,7 @@ from pathlib import Path
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.decode import why_too_large
 from so_clip.data.lists.splits import dataset_folder, load_splits
+from so_clip.data.sentences.card import SentenceCard
 from so_clip.errors import InputError
 from so_clip.prepare.download import fetch, wrong_checksum
 from so_clip.prepare.missing import missing_images
@@ -40,7 +41,7 @@ class Supply:
         work: a folder for this dataset only, on the file system of the data root.
     """
 
-    card: DatasetCard
+    card: DatasetCard | SentenceCard
     options: PrepareOptions
     work: Path
 

@@ -3,7 +3,7 @@
 `sources` in a card is a list, in the order of trial. A source is a mapping:
 
     kind: archive | parquet | videos | file | registration
-    holds: images | split file
+    holds: images | split file | sentences
     files:                        # all are needed
       - url: https://…            # http or https
         name: EuroSAT.zip         # the file's name on disk; default: the last part of the URL
@@ -15,7 +15,8 @@
 
 `archive` is a zip or tar with any folders; `parquet` is a set in Hugging Face's layout. The images
 of `videos` are the middle frames: of videos that the user has (no files), or of archives (files).
-`registration` is never downloaded.
+`registration` is never downloaded. The files of `sentences` are read as they are: parquet files, or
+one archive of tsv files.
 
 torchvision's loaders download the same archives of the authors, and the checksums are those that
 torchvision publishes. Pinned revisions of Hugging Face need no checksum.
@@ -38,9 +39,10 @@ from pydantic import (
 from so_clip.checks import problem_text
 from so_clip.data.cards.card import DatasetCard
 from so_clip.data.safe_path import why_outside
+from so_clip.data.sentences.card import SentenceCard
 from so_clip.errors import InputError, nearest
 
-IMAGES, SPLIT = "images", "split file"
+IMAGES, SPLIT, SENTENCES = "images", "split file", "sentences"
 NO_SOURCE = "the card names no source."
 
 
@@ -103,7 +105,7 @@ class Source(_Entry):
     """One way to get a dataset's images or its split file; see the module's text."""
 
     kind: Literal["archive", "parquet", "videos", "file", "registration"]
-    holds: Literal["images", "split file"]
+    holds: Literal["images", "split file", "sentences"]
     files: list[RemoteFile] = Field(default_factory=list)
     name_column: str | None = None
     listing: Annotated[RemoteFile | None, BeforeValidator(_listing)] = None
@@ -119,12 +121,12 @@ class Source(_Entry):
         return self
 
 
-def read_sources(card: DatasetCard, holds: str) -> list[Source]:
+def read_sources(card: DatasetCard | SentenceCard, holds: str) -> list[Source]:
     """Return the sources of a card that hold `holds`, in order.
 
     Args:
         card: the dataset. Sources of its split file get the split file's checksum.
-        holds: `IMAGES` or `SPLIT`.
+        holds: `IMAGES`, `SPLIT` or `SENTENCES`.
 
     Raises:
         InputError: a malformed source; the message names card, place and key.
@@ -135,7 +137,7 @@ def read_sources(card: DatasetCard, holds: str) -> list[Source]:
             source = Source.model_validate(entry)
         except ValidationError as error:
             raise _source_error(error, f"{card.name}.yaml: sources[{index}]") from error
-        if source.holds == SPLIT:
+        if source.holds == SPLIT and isinstance(card, DatasetCard):
             for file in source.files:
                 file.sha256 = file.sha256 or card.split_sha256
         sources.append(source)

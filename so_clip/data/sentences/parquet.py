@@ -15,6 +15,10 @@ from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 _MAX_UNPACKED_BYTES = 8 * MAX_LIST_BYTES
 
 
+class NoPyarrow(InputError):
+    """A parquet file cannot be read because pyarrow is not installed."""
+
+
 def read_parquet(
     files: Sequence[Path], layout: ParquetFiles, label_names: Sequence[str]
 ) -> list[Pair]:
@@ -50,7 +54,7 @@ def _rows(file: Path, layout: ParquetFiles) -> list[tuple[Any, Any, Any]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise InputError(
+        raise NoPyarrow(
             f"{file}: a parquet file needs pyarrow ({error}): {install('so-clip[text]')}; or use "
             "GLUE's tsv files."
         ) from error
