@@ -257,6 +257,11 @@ class SetAside:
         for path in errors_of(ImageFolder(folder), present, f"decode {card.name}"):
             self.add(folder / path)
 
+    def drop(self) -> None:
+        """Remove all files that were moved away."""
+        self._moved.clear()
+        remove(self.folder)
+
     def give_back(self) -> None:
         """Move files back that nothing has replaced, and remove the others."""
         for file, place in self._moved:

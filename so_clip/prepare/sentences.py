@@ -51,11 +51,12 @@ def prepare_sentences(
             _obtain(card, options, work, say)
             state = _state(find_sentences(card, options.data_root), card)
             # Damaged files must not come back: they may come before those of another format.
-            remove(set_aside.folder)
+            set_aside.drop()
             if not options.keep_archives:
                 remove(work)
             return f"completed: {state}"
         finally:
+            remove(work / "staged")
             set_aside.give_back()
             remove_empty_folders(work.parent)
 
@@ -176,4 +177,3 @@ def _place(card: SentenceCard, files: list[Path], is_archive: bool, root: Path, 
     for name in map(str, names):
         if not (root / card.folder / name).exists():
             move(folder / name, root / card.folder / name)
-    remove(staged)

@@ -22,8 +22,8 @@ from tests.helpers.made_sentences import (
 STATE = "12 training and 5 validation examples in {}\n"
 
 
-def _parquet_source(server, train=TRAIN, validation=VALIDATION, **sums):
-    made = {"train": parquet(train), "validation": parquet(validation)}
+def _parquet_source(server, examples=TRAIN, **sums):
+    made = {"train": parquet(examples), "validation": parquet(VALIDATION)}
     files = [
         {
             "url": server.serve(f"hub/{split}-00000-of-00001.parquet", data),
@@ -69,14 +69,13 @@ def test_the_first_source_is_downloaded_and_read(server, root):
 
 BAD_FIRST = {
     "another checksum": ({"train": "0" * 64}, "has the sha256"),
-    "other examples": ({"rows": rows(3)}, "holds 3 training and 5 validation examples, but 12"),
+    "other examples": ({"examples": rows(3)}, "holds 3 training and 5 validation examples, but 12"),
 }
 
 
 @pytest.mark.parametrize(("fault", "message"), BAD_FIRST.values(), ids=BAD_FIRST)
 def test_the_archive_serves_where_the_parquet_files_do_not(fault, message, server, root):
-    first = _parquet_source(server, fault.pop("rows", TRAIN), **fault)
-    _cards(root, first, _archive_source(server, break_after=[100]))
+    _cards(root, _parquet_source(server, **fault), _archive_source(server, break_after=[100]))
     done = prepare(root)
     assert done.code == 0, done.err
     assert message in done.err
