@@ -32,7 +32,7 @@ def reached(model: Any) -> frozenset[str]:
             length = 4 if hasattr(getattr(model, "text", None), "config") else model.context_length
             tokens_KL = torch.zeros(1, length, dtype=torch.long, device=first.device)
             outputs.append(_call(model, leaves, "encode_text", tokens_KL))
-    found = _leaves_of(outputs)
+    found = leaves_of(outputs)
     return frozenset(name for name, value in leaves.items() if id(value) in found)
 
 
@@ -53,7 +53,7 @@ def _call(model: nn.Module, tensors: dict[str, Tensor], method: str, inputs: Ten
     return output
 
 
-def _leaves_of(outputs: Iterable[Tensor]) -> set[int]:
+def leaves_of(outputs: Iterable[Tensor]) -> set[int]:
     """Return the ids of the leaf tensors in the graphs of some outputs."""
     found, seen = set[int](), set[Any]()
     waiting: list[Any] = [output.grad_fn for output in outputs]

@@ -14,6 +14,9 @@ patch_embedding   the stem, from pixels to the first tokens
 token_embedding, position_embedding, class_token, layer_scale
 pooling           the head that pools tokens: attention pooling, a pooler
 projection        the last matrix, to the embedding
+embedding         tables of tokens, positions and token types in an encoder of sentences; no CLIP
+                  has it, so the group `matrices` of a CLIP has no tables
+head              the classifier of an encoder of sentences; no CLIP has it
 other             what no family of open_clip has
 """
 
@@ -42,10 +45,12 @@ ROLES = (
     "patch_embedding",
     "token_embedding",
     "position_embedding",
+    "embedding",
     "class_token",
     "layer_scale",
     "pooling",
     "projection",
+    "head",
     "other",
 )
 # Roles of a projection that is a matrix of its own.
@@ -54,7 +59,7 @@ SPLIT = ("query", "key", "value")
 GROUPS = {
     "attention": ("attention_in", "attention_out"),
     "mlp": ("mlp_in", "mlp_out"),
-    "matrices": ("attention_in", "attention_out", "mlp_in", "mlp_out", "convolution"),
+    "matrices": ("attention_in", "attention_out", "mlp_in", "mlp_out", "convolution", "embedding"),
     "everything": ROLES,
 }
 
@@ -120,8 +125,8 @@ def role_map(model: nn.Module) -> list[Part]:
         Part(
             name=name,
             tower=tower_of(name),
-            block=_block_of(name, blocks[tower_of(name)]),
-            roles=_roles(model, name),
+            block=block_of(name, blocks[tower_of(name)]),
+            roles=roles_of(model, name),
             shape=tuple(value.shape),
         )
         for name, value in model.named_parameters()
@@ -149,11 +154,13 @@ def named_roles(roles: Iterable[str], option: str = "adapter.roles") -> frozense
     return frozenset(member for role in roles for member in known[role])
 
 
-def _block_of(name: str, blocks: list[str]) -> int | None:
+def block_of(name: str, blocks: list[str]) -> int | None:
+    """Return the number of the block that a parameter is in; None outside of all."""
     return next((i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), None)
 
 
-def _roles(model: nn.Module, name: str) -> frozenset[str]:
+def roles_of(model: nn.Module, name: str) -> frozenset[str]:
+    """Return the roles of a parameter, by its name and its module."""
     path, _, leaf = name.rpartition(".")
     module: Any = model.get_submodule(path)
     own = path if leaf == "weight" else name

@@ -9,7 +9,9 @@ Tower = Literal["vision", "text"]
 TOWERS: tuple[Tower, Tower] = ("vision", "text")
 # Names of lists of blocks: in open_clip, timm (ViTamin's stages are lists) and Hugging Face. The
 # lists inside a block of T5 (`block.0`) are none.
-_LIST = re.compile(r"(?!.*\bblock\.)(.*\.)?(resblocks|blocks|block|layers?|layer\d|stages\.\d+)")
+_LIST = re.compile(
+    r"(?!.*\bblock\.)(.*\.)?(resblocks|blocks|block|(albert_)?layers?|layer\d|stages\.\d+)"
+)
 # From pixels to the first tokens; ViTamin's stem has blocks of its own.
 STEM = re.compile(r"patch_embed\.|\.stem\.|^visual\.(conv|bn)\d\.")
 # CoCa's second text model, which no embedding reaches.

