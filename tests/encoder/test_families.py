@@ -94,14 +94,17 @@ def test_a_memory_mode_changes_no_bit_of_a_step_with_dropout(encoder, memory):
 
 
 def test_padding_changes_neither_logits_nor_gradients(encoder):
-    encoder.double()
+    # ModernBERT computes attention's softmax in float32.
+    exact = family_of(encoder) != "modernbert"
+    dtype, atol = (torch.float64, 1e-10) if exact else (torch.float32, 1e-5)
+    encoder.to(dtype)
     longest = gradients(encoder, batch(encoder), training=False)
     full = gradients(encoder, batch(encoder, POSITIONS), training=False)
     encoder.float()
     assert batch(encoder).shape[-1] < POSITIONS
-    assert longest[0].dtype == torch.float64
+    assert longest[0].dtype == dtype
     for one, other in zip(longest, full, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
 
 
 def test_an_encoder_without_weights_has_the_same_parts_and_steps(encoder):

@@ -5,7 +5,6 @@ Example: `folder = encoder_folder(tmp_path / "bert")`, then `model.source=folder
 
 from collections.abc import Callable
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import torch
