@@ -37,6 +37,7 @@ and used in place.
 
 {help_of(DoctorOptions)}
 
+dataset=rte, wnli, mrpc, cola or sst2 examines a dataset of sentences; `all` leaves these out.
 dataset=folder and dataset=csv examine your own images in data_root. The options of runs are
 allowed, and the next command that is printed repeats them.
 
@@ -73,8 +74,14 @@ def _place(options: DoctorOptions) -> "Place":
 
 def _diagnoses(options: DoctorOptions, run_words: list[str]) -> tuple[list["Diagnosis"], list[str]]:
     """Return the diagnoses, and the options of runs that the next command repeats."""
-    from so_clip.data.cards.card import USER_LAYOUTS, card_names, load_card
+    from so_clip.data.cards.card import USER_LAYOUTS, load_card
+    from so_clip.data.sentences.card import (
+        image_card_names,
+        is_sentence_card,
+        load_sentence_card,
+    )
     from so_clip.prepare.examine import examine
+    from so_clip.prepare.sentences import examine_sentences
     from so_clip.system.paths import CARDS_DIR
 
     decode = None if options.check == "all" else options.samples
@@ -86,13 +93,17 @@ def _diagnoses(options: DoctorOptions, run_words: list[str]) -> tuple[list["Diag
         return [_user_diagnosis(options, run_words, decode)], run_words
     if not root.is_dir():
         raise InputError(f"data_root={root}: there is no such folder. Give the one with datasets.")
-    names = card_names(cards_dir)
-    if not names:
-        raise InputError(f"cards_dir={cards_dir}: holds no card of a dataset (NAME.yaml).")
     if options.dataset != ALL:
         names = list(dict.fromkeys(options.dataset.split(",")))
-    cards = [load_card(name, cards_dir) for name in names]
-    return [examine(card, _place(options), decode) for card in cards], run_words
+    elif not (names := image_card_names(cards_dir)):
+        raise InputError(f"cards_dir={cards_dir}: holds no card of a dataset (NAME.yaml).")
+    place = _place(options)
+    return [
+        examine_sentences(load_sentence_card(name, options.cards_dir), place)
+        if is_sentence_card(name, options.cards_dir)
+        else examine(load_card(name, cards_dir), place, decode)
+        for name in names
+    ], run_words
 
 
 def _check_run_words(words: list[str]) -> None:

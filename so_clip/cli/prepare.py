@@ -109,7 +109,11 @@ def _cards(options: PrepareOptions) -> list["Card"]:
     """
     from so_clip.data.cards.card import card_names, load_card
     from so_clip.data.lists.splits import refuse_misplaced
-    from so_clip.data.sentences.card import is_sentence_card, load_sentence_card
+    from so_clip.data.sentences.card import (
+        image_card_names,
+        is_sentence_card,
+        load_sentence_card,
+    )
     from so_clip.system.paths import CARDS_DIR
 
     cards_dir = options.cards_dir or CARDS_DIR
@@ -117,7 +121,7 @@ def _cards(options: PrepareOptions) -> list["Card"]:
         known = ", ".join(card_names(cards_dir))
         raise InputError(f"dataset is missing: give dataset=NAME or dataset={ALL}. Known: {known}.")
     if options.dataset == ALL:
-        cards = [load_card(name, cards_dir) for name in _image_cards(cards_dir)]
+        cards = [load_card(name, cards_dir) for name in image_card_names(cards_dir)]
         return [card for card in cards if _belongs_to_all(card, options)]
     chosen: list[Card] = []
     for name in dict.fromkeys(options.dataset.split(",")):
@@ -128,14 +132,6 @@ def _cards(options: PrepareOptions) -> list["Card"]:
         refuse_misplaced(card, options.data_root)
         chosen.append(card)
     return chosen
-
-
-def _image_cards(cards_dir: Path) -> list[str]:
-    """Return the names of the cards of images in a folder."""
-    from so_clip.data.cards.card import card_names
-    from so_clip.data.sentences.card import is_sentence_card
-
-    return [name for name in card_names(cards_dir) if not is_sentence_card(name, cards_dir)]
 
 
 def _belongs_to_all(card: "DatasetCard", options: PrepareOptions) -> bool:

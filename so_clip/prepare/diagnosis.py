@@ -30,12 +30,13 @@ class Diagnosis:
         name: the dataset's name.
         state: `WHOLE`, `FAULTY` or `ABSENT`.
         folder: its folder, existing or expected; None for images in a package.
-        images: the number of images in its lists.
+        images: the number of images in its lists; 0 for sentences.
         decoded: the number of decoded images.
         faults: one sentence per fault.
         notes: one sentence per fact that is not a fault.
         remedy: the one command that repairs it; "" if nothing is wrong, or no command repairs it.
         bad_images: the fault of each image that a run would refuse, by path.
+        run_words: the words that choose it for a run; [] for dataset=NAME.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     remedy: str = ""
     bad_images: dict[str, str] = field(default_factory=dict)
+    run_words: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
         """Return all attributes as JSON values."""

@@ -96,6 +96,8 @@ def _next_command(bad: Sequence[Diagnosis], place: Place) -> str:
 def _run_command(found: Diagnosis, place: Place, run_options: Sequence[str]) -> str:
     """Return a first run with the user's own choices."""
     chosen = {option.partition("=")[0] for option in run_options}
+    if found.run_words:
+        return command(*found.run_words, *place.options)
     of_data = [option for option in run_options if option.startswith("dataset")]
     others = [option for option in run_options if option not in of_data]
     options = of_data or [f"dataset={found.name}"]

@@ -1,9 +1,9 @@
-"""Completes one dataset of sentences below the data root: GLUE's files, as runs read them."""
+"""Completes or examines one dataset of sentences below the data root."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from so_clip.data.sentences.card import SentenceCard
+from so_clip.data.sentences.card import SentenceCard, how_to_get_sentences, words_of_runs
 from so_clip.data.sentences.find import (
     SentenceFiles,
     find_sentences,
@@ -13,11 +13,13 @@ from so_clip.data.sentences.find import (
 from so_clip.data.sentences.parquet import NoPyarrow
 from so_clip.errors import InputError, RunFailed
 from so_clip.prepare.dataset import WORK_DIR, SetAside, writable_root
+from so_clip.prepare.diagnosis import ABSENT, FAULTY, WHOLE, Diagnosis, Place
 from so_clip.prepare.images import Supply
 from so_clip.prepare.options import PrepareOptions
 from so_clip.prepare.parquet import require_pyarrow
 from so_clip.prepare.place import copy, move, remove, remove_empty_folders
 from so_clip.prepare.sources import NO_SOURCE, SENTENCES, Source, SourceFailed, read_sources
+from so_clip.system.commands import command, install
 
 
 def prepare_sentences(
@@ -59,6 +61,39 @@ def prepare_sentences(
             remove(work / "staged")
             set_aside.give_back()
             remove_empty_folders(work.parent)
+
+
+def examine_sentences(card: SentenceCard, place: Place) -> Diagnosis:
+    """Examine one dataset of sentences: all of its files are read. Nothing is written.
+
+    Args:
+        card: the dataset.
+        place: the folder of all datasets.
+    """
+    found = Diagnosis(card.name, ABSENT, place.root / card.folder, run_words=words_of_runs(card))
+    prepare = ["prepare", f"dataset={card.name}", *place.options]
+    try:
+        files = find_sentences(card, place.root)
+        found.state, found.folder = FAULTY, files.train[0].parent
+        train, validation = map(len, read_sentences(files, card))
+    except NoPyarrow as error:
+        found.faults.append(str(error))
+        found.remedy = install("so-clip[text]")
+        return found
+    except InputError as error:
+        advice = how_to_get_sentences(card, place.root)
+        found.faults.append(str(error).removesuffix(advice).strip())
+        repair = ["repair=true"] if found.state == FAULTY else []
+        found.remedy = command(*prepare, *repair) if card.sources else ""
+        return found
+    found.state = WHOLE
+    found.notes.append(f"{train} training and {validation} validation examples")
+    if card.sizes and (train, validation) != (card.sizes.train, card.sizes.validation):
+        found.notes.append(
+            f"{card.sizes.train} training and {card.sizes.validation} validation examples were "
+            "published"
+        )
+    return found
 
 
 def _state(files: SentenceFiles, card: SentenceCard) -> str:

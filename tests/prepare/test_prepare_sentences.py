@@ -7,6 +7,7 @@ import pytest
 from so_clip.data.sentences.choice import SentenceChoice
 from so_clip.data.sentences.read import gather_sentences
 from tests.helpers.archives import prepare
+from tests.helpers.command import call
 from tests.helpers.made_sentences import (
     TRAIN,
     VALIDATION,
@@ -141,3 +142,33 @@ def test_an_archive_of_any_name_is_used_and_a_bad_one_refused(server, root):
     assert "bad.zip: cannot be read as a zip archive" in refused.err
     assert prepare(root, "--offline-from", given / "mine.zip").code == 0
     assert (root / "small" / "RTE.zip").read_bytes() == archive()
+
+
+def _doctor(root, *words):
+    cards = root.parent / "cards"
+    return call("doctor", "dataset=small", f"data_root={root}", f"cards_dir={cards}", *words)
+
+
+def test_the_doctor_reads_all_examples_and_names_a_run(server, root):
+    _cards(root, _archive_source(server))
+    prepare(root)
+    done = _doctor(root)
+    assert done.code == 0, done.err
+    assert "small: whole\n  note: 12 training and 5 validation examples" in done.out
+    assert f"python -m so_clip sentences dataset=small data_root={root}" in done.out
+
+
+def test_the_doctor_names_what_is_missing_or_damaged_and_the_repair(server, root):
+    _cards(root, _archive_source(server))
+    write(root, {"small/train.parquet": b"x"})
+    missing = _doctor(root)
+    assert missing.code == 1
+    assert "small: absent" in missing.out
+    assert f"fault: {root / 'small' / 'validation.parquet'}: is missing.\n" in missing.out
+    write(root, {"small/validation.parquet": b"x"})
+    damaged = _doctor(root)
+    assert "small: faulty" in damaged.out
+    repair = damaged.out.partition("repair: python -m so_clip ")[2].strip()
+    assert repair.endswith("repair=true")
+    assert call(*repair.split(), "retries=0").code == 0
+    assert _doctor(root).code == 0

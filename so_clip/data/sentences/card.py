@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from so_clip.data.cards.card import card_names
 from so_clip.data.cards.card_file import (
     Below,
     Count,
@@ -197,6 +198,18 @@ def known_sentence_cards(cards_dir: Path | None = None) -> list[str]:
         own = (file.stem for file in cards_dir.glob("*.yaml"))
         names |= {name for name in own if is_sentence_card(name, cards_dir)}
     return sorted(names)
+
+
+def image_card_names(cards_dir: Path = CARDS_DIR) -> list[str]:
+    """Return the names of the cards of images in a folder, sorted."""
+    return [name for name in card_names(cards_dir) if not is_sentence_card(name, cards_dir)]
+
+
+def words_of_runs(card: SentenceCard) -> list[str]:
+    """Return the words that begin a run on a dataset: `rte`, or `sentences dataset=NAME`."""
+    if card.user_file is None:
+        return [card.name]
+    return ["sentences", override("dataset", card.name)]
 
 
 def load_sentence_card(name: str, cards_dir: Path | None = None) -> SentenceCard:
