@@ -13,11 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from so_clip.checks import optional_path, path
+from so_clip.config import sentence_settings
 from so_clip.config.settings import default_options, steps_in_epochs
 from so_clip.config.user_data import dataset_choice
 from so_clip.data.base_to_new import BASE_TO_NEW, base_count
 from so_clip.data.cards.card import known_cards
 from so_clip.data.find import find_card
+from so_clip.data.sentences.card import known_sentence_cards
 from so_clip.errors import InputError, nearest, reason_of
 from so_clip.system.commands import hydra_text, install, override, shell_word
 from so_clip.system.paths import CONF_DIR
@@ -27,22 +29,34 @@ CONFIG_NAME = "config"
 
 @dataclass(frozen=True)
 class ConfigTree:
-    """The configuration of one kind of run: a folder with config.yaml and groups.
+    """The configuration of one kind of run: a folder with a main file and groups.
 
     Attributes:
-        folder: holds config.yaml. Groups that are not in it are found in conf/.
-        options: the name of the declared options in the defaults list of config.yaml.
+        folder: holds the main file. Groups that are not in it are found in conf/.
+        options: the name of the declared options in the defaults list of the main file.
         declared: returns these options with their defaults.
         help: the command that lists all options.
+        name: of the main file, without .yaml.
+        cards: returns the names of the datasets, with those in a folder of the user's own cards.
     """
 
     folder: Path
     options: str
     declared: Callable[[], dict[str, Any]]
     help: str
+    name: str = CONFIG_NAME
+    cards: Callable[[Path | None], list[str]] = known_cards
 
 
 RUNS = ConfigTree(CONF_DIR, "options", default_options, "python -m so_clip --help options")
+SENTENCES = ConfigTree(
+    CONF_DIR,
+    "sentence_options",
+    sentence_settings.default_options,
+    "python -m so_clip sentences --help options",
+    name="sentences",
+    cards=known_sentence_cards,
+)
 # Hydra's launchers, and the extra of this package that installs each.
 LAUNCHERS = {
     "joblib": "joblib",
@@ -76,8 +90,9 @@ def register(overrides: Sequence[str] = (), tree: ConfigTree = RUNS) -> None:
     store = ConfigStore.instance()
     store.store(name=tree.options, node=tree.declared())
     folders = [None, *_cards_dirs(overrides)]
-    for name in dict.fromkeys(name for folder in folders for name in known_cards(folder)):
-        store.store(group="dataset", name=name, node={"name": name, "split_file": None})
+    for name in dict.fromkeys(name for folder in folders for name in tree.cards(folder)):
+        node = {"name": name} if tree is SENTENCES else {"name": name, "split_file": None}
+        store.store(group="dataset", name=name, node=node)
 
 
 def _cards_dirs(overrides: Sequence[str]) -> list[Path]:
@@ -172,7 +187,7 @@ def compose(
         searched = override("hydra.searchpath", [f"file://{folder}" for folder in folders])
         overrides = [*overrides, searched]
     with readable_errors(tree), initialize_config_dir(str(tree.folder), version_base="1.3"):
-        return hydra_compose(CONFIG_NAME, overrides=list(overrides))
+        return hydra_compose(tree.name, overrides=list(overrides))
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
     context = {"parallel_runs": parallel_runs}
     top = {name: values[name] for name in Placement.model_fields}
     placement = validated(Placement, top, context=context)  # first: the cache is in results_dir
-    method = _method(values)
+    method = method_choice(values)
     chosen = dataset_choice(values["dataset"], path("data_root", values["data_root"]))
     data = chosen._asdict() | {name: values[name] for name in DATA_OPTIONS}
     parts: dict[str, Any] = {
@@ -96,7 +96,8 @@ def resolving() -> Iterator[None]:
         ) from error
 
 
-def _method(values: Mapping[str, Any]) -> MethodChoice:
+def method_choice(values: Mapping[str, Any]) -> MethodChoice:
+    """Return the method, adapter and optimizer that a configuration's values describe."""
     adapter = _component("adapter", values["adapter"])
     optimizer = _component("optimizer", values["optimizer"])
     if optimizer is not None and adapter is None:

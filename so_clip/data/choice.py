@@ -34,7 +34,17 @@ def _template(value: Any) -> str:
 TemplateOption = Annotated[str, BeforeValidator(_template)]
 
 
-class DataChoice(Options):
+class RunData(Options):
+    """The dataset and the draw of one run, of any kind."""
+
+    dataset: str
+    shots: int
+    seed: int = option(
+        1, "chooses the few-shot images and every other random draw of the run", ge=0, le=MAX_SEED
+    )
+
+
+class DataChoice(RunData):
     """Dataset, few-shot draw, test sets and prompts of one run.
 
     Attributes:
@@ -43,13 +53,9 @@ class DataChoice(Options):
         split_file: read in place of the dataset's own split file.
     """
 
-    dataset: str
     user_data: UserData | None = None
     split_file: OptionalPathOption = option(None, changes_results=False)
     shots: int = option(4, "training images per class", ge=1, le=MAX_SHOTS)
-    seed: int = option(
-        1, "chooses the few-shot images and every other random draw of the run", ge=0, le=MAX_SEED
-    )
     split_protocol: Literal["clip_lora", "coop"] = option(
         "clip_lora", "clip_lora (draws val, then train; SO uses it too) | coop (train, then val)"
     )

@@ -19,14 +19,13 @@ from so_clip.checks import (
     option,
     option_key,
 )
+from so_clip.config.run_settings import MAX_WORKERS, whole_or_share
 from so_clip.config.settings import (
     AUTO,
-    MAX_WORKERS,
     PIXEL_OPTIONS,
     Augment,
     BackboneChoice,
     defaults,
-    whole_or_share,
     without_effect,
 )
 from so_clip.data.choice import MAX_SEED, MAX_SHOTS, TemplateOption

@@ -2,18 +2,17 @@
 
 from typing import Literal
 
-from so_clip.checks import OptionalPathOption, Options, PathOption, option
-from so_clip.data.choice import MAX_SEED, MAX_SHOTS
+from so_clip.checks import OptionalPathOption, PathOption, option
+from so_clip.data.choice import MAX_SEED, MAX_SHOTS, RunData
 
 
-class SentenceChoice(Options):
+class SentenceChoice(RunData):
     """Dataset, few-shot draw and tested pairs of one run on sentences.
 
     Attributes:
         dataset: the name of a card of sentences.
     """
 
-    dataset: str
     shots: int = option(32, "training examples, in all", ge=1, le=MAX_SHOTS)
     subset: Literal["balanced", "official"] = option(
         "balanced",
