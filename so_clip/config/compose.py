@@ -2,9 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from so_clip.checks import optional_path, path
-from so_clip.config import sentence_settings
-from so_clip.config.settings import default_options, steps_in_epochs
+from so_clip.config.settings import steps_in_epochs
+from so_clip.config.trees import RUNS, SENTENCES, ConfigTree, declares, other_kind
 from so_clip.config.user_data import dataset_choice
 from so_clip.data.base_to_new import BASE_TO_NEW, base_count
-from so_clip.data.cards.card import known_cards
 from so_clip.data.find import find_card
-from so_clip.data.sentences.card import known_sentence_cards
 from so_clip.errors import InputError, nearest, reason_of
-from so_clip.system.commands import hydra_text, install, override, shell_word
+from so_clip.system.commands import command, hydra_text, install, override, shell_word
 from so_clip.system.paths import CONF_DIR
 
-CONFIG_NAME = "config"
-
-
-@dataclass(frozen=True)
-class ConfigTree:
-    """The configuration of one kind of run: a folder with a main file and groups.
-
-    Attributes:
-        folder: holds the main file. Groups that are not in it are found in conf/.
-        options: the name of the declared options in the defaults list of the main file.
-        declared: returns these options with their defaults.
-        help: the command that lists all options.
-        name: of the main file, without .yaml.
-        cards: returns the names of the datasets, with those in a folder of the user's own cards.
-    """
-
-    folder: Path
-    options: str
-    declared: Callable[[], dict[str, Any]]
-    help: str
-    name: str = CONFIG_NAME
-    cards: Callable[[Path | None], list[str]] = known_cards
-
-
-RUNS = ConfigTree(CONF_DIR, "options", default_options, "python -m so_clip --help options")
-SENTENCES = ConfigTree(
-    CONF_DIR,
-    "sentence_options",
-    sentence_settings.default_options,
-    "python -m so_clip sentences --help options",
-    name="sentences",
-    cards=known_sentence_cards,
-)
 # Hydra's launchers, and the extra of this package that installs each.
 LAUNCHERS = {
     "joblib": "joblib",
@@ -232,6 +196,11 @@ def _explain(error: BaseException, tree: ConfigTree) -> str:
                 f"{group}={option} needs a package that is not installed: "
                 f"{install(f'so-clip[{LAUNCHERS[option]}]')}."
             )
+        if group == "dataset" and option in (other := other_kind(tree)).cards(None):
+            return (
+                f"dataset={option}: is a dataset of {other.about}, and this is a run on "
+                f"{tree.about}. Write {command(*other.words, f'dataset={option}', '...')}"
+            )
         return (
             f"{group}={option}: there is no {group} of that name."
             f"{nearest(option, error.options)} Known: {', '.join(sorted(error.options))}."
@@ -247,6 +216,12 @@ def _explain(error: BaseException, tree: ConfigTree) -> str:
             return f"{key}: the chosen {group} has no such option. Leave it out."
         owners = [name for name in known if name.endswith(f".{key}")]
         owners = owners or [name for name in known if name.endswith(f"_{key}")]
+        other = other_kind(tree)
+        if not owners and declares(other, key):
+            return (
+                f"{key}: is an option of runs on {other.about}, and this is a run on {tree.about}. "
+                f"Leave it out. `{tree.help}` lists all options."
+            )
         close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
         close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
         way = f"`{tree.help}` lists them all."

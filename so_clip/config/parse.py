@@ -16,6 +16,7 @@ from so_clip.checks import (
 )
 from so_clip.config.compose import choices
 from so_clip.config.early_checks import check_adapter_options
+from so_clip.config.kinds import check_images
 from so_clip.config.settings import (
     DATA_OPTIONS,
     GROUPS,
@@ -43,6 +44,7 @@ def from_config(config: DictConfig, parallel_runs: int = 1) -> Settings:
     Raises:
         InputError: naming the option, its value, and the values it may take.
     """
+    check_images(config)
     values = plain(config)
     check_names(values, (*GROUPS, *TOP_LEVEL))
     context = {"parallel_runs": parallel_runs}

@@ -7,8 +7,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from so_clip.checks import optional_path
+from so_clip.config.compose import choices
+from so_clip.config.kinds import SENTENCE_ADAPTERS
 from so_clip.config.parse import targets_of
-from so_clip.config.sentence_settings import SentenceSettings
+from so_clip.config.sentence_settings import HEAD, ModelChoice, SentenceSettings
 from so_clip.data.cards.card import USER_LAYOUTS, known_cards
 from so_clip.data.sentences.card import known_sentence_cards
 from so_clip.errors import InputError, nearest
@@ -19,15 +21,6 @@ from so_clip.system.torchrun import processes
 
 # The extra with transformers and with the encoder of model=minilm.
 _EXTRA = "so-clip[text]"
-# Classes of adapters that take any model with parts, and no CLIP. Their `for_sentences` is true.
-SENTENCE_ADAPTERS = (
-    "so_clip.methods.adalora.AdaLoRA",
-    "so_clip.methods.entries.Entries",
-    "so_clip.methods.head.Head",
-    "so_clip.methods.peft_adapter.Peft",
-    "so_clip.methods.relora.ReLoRA",
-    "so_clip.methods.weights.Weights",
-)
 
 
 def check_schedule(config: DictConfig) -> None:
@@ -60,6 +53,20 @@ def check_dataset(values: Any, cards_dir: Any) -> str:
     )
 
 
+def check_model(choice: ModelChoice) -> None:
+    """Refuse another model under a name of conf/, because tables would show that name."""
+    for file in choices("model"):
+        if file.stem != choice.name:
+            continue
+        named: Any = OmegaConf.load(file)
+        if named.source != choice.source:
+            raise InputError(
+                f"model.source={choice.source}: model.name={choice.name} stands for "
+                f"{named.source}. Add "
+                "model=folder, or a name of its own: model.name=NAME."
+            )
+
+
 def check_method(settings: SentenceSettings) -> None:
     """Refuse a method that needs CLIP, that trains nothing, or whose options do not fit it."""
     method, schedule = settings.method, settings.schedule
@@ -80,7 +87,7 @@ def check_method(settings: SentenceSettings) -> None:
             f"method={method.name}: trains nothing, and the head on top of the encoder is new and "
             "random. Choose method=head to train the head alone."
         )
-    if adapter.name == "head" and settings.dense_rest is False:
+    if adapter.name == HEAD and settings.dense_rest is False:
         raise InputError(
             f"dense_rest=false: method={method.name} trains the head alone, and with dense_rest="
             "false there is nothing to train. Leave dense_rest out."

@@ -6,7 +6,12 @@ from omegaconf import DictConfig
 
 from so_clip.checks import check_names, validated
 from so_clip.config.parse import method_choice, plain
-from so_clip.config.sentence_checks import check_dataset, check_method, check_schedule
+from so_clip.config.sentence_checks import (
+    check_dataset,
+    check_method,
+    check_model,
+    check_schedule,
+)
 from so_clip.config.sentence_settings import (
     DATA_OPTIONS,
     DENSE_OPTIONS,
@@ -49,5 +54,6 @@ def sentence_settings(config: DictConfig, parallel_runs: int = 1) -> SentenceSet
         **parts,
     }
     settings = validated(SentenceSettings, chosen)
+    check_model(settings.model)
     check_method(settings)
     return settings

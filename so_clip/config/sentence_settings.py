@@ -34,8 +34,10 @@ MAX_MODEL_NAME = 64
 LEAST_LENGTH = 8
 # More tokens than any encoder reads. A typing error must not fill the memory.
 MOST_LENGTH = 2**16
-# Adapters that train vectors alone. With dense_rest=true they would train all vectors.
-_ADAPTERS_OF_VECTORS = ("head", "bitfit", "layer_norm")
+# The adapter that trains the head alone. CLIP has no such head.
+HEAD = "head"
+# Roles of vectors. An adapter of these alone would train all vectors with dense_rest=true.
+_VECTOR_ROLES = {"bias", "norm"}
 
 
 class ModelChoice(Options):
@@ -157,9 +159,10 @@ class SentenceSettings(RunSettings):
     @classmethod
     def _check_rest(cls, value: Any, info: ValidationInfo) -> Any:
         if value == AUTO:
-            method = info.data["method"]
-            name = method.adapter.name if method.adapter else None
-            return "head" if name in _ADAPTERS_OF_VECTORS else True
+            adapter = info.data["method"].adapter
+            roles = set(map(str, adapter.options.get("roles") or ())) if adapter else set()
+            is_head = adapter is not None and adapter.name == HEAD
+            return "head" if is_head or (roles and roles <= _VECTOR_ROLES) else True
         if not isinstance(value, bool) and value != "head":
             raise InputError(f"dense_rest={value}: must be auto, true, head or false.")
         return value
@@ -188,9 +191,9 @@ DENSE_OPTIONS = ("dense_rest", "dense_bias_correction")
 TOP_LEVEL = (*DATA_OPTIONS, *DENSE_OPTIONS, *SentencePlacement.model_fields)
 GROUPS = ("dataset", "method", "adapter", "optimizer", *PARTS)
 # Recorded options that cannot change a result.
-NO_DIFFERENCE = without_effect(
-    [("", SentenceChoice), ("", SentencePlacement), *PARTS.items()]
-) | {"method_title"}
+NO_DIFFERENCE = without_effect([("", SentenceChoice), ("", SentencePlacement), *PARTS.items()]) | {
+    "method_title"
+}
 
 
 def default_options() -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from so_clip.checks import Options, check_names, validated
-from so_clip.config.compose import ConfigTree, choices, compose
+from so_clip.config.compose import choices, compose
 from so_clip.config.parse import plain
+from so_clip.config.trees import ConfigTree
 from so_clip.errors import InputError, nearest
 from so_clip.meta.settings import (
     BEST,

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from so_clip.config.compose import CONFIG_NAME, readable_errors, register
+from so_clip.config.compose import readable_errors, register
+from so_clip.config.trees import CONFIG_NAME
 from so_clip.sweep.callback import closing
 from so_clip.system.paths import CONF_DIR
 

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from so_clip.config.compose import CONFIG_NAME
+from so_clip.config.trees import CONFIG_NAME
 from so_clip.errors import InputError
 from so_clip.system.paths import CONF_DIR
 

@@ -8,8 +8,10 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from so_clip.config.compose import compose
+from so_clip.config.kinds import kind_of_file
 from so_clip.config.parse import from_config
 from so_clip.config.settings import Component
+from so_clip.config.trees import SENTENCES
 from so_clip.data.cards.card import card_names
 from so_clip.errors import InputError
 from so_clip.fingerprint import run_dir, settings_sha256
@@ -17,11 +19,12 @@ from so_clip.system.paths import CONF_DIR
 from tests.helpers.command import call, python, shell_words
 
 SAMPLED = "sampled_gradients"  # an option of the model's layers, see build_optimizer
-# tests/meta/ has those of meta-trainings.
+# tests/meta/ has those of meta-trainings, test_sentence_settings.py those of sentences.
 FILES = sorted(
-    path
-    for path in (file.relative_to(CONF_DIR) for file in CONF_DIR.rglob("*.yaml"))
-    if path.parts[0] != "meta"
+    file.relative_to(CONF_DIR)
+    for file in CONF_DIR.rglob("*.yaml")
+    if file.relative_to(CONF_DIR).parts[0] not in ("meta", "sentences.yaml")
+    and kind_of_file(file) is not SENTENCES
 )
 # Methods use nearly all files of the other groups.
 FAST_AND_SLOW = [
