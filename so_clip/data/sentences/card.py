@@ -177,8 +177,8 @@ def is_sentence_card(name: str, cards_dir: Path | None = None) -> bool:
     if cards_dir is None or name != Path(name).name:
         return False
     try:
-        content = load_plain_yaml(read_plain(cards_dir / f"{name}.yaml", MAX_YAML_BYTES))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        content = _content(cards_dir / f"{name}.yaml")
+    except InputError:
         return False
     return isinstance(content, dict) and "label_names" in content
 
@@ -237,16 +237,21 @@ def load_sentence_card(name: str, cards_dir: Path | None = None) -> SentenceCard
         return _read_card(name, shipped, None)
     if not shipped.exists():
         return _read_card(name, own, own)
-    if own.read_bytes() != shipped.read_bytes():
+    if _content(own) != _content(shipped):
         raise InputError(f"{own}: {name} is the name of a published dataset. Choose another name.")
     return _read_card(name, shipped, None)
 
 
-def _read_card(name: str, file: Path, user_file: Path | None) -> SentenceCard:
+def _content(file: Path) -> Any:
+    """Return the content of a card's file, unchecked."""
     try:
-        content = load_plain_yaml(read_plain(file, MAX_YAML_BYTES))
+        return load_plain_yaml(read_plain(file, MAX_YAML_BYTES))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file}: the card cannot be read: {error}") from error
+
+
+def _read_card(name: str, file: Path, user_file: Path | None) -> SentenceCard:
+    content = _content(file)
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"{type(content).__name__} {str(content)[:40]!r}"
         raise InputError(f"{file}: a card is a mapping of keys, not {kind}.")

@@ -1,7 +1,12 @@
 """Cards of sentences: the five of GLUE, the user's own, and malformed ones."""
 
+import os
+from contextlib import suppress
+
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from so_clip.data.cards.card import card_names
 from so_clip.data.sentences.card import (
@@ -107,3 +112,26 @@ def test_malformed_cards_name_file_and_key(content, message, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         load_sentence_card("small", tmp_path)
     assert str(caught.value).startswith(f"{file}: ")
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(sorted(card())),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    ),
+)
+def test_any_value_of_any_key_is_read_or_refused_but_never_crashes(tmp_path_factory, key, value):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "small.yaml").write_text(yaml.safe_dump(card() | {key: value}))
+    with suppress(InputError):
+        assert load_sentence_card("small", folder).name == "small"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_the_place_of_a_card_is_refused_at_once(tmp_path):
+    for name in ("small", "rte"):
+        os.mkfifo(tmp_path / f"{name}.yaml")
+        with pytest.raises(InputError, match=r"the card cannot be read.*not a plain file"):
+            load_sentence_card(name, tmp_path)

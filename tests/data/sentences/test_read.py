@@ -1,6 +1,7 @@
 """Sentences from parquet files, tsv files and GLUE's zip, and files that cannot be read."""
 
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -155,6 +156,27 @@ def _rewritten(data, change) -> bytes:
     out = pa.BufferOutputStream()
     pq.write_table(change(pq.read_table(pa.BufferReader(data))), out)
     return out.getvalue().to_pybytes()
+
+
+def test_without_pyarrow_the_message_names_the_extra_and_the_archive_still_works(
+    tmp_path, monkeypatch
+):
+    for kind in ("parquet", "archive"):
+        write(tmp_path / kind, files_of(kind))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"needs pyarrow .*pip install 'so-clip\[text\]'"):
+        gathered(tmp_path / "parquet")
+    assert len(gathered(tmp_path / "archive").test) == len(VALIDATION)
+
+
+def test_the_real_file_as_tsv_has_the_fingerprint_of_its_parquet_form(shared, tmp_path):
+    real = load_sentence_card("rte"), find_sentences(load_sentence_card("rte"), shared / "data")
+    train, validation = read_sentences(real[1], real[0])
+    write(tmp_path, files_of("tsv", *[[pair[:3] for pair in part] for part in (train, validation)]))
+    options = {"shots": 32, "subset": "official", "seed": 42}
+    one, other = (gathered(root, **options) for root in (shared / "data", tmp_path))
+    assert one.contents_sha256 == other.contents_sha256
+    assert one.train == other.train
 
 
 def test_a_missing_part_or_split_is_named_with_the_command(tmp_path):
