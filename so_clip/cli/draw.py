@@ -1,4 +1,4 @@
-"""`python -m so_clip draw`: print the few-shot images of a run, from the split file alone."""
+"""`python -m so_clip draw`: print the few-shot images or sentences of a run."""
 
 import csv
 import io
@@ -12,16 +12,20 @@ if TYPE_CHECKING:
 
 from so_clip.cli.arguments import Words
 from so_clip.cli.run_checks import check_words
-from so_clip.errors import show
+from so_clip.errors import InputError, show
 from so_clip.escape import csv_row
 
-HELP = """Print the few-shot images of a run as one JSON document, the content of fewshot.json.
+HELP = """Print the few-shot images or sentences of a run as JSON, the content of fewshot.json.
 
 It has dataset, shots, seed, split_protocol, the lists train and val of [path, label], and their
 SHA-256. Only the split file is read, no images (for ImageNet, the class folders are listed).
 
 \b
   python -m so_clip draw dataset=dtd shots=4 seed=1 split_protocol=coop data_root=data
+  python -m so_clip draw rte shots=32 subset=official seed=42 data_root=data
+
+For a dataset of sentences, the first word is its name. The document has the drawn rows of the
+training file, counted from 0, their labels, and the SHA-256 of both.
 
 \b
 Options are those of runs, with the same defaults. These change the draw:
@@ -32,6 +36,8 @@ Options are those of runs, with the same defaults. These change the draw:
   protocol            all | base_to_new (the first half of the classes)
   imbalance           the alpha of a Dirichlet distribution of images over classes | null
   tasks, episodes.*   sampled tasks: the document has the classes and images of each in draws
+  subset              of sentences: balanced (as many of each class) | official (any examples)
+  split               of sentences: validation | leftover (test on examples that are not drawn)
   data_root           the folder of all datasets, or of split files
   cards_dir           a folder of your own dataset cards
   dataset.split_file  another split file"""
@@ -46,14 +52,24 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Print the few-shot images; see HELP."""
+    """Print the few-shot images or sentences; see HELP."""
     from so_clip.config.compose import compose
+    from so_clip.config.kinds import kind_of
     from so_clip.config.parse import from_config
+    from so_clip.config.sentence_parse import sentence_settings
+    from so_clip.config.trees import SENTENCES
     from so_clip.data.find import find_dataset
     from so_clip.data.run_data import draw
+    from so_clip.data.sentences.read import gather_sentences
 
-    words = words or []
+    tree, words = kind_of(words or [])
     check_words(words)
+    if tree is SENTENCES:
+        if split:
+            raise InputError("--split: lists images, and this dataset has none. Leave it out.")
+        data = gather_sentences(sentence_settings(compose(words, tree=tree)).data)
+        show(json.dumps(data.draw_json()))
+        return
     settings = from_config(compose(words))
     choice = settings.data
     found = find_dataset(

@@ -8,7 +8,10 @@ import pytest
 from so_clip.data.cards.card import load_card
 from so_clip.data.fewshot import draw_few_shot
 from so_clip.data.lists.splits import load_splits
+from so_clip.data.sentences.choice import SentenceChoice
+from so_clip.data.sentences.read import gather_sentences
 from tests.helpers.command import call, python
+from tests.helpers.made_sentences import files_of, write
 
 
 @pytest.mark.parametrize("protocol", ["coop", "clip_lora"])
@@ -23,6 +26,20 @@ def test_it_prints_the_run_s_document_from_the_split_file_alone(protocol, shared
     assert (document["dataset"], document["shots"], document["seed"]) == ("dtd", 4, 1)
     assert document["split_protocol"] == protocol
     assert len(document["train"]) == len(document["val"]) == 4 * 47
+
+
+def test_it_prints_the_drawn_rows_of_sentences(tmp_path):
+    write(tmp_path, files_of("tsv"))
+    done = call("draw", "rte", "shots=4", "subset=official", "seed=42", f"data_root={tmp_path}")
+    assert done.code == 0, done.err
+    choice = SentenceChoice(dataset="rte", shots=4, subset="official", seed=42, data_root=tmp_path)
+    assert json.loads(done.out) == gather_sentences(choice).draw_json()
+
+
+def test_sentences_have_no_split_to_list():
+    done = call("draw", "rte", "--split")
+    assert (done.code, done.out) == (2, "")
+    assert "--split: lists images" in done.err
 
 
 def test_it_needs_no_torch():
