@@ -81,17 +81,28 @@ def counting(
         without_effect: names of options without an effect.
         backbone: of the record.
     """
-    for option in without_effect:
-        group, _, key = option.rpartition(".")
-        del (values[group] if group else values)[key]
+    without_options(values, without_effect)
     for option in PIXEL_OPTIONS:  # what `auto` means follows from the weights
         if values["backbone"][option] == AUTO:
             del values["backbone"][option]
-    values["device"] = values["device"].partition(":")[0]  # any GPU of a machine
     architecture = backbone.architecture
     if is_place(architecture):  # a folder may move, and a configuration may change
         place = repository_of(architecture) or "local-dir"
         values["backbone"]["architecture"] = f"{place} {content_sha256(architecture)}"
+    return values
+
+
+def without_options(values: dict[str, Any], without_effect: Iterable[str]) -> dict[str, Any]:
+    """Return recorded options without those that cannot change a result, or the GPU's number.
+
+    Args:
+        values: a record; it is changed.
+        without_effect: names of options without an effect.
+    """
+    for option in without_effect:
+        group, _, key = option.rpartition(".")
+        del (values[group] if group else values)[key]
+    values["device"] = values["device"].partition(":")[0]  # any GPU of a machine
     return values
 
 

@@ -19,7 +19,7 @@ from so_clip.build import (
 )
 from so_clip.clip.backbone import Backbone
 from so_clip.config.resolve import resolved
-from so_clip.config.settings import Settings
+from so_clip.config.settings import RunSettings, Settings
 from so_clip.data.batches import TrainBatches
 from so_clip.data.run_data import Data
 from so_clip.errors import InputError
@@ -141,14 +141,40 @@ def unless_finished(
     """
     settings = settings.with_logit_scale(base.logit_scale)
     fingerprint = run_fingerprint(settings, contents_sha256, base, processes)
-    folder = RunFolder(run_dir(settings, fingerprint))
+    return in_its_folder(
+        settings,
+        RunFolder(run_dir(settings, fingerprint)),
+        fingerprint,
+        lambda folder: work(settings, folder, fingerprint),
+        overrides=overrides,
+        keep_refusals=keep_refusals,
+    )
+
+
+def in_its_folder(
+    settings: RunSettings,
+    folder: RunFolder,
+    fingerprint: str,
+    work: Callable[[RunFolder], dict[str, Any]],
+    *,
+    overrides: Sequence[str] = (),
+    keep_refusals: bool = False,
+) -> Result:
+    """Hold the run's folder, and do the work unless the folder has the finished run.
+
+    Args:
+        settings: of the run, on images or on sentences.
+        folder, fingerprint: of the run.
+        work: does the run in the folder, and returns metrics.json.
+        overrides, keep_refusals: see RunFolder.claimed.
+    """
     with folder.claimed(overrides, keep_refusals):
         metrics = None
         if not settings.placement.force:
             metrics = folder.finished(fingerprint, settings.demanded_files)
         if metrics is not None:
             return Result(folder.path, metrics, skipped=True)
-        return Result(folder.path, work(settings, folder, fingerprint))
+        return Result(folder.path, work(folder))
 
 
 def follow(settings: Settings, data: Data, ranks: Ranks) -> None:

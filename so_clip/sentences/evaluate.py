@@ -1,0 +1,87 @@
+"""Predictions of a sentence classifier on test examples.
+
+Tensor names end in their shape: N examples, B examples of a batch, L tokens, K classes.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from so_clip.data.sentence_batches import TokenRow, test_batches
+from so_clip.evaluate.evaluator import Predictions
+from so_clip.runtime.precision import Precision
+
+
+def _no_tick() -> None:
+    """Do nothing."""
+
+
+@dataclass(eq=False)
+class SentenceEvaluator:
+    """Classifies test examples, in batches of similar length.
+
+    Args:
+        classifier: tokens_B3L -> logits_BK, on `device`.
+        rows: token ids and token types of each example.
+        labels: one label per example.
+        batch_size: examples per batch.
+        pad_id: the id of padding.
+        length: of all batches, in tokens; None: the longest example of each batch.
+        device: of the classifier.
+        precision: of the encoder; logits are float32.
+
+    Attributes:
+        seconds: spent on evaluation so far.
+        tick: called after each batch. A caller may set it; it must not wait for a device.
+    """
+
+    classifier: nn.Module
+    rows: Sequence[TokenRow]
+    labels: Sequence[int]
+    batch_size: int
+    pad_id: int
+    length: int | None
+    device: torch.device
+    precision: Precision
+    seconds: float = field(default=0.0, init=False)
+    tick: Callable[[], None] = _no_tick
+
+    def adapted(self) -> Predictions:
+        """Classify all examples with the current model; predictions are in the file's order."""
+        started = time.perf_counter()
+        probability_NK = self._probabilities()
+        confidence_N, predicted_N = probability_NK.max(dim=1)
+        self.seconds += time.perf_counter() - started
+        return Predictions(torch.as_tensor(self.labels), predicted_N, confidence_N)
+
+    def watch(self, peak_memory: AbstractContextManager[Any]) -> None:
+        """Classify the longest batch inside `peak_memory`."""
+        _, tokens_B3L = next(self._batches())
+        with torch.inference_mode(), peak_memory, self.precision.autocast():
+            self.classifier(tokens_B3L.to(self.device))
+
+    def _batches(self) -> Iterator[tuple[list[int], Tensor]]:
+        return test_batches(self.rows, self.batch_size, self.pad_id, self.length)
+
+    @torch.inference_mode()
+    def _probabilities(self) -> Tensor:
+        """Return probability_NK, on the CPU."""
+        order, parts = [], []
+        with tqdm(total=len(self.rows), desc="test", unit="example", disable=None) as progress:
+            for index_B, tokens_B3L in self._batches():
+                with self.precision.autocast():
+                    logits_BK = self.classifier(tokens_B3L.to(self.device))
+                parts.append(logits_BK.float().softmax(dim=1))
+                order += index_B
+                progress.update(len(index_B))
+                self.tick()
+        sorted_NK = torch.cat(parts).cpu()
+        probability_NK = torch.empty_like(sorted_NK)
+        probability_NK[torch.tensor(order)] = sorted_NK
+        return probability_NK

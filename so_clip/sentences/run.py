@@ -1,0 +1,173 @@
+"""One run on sentences, top to bottom: data, encoder, adapt, evaluate, record."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from so_clip.adaptation.adapting import Adapting
+from so_clip.adaptation.records import FolderRecords
+from so_clip.config.resolve import resolved_placement
+from so_clip.config.sentence_settings import SentenceSettings
+from so_clip.data.sentences.read import SentenceData
+from so_clip.encoder.encoder import SentenceEncoder
+from so_clip.fingerprint import KnownRuns
+from so_clip.methods.model import Model
+from so_clip.results.provenance import provenance
+from so_clip.results.run_files import PREDICTIONS_FILE
+from so_clip.results.run_folder import RunFolder, summary_table
+from so_clip.run import Result, in_its_folder
+from so_clip.runtime.device import describe
+from so_clip.sentences.build import (
+    TokenizedData,
+    base_of,
+    build_evaluator,
+    build_model,
+    tokenized,
+    train_batches,
+)
+from so_clip.sentences.identity import sentence_fingerprint, sentence_run_dir
+from so_clip.sentences.metrics import prediction_columns, sentence_metrics
+from so_clip.train import TrainingDiverged
+from so_clip.version import RESULTS_VERSION
+
+MODEL_FOLDER = "model"
+MIB = 2**20
+
+
+def run_sentences(
+    settings: SentenceSettings,
+    data: SentenceData,
+    *,
+    overrides: Sequence[str] = (),
+    keep_refusals: bool = False,
+    known: KnownRuns | None = None,
+    encoder: SentenceEncoder | None = None,
+) -> Result:
+    """Do one run on sentences, unless it is finished, and leave its folder behind.
+
+    Bad input is found before the folder is created.
+
+    Args:
+        settings, data: of the run.
+        overrides, keep_refusals: see RunFolder.claimed.
+        known: hashes from earlier runs of this process; a run on sentences adds none.
+        encoder: that of the settings, loaded already. The run changes it. None: it is loaded.
+
+    Raises:
+        InputError: a value or file of the user cannot be used.
+        RunBusy: another process is running this configuration.
+        TrainingDiverged: a loss is not finite. The folder keeps what was recorded.
+    """
+    settings = resolved_placement(settings)
+    model = build_model(settings, data, encoder)
+    tokens = tokenized(settings, data, model.classifier.backbone)
+    fingerprint = sentence_fingerprint(settings, data, base_of(model))
+
+    def work(folder: RunFolder) -> dict[str, Any]:
+        return SentenceRun(settings, data, model, tokens, folder, fingerprint).do()
+
+    return in_its_folder(
+        settings,
+        RunFolder(sentence_run_dir(settings, fingerprint)),
+        fingerprint,
+        work,
+        overrides=overrides,
+        keep_refusals=keep_refusals,
+    )
+
+
+class SentenceRun(Adapting):
+    """A run on sentences at work.
+
+    Args:
+        settings: with `auto` resolved.
+        data: of the run.
+        model: as loaded, with its parameters opened.
+        tokens: the examples as token ids.
+        folder: of the run, where all files go.
+        fingerprint: of the run.
+    """
+
+    def __init__(
+        self,
+        settings: SentenceSettings,
+        data: SentenceData,
+        model: Model,
+        tokens: TokenizedData,
+        folder: RunFolder,
+        fingerprint: str,
+    ) -> None:
+        self.data, self.tokens = data, tokens
+        self.folder, self.fingerprint = folder, fingerprint
+        self._choices = settings
+        batches = train_batches(settings, data, tokens.train, model)
+        records = FolderRecords(model, folder, fingerprint, settings.placement, writes=True)
+        super().__init__(settings, model, batches, records)
+
+    def do(self) -> dict[str, Any]:
+        """Adapt, evaluate, and return the content of metrics.json."""
+        settings, model, folder, data = self._choices, self.model, self.folder, self.data
+        progress = folder.watched(settings.schedule.max_steps)
+        evaluator = build_evaluator(settings, data, self.tokens.test, model)
+        evaluator.tick = progress.tick
+        folder.start(settings.record(), data.draw_json())
+        try:
+            adaptation = self.adapt(progress, evaluator)
+        except TrainingDiverged:
+            self._write_provenance()
+            raise
+        columns = prediction_columns(data, evaluator.adapted())
+        folder.write_columns(PREDICTIONS_FILE, columns)
+        saved_mib = self._save_model() if settings.placement.save is True else None
+        self._write_provenance()
+        metrics = sentence_metrics(
+            settings,
+            data,
+            model,
+            columns=columns,
+            tokens=self.tokens,
+            adaptation=adaptation,
+            evaluate_seconds=evaluator.seconds,
+            memory=self.peak_memory.result(),
+            fingerprint=self.fingerprint,
+            optimizer=self.optimizer,
+            saved_mib=saved_mib,
+        )
+        folder.finish(metrics, summary(metrics, folder))
+        return metrics
+
+    def _save_model(self) -> float:
+        """Write the adapted encoder as a folder of transformers; return its size in MiB."""
+        assert self.model.adapter is not None
+        self.folder.check_in_place()
+        self.model.adapter.merge(self.model.classifier)
+        place = self.folder.path / MODEL_FOLDER
+        self.model.classifier.backbone.save(place)
+        return sum(file.stat().st_size for file in place.iterdir()) / MIB
+
+    def _write_provenance(self) -> None:
+        self.folder.write_provenance(
+            provenance(
+                describe(self.model.device),
+                backbone=self.model.classifier.backbone.description,
+                backbone_weights_sha256=self.model.weights_sha256,
+                files=[str(file) for file in self.data.files],
+                results_version=RESULTS_VERSION,
+                run_fingerprint=self.fingerprint,
+                overrides=self.folder.overrides,
+            )
+        )
+
+
+def summary(metrics: dict[str, Any], folder: RunFolder) -> str:
+    """Return the run's scores as a small table for people."""
+    low, high = metrics["accuracy_low_percent"], metrics["accuracy_high_percent"]
+    accuracy = f"{metrics['accuracy_percent']:.2f} %, 95 % interval {low:.1f} to {high:.1f}"
+    return summary_table(
+        {
+            "accuracy": accuracy,
+            "largest class": f"{metrics['majority_percent']:.2f} % of {metrics['test_images']}",
+            "peak memory": f"{metrics['peak_memory_mib']:.1f} MiB",
+            "training": f"{metrics['train_seconds']:.1f} s, {metrics['steps']} steps",
+            "run folder": str(folder.path),
+        }
+    )
