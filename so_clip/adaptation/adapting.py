@@ -16,11 +16,13 @@ from so_clip.capture.cuda_recorder import CudaRecorder
 from so_clip.capture.device_steps import device_steps
 from so_clip.capture.eager import Eager
 from so_clip.checkpoint import ModelState, Stopwatch
-from so_clip.config.settings import Settings
+from so_clip.config.settings import RunSettings
 from so_clip.data.batches import TrainBatches
-from so_clip.evaluate.accuracy_curve import Curve
+from so_clip.data.sentence_batches import SentenceBatches
+from so_clip.evaluate.accuracy_curve import Classifies, Curve
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.evaluate.few_shot_embeddings import FewShotEmbeddings
+from so_clip.methods.adapter import FewShots
 from so_clip.methods.model import Model
 from so_clip.metrics import Adaptation
 from so_clip.results.progress import Progress
@@ -30,21 +32,21 @@ from so_clip.train import History, Loop, TrainingDiverged, compute_gradients, tr
 
 
 class Adapting:
-    """Adapts a model: holds its optimizer, its few-shot images and its peak memory.
+    """Adapts a model: holds its optimizer, its training examples and its peak memory.
 
     Args:
         settings: with `auto` resolved.
         model: as loaded, with its parameters opened.
-        batches: of the few-shot images. None if nothing is adapted.
+        batches: of the few-shot images or sentences. None if nothing is adapted.
         records: keep files of the adaptation, or nothing.
         ranks: the processes that train together.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RunSettings,
         model: Model,
-        batches: TrainBatches | None,
+        batches: TrainBatches | SentenceBatches | None,
         records: NoRecords,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -57,7 +59,7 @@ class Adapting:
         self.peak_memory = PeakMemory(model.classifier, self.optimizer, model.device)
         self._start_memory: PeakMemory | None = None
 
-    def adapt(self, progress: Progress, evaluator: Evaluator | None = None) -> Adaptation:
+    def adapt(self, progress: Progress, evaluator: Classifies | None = None) -> Adaptation:
         """Change the model with the few-shot images. Continue from a checkpoint if there is one.
 
         The records are written also if training fails.
@@ -72,10 +74,10 @@ class Adapting:
         assert batches is not None
         stopwatch = Stopwatch()
         progress.train()
-        few_shot = FewShotEmbeddings(classifier, batches, model.precision, settings.data.seed)
+        few_shots = self.few_shots(batches)
         self.records.before_start()
         with self._start_watched():
-            adapter.start(classifier, few_shot)
+            adapter.start(classifier, few_shots)
         self.records.after_start()
         if self.optimizer is not None:
             self.ranks.broadcast_tensors([*model.parameters.values(), *classifier.buffers()])
@@ -91,6 +93,11 @@ class Adapting:
         self.records.write_training(history, curve)
         changed_count = self.records.write_changes()
         return Adaptation(history, train_seconds, changed_count, batches.streamed, captured.outcome)
+
+    def few_shots(self, batches: Any) -> FewShots:
+        """Return the training examples, as an adapter's `start` may read them."""
+        model, seed = self.model, self.settings.data.seed
+        return FewShotEmbeddings(model.classifier, batches, model.precision, seed)
 
     def _why_eager(self) -> Eager | None:
         """Return why no training step is captured; None if one can be."""
@@ -190,6 +197,7 @@ class Adapting:
                 loop,
                 max_steps=schedule.max_steps,
                 stop_loss=schedule.stop_loss,
+                stop_on=schedule.stop_on,
                 lr_min=schedule.lr_min,
                 restarts=adapter.rate_restarts(),
             )

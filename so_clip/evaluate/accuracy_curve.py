@@ -2,10 +2,18 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from so_clip.evaluate.evaluator import Evaluator
+from so_clip.evaluate.evaluator import Predictions
 from so_clip.runtime.peak_memory import PeakMemory
+
+
+class Classifies(Protocol):
+    """An evaluator of the current model, of images or of sentences."""
+
+    def adapted(self) -> Predictions:
+        """Classify all test examples."""
+        ...
 
 
 @dataclass
@@ -24,7 +32,7 @@ class Curve:
         seconds: spent on evaluation.
     """
 
-    evaluator: Evaluator | None
+    evaluator: Classifies | None
     every_steps: int
     peak_memory: PeakMemory
     rows: list[tuple[int, float]] = field(default_factory=list, init=False)

@@ -15,6 +15,8 @@ ECE_BINS = 15
 ZERO_SHOT, ADAPTED = "zero_shot_", ""
 # The stop reason of a run that adapts nothing.
 NOT_ADAPTED = "zero_shot"
+# The value of `task` in metrics.json of a run on sentences.
+SENTENCES = "sentences"
 
 _SCORES = (
     "accuracy_percent",

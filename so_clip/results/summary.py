@@ -7,13 +7,15 @@ from typing import Any
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.results.run_files import skipped_images
 from so_clip.results.run_folder import SKIPPED_FILE
-from so_clip.results.scores import ADAPTED, NOT_ADAPTED, ZERO_SHOT
+from so_clip.results.scores import ADAPTED, NOT_ADAPTED, SENTENCES, ZERO_SHOT
 
 
 def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the run's accuracies for people, by their labels."""
     if metrics.get("tasks"):
         return _tasks_rows(metrics)
+    if metrics.get("task") == SENTENCES:
+        return _sentence_rows(metrics)
     adapts = metrics["stop_reason"] != NOT_ADAPTED
     both = partial(_both, adapts=adapts)
     rows = {"zero-shot accuracy": _percent(metrics[f"{ZERO_SHOT}accuracy_percent"])}
@@ -46,6 +48,16 @@ def _tasks_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
         rows |= {"adapted accuracy": row(ADAPTED), "difference": row("", "difference")}
     rows["these are"] = f"means over {metrics['tasks']} tasks with 95 % intervals"
     return rows
+
+
+def _sentence_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the accuracy on sentences, its interval, and that of the largest class."""
+    low, high = metrics["accuracy_low_percent"], metrics["accuracy_high_percent"]
+    accuracy = f"{_percent(metrics['accuracy_percent'])}, 95 % interval {low:.1f} to {high:.1f} %"
+    return {
+        "accuracy": accuracy,
+        "largest class": f"{_percent(metrics['majority_percent'])} of {metrics['test_images']}",
+    }
 
 
 def _both(values: Mapping[str, Any], key: str, adapts: bool) -> str:

@@ -18,10 +18,9 @@ from so_clip.encoder.tokens import Tokens, tokenize
 from so_clip.errors import InputError
 from so_clip.fingerprint import Base
 from so_clip.methods.adapter import Adapter
-from so_clip.methods.construct import make_adapter
+from so_clip.methods.construct import constructor_of, make_adapter
 from so_clip.methods.model import Model
 from so_clip.optim.so import SO
-from so_clip.methods.construct import constructor_of
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 from so_clip.sentences.evaluate import SentenceEvaluator
@@ -52,9 +51,9 @@ def load(settings: SentenceSettings, classes: int, weightless: bool = False) -> 
     )
 
 
-def base_of(encoder: SentenceEncoder) -> Base:
-    """Return what fingerprints hold of an encoder as loaded."""
-    return Base(encoder.weights_sha256, {}, 1.0)
+def base_of(model: Model) -> Base:
+    """Return what fingerprints hold of the encoder as loaded."""
+    return Base(model.weights_sha256, {}, 1.0)
 
 
 def tokenized(
@@ -112,6 +111,7 @@ def assemble_model(
             "optimizer=none: a run on sentences trains at least the new head. Choose an optimizer, "
             "such as optimizer=adamw."
         )
+    classifier.train()  # dropout; evaluation turns it off
     return Model(
         classifier,
         adapter,

@@ -5,7 +5,7 @@ Tensor names end in their shape: N examples, B examples of a batch, L tokens, K 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,8 @@ class SentenceEvaluator:
     def adapted(self) -> Predictions:
         """Classify all examples with the current model; predictions are in the file's order."""
         started = time.perf_counter()
-        probability_NK = self._probabilities()
+        with self._without_dropout():
+            probability_NK = self._probabilities()
         confidence_N, predicted_N = probability_NK.max(dim=1)
         self.seconds += time.perf_counter() - started
         return Predictions(torch.as_tensor(self.labels), predicted_N, confidence_N)
@@ -63,8 +64,19 @@ class SentenceEvaluator:
     def watch(self, peak_memory: AbstractContextManager[Any]) -> None:
         """Classify the longest batch inside `peak_memory`."""
         _, tokens_B3L = next(self._batches())
-        with torch.inference_mode(), peak_memory, self.precision.autocast():
-            self.classifier(tokens_B3L.to(self.device))
+        with self._without_dropout(), torch.inference_mode(), peak_memory:
+            with self.precision.autocast():
+                self.classifier(tokens_B3L.to(self.device))
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Put the classifier in evaluation mode inside the context."""
+        was_training = self.classifier.training
+        self.classifier.eval()
+        try:
+            yield
+        finally:
+            self.classifier.train(was_training)
 
     def _batches(self) -> Iterator[tuple[list[int], Tensor]]:
         return test_batches(self.rows, self.batch_size, self.pad_id, self.length)
@@ -72,7 +84,8 @@ class SentenceEvaluator:
     @torch.inference_mode()
     def _probabilities(self) -> Tensor:
         """Return probability_NK, on the CPU."""
-        order, parts = [], []
+        order: list[int] = []
+        parts = []
         with tqdm(total=len(self.rows), desc="test", unit="example", disable=None) as progress:
             for index_B, tokens_B3L in self._batches():
                 with self.precision.autocast():

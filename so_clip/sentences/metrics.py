@@ -13,14 +13,11 @@ from so_clip.methods.model import Model
 from so_clip.metrics import Adaptation, measures
 from so_clip.optim.sampled_record import sampled_record
 from so_clip.results.interval import wilson
-from so_clip.results.scores import scores
+from so_clip.results.scores import SENTENCES, scores
 from so_clip.runtime.device import describe
 from so_clip.sentences.build import TokenizedData
 from so_clip.sentences.identity import settings_sha256
 from so_clip.version import RESULTS_VERSION
-
-# In metrics.json, apart from runs on images.
-SENTENCES = "sentences"
 
 
 def prediction_columns(data: SentenceData, predictions: Predictions) -> dict[str, list[Any]]:

@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from so_clip.adaptation.adapting import Adapting
 from so_clip.adaptation.records import FolderRecords
 from so_clip.config.resolve import resolved_placement
 from so_clip.config.sentence_settings import SentenceSettings
+from so_clip.data.sentence_batches import SentenceBatches
 from so_clip.data.sentences.read import SentenceData
 from so_clip.encoder.encoder import SentenceEncoder
+from so_clip.errors import InputError
 from so_clip.fingerprint import KnownRuns
+from so_clip.methods.adapter import FewShots
 from so_clip.methods.model import Model
 from so_clip.results.provenance import provenance
 from so_clip.results.run_files import PREDICTIONS_FILE
-from so_clip.results.run_folder import RunFolder, summary_table
-from so_clip.run import Result, in_its_folder
+from so_clip.results.run_folder import RunFolder
+from so_clip.run import Result, in_its_folder, summary
 from so_clip.runtime.device import describe
 from so_clip.sentences.build import (
     TokenizedData,
@@ -103,6 +108,10 @@ class SentenceRun(Adapting):
         records = FolderRecords(model, folder, fingerprint, settings.placement, writes=True)
         super().__init__(settings, model, batches, records)
 
+    def few_shots(self, batches: Any) -> FewShots:
+        """Return the training examples without embeddings, which are CLIP's."""
+        return _Labels(batches)
+
     def do(self) -> dict[str, Any]:
         """Adapt, evaluate, and return the content of metrics.json."""
         settings, model, folder, data = self._choices, self.model, self.folder, self.data
@@ -132,7 +141,7 @@ class SentenceRun(Adapting):
             optimizer=self.optimizer,
             saved_mib=saved_mib,
         )
-        folder.finish(metrics, summary(metrics, folder))
+        folder.finish(metrics, summary(metrics, folder.path))
         return metrics
 
     def _save_model(self) -> float:
@@ -158,16 +167,20 @@ class SentenceRun(Adapting):
         )
 
 
-def summary(metrics: dict[str, Any], folder: RunFolder) -> str:
-    """Return the run's scores as a small table for people."""
-    low, high = metrics["accuracy_low_percent"], metrics["accuracy_high_percent"]
-    accuracy = f"{metrics['accuracy_percent']:.2f} %, 95 % interval {low:.1f} to {high:.1f}"
-    return summary_table(
-        {
-            "accuracy": accuracy,
-            "largest class": f"{metrics['majority_percent']:.2f} % of {metrics['test_images']}",
-            "peak memory": f"{metrics['peak_memory_mib']:.1f} MiB",
-            "training": f"{metrics['train_seconds']:.1f} s, {metrics['steps']} steps",
-            "run folder": str(folder.path),
-        }
-    )
+class _Labels:
+    """The training examples, for an adapter's `start`."""
+
+    def __init__(self, batches: SentenceBatches) -> None:
+        self._batches = batches
+
+    @property
+    def labels_N(self) -> Tensor:
+        """Labels, int64, on the device."""
+        return self._batches.labels_N.to(self._batches.device)
+
+    def encode(self, views: int = 0) -> Tensor:
+        """Refuse: embeddings of examples are those of CLIP's images."""
+        raise InputError(
+            "the adapter reads embeddings of images, and a run on sentences has none. Use an "
+            "adapter that trains an encoder's own weights, such as adapter=weights."
+        )
