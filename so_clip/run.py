@@ -19,7 +19,8 @@ from so_clip.build import (
 )
 from so_clip.clip.backbone import Backbone
 from so_clip.config.resolve import resolved
-from so_clip.config.settings import RunSettings, Settings
+from so_clip.config.run_settings import RunSettings
+from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
 from so_clip.data.run_data import Data
 from so_clip.errors import InputError
@@ -216,6 +217,8 @@ class Run(Adapting):
         folder: of the run, where all files go.
         fingerprint: of the run.
     """
+
+    settings: Settings
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from so_clip.capture.cuda_recorder import CudaRecorder
 from so_clip.capture.device_steps import device_steps
 from so_clip.capture.eager import Eager
 from so_clip.checkpoint import ModelState, Stopwatch
-from so_clip.config.settings import RunSettings
+from so_clip.config.run_settings import RunSettings
 from so_clip.data.batches import TrainBatches
 from so_clip.data.sentence_batches import SentenceBatches
 from so_clip.evaluate.accuracy_curve import Classifies, Curve
@@ -197,7 +197,7 @@ class Adapting:
                 loop,
                 max_steps=schedule.max_steps,
                 stop_loss=schedule.stop_loss,
-                stop_on=schedule.stop_on,
+                stop_on=settings.stop_on,
                 lr_min=schedule.lr_min,
                 restarts=adapter.rate_restarts(),
             )

@@ -6,7 +6,7 @@ from so_clip.adapters.before import Before
 from so_clip.adapters.change import Change
 from so_clip.adapters.of_run import changes_to_save
 from so_clip.checkpoint import Checkpoint, NoCheckpoint, Stopwatch
-from so_clip.config.settings import Placement
+from so_clip.config.run_settings import RunPlacement
 from so_clip.evaluate.accuracy_curve import Curve
 from so_clip.methods.model import Model
 from so_clip.results.run_folder import CHECKPOINT_FILE, RunFolder
@@ -58,7 +58,12 @@ class FolderRecords(NoRecords):
     shows_bar = True
 
     def __init__(
-        self, model: Model, folder: RunFolder, fingerprint: str, placement: Placement, writes: bool
+        self,
+        model: Model,
+        folder: RunFolder,
+        fingerprint: str,
+        placement: RunPlacement,
+        writes: bool,
     ) -> None:
         self._model, self._folder, self._fingerprint = model, folder, fingerprint
         self._placement, self._writes = placement, writes

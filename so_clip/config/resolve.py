@@ -4,9 +4,18 @@ from typing import cast
 
 from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.engine.packed_text import default_text_budget_mib
+from so_clip.config.sentence_settings import SentenceSettings
 from so_clip.config.settings import Settings
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import pick_precision
+
+
+def resolved_placement(settings: SentenceSettings) -> SentenceSettings:
+    """Return the settings of a run on sentences with `auto` replaced; see `resolved`."""
+    placement = settings.placement
+    device = pick_device(placement.device)
+    update = {"device": str(device), "precision": pick_precision(placement.precision, device)}
+    return settings.model_copy(update={"placement": placement.model_copy(update=update)})
 
 
 def resolved(settings: Settings) -> Settings:

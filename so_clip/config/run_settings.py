@@ -182,6 +182,11 @@ class RunSettings(Options):
         return self.method.adapter is not None
 
     @property
+    def stop_on(self) -> Literal["epoch", "batch"]:
+        """Whether the mean loss of an epoch, or the loss of one batch, ends the training."""
+        return "epoch"
+
+    @property
     def trains(self) -> bool:
         """Whether this run changes the model by gradient steps."""
         return self.method.optimizer is not None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from so_clip.checks import MAX_COUNT, Options, option, option_key, path, unicode_text
+from so_clip.checks import MAX_COUNT, AutoFlag, Options, option, option_key, path, unicode_text
 from so_clip.config.run_settings import (
     AUTO,
     RunEvaluation,
@@ -25,6 +25,8 @@ from so_clip.config.run_settings import (
 from so_clip.data.sentences.choice import SentenceChoice
 from so_clip.errors import InputError
 
+# The folder of the adapted model in a run's folder.
+MODEL_FOLDER = "model"
 # The kind of run, in records.
 TASK = "sentences"
 SOURCES = ("hub", "package", "folder")
@@ -60,6 +62,11 @@ class ModelChoice(Options):
     padding: Literal["longest", "max_length"] = option(
         "longest", "to the longest example of a batch (exact under the mask) | to max_length"
     )
+
+    @property
+    def fixed_length(self) -> int | None:
+        """Tokens of all batches; None for the longest example of each batch."""
+        return self.max_length if self.padding == "max_length" else None
 
     @field_validator("source", mode="before")
     @classmethod
@@ -124,6 +131,12 @@ class SentencePlacement(RunPlacement):
         AUTO,
         "auto (bf16 on a GPU that supports it, else fp32) | fp32 | bf16 | fp16, with fp32 weights",
     )
+    save: AutoFlag = option(
+        AUTO,
+        "true writes the adapted model as a folder of transformers into the run's folder | auto, "
+        "false: no",
+        changes_results=False,
+    )
     memory: Literal["fast", "small"] = option(
         "fast", "fast | small (keeps less for the backward pass and computes it again; slower)"
     )
@@ -166,6 +179,16 @@ class SentenceSettings(RunSettings):
         if not isinstance(value, bool) and value != "head":
             raise InputError(f"dense_rest={value}: must be auto, true, head or false.")
         return value
+
+    @property
+    def stop_on(self) -> Literal["epoch", "batch"]:
+        """Whether the mean loss of an epoch, or the loss of one batch, ends the training."""
+        return self.schedule.stop_on
+
+    @property
+    def demanded_files(self) -> tuple[str, ...]:
+        """The optional files that a finished run must have, or it is repeated."""
+        return (MODEL_FOLDER,) if self.placement.save is True else ()
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON values: the content of config.yaml in the run folder."""

@@ -51,6 +51,11 @@ def load(settings: SentenceSettings, classes: int, weightless: bool = False) -> 
     )
 
 
+def encoder_of(model: Model) -> SentenceEncoder:
+    """Return the encoder of a model for sentences."""
+    return cast(SentenceEncoder, model.classifier.backbone)
+
+
 def base_of(model: Model) -> Base:
     """Return what fingerprints hold of the encoder as loaded."""
     return Base(model.weights_sha256, {}, 1.0)
@@ -197,12 +202,11 @@ def train_batches(
     settings: SentenceSettings, data: SentenceData, tokens: Tokens, model: Model
 ) -> SentenceBatches:
     """Return the shuffled batches of the drawn training examples."""
-    encoder = cast(SentenceEncoder, model.classifier.backbone)
     return SentenceBatches(
         tokens.rows,
         [pair.label for pair in data.train],
         batch_size=settings.schedule.batch_size,
-        pad_id=encoder.pad_id,
+        pad_id=encoder_of(model).pad_id,
         length=settings.model.fixed_length,
         generator=torch.Generator().manual_seed(settings.data.seed),
         device=model.device,
@@ -214,13 +218,12 @@ def build_evaluator(
     settings: SentenceSettings, data: SentenceData, tokens: Tokens, model: Model
 ) -> SentenceEvaluator:
     """Return an evaluator for the tested examples."""
-    classifier = cast(SentenceClassifier, model.classifier)
     return SentenceEvaluator(
-        classifier,
+        model.classifier,
         tokens.rows,
         [pair.label for pair in data.test],
         batch_size=settings.evaluation.batch_size,
-        pad_id=classifier.backbone.pad_id,
+        pad_id=encoder_of(model).pad_id,
         length=settings.model.fixed_length,
         device=model.device,
         precision=model.precision,

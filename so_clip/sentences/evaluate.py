@@ -64,9 +64,9 @@ class SentenceEvaluator:
     def watch(self, peak_memory: AbstractContextManager[Any]) -> None:
         """Classify the longest batch inside `peak_memory`."""
         _, tokens_B3L = next(self._batches())
-        with self._without_dropout(), torch.inference_mode(), peak_memory:
-            with self.precision.autocast():
-                self.classifier(tokens_B3L.to(self.device))
+        autocast = self.precision.autocast()
+        with self._without_dropout(), torch.inference_mode(), peak_memory, autocast:
+            self.classifier(tokens_B3L.to(self.device))
 
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from so_clip.adaptation.adapting import Adapting
 from so_clip.adaptation.records import FolderRecords
 from so_clip.config.resolve import resolved_placement
-from so_clip.config.sentence_settings import SentenceSettings
+from so_clip.config.sentence_settings import MODEL_FOLDER, SentenceSettings
 from so_clip.data.sentence_batches import SentenceBatches
 from so_clip.data.sentences.read import SentenceData
 from so_clip.encoder.encoder import SentenceEncoder
@@ -26,6 +26,7 @@ from so_clip.sentences.build import (
     base_of,
     build_evaluator,
     build_model,
+    encoder_of,
     tokenized,
     train_batches,
 )
@@ -34,7 +35,6 @@ from so_clip.sentences.metrics import prediction_columns, sentence_metrics
 from so_clip.train import TrainingDiverged
 from so_clip.version import RESULTS_VERSION
 
-MODEL_FOLDER = "model"
 MIB = 2**20
 
 
@@ -64,7 +64,7 @@ def run_sentences(
     """
     settings = resolved_placement(settings)
     model = build_model(settings, data, encoder)
-    tokens = tokenized(settings, data, model.classifier.backbone)
+    tokens = tokenized(settings, data, encoder_of(model))
     fingerprint = sentence_fingerprint(settings, data, base_of(model))
 
     def work(folder: RunFolder) -> dict[str, Any]:
@@ -92,6 +92,8 @@ class SentenceRun(Adapting):
         fingerprint: of the run.
     """
 
+    settings: SentenceSettings
+
     def __init__(
         self,
         settings: SentenceSettings,
@@ -103,7 +105,6 @@ class SentenceRun(Adapting):
     ) -> None:
         self.data, self.tokens = data, tokens
         self.folder, self.fingerprint = folder, fingerprint
-        self._choices = settings
         batches = train_batches(settings, data, tokens.train, model)
         records = FolderRecords(model, folder, fingerprint, settings.placement, writes=True)
         super().__init__(settings, model, batches, records)
@@ -114,7 +115,7 @@ class SentenceRun(Adapting):
 
     def do(self) -> dict[str, Any]:
         """Adapt, evaluate, and return the content of metrics.json."""
-        settings, model, folder, data = self._choices, self.model, self.folder, self.data
+        settings, model, folder, data = self.settings, self.model, self.folder, self.data
         progress = folder.watched(settings.schedule.max_steps)
         evaluator = build_evaluator(settings, data, self.tokens.test, model)
         evaluator.tick = progress.tick
@@ -150,7 +151,7 @@ class SentenceRun(Adapting):
         self.folder.check_in_place()
         self.model.adapter.merge(self.model.classifier)
         place = self.folder.path / MODEL_FOLDER
-        self.model.classifier.backbone.save(place)
+        encoder_of(self.model).save(place)
         return sum(file.stat().st_size for file in place.iterdir()) / MIB
 
     def _write_provenance(self) -> None:

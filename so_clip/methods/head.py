@@ -6,7 +6,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.methods.adapter import Adapter
 
 
-class FrozenEncoder(Adapter):
+class Head(Adapter):
     """Trains nothing of the encoder. A run on sentences trains the head beside every adapter.
 
     See `dense_rest` in so_clip.config.sentence_settings. CLIP has no such head: for images there

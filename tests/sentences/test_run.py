@@ -1,0 +1,129 @@
+"""A run on sentences from top to bottom: its files, its repetition, and what it trains."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from so_clip.errors import InputError
+from so_clip.sentences.build import assemble_model, build_model, load
+from tests.helpers.sentence_runs import data_of, do_run, places, settings_of
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    return places(tmp_path_factory.mktemp("sentences"))
+
+
+def test_a_run_leaves_its_files_and_is_not_repeated(options):
+    result = do_run([*options, "method=so", "optimizer.density_ratio=0.05", "optimizer.T=2"])
+    metrics = json.loads((result.folder / "metrics.json").read_text())
+    assert metrics["task"] == "sentences"
+    assert metrics["steps"] == 4
+    assert metrics["accuracy_low_percent"] < metrics["accuracy_percent"]
+    assert metrics["accuracy_percent"] < metrics["accuracy_high_percent"]
+    assert metrics["majority_percent"] == pytest.approx(100 * 6 / 11)
+    assert not [key for key in metrics if key.startswith("zero_shot")]
+    with (result.folder / "predictions.csv").open() as file:
+        predictions = list(csv.DictReader(file))
+    right = sum(row["label_name"] == row["prediction_name"] for row in predictions)
+    assert [int(row["row"]) for row in predictions] == list(range(11))
+    assert metrics["accuracy_percent"] == pytest.approx(100 * right / 11)
+    draw = json.loads((result.folder / "fewshot.json").read_text())
+    assert len(draw["rows"]) == 8
+    assert draw["counts"] == [4, 4]
+    names = {"config.yaml", "history.csv", "changed.csv", "provenance.json", "summary.txt"}
+    assert names < {file.name for file in result.folder.iterdir()}
+    again = do_run([*options, "method=so", "optimizer.density_ratio=0.05", "optimizer.T=2"])
+    assert again.skipped
+    assert again.folder == result.folder
+    assert "95 % interval" in again.table
+
+
+def test_equal_settings_give_equal_predictions_in_another_folder(options, tmp_path):
+    here = do_run([*options, "method=lora", "adapter.rank=2"])
+    there = do_run([*options, "method=lora", "adapter.rank=2", f"results_dir={tmp_path}"])
+    for name in ("history.csv", "predictions.csv"):
+        assert (here.folder / name).read_bytes() == (there.folder / name).read_bytes()
+
+
+def test_the_global_random_state_decides_nothing_and_stays(options, tmp_path):
+    here = do_run([*options, "method=adamw"])
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    there = do_run([*options, "method=adamw", f"results_dir={tmp_path}"])
+    assert torch.equal(before, torch.get_rng_state())
+    assert here.metrics["final_loss"] == there.metrics["final_loss"]
+
+
+def test_training_drops_values_and_evaluation_does_not(options):
+    settings = settings_of([*options, "method=adamw"])
+    model = build_model(settings, data_of(settings))
+    tokens_B3L = torch.ones(2, 3, 5, dtype=torch.int64)
+    assert not torch.equal(model.classifier(tokens_B3L), model.classifier(tokens_B3L))
+    model.classifier.eval()
+    assert torch.equal(model.classifier(tokens_B3L), model.classifier(tokens_B3L))
+
+
+def dense_names(options, *words):
+    settings = settings_of([*options, *words])
+    return assemble_model(settings, load(settings, classes=2)).dense
+
+
+def test_beside_the_adapter_train_all_vectors_and_the_head_or_the_head_or_nothing(options):
+    head = {
+        *("bert.pooler.dense.weight", "bert.pooler.dense.bias"),
+        *("classifier.weight", "classifier.bias"),
+    }
+    for method in ("so", "lora"):
+        dense = dense_names(options, f"method={method}", "dense_rest=true")
+        # 2 blocks: 6 biases, 2 norms of 2 vectors; the norm after the embeddings.
+        assert len(dense) == 2 * (6 + 4) + 2 + len(head)
+        assert head < dense
+        assert dense_names(options, f"method={method}", "dense_rest=head") == head
+        assert dense_names(options, f"method={method}", "dense_rest=false") == frozenset()
+
+
+def test_methods_that_need_clip_are_refused(options):
+    for method in ("coop", "tip_adapter", "clip_lora", "zero_shot", "smat_masks"):
+        with pytest.raises(InputError, match=f"method={method}"):
+            settings = settings_of([*options, f"method={method}"])
+            build_model(settings, data_of(settings))
+
+
+FEW = ("so", "lora", "magnitude", "bitfit", "head")
+OTHERS = [
+    *("adalora", "adam", "adamw", "delora", "dora", "fourierft", "full", "galore", "ia3"),
+    *("last_blocks", "layer_norm", "loha", "lokr", "miss", "oft", "randlora", "relora", "sgd"),
+    *("shira", "so_age", "so_dense_moment", "so_importance", "so_no_moment", "so_official"),
+    *("so_static", "sparta", "vera", "wise_ft"),
+]
+METHODS = [*FEW, *(pytest.param(method, marks=pytest.mark.slow) for method in OTHERS)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_that_trains_an_encoder_runs_on_sentences(options, method):
+    small = {"fourierft": ["adapter.frequencies=20"], "oft": ["adapter.block_size=8"]}
+    metrics = do_run([*options, f"method={method}", *small.get(method, [])]).metrics
+    assert metrics["steps"] == 4
+    assert 0 < metrics["changed_parameters"] <= metrics["trainable_parameters"]
+
+
+def test_an_epoch_ends_no_training_that_stops_at_a_batch(options):
+    words = [*options, "method=adamw", "schedule.max_steps=40", "schedule.stop_loss=0.6"]
+    metrics = do_run(words).metrics
+    assert metrics["stop_reason"] == "stop_loss"
+    assert metrics["final_loss"] <= 0.6
+
+
+def test_runs_on_leftover_pairs_say_so(options):
+    assert do_run([*options, "method=head", "split=leftover"]).metrics["tested_on"] == "leftover"
+
+
+def test_the_adapted_model_is_saved_as_a_folder_that_a_run_loads(options):
+    saved = do_run([*options, "method=lora", "save=true"])
+    assert saved.metrics["model_mib"] > 0
+    settings = settings_of([*options, f"model.source=folder:{saved.folder / 'model'}"])
+    model = load(settings, classes=2).model
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
