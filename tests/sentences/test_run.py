@@ -88,8 +88,7 @@ def test_beside_the_adapter_train_all_vectors_and_the_head_or_the_head_or_nothin
 def test_methods_that_need_clip_are_refused(options):
     for method in ("coop", "tip_adapter", "clip_lora", "zero_shot", "smat_masks"):
         with pytest.raises(InputError, match=f"method={method}"):
-            settings = settings_of([*options, f"method={method}"])
-            build_model(settings, data_of(settings))
+            do_run([*options, f"method={method}"])
 
 
 FEW = ("so", "lora", "magnitude", "bitfit", "head")
