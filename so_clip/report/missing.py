@@ -93,7 +93,7 @@ def _missing_runs(table: Table, runs: Runs, only_empty_cells: bool) -> list[str]
         }
         if missing:
             name = f"{title} ({variant})" if variant else title
-            where = f"at {shots} shot{'s' if shots > 1 else ''}" if shots else "without shots"
+            where = f"at {table.words.in_shots(shots)}" if shots else "without shots"
             if not shots:  # without training, no seed is drawn
                 missing = {dataset: set() for dataset in missing}
             lines.append(f"Missing {where}: {name}: {_in_words(table, missing)}.")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from so_clip.report.averages import AVERAGE
 from so_clip.report.read import Runs
-from so_clip.report.tables import DATASETS, Block, Cell, Row, Table
+from so_clip.report.tables import DATASETS, Cell, Row, Table
 
 FILE = Path(__file__).parent / "published.csv"
 NOTE = (
@@ -72,7 +72,7 @@ def _with_published(table: Table) -> Table:
             (row for row in rows if row.cells), key=lambda row: (row.title.lower(), row.source)
         )
         added += len(rows)
-        blocks.append(Block(block.shots, [*block.rows, *rows]))
+        blocks.append(replace(block, rows=[*block.rows, *rows]))
     return replace(table, blocks=blocks, notes=(*table.notes, NOTE)) if added else table
 
 

@@ -19,6 +19,8 @@ from so_clip.results.run_files import (
     MAX_TEXT,
     METRICS_FILE,
     PROVENANCE_FILE,
+    SENTENCES,
+    TASK,
     finished_metrics,
     is_texts,
     read_object,
@@ -34,7 +36,7 @@ _READERS = 8
 ROW = ["backbone", "shots", "method_title", "variant"]
 # The columns that identify a run, except for the datasets it was transferred to.
 RUN = ["dataset", *ROW, "seed"]
-# The value of `tested_on` in metrics.json for test images; older runs do not have it.
+# The value of `tested_on` in metrics.json for the test set; older runs do not have it.
 TEST = "test"
 
 
@@ -89,7 +91,7 @@ def read_runs(results_dir: Path, folders: Sequence[Path] | None = None) -> Runs:
     if not results_dir.is_dir():
         raise InputError(f"{results_dir}: there is no such folder. Give the one that holds runs.")
     rows, skipped = _read_all(results_dir, folders)
-    rows, other = _tested_on_test_images(rows)
+    rows, other = _on_test_set(rows)
     skipped += other
     if not rows:
         way_out = f"Start one: {command('experiment=demo', override('results_dir', results_dir))}"
@@ -115,6 +117,7 @@ def _frame(
     if not rows:
         return frame
     frame = _without_none(frame)
+    frame["backbone"] = _backbones(frame)
     frame["variant"] = variants(frame)
     if ADAPTER_FROM in frame:
         trained_on = frame["trained_on"] if "trained_on" in frame else frame["dataset"]
@@ -145,6 +148,18 @@ def transfers(frame: pd.DataFrame) -> pd.DataFrame:
     return _without_none(found).drop_duplicates(RUN)
 
 
+def _backbones(frame: pd.DataFrame) -> pd.Series:
+    """Return the backbones; one that has runs on images and on sentences gets two names.
+
+    Tables, averages and tests have one backbone each, so they never have two tasks.
+    """
+    if TASK not in frame:
+        return frame["backbone"]
+    on_sentences = frame[TASK] == SENTENCES
+    in_both = frame["backbone"].isin(frame.loc[~on_sentences, "backbone"])
+    return frame["backbone"].where(~(on_sentences & in_both), frame["backbone"] + " (sentences)")
+
+
 def _without_none(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the frame with NaN for zero-shot scores of backbones without a text tower."""
     return frame.assign(
@@ -156,19 +171,21 @@ def _without_none(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _tested_on_test_images(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the runs that were tested on test images, and a line about the others, if any.
+def _on_test_set(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the runs that were tested on the test set, and a line about the others, if any.
 
-    Runs that choose a learning rate are tested on training images, so they are no results.
+    Runs that choose a learning rate are tested on training data, so they are no results.
     """
     kept = [row for row in rows if row.get("tested_on") in (None, TEST)]
     others = [row for row in rows if row.get("tested_on") not in (None, TEST)]
     if not others:
         return kept, []
-    images = ", ".join(sorted({str(row["tested_on"])[:80] for row in others}))
+    sets = ", ".join(sorted({str(row["tested_on"])[:80] for row in others}))
+    on_sentences = all(row.get(TASK) == SENTENCES for row in others)
+    items = "sentences" if on_sentences else "images"
     place = os.path.commonpath([str(Path(row["folder"]).parent) for row in others])
     runs = "1 run" if len(others) == 1 else f"{len(others)} runs"
-    return kept, [f"{place}: {runs} not tested on test images but on others ({images})."]
+    return kept, [f"{place}: {runs} not tested on test {items} but on others ({sets})."]
 
 
 def _read_all(

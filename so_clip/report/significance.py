@@ -1,13 +1,13 @@
-"""Test whether one method is better than another, over seeds and over test images.
+"""Test whether one method is better than another, over seeds and over test items.
 
 Both tests compare runs with the same dataset, even shots and the same seed:
 
 - seeds: would other few-shot draws show the difference? Student's paired t test of the differences
   by seed. With three seeds it finds only large and steady differences.
-- images: would other test images show it, for these draws? The method with more correct runs on an
-  image wins that image; the exact sign test compares wins with losses. With one seed this is
-  McNemar's exact test. An image counts once, however many seeds there are, because the same image
-  under several seeds is not an independent sample.
+- images (examples, for runs on sentences): would other test images show it, for these draws? The
+  method with more correct runs on an image wins that image; the exact sign test compares wins with
+  losses. With one seed this is McNemar's exact test. An image counts once, however many seeds there
+  are, because the same image under several seeds is not an independent sample.
 
 Holm's method adjusts p for each test separately: `p_holm` over the pairs of a block on one dataset
 (or on the average), `p_holm_block` over the pairs on all datasets of the block. In a long block
@@ -34,13 +34,14 @@ import pandas as pd
 
 from so_clip.errors import InputError
 from so_clip.report.averages import AVERAGE, few_shot_runs, same_zero_shot
+from so_clip.report.exact_tests import holm, paired_t, sign_test
 from so_clip.report.progress import watched
 from so_clip.report.read import Runs
 from so_clip.report.tables import MEASURES, ZERO_SHOT_TITLE, table_runs
+from so_clip.report.wording import SENTENCE_WORDS, Wording, wording_of
 from so_clip.results.run_files import PREDICTIONS_FILE, columns_if_whole, read_columns
 
-SEEDS, IMAGES = "seeds", "images"
-LEVEL = 0.05
+SEEDS = "seeds"
 # In a longer block only the best row is compared with the others, to keep the table readable.
 MAX_ROWS = 12
 # Columns of predictions.csv, before and after adaptation.
@@ -73,11 +74,13 @@ _Block = dict[str, dict[str, dict[int, _Result]]]
 def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
     """Compare the methods of each backbone and number of shots, pair by pair.
 
+    A block has runs of one task.
+
     Returns:
         One line per pair, dataset and test: `backbone`, `shots`, `dataset` ("average": over all
         datasets that both have), `first`, `second`, `test`, `seeds`, `difference_points` (first -
-        second), `wins` and `losses` (images), `p`, `p_holm`, and `p_holm_block` (NaN for the
-        average). And one remark for each comparison that cannot be made.
+        second), `wins` and `losses` (images or examples), `p`, `p_holm`, and `p_holm_block` (NaN
+        for the average). And one remark for each comparison that cannot be made.
     """
     frame = few_shot_runs(table_runs(MEASURES[0], runs.frame))
     rows: list[dict[str, Any]] = []
@@ -86,12 +89,13 @@ def compare(runs: Runs) -> tuple[pd.DataFrame, list[str]]:
     for (backbone, shots), group in watched(blocks, "significance"):
         block = _block(group)
         found = [row for pair in _pairs(block) for row in _over_seeds(block, *pair)]
-        found += _over_images(block, remarks)
+        found += _over_items(block, remarks, wording_of(group))
         rows += [{"backbone": backbone, "shots": shots} | row for row in _adjusted(found, block)]
     table = pd.DataFrame(rows, columns=_COLUMNS.split())
-    lines = [f"not compared over images: {reason}" for reason in list(remarks)[:_MAX_REMARKS]]
+    lines = list(remarks)[:_MAX_REMARKS]
     if len(remarks) > _MAX_REMARKS:
-        lines.append(f"not compared over images: {len(remarks) - _MAX_REMARKS} more runs.")
+        what, _, _ = list(remarks)[-1].partition(":")
+        lines.append(f"{what}: {len(remarks) - _MAX_REMARKS} more runs.")
     return table.astype({"wins": "Int64", "losses": "Int64"}), lines
 
 
@@ -168,7 +172,9 @@ def _shared_seeds(block: _Block, first: str, second: str, dataset: str) -> list[
     return sorted(set(block[first][dataset]) & set(block[second][dataset]))
 
 
-def _over_images(block: _Block, remarks: dict[str, None]) -> Iterator[dict[str, Any]]:
+def _over_items(
+    block: _Block, remarks: dict[str, None], words: Wording
+) -> Iterator[dict[str, Any]]:
     """Yield a row for each pair and dataset; add a remark for each that cannot be compared.
 
     Datasets come one after the other, so memory holds the predictions of one dataset only.
@@ -181,7 +187,7 @@ def _over_images(block: _Block, remarks: dict[str, None]) -> Iterator[dict[str, 
                 (block[first][dataset][seed], block[second][dataset][seed])
                 for seed in _shared_seeds(block, first, second, dataset)
             ]
-            balance = _balance(results, answers, remarks)
+            balance = _balance(results, answers, remarks, words)
             if balance is None:
                 continue
             wins, losses = int(np.sum(balance > 0)), int(np.sum(balance < 0))
@@ -189,7 +195,7 @@ def _over_images(block: _Block, remarks: dict[str, None]) -> Iterator[dict[str, 
                 "dataset": dataset,
                 "first": first,
                 "second": second,
-                "test": IMAGES,
+                "test": words.items,
                 "seeds": len(results),
                 "difference_points": 100.0 * float(np.mean(balance)) / len(results),
                 "wins": wins,
@@ -199,23 +205,26 @@ def _over_images(block: _Block, remarks: dict[str, None]) -> Iterator[dict[str, 
 
 
 def _balance(
-    pairs: Sequence[tuple[_Result, _Result]], answers: _Answers, remarks: dict[str, None]
+    pairs: Sequence[tuple[_Result, _Result]],
+    answers: _Answers,
+    remarks: dict[str, None],
+    words: Wording,
 ) -> npt.NDArray[np.int16] | None:
-    """Return for each image the correct runs of the first method minus those of the second.
+    """Return for each test item the correct runs of the first method minus those of the second.
 
     None if the predictions cannot be compared; then `remarks` gets the reason.
     """
     results = [result for pair in pairs for result in pair]
-    read = [_read_answers(result, answers, remarks) for result in results]
+    read = [_read_answers(result, answers, remarks, words) for result in results]
     known = [answer for answer in read if answer is not None]
     if not known or len(known) < len(read):
         return None
     balance = np.zeros(len(known[0][1]), dtype=np.int16)
-    for at, (images, correct) in enumerate(known):
-        if images != known[0][0]:
+    for at, (items, correct) in enumerate(known):
+        if items != known[0][0]:
             remarks[
-                f"{results[0].folder} and {results[at].folder} were not tested on the same images "
-                "in the same order."
+                f"not compared over {words.items}: {results[0].folder} and {results[at].folder} "
+                f"were not tested on the same {words.items} in the same order."
             ] = None
             return None
         balance += correct if at % 2 == 0 else -correct.astype(np.int16)
@@ -223,22 +232,29 @@ def _balance(
 
 
 def _read_answers(
-    result: _Result, answers: _Answers, remarks: dict[str, None]
+    result: _Result, answers: _Answers, remarks: dict[str, None], words: Wording
 ) -> tuple[str, Correct] | None:
-    """Return a hash of the image paths in their order, and which predictions are correct."""
+    """Return a hash of the test items in their order, and which predictions are correct.
+
+    Sentences have row numbers, which are the same in every file, so their labels are hashed too.
+    """
     if (result.folder, result.column) not in answers:
         file = Path(result.folder) / PREDICTIONS_FILE
         answers |= {(result.folder, column): None for column in (_BEFORE, _AFTER)}
         try:
             # Runs without a text tower have no zero-shot predictions.
-            given = columns_if_whole(file, whole=("label", _BEFORE, _AFTER), texts=("path",))
-            given = given or read_columns(file, whole=("label", _AFTER), texts=("path",))
+            named = (words.column,)
+            given = columns_if_whole(file, whole=("label", _BEFORE, _AFTER), texts=named)
+            given = given or read_columns(file, whole=("label", _AFTER), texts=named)
         except InputError as error:
-            remarks[str(error)] = None
+            remarks[f"not compared over {words.items}: {error}"] = None
         else:
-            paths = hashlib.sha256("\n".join(given["path"]).encode()).hexdigest()
-            for column in given.keys() - {"label", "path"}:
-                answers[result.folder, column] = paths, given[column] == given["label"]
+            names = given[words.column]
+            if words is SENTENCE_WORDS:
+                names = [*names, *map(str, given["label"].tolist())]
+            items = hashlib.sha256("\n".join(names).encode()).hexdigest()
+            for column in given.keys() - {"label", words.column}:
+                answers[result.folder, column] = items, given[column] == given["label"]
     return answers[result.folder, result.column]
 
 
@@ -265,75 +281,3 @@ def _number_of_pairs(block: _Block) -> dict[str, int]:
     names = [name for datasets in block.values() for name, seeds in datasets.items() if seeds]
     pairs = {name: math.comb(names.count(name), 2) for name in dict.fromkeys(names)}
     return pairs | {AVERAGE: math.comb(len(block), 2)}
-
-
-def summary(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Return one line for each pair of a block, for readers.
-
-    The test over seeds is shown for the average over datasets (or for the only dataset). The test
-    over images counts the datasets on which the first method wins, loses, or neither, at p < 0.05
-    after Holm over all pairs and datasets of the block.
-    """
-    rows = []
-    pairs = comparisons.groupby(["backbone", "shots", "first", "second"], sort=False)
-    for (backbone, shots, first, second), group in pairs:
-        seeds = group[group["test"] == SEEDS]
-        average = seeds[seeds["dataset"] == AVERAGE]
-        overall: dict[Any, Any] = next(
-            iter((average if len(average) else seeds).to_dict("records")), {}
-        )
-        images = group[group["test"] == IMAGES]
-        clear = images["p_holm_block"] < LEVEL
-        better = int((clear & (images["wins"] > images["losses"])).sum())
-        worse = int((clear & (images["wins"] < images["losses"])).sum())
-        rows.append(
-            {
-                "backbone": backbone,
-                "shots": shots,
-                "method": first,
-                "against": second,
-                "difference (points)": overall.get("difference_points", math.nan),
-                "seeds": overall.get("seeds", math.nan),
-                "p over seeds": overall.get("p", math.nan),
-                "p (Holm)": overall.get("p_holm", math.nan),
-                "images: better on": better,
-                "worse on": worse,
-                "undecided on": len(images) - better - worse,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def paired_t(differences: Sequence[float]) -> float:
-    """Return the two-sided p of Student's t test that paired differences have mean 0.
-
-    NaN for fewer than two differences, and if all are equal but not 0: their spread is unknown.
-    """
-    from scipy import stats  # an extra, which the tables alone do not need
-
-    if len(differences) < 2:
-        return math.nan
-    # Rounding errors must not look like spread.
-    if max(differences) - min(differences) <= 1e-9 * max(map(abs, differences)):
-        return math.nan if math.fsum(differences) else 1.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Return the two-sided p that wins and losses are equally likely; 1 if there are none."""
-    from scipy import stats
-
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p values adjusted for their number, in their order; NaN stays and does not count.
-
-    The k-th smallest of m becomes max over i <= k of min(1, (m - i + 1) p_i).
-    """
-    known = sorted((p, at) for at, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, largest = [math.nan] * len(p_values), 0.0
-    for rank, (p, at) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        adjusted[at] = largest
-    return adjusted

@@ -22,12 +22,14 @@ from so_clip.report.averages import (
     statistics,
 )
 from so_clip.report.read import ROW, RUN, Runs, transfers
+from so_clip.report.sentences import cut_notes, item_intervals, item_notes
 from so_clip.report.versions import (
     contents_notes,
     seconds_notes,
     skipped_notes,
     version_notes,
 )
+from so_clip.report.wording import IMAGE_WORDS, SENTENCE_WORDS, Wording, wording_of
 
 # The papers' order and short names; other datasets follow in alphabetical order.
 DATASETS = {
@@ -67,7 +69,10 @@ COSTS = (
     Column("peak_memory_mib", "memory (MiB)", 1),
     Column(SECONDS, "training (s)", 1),
     Column("train_tflops", "training (TFLOP)"),
+    Column("steps", "steps", 0),
 )
+# A column of runs on sentences only: they stop at a batch's loss, so their steps are a result.
+STEPS = "steps"
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Cell:
 
     `std` is NaN for a single run. In a table of sampled tasks it is the half width of the 95 %
     interval over tasks. A published value has 0 `runs`; `uncertainty` is its known error
-    (NaN: unknown).
+    (NaN: unknown). `interval` is the 95 % interval of the mean over test items, for sentences.
     """
 
     mean: float
@@ -130,6 +135,7 @@ class Cell:
     runs: int = 1
     best: bool = False
     uncertainty: float = math.nan
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -174,11 +180,12 @@ class Block:
 
     shots: int
     rows: Sequence[Row]
+    words: Wording = IMAGE_WORDS
 
     @property
     def title(self) -> str:
         """The block's heading."""
-        return {0: "zero-shot", 1: "1 shot"}.get(self.shots, f"{self.shots} shots")
+        return self.words.in_shots(self.shots) if self.shots else "zero-shot"
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,7 @@ class Table:
         blocks: rows by number of shots.
         usual_runs: the most common number of seeds; a cell with another number shows it.
         notes: sentences for the reader.
+        words: of the task of its runs.
     """
 
     measure: Measure
@@ -200,6 +208,7 @@ class Table:
     blocks: Sequence[Block]
     usual_runs: int
     notes: Sequence[str] = field(default_factory=tuple)
+    words: Wording = IMAGE_WORDS
 
     @property
     def name(self) -> str:
@@ -213,7 +222,16 @@ class Table:
             return f"{self.measure.caption}, {self.backbone}: mean ± 95 % interval over tasks"
         spread = "mean" if self.usual_runs < 2 else "mean ± standard deviation"
         seeds = "1 seed" if self.usual_runs == 1 else f"{self.usual_runs} seeds"
-        return f"{self.measure.caption}, {self.backbone}: {spread} over {seeds}"
+        caption = f"{self.measure.caption}, {self.backbone}: {spread} over {seeds}"
+        if self.has_intervals:
+            caption += " [95 % interval over test examples]"
+        return caption
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether a cell has the interval of its mean over test items."""
+        rows = (row for block in self.blocks for row in block.rows)
+        return any(cell.interval for row in rows for cell in row.cells.values())
 
     @property
     def datasets(self) -> list[str]:
@@ -262,10 +280,12 @@ def table_runs(measure: Measure, frame: pd.DataFrame) -> pd.DataFrame:
 
 def _table(measure: Measure, backbone: str, runs: pd.DataFrame) -> Table:
     different_timing = seconds_notes(runs) if measure.costs or measure.column == SECONDS else []
+    words = wording_of(runs)
     notes = [
         *version_notes(runs),
         *contents_notes(runs),
         *skipped_notes(runs),
+        *cut_notes(runs),
         *different_timing,
     ]
     if "train_tflops" in runs and (measure.costs or measure.column == "train_tflops"):
@@ -277,6 +297,9 @@ def _table(measure: Measure, backbone: str, runs: pd.DataFrame) -> Table:
         notes.append(UNEVEN_NOTE)
     tidy = statistics(runs, measure.column)
     columns, cells = _columns_and_cells(measure, runs, tidy)
+    if words is SENTENCE_WORDS and measure.name == "accuracy":
+        for (key, dataset), interval in item_intervals(runs).items():
+            cells[key][dataset] = replace(cells[key][dataset], interval=interval)
     methods = runs.groupby(ROW)["method"].first()
     blocks: dict[int, list[Row]] = {}
     for key, row_cells in cells.items():
@@ -288,13 +311,16 @@ def _table(measure: Measure, backbone: str, runs: pd.DataFrame) -> Table:
     ranked = [
         column
         for column in columns
+        if column.key != STEPS
         if not different_timing or SECONDS not in (measure.column, column.key)
     ]
     marked = [
-        Block(shots, mark_best(sorted(rows, key=_row_order), ranked, measure))
+        Block(shots, mark_best(sorted(rows, key=_row_order), ranked, measure), words)
         for shots, rows in sorted(blocks.items())
     ]
-    return Table(measure, backbone, columns, marked, usual_runs, tuple(notes))
+    if words is SENTENCE_WORDS and measure.name == "accuracy":
+        notes = [*item_notes(runs), *notes]
+    return Table(measure, backbone, columns, marked, usual_runs, tuple(notes), words)
 
 
 def _columns_and_cells(
@@ -313,7 +339,10 @@ def _columns_and_cells(
         columns.append(Column(AVERAGE, AVERAGE, measure.decimals))
         for key, (mean, std, seeds) in averages(runs, measure.column, len(datasets)).items():
             cells[key][AVERAGE] = Cell(mean, widths[key][AVERAGE] if widths else std, seeds)
+    is_sentences = wording_of(runs) is SENTENCE_WORDS
     for cost in COSTS if measure.costs else ():
+        if cost.key == STEPS and not is_sentences:
+            continue
         if cost.key in runs and runs[cost.key].notna().any():
             columns.append(cost)
             for key, (mean, _, seeds) in averages(runs, cost.key, len(datasets)).items():

@@ -22,6 +22,7 @@ _IGNORED = frozenset(
         "dataset",
         "split_file",
         "backbone.architecture",
+        "model.name",
         "method",
         "method_title",
         "shots",
@@ -54,6 +55,8 @@ _USUAL: dict[str, Any] = {
     "tasks": 0,
     "episodes.varied_shots": False,
     "results_version": RESULTS_VERSION,
+    "subset": "balanced",
+    "model.token_types": True,
     **{f"backbone.{option}": AUTO for option in PIXEL_OPTIONS},
 }
 # Columns of the runs that are named like settings: the number of processes (which share each batch
@@ -103,7 +106,9 @@ def _add_contents(frame: pd.DataFrame, flat: list[Flat]) -> None:
     of its split has no split file.
     """
     names = pd.DataFrame({"dataset": frame["dataset"]})
-    names["backbone"] = [str(settings.get("backbone")) for settings in frame["settings"]]
+    names["backbone"] = [
+        str(settings.get("backbone", settings.get("model"))) for settings in frame["settings"]
+    ]
     # Template, protocol and split decide on the prompts.
     names["prompts"] = [
         f"{dataset}, {settings.get('template')}, {settings.get('protocol')}"
@@ -195,12 +200,15 @@ def _varied(frame: pd.DataFrame, flat: list[Flat]) -> dict[str, list[str]]:
 
 
 def _architecture(settings: dict[str, Any]) -> str:
-    backbone = settings.get("backbone")
+    """Return the backbone of a run on images, or the encoder of a run on sentences."""
+    backbone, model = settings.get("backbone"), settings.get("model")
+    if isinstance(model, dict):
+        return str(model.get("name"))
     return str(backbone.get("architecture") if isinstance(backbone, dict) else backbone)
 
 
 def _is_about_weights(option: str) -> bool:
-    return option == "weights" or option.startswith("backbone.")
+    return option == "weights" or option.startswith(("backbone.", "model."))
 
 
 def _flatten(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from so_clip.errors import InputError
 from so_clip.report.formats import latex
 from so_clip.report.formats.files import (
-    SIGNIFICANCE,
     SIGNIFICANCE_FILE,
     write_significance,
     write_tables,
@@ -15,10 +14,11 @@ from so_clip.report.formats.files import (
 from so_clip.report.missing import add_missing
 from so_clip.report.page import write as page
 from so_clip.report.page.data import frame_data
+from so_clip.report.pairs import pairs_of
 from so_clip.report.plots import write as plots
 from so_clip.report.published import add_published
 from so_clip.report.read import Runs, read_runs
-from so_clip.report.significance import compare, summary
+from so_clip.report.significance import compare
 from so_clip.report.tables import Table, make_tables
 from so_clip.system import atomic
 from so_clip.system.commands import install
@@ -85,9 +85,11 @@ def _write_page(
     comparisons, remarks = compare(runs)
     frames = []
     if len(comparisons):
-        pairs = summary(comparisons)
-        frames = [frame_data(SIGNIFICANCE_FILE, "Significance", SIGNIFICANCE, pairs)]
-        names = [*names, write_significance(comparisons, pairs, out / FOLDER)]
+        parts = pairs_of(runs.frame, comparisons)
+        frames = [
+            frame_data(SIGNIFICANCE_FILE, part.title, part.caption, part.frame) for part in parts
+        ]
+        names = [*names, write_significance(comparisons, parts, out / FOLDER)]
         atomic.write_text(out / FOLDER / ALL, latex.document(names))
     notes = [*(f"Left out: {reason}" for reason in runs.skipped), *remarks]
     drawn, about_plots = plots.write(runs.frame, out)

@@ -42,7 +42,7 @@ def quantile(freedom: float) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
-def wilson(correct: int, total: int) -> tuple[float, float]:
+def wilson(correct: float, total: int) -> tuple[float, float]:
     """Return the 95 % interval of an accuracy over independent items, in percent.
 
     Wilson's score interval, with n items, p = correct / n and z = 1.96:
@@ -52,7 +52,7 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     It stays within 0 and 100, also if no item or every item is correct.
 
     Args:
-        correct: items that are classified correctly, from 0 to `total`.
+        correct: items that are classified correctly, from 0 to `total`; or their mean over runs.
         total: n, 1 or more.
 
     Returns:

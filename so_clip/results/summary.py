@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from so_clip.data.base_to_new import BASE_TO_NEW
-from so_clip.results.run_files import skipped_images
+from so_clip.results.run_files import TASK, skipped_images
 from so_clip.results.run_folder import SKIPPED_FILE
 from so_clip.results.scores import ADAPTED, NOT_ADAPTED, SENTENCES, ZERO_SHOT
 
@@ -14,7 +14,7 @@ def summary_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the run's accuracies for people, by their labels."""
     if metrics.get("tasks"):
         return _tasks_rows(metrics)
-    if metrics.get("task") == SENTENCES:
+    if metrics.get(TASK) == SENTENCES:
         return _sentence_rows(metrics)
     adapts = metrics["stop_reason"] != NOT_ADAPTED
     both = partial(_both, adapts=adapts)
@@ -54,10 +54,15 @@ def _sentence_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the accuracy on sentences, its interval, and that of the largest class."""
     low, high = metrics["accuracy_low_percent"], metrics["accuracy_high_percent"]
     accuracy = f"{_percent(metrics['accuracy_percent'])}, 95 % interval {low:.1f} to {high:.1f} %"
-    return {
+    rows = {
         "accuracy": accuracy,
         "largest class": f"{_percent(metrics['majority_percent'])} of {metrics['test_images']}",
     }
+    cut = {split: metrics[f"truncated_{split}"] for split in ("train", "test")}
+    if any(cut.values()):
+        counts = ", ".join(f"{count} {split}" for split, count in cut.items() if count)
+        rows["cut to max_length"] = f"{counts} examples"
+    return rows
 
 
 def _both(values: Mapping[str, Any], key: str, adapts: bool) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.polynomial.legendre import leggauss
 
-from so_clip.report.significance import holm, paired_t, sign_test
+from so_clip.report.exact_tests import holm, paired_t, sign_test
 
 p_values = st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=12)
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from so_clip.report.pairs import summary
 from so_clip.report.read import read_runs
-from so_clip.report.significance import MAX_ROWS, compare, summary
+from so_clip.report.significance import MAX_ROWS, compare
 from so_clip.report.tables import AVERAGE
 from tests.helpers.report_runs import write_predictions, write_run
 

@@ -62,10 +62,10 @@ const SIDE = 340;
 const COUNTS = 54;
 
 /**
- * The accuracy of predictions by their confidence, in bins; below it, the number of images.
+ * The accuracy of predictions by their confidence, in bins; below it, the number of test items, each an `item`.
  * Bars: the adapted model. Lines: zero-shot CLIP, if there is a text tower. Dashed: perfect calibration.
  */
-function reliabilityDiagram({ label, adapted, zeroShot }) {
+function reliabilityDiagram({ label, adapted, zeroShot, item }) {
   const inner = SIDE - FRAME.left - FRAME.right;
   const top = FRAME.top;
   const place = (share) => FRAME.left + (share / 100) * inner;
@@ -78,7 +78,7 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
   const shares = { values: [0, 20, 40, 60, 80, 100], digits: 0 };
   const description = (bin) =>
     `confidence ${Math.round((100 * bin) / bins)} to ${Math.round((100 * (bin + 1)) / bins)} %: ` +
-    `${counted(adapted.images[bin], "image")}, ${percent(adapted.accuracy_percent[bin], 1)} correct`;
+    `${counted(adapted.images[bin], item)}, ${percent(adapted.accuracy_percent[bin], 1)} correct`;
   const bars = adapted.images.flatMap((images, bin) => {
     if (!images) return [];
     const share = adapted.accuracy_percent[bin];
@@ -112,6 +112,6 @@ function reliabilityDiagram({ label, adapted, zeroShot }) {
     svg("line", { class: "axis", x1: place(0), x2: place(100), y1: base, y2: base }),
     svg("text", { class: "tick", x: FRAME.left - 7, y: base - COUNTS + 8, "text-anchor": "end" }, percent((100 * most) / all, 0)),
     svg("text", { class: "tick", x: FRAME.left - 7, y: base, "text-anchor": "end" }, "0"),
-    svg("text", { class: "axis-label", x: FRAME.left + inner / 2, y: base + 22, "text-anchor": "middle" }, "confidence (%), and its share of images"),
+    svg("text", { class: "axis-label", x: FRAME.left + inner / 2, y: base + 22, "text-anchor": "middle" }, `confidence (%), and its share of ${item}s`),
   );
 }

@@ -9,9 +9,10 @@ const BOX = 640;
  * The confusion matrix of all classes.
  *
  * triples: a flat list of [label, prediction, images]; totals: a flat list of [label, images] with
- * all images of a class, also those in pairs that `triples` leaves out. labels: the classes with names.
+ * all images of a class, also those in pairs that `triples` leaves out. labels: the classes with names. item: what
+ * is counted, an image or an example.
  */
-function confusionMatrix({ triples, totals, labels, nameOf }) {
+function confusionMatrix({ triples, totals, labels, nameOf, item }) {
   const cells = [];
   for (let at = 0; at < triples.length; at += 3) cells.push({ label: triples[at], prediction: triples[at + 1], images: triples[at + 2] });
   const sums = new Map();
@@ -19,10 +20,10 @@ function confusionMatrix({ triples, totals, labels, nameOf }) {
   const classes = [...new Set([...labels, ...cells.flatMap(({ label, prediction }) => [label, prediction])])].sort((a, b) => a - b);
   for (const cell of cells) cell.share = cell.images / sums.get(cell.label);
   const draw = classes.length <= NAMED ? namedMatrix : pictureMatrix;
-  return draw({ classes, cells, nameOf });
+  return draw({ classes, cells, nameOf, item });
 }
 
-function namedMatrix({ classes, cells, nameOf }) {
+function namedMatrix({ classes, cells, nameOf, item }) {
   const byPlace = new Map(cells.map((cell) => [`${cell.label} ${cell.prediction}`, cell]));
   const tableCell = (label, prediction) => {
     const found = byPlace.get(`${label} ${prediction}`);
@@ -36,7 +37,7 @@ function namedMatrix({ classes, cells, nameOf }) {
   const table = el(
     "table",
     { class: onSide ? "confusion on-side" : "confusion" },
-    el("caption", {}, "Images by class (rows) and predicted class (columns)"),
+    el("caption", {}, `${item === "image" ? "Images" : "Examples"} by class (rows) and predicted class (columns)`),
     el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "class \\ predicted"), ...names.map((name) => el("th", { scope: "col", title: name }, el("span", {}, name))))),
     el("tbody", {}, ...classes.map((label, row) => el("tr", {}, el("th", { scope: "row", title: names[row] }, el("span", {}, names[row])), ...classes.map((prediction) => tableCell(label, prediction))))),
   );
@@ -45,7 +46,7 @@ function namedMatrix({ classes, cells, nameOf }) {
   return box;
 }
 
-function pictureMatrix({ classes, cells, nameOf }) {
+function pictureMatrix({ classes, cells, nameOf, item }) {
   const count = classes.length;
   const canvas = el("canvas", {
     class: "confusion",
@@ -68,7 +69,7 @@ function pictureMatrix({ classes, cells, nameOf }) {
     const index = (offset, size) => Math.min(count - 1, Math.max(0, Math.floor((offset / size) * count)));
     const [row, column] = [index(event.offsetY, canvas.clientHeight), index(event.offsetX, canvas.clientWidth)];
     const images = at.get(row * count + column)?.images ?? 0;
-    hint.textContent = `${nameOf(classes[row])} predicted as ${nameOf(classes[column])}: ${counted(images, "image")}`;
+    hint.textContent = `${nameOf(classes[row])} predicted as ${nameOf(classes[column])}: ${counted(images, item)}`;
   };
   canvas.addEventListener("pointermove", read);
   canvas.addEventListener("pointerdown", read);
@@ -80,7 +81,7 @@ function pictureMatrix({ classes, cells, nameOf }) {
     columns: [
       { key: "class", title: "class", value: ({ label }) => nameOf(label) },
       { key: "predicted", title: "predicted", value: ({ prediction }) => nameOf(prediction) },
-      { key: "images", title: "images", numeric: true, value: ({ images }) => images, cell: ({ images }) => number(images) },
+      { key: "images", title: `${item}s`, numeric: true, value: ({ images }) => images, cell: ({ images }) => number(images) },
       { key: "share", title: "of the class (%)", numeric: true, value: ({ share }) => 100 * share, cell: ({ share }) => number(100 * share, 1) },
     ],
     rows: wrong,

@@ -26,7 +26,7 @@ function showRun(name) {
     return "No such run";
   }
   const shots = valueAt(run, "shots");
-  const parts = [valueAt(run, "method_title"), valueAt(run, "dataset"), ...(shots ? [shotsName(shots), `seed ${valueAt(run, "seed")}`] : [])];
+  const parts = [valueAt(run, "method_title"), valueAt(run, "dataset"), ...(shots ? [shotsOf(run), `seed ${valueAt(run, "seed")}`] : [])];
   const title = parts.join(" · ");
   const details = detailsOf(run);
   section.replaceChildren(
@@ -77,10 +77,10 @@ function siblings(run) {
   const order = (other) => valueAt(other, "shots") * 1e9 + valueAt(other, "seed");
   alike.sort((a, b) => order(a) - order(b));
   const link = (other) => {
-    const text = `${shotsName(valueAt(other, "shots"))}, seed ${valueAt(other, "seed")}: ${percent(valueAt(other, "accuracy_percent"))}`;
+    const text = `${shotsOf(other)}, seed ${valueAt(other, "seed")}: ${percent(valueAt(other, "accuracy_percent"))}`;
     return el("li", {}, other === run ? el("b", { "aria-current": "true" }, text) : runLink(other, text));
   };
-  return el("details", { class: "siblings" }, el("summary", {}, `Same method, other seeds and shots (${alike.length - 1})`), el("ul", {}, ...alike.map(link)));
+  return el("details", { class: "siblings" }, el("summary", {}, `Same method, other seeds and ${itemOf(run) === "image" ? "shots" : "numbers of examples"} (${alike.length - 1})`), el("ul", {}, ...alike.map(link)));
 }
 
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -107,18 +107,19 @@ function detailSections(run, details) {
   const { nameOf } = details;
   const sections = [];
   if (details.history || details.curve) sections.push(part("Training", ...training(run, details)));
-  if (details.mistakes) sections.push(mistakes(details));
+  if (details.draw) sections.push(draw(details.draw, nameOf));
+  if (details.mistakes) sections.push(itemOf(run) === "image" ? mistakes(details) : wrongExamples(details));
   if (details.confusion) {
     const { left_out: leftOut } = details.confusion;
-    const rest = leftOut ? el("p", { class: "hint" }, `${counted(leftOut, "image")} in rarer pairs of classes are left out.`) : "";
+    const rest = leftOut ? el("p", { class: "hint" }, `${counted(leftOut, itemOf(run))} in rarer pairs of classes are left out.`) : "";
     sections.push(el(
       "div",
       { class: "beside" },
-      part("Confusion matrix", confusionMatrix({ ...details.confusion, labels: details.labels, nameOf }), rest),
+      part("Confusion matrix", confusionMatrix({ ...details.confusion, labels: details.labels, nameOf, item: itemOf(run) }), rest),
       reliability(run, details.reliability),
     ));
   }
-  if (details.per_class) sections.push(part("Classes", perClass(details.per_class, nameOf)));
+  if (details.per_class) sections.push(part("Classes", perClass(details.per_class, nameOf, itemOf(run))));
   if (!sections.length) sections.push(el("p", { class: "note" }, "The run's folder has no predictions.csv, per_class.csv or history.csv that can be read."));
   return sections;
 }
@@ -168,7 +169,32 @@ function mistakes({ mistakes: worst, nameOf, pictureOf, no_pictures: reason }) {
   );
 }
 
+/** The wrong predictions of a run on sentences, by the rows of the dataset's file. */
+function wrongExamples({ mistakes: worst, nameOf }) {
+  if (!worst.length) return part("Most confident mistakes", el("p", {}, "None: every test example is classified correctly."));
+  const table = grid({
+    caption: "Test examples with a wrong prediction",
+    columns: [
+      { key: "row", title: "row", numeric: true, value: ({ row }) => row },
+      { key: "class", title: "class", value: ({ label }) => nameOf(label) },
+      { key: "predicted", title: "predicted", value: ({ prediction }) => nameOf(prediction) },
+      { key: "confidence", title: "confidence (%)", numeric: true, value: ({ confidence }) => confidence, cell: ({ confidence }) => number(100 * confidence, 1) },
+    ],
+    rows: worst,
+    sort: { key: "confidence", down: true },
+    name: "mistake",
+  });
+  return part("Most confident mistakes", el("p", { class: "hint" }, "A row is the place of the example in the file of the test split, from 0."), table.element);
+}
+
+/** The training examples of a run on sentences, by class. */
+function draw(drawn, nameOf) {
+  const lines = drawn.map(({ label, rows }) => el("li", {}, el("b", {}, `${nameOf(label)} (${number(rows.length)})`), ": ", ...unbroken(rows.join(", "))));
+  return part("Training examples", el("p", { class: "hint" }, "A number is the row of the example in the file of the training split, from 0."), el("ul", {}, ...lines));
+}
+
 function reliability(run, { adapted, zero_shot: zeroShot }) {
+  const items = `${itemOf(run)}s`;
   const bins = adapted.images.map((_, bin) => bin);
   const edge = (bin) => `${Math.round((100 * bin) / bins.length)}–${Math.round((100 * (bin + 1)) / bins.length)} %`;
   const column = (key, title, source, field, digits) => ({ key, title, numeric: true, value: (bin) => source[field][bin], cell: (bin) => number(source[field][bin], digits) });
@@ -176,12 +202,12 @@ function reliability(run, { adapted, zero_shot: zeroShot }) {
     caption: "Reliability by confidence",
     columns: [
       { key: "bin", title: "confidence", value: (bin) => bin, cell: edge },
-      column("images", "images", adapted, "images", 0),
+      column("images", items, adapted, "images", 0),
       column("accuracy", "accuracy (%)", adapted, "accuracy_percent", 1),
       column("confidence", "mean confidence (%)", adapted, "confidence_percent", 1),
       ...(zeroShot
         ? [
-            column("z-images", "zero-shot: images", zeroShot, "images", 0),
+            column("z-images", `zero-shot: ${items}`, zeroShot, "images", 0),
             column("z-accuracy", "zero-shot: accuracy (%)", zeroShot, "accuracy_percent", 1),
             column("z-confidence", "zero-shot: mean confidence (%)", zeroShot, "confidence_percent", 1),
           ]
@@ -194,14 +220,14 @@ function reliability(run, { adapted, zero_shot: zeroShot }) {
   return part(
     "Reliability",
     figureOf(
-      reliabilityDiagram({ label: `Reliability diagram in ${bins.length} bins; expected calibration error ${error}. The numbers are in the table below.`, adapted, zeroShot }),
-      `Bars: the adapted model's accuracy by confidence. ${zeroShot ? "Lines: zero-shot CLIP. " : ""}Dashed: perfect calibration. Below: the share of images in each bin.`,
+      reliabilityDiagram({ label: `Reliability diagram in ${bins.length} bins; expected calibration error ${error}. The numbers are in the table below.`, adapted, zeroShot, item: itemOf(run) }),
+      `Bars: the adapted model's accuracy by confidence. ${zeroShot ? "Lines: zero-shot CLIP. " : ""}Dashed: perfect calibration. Below: the share of ${items} in each bin.`,
     ),
     el("details", {}, el("summary", {}, "Numbers of the diagram"), table.element),
   );
 }
 
-function perClass(columnsOf, nameOf) {
+function perClass(columnsOf, nameOf, item) {
   const rows = columnsOf.label.map((label, at) => ({
     label,
     name: nameOf(label),
@@ -209,6 +235,7 @@ function perClass(columnsOf, nameOf) {
     before: columnsOf.zero_shot_accuracy_percent?.[at] ?? null,
     after: columnsOf.accuracy_percent[at],
   }));
+  const hasZeroShot = columnsOf.zero_shot_accuracy_percent !== undefined;
   const change = (row) => (row.before === null || row.after === null ? null : row.after - row.before);
   const signed = (value) => (value === null ? MISSING : `${value < 0 ? "−" : "+"}${number(Math.abs(value), 1)}`);
   const bar = (value) => {
@@ -222,10 +249,10 @@ function perClass(columnsOf, nameOf) {
     columns: [
       { key: "name", title: "class", value: (row) => row.name },
       { key: "label", title: "label", numeric: true, value: (row) => row.label },
-      { key: "images", title: "images", numeric: true, value: (row) => row.images },
-      { key: "before", title: "zero-shot (%)", numeric: true, value: (row) => row.before, cell: (row) => number(row.before, 1) },
+      { key: "images", title: `${item}s`, numeric: true, value: (row) => row.images },
+      ...(hasZeroShot ? [{ key: "before", title: "zero-shot (%)", numeric: true, value: (row) => row.before, cell: (row) => number(row.before, 1) }] : []),
       { key: "after", title: "accuracy (%)", numeric: true, value: (row) => row.after, cell: (row) => bar(row.after) },
-      { key: "change", title: "change", numeric: true, value: change, cell: (row) => signed(change(row)) },
+      ...(hasZeroShot ? [{ key: "change", title: "change", numeric: true, value: change, cell: (row) => signed(change(row)) }] : []),
     ],
     rows,
     sort: { key: "label", down: false },

@@ -54,7 +54,7 @@ function settingsOf(run) {
 let searched = null;
 function haystack(run) {
   searched ??= data.folder.map((folder, at) =>
-    [folder, ...["method_title", "variant", "dataset", "backbone"].map((key) => valueAt(at, key)), shotsName(valueAt(at, "shots")), `seed ${valueAt(at, "seed")}`]
+    [folder, ...["method_title", "variant", "dataset", "backbone"].map((key) => valueAt(at, key)), shotsOf(at), `seed ${valueAt(at, "seed")}`]
       .join(" ")
       .toLowerCase(),
   );
@@ -111,4 +111,17 @@ function runPasses(run) {
   );
 }
 
-const shotsName = (shots) => (shots === 0 ? "zero-shot" : counted(shots, "shot"));
+/** What a run classifies: images, or examples of sentences. */
+const itemOf = (run) => (valueAt(run, "task") === "sentences" ? "example" : "image");
+
+/** A run's training items in words: "4 shots" are images per class, "32 examples" are all of them. */
+function shotsOf(run) {
+  const shots = valueAt(run, "shots");
+  return shots === 0 ? "zero-shot" : counted(shots, itemOf(run) === "image" ? "shot" : "example");
+}
+
+/** A number of shots in the words of the runs that have it. */
+function shotsName(shots) {
+  const runs = data.folder.map((_, run) => run).filter((run) => valueAt(run, "shots") === shots);
+  return [...new Set(runs.map(shotsOf))].join(" or ");
+}

@@ -108,10 +108,11 @@ function tableRow(row, shownColumns, usualRuns) {
 
 function scoreCell(cell, column, usualRuns, source) {
   if (!cell) return el("td", { class: "number missing" }, el("span", { title: "no run" }, MISSING));
-  const [mean, std, runs, best, uncertainty] = cell;
+  const [mean, std, runs, best, uncertainty, interval] = cell;
   const spread = std ?? uncertainty ?? null;
   const parts = [best ? el("strong", { title: "best of its block" }, number(mean, column.digits)) : number(mean, column.digits)];
   if (spread !== null) parts.push(el("small", {}, ` ± ${number(spread, column.digits)}`));
+  if (interval) parts.push(el("small", {}, ` [${interval.map((end) => number(end, 1)).join(", ")}]`));
   if (!source && usualRuns !== null && runs !== usualRuns) parts.push(el("small", { title: counted(runs, "run") }, ` (${runs})`));
   return el("td", { class: "number" }, ...parts);
 }

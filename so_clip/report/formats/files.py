@@ -9,22 +9,11 @@ import pandas as pd
 from so_clip.report.formats import latex
 from so_clip.report.formats import text as formats
 from so_clip.report.formats.numbers import readable
-from so_clip.report.significance import MAX_ROWS
+from so_clip.report.pairs import Pairs
 from so_clip.report.tables import Table
 from so_clip.system import atomic
 
 SIGNIFICANCE_FILE = "significance"
-SIGNIFICANCE = (
-    "Each row compares two methods; the difference is the first accuracy minus the second. A p "
-    "below 0.05 means that chance is an unlikely reason for the difference; a larger p means "
-    "that these runs cannot tell. Over seeds: Student's paired t test of the average over "
-    "datasets; with three seeds it finds only large and steady differences. Over test images: "
-    "the exact sign test on each dataset (McNemar's test if there is one seed), p < 0.05 after "
-    "Holm over all pairs and datasets of the block. p (Holm) over seeds is adjusted over all "
-    f"pairs of the block. In a block with more than {MAX_ROWS} rows the best row is compared with "
-    "every other row, and p is adjusted for all pairs of the block. Rows with uneven shots are "
-    "not compared."
-)
 # The formats beside CSV.
 _WRITERS: dict[str, Callable[[Table], str]] = {
     "md": formats.to_markdown,
@@ -53,18 +42,16 @@ def write_tables(
     return names
 
 
-def write_significance(comparisons: pd.DataFrame, pairs: pd.DataFrame, folder: Path) -> str:
+def write_significance(comparisons: pd.DataFrame, parts: Sequence[Pairs], folder: Path) -> str:
     """Write all comparisons as CSV and the pairs in the other formats; return the files' name."""
-    texts = readable(pairs)
-    columns = 4  # backbone, shots and two methods
     atomic.write_text(folder / f"{SIGNIFICANCE_FILE}.csv", formats.to_csv(comparisons))
-    for ending, text in (
-        ("md", formats.frame_to_markdown(texts, SIGNIFICANCE, columns)),
-        (
-            "tex",
-            latex.HEADER + latex.frame_to_latex(texts, SIGNIFICANCE, SIGNIFICANCE_FILE, columns),
-        ),
-        ("html", formats.frame_to_html(texts, SIGNIFICANCE, SIGNIFICANCE_FILE)),
-    ):
-        atomic.write_text(folder / f"{SIGNIFICANCE_FILE}.{ending}", text)
+    texts: dict[str, list[str]] = {"md": [], "tex": [latex.HEADER], "html": []}
+    for part in parts:
+        frame = readable(part.frame)
+        texts["md"].append(formats.frame_to_markdown(frame, part.caption, part.texts))
+        texts["tex"].append(latex.frame_to_latex(frame, part.caption, part.name, part.texts))
+        texts["html"].append(formats.frame_to_html(frame, part.caption, part.name))
+    for ending, pieces in texts.items():
+        head = pieces.pop(0) if ending == "tex" else ""
+        atomic.write_text(folder / f"{SIGNIFICANCE_FILE}.{ending}", head + "\n".join(pieces))
     return SIGNIFICANCE_FILE

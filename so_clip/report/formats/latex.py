@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from string import ascii_lowercase
 
 import pandas as pd
@@ -98,7 +99,7 @@ def _pages(blocks: Sequence[Block]) -> list[list[Block]]:
             if room == 0:
                 pages.append([])
                 room = _ROWS
-            pages[-1].append(Block(block.shots, rows[:room]))
+            pages[-1].append(replace(block, rows=rows[:room]))
             rows, room = rows[room:], room - min(room, len(rows))
     return pages
 
@@ -113,7 +114,9 @@ def _with_headings(table: Table, blocks: Sequence[Block], marks: Mapping[str, st
             label = f"\\emph{{{label}}} (published)\\textsuperscript{{{mark}}}"
         return label
 
-    frame = text_frame(table, blocks, escape, "\\textbf{{{}}}", name).drop(columns="shots")
+    frame = text_frame(table, blocks, escape, "\\textbf{{{}}}", name).drop(
+        columns=table.words.shots
+    )
     frame = frame.rename(columns={"method": "Method"})
     at = 0
     for number, block in enumerate(blocks):

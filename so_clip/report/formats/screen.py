@@ -42,7 +42,7 @@ def show_tables(tables: Sequence[Table]) -> None:
 def _grid(table: Table, columns: Sequence[Column]) -> Grid:
     """Return a table, or some of its columns, with a line between its blocks."""
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False, header_style=_HEADING)
-    grid.add_column("shots", justify="right", no_wrap=True)
+    grid.add_column(table.words.shots, justify="right", no_wrap=True)
     grid.add_column("method", overflow="fold", max_width=_NAME_CELLS)
     for column in columns:
         grid.add_column(Text(escape.line(column.title)), justify="right", no_wrap=True)
@@ -72,7 +72,7 @@ def _fitting(table: Table, width: int) -> Iterator[Sequence[Column]]:
     for column in table.columns:
         texts = [_cell(table, row, column, shots).plain for shots, row in rows]
         widths.append(_GAP + max(map(cell_len, [escape.line(column.title), *texts])))
-    return fitting(table.columns, widths, width - len("shots") - names - 2 * _GAP)
+    return fitting(table.columns, widths, width - len(table.words.shots) - names - 2 * _GAP)
 
 
 def fitting(columns: Sequence[T], widths: Sequence[int], room: int) -> Iterator[list[T]]:

@@ -10,12 +10,13 @@ from pandas.api.types import is_numeric_dtype
 from so_clip.escape import csv_cell, csv_row, markdown
 from so_clip.report.averages import AVERAGE
 from so_clip.report.tables import Block, Cell, Column, Row, Table
+from so_clip.report.wording import SENTENCE_WORDS
 
 MISSING = "–"
 
 
 def cell_text(cell: Cell, column: Column, counted: bool, usual_runs: int) -> str:
-    """Return mean ± deviation, followed by the number of runs if it is not the usual one.
+    """Return mean ± deviation [interval], and the number of runs if it is not the usual one.
 
     Args:
         cell: the cell.
@@ -28,6 +29,9 @@ def cell_text(cell: Cell, column: Column, counted: bool, usual_runs: int) -> str
         return text.removesuffix("0") if column.decimals > 1 else text
     if not math.isnan(cell.std):
         text += f" ± {cell.std:.{column.decimals}f}"
+    if cell.interval:
+        low, high = cell.interval
+        text += f" [{low:.1f}, {high:.1f}]"
     return f"{text} ({cell.runs})" if counted and cell.runs != usual_runs else text
 
 
@@ -35,8 +39,11 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
     """Return the cells of one measure's tables, one per line: datasets and average, without costs.
 
     `source` is empty for the project's own runs; `uncertainty` is set for published scores. Sampled
-    tasks have `interval`, the half width of their 95 % interval, in place of `std`.
+    tasks have `interval`, the half width of their 95 % interval, in place of `std`. If there are
+    tables of sentences, `task` names them, and `low` and `high` are the ends of the 95 % interval
+    over test examples.
     """
+    has_sentences = any(table.words is SENTENCE_WORDS for table in tables)
     rows = [
         {
             "dataset": column,
@@ -52,6 +59,7 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
             "source": row.source,
             "uncertainty": cell.uncertainty,
         }
+        | (_of_task(table, cell) if has_sentences else {})
         for table in tables
         for block in table.blocks
         for row in block.rows
@@ -60,6 +68,11 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
         if cell is not None
     ]
     return pd.DataFrame(rows).astype({"runs": "Int64"})
+
+
+def _of_task(table: Table, cell: Cell) -> dict[str, str | float]:
+    low, high = cell.interval or (math.nan, math.nan)
+    return {"task": table.words.task, "low": low, "high": high}
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -98,7 +111,7 @@ def text_frame(
                 text = escape(cell_text(cell, column, counted, table.usual_runs))
                 line.append(bold.format(text) if cell.best else text)
             lines.append(line)
-    titles = ["shots", "method", *(column.title for column in table.columns)]
+    titles = [table.words.shots, "method", *(column.title for column in table.columns)]
     return pd.DataFrame(lines, columns=list(map(escape, titles)))
 
 

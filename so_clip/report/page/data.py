@@ -13,13 +13,16 @@ import pandas as pd
 from so_clip.report.formats.numbers import digits_of
 from so_clip.report.read import Runs
 from so_clip.report.tables import Cell, Table
-from so_clip.results.run_files import SKIPPED, flat_options
+from so_clip.results.run_files import SKIPPED, TASK, flat_options
 
 # The page's table of runs, in order: column of metrics.json, heading, digits (None: a text).
 COLUMNS = (
     ("method_title", "method", None),
     ("variant", "settings", None),
     ("accuracy_percent", "accuracy (%)", 2),
+    ("accuracy_low_percent", "95 % interval: low (%)", 2),
+    ("accuracy_high_percent", "high (%)", 2),
+    (TASK, "task", None),
     ("dataset", "dataset", None),
     ("shots", "shots", 0),
     ("seed", "seed", 0),
@@ -92,7 +95,8 @@ def folder_names(runs: Runs) -> list[str]:
 def table_data(table: Table) -> dict[str, Any]:
     """Return one table for the page: a row is method, title, settings, source and its cells.
 
-    A cell is [mean, std, runs, best, uncertainty], or None if it is empty.
+    A cell is [mean, std, runs, best, uncertainty, interval], or None if it is empty. Its interval
+    is [low, high] or None.
     """
     return {
         "name": table.name,
@@ -153,6 +157,7 @@ def _cell(cell: Cell | None) -> list[Any] | None:
         cell.runs,
         int(cell.best),
         scalar(cell.uncertainty),
+        cell.interval and [*cell.interval],
     ]
 
 

@@ -12,6 +12,7 @@ from so_clip.report.plots import labels, style
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
 from so_clip.report.read import ROW
+from so_clip.report.wording import wording_of
 
 AVERAGE = "Average"
 _ACCURACY = "accuracy_percent"
@@ -40,9 +41,10 @@ def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dra
         yield Drawing(
             "accuracy_vs_shots" + (f"_{style.in_file(str(backbone))}" if several else ""),
             "Accuracy against shots",
-            "Test accuracy in percent: mean over seeds, band ± one standard deviation; the dashed "
-            f"line is zero-shot CLIP.{average}{style.others(trained, lines)}",
-            partial(_draw_shots, numbers, lines, zero_shot),
+            "Test accuracy in percent: mean over seeds, band ± one standard deviation"
+            f"{'; the dashed line is zero-shot CLIP' if zero_shot else ''}."
+            f"{average}{style.others(trained, lines)}",
+            partial(_draw_shots, numbers, lines, zero_shot, wording_of(runs).training),
             numbers,
             choice=str(backbone) if several else "",
         )
@@ -87,7 +89,11 @@ def zero_shot_accuracy(runs: pd.DataFrame) -> dict[str, float]:
 
 
 def _draw_shots(
-    numbers: pd.DataFrame, lines: Sequence[Line], zero_shot: dict[str, float], narrow: bool
+    numbers: pd.DataFrame,
+    lines: Sequence[Line],
+    zero_shot: dict[str, float],
+    training: str,
+    narrow: bool,
 ) -> Any:
     datasets = sorted(set(numbers["dataset"]) - {AVERAGE})
     names = ([AVERAGE] if AVERAGE in set(numbers["dataset"]) else []) + datasets
@@ -104,7 +110,7 @@ def _draw_shots(
         axis.set_xticks(shots, [str(shot) for shot in shots])
         axis.minorticks_off()
         axis.margins(x=0.06)
-    style.label_axes(axes, "training images per class", "test accuracy (%)")
+    style.label_axes(axes, training, "test accuracy (%)")
     style.legend_below(figure, axes)
     return figure
 
@@ -124,11 +130,11 @@ def accuracy_vs_memory(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dr
             numbers = _against_memory(both[both["dataset"].isin(shared)])
             if len(numbers) < 2:
                 continue
-            choice = [style.in_shots(int(shots)), *([str(backbone)] if several else [])]
+            choice = [wording_of(runs).in_shots(int(shots)), *([str(backbone)] if several else [])]
             yield Drawing(
                 "_".join(["accuracy_vs_memory", *map(style.in_file, choice)]),
                 "Accuracy against peak memory",
-                _memory_caption(len(shared), int(shots)),
+                _memory_caption(len(shared), choice[0]),
                 partial(_draw_memory, numbers, lines),
                 numbers,
                 choice=", ".join(choice),
@@ -144,10 +150,10 @@ def _shared_datasets(runs: pd.DataFrame) -> list[str]:
     return methods.index[2 * methods >= runs["method_title"].nunique()].tolist()
 
 
-def _memory_caption(datasets: int, shots: int) -> str:
+def _memory_caption(datasets: int, shots: str) -> str:
     over = f" and {datasets} datasets (methods with runs on all of them)" if datasets > 1 else ""
     return (
-        f"Test accuracy and peak memory at {style.in_shots(shots)}, mean over seeds{over}; bars: "
+        f"Test accuracy and peak memory at {shots}, mean over seeds{over}; bars: "
         "± one standard deviation of the accuracy. Up and to the left is better; the grey line "
         "joins the methods that no other method beats in both."
     )

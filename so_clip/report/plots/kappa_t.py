@@ -10,6 +10,7 @@ from so_clip.report.averages import few_shot_runs
 from so_clip.report.plots import style
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
+from so_clip.report.wording import wording_of
 
 # The settings of the two axes, and the setting that may differ from cell to cell.
 _AXES = ("optimizer.density_ratio", "optimizer.T")
@@ -19,7 +20,7 @@ MAX_PANELS = 12
 
 def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw a heat map for each method and number of shots whose runs differ in both κ and T."""
-    cells = _cells(few_shot_runs(runs))
+    cells, words = _cells(few_shot_runs(runs)), wording_of(runs)
     groups: Any = cells.groupby(["method_title", "backbone", "shots", "rest"], sort=True)
     for (title, backbone, shots, rest), group in groups:
         wide = group.groupby("dataset").filter(
@@ -28,7 +29,9 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
         if wide.empty:
             continue
         datasets = sorted(wide["dataset"].unique())
-        name = "_".join(style.in_file(part) for part in (title, backbone, f"{shots}shot", rest))
+        name = "_".join(
+            style.in_file(part) for part in (title, backbone, f"{shots}{words.shot}", rest)
+        )
         more = len(datasets) - MAX_PANELS
         yield Drawing(
             f"kappa_t_{name.strip('_')}",
@@ -40,7 +43,7 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             + (f" {more} more datasets are in the CSV file." if more > 0 else ""),
             partial(_draw, wide, datasets[:MAX_PANELS]),
             wide,
-            choice=", ".join([title, backbone, style.in_shots(shots)] + ([rest] if rest else [])),
+            choice=", ".join([title, backbone, words.in_shots(shots)] + ([rest] if rest else [])),
         )
 
 

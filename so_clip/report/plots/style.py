@@ -317,11 +317,6 @@ def in_file(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower()
 
 
-def in_shots(shots: int) -> str:
-    """Return the number of shots in words."""
-    return f"{shots} shot" + ("" if shots == 1 else "s")
-
-
 def others(runs: pd.DataFrame, lines: Sequence[Line]) -> str:
     """Return a sentence that counts the methods and variants without a line; empty if none."""
     trained = runs[runs["method"] != ZERO_SHOT]

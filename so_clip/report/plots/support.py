@@ -12,6 +12,7 @@ import pandas as pd
 from so_clip.report.plots import style
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
+from so_clip.report.wording import wording_of
 from so_clip.results.run_files import CHANGED_FILE, columns_if_whole
 
 # At most this many rows, and runs per row, have their files read.
@@ -30,6 +31,7 @@ _OLD_ROLES = {
 
 def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw, for SO and its variants, the fraction of each tensor that ever changed."""
+    words = wording_of(runs)
     so = runs[[_is_sparse(settings) for settings in runs["settings"]]]
     for (backbone, shots), group in so.groupby(["backbone", "shots"], sort=True):
         by: Any = group.groupby(["method_title", "variant"], sort=True)
@@ -39,14 +41,14 @@ def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             continue
         more = len(rows) > MAX_ROWS or any(len(row_runs) > MAX_RUNS for _, row_runs in rows)
         yield Drawing(
-            f"support_{shots}shot_{style.in_file(str(backbone))}",
+            f"support_{shots}{words.shot}_{style.in_file(str(backbone))}",
             "Weights ever changed by SO",
             "Percentage of each matrix's weights that differ from their values before training, by "
             "layer; mean over runs. The dotted line is the percentage of all trainable weights."
             + (" Other settings and runs are left out." if more else ""),
             partial(_draw, numbers),
             numbers,
-            choice=f"{backbone}, {style.in_shots(int(shots))}",
+            choice=f"{backbone}, {words.in_shots(int(shots))}",
         )
 
 

@@ -12,6 +12,7 @@ from so_clip.report.plots import style
 from so_clip.report.plots.accuracy import zero_shot_accuracy
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
+from so_clip.report.wording import wording_of
 from so_clip.results.run_files import CURVE_FILE, HISTORY_FILE, columns_if_whole
 
 # At most this many datasets, and seeds per line, have their files read.
@@ -22,38 +23,40 @@ SMOOTHED, POINTS = 0.05, 100
 
 def loss_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw the training loss by step: one panel per dataset, one line per method."""
+    words = wording_of(runs)
     for backbone, shots, chosen in _chosen(runs, lines):
         numbers = _read(chosen, lines, HISTORY_FILE, "loss", smoothed)
         if numbers.empty:
             continue
         yield Drawing(
-            f"training_loss_{shots}shot_{style.in_file(backbone)}",
+            f"training_loss_{shots}{words.shot}_{style.in_file(backbone)}",
             "Training loss",
             f"Training loss, a moving average over {100 * SMOOTHED:.0f} % of the steps; mean over "
             f"at most {MAX_SEEDS} seeds, band ± one standard deviation between them."
             + style.others(chosen, lines),
             partial(_draw_losses, numbers, lines),
             numbers,
-            choice=f"{backbone}, {style.in_shots(shots)}",
+            choice=f"{backbone}, {words.in_shots(shots)}",
         )
 
 
 def accuracy_curves(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
     """Draw the test accuracy during training, for runs that measured it."""
+    words = wording_of(runs)
     for backbone, shots, chosen in _chosen(runs, lines):
         numbers = _read(chosen, lines, CURVE_FILE, "accuracy_percent", lambda values: values)
         if numbers.empty:
             continue
         zero_shot = zero_shot_accuracy(chosen)
         yield Drawing(
-            f"training_accuracy_{shots}shot_{style.in_file(backbone)}",
+            f"training_accuracy_{shots}{words.shot}_{style.in_file(backbone)}",
             "Test accuracy during training",
             "Test accuracy in percent during training (evaluation.every_steps); mean over at most "
             f"{MAX_SEEDS} seeds, band ± one standard deviation between them. It is never used for "
             "model selection.",
             partial(_draw, numbers, lines, "test accuracy (%)", zero_shot),
             numbers,
-            choice=f"{backbone}, {style.in_shots(shots)}",
+            choice=f"{backbone}, {words.in_shots(shots)}",
         )
 
 

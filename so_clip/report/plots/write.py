@@ -1,5 +1,6 @@
 """Write the report's plots: each as SVG and PNG for print, as CSV, and as SVG for the page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,12 +9,14 @@ from so_clip.report.averages import few_shot_runs
 from so_clip.report.notices import collected
 from so_clip.report.plots import drawing, style
 from so_clip.report.plots.accuracy import accuracy_vs_memory, accuracy_vs_shots
-from so_clip.report.plots.drawing import Plot
+from so_clip.report.plots.drawing import Drawing, Plot
 from so_clip.report.plots.fonts import families_for
 from so_clip.report.plots.kappa_t import kappa_t
+from so_clip.report.plots.style import Line
 from so_clip.report.plots.support import support
 from so_clip.report.plots.training import accuracy_curves, loss_curves
 from so_clip.report.progress import watched
+from so_clip.report.wording import IMAGE_WORDS, by_task, wording_of
 
 # The columns whose texts are in plots.
 _TEXTS = ("dataset", "backbone", "method_title", "variant")
@@ -48,12 +51,28 @@ def write(runs: pd.DataFrame, out: Path) -> tuple[list[Plot], list[str]]:
     with collected("matplotlib", remarks, ignored=("Glyph ", "findfont: ")):
         import matplotlib
 
-        few_shot = few_shot_runs(runs)
-        lines = style.choose_lines(runs if few_shot.empty else few_shot)
         texts = (str(text) for name in _TEXTS for text in runs[name].unique())
         families, without_font = families_for(texts)
         plots = []
+        parts = [(part, _lines(part)) for part in by_task(runs)]
         for draw in watched(PLOTS, "plots"):
             with matplotlib.rc_context(style.RC | {"font.family": families}):
-                plots += [drawing.write(drawn, out / FOLDER) for drawn in draw(runs, lines)]
+                for part, lines in parts:
+                    drawings = draw(part, lines)
+                    if len(parts) > 1:
+                        drawings = (_named(drawn, part) for drawn in drawings)
+                    plots += [drawing.write(drawn, out / FOLDER) for drawn in drawings]
     return plots, [*(without_font if plots else ()), *remarks]
+
+
+def _lines(runs: pd.DataFrame) -> list[Line]:
+    few_shot = few_shot_runs(runs)
+    return style.choose_lines(runs if few_shot.empty else few_shot)
+
+
+def _named(drawn: Drawing, runs: pd.DataFrame) -> Drawing:
+    """Return a drawing whose file and choice differ from those of the other task."""
+    words = wording_of(runs)
+    ending = "" if words is IMAGE_WORDS else f"_{words.task}"
+    choice = drawn.choice or str(runs["backbone"].iloc[0])
+    return replace(drawn, name=f"{drawn.name}{ending}", choice=choice)
