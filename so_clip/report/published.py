@@ -4,6 +4,9 @@ published.csv has one line per score, with its source, and its uncertainty in pe
 that is known (for scores read off a plot). Rows named "SO" or "CLIP-LoRA" of different sources stay
 separate. The method that the SO paper calls LoRA is a separate row too: it scores two points below
 CLIP-LoRA.
+
+published_sentences.csv has the runs of BERT on RTE that were released with SO, with their steps.
+They are shown beside every model's runs on that dataset, and name the model if it is another one.
 """
 
 import math
@@ -11,17 +14,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from so_clip.report.averages import AVERAGE
 from so_clip.report.read import Runs
-from so_clip.report.tables import DATASETS, Cell, Row, Table
+from so_clip.report.tables import DATASETS, STEPS, Cell, Row, Table
+from so_clip.report.wording import SENTENCE_WORDS
+from so_clip.results.interval import wilson
 
 FILE = Path(__file__).parent / "published.csv"
+SENTENCES_FILE = FILE.with_name("published_sentences.csv")
+# Published models, and the names of their choices (model=NAME).
+MODELS = {"bert-base-uncased": "bert_base"}
 NOTE = (
     "Published rows are scores from other people's runs: drawn images, prompts, precision and "
     "steps may differ."
+)
+SENTENCES_NOTE = (
+    "Published rows are other people's runs of one seed: their draws, tokens, rates and steps may "
+    "differ, and they are in no average. Their intervals are computed here from the accuracy and "
+    "the number of test examples. One of {items} examples is {points:.2f} points, and the "
+    "published rows on {dataset} differ by {span:.1f} points at most: {examples} examples."
 )
 LOCAL_WEIGHTS_NOTE = (
     "Published scores use OpenAI's weights, and a local file may hold other weights: they are "
@@ -44,7 +59,9 @@ def add_published(tables: Sequence[Table], runs: Runs) -> list[Table]:
             with_openai.add(backbone)
     extended = []
     for table in tables:
-        if table.measure.name == "accuracy":
+        if table.measure.name == "accuracy" and table.words is SENTENCE_WORDS:
+            table = _with_published_sentences(table)
+        elif table.measure.name == "accuracy":
             fuller = _with_published(table)
             if table.backbone in with_openai:
                 table = fuller
@@ -74,6 +91,55 @@ def _with_published(table: Table) -> Table:
         added += len(rows)
         blocks.append(replace(block, rows=[*block.rows, *rows]))
     return replace(table, blocks=blocks, notes=(*table.notes, NOTE)) if added else table
+
+
+@cache
+def published_sentences() -> pd.DataFrame:
+    """Return published_sentences.csv."""
+    return pd.read_csv(SENTENCES_FILE)
+
+
+def _with_published_sentences(table: Table) -> Table:
+    """Return a table of sentences with the published rows of its datasets and numbers of examples.
+
+    An accuracy has one decimal in the source, so the number of right examples is the nearest one.
+    """
+    known = published_sentences()
+    known = known[known["dataset"].isin(table.datasets)]
+    shown = known[known["shots"].isin([block.shots for block in table.blocks])]
+    if shown.empty:
+        return table
+    blocks = []
+    for block in table.blocks:
+        scores = shown[shown["shots"] == block.shots].to_dict("records")
+        rows = [_sentences_row(score, table.backbone) for score in scores]
+        blocks.append(replace(block, rows=[*block.rows, *rows]))
+    notes = [_sentences_note(str(name), scores) for name, scores in shown.groupby("dataset")]
+    return replace(table, blocks=blocks, notes=(*table.notes, *notes))
+
+
+def _sentences_row(score: dict[Any, Any], backbone: str) -> Row:
+    items, accuracy, model = score["test_examples"], score["accuracy_percent"], score["model"]
+    interval = wilson(round(accuracy / 100 * items), items)
+    cells = {
+        score["dataset"]: Cell(accuracy, runs=0, interval=interval),
+        STEPS: Cell(score["steps"], runs=0),
+    }
+    # The page cuts long sources, so the other model comes first.
+    named = model if MODELS.get(model) == backbone else f"other model, {model}"
+    return Row(score["method"], "", cells, source=f"{named}: {score['source']}")
+
+
+def _sentences_note(dataset: str, scores: pd.DataFrame) -> str:
+    items = int(scores["test_examples"].iloc[0])
+    span = float(scores["accuracy_percent"].max() - scores["accuracy_percent"].min())
+    return SENTENCES_NOTE.format(
+        items=items,
+        points=100 / items,
+        dataset=dataset,
+        span=span,
+        examples=round(span / 100 * items),
+    )
 
 
 def _row(table: Table, method: str, source: str, scores: pd.DataFrame) -> Row:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from so_clip.report.averages import statistics
 from so_clip.report.read import ROW
+from so_clip.report.wording import SENTENCE_WORDS, wording_of
 from so_clip.results.interval import wilson
 
 SHOTS_NOTE = (
@@ -62,6 +63,18 @@ def item_notes(runs: pd.DataFrame) -> list[str]:
             if len(block) > 1
         ]
     return notes
+
+
+def about_items(runs: pd.DataFrame) -> str:
+    """Return a sentence below a plot about the chance of the test examples; empty for images."""
+    if wording_of(runs) is not SENTENCE_WORDS:
+        return ""
+    widths = [high - low for low, high in item_intervals(runs).values()]
+    if not widths:
+        return ""
+    reach = f"{min(widths) / 2:.1f}", f"{max(widths) / 2:.1f}"
+    points = " to ".join(dict.fromkeys(reach))
+    return f" The 95 % interval of an accuracy over test examples is about ± {points} points."
 
 
 def cut_notes(runs: pd.DataFrame) -> list[str]:

@@ -166,6 +166,8 @@ class Row:
     @property
     def reference(self) -> str:
         """The source of a published row and its uncertainty."""
+        if any(cell.interval for cell in self.cells.values()):
+            return f"published: {self.source}"
         errors = [cell.uncertainty for cell in self.cells.values()]
         errors = sorted({error for error in errors if not math.isnan(error)})
         if not errors:
@@ -288,7 +290,8 @@ def _table(measure: Measure, backbone: str, runs: pd.DataFrame) -> Table:
         *cut_notes(runs),
         *different_timing,
     ]
-    if "train_tflops" in runs and (measure.costs or measure.column == "train_tflops"):
+    has_flops = "train_tflops" in runs and runs["train_tflops"].notna().any()
+    if has_flops and (measure.costs or measure.column == "train_tflops"):
         notes.append(FLOPS_NOTE)
     runs, zero_shot_note = _with_zero_shot(measure, runs)
     notes = [*zero_shot_note, *notes]

@@ -13,6 +13,8 @@ from so_clip.results.logits_file import LOGITS_FILE, KeptLogits, logits_file, re
 from so_clip.results.run_files import (
     METRICS_FILE,
     PER_CLASS_FILE,
+    SENTENCES,
+    TASK,
     finished_metrics,
     read_columns,
     run_folders,
@@ -108,6 +110,11 @@ def _run(folder: Path, is_named: bool) -> KeptRun:
     files = sorted(path.name for path in folder.iterdir())
     others = [match[1] for name in files if (match := _OTHER_TEST_SET.fullmatch(name))]
     own = [""] if LOGITS_FILE in files else []
+    if not own and not others and metrics.get(TASK) == SENTENCES:
+        raise InputError(
+            f"{folder}: a run on sentences keeps no logits, so nothing can be scored again. Its "
+            f"accuracy and calibration error are in {METRICS_FILE}. Give runs on images."
+        )
     if not own and not others:
         read_logits(folder / LOGITS_FILE)  # raises the message about a missing file
     return KeptRun(folder, metrics, (*own, *others), is_named)

@@ -22,6 +22,7 @@ from so_clip.system.safe_open import MAX_LIST_BYTES, read_plain
 
 CONFIG_FILE, METRICS_FILE, ERROR_FILE = "config.yaml", "metrics.json", "error.json"
 PROVENANCE_FILE = "provenance.json"
+FEW_SHOT_FILE = "fewshot.json"  # the drawn training items
 ADAPTER_FILE = "adapter.safetensors"
 SMAT_FILE = "smat.safetensors"  # the experts that a meta-training wrote
 # The key of metrics.json that runs of a method do not have, and its value of a meta-training.

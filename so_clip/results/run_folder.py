@@ -25,6 +25,7 @@ from so_clip.results.run_files import (
     CONFIG_FILE,
     CURVE_FILE,
     ERROR_FILE,
+    FEW_SHOT_FILE,
     HISTORY_FILE,
     METRICS_FILE,
     PROVENANCE_FILE,
@@ -240,7 +241,7 @@ class RunFolder:
             self.path / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         )
         if few_shot is not None:
-            atomic.write_json(self.path / "fewshot.json", few_shot)
+            atomic.write_json(self.path / FEW_SHOT_FILE, few_shot)
 
     def write_history(self, losses: Sequence[float], lrs: Sequence[float]) -> None:
         """Write history.csv: one row per step (from 1) with `step`, `loss` and `lr`."""

@@ -2,6 +2,7 @@
 
 const CARDS = [
   ["accuracy_percent", "Accuracy", 2, " %"],
+  ["majority_percent", "Larger class", 2, " %"],
   ["zero_shot_accuracy_percent", "Zero-shot accuracy", 2, " %"],
   ["new_accuracy_percent", "New classes", 2, " %"],
   ["harmonic_mean_percent", "Harmonic mean", 2, " %"],
@@ -54,9 +55,16 @@ function cards(run) {
     "dl",
     { class: "cards" },
     ...shown.map(([key, title, digits, unit]) =>
-      el("div", {}, el("dt", {}, title), el("dd", {}, number(valueAt(run, key), digits), el("small", {}, unit), gain(run, key))),
+      el("div", {}, el("dt", {}, title), el("dd", {}, number(valueAt(run, key), digits), el("small", {}, unit), gain(run, key), interval(run, key))),
     ),
   );
+}
+
+/** The 95 % interval over test examples, beside the accuracy. */
+function interval(run, key) {
+  const [low, high] = ["accuracy_low_percent", "accuracy_high_percent"].map((end) => valueAt(run, end));
+  if (key !== "accuracy_percent" || low === null || high === null) return null;
+  return el("small", { title: "95 % interval over test examples" }, ` [${number(low, 1)}, ${number(high, 1)}]`);
 }
 
 /** The gain of adaptation, beside the accuracy. */
@@ -182,6 +190,7 @@ function wrongExamples({ mistakes: worst, nameOf }) {
     ],
     rows: worst,
     sort: { key: "confidence", down: true },
+    page: 12,
     name: "mistake",
   });
   return part("Most confident mistakes", el("p", { class: "hint" }, "A row is the place of the example in the file of the test split, from 0."), table.element);

@@ -25,13 +25,12 @@ def cell_text(cell: Cell, column: Column, counted: bool, usual_runs: int) -> str
         usual_runs: the number of runs that is not written.
     """
     text = f"{cell.mean:.{column.decimals}f}"
+    interval = " [{:.1f}, {:.1f}]".format(*cell.interval) if cell.interval else ""
     if not cell.runs:  # published: as many digits as in the source
-        return text.removesuffix("0") if column.decimals > 1 else text
+        return (text.removesuffix("0") if column.decimals > 1 else text) + interval
     if not math.isnan(cell.std):
         text += f" ± {cell.std:.{column.decimals}f}"
-    if cell.interval:
-        low, high = cell.interval
-        text += f" [{low:.1f}, {high:.1f}]"
+    text += interval
     return f"{text} ({cell.runs})" if counted and cell.runs != usual_runs else text
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from so_clip.report.formats.numbers import digits_of
 from so_clip.report.read import Runs
 from so_clip.report.tables import Cell, Table
+from so_clip.report.wording import IMAGE_WORDS
 from so_clip.results.run_files import SKIPPED, TASK, flat_options
 
 # The page's table of runs, in order: column of metrics.json, heading, digits (None: a text).
@@ -22,6 +23,7 @@ COLUMNS = (
     ("accuracy_percent", "accuracy (%)", 2),
     ("accuracy_low_percent", "95 % interval: low (%)", 2),
     ("accuracy_high_percent", "high (%)", 2),
+    ("majority_percent", "larger class (%)", 2),
     (TASK, "task", None),
     ("dataset", "dataset", None),
     ("shots", "shots", 0),
@@ -53,6 +55,8 @@ def run_data(runs: Runs, out: Path) -> dict[str, Any]:
         relative URL of it.
     """
     frame = runs.frame
+    if TASK in frame:
+        frame = frame.assign(**{TASK: frame[TASK].fillna(IMAGE_WORDS.task)})
     if "train_flops" in frame:
         flops = pd.to_numeric(frame["train_flops"], errors="coerce")
         frame = frame.assign(train_tflops=flops / 1e12)

@@ -15,8 +15,10 @@ import pandas as pd
 from so_clip.report.page.data import scalar
 from so_clip.report.page.thumbnails import Thumbnails
 from so_clip.report.plots.training import smoothed
+from so_clip.report.wording import IMAGE_WORDS, SENTENCE_WORDS
 from so_clip.results.run_files import (
     CURVE_FILE,
+    FEW_SHOT_FILE,
     HISTORY_FILE,
     PER_CLASS_FILE,
     PREDICTIONS_FILE,
@@ -29,6 +31,8 @@ from so_clip.results.scores import ADAPTED, ZERO_SHOT, models_in, reliability
 
 # How many mistakes, pairs of classes in a confusion matrix, and points of a curve are shown.
 MISTAKES, CONFUSIONS, POINTS = 12, 3000, 120
+# Rows of sentences take less room than pictures.
+WRONG_EXAMPLES = 40
 # Names of both models on the page, and prefixes of their columns. A backbone without a text tower
 # has no zero-shot model.
 _ADAPTED = {"adapted": ADAPTED}
@@ -75,9 +79,12 @@ def read_details(folder: Path, settings: dict[str, Any], thumbnails: Thumbnails)
         }
         worst = mistakes(predictions)
         values["mistakes"] = worst
-        values["no_pictures"] = thumbnails.reason(settings)
-        found = {image["path"]: thumbnails.uri(settings, image["path"]) for image in worst}
-        pictures = {path: uri for path, uri in found.items() if uri is not None}
+        if IMAGE_WORDS.column in predictions:
+            values["no_pictures"] = thumbnails.reason(settings)
+            found = {image["path"]: thumbnails.uri(settings, image["path"]) for image in worst}
+            pictures = {path: uri for path, uri in found.items() if uri is not None}
+        else:
+            values["draw"] = _draw(read_object(folder / FEW_SHOT_FILE))
     for key, file, column in (
         ("history", HISTORY_FILE, "loss"),
         ("curve", CURVE_FILE, "accuracy_percent"),
@@ -96,6 +103,20 @@ def _of_models(
     return columns_of(folder, _BOTH) or columns_of(folder, _ADAPTED)
 
 
+def _draw(drawn: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the drawn rows of sentences by label; None if the file does not have them."""
+    rows, labels = drawn.get("rows"), drawn.get("labels")
+    for column in (rows, labels):
+        if not isinstance(column, list) or not all(type(value) is int for value in column):
+            return None
+    if len(rows) != len(labels):
+        return None
+    by_label: dict[int, list[int]] = {}
+    for row, label in zip(rows, labels, strict=True):
+        by_label.setdefault(label, []).append(row)
+    return [{"label": label, "rows": by_label[label]} for label in sorted(by_label)]
+
+
 def _classes_of(folder: Path, models: Mapping[str, str]) -> Columns | None:
     numbers = ["images", *(f"{prefix}accuracy_percent" for prefix in models.values())]
     file = folder / PER_CLASS_FILE
@@ -106,7 +127,10 @@ def _predictions_of(folder: Path, models: Mapping[str, str]) -> Columns | None:
     labels = ["label", *(f"{prefix}prediction" for prefix in models.values())]
     confidences = [f"{prefix}confidence" for prefix in models.values()]
     file = folder / PREDICTIONS_FILE
-    found = columns_if_whole(file, whole=labels, numbers=confidences, texts=("path",))
+    found = columns_if_whole(file, whole=labels, numbers=confidences, texts=(IMAGE_WORDS.column,))
+    if found is None:  # sentences have the row of the dataset's file in place of a path
+        row = SENTENCE_WORDS.column
+        found = columns_if_whole(file, whole=(row, *labels), numbers=confidences)
     if found is None or not all(np.isfinite(found[key]).all() for key in confidences):
         return None
     return found
@@ -131,17 +155,19 @@ def confusion(predictions: Columns) -> dict[str, Any]:
 def mistakes(predictions: Columns) -> list[dict[str, Any]]:
     """Return the wrong predictions with the highest confidence of the adapted model."""
     wrong = np.flatnonzero(predictions["label"] != predictions["prediction"]).tolist()
-    paths, confidence_N = predictions["path"], predictions["confidence"]
+    is_images = IMAGE_WORDS.column in predictions
+    column = (IMAGE_WORDS if is_images else SENTENCE_WORDS).column
+    names, confidence_N = predictions[column], predictions["confidence"]
     labels = ["label", *(f"{prefix}prediction" for prefix in models_in(predictions))]
-    # Equal confidences are sorted by path, so the same run gives the same page.
-    wrong.sort(key=lambda image: (-confidence_N[image], paths[image]))
+    # Equal confidences are sorted by path or row, so the same run gives the same page.
+    wrong.sort(key=lambda item: (-confidence_N[item], names[item]))
     return [
         {
-            "path": paths[image],
-            **{key: int(predictions[key][image]) for key in labels},
-            "confidence": float(confidence_N[image]),
+            column: scalar(names[item]),
+            **{key: int(predictions[key][item]) for key in labels},
+            "confidence": float(confidence_N[item]),
         }
-        for image in wrong[:MISTAKES]
+        for item in wrong[: MISTAKES if is_images else WRONG_EXAMPLES]
     ]
 
 

@@ -12,6 +12,7 @@ from so_clip.report.plots import labels, style
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
 from so_clip.report.read import ROW
+from so_clip.report.sentences import about_items
 from so_clip.report.wording import wording_of
 
 AVERAGE = "Average"
@@ -43,7 +44,7 @@ def accuracy_vs_shots(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dra
             "Accuracy against shots",
             "Test accuracy in percent: mean over seeds, band ± one standard deviation"
             f"{'; the dashed line is zero-shot CLIP' if zero_shot else ''}."
-            f"{average}{style.others(trained, lines)}",
+            f"{average}{style.others(trained, lines)}{about_items(runs)}",
             partial(_draw_shots, numbers, lines, zero_shot, wording_of(runs).training),
             numbers,
             choice=str(backbone) if several else "",
@@ -134,7 +135,7 @@ def accuracy_vs_memory(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Dr
             yield Drawing(
                 "_".join(["accuracy_vs_memory", *map(style.in_file, choice)]),
                 "Accuracy against peak memory",
-                _memory_caption(len(shared), choice[0]),
+                _memory_caption(len(shared), choice[0]) + about_items(runs),
                 partial(_draw_memory, numbers, lines),
                 numbers,
                 choice=", ".join(choice),

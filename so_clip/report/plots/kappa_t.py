@@ -10,6 +10,7 @@ from so_clip.report.averages import few_shot_runs
 from so_clip.report.plots import style
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
+from so_clip.report.sentences import about_items
 from so_clip.report.wording import wording_of
 
 # The settings of the two axes, and the setting that may differ from cell to cell.
@@ -39,7 +40,7 @@ def kappa_t(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             "Test accuracy in percent, mean over seeds, and below it one standard deviation. κ is "
             "the fraction of entries that SO keeps, T the number of steps between two draws of its "
             "support (0: it is drawn once). "
-            f"{_about_rates(wide, rest)} Hatched: no run."
+            f"{_about_rates(wide, rest)} Hatched: no run.{about_items(runs)}"
             + (f" {more} more datasets are in the CSV file." if more > 0 else ""),
             partial(_draw, wide, datasets[:MAX_PANELS]),
             wide,

@@ -1,7 +1,7 @@
 """The fraction of weights that SO's support ever changed, by layer and tower."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -12,12 +12,14 @@ import pandas as pd
 from so_clip.report.plots import style
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
-from so_clip.report.wording import wording_of
+from so_clip.report.wording import IMAGE_WORDS, wording_of
 from so_clip.results.run_files import CHANGED_FILE, columns_if_whole
 
 # At most this many rows, and runs per row, have their files read.
 MAX_ROWS, MAX_RUNS = 3, 12
 TOWERS = {"vision": "image tower", "text": "text tower"}
+# A run on sentences has one encoder.
+ENCODER = {"text": "encoder"}
 _PLACES = ("tower", "block", "role")
 # Runs of earlier versions recorded names alone. Their matrices are those of open_clip's ViTs.
 _LAYER = re.compile(r"^(?P<head>.*?)\.(?P<layer>\d+)\.(?P<kind>.+?)(\.weight)?$")
@@ -46,7 +48,7 @@ def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             "Percentage of each matrix's weights that differ from their values before training, by "
             "layer; mean over runs. The dotted line is the percentage of all trainable weights."
             + (" Other settings and runs are left out." if more else ""),
-            partial(_draw, numbers),
+            partial(_draw, numbers, TOWERS if words is IMAGE_WORDS else ENCODER),
             numbers,
             choice=f"{backbone}, {words.in_shots(int(shots))}",
         )
@@ -115,11 +117,11 @@ def place_of(tensor: str) -> tuple[str, str, int] | None:
     return tower, _OLD_ROLES.get(match["kind"], match["kind"]), int(match["layer"])
 
 
-def _draw(numbers: pd.DataFrame, narrow: bool) -> Any:
+def _draw(numbers: pd.DataFrame, names: Mapping[str, str], narrow: bool) -> Any:
     from matplotlib.figure import Figure
 
     groups = numbers[["method", "variant"]].drop_duplicates().to_records(index=False).tolist()
-    towers = [tower for tower in TOWERS if tower in set(numbers["tower"])]
+    towers = [tower for tower in names if tower in set(numbers["tower"])]
     rows, columns = (len(groups) * len(towers), 1) if narrow else (len(groups), len(towers))
     width = style.NARROW_INCHES if narrow else 3.2 * columns + 0.6
     figure = Figure(figsize=(width, 2.2 * rows + 0.8), layout="constrained")
@@ -142,7 +144,7 @@ def _draw(numbers: pd.DataFrame, narrow: bool) -> Any:
         axis.set_ylim(0, 1.1 * cells["changed_percent"].max() or 1)
         style.whole_ticks(axis.xaxis)
         name = method + (f" ({style.in_words(variant)})" if variant else "")
-        title = f"{name}, {TOWERS[tower]}" if len(groups) > 1 else TOWERS[tower]
+        title = f"{name}, {names[tower]}" if len(groups) > 1 else names[tower]
         style.panel_title(axis, title)
     style.label_axes(axes, "layer", "weights ever changed (%)")
     style.legend_below(figure, axes[:1])
