@@ -18,6 +18,7 @@ from tests.helpers.command import ROOT, Outcome, call, python
 from tests.helpers.doc_pages import blocks
 from tests.helpers.kept_runs import CLASSES, DRAWN, write_kept, write_kept_run
 from tests.helpers.made_datasets import write_dtd, write_eurosat
+from tests.helpers.sentence_runs import write_sentence_run
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -242,3 +243,17 @@ def test_scores_of_real_runs_are_those_of_their_metrics(tmp_path):
             assert float(row[key]) == values[f"{prefix}{key}"]
         error = float(row["expected_calibration_error_15_bins_percent"])
         assert error == values[f"{prefix}expected_calibration_error_percent"]
+
+
+def test_runs_on_sentences_have_nothing_to_score_again(tmp_path):
+    folder = write_sentence_run(tmp_path / "sentences")
+    for place in (folder, tmp_path / "sentences"):
+        failed = call("rescore", place)
+        assert failed.code == 2
+        (message,) = failed.messages
+        assert f"{folder}: a run on sentences keeps no logits" in message
+        assert "Give runs on images." in message
+    write_kept_run(tmp_path / "both")
+    write_sentence_run(tmp_path / "both")
+    done = _done(tmp_path / "both")
+    assert "a run on sentences keeps no logits" in done.err

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from so_clip.data.digits import load_digits
-from so_clip.report.page.run_details import MISTAKES, read_details
+from so_clip.report.page.run_details import MISTAKES, WRONG_EXAMPLES, read_details
 from so_clip.report.page.thumbnails import SIDE, Thumbnails, thumbnail
 from so_clip.results.scores import scores
 from tests.helpers.page_runs import DIGITS, write_csv, write_run
+from tests.helpers.sentence_runs import write_sentence_run
 
 SETTINGS = {"dataset": "digits", "data_root": "data"}
 
@@ -172,3 +173,32 @@ def test_a_path_outside_the_datasets_folder_is_refused(tmp_path):
 def test_an_icon_is_not_scaled():
     assert thumbnail(Image.new("RGB", (28, 28))).startswith("data:image/png;")
     assert thumbnail(Image.new("RGB", (280, 28))).startswith("data:image/jpeg;")
+
+
+def test_sentences_have_rows_in_place_of_paths_and_pictures(tmp_path):
+    folder = write_sentence_run(tmp_path, right=200)
+    settings = json.loads((folder / "metrics.json").read_text())["settings"]
+    details = _details(folder, settings)
+    assert details.pictures == {}
+    assert "no_pictures" not in details.values
+    worst = details.values["mistakes"]
+    assert len(worst) == WRONG_EXAMPLES
+    wrong = [row for row in _rows(folder) if row["label"] != row["prediction"]]
+    wrong.sort(key=lambda row: (-float(row["confidence"]), int(row["row"])))
+    assert [mistake["row"] for mistake in worst] == [
+        int(row["row"]) for row in wrong[:WRONG_EXAMPLES]
+    ]
+    assert set(worst[0]) == {"row", "label", "prediction", "confidence"}
+    assert sum(details.values["confusion"]["triples"][2::3]) == 277
+    assert set(details.values["reliability"]) == {"adapted"}
+    assert details.names == ((0, "entailment"), (1, "not_entailment"))
+    even, odd = details.values["draw"]
+    assert even == {"label": 0, "rows": list(range(100, 132, 2))}
+    assert odd == {"label": 1, "rows": list(range(101, 132, 2))}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": [1], "labels": []}', '{"rows": "a"}'])
+def test_a_damaged_draw_is_left_out(tmp_path, content):
+    folder = write_sentence_run(tmp_path)
+    (folder / "fewshot.json").write_text(content)
+    assert _details(folder).values["draw"] is None

@@ -1,0 +1,23 @@
+"""The printed rows of a run on sentences."""
+
+import json
+
+from so_clip.results.summary import summary_rows
+from tests.helpers.sentence_runs import write_sentence_run
+
+
+def _rows(folder):
+    return summary_rows(json.loads((folder / "metrics.json").read_text()))
+
+
+def test_a_run_on_sentences_has_its_interval_and_the_larger_class(tmp_path):
+    rows = _rows(write_sentence_run(tmp_path, right=158))
+    assert rows == {
+        "accuracy": "57.04 % (51.15 to 62.73 %: 95 % interval over 277 examples)",
+        "the larger class": "52.71 %",
+    }
+
+
+def test_cut_sentences_are_counted(tmp_path):
+    rows = _rows(write_sentence_run(tmp_path, truncated_train=0, truncated_test=4))
+    assert rows["cut to max_length"] == "4 test examples"
