@@ -19,14 +19,13 @@ from so_clip.results.run_files import (
     MAX_TEXT,
     METRICS_FILE,
     PROVENANCE_FILE,
-    SENTENCES,
     TASK,
     finished_metrics,
     is_texts,
     read_object,
     run_folders,
 )
-from so_clip.results.scores import ZERO_SHOT
+from so_clip.results.scores import SENTENCES, ZERO_SHOT
 from so_clip.system.commands import command, override
 from so_clip.system.locks import is_locked
 

@@ -53,7 +53,7 @@ def item_notes(runs: pd.DataFrame) -> list[str]:
             intervals = [wilson(mean / 100 * count, count) for mean in rows["mean"]]
             holding = sum(low <= larger <= high for low, high in intervals)
             text += (
-                f" The larger class has {larger:.2f} % of them; the intervals of {holding} of "
+                f" The largest class has {larger:.2f} % of them; the intervals of {holding} of "
                 f"{len(rows)} rows hold it."
             )
         notes.append(text)

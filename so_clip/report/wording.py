@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from so_clip.results.run_files import SENTENCES, TASK
+from so_clip.results.run_files import TASK
+from so_clip.results.scores import SENTENCES
 
 
 @dataclass(frozen=True)

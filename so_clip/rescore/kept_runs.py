@@ -13,12 +13,12 @@ from so_clip.results.logits_file import LOGITS_FILE, KeptLogits, logits_file, re
 from so_clip.results.run_files import (
     METRICS_FILE,
     PER_CLASS_FILE,
-    SENTENCES,
     TASK,
     finished_metrics,
     read_columns,
     run_folders,
 )
+from so_clip.results.scores import SENTENCES
 
 _OTHER_TEST_SET = re.compile(re.escape(LOGITS_FILE).replace(r"\.", r"_(.+)\."))
 

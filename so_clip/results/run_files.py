@@ -27,9 +27,8 @@ ADAPTER_FILE = "adapter.safetensors"
 SMAT_FILE = "smat.safetensors"  # the experts that a meta-training wrote
 # The key of metrics.json that runs of a method do not have, and its value of a meta-training.
 KIND, META = "kind", "meta"
-# The key of metrics.json that names the task, and its value of a run on sentences. Runs on images
-# do not have the key.
-TASK, SENTENCES = "task", "sentences"
+# The key of metrics.json that names the task, such as "sentences". Runs on images do not have it.
+TASK = "task"
 # The key of config.yaml and metrics.json that names the adapter of an evaluation.
 ADAPTER_FROM = "adapter_from"
 HISTORY_FILE, CURVE_FILE, CHANGED_FILE = "history.csv", "curve.csv", "changed.csv"

@@ -18,7 +18,7 @@ from so_clip.report.significance import compare
 from so_clip.report.tables import make_tables
 from so_clip.results.interval import wilson
 from tests.helpers.report_runs import squeezed, write_run
-from tests.helpers.sentence_runs import ITEMS, write_answers, write_sentence_run
+from tests.helpers.sentence_folders import ITEMS, write_answers, write_sentence_run
 
 
 def _accuracy(root, backbone="minilm"):
@@ -54,7 +54,7 @@ def test_a_table_says_examples_and_has_the_interval_over_test_examples(tmp_path)
     notes = " ".join(table.notes)
     assert "training examples together, not of each class" in notes
     assert "one of 277 test examples is 0.36 points" in notes
-    assert "The larger class has 52.71 % of them; the intervals of 1 of 1 rows hold it." in notes
+    assert "The largest class has 52.71 % of them; the intervals of 1 of 1 rows hold it." in notes
 
 
 def test_rows_that_a_test_cannot_tell_from_the_best_are_counted(tmp_path):

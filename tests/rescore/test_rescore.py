@@ -18,7 +18,7 @@ from tests.helpers.command import ROOT, Outcome, call, python
 from tests.helpers.doc_pages import blocks
 from tests.helpers.kept_runs import CLASSES, DRAWN, write_kept, write_kept_run
 from tests.helpers.made_datasets import write_dtd, write_eurosat
-from tests.helpers.sentence_runs import write_sentence_run
+from tests.helpers.sentence_folders import write_sentence_run
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

@@ -3,18 +3,18 @@
 import json
 
 from so_clip.results.summary import summary_rows
-from tests.helpers.sentence_runs import write_sentence_run
+from tests.helpers.sentence_folders import write_sentence_run
 
 
 def _rows(folder):
     return summary_rows(json.loads((folder / "metrics.json").read_text()))
 
 
-def test_a_run_on_sentences_has_its_interval_and_the_larger_class(tmp_path):
+def test_a_run_on_sentences_has_its_interval_and_the_largest_class(tmp_path):
     rows = _rows(write_sentence_run(tmp_path, right=158))
     assert rows == {
-        "accuracy": "57.04 % (51.15 to 62.73 %: 95 % interval over 277 examples)",
-        "the larger class": "52.71 %",
+        "accuracy": "57.04 %, 95 % interval 51.2 to 62.7 %",
+        "largest class": "52.71 % of 277",
     }
 
 

@@ -2,7 +2,7 @@
 
 const CARDS = [
   ["accuracy_percent", "Accuracy", 2, " %"],
-  ["majority_percent", "Larger class", 2, " %"],
+  ["majority_percent", "Largest class", 2, " %"],
   ["zero_shot_accuracy_percent", "Zero-shot accuracy", 2, " %"],
   ["new_accuracy_percent", "New classes", 2, " %"],
   ["harmonic_mean_percent", "Harmonic mean", 2, " %"],

@@ -23,7 +23,7 @@ COLUMNS = (
     ("accuracy_percent", "accuracy (%)", 2),
     ("accuracy_low_percent", "95 % interval: low (%)", 2),
     ("accuracy_high_percent", "high (%)", 2),
-    ("majority_percent", "larger class (%)", 2),
+    ("majority_percent", "largest class (%)", 2),
     (TASK, "task", None),
     ("dataset", "dataset", None),
     ("shots", "shots", 0),

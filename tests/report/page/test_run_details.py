@@ -15,7 +15,7 @@ from so_clip.report.page.run_details import MISTAKES, WRONG_EXAMPLES, read_detai
 from so_clip.report.page.thumbnails import SIDE, Thumbnails, thumbnail
 from so_clip.results.scores import scores
 from tests.helpers.page_runs import DIGITS, write_csv, write_run
-from tests.helpers.sentence_runs import write_sentence_run
+from tests.helpers.sentence_folders import write_sentence_run
 
 SETTINGS = {"dataset": "digits", "data_root": "data"}
 

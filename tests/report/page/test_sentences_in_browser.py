@@ -10,7 +10,7 @@ pytest.importorskip("jinja2", reason="needs the extra `report`")
 
 from so_clip.report.write import write_report
 from tests.helpers.page_runs import write_run
-from tests.helpers.sentence_runs import write_sentence_grid
+from tests.helpers.sentence_folders import write_sentence_grid
 
 pytestmark = pytest.mark.slow
 RUN = "rte-minilm-so-balanced-32shot-seed1-so-2e-05-0.001-5"
