@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
@@ -43,7 +44,7 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
     over test examples.
     """
     has_sentences = any(table.words is SENTENCE_WORDS for table in tables)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "dataset": column,
             "backbone": table.backbone,
@@ -69,7 +70,7 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"runs": "Int64"})
 
 
-def _of_task(table: Table, cell: Cell) -> dict[str, str | float]:
+def _of_task(table: Table, cell: Cell) -> dict[str, Any]:
     low, high = cell.interval or (math.nan, math.nan)
     return {"task": table.words.task, "low": low, "high": high}
 

@@ -105,7 +105,8 @@ def _of_models(
 
 def _draw(drawn: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Return the drawn rows of sentences by label; None if the file does not have them."""
-    rows, labels = drawn.get("rows"), drawn.get("labels")
+    rows: Any = drawn.get("rows")
+    labels: Any = drawn.get("labels")
     for column in (rows, labels):
         if not isinstance(column, list) or not all(type(value) is int for value in column):
             return None
