@@ -141,6 +141,10 @@ def kind_of_file(file: Path) -> ConfigTree | None:
         adapter = _overridden(_content(file)).get("adapter")
         files = {known.stem: known for known in choices("adapter", file.parent.parent)}
         return _kind_of_adapter(files[adapter]) if adapter in files else None
+    if group.startswith("by_"):  # EXPERIMENT_CHOICE.yaml, in a folder below the experiments
+        files = {known.stem: known for known in file.parent.parent.glob("*.yaml")}
+        whole = [known for known in files if name.startswith(f"{known}_")]
+        return _kind_of_experiment(files[max(whole, key=len)]) if whole else None
     return _kind_of_experiment(file) if group == "experiment" else None
 
 
