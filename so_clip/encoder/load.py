@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from so_clip.data.plain_files import shortened
 from so_clip.encoder.encoder import SentenceEncoder, quiet, sha256_of_tokenizer
 from so_clip.encoder.places import (
     EXTRA,
@@ -80,7 +82,6 @@ def load_encoder(
     place = find_place(source, needs_files=not weightless)
     with quiet():
         config = _config(place)
-        _check_family(config, place)
         config.num_labels = classes
         if weightless:
             model, new = _without_weights(config, place), list[str]()
@@ -124,31 +125,41 @@ def _config(place: Place) -> Any:
             )
         sizes = dict(known)
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
-    read_sizes(place)
+    _check_family(read_sizes(place), place)
     with _reading(place, "the sizes of the encoder"):
         return AutoConfig.from_pretrained(
             place.folder, trust_remote_code=False, local_files_only=True
         )
 
 
-def _check_family(config: Any, place: Place) -> None:
-    """Raise InputError unless transformers classifies sequences with a bidirectional encoder."""
-    from transformers import (
-        MODEL_FOR_MASKED_LM_MAPPING,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    )
+def _check_family(sizes: Mapping[str, Any], place: Place) -> None:
+    """Raise InputError unless transformers classifies sequences with this kind of encoder.
 
-    kind, problem = config.model_type, ""
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    Args:
+        sizes: the content of config.json.
+        place: of the encoder.
+    """
+    from transformers.models.auto import modeling_auto as known
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind, problem = sizes["model_type"], ""
+    if kind not in CONFIG_MAPPING_NAMES:
+        problem = "this version of transformers does not know it"
+        if "auto_map" in sizes:
+            problem += ", and code from a model's own files never runs"
+    elif kind not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         problem = "transformers has no classifier of sentences for it"
-    elif type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
-        problem = "it is a decoder, and only encoders are supported"
-    elif getattr(config, "is_decoder", False):
+    elif (
+        kind not in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        or kind in known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    ):
+        problem = "it has a decoder, and only encoders are supported"
+    elif sizes.get("is_decoder"):
         problem = "its config.json says is_decoder, and only encoders are supported"
     if problem:
         raise InputError(
-            f"{OPTION}={place.source}: it is a model of the kind {kind!r}: {problem}. Choose an "
-            "encoder such as BERT, RoBERTa, DeBERTa, ELECTRA or ModernBERT."
+            f"{OPTION}={place.source}: it is a model of the kind {shortened(kind)}: {problem}. "
+            "Choose an encoder such as BERT, RoBERTa, DeBERTa, ELECTRA or ModernBERT."
         )
 
 
@@ -225,7 +236,7 @@ def _check_answers(encoder: SentenceEncoder) -> None:
         found = f"{list(logits_BK.shape)} logits, {int(logits_BK.isfinite().sum())} of them finite"
         is_right = logits_BK.shape == (1, encoder.classes) and bool(logits_BK.isfinite().all())
     except Exception as error:  # values that no model has raise almost any exception
-        found, is_right = f"{type(error).__name__}: {error}", False
+        found, is_right = _one_line(error), False
     if not is_right:
         raise InputError(
             f"{encoder.description} does not classify a sentence: {found}. Its config.json or its "
@@ -239,9 +250,19 @@ def _reading(place: Place, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = " ".join(str(error).split())[:300].rstrip(" .")
-        where = place.source if place.folder is None else f"{place.source}, {place.folder}"
+        if isinstance(error, UnpicklingError):
+            raise InputError(
+                f"{OPTION}={place.source}: {part} are a pickle that may run code, so it is not "
+                "read. Convert it to model.safetensors, or take another repository or folder."
+            ) from error
+        text = _one_line(error)
         raise InputError(
-            f"{OPTION}={where}: {part} cannot be read: {type(error).__name__}: {text}. Copy or "
-            "download the files again."
+            f"{OPTION}={place.source}: {part} cannot be read: {text}. Copy or download the files "
+            "again."
         ) from error
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error on one line, as far as it helps."""
+    text = " ".join(str(error).split()).rstrip(" .")
+    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:300]}…'}"

