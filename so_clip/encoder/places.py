@@ -169,15 +169,21 @@ def _shards(weights: Path) -> set[str]:
 
 
 def _downloaded(repository: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     try:
         files = HfApi().model_info(repository, timeout=hub.PROBE_SECONDS).siblings or ()
         wanted = _wanted({file.rfilename for file in files})
-        return Path(snapshot_download(repository, allow_patterns=wanted))
+        found = [Path(hf_hub_download(repository, name)) for name in wanted]
     except Exception as error:  # the client raises the errors of its transport, which vary
         problem = hub.refusal(repository, error, _OFFLINE)
         raise InputError(f"{OPTION}={HUB}{repository} cannot be downloaded: {problem}") from error
+    if CONFIG_FILE not in wanted:
+        raise InputError(
+            f"{OPTION}={HUB}{repository}: the repository has no {CONFIG_FILE}, so it is no model "
+            "of transformers. Choose another one."
+        )
+    return found[0].parent
 
 
 def _wanted(names: Iterable[str]) -> list[str]:
