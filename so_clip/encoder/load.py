@@ -139,11 +139,11 @@ def _check_family(sizes: Mapping[str, Any], place: Place) -> None:
         sizes: the content of config.json.
         place: of the encoder.
     """
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto as known
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     kind, problem = sizes["model_type"], ""
-    if kind not in CONFIG_MAPPING_NAMES:
+    if kind not in CONFIG_MAPPING:
         problem = "this version of transformers does not know it"
         if "auto_map" in sizes:
             problem += ", and code from a model's own files never runs"
