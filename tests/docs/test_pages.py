@@ -10,7 +10,10 @@ import yaml
 from omegaconf import DictConfig
 
 from so_clip.config.compose import compose
+from so_clip.config.kinds import kind_of
+from so_clip.config.trees import RUNS, SENTENCES
 from so_clip.data.cards.card import USER_LAYOUTS, card_names
+from so_clip.data.sentences.card import known_sentence_cards
 from so_clip.version import RESULTS_VERSION
 from tests.helpers.command import ROOT, call
 from tests.helpers.doc_pages import (
@@ -50,8 +53,9 @@ def known_options() -> frozenset[str]:
             for file in folder.glob("*.yaml"):
                 keys = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
                 found |= {f"{folder.name}.{key}" for key in keys}
-    for key, value in compose([]).items():
-        found |= {f"{key}.{name}" for name in value} if isinstance(value, DictConfig) else {key}
+    for tree in (RUNS, SENTENCES):
+        for key, value in compose([], tree=tree).items():
+            found |= {f"{key}.{name}" for name in value} if isinstance(value, DictConfig) else {key}
     return frozenset(found | {"dataset.split_file"})
 
 
@@ -123,8 +127,9 @@ def test_every_command_is_valid(name: str):
 def check_so_clip(arguments: list[str]) -> None:
     """Compose a run, for each value of a sweep; look up the options of a command in its help."""
     if is_run(arguments):
-        for overrides in single_runs([word for word in arguments if word != "-m"]):
-            compose(overrides)
+        tree, words = kind_of([word for word in arguments if word != "-m"])
+        for overrides in single_runs(words):
+            compose(overrides, tree=tree)
         return
     command = arguments[0]
     if command not in COMMANDS:  # --help TOPIC
@@ -137,7 +142,7 @@ def check_so_clip(arguments: list[str]) -> None:
         if equals or word.startswith("-"):
             assert known or key.startswith("dataset."), (word, arguments)
         if key == "dataset":
-            names = {*card_names(), *USER_LAYOUTS, "all"}
+            names = {*card_names(), *known_sentence_cards(), *USER_LAYOUTS, "all"}
             assert set(value.split(",")) <= names, (word, arguments)
 
 

@@ -33,7 +33,8 @@ def draw_rows(
         InputError: there are fewer examples than shots, or, for "balanced", shots is no multiple
             of K, or a class has too few examples.
 
-    Source: BERT/SO/main.py in github.com/nairouz/SO (seed 42, 32 shots).
+    Source: BERT/SO/main.py in github.com/nairouz/SO (seed 42, 32 shots). Its 32 rows of RTE were
+        compared once with those of datasets 5.2.0, and are equal.
     """
     if shots > len(labels):
         raise InputError(
