@@ -10,7 +10,8 @@ sampled layer computes these M sums alone. It keeps for the backward pass only t
 they need, if these take less memory than x. The whole gradient is never kept: `weight.grad` is a
 SampledGradient, which holds the M values at the flat indices `optimizer.support(weight)`. On a GPU
 in half precision, the whole product of one layer exists for a moment; see `sampled_product`.
-A convolution is such a product too; see so_clip/optim/sampled_convolution.py.
+A convolution is such a product too; see so_clip/optim/sampled_convolution.py. An embedding adds up
+the rows of its tokens alone; see so_clip/optim/sampled_embedding.py.
 
 torch's tools for clipping and gradient scaling work on it, so those of Lightning and Accelerate do
 too; norms then cover the computed entries alone (see `clip_grad_norm_`). Accumulation, autocast,
@@ -22,7 +23,7 @@ Hooks of the weight get the SampledGradient. For data parallelism there is
 from collections.abc import Callable
 from itertools import chain
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -33,12 +34,14 @@ from torch.utils.hooks import RemovableHandle
 from so_clip.errors import InputError
 from so_clip.optim.gradients import all_reduce_sampled, clip_grad_norm_, unwrapped
 from so_clip.optim.sampled_coordinates import Batch, Kind
+from so_clip.optim.sampled_embedding import SampledEmbedding, can_be_sampled, is_faster
 from so_clip.optim.sampled_gradient import SampledGradient
 from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear, Sampling, methods_of
 from so_clip.optim.sampled_product import Method, fastest
 
 __all__ = [
     "SampledConv2d",
+    "SampledEmbedding",
     "SampledGradient",
     "SampledGradients",
     "SampledLinear",
@@ -53,14 +56,16 @@ _IN_DDP = (
 )
 
 # Each class that can be sampled, and the class that a layer of it becomes.
-SampledLayer = SampledLinear | SampledConv2d
+SampledLayer = SampledLinear | SampledConv2d | SampledEmbedding
 # Why the gradient of a trained matrix is whole.
 _READ_WHOLE = "the optimizer reads the whole gradient"
 _WHOLE_IS_FASTER = "the whole product should be faster"
+_EMBEDDING_OPTION = "max_norm, scale_grad_by_freq or sparse of Embedding needs the whole gradient"
 _NOT_CALLED = "the weight is used without a call of its layer"
 _SAMPLED: dict[type[nn.Module], type[SampledLayer]] = {
     nn.Linear: SampledLinear,
     nn.Conv2d: SampledConv2d,
+    nn.Embedding: SampledEmbedding,
 }
 
 
@@ -73,10 +78,11 @@ def sampled_gradients(
 ) -> "SampledGradients":
     """Make the layers of `model` compute only the gradient entries that `optimizer` reads.
 
-    A layer is sampled if its class is exactly nn.Linear or nn.Conv2d and the optimizer samples its
-    weight. A convolution is sampled only where this should be faster: at densities up to 1/200. All
-    other gradients stay dense: those of frozen weights (none), of weights at density 1, of supports
-    chosen by importance, and of other classes of layers. If a weight is also used outside of its
+    A layer is sampled if its class is exactly nn.Linear, nn.Conv2d or nn.Embedding and the
+    optimizer samples its weight. A convolution is sampled only where this should be faster: at
+    densities up to 1/200. All other gradients stay dense: those of frozen weights (none), of
+    weights at density 1, of supports chosen by importance, of other classes of layers, and of
+    embeddings with max_norm, scale_grad_by_freq or sparse. If a weight is also used outside of its
     layer, that use has a dense gradient, and the step adds both. A layer that is never called,
     although its weight is used, is a layer of torch again after the first step. A layer that was
     sampled for another optimizer is sampled for this one from now on.
@@ -87,8 +93,8 @@ def sampled_gradients(
             reads SampledGradients and has a method `support(weight)`. It returns the flat indices
             (ascending int64 [M]) of the entries that the next step reads, or None for all entries.
         always: False leaves a linear layer dense if the whole product should be faster: at
-            densities from about 1/8, and lower ones for small layers (scripts/bench_sampled.py).
-            True samples such layers too, to save memory.
+            densities from about 1/8, and lower ones for small layers (scripts/bench_sampled.py);
+            and an embedding at densities above 1/16. True samples such layers too, to save memory.
         whole: whether a sampled layer makes the whole product for a moment and takes the entries
             from it, by two operations. None: on a GPU, for inputs in half precision, where tensor
             cores make this the fastest way. What a layer keeps for the backward pass is the same.
@@ -122,7 +128,8 @@ class SampledGradients:
 
     Attributes:
         methods: the method that computes each gradient, by weight name; see
-            `sampled_product.fastest`. On a GPU, the one for half precision.
+            `sampled_product.fastest`. On a GPU, the one for half precision. "tokens": of an
+            embedding.
     """
 
     def __init__(
@@ -137,7 +144,7 @@ class SampledGradients:
         self._batches: dict[tuple[Any, ...], Batch] = {}
         self._model = model
         self._layers: dict[str, SampledLayer] = {}  # by weight name
-        self.methods: dict[str, Method] = {}
+        self.methods: dict[str, Method | Literal["tokens"]] = {}
         self._whole: dict[int, str] = {}  # id of a parameter -> why its gradient is whole
         self._uses_checked = False
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -147,9 +154,8 @@ class SampledGradients:
             for parameter in layer.parameters(recurse=False):
                 self._whole.setdefault(id(parameter), f"a parameter of {kind.__name__}")
             if kind in _SAMPLED and id(layer.weight) in trained:
-                method = self._method(layer.weight, always)
-                reads_whole = self.support(layer.weight) is None
-                self._whole[id(layer.weight)] = _READ_WHOLE if reads_whole else _WHOLE_IS_FASTER
+                method = self._method(layer, always)
+                self._whole[id(layer.weight)] = self._why_whole(layer)
                 if is_sampled and layer.sampling is not None:
                     layer.sampling.handle._release(layer)
                 if method is not None:
@@ -283,15 +289,28 @@ class SampledGradients:
             )
         self._needs_average = self._excluded
 
-    def _method(self, weight: Tensor, always: bool) -> Method | None:
+    def _method(self, layer: Any, always: bool) -> Method | Literal["tokens"] | None:
+        """Return the method for a layer; None leaves its gradient whole."""
+        weight: Tensor = layer.weight
         support_M = self.support(weight)
         if support_M is None or not weight.requires_grad:
             return None
+        if isinstance(layer, nn.Embedding):
+            faster = always or is_faster(len(support_M), weight.numel())
+            return "tokens" if faster and can_be_sampled(layer) else None
         _, faster = fastest(len(support_M), tuple(weight.shape), weight.device)
         if not faster and not (always and weight.ndim == 2):
             return None
         _, half_method = methods_of(weight, len(support_M), self._whole_products)
         return half_method
+
+    def _why_whole(self, layer: Any) -> str:
+        """Return why the gradient of a layer that is not sampled is whole."""
+        if self.support(layer.weight) is None:
+            return _READ_WHOLE
+        if isinstance(layer, nn.Embedding) and not can_be_sampled(layer):
+            return _EMBEDDING_OPTION
+        return _WHOLE_IS_FASTER
 
     def refresh(self) -> None:
         """Read all supports again. Layers of one weight share a Sampling.

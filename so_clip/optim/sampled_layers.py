@@ -148,7 +148,7 @@ def _deliver(weight: Tensor, support_M: Tensor, version: int, leaf_M: Tensor) ->
         hook(weight)
 
 
-def _is_sampled(sampling: Sampling | None, weight: Tensor) -> bool:
+def is_sampled(sampling: Sampling | None, weight: Tensor) -> bool:
     """Return whether a forward pass needs a sampled gradient of this weight."""
     return (
         sampling is not None
@@ -179,7 +179,7 @@ class SampledLinear(nn.Linear):
         its columns is made. so_clip.clip.engine.recompute sets the attribute; any module may.
         """
         sampling = self.sampling
-        if sampling is None or not _is_sampled(sampling, self.weight):
+        if sampling is None or not is_sampled(sampling, self.weight):
             return super().forward(input)
         if input.ndim == 0 or input.shape[-1] != self.in_features:
             return super().forward(input)  # raises torch's error
@@ -268,7 +268,7 @@ class SampledConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return nn.Conv2d's output, also under autocast. One image [I, H, W] is not sampled."""
         sampling = self.sampling
-        if sampling is None or input.ndim != 4 or not _is_sampled(sampling, self.weight):
+        if sampling is None or input.ndim != 4 or not is_sampled(sampling, self.weight):
             return super().forward(input)
         dtype = _matmul_dtype(input, self.weight)
         if dtype is None:

@@ -20,7 +20,7 @@ def sampled_record(optimizer: Any, parameters: Iterable[Tensor]) -> dict[str, in
 
     Returns:
         `trained_matrices`, `sampled_matrices`, and `whole_gradients`: a text such as
-        "4: a parameter of Embedding", None if there are none.
+        "4: a parameter of MultiheadAttention", None if there are none.
     """
     matrices = [value for value in parameters if value.ndim > 1 and optimizer is not None]
     handle = getattr(unwrapped(optimizer), "sampled_gradients", None)

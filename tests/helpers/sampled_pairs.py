@@ -4,7 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from so_clip import SO
-from so_clip.optim.sampled import SampledGradient, SampledLinear, sampled_gradients
+from so_clip.optim.sampled import (
+    SampledEmbedding,
+    SampledGradient,
+    SampledLinear,
+    sampled_gradients,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -46,7 +51,8 @@ def twins(make=mlp, **options) -> tuple[tuple[nn.Module, SO], tuple[nn.Module, S
 
 def assert_sampled(module: nn.Module, optimizer: SO, reference: nn.Module, rtol=1e-12, atol=1e-12):
     """Compare gradients: of sampled layers on the support, of all others whole."""
-    sampled = {id(m.weight) for m in module.modules() if type(m) is SampledLinear}
+    kinds = (SampledLinear, SampledEmbedding)
+    sampled = {id(m.weight) for m in module.modules() if type(m) in kinds}
     assert sampled
     for param, whole in zip(module.parameters(), reference.parameters(), strict=True):
         if id(param) in sampled:

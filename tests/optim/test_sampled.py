@@ -158,14 +158,14 @@ def test_uses_of_shared_weights_add_up_and_frozen_weights_have_no_gradient():
     optimizers = [SO([p for p in m.parameters() if p.requires_grad], 1e-2) for m in modules]
     (dense, sampled), (by_dense, optimizer) = modules, optimizers
     methods = sampled_gradients(sampled, optimizer).methods
-    assert set(methods) == {"first.weight", "second.weight", "unused.weight"}
+    assert set(methods) == {"embed.weight", "first.weight", "second.weight", "unused.weight"}
     assert type(sampled.frozen) is nn.Linear
     tokens_BL = torch.randint(16, (3, 5), generator=generator())
     for _ in range(12):
         for module, by in zip(modules, optimizers, strict=True):
             by.zero_grad()
             module(tokens_BL).square().mean().backward()
-        # The embedding and the product have dense gradients; their entries on the support count.
+        # The product has a dense gradient; its entries on the support count.
         support_M, tied = optimizer.support(sampled.first.weight), sampled.first.weight
         torch.testing.assert_close(tied.grad.values_M, dense.first.weight.grad.take(support_M))
         assert sampled.unused.weight.grad is None
