@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
-from so_clip.config.compose import SENTENCES, compose
+from so_clip.config.compose import compose
 from so_clip.config.sentence_parse import sentence_settings
 from so_clip.config.sentence_settings import SentenceSettings
+from so_clip.config.trees import SENTENCES
 from so_clip.system.paths import CONF_DIR
 
 # What differs between the experiments, by the names of the recorded options.
