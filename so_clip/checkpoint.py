@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _FOR_STEPS = ("optimizer", "scheduler", "scaler", "batches", "meta_training")
 
 # Packages that compute in a step, beside torch.
-_PACKAGES = ("torchvision", "open_clip_torch", "peft", "pytorch-optimizer")
+_PACKAGES = ("torchvision", "open_clip_torch", "transformers", "peft", "pytorch-optimizer")
 
 # Rooms that cannot change a training. A checkpoint stays valid when their code changes.
 NO_TRAINING = ("cli", "forecast", "prepare", "report", "status", "sweep")

@@ -14,6 +14,8 @@ from so_clip.version import __version__
 _REPORTED_VERSIONS = (
     "torchvision",
     "open_clip_torch",
+    "transformers",
+    "tokenizers",
     "hydra-core",
     "numpy",
     "pandas",

@@ -93,9 +93,9 @@ def assemble_model(
     """
     placement = settings.placement
     encoder.memory = placement.memory
-    sentence_classifier = SentenceClassifier(encoder, seed=settings.data.seed)
     if device.type != "cpu":  # a forecast's fake tensors are on the CPU and cannot move
-        sentence_classifier = sentence_classifier.to(device)
+        encoder = encoder.to(device)
+    sentence_classifier = SentenceClassifier(encoder, seed=settings.data.seed)
     # Adapters for sentences use nothing that AdaptableModel does not have.
     classifier = cast(Classifier, sentence_classifier)
     adapter = adapter_for_sentences(settings)

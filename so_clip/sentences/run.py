@@ -106,7 +106,9 @@ class SentenceRun(Adapting):
         self.data, self.tokens = data, tokens
         self.folder, self.fingerprint = folder, fingerprint
         batches = train_batches(settings, data, tokens.train, model)
-        records = FolderRecords(model, folder, fingerprint, settings.placement, writes=True)
+        # The adapted model is saved as a folder of transformers, and not as changes of the base.
+        placement = settings.placement.model_copy(update={"save": False})
+        records = FolderRecords(model, folder, fingerprint, placement, writes=True)
         super().__init__(settings, model, batches, records)
 
     def few_shots(self, batches: Any) -> FewShots:
