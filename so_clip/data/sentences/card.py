@@ -1,5 +1,6 @@
 """Cards of sentence datasets: facts and file layouts, read from one YAML file and checked."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,15 +173,21 @@ class SentenceCard:
 
 def is_sentence_card(name: str, cards_dir: Path | None = None) -> bool:
     """Return whether a dataset of this name has a card of sentences."""
-    if (SENTENCE_CARDS_DIR / f"{name}.yaml").is_file() and name == Path(name).name:
+    if _exists(SENTENCE_CARDS_DIR, name):
         return True
-    if cards_dir is None or name != Path(name).name:
+    if cards_dir is None or not _exists(cards_dir, name):
         return False
     try:
         content = _content(cards_dir / f"{name}.yaml")
     except InputError:
         return False
     return isinstance(content, dict) and "label_names" in content
+
+
+def _exists(folder: Path, name: str) -> bool:
+    """Return whether a folder has a card of this name; any text may be a name."""
+    # Path.exists raises for long names and in locked folders.
+    return name == Path(name).name and os.path.exists(folder / f"{name}.yaml")  # noqa: PTH110
 
 
 def known_sentence_cards(cards_dir: Path | None = None) -> list[str]:
@@ -191,13 +198,17 @@ def known_sentence_cards(cards_dir: Path | None = None) -> list[str]:
     """
     names = {file.stem for file in SENTENCE_CARDS_DIR.glob("*.yaml")}
     if cards_dir is not None:
-        if not cards_dir.is_dir():
-            raise InputError(
-                f"cards_dir={cards_dir}: there is no such folder. Give the one with cards."
-            )
+        _check_folder(cards_dir)
         own = (file.stem for file in cards_dir.glob("*.yaml"))
         names |= {name for name in own if is_sentence_card(name, cards_dir)}
     return sorted(names)
+
+
+def _check_folder(cards_dir: Path) -> None:
+    if not os.path.isdir(cards_dir):  # noqa: PTH112 - Path.is_dir raises below a locked folder
+        raise InputError(
+            f"cards_dir={cards_dir}: there is no such folder. Give the one with cards."
+        )
 
 
 def image_card_names(cards_dir: Path = CARDS_DIR) -> list[str]:
@@ -223,19 +234,22 @@ def load_sentence_card(name: str, cards_dir: Path | None = None) -> SentenceCard
         InputError: no such folder or dataset (the message offers the nearest names), a malformed
             card (the message names file and key), or another card for a published name.
     """
-    shipped = SENTENCE_CARDS_DIR / f"{name}.yaml"
-    own = None if cards_dir is None else cards_dir / f"{name}.yaml"
-    is_name = name == Path(name).name and bool(name)
-    has_own = own is not None and is_name and own.exists()
-    if not has_own and name not in (known := known_sentence_cards(cards_dir)):
+    if cards_dir is not None:
+        _check_folder(cards_dir)
+    has_shipped = _exists(SENTENCE_CARDS_DIR, name)
+    has_own = cards_dir is not None and _exists(cards_dir, name)
+    if not (has_shipped or has_own):
+        known = known_sentence_cards(cards_dir)
         raise InputError(
             f"dataset={name}: there is no dataset of sentences with that name."
             f"{nearest(name, known)} Known: {', '.join(known)}. cards_dir=FOLDER adds your own "
             "cards."
         )
-    if own is None or not has_own:
+    shipped = SENTENCE_CARDS_DIR / f"{name}.yaml"
+    if cards_dir is None or not has_own:
         return _read_card(name, shipped, None)
-    if not shipped.exists():
+    own = cards_dir / f"{name}.yaml"
+    if not has_shipped:
         return _read_card(name, own, own)
     if _content(own) != _content(shipped):
         raise InputError(f"{own}: {name} is the name of a published dataset. Choose another name.")

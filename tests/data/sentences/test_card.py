@@ -70,7 +70,7 @@ def test_a_copy_of_a_published_card_is_that_card_and_another_is_refused(tmp_path
         load_sentence_card("rte", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["rtee", "../sentences/rte", "", "dtd"])
+@pytest.mark.parametrize("name", ["rtee", "../sentences/rte", "", "dtd", "x" * 300, "a\0"])
 def test_an_unknown_name_lists_the_known_ones(name):
     assert not is_sentence_card(name)
     with pytest.raises(InputError, match="Known: cola, mrpc, rte, sst2, wnli") as caught:
@@ -79,8 +79,9 @@ def test_an_unknown_name_lists_the_known_ones(name):
 
 
 def test_a_missing_folder_of_cards_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"absent: there is no such folder"):
-        load_sentence_card("small", tmp_path / "absent")
+    for name in ("small", "rte"):
+        with pytest.raises(InputError, match=r"absent: there is no such folder"):
+            load_sentence_card(name, tmp_path / "absent")
 
 
 TSV = {"first": "sentence1", "second": "sentence2", "label": "label"}
