@@ -241,7 +241,7 @@ class KnownRuns:
             return contents
         files = {test_set.splits.file for test_set in data.test_sets} - {None}
         files |= {file for test_set in data.test_sets for file in test_set.splits.read_from}
-        states = {file: _file_state(file) for file in files if file is not None}
+        states = {file: file_state(file) for file in files if file is not None}
         self._contents[_contents_key(settings.data)] = contents, states
         return contents
 
@@ -259,7 +259,7 @@ class KnownRuns:
         contents = self._contents.get(_contents_key(settings.data))
         if settings.data.on_corrupt == SKIP or base is None or contents is None:
             return None
-        if any(_file_state(file) != state for file, state in contents[1].items()):
+        if any(file_state(file) != state for file, state in contents[1].items()):
             return None
         # A known backbone means that torch is imported already.
         from so_clip.config.resolve import resolved
@@ -299,8 +299,8 @@ def _base_key(backbone: BackboneChoice, seed: int) -> Key:
     random = file is None and backbone.pretrained is None and not place
     if file is None and place:
         file = cached_weights(backbone.architecture)
-    state = file and _file_state(file)
-    pixels = folder and _file_state(folder / CONFIG_FILE)
+    state = file and file_state(file)
+    pixels = folder and file_state(folder / CONFIG_FILE)
     options = (*backbone.preprocessing.items(), backbone.logit_scale, pixels)
     named = backbone.architecture, backbone.pretrained, file, state
     return *named, options, seed if random else None
@@ -319,7 +319,7 @@ def _contents_key(choice: DataChoice) -> Key:
     )
 
 
-def _file_state(file: Path) -> Key:
+def file_state(file: Path) -> Key:
     """Return a file's size and date, which change with its content; nothing for a missing file."""
     try:
         status = os.stat(file)  # noqa: PTH116

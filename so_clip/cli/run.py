@@ -12,6 +12,9 @@ from so_clip import __version__
 from so_clip.checks import path
 from so_clip.cli.config_folders import check_config_folders
 from so_clip.cli.run_checks import check_flags, check_words, package_errors
+from so_clip.config.kinds import check_experiments, kind_of
+from so_clip.config.recorded import FROM, kind_of_record, recorded_options, repeating
+from so_clip.config.trees import CONFIG_NAME, RUNS, SENTENCES, ConfigTree
 from so_clip.errors import InputError, say, show
 from so_clip.system.commands import command
 from so_clip.system.torchrun import processes
@@ -65,7 +68,7 @@ def main(
     hydra_help: Annotated[bool, typer.Option("--hydra-help", help="Hydra's own help.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Adapt CLIP with a few images per class, and measure it: one run, or a sweep with -m.
+    """Adapt a model with a few examples, and measure it: one run, or a sweep with -m.
 
     `python -m so_clip --help` explains the options.
     """
@@ -82,6 +85,7 @@ def main(
         show(f"so_clip {__version__}")
         return
     check_flags(context.params)
+    tree, words = _kind(words, config_name)
     if info is not None:
         logging.raiseExceptions = False  # Hydra logs it, and the reader may have enough (`| head`)
     if not shell_completion:
@@ -93,16 +97,20 @@ def main(
         )
     folders = {"--config-path": config_path, "--config-dir": config_dir}
     check_config_folders({flag: folder for flag, folder in folders.items() if folder is not None})
-    if from_run is not None:
-        own_choices = None if config_dir is None else path("--config-dir", config_dir)
-        words = _repeating(from_run, words, own_choices)
+    own_choices = None if config_dir is None or "://" in config_dir else Path(config_dir)
+    if from_run is None:
+        check_experiments(words, tree, own_choices)
+    else:
+        tree, words = _repeating(path(FROM, from_run), words, own_choices, tree)
+    if tree.name != CONFIG_NAME:
+        context.params["config_name"] = tree.name
     # Hydra reads sys.argv, and only accepts flags before or after all overrides.
     sys.argv[1:] = [*_hydra_flags(context.params), *words]
     from so_clip.sweep.job import task
     from so_clip.sweep.launch import hydra_main
 
     with package_errors(package):
-        hydra_main(task, _show_runs)
+        hydra_main(task, _show_runs, tree)
 
 
 def _show_runs(folders: Sequence[Path]) -> None:
@@ -122,10 +130,28 @@ def _show_runs(folders: Sequence[Path]) -> None:
     show(f"All tables, plots and a page of all runs:\n  {command('report', results_dir)}")
 
 
-def _repeating(run: str, words: list[str], config_dir: Path | None) -> list[str]:
-    from so_clip.config.recorded import FROM, repeating
+def _repeating(
+    run: Path, words: list[str], config_dir: Path | None, tree: ConfigTree
+) -> tuple[ConfigTree, list[str]]:
+    """Return the kind of a recorded run, and the options that repeat it."""
+    recorded = kind_of_record(recorded_options(run))
+    if tree not in (RUNS, recorded):
+        raise InputError(
+            f"{FROM} {run}: is a run on {recorded.about}. Leave out the first word: "
+            f"{command(FROM, run, '...')}"
+        )
+    return recorded, repeating(run, words, config_dir)
 
-    return repeating(path(FROM, run), words, config_dir)
+
+def _kind(words: list[str], config_name: str | None) -> tuple[ConfigTree, list[str]]:
+    """Return the kind of run, from the first word or from --config-name, and the options."""
+    tree, options = kind_of(words)
+    if tree is SENTENCES and config_name not in (None, SENTENCES.name):
+        raise InputError(
+            f"--config-name {config_name}: {words[0]} has a main configuration of its own. Leave "
+            "out one of the two."
+        )
+    return (SENTENCES if config_name == SENTENCES.name else tree), options
 
 
 def _hydra_flags(parameters: dict[str, object]) -> list[str]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import yaml
 
+from so_clip.config import sentence_settings as sentences
+from so_clip.config import settings
 from so_clip.config.compose import choices, compose
-from so_clip.config.parse import from_config
-from so_clip.config.settings import GROUPS
+from so_clip.config.run_settings import RunSettings
+from so_clip.config.sentence_parse import settings_of_kind
+from so_clip.config.trees import RUNS, SENTENCES, ConfigTree
 from so_clip.data.plain_files import load_plain_yaml
 from so_clip.errors import InputError
 from so_clip.results.run_files import ADAPTER_FROM, CONFIG_FILE
@@ -20,8 +23,11 @@ from so_clip.system.safe_open import read_plain
 FROM = "--from"
 # The key of config.yaml that no configuration of Hydra's has.
 _MARK = "method_title"
-# What a choice brings with it.
-_PARTS = {"method": ("adapter", "optimizer", "schedule")}
+# The groups of both kinds of runs.
+GROUPS = (*settings.GROUPS, *sentences.GROUPS)
+# What a choice brings with it. Methods have no schedules for sentences.
+_PARTS = {"method": ("adapter", "optimizer")}
+_PARTS_OF_IMAGES = {"method": (*_PARTS["method"], "schedule")}
 _TITLE = {"method": "method.name", "method_title": "method.title"}
 
 
@@ -77,6 +83,11 @@ def recorded_options(run: Path, flag: str = FROM) -> dict[str, Any]:
     return record
 
 
+def kind_of_record(record: Mapping[str, Any]) -> ConfigTree:
+    """Return the kind of run that a config.yaml records."""
+    return SENTENCES if record.get("task") == sentences.TASK else RUNS
+
+
 def options_of_record(
     record: Mapping[str, Any], given: Sequence[str], place: Path, config_dir: Path | None = None
 ) -> list[str]:
@@ -90,17 +101,23 @@ def options_of_record(
     """
     names = {word.partition("=")[0].lstrip("+~") for word in given}
     _check_keys(record, place)
-    made = partial(compose, config_dir=config_dir)
+    tree = kind_of_record(record)
     # The choice of a dataset needs the folder of its card.
     cards = [word for word in given if word.startswith("cards_dir=")]
     if record.get("cards_dir") and not cards:
         cards = [override("cards_dir", record["cards_dir"])]
+    made = partial(_made, tree=tree, config_dir=config_dir)
     options = _choices(record, place, cards, config_dir)
     # First the options that others depend on.
     for groups in ((), GROUPS):
-        current = from_config(made(options)).record()
+        current = made(options).record()
         options += _differences(current, record, groups)
-    return [*_without(options, names), *given]
+    return [*_without(options, names, _PARTS_OF_IMAGES if tree is RUNS else _PARTS), *given]
+
+
+def _made(options: Sequence[str], *, tree: ConfigTree, config_dir: Path | None) -> RunSettings:
+    """Return the settings that options of a kind of run make."""
+    return settings_of_kind(compose(options, config_dir, tree))
 
 
 def _content(run: Path, flag: str = FROM) -> dict[str, Any]:
@@ -136,12 +153,16 @@ def _choices(
     user_data = _part(record, "user_data")
     chosen = {"dataset": user_data.get("layout") if user_data else record.get("dataset")}
     known = partial(choices, config_dir=config_dir)
-    chosen["backbone"] = _backbone_group(known("backbone"), _part(record, "backbone"))
+    tree = kind_of_record(record)
+    if tree is RUNS:
+        chosen["backbone"] = _backbone_group(known("backbone"), _part(record, "backbone"))
     method = record.get("method")
     chosen["method"] = method if method in [file.stem for file in known("method")] else None
     options = [override(name, value) for name, value in chosen.items() if value is not None]
     options += cards
-    current = from_config(compose(options, config_dir)).record()
+    if tree is SENTENCES:
+        options += _model_choice(known("model"), _part(record, "model"))
+    current = _made(options, tree=tree, config_dir=config_dir).record()
     for group in ("adapter", "optimizer"):
         name = _part(record, group).get("name", "none")
         if name == (current[group] or {"name": "none"})["name"]:
@@ -164,6 +185,15 @@ def _backbone_group(files: Sequence[Path], backbone: Mapping[str, Any]) -> str |
     fitting = [file for file in files if states(file, "architecture")]
     fitting.sort(key=lambda file: not states(file, "pretrained"))
     return fitting[0].stem if fitting else None
+
+
+def _model_choice(files: Sequence[Path], model: Mapping[str, Any]) -> list[str]:
+    """Return the options that choose an encoder: a named one, or its place."""
+    source, name = model.get("source"), model.get("name")
+    for file in files:
+        if file.stem == name and f"\nsource: {source}\n" in f"\n{_without_comments(file)}\n":
+            return [override("model", name)]
+    return [override("model", "folder"), override("model.source", source)]
 
 
 def _without_comments(file: Path) -> str:
@@ -217,10 +247,12 @@ def _part_differences(
         yield from (f"~{prefix}{name}" for name in current if name not in record)
 
 
-def _without(options: Sequence[str], names: set[str]) -> list[str]:
+def _without(
+    options: Sequence[str], names: set[str], parts: Mapping[str, Sequence[str]]
+) -> list[str]:
     """Return the options that the user has not given, alone or with a choice that brings them."""
     groups = {name for name in names if name in GROUPS}
-    groups |= {part for name in groups for part in _PARTS.get(name, ())}
+    groups |= {part for name in groups for part in parts.get(name, ())}
 
     def is_given(option: str) -> bool:
         name = option.partition("=")[0].lstrip("+~")

@@ -127,7 +127,7 @@ def check_text_packages() -> None:
             )
 
 
-def check_places(settings: SentenceSettings) -> None:
+def check_place(settings: SentenceSettings) -> None:
     """Raise InputError if the results cannot be where the settings say, or under torchrun."""
     check_writable(settings.placement.results_dir)
     if processes() > 1:

@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from so_clip.checks import check_names, validated
-from so_clip.config.parse import method_choice, plain
+from so_clip.config.parse import from_config, method_choice, plain
 from so_clip.config.sentence_checks import (
     check_dataset,
     check_method,
@@ -21,7 +21,14 @@ from so_clip.config.sentence_settings import (
     SentencePlacement,
     SentenceSettings,
 )
+from so_clip.config.settings import Settings
 from so_clip.data.sentences.choice import SentenceChoice
+
+
+def settings_of_kind(config: DictConfig, parallel_runs: int = 1) -> Settings | SentenceSettings:
+    """Return a composed configuration as the settings of its kind of run; see `from_config`."""
+    parsed = sentence_settings if "model" in config else from_config
+    return parsed(config, parallel_runs)
 
 
 def sentence_settings(config: DictConfig, parallel_runs: int = 1) -> SentenceSettings:

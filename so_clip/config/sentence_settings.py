@@ -158,9 +158,8 @@ class SentenceSettings(RunSettings):
     placement: SentencePlacement
     dense_rest: Literal[True, False, "head"] = option(
         AUTO,
-        "trained densely beside the method's weights: true (vectors, pooler, classifier) | head "
-        "(pooler, classifier) | false (nothing) | auto (head for head, bitfit, layer_norm; else "
-        "true)",
+        "trained densely, too: true (vectors, pooler, classifier) | head (pooler, classifier) | "
+        "false | auto (head for head, bitfit and layer_norm, else true)",
     )
     dense_bias_correction: Literal["step", "twice"] = option(
         "step",

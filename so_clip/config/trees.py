@@ -8,6 +8,7 @@ from typing import Any
 from so_clip.config import sentence_settings, settings
 from so_clip.data.cards.card import known_cards
 from so_clip.data.sentences.card import known_sentence_cards
+from so_clip.system.commands import SENTENCES as SENTENCES_WORD
 from so_clip.system.paths import CONF_DIR
 
 CONFIG_NAME = "config"
@@ -44,10 +45,10 @@ SENTENCES = ConfigTree(
     "sentence_options",
     sentence_settings.default_options,
     "python -m so_clip sentences --help options",
-    name="sentences",
+    name=SENTENCES_WORD,
     cards=known_sentence_cards,
     about="sentences",
-    words=("sentences",),
+    words=(SENTENCES_WORD,),
 )
 
 

@@ -13,8 +13,9 @@ def options_of(overrides: Iterable[str]) -> dict[str, str]:
     """Return the options and values of a run's overrides; the last value of an option wins."""
     options: dict[str, str] = {}
     for text in overrides:
-        name, _, value = text.lstrip("+").partition("=")
-        if name not in _IGNORED:
+        name, equals, value = text.lstrip("+").partition("=")
+        is_option = equals or name.startswith("~")  # the other words are the kind of run
+        if is_option and name not in _IGNORED:
             options[name] = value
     return options
 

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from so_clip.system.commands import as_typed
 from so_clip.system.paths import PACKAGE_DIR
 from so_clip.version import __version__
 
@@ -29,7 +30,7 @@ def provenance(device_description: str, **more: Any) -> dict[str, Any]:
     import torch  # here, so that this module can be read without torch
 
     return {
-        "command": sys.argv,
+        "command": [sys.argv[0], *as_typed(sys.argv[1:])],
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         # torch's own version names its CUDA too; so_clip's is read here, as a checkout may not be

@@ -56,9 +56,9 @@ def encoder_of(model: Model) -> SentenceEncoder:
     return cast(SentenceEncoder, model.classifier.backbone)
 
 
-def base_of(model: Model) -> Base:
+def base_of(loaded: Model | SentenceEncoder) -> Base:
     """Return what fingerprints hold of the encoder as loaded."""
-    return Base(model.weights_sha256, {}, 1.0)
+    return Base(loaded.weights_sha256, {}, 1.0)
 
 
 def tokenized(

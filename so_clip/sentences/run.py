@@ -13,7 +13,6 @@ from so_clip.data.sentence_batches import SentenceBatches
 from so_clip.data.sentences.read import SentenceData
 from so_clip.encoder.encoder import SentenceEncoder
 from so_clip.errors import InputError
-from so_clip.fingerprint import KnownRuns
 from so_clip.methods.adapter import FewShots
 from so_clip.methods.model import Model
 from so_clip.results.provenance import provenance
@@ -31,6 +30,7 @@ from so_clip.sentences.build import (
     train_batches,
 )
 from so_clip.sentences.identity import sentence_fingerprint, sentence_run_dir
+from so_clip.sentences.known import KnownEncoders
 from so_clip.sentences.metrics import prediction_columns, sentence_metrics
 from so_clip.train import TrainingDiverged
 from so_clip.version import RESULTS_VERSION
@@ -44,7 +44,7 @@ def run_sentences(
     *,
     overrides: Sequence[str] = (),
     keep_refusals: bool = False,
-    known: KnownRuns | None = None,
+    known: KnownEncoders | None = None,
     encoder: SentenceEncoder | None = None,
 ) -> Result:
     """Do one run on sentences, unless it is finished, and leave its folder behind.
@@ -54,7 +54,7 @@ def run_sentences(
     Args:
         settings, data: of the run.
         overrides, keep_refusals: see RunFolder.claimed.
-        known: hashes from earlier runs of this process; a run on sentences adds none.
+        known: encoders of earlier runs of this process. This run adds its own.
         encoder: that of the settings, loaded already. The run changes it. None: it is loaded.
 
     Raises:
@@ -65,7 +65,10 @@ def run_sentences(
     settings = resolved_placement(settings)
     model = build_model(settings, data, encoder)
     tokens = tokenized(settings, data, encoder_of(model))
-    fingerprint = sentence_fingerprint(settings, data, base_of(model))
+    base = base_of(model)
+    if known is not None:
+        known.remember(settings, data, base)
+    fingerprint = sentence_fingerprint(settings, data, base)
 
     def work(folder: RunFolder) -> dict[str, Any]:
         return SentenceRun(settings, data, model, tokens, folder, fingerprint).do()

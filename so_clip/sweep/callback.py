@@ -22,7 +22,7 @@ from so_clip.results.run_folder import check_writable
 from so_clip.sweep.interrupts import Interrupts
 from so_clip.sweep.planned import planned_jobs
 from so_clip.system import atomic
-from so_clip.system.commands import command
+from so_clip.system.commands import as_typed, command
 from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
 
 LOST = "its process ended before the run, or the disk was too full to record how the run ended"
@@ -68,7 +68,7 @@ class Sweep:
     def write_plan(self) -> None:
         """Write sweep.json, for the workers of launchers and for `status`."""
         values = {
-            "command": sys.argv,
+            "command": [sys.argv[0], *as_typed(sys.argv[1:])],
             "started_at": self._started_at,
             "finished": self.finished,
             "launched_at": self.launched_at,
@@ -139,7 +139,7 @@ def _remove_leftovers(config: DictConfig) -> None:
     sweeps = Path(config.hydra.sweep.dir).parent
     cache_dir = None
     with suppress(InputError):  # each run reports this error
-        cache_dir = optional_path("evaluation.cache_dir", config.evaluation.cache_dir)
+        cache_dir = optional_path("evaluation.cache_dir", config.evaluation.get("cache_dir"))
     for folder in filter(None, (sweeps.parent, cache_dir)):
         atomic.remove_dead(folder)
     for file in sweeps.glob(f"*/{SWEEP_FILE}"):
@@ -214,7 +214,8 @@ def _close(
         show_runs([*dict.fromkeys(Path(str(job.run_dir)) for job in scored)])
     show(f"\n{summary(sweep.planned, jobs, states)}")
     if code or "busy" in states.values():
-        again = [argument for argument in sys.argv[1:] if not argument.startswith("force=")]
+        given = as_typed(sys.argv[1:])
+        again = [argument for argument in given if not argument.startswith("force=")]
         show(f"The same command runs only what is missing:\n  {command(*again)}")
     return code
 

@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
-from so_clip.config.parse import from_config
+from so_clip.config.sentence_parse import settings_of_kind
+from so_clip.config.sentence_settings import SentenceSettings
 from so_clip.config.settings import Settings
 from so_clip.data.examples import SKIP
 from so_clip.data.run_data import gather
+from so_clip.data.sentences.read import gather_sentences
 from so_clip.errors import InputError, show
 from so_clip.fingerprint import KnownRuns, run_dir
 from so_clip.results.job_files import SKIPPED, Job
 from so_clip.results.run_folder import RunFolder
+from so_clip.sentences.identity import sentence_run_dir
+from so_clip.sentences.known import KnownEncoders
 from so_clip.sweep.callback import RecordSweep
 from so_clip.sweep.planned import flags_of
 from so_clip.system.machine import concurrent_runs
@@ -32,15 +36,24 @@ if TYPE_CHECKING:
 # One for each process: Hydra calls the task function anew for every job of a sweep, and a launcher
 # may hand several jobs to one process.
 KNOWN_RUNS = KnownRuns()
+KNOWN_ENCODERS = KnownEncoders()
 # Launchers whose jobs run on this machine with the environment of this process.
 _LOCAL_LAUNCHERS = (".BasicLauncher", ".JoblibLauncher")
 
 Overrides = Sequence[str]
+AnySettings = Settings | SentenceSettings
 
 
-def finished(settings: Settings) -> "Result | None":
+def known_folder(settings: AnySettings) -> tuple[Path, str] | None:
+    """Return a run's folder and fingerprint if this process knows its lists and weights."""
+    if isinstance(settings, SentenceSettings):
+        return KNOWN_ENCODERS.find(settings)
+    return KNOWN_RUNS.find(settings)
+
+
+def finished(settings: AnySettings) -> "Result | None":
     """Return a finished run's result if this process knows its lists and weights already."""
-    found = None if settings.placement.force else KNOWN_RUNS.find(settings)
+    found = None if settings.placement.force else known_folder(settings)
     if found is None:
         return None
     from so_clip.run import Result
@@ -162,23 +175,28 @@ class _Finder:
         The run of a job with bad input has no result either. Its job reports the problem.
         """
         try:
-            settings = from_config(composed, self._concurrent)
+            settings = settings_of_kind(composed, self._concurrent)
             if settings.placement.force or not self._may_be_finished(settings):
                 return None
             return finished(settings) or self._learned(settings)
         except (InputError, OSError):
             return None
 
-    def _may_be_finished(self, settings: Settings) -> bool:
+    def _may_be_finished(self, settings: AnySettings) -> bool:
         """Return whether any run folder has the readable part of this run's name."""
-        folder = run_dir(settings, "")
+        if isinstance(settings, SentenceSettings):
+            folder = sentence_run_dir(settings, "")
+        else:
+            folder = run_dir(settings, "")
         if folder.parent not in self._names:
             names = {path.parent.name for path in folder.parent.glob("*/metrics.json")}
             self._names = {folder.parent: {name.rpartition("-")[0] for name in names}}
         return folder.name.rpartition("-")[0] in self._names[folder.parent]
 
-    def _learned(self, settings: Settings) -> "Result | None":
+    def _learned(self, settings: AnySettings) -> "Result | None":
         """Read the lists and the weights of a run if this process has not yet, and look again."""
+        if isinstance(settings, SentenceSettings):
+            return self._learned_encoder(settings)
         key = repr((settings.data.model_copy(update={"seed": 0, "shots": 0}), settings.backbone))
         if key in self._failed or settings.data.on_corrupt == SKIP:
             return None
@@ -194,5 +212,17 @@ class _Finder:
             backbone = load(settings.backbone, settings.data.seed)
             base = base_of(settings.backbone, backbone, backbone.weights_sha256)
         KNOWN_RUNS.remember(settings, data, base)
+        self._failed.discard(key)
+        return finished(settings)
+
+    def _learned_encoder(self, settings: SentenceSettings) -> "Result | None":
+        data = gather_sentences(settings.data)
+        key = repr((settings.model, len(data.card.label_names)))
+        if key in self._failed or KNOWN_ENCODERS.base(settings, data) is not None:
+            return None
+        from so_clip.sentences.build import base_of, load
+
+        self._failed.add(key)  # unless nothing below raises an error
+        KNOWN_ENCODERS.remember(settings, data, base_of(load(settings, len(data.card.label_names))))
         self._failed.discard(key)
         return finished(settings)

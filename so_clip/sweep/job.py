@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from so_clip.config.early_checks import check_packages, check_places, check_smat_file
-from so_clip.config.parse import from_config
+from so_clip.config.sentence_checks import check_place, check_text_packages
+from so_clip.config.sentence_parse import settings_of_kind
+from so_clip.config.sentence_settings import SentenceSettings
 from so_clip.config.settings import Settings
 from so_clip.data.run_data import gather
+from so_clip.data.sentences.read import gather_sentences
 from so_clip.errors import InputError, RunBusy, exit_code, message_of, note, report, show
 from so_clip.results.job_files import (
     BUSY,
@@ -26,7 +29,13 @@ from so_clip.results.job_files import (
 from so_clip.results.job_names import JobNames
 from so_clip.results.progress import duration
 from so_clip.sweep.callback import job_files
-from so_clip.sweep.finished import KNOWN_RUNS, finished
+from so_clip.sweep.finished import (
+    KNOWN_ENCODERS,
+    KNOWN_RUNS,
+    AnySettings,
+    finished,
+    known_folder,
+)
 from so_clip.sweep.planned import as_given, flags_of
 from so_clip.system.machine import concurrent_runs, shares_gpus
 
@@ -71,7 +80,7 @@ def _task(composed: DictConfig) -> float:
         text += f"; {duration(left)} left for the sweep" if left is not None else ""
         show(f"{name}: {text}")
         return accuracy_percent
-    settings = from_config(composed)
+    settings = settings_of_kind(composed)
     result = finished(settings) or _run(settings, overrides)
     if result is None:  # one of several processes, and not the first
         return float("nan")
@@ -93,7 +102,7 @@ def _job(
     files, job = job_files(sweep_dir), Job(list(overrides))
     settings = None
     try:
-        settings = from_config(composed, concurrent)
+        settings = settings_of_kind(composed, concurrent)
         result = finished(settings)
         if result is None:
             files.write(number, job)
@@ -115,13 +124,22 @@ def _job(
 
 
 def _run(
-    settings: Settings,
+    settings: AnySettings,
     overrides: Sequence[str],
     *,
     keep_refusals: bool = False,
     gpu_job: int | None = None,
 ) -> "Result | None":
     check_packages(settings.method)
+    of_run: dict[str, Any] = {"overrides": overrides, "keep_refusals": keep_refusals}
+    if isinstance(settings, SentenceSettings):
+        return _run_on_sentences(settings, gpu_job, of_run)
+    return _run_on_images(settings, gpu_job, {**of_run, "known": KNOWN_RUNS})
+
+
+def _run_on_images(
+    settings: Settings, gpu_job: int | None, of_run: dict[str, Any]
+) -> "Result | None":
     check_places(settings)
     check_smat_file(settings.method)
     evaluation = settings.evaluation
@@ -138,11 +156,6 @@ def _run(
         one_gpu(gpu_job),
         process_group(placement.device, placement.rank_timeout_seconds) as ranks,
     ):
-        of_run: dict[str, Any] = {
-            "overrides": overrides,
-            "keep_refusals": keep_refusals,
-            "known": KNOWN_RUNS,
-        }
         if settings.data.tasks:
             return run_tasks(settings, data, **of_run)
         if ranks.first:
@@ -151,10 +164,24 @@ def _run(
         return None
 
 
-def _existing_folder(settings: Settings | None) -> str | None:
+def _run_on_sentences(
+    settings: SentenceSettings, gpu_job: int | None, of_run: dict[str, Any]
+) -> "Result":
+    check_text_packages()
+    check_place(settings)
+    data = gather_sentences(settings.data)
+    # torch takes seconds to import, and most bad input is refused without it.
+    from so_clip.runtime.device import cpu_threads, one_gpu
+    from so_clip.sentences.run import run_sentences
+
+    with cpu_threads(settings.placement.threads), one_gpu(gpu_job):
+        return run_sentences(settings, data, known=KNOWN_ENCODERS, **of_run)
+
+
+def _existing_folder(settings: AnySettings | None) -> str | None:
     """Return a failed run's folder, if it got that far."""
     if settings is not None:
         with suppress(InputError):
-            found = KNOWN_RUNS.find(settings)
+            found = known_folder(settings)
             return str(found[0]) if found and found[0].is_dir() else None
     return None

@@ -8,13 +8,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from so_clip.config.compose import readable_errors, register
-from so_clip.config.trees import CONFIG_NAME
+from so_clip.config.trees import CONFIG_NAME, RUNS, ConfigTree
 from so_clip.sweep.callback import closing
 from so_clip.system.paths import CONF_DIR
 
 
 def hydra_main(
-    task: Callable[[DictConfig], Any], show_runs: Callable[[Sequence[Path]], None]
+    task: Callable[[DictConfig], Any],
+    show_runs: Callable[[Sequence[Path]], None],
+    tree: ConfigTree = RUNS,
 ) -> None:
     """Call `task` under `hydra.main`, which reads sys.argv and starts sweeps and launchers.
 
@@ -23,11 +25,12 @@ def hydra_main(
     Args:
         task: does one composed run.
         show_runs: prints a table of the runs in the given folders.
+        tree: the kind of runs. sys.argv has its name as --config-name, unless it is the usual one.
     """
     import hydra
 
-    register(sys.argv[1:])
+    register(sys.argv[1:], tree)
     entry = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=CONFIG_NAME)
     # Without readable_errors, Hydra prints errors in its own words and exits with code 1.
-    with closing(show_runs), readable_errors():
+    with closing(show_runs), readable_errors(tree):
         entry(task)()

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from so_clip.config.trees import CONFIG_NAME
 from so_clip.errors import InputError
+from so_clip.system.commands import SENTENCES
 from so_clip.system.paths import CONF_DIR
 
 MAX_JOBS = 100_000
@@ -43,7 +44,7 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
 
 
 def flags_of(hydra: Any) -> list[str]:
-    """Return the flags that select the user's own configuration folder, to repeat the run with.
+    """Return the first word of the kind of run, and the flags of the user's own configuration.
 
     Args:
         hydra: Hydra's own part of a composed configuration.
@@ -54,9 +55,10 @@ def flags_of(hydra: Any) -> list[str]:
         flags.append(f"--config-path={paths['main']}")
     if "command-line" in paths:
         flags.append(f"--config-dir={paths['command-line']}")
-    if hydra.job.config_name not in (None, CONFIG_NAME):
-        flags.append(f"--config-name={hydra.job.config_name}")
-    return flags
+    name = hydra.job.config_name
+    if name == SENTENCES:
+        return [SENTENCES, *flags]
+    return flags if name in (None, CONFIG_NAME) else [*flags, f"--config-name={name}"]
 
 
 def as_given(overrides: Any) -> list[str]:

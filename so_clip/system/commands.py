@@ -7,11 +7,14 @@ meaning to blanks, commas, quotes, brackets and `${`. Every message that prints 
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 PROGRAM = ("python", "-m", "so_clip")
+# The first word of runs on sentences, and the name of their main configuration.
+SENTENCES = "sentences"
 # Texts that Hydra reads as they are. It reads numbers, null, true and nan as other types.
 _PLAIN_TEXT = re.compile(
     r"(?!(?:null|true|false|nan|inf)\Z|\.?\d)[A-Za-z_./][\w./+-]*", re.I | re.ASCII
@@ -26,6 +29,18 @@ def command(*words: object, program: tuple[str, ...] = PROGRAM) -> str:
         program: what comes before the words.
     """
     return " ".join(shell_word(argument(word)) for word in (*program, *words))
+
+
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """Return Hydra's arguments as the user types them: the kind of run is the first word.
+
+    Args:
+        arguments: flags and options; runs on sentences have `--config-name sentences` among them.
+    """
+    for place, (flag, value) in enumerate(pairwise(arguments)):
+        if (flag, value) == ("--config-name", SENTENCES):
+            return [SENTENCES, *arguments[:place], *arguments[place + 2 :]]
+    return list(arguments)
 
 
 def install(*requirements: str) -> str:

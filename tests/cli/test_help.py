@@ -6,9 +6,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from so_clip.cli.help import TOPICS, manual, overview, shown
+from so_clip.cli.help import IMAGES, ON_SENTENCES, manual, overview, shown
 from so_clip.config.compose import compose
+from so_clip.config.kinds import kind_of_file
+from so_clip.config.trees import SENTENCES
 from so_clip.data.cards.card import card_names
+from so_clip.data.sentences.card import known_sentence_cards
 from so_clip.errors import InputError
 from so_clip.system.paths import CONF_DIR
 from tests.helpers.command import call, python
@@ -22,8 +25,8 @@ CHOICES = sorted(
     if path.parent != CONF_DIR
     and path.parent.name != "by_optimizer"
     and path.relative_to(CONF_DIR).parts[0] != "meta"
+    and kind_of_file(path) is not SENTENCES
 )
-GROUPS = sorted({group for group, _ in CHOICES})
 SHOWN = ("adapter/weights", "optimizer/so", "schedule/few_shot", "backbone/tiny")
 TOP_LEVEL = [
     key
@@ -104,6 +107,7 @@ def test_the_three_examples_compose():
 
 def test_lines_are_short_and_clean():
     lines = [*LINES, *overview().splitlines(), *shown(["optimizer=so", "--help"]).splitlines()]
+    lines += [*manual(ON_SENTENCES).splitlines(), *overview(ON_SENTENCES).splitlines()]
     assert [line for line in lines if len(line) > 100 or line != line.rstrip()] == []
 
 
@@ -127,7 +131,7 @@ def test_help_fits_a_screen_and_names_its_topics():
 
 def test_a_topic_is_a_part_of_the_manual():
     assert call("--help", "all").out == f"{TEXT}\n"
-    for topic in TOPICS[:-1]:
+    for topic in IMAGES.topics[:-1]:
         part = call("--help", topic).out
         assert 2 < len(part.splitlines()) < len(LINES) / 2
         assert part in f"{TEXT}\n"
@@ -169,3 +173,30 @@ def test_help_and_refusals_need_no_torch():
     )
     lines = (*lines, "dataset=eurosat data_root=/nowhere")
     assert python(code, *lines).splitlines()[-1] == "False False"
+
+
+def test_the_first_word_opens_the_manual_of_sentences():
+    done = call("rte", "--help")
+    assert (done.code, done.out, done.err) == (0, f"{overview(ON_SENTENCES)}\n", "")
+    assert call("sentences", "-h") == call("--help", "cola") == done
+    assert len(done.out.splitlines()) <= 50
+    assert call("rte", "--help", "dataset").out.split() == ["dataset", *known_sentence_cards()]
+    assert "model.source=null" in call("rte", "model=folder", "--help").out
+    refused = call("rte", "--help", "backbone")
+    assert (refused.code, refused.out) == (2, "")
+    assert "there is no such topic" in refused.err
+
+
+def test_the_manual_of_sentences_lists_what_fits_them_with_its_defaults():
+    methods = call("rte", "--help", "method").out
+    for method, is_listed in {"so": 1, "lora": 1, "head": 1, "coop": 0, "zero_shot": 0}.items():
+        assert bool(re.search(rf"(?m)^    {method} +\S", methods)) == is_listed
+    assert not re.search(r"(?m)^    head +\S", call("--help", "method").out)
+    config = compose([], tree=SENTENCES)
+    listed = call("rte", "--help", "options").out
+    pairs = re.findall(r"(?m)^    ([a-z][\w.]+)=(\S+)", listed)
+    assert {name for name, _ in pairs} >= {*ON_SENTENCES.declared()}
+    for name, value in pairs:
+        if not value.startswith(("${", "[")):
+            default = OmegaConf.create(f"value: {value}").value
+            assert default == OmegaConf.select(config, name, throw_on_missing=True), name
