@@ -219,7 +219,7 @@ def overview(kind: Kind = IMAGES) -> str:
     for name in kind.common_options:
         parts += [line for line in options if line.strip().startswith(f"{name}=")]
     parts += ["", f"other commands, each with its own --help: {kind.help} commands"]
-    parts += textwrap.wrap(", ".join(COMMANDS), 96, initial_indent="    ")
+    parts += textwrap.wrap(", ".join(COMMANDS), 96, initial_indent="    ", subsequent_indent="    ")
     return "\n".join([*parts, "", _FLAGS])
 
 
