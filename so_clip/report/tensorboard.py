@@ -36,6 +36,8 @@ CURVES = {
 VALUES = (
     "zero_shot_accuracy_percent",
     "accuracy_percent",
+    "accuracy_low_percent",
+    "accuracy_high_percent",
     "new_accuracy_percent",
     "harmonic_mean_percent",
     "peak_memory_mib",

@@ -57,6 +57,7 @@ _USUAL: dict[str, Any] = {
     "results_version": RESULTS_VERSION,
     "subset": "balanced",
     "model.token_types": True,
+    "dense_bias_correction": "step",
     **{f"backbone.{option}": AUTO for option in PIXEL_OPTIONS},
 }
 # Columns of the runs that are named like settings: the number of processes (which share each batch

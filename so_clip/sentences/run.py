@@ -16,8 +16,9 @@ from so_clip.errors import InputError
 from so_clip.methods.adapter import FewShots
 from so_clip.methods.model import Model
 from so_clip.results.provenance import provenance
-from so_clip.results.run_files import PREDICTIONS_FILE
+from so_clip.results.run_files import PER_CLASS_FILE, PREDICTIONS_FILE
 from so_clip.results.run_folder import RunFolder
+from so_clip.results.scores import per_class
 from so_clip.run import Result, in_its_folder, summary
 from so_clip.runtime.device import describe
 from so_clip.sentences.build import (
@@ -132,6 +133,7 @@ class SentenceRun(Adapting):
             raise
         columns = prediction_columns(data, evaluator.adapted())
         folder.write_columns(PREDICTIONS_FILE, columns)
+        folder.write_columns(PER_CLASS_FILE, per_class(columns, data.card.label_names))
         saved_mib = self._save_model() if settings.placement.save is True else None
         self._write_provenance()
         metrics = sentence_metrics(

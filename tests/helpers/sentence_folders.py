@@ -1,6 +1,7 @@
 """Made run folders of runs on sentences, with all files that tables, tests and the page read."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def write_sentence_run(
     adapter: dict[str, Any] | None = None,
     model_options: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
+    overrides: Sequence[str] = (),
     **metrics: Any,
 ) -> Path:
     """Write one finished run on RTE; return its folder.
@@ -38,6 +40,7 @@ def write_sentence_run(
         right: the number of right predictions of the 277 test examples.
         first: the first of these examples; the others follow it.
         adapter, model_options, optimizer: options of these groups.
+        overrides: of provenance.json; by default made from the method and the seed.
         metrics: further or other values of metrics.json.
     """
     optimizer = {"name": "so", "lr": 2e-5} | (optimizer or {})
@@ -89,9 +92,8 @@ def write_sentence_run(
         "split_protocol": None,
         "settings": settings,
     }
-    overrides = ["rte", f"method={method}", f"seed={seed}"]
     provenance = {
-        "overrides": overrides,
+        "overrides": [*overrides] or ["dataset=rte", f"method={method}", f"seed={seed}"],
         "finished_at": f"2026-11-30T18:{seed:02d}:00+00:00",
         "versions": {"torch": "2.14.1"},
         "hardware": {"device": "cpu", "processor": "some processor"},
@@ -113,6 +115,9 @@ def write_sentence_run(
         (f"encoder.layer.{block}.{role}", 4096, 40 + block, "text", block, role)
         for block in range(3)
         for role in ("query", "attention_out", "mlp_in", "mlp_out")
+    ]
+    changed += [
+        (f"encoder.layer.{block}.bias", 64, 64, "text", block, "bias") for block in range(3)
     ]
     write_csv(folder / "changed.csv", CHANGED_COLUMNS, changed)
     return folder

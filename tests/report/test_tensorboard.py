@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from so_clip.results.interval import wilson
 from tests.helpers.command import call, spawn
+from tests.helpers.sentence_folders import ITEMS, write_sentence_run
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -173,3 +175,14 @@ def test_a_missing_folder_is_bad_input(tmp_path: Path) -> None:
     outcome = call("tensorboard", tmp_path / "no", "-o", tmp_path / "logs")
     assert outcome.code == 2
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_run_on_sentences_has_its_interval_and_settings(tmp_path: Path) -> None:
+    folder = write_sentence_run(tmp_path / "runs", right=158, steps=2)
+    logdir = tmp_path / "logs"
+    assert _export(tmp_path / "runs", logdir).startswith("1 new or changed run; ")
+    points = _points(logdir / folder.name)
+    assert len(points["train/loss"]) == 2
+    ((_, low),), ((_, high),) = (points[f"final/accuracy_{end}_percent"] for end in ("low", "high"))
+    assert (low, high) == pytest.approx(wilson(158, ITEMS), rel=1e-6)
+    assert not any("zero_shot" in tag for tag in points)

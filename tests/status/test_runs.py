@@ -10,6 +10,7 @@ import pytest
 from so_clip.status.watcher import look
 from so_clip.version import RESULTS_VERSION
 from tests.helpers.command import python
+from tests.helpers.sentence_folders import write_sentence_run
 from tests.helpers.status_runs import (
     ERROR,
     METRICS,
@@ -18,6 +19,7 @@ from tests.helpers.status_runs import (
     states,
     status,
     write_run,
+    write_sweep,
 )
 
 
@@ -228,3 +230,15 @@ def test_two_thousand_runs_are_read_in_seconds_without_torch(tmp_path: Path) -> 
     runs, seconds, has_torch = python(_LOOK, tmp_path).split()
     assert (runs, has_torch) == ("2000", "False")
     assert float(seconds) < 3
+
+
+def test_runs_on_sentences_are_done_failed_and_missing_like_others(tmp_path: Path) -> None:
+    write_sentence_run(tmp_path, method="so", overrides=["--config-name=sentences", "method=so"])
+    write_run(tmp_path, "b-failed", error=ERROR)
+    jobs = [["--config-name=sentences", f"method={name}"] for name in ("so", "lora")]
+    write_sweep(tmp_path, "2026", ["rte", "-m", "method=so,lora"], jobs)
+    outcome = status(tmp_path)
+    assert f"{tmp_path}: 3 runs: 1 done, 1 failed, 1 missing" in outcome.out
+    assert "54.15 %" in outcome.out
+    assert "python -m so_clip rte -m method=so,lora" in outcome.out
+    assert "image" not in outcome.out

@@ -12,7 +12,7 @@ import pandas as pd
 from so_clip.report.plots import style
 from so_clip.report.plots.drawing import Drawing
 from so_clip.report.plots.style import Line
-from so_clip.report.wording import IMAGE_WORDS, wording_of
+from so_clip.report.wording import IMAGE_WORDS, SENTENCE_WORDS, wording_of
 from so_clip.results.run_files import CHANGED_FILE, columns_if_whole
 
 # At most this many rows, and runs per row, have their files read.
@@ -20,6 +20,8 @@ MAX_ROWS, MAX_RUNS = 3, 12
 TOWERS = {"vision": "image tower", "text": "text tower"}
 # A run on sentences has one encoder.
 ENCODER = {"text": "encoder"}
+# Roles of vectors. Runs on sentences train them densely beside SO's matrices.
+DENSE = ("bias", "norm")
 _PLACES = ("tower", "block", "role")
 # Runs of earlier versions recorded names alone. Their matrices are those of open_clip's ViTs.
 _LAYER = re.compile(r"^(?P<head>.*?)\.(?P<layer>\d+)\.(?P<kind>.+?)(\.weight)?$")
@@ -39,6 +41,8 @@ def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
         by: Any = group.groupby(["method_title", "variant"], sort=True)
         rows = sorted(by, key=lambda row: -len(row[1]))
         numbers = _read(rows)
+        if words is SENTENCE_WORDS and not numbers.empty:
+            numbers = numbers[~numbers["kind"].isin(DENSE)]
         if numbers.empty:
             continue
         more = len(rows) > MAX_ROWS or any(len(row_runs) > MAX_RUNS for _, row_runs in rows)
@@ -46,7 +50,8 @@ def support(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[Drawing]:
             f"support_{shots}{words.shot}_{style.in_file(str(backbone))}",
             "Weights ever changed by SO",
             "Percentage of each matrix's weights that differ from their values before training, by "
-            "layer; mean over runs. The dotted line is the percentage of all trainable weights."
+            "layer; mean over runs. The dotted line is the percentage of all "
+            + ("trainable weights." if words is IMAGE_WORDS else "these matrices together.")
             + (" Other settings and runs are left out." if more else ""),
             partial(_draw, numbers, TOWERS if words is IMAGE_WORDS else ENCODER),
             numbers,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
@@ -77,3 +78,10 @@ def test_plots_of_both_tasks_can_be_chosen(report, open_page):
     choices = plot.locator("option").all_inner_texts()
     assert choices == (["SO, tiny, 32 shots", "SO, minilm, 32 examples"] if has_images else [])
     assert "± 5.8 points" in plot.text_content()
+
+
+def test_the_support_has_matrices_only(report):
+    (file,) = (report[0].parent / "plots").glob("support_32example_minilm*.csv")
+    numbers = pd.read_csv(file)
+    assert set(numbers["kind"]) == {"query", "attention_out", "mlp_in", "mlp_out"}
+    assert numbers["changed_percent"].max() < 2
