@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,12 +12,12 @@ from so_clip import __version__
 from so_clip.checks import path
 from so_clip.cli.config_folders import check_config_folders
 from so_clip.cli.run_checks import check_flags, check_words, package_errors
-from so_clip.config.kinds import check_experiments, kind_of
-from so_clip.config.recorded import FROM, kind_of_record, recorded_options, repeating
-from so_clip.config.trees import CONFIG_NAME, RUNS, SENTENCES, ConfigTree
 from so_clip.errors import InputError, say, show
 from so_clip.system.commands import command
 from so_clip.system.torchrun import processes
+
+if TYPE_CHECKING:
+    from so_clip.config.trees import ConfigTree
 
 # The tables at the end of a sweep. Reading more runs would keep the user waiting.
 _ACCURACIES = ("accuracy", "base_accuracy", "new_accuracy", "harmonic_mean", "transfer", "tasks")
@@ -97,12 +97,15 @@ def main(
         )
     folders = {"--config-path": config_path, "--config-dir": config_dir}
     check_config_folders({flag: folder for flag, folder in folders.items() if folder is not None})
-    own_choices = None if config_dir is None or "://" in config_dir else Path(config_dir)
+    is_folder = config_dir is not None and "://" not in config_dir
+    own_choices = path("--config-dir", config_dir) if is_folder else None
     if from_run is None:
+        from so_clip.config.kinds import check_experiments
+
         check_experiments(words, tree, own_choices)
     else:
-        tree, words = _repeating(path(FROM, from_run), words, own_choices, tree)
-    if tree.name != CONFIG_NAME:
+        tree, words = _repeating(from_run, words, own_choices, tree)
+    if tree.words:
         context.params["config_name"] = tree.name
     # Hydra reads sys.argv, and only accepts flags before or after all overrides.
     sys.argv[1:] = [*_hydra_flags(context.params), *words]
@@ -131,9 +134,13 @@ def _show_runs(folders: Sequence[Path]) -> None:
 
 
 def _repeating(
-    run: Path, words: list[str], config_dir: Path | None, tree: ConfigTree
-) -> tuple[ConfigTree, list[str]]:
+    from_run: str, words: list[str], config_dir: Path | None, tree: "ConfigTree"
+) -> tuple["ConfigTree", list[str]]:
     """Return the kind of a recorded run, and the options that repeat it."""
+    from so_clip.config.recorded import FROM, kind_of_record, recorded_options, repeating
+    from so_clip.config.trees import RUNS
+
+    run = path(FROM, from_run)
     recorded = kind_of_record(recorded_options(run))
     if tree not in (RUNS, recorded):
         raise InputError(
@@ -143,8 +150,11 @@ def _repeating(
     return recorded, repeating(run, words, config_dir)
 
 
-def _kind(words: list[str], config_name: str | None) -> tuple[ConfigTree, list[str]]:
+def _kind(words: list[str], config_name: str | None) -> tuple["ConfigTree", list[str]]:
     """Return the kind of run, from the first word or from --config-name, and the options."""
+    from so_clip.config.kinds import kind_of
+    from so_clip.config.trees import SENTENCES
+
     tree, options = kind_of(words)
     if tree is SENTENCES and config_name not in (None, SENTENCES.name):
         raise InputError(

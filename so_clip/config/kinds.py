@@ -131,6 +131,11 @@ def kind_of_file(file: Path) -> ConfigTree | None:
         file: GROUP/CHOICE.yaml in conf/ or in the user's own configuration folder.
     """
     group, name = file.parent.name, file.stem
+    if group in ("by_optimizer", "by_adapter"):  # named EXPERIMENT_CHOICE
+        owners = [
+            owner for owner in file.parents[1].glob("*.yaml") if name.startswith(f"{owner.stem}_")
+        ]
+        return kind_of_file(max(owners, key=lambda owner: len(owner.stem))) if owners else None
     if group in ("backbone", "model"):
         return RUNS if group == "backbone" else SENTENCES
     if group == "schedule":
