@@ -24,6 +24,7 @@ from so_clip.clip.engine.tower_blocks import blocks_in
 from so_clip.clip.loading.sources import tokenizer_files
 from so_clip.clip.roles import Part
 from so_clip.clip.towers import Tower
+from so_clip.encoder.packed import can_pack, pack, packed_encoder, packed_inputs
 from so_clip.encoder.roles import encoder_blocks, encoder_roles
 from so_clip.errors import InputError, reason_of
 from so_clip.system.atomic import CannotWrite
@@ -50,6 +51,8 @@ class SentenceEncoder(Encoder):
             pair differ only in their places.
         most_tokens: the longest input, tokens.
         pad_id: the token that fills up a batch.
+        packs: whether padding is left out of all layers but attention; see
+            `so_clip.encoder.packed`.
     """
 
     towers = ("text",)
@@ -70,6 +73,7 @@ class SentenceEncoder(Encoder):
         self.new = frozenset(new)
         self.has_token_types = _has_token_types(model)
         self.most_tokens = _most_tokens(model)
+        self.packs = can_pack(model)
         self.pad_id: int = next(
             (
                 place.pad_token_id
@@ -101,9 +105,15 @@ class SentenceEncoder(Encoder):
 
     def logits(self, tokens_B3L: Tensor) -> Tensor:
         """Return logits_BK in float32, even under autocast, for a padded batch."""
-        with blocks_in(self.model, self.memory):
-            output = self.model(**self.inputs(tokens_B3L), return_dict=True)
-        logits_BK: Tensor = output.logits
+        inputs = self.inputs(tokens_B3L)
+        if self.packs:
+            packing = pack(tokens_B3L[:, 1])
+            inputs = packed_inputs(self.model, inputs, packing)
+            context = packed_encoder(self.model, self.memory, packing)
+        else:
+            context = blocks_in(self.model, self.memory)
+        with context:
+            logits_BK: Tensor = self.model(**inputs, return_dict=True).logits
         return logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
 
     def inputs(self, tokens_B3L: Tensor) -> dict[str, Tensor]:

@@ -107,6 +107,22 @@ def test_padding_changes_neither_logits_nor_gradients(encoder):
         torch.testing.assert_close(one, other, rtol=0, atol=atol)
 
 
+def test_leaving_padding_out_changes_neither_logits_nor_gradients(encoder):
+    packs = family_of(encoder) in ("bert", "roberta", "xlm-roberta", "electra")
+    assert encoder.packs == packs
+    if not packs:
+        return
+    encoder.double()
+    for tokens_B3L in (batch(encoder), batch(encoder)[:1, :, :5], batch(encoder, POSITIONS)):
+        packed = gradients(encoder, tokens_B3L, training=False)
+        encoder.packs = False
+        whole = gradients(encoder, tokens_B3L, training=False)
+        encoder.packs = True
+        for one, other in zip(packed, whole, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    encoder.float()
+
+
 def test_an_encoder_without_weights_has_the_same_parts_and_steps(encoder):
     source = encoder.description.split(" (")[0]
     with FakeTensorMode():
