@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class SentenceEncoder(Encoder):
     def logits(self, tokens_B3L: Tensor) -> Tensor:
         """Return logits_BK in float32, even under autocast, for a padded batch."""
         inputs = self.inputs(tokens_B3L)
+        context: AbstractContextManager[None] = nullcontext()
         if self.packs:
             packing = pack(tokens_B3L[:, 1])
             inputs = packed_inputs(self.model, inputs, packing)
