@@ -16,7 +16,6 @@ CONFOUNDS: dict[str, tuple[Any, Any]] = {  # (released, fair)
     "subset": ("official", "balanced"),
     "model.token_types": (False, True),
     "dense_bias_correction": ("twice", "step"),
-    "optimizer.least_entries": (0, 1),
     "optimizer.order": ("update_first", "prune_first"),
     "model.padding": ("max_length", "longest"),
 }
@@ -58,6 +57,8 @@ def test_so_has_every_confound_of_the_released_code_or_none(experiment, at):
     settings = settings_of(f"experiment={experiment}", "method=so")
     found = {name: option(settings, name) for name in (*CONFOUNDS, *SAME)}
     assert found == {name: values[at] for name, values in CONFOUNDS.items()} | SAME
+    # Not in conf/optimizer/so.yaml: at least 1 without it.
+    assert option(settings, "optimizer").get("least_entries", 1) == at
     assert option(settings, "optimizer.density_ratio") == 1e-4
     assert option(settings, "optimizer.T") == 5
     assert option(settings, "adapter.roles") == ["matrices"]
