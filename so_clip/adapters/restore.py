@@ -32,6 +32,7 @@ from so_clip.results.run_files import (
     METRICS_FILE,
     read_object,
 )
+from so_clip.results.scores import SENTENCES
 from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 from so_clip.system.commands import override
@@ -98,6 +99,12 @@ def open_saved(path: Path | str) -> Opened:
             raise InputError(
                 f"{path}: the run adapted a model for each of {str(tasks)[:20]} sampled tasks, and "
                 "kept none. Give a run without tasks."
+            )
+        if metrics.get("task") == SENTENCES:
+            raise InputError(
+                f"{path}: is a run on sentences, which writes no {ADAPTER_FILE}. With save=true its "
+                "folder `model` loads in transformers (AutoModelForSequenceClassification), and in "
+                "a run with model=folder model.source=FOLDER."
             )
         if source := metrics.get(ADAPTER_FROM):
             raise InputError(

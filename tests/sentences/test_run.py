@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from so_clip.adapters.restore import open_saved
 from so_clip.errors import InputError
 from so_clip.sentences.build import assemble_model, build_model, load
 from tests.helpers.sentence_runs import data_of, do_run, places, settings_of
@@ -126,3 +127,9 @@ def test_the_adapted_model_is_saved_as_a_folder_that_a_run_loads(options):
     settings = settings_of([*options, f"model.source=folder:{saved.folder / 'model'}"])
     model = load(settings, classes=2).model
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
+
+
+def test_commands_for_saved_adapters_say_where_the_model_is(options):
+    run = do_run([*options, "method=head"]).folder
+    with pytest.raises(InputError, match="is a run on sentences, which writes no adapter"):
+        open_saved(run)
