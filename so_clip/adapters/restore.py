@@ -102,9 +102,9 @@ def open_saved(path: Path | str) -> Opened:
             )
         if metrics.get("task") == SENTENCES:
             raise InputError(
-                f"{path}: is a run on sentences, which writes no {ADAPTER_FILE}. With save=true its "
-                "folder `model` loads in transformers (AutoModelForSequenceClassification), and in "
-                "a run with model=folder model.source=FOLDER."
+                f"{path}: is a run on sentences, which writes no {ADAPTER_FILE}. With save=true it "
+                "writes a folder `model`, which transformers loads, and so does another run with "
+                "model=folder model.source=FOLDER."
             )
         if source := metrics.get(ADAPTER_FROM):
             raise InputError(
