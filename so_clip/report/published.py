@@ -127,7 +127,7 @@ def _sentences_row(score: dict[Any, Any], backbone: str) -> Row:
     }
     # The page cuts long sources, so the other model comes first.
     named = model if MODELS.get(model) == backbone else f"other model, {model}"
-    return Row(score["method"], "", cells, source=f"{named}: {score['source']}")
+    return Row(score["method"], score["variant"], cells, source=f"{named}: {score['source']}")
 
 
 def _sentences_note(dataset: str, scores: pd.DataFrame) -> str:

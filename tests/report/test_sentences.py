@@ -175,14 +175,16 @@ def test_both_tasks_have_a_table_of_pairs(tmp_path):
 def test_published_runs_are_whole_numbers_of_277_examples():
     known = published_sentences()
     assert len(known) == 13
-    assert not known.duplicated(["model", "method"]).any()
+    assert not known.duplicated(["model", "variant"]).any()
     items = known["accuracy_percent"] / 100 * known["test_examples"]
     rounded = (100 * items.round() / known["test_examples"]).round(1)
     assert (rounded == known["accuracy_percent"]).all()
-    grid = known[known["method"].str.startswith("SO")].set_index("method")
+    grid = known[known["method"] == "SO"].set_index("variant")
     # The dense weights alone decide the stop: steps are the same at two densities.
     for interval in (5, 10, 20):
-        low, lower = (f"SO (κ {kappa}, T {interval})" for kappa in ("1e-4", "1e-5"))
+        low, lower = (
+            f"optimizer.T={interval}, optimizer.density_ratio={kappa}" for kappa in (1e-4, 1e-5)
+        )
         assert grid["steps"][low] == grid["steps"][lower]
 
 
@@ -197,7 +199,7 @@ def test_published_rows_of_another_model_say_so_and_are_never_best(tmp_path, mod
     assert all(
         "bert-base-uncased: github nairouz/SO at 385f4ab, one seed" in row.source for row in rows
     )
-    (so,) = (row for row in rows if row.title == "SO (κ 1e-4, T 5)")
+    (so,) = (row for row in rows if row.variant == "optimizer.T=5, optimizer.density_ratio=0.0001")
     assert (so.cells["rte"].mean, so.cells["steps"].mean) == (57.0, 1421)
     assert so.cells["rte"].interval == pytest.approx(wilson(158, ITEMS))
     assert not any(cell.best for row in rows for cell in row.cells.values())

@@ -55,16 +55,17 @@ function cards(run) {
     "dl",
     { class: "cards" },
     ...shown.map(([key, title, digits, unit]) =>
-      el("div", {}, el("dt", {}, title), el("dd", {}, number(valueAt(run, key), digits), el("small", {}, unit), gain(run, key), interval(run, key))),
+      el("div", {}, el("dt", {}, title), el("dd", {}, number(valueAt(run, key), digits), el("small", {}, unit), gain(run, key))),
     ),
+    interval(run),
   );
 }
 
-/** The 95 % interval over test examples, beside the accuracy. */
-function interval(run, key) {
+/** The 95 % interval of the accuracy over test examples. */
+function interval(run) {
   const [low, high] = ["accuracy_low_percent", "accuracy_high_percent"].map((end) => valueAt(run, end));
-  if (key !== "accuracy_percent" || low === null || high === null) return null;
-  return el("small", { title: "95 % interval over test examples" }, ` [${number(low, 1)}, ${number(high, 1)}]`);
+  if (low === null || high === null) return null;
+  return el("div", {}, el("dt", {}, "95 % interval"), el("dd", {}, `${number(low, 1)} to ${number(high, 1)}`, el("small", {}, " %")));
 }
 
 /** The gain of adaptation, beside the accuracy. */
