@@ -7,26 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from scripts.rte.plan import Contender, contenders, grid, tuned
+from so_clip.report.published import published_sentences
 from so_clip.report.read import read_runs
 from so_clip.report.significance import compare
 from so_clip.results.interval import half_width, wilson
 
 Row = dict[str, object]
-
-# Steps and validation accuracy in percent of the CSV files in github nairouz/SO, BERT/: one seed,
-# bert-base-uncased. By density ratio and T, and by rank.
-PUBLISHED_SO = {
-    (1e-3, 5): (1073, 55.6),
-    (1e-3, 10): (1057, 55.2),
-    (1e-3, 20): (1026, 56.0),
-    (1e-4, 5): (1421, 57.0),
-    (1e-4, 10): (1372, 55.2),
-    (1e-4, 20): (1332, 54.2),
-    (1e-5, 5): (1421, 57.0),
-    (1e-5, 10): (1372, 56.0),
-    (1e-5, 20): (1332, 55.2),
-}
-PUBLISHED_LORA = {2: (1173, 54.5), 4: (1228, 54.2), 8: (1215, 54.2), 16: (1182, 54.5)}
 
 
 def chosen_rates(rates: pd.DataFrame) -> dict[str, float]:
@@ -188,9 +174,12 @@ def _over_seeds(own: pd.DataFrame) -> Row:
 
 def _published(contender: Contender) -> Row:
     """Return the published steps and accuracy, with bert-base-uncased; None if there are none."""
-    if contender.density_ratio is not None and contender.T is not None:
-        found = PUBLISHED_SO.get((contender.density_ratio, contender.T))
-    else:
-        found = PUBLISHED_LORA.get(contender.rank or 0)
-    steps, accuracy = found or (None, None)
-    return {"published_steps": steps, "published_accuracy_percent": accuracy}
+    known = published_sentences().set_index("variant")
+    variant = f"adapter.rank={contender.rank}"
+    if contender.T is not None:
+        variant = f"optimizer.T={contender.T}, optimizer.density_ratio={contender.density_ratio}"
+    found = known.loc[variant] if variant in known.index else {}
+    return {
+        "published_steps": found.get("steps"),
+        "published_accuracy_percent": found.get("accuracy_percent"),
+    }
