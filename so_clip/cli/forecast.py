@@ -36,11 +36,17 @@ def main(
     from so_clip.clip.loading.architecture_names import check_architecture
     from so_clip.config.compose import compose
     from so_clip.config.early_checks import check_packages, check_smat_file
+    from so_clip.config.kinds import kind_of
     from so_clip.config.parse import from_config
     from so_clip.data.find import find_card
 
-    words = words or []
+    tree, words = kind_of(words or [])
     check_words(words)
+    if tree.words:
+        raise InputError(
+            f"forecast {tree.name}: forecasts are about runs on images. The metrics.json of a "
+            "short run on sentences (schedule.max_steps=2) has its peak memory."
+        )
     settings = from_config(compose(words))
     if settings.data.tasks:
         raise InputError(

@@ -1,11 +1,13 @@
 """Options of runs on sentences: what they mean by default, and what is refused."""
 
 import pytest
+import yaml
 
 from so_clip.config import sentence_settings as declared
 from so_clip.config.compose import choices, compose
 from so_clip.config.kinds import SENTENCE_ADAPTERS, check_experiments, kind_of, kind_of_file
 from so_clip.config.parse import from_config
+from so_clip.config.recorded import kind_of_record, repeating
 from so_clip.config.sentence_parse import sentence_settings
 from so_clip.config.trees import RUNS, SENTENCES
 from so_clip.errors import InputError
@@ -83,6 +85,46 @@ def test_a_schedule_of_the_method_for_images_is_not_taken():
     assert official.schedule.max_steps == 10_000
     assert official.method.optimizer.options["order"] == "update_first"
     assert official.method.optimizer.options["lr"] == 1e-4
+
+
+RECORDED = [
+    ["method=so_official", "seed=3", "subset=official", "split=leftover"],
+    ["dataset=mrpc", "method=lora", "adapter.rank=2", "dense_rest=head", "schedule.stop_on=epoch"],
+    ["model=bert_base", "model.max_length=64", "method=bitfit", "dense_rest=true"],
+    ["model=folder", "model.source='/a b'", "method=head", "evaluation.every_steps=5"],
+    ["model=folder", "model.source=hub:a/b", "model.name=mine", "dense_bias_correction=twice"],
+]
+
+
+def record_of(folder, words):
+    values = settings_of(*words).record()
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    return values
+
+
+@pytest.mark.parametrize("words", RECORDED, ids=" ".join)
+def test_a_recorded_run_is_repeated_exactly(words, tmp_path):
+    values = record_of(tmp_path, words)
+    assert settings_of(*repeating(tmp_path, [])).record() == values
+
+
+def test_another_method_keeps_the_recorded_schedule(tmp_path):
+    record_of(tmp_path, ["method=so", "optimizer.T=3", "schedule.max_steps=9", "shots=8"])
+    again = settings_of(*repeating(tmp_path, ["method=lora", "shots=16"]))
+    assert again.record() == settings_of("method=lora", "schedule.max_steps=9", "shots=16").record()
+
+
+def test_the_record_says_the_kind_of_run(tmp_path):
+    assert kind_of_record(record_of(tmp_path, [])) is SENTENCES
+    assert kind_of_record(from_config(compose([])).record()) is RUNS
+
+
+@pytest.mark.parametrize("file", choices("model"), ids=lambda file: file.stem)
+def test_every_model_is_a_choice(file):
+    source = [] if file.stem != "folder" else ["model.source=mine"]
+    model = settings_of(f"model={file.stem}", *source).model
+    assert model.name == ("mine" if source else file.stem)
+    assert model.token_types is (file.stem != "roberta_base")
 
 
 def test_a_folder_gives_the_model_its_name():
