@@ -137,8 +137,9 @@ class SentencePlacement(RunPlacement):
         "false: no",
         changes_results=False,
     )
-    memory: Literal["fast", "small"] = option(
-        "fast", "fast | small (keeps less for the backward pass and computes it again; slower)"
+    memory: Literal["fast", "balanced", "small"] = option(
+        "fast",
+        "fast | balanced (keeps a little less for the backward pass) | small (keeps least; slower)",
     )
 
 

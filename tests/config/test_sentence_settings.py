@@ -146,7 +146,7 @@ def test_a_folder_gives_the_model_its_name():
         (["shots=0"], ["shots=0: must be 1 or more"]),
         (["subset=random"], ["subset=random", "balanced or official"]),
         (["split=test"], ["split=test", "validation or leftover"]),
-        (["memory=balanced"], ["memory=balanced", "fast or small"]),
+        (["memory=tiny"], ["memory=tiny", "fast or balanced or small"]),
         (["precision=fp16_authors"], ["precision=fp16_authors", "fp16"]),
         (["dense_rest=some"], ["dense_rest=some", "true, head or false"]),
         (["model.max_length=4"], ["model.max_length=4: must be 8 or more"]),

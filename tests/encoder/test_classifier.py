@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from so_clip.clip.engine.blocks import MEMORY_MODES
 from so_clip.data.sentence_batches import padded
 from so_clip.encoder.classifier import SentenceClassifier
 from so_clip.encoder.encoder import SentenceEncoder
 from so_clip.encoder.tokens import tokenize
 from so_clip.methods.random_draws import DropoutDraws
+from tests.helpers.kept_tensors import kept_bytes
 from tests.helpers.tiny_encoders import PAIRS, POSITIONS, tiny_encoder
 
 
@@ -83,3 +85,15 @@ def test_logits_are_float32_under_autocast(encoder, tokens_B3L):
     with torch.autocast("cpu", torch.bfloat16):
         logits_BK = SentenceClassifier(encoder, 1).eval()(tokens_B3L)
     assert logits_BK.dtype == torch.float32
+
+
+def test_lean_modes_keep_less_for_the_backward_pass(tmp_path, tokens_B3L):
+    encoder = tiny_encoder(tmp_path / "deep", num_hidden_layers=6)
+    classifier = SentenceClassifier(encoder, 1).train()
+    encoder.requires_grad_(True)
+    known, kept = [*encoder.state_dict(keep_vars=True).values(), tokens_B3L], {}
+    for memory in MEMORY_MODES:
+        encoder.memory = memory
+        kept[memory] = kept_bytes(lambda: classifier(tokens_B3L), known)
+    assert kept["balanced"] < 0.95 * kept["fast"]
+    assert kept["small"] < 0.4 * kept["fast"]

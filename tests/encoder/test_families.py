@@ -30,7 +30,16 @@ COUNTS = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# The others differ from these in names alone.
+FAST = {"bert", "roberta", "deberta-v2", "modernbert"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in FAMILIES
+    ],
+)
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     return tiny_encoder(tmp_path_factory.mktemp("encoder") / request.param, request.param)
 

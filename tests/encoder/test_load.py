@@ -90,6 +90,7 @@ def test_a_pooler_that_the_files_lack_is_new_and_a_note_says_so(tmp_path, capsys
     assert len(encoder.new) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "weights", "matrices", "inner"),
     [
