@@ -27,7 +27,7 @@ from so_clip.data.sentences.choice import SentenceChoice
 
 def settings_of_kind(config: DictConfig, parallel_runs: int = 1) -> Settings | SentenceSettings:
     """Return a composed configuration as the settings of its kind of run; see `from_config`."""
-    parsed = sentence_settings if "model" in config else from_config
+    parsed = sentence_settings if DENSE_OPTIONS[0] in config else from_config
     return parsed(config, parallel_runs)
 
 

@@ -47,7 +47,7 @@ class SentenceClassifier(AdaptableModel):
 
     def not_capturable(self) -> str | None:
         """Return why no CUDA graph can hold a training step of this model."""
-        return "batches of sentences have different lengths"
+        return "batches of sentences may have different lengths"
 
     def training_state(self) -> dict[str, Any]:
         """Return the state of dropout's generator, for a checkpoint."""

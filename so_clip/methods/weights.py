@@ -96,6 +96,7 @@ class Weights(Adapter):
         self.wanted = named_roles(roles)
         self.roles, self.encoder, self.position = list(roles), encoder, position
         self.interpolation = options.interpolation(interpolation)
+        self._opened: dict[str, nn.Parameter] = {}
 
     def __call__(self, classifier: Classifier) -> dict[str, nn.Parameter]:
         """Open the selected parameters of the classifier's model; return them by name.
@@ -106,6 +107,7 @@ class Weights(Adapter):
         selected = self.select(classifier)
         for parameter in selected.values():
             parameter.requires_grad_(True)
+        self._opened = selected
         return selected
 
     def select(self, classifier: Classifier) -> dict[str, nn.Parameter]:
@@ -179,8 +181,7 @@ class Weights(Adapter):
     def start(self, classifier: Classifier, few_shots: FewShots) -> None:
         """Copy the original weights if `finish` needs them."""
         if self.interpolation < 1:
-            opened = {name: p for name, p in classifier.named().items() if p.requires_grad}
-            classifier.before = _WeightCopies(opened)
+            classifier.before = _WeightCopies(self._opened)
 
     @torch.no_grad()
     def finish(self, classifier: Classifier) -> None:

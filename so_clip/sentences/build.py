@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from so_clip.clip.classifier import Classifier
+from so_clip.clip.engine.fixed_entries import fixed_entries
+from so_clip.clip.engine.tower_blocks import refusal
 from so_clip.clip.roles import Part
 from so_clip.config.sentence_settings import SentenceSettings
 from so_clip.data.sentence_batches import SentenceBatches
@@ -93,6 +95,8 @@ def assemble_model(
     """
     placement = settings.placement
     encoder.memory = placement.memory
+    if (reason := refusal(encoder.model, placement.memory)) is not None:
+        raise InputError(f"memory={placement.memory}: {reason}. Leave it out.")
     if device.type != "cpu":  # a forecast's fake tensors are on the CPU and cannot move
         encoder = encoder.to(device)
     sentence_classifier = SentenceClassifier(encoder, seed=settings.data.seed)
@@ -103,7 +107,9 @@ def assemble_model(
     parts = encoder.role_map()
     adapter.check(classifier, weights_sha256)
     parameters = adapter(classifier)
-    rest = dense_rest(settings.dense_rest, parts, classifier.named(), parameters)
+    named = classifier.named()
+    opened = parameters | _changed_by_adapter(named, encoder.model)
+    rest = dense_rest(settings.dense_rest, parts, named, opened)
     for parameter in rest.values():
         parameter.requires_grad_(True)
     if not (parameters or rest):
@@ -156,7 +162,7 @@ def dense_rest(
             SO's released code; "head": pooler and classifier; False: none.
         parts: the role map of the encoder as loaded.
         named: all parameters.
-        opened: those of the adapter; they stay its own.
+        opened: those of the adapter, and those that it changes in another way. They stay its own.
     """
     if choice is False:
         return {}
@@ -170,22 +176,31 @@ def dense_rest(
     return {name: named[name] for name in chosen if id(named[name]) not in ids}
 
 
+def _changed_by_adapter(
+    named: dict[str, nn.Parameter], model: nn.Module
+) -> dict[str, nn.Parameter]:
+    """Return the weights that the adapter changes by other parameters: by entries, or by peft."""
+    held = {entries.name: entries.weight for entries in fixed_entries(model)}
+    wrapped = {name: value for name, value in named.items() if name.endswith(".base_layer.weight")}
+    return held | wrapped
+
+
 def _wrapped(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Return parameters inside peft's layers by the names that they had before."""
     return {name.replace(".base_layer.", "."): value for name, value in named.items()}
 
 
 def _dense_options(settings: SentenceSettings) -> dict[str, str]:
-    """Return the options of SO's group of dense parameters that differ from the other group's."""
+    """Return the options of SO's group of dense parameters: the moments of Adam, in any case."""
     choice, optimizer = settings.dense_bias_correction, settings.method.optimizer
-    if choice == "step" or optimizer is None:
-        return {}
-    if constructor_of("optimizer", optimizer.target) is not SO:
+    if optimizer is not None and constructor_of("optimizer", optimizer.target) is SO:
+        return {"bias_correction": choice, "moment_selection": "dense"}
+    if choice != "step":
         raise InputError(
             f"dense_bias_correction={choice}: is an option of SO, and the optimizer is "
-            f"{optimizer.name}. Leave it out, or use optimizer=so."
+            f"{optimizer and optimizer.name}. Leave it out, or use optimizer=so."
         )
-    return {"bias_correction": choice}
+    return {}
 
 
 def build_model(

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from so_clip.adapters.restore import open_saved
+from so_clip.build import build_optimizer
+from so_clip.clip.engine.fixed_entries import fixed_entries
 from so_clip.errors import InputError
 from so_clip.sentences.build import assemble_model, build_model, load
 from tests.helpers.sentence_runs import data_of, do_run, places, settings_of
@@ -67,9 +69,13 @@ def test_training_drops_values_and_evaluation_does_not(options):
     assert torch.equal(model.classifier(tokens_B3L), model.classifier(tokens_B3L))
 
 
-def dense_names(options, *words):
+def made_model(options, *words):
     settings = settings_of([*options, *words])
-    return assemble_model(settings, load(settings, classes=2)).dense
+    return assemble_model(settings, load(settings, classes=2))
+
+
+def dense_names(options, *words):
+    return made_model(options, *words).dense
 
 
 def test_beside_the_adapter_train_all_vectors_and_the_head_or_the_head_or_nothing(options):
@@ -84,6 +90,55 @@ def test_beside_the_adapter_train_all_vectors_and_the_head_or_the_head_or_nothin
         assert head < dense
         assert dense_names(options, f"method={method}", "dense_rest=head") == head
         assert dense_names(options, f"method={method}", "dense_rest=false") == frozenset()
+
+
+def test_what_the_adapter_changes_in_another_way_is_not_trained_densely_too(options):
+    words = ("method=sparta", "adapter.roles=[head,norm]", "adapter.density_ratio=0.02")
+    model = made_model(options, *words)
+    held = {entries.name for entries in fixed_entries(model.classifier.backbone.model)}
+    assert "classifier.weight" in held
+    assert not held & model.dense
+    assert "bert.pooler.dense.weight" in model.dense
+    updated = dense_names(options, "method=lora", "adapter.roles=[head]")
+    assert "classifier.weight" not in updated
+    assert {"classifier.bias", "bert.pooler.dense.weight"} < updated
+
+
+@pytest.mark.parametrize("method", ["so", "so_no_moment", "so_age"])
+def test_dense_weights_have_the_moments_of_adam_whatever_the_sparse_ones_have(options, method):
+    settings = settings_of([*options, f"method={method}", "optimizer.bias_correction=twice"])
+    optimizer = build_optimizer(settings.method.optimizer, made_model(options, f"method={method}"))
+    sparse, dense = optimizer.param_groups
+    assert (dense["density_ratio"], dense["bias_correction"]) == (1, "step")
+    weight, gradient = dense["params"][0], torch.randn_like(dense["params"][0])
+    expected = torch.nn.Parameter(weight.detach().clone())
+    adam = torch.optim.Adam([expected], lr=dense["lr"])
+    for scale in (1.0, 0.1):
+        weight.grad, expected.grad = scale * gradient, scale * gradient
+        optimizer.step()
+        adam.step()
+    torch.testing.assert_close(weight, expected)
+    assert sparse["bias_correction"] == "twice"
+
+
+def test_interpolation_is_about_the_weights_of_the_adapter_alone(options):
+    model = made_model(options, "method=wise_ft", "adapter.interpolation=0")
+    model.adapter.start(model.classifier, None)
+    before = {name: value.detach().clone() for name, value in model.parameters.items()}
+    with torch.no_grad():
+        for value in model.parameters.values():
+            value.add_(1)
+    model.adapter.finish(model.classifier)
+    for name, value in model.parameters.items():
+        assert torch.equal(value, before[name] + 1 if name in model.dense else before[name])
+
+
+def test_a_memory_mode_that_an_encoder_cannot_have_is_refused(options):
+    settings = settings_of([*options, "method=adamw", "memory=small"])
+    encoder = load(settings, classes=2)
+    encoder.model.bert.encoder.gradient_checkpointing = True
+    with pytest.raises(InputError, match="memory=small"):
+        assemble_model(settings, encoder)
 
 
 def test_methods_that_need_clip_are_refused(options):
