@@ -9,8 +9,19 @@ import torch
 from so_clip.adapters.restore import open_saved
 from so_clip.build import build_optimizer
 from so_clip.clip.engine.fixed_entries import fixed_entries
+from so_clip.config.resolve import resolved_placement
 from so_clip.errors import InputError
-from so_clip.sentences.build import assemble_model, build_model, load
+from so_clip.results.run_folder import RunFolder
+from so_clip.sentences.build import (
+    assemble_model,
+    base_of,
+    build_model,
+    encoder_of,
+    load,
+    tokenized,
+)
+from so_clip.sentences.identity import sentence_fingerprint, sentence_run_dir
+from so_clip.sentences.run import SentenceRun
 from tests.helpers.sentence_runs import data_of, do_run, places, settings_of
 
 
@@ -58,6 +69,47 @@ def test_the_global_random_state_decides_nothing_and_stays(options, tmp_path):
     there = do_run([*options, "method=adamw", f"results_dir={tmp_path}"])
     assert torch.equal(before, torch.get_rng_state())
     assert here.metrics["final_loss"] == there.metrics["final_loss"]
+
+
+def interrupted(words, steps):
+    """Begin a run, and interrupt it in the middle of an epoch, after some steps."""
+    settings = resolved_placement(settings_of(words))
+    data, model = data_of(settings), build_model(settings, data_of(settings))
+    fingerprint = sentence_fingerprint(settings, data, base_of(model))
+    folder = RunFolder(sentence_run_dir(settings, fingerprint))
+    tokens = tokenized(settings, data, encoder_of(model))
+    run = SentenceRun(settings, data, model, tokens, folder, fingerprint)
+    whole_epoch, left = run.batches.epoch, iter(range(steps))
+
+    def epoch():
+        for batch in whole_epoch():
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            yield batch
+
+    run.batches.epoch = epoch
+    with folder.claimed(), pytest.raises(KeyboardInterrupt):
+        run.do()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("method=so", "optimizer.density_ratio=0.05", "optimizer.T=2"),
+        ("method=lora", "adapter.dropout=0.3", "memory=small"),
+    ],
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(options, method, tmp_path):
+    words = [*options, *method, "schedule.max_steps=8", "checkpoint_seconds=1e-6"]
+    whole = do_run(words)
+    words.append(f"results_dir={tmp_path}")
+    interrupted(words, 5)
+    (checkpoint,) = tmp_path.glob("*/checkpoint.pt")
+    assert len(torch.load(checkpoint)["states"]["recorder"]["losses"]) == 5
+    resumed = do_run(words)
+    assert not resumed.skipped
+    for name in ("history.csv", "predictions.csv", "changed.csv"):
+        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
 def test_training_drops_values_and_evaluation_does_not(options):
