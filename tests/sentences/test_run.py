@@ -100,12 +100,12 @@ def interrupted(words, steps):
     ],
 )
 def test_a_resumed_run_is_the_same_bit_for_bit(options, method, tmp_path):
-    words = [*options, *method, "schedule.max_steps=8", "checkpoint_seconds=1e-6"]
+    words = [*options, *method, "schedule.max_steps=18", "checkpoint_seconds=1e-6"]
     whole = do_run(words)
     words.append(f"results_dir={tmp_path}")
-    interrupted(words, 5)
+    interrupted(words, 15)
     (checkpoint,) = tmp_path.glob("*/checkpoint.pt")
-    assert len(torch.load(checkpoint)["states"]["recorder"]["losses"]) == 5
+    assert len(torch.load(checkpoint)["states"]["recorder"]["losses"]) == 15
     resumed = do_run(words)
     assert not resumed.skipped
     for name in ("history.csv", "predictions.csv", "changed.csv"):
