@@ -21,14 +21,12 @@ from so_clip.clip.adaptable import Encoder
 from so_clip.clip.backbone import sha256_of_weights
 from so_clip.clip.engine.blocks import Memory
 from so_clip.clip.engine.tower_blocks import blocks_in
-from so_clip.clip.loading.sources import tokenizer_files
 from so_clip.clip.roles import Part
 from so_clip.clip.towers import Tower
 from so_clip.encoder.packed import can_pack, pack, packed_encoder, packed_inputs
 from so_clip.encoder.roles import encoder_blocks, encoder_roles
 from so_clip.errors import InputError, reason_of
 from so_clip.system.atomic import CannotWrite
-from so_clip.system.safe_open import read_plain
 
 _NO_LIMIT = 2**20  # tokens
 
@@ -42,7 +40,7 @@ class SentenceEncoder(Encoder):
         tokenizer: of transformers; None for an encoder without weights.
         description: family and origin of the weights, for records and messages.
         new: the names of the parameters that the files do not have.
-        tokenizer_sha256: of the tokenizer's files; "" without them.
+        files_sha256: of config.json and of the tokenizer's files; "" without them.
 
     Attributes:
         memory: fast | balanced | small, what is kept for the backward pass; see
@@ -63,7 +61,7 @@ class SentenceEncoder(Encoder):
         tokenizer: Any,
         description: str = "",
         new: Sequence[str] = (),
-        tokenizer_sha256: str = "",
+        files_sha256: str = "",
     ) -> None:
         super().__init__()
         self.model = model
@@ -83,7 +81,7 @@ class SentenceEncoder(Encoder):
             0,
         )
         self._tokenizer = tokenizer
-        self._tokenizer_sha256 = tokenizer_sha256
+        self._files_sha256 = files_sha256
         self._parts: tuple[tuple[str, ...], list[Part]] | None = None
 
     @property
@@ -157,14 +155,14 @@ class SentenceEncoder(Encoder):
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights that were loaded, and of the tokenizer's files.
+        """SHA-256 of the weights that were loaded, and of the other files that change a result.
 
         Parameters that a seed drew are not in it. To record the origin of the weights, read it
         before training.
         """
         state = self.model.state_dict()
         weights = sha256_of_weights({k: v for k, v in state.items() if k not in self.new})
-        return hashlib.sha256(f"{weights} {self._tokenizer_sha256}".encode()).hexdigest()
+        return hashlib.sha256(f"{weights} {self._files_sha256}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the model and its tokenizer as a folder that transformers loads.
@@ -193,16 +191,6 @@ class SentenceEncoder(Encoder):
         finally:
             if staging is not None:
                 shutil.rmtree(staging, ignore_errors=True)
-
-
-def sha256_of_tokenizer(folder: Path) -> str:
-    """Return the SHA-256 of the tokenizer's files in a folder."""
-    digest = hashlib.sha256()
-    for file in tokenizer_files(folder):
-        content = read_plain(file)
-        digest.update(f"{file.name} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def _has_token_types(model: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from so_clip.data.plain_files import shortened
-from so_clip.encoder.encoder import SentenceEncoder, quiet, sha256_of_tokenizer
+from so_clip.encoder.encoder import SentenceEncoder, quiet
 from so_clip.encoder.places import (
     EXTRA,
     HUB,
@@ -18,6 +18,7 @@ from so_clip.encoder.places import (
     described,
     find_place,
     read_sizes,
+    sha256_of_files,
 )
 from so_clip.encoder.roles import roles_of_task
 from so_clip.errors import InputError, note
@@ -93,7 +94,7 @@ def load_encoder(
         tokenizer,
         f"{described(place)} ({_origin(place, model, new, weightless)})",
         new,
-        "" if place.folder is None else sha256_of_tokenizer(place.folder),
+        sha256_of_files(place),
     )
     encoder.eval().requires_grad_(False)
     check_length(encoder, max_length)

@@ -4,6 +4,7 @@ All three are folders in the end. They hold config.json, the weights, and the to
 transformers writes them. Needs no torch.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from so_clip.clip.loading import hub
-from so_clip.clip.loading.sources import TOKENIZER_FILES
+from so_clip.clip.loading.sources import TOKENIZER_FILES, tokenizer_files
 from so_clip.data.plain_files import read_values
 from so_clip.errors import InputError, reason_of
 from so_clip.system.commands import install
+from so_clip.system.safe_open import read_plain
 
 EXTRA = "so-clip[text]"
 OPTION = "model.source"
@@ -27,6 +29,11 @@ _SAFE, _PICKLE = "model.safetensors", "pytorch_model.bin"
 _WEIGHTS = (_SAFE, f"{_SAFE}.index.json", _PICKLE, f"{_PICKLE}.index.json")
 # The names of files with a tokenizer's words, without their suffixes.
 _VOCABULARIES = ("tokenizer", "vocab")
+# Keys of config.json that change no result: all weights are read in float32.
+_NO_DIFFERENCE = {
+    *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"),
+    *("id2label", "label2id", "num_labels", "problem_type"),
+}
 _KINDS = f"Write {HUB}ORG/NAME, {PACKAGE}{PACKAGES[0]}, or {FOLDER}PATH."
 _OFFLINE = (
     "Without a network, download the repository elsewhere, copy its files to this machine, and set "
@@ -119,6 +126,23 @@ def read_sizes(place: Place) -> dict[str, Any]:
             "full precision."
         )
     return values
+
+
+def sha256_of_files(place: Place) -> str:
+    """Return the SHA-256 of config.json and of the tokenizer's files; "" if they are not here.
+
+    The configuration has more than sizes: dropout, activations and the precision of norms. Keys
+    about the file's origin, and about labels, which the task gives, are left out.
+    """
+    if place.folder is None:
+        return ""
+    config = {key: value for key, value in read_sizes(place).items() if key not in _NO_DIFFERENCE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for file in tokenizer_files(place.folder):
+        content = read_plain(file)
+        digest.update(f"\n{file.name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _has_vocabulary(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Loading an encoder: new parameters, precision, files of each kind, known sizes, saving."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,17 @@ def test_the_hash_is_that_of_the_files_and_no_seed_changes_it(tmp_path):
     tokenizer.write_text(text.replace('"lowercase": true', '"lowercase": false'))
     other = loaded(folder).weights_sha256
     assert other != first
+    tokenizer.write_text(text)
+    config = folder / "config.json"
+    sizes = json.loads(config.read_text())
+    config.write_text(json.dumps(sizes | {"transformers_version": "0", "dtype": "float16"}))
+    assert loaded(folder).weights_sha256 == first
+    config.write_text(json.dumps(sizes | {"hidden_dropout_prob": 0.3}))
+    assert loaded(folder).weights_sha256 not in (first, other)
+    config.write_text(json.dumps(sizes))
     state = load_file(folder / "model.safetensors")
     state[CHANGED][0, 0] += 1
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.write_text(text)
     assert loaded(folder).weights_sha256 not in (first, other)
 
 
