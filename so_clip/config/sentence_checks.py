@@ -10,7 +10,12 @@ from so_clip.checks import optional_path
 from so_clip.config.compose import choices
 from so_clip.config.kinds import SENTENCE_ADAPTERS
 from so_clip.config.parse import targets_of
-from so_clip.config.sentence_settings import HEAD, ModelChoice, SentenceSettings
+from so_clip.config.sentence_settings import (
+    HEAD,
+    ModelChoice,
+    SentencePlacement,
+    SentenceSettings,
+)
 from so_clip.data.cards.card import USER_LAYOUTS, known_cards
 from so_clip.data.sentences.card import known_sentence_cards
 from so_clip.errors import InputError, nearest
@@ -114,6 +119,15 @@ def _check_dense_bias_correction(settings: SentenceSettings) -> None:
         raise InputError(
             "dense_bias_correction=twice with dense_rest=false: there are no dense weights. Leave "
             "out one of the two."
+        )
+
+
+def check_graph(placement: SentencePlacement) -> None:
+    """Refuse a CUDA graph: it repeats a step on tensors of one size."""
+    if placement.graph is True:
+        raise InputError(
+            "graph=true: a graph needs batches of one length, and batches of sentences may have "
+            "different lengths. Leave graph out."
         )
 
 

@@ -8,6 +8,7 @@ from so_clip.checks import check_names, validated
 from so_clip.config.parse import from_config, method_choice, plain
 from so_clip.config.sentence_checks import (
     check_dataset,
+    check_graph,
     check_method,
     check_model,
     check_schedule,
@@ -63,4 +64,5 @@ def sentence_settings(config: DictConfig, parallel_runs: int = 1) -> SentenceSet
     settings = validated(SentenceSettings, chosen)
     check_model(settings.model)
     check_method(settings)
+    check_graph(settings.placement)
     return settings

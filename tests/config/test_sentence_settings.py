@@ -167,6 +167,7 @@ def test_a_folder_gives_the_model_its_name():
         (["method=zero_shot"], ["method=zero_shot", "method=head"]),
         (["optimizer=none"], ["trains nothing", "method=head"]),
         (["adapter.encoder=vision"], ["adapter.encoder=vision", "no image tower"]),
+        (["graph=true"], ["graph=true", "different lengths", "Leave graph out"]),
         (["method=head", "dense_rest=false"], ["dense_rest=false", "nothing to train"]),
         (
             ["method=lora", "dense_bias_correction=twice"],
