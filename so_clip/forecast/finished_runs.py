@@ -31,10 +31,17 @@ from so_clip.data.find import find_card, find_dataset
 from so_clip.data.user.dataset import UserData
 from so_clip.errors import InputError, reason_of
 from so_clip.report.read import Runs
+from so_clip.results.run_files import TASK
+from so_clip.results.scores import SENTENCES
 from so_clip.system.paths import CONF_DIR
 
 # These options do not change the operations of a step.
 _IGNORED = frozenset({*NO_DIFFERENCE, "seed", "split_file", "data_root", "method_title", "device"})
+
+SENTENCES_REMARK = (
+    "no FLOPs for runs on sentences: a batch has the tokens of its longest example, and runs do "
+    "not record them. python -m so_clip forecast gives the most that a run takes."
+)
 
 
 def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
@@ -43,6 +50,10 @@ def forecast_flops(runs: Runs) -> tuple[Runs, list[str]]:
     found: list[float] = []
     remarks: dict[str, str] = {}
     for run in runs.frame.to_dict("records"):
+        if run.get(TASK) == SENTENCES:
+            remarks[SENTENCES] = SENTENCES_REMARK
+            found.append(math.nan)
+            continue
         key = _key(run)
         if key not in known and key not in remarks:
             try:
