@@ -30,8 +30,7 @@ COUNTS = {
 }
 
 
-# The others differ from these in names alone.
-FAST = {"bert", "roberta", "deberta-v2", "modernbert"}
+FAST = {"bert", "roberta"}
 
 
 @pytest.fixture(
