@@ -215,7 +215,8 @@ def build_optimizer(
 
     The option `sampled_gradients` changes the model's layers and never reaches the constructor. An
     optimizer with the option `density_ratio` has the parameters of `model.dense` in a group of
-    their own, where it is 1. Other optimizers are dense anyway, so they have one group.
+    their own, where it is 1. Other optimizers have one group: GaLore projects the matrices of
+    `model.dense`, too.
 
     Args:
         choice: the optimizer and its options.

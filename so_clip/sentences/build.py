@@ -28,7 +28,6 @@ from so_clip.runtime.precision import Precision
 from so_clip.sentences.evaluate import SentenceEvaluator
 
 CPU = torch.device("cpu")
-HEAD = "head"
 # Roles of the matrices between the encoder and the logits.
 _HEAD_ROLES = {"pooling", "head"}
 

@@ -5,9 +5,8 @@ Tensor names end in their shape: N examples, B examples of a batch, L tokens, K 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,13 +59,6 @@ class SentenceEvaluator:
         confidence_N, predicted_N = probability_NK.max(dim=1)
         self.seconds += time.perf_counter() - started
         return Predictions(torch.as_tensor(self.labels), predicted_N, confidence_N)
-
-    def watch(self, peak_memory: AbstractContextManager[Any]) -> None:
-        """Classify the longest batch inside `peak_memory`."""
-        _, tokens_B3L = next(self._batches())
-        autocast = self.precision.autocast()
-        with self._without_dropout(), torch.inference_mode(), peak_memory, autocast:
-            self.classifier(tokens_B3L.to(self.device))
 
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:
