@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from so_clip.cli.arguments import AsJson, Words
 from so_clip.cli.run_checks import check_words
 from so_clip.errors import InputError, show, show_progress
+
+if TYPE_CHECKING:
+    from so_clip.config.settings import Settings
 
 HELP = """Forecast a run: peak memory by category, floating-point operations, and bytes on disk.
 
@@ -17,6 +20,10 @@ dataset's card.
 
 \b
   python -m so_clip forecast dataset=imagenet backbone=vit_l14 shots=16
+  python -m so_clip forecast rte model=bert_base method=so
+
+For a run on sentences the first word is the dataset, as for the run. All examples count as long as
+model.max_length tokens. transformers must be installed.
 
 Options are those of runs. Give device=cuda to forecast a GPU run on a machine without a GPU;
 precision=auto is then bf16.
@@ -33,21 +40,41 @@ def main(
     as_json: AsJson = False,
 ) -> None:
     """Print the forecast; see HELP."""
-    from so_clip.clip.loading.architecture_names import check_architecture
     from so_clip.config.compose import compose
-    from so_clip.config.early_checks import check_packages, check_smat_file
     from so_clip.config.kinds import kind_of
     from so_clip.config.parse import from_config
-    from so_clip.data.find import find_card
+    from so_clip.config.trees import SENTENCES
 
     tree, words = kind_of(words or [])
     check_words(words)
-    if tree.words:
-        raise InputError(
-            f"forecast {tree.name}: forecasts are about runs on images. The metrics.json of a "
-            "short run on sentences (schedule.max_steps=2) has its peak memory."
-        )
-    settings = from_config(compose(words))
+    config = compose(words, tree=tree)
+    values = _of_sentences(config) if tree is SENTENCES else _of_images(from_config(config))
+    show(json.dumps(values, indent=2) if as_json else table(values))
+
+
+def _of_sentences(config: Any) -> dict[str, Any]:
+    """Return the forecast of a run on sentences."""
+    from so_clip.config.early_checks import check_packages
+    from so_clip.config.sentence_checks import check_text_packages
+    from so_clip.config.sentence_parse import sentence_settings
+    from so_clip.data.sentences.card import load_sentence_card
+
+    settings = sentence_settings(config)
+    check_packages(settings.method)
+    check_text_packages()
+    card = load_sentence_card(settings.data.dataset, settings.data.cards_dir)
+    from so_clip.forecast.sentences import forecast_sentences
+
+    with shown_stages() as report:
+        return forecast_sentences(settings, card, report)
+
+
+def _of_images(settings: "Settings") -> dict[str, Any]:
+    """Return the forecast of a run on images."""
+    from so_clip.clip.loading.architecture_names import check_architecture
+    from so_clip.config.early_checks import check_packages, check_smat_file
+    from so_clip.data.find import find_card
+
     if settings.data.tasks:
         raise InputError(
             f"tasks={settings.data.tasks}: a forecast is about one training on all classes, and "
@@ -68,8 +95,7 @@ def main(
     from so_clip.forecast.predict import forecast
 
     with shown_stages() as report:
-        values = forecast(settings, card, report)
-    show(json.dumps(values, indent=2) if as_json else table(values))
+        return forecast(settings, card, report)
 
 
 @contextmanager
@@ -92,7 +118,8 @@ def table(values: Mapping[str, Any]) -> str:
     """Return the forecast as a table for a person."""
     from so_clip.results.run_folder import summary_table
 
-    trains = values["steps"] > 0
+    trains, is_text = values["steps"] > 0, "tokens" in values
+    items = "examples" if is_text else "images"
     rows = {
         "run": f"{values['method']} of {values['backbone']} on {values['dataset']}, "
         f"{values['precision']}",
@@ -102,29 +129,40 @@ def table(values: Mapping[str, Any]) -> str:
         "  optimizer state": mib_text(values["optimizer_state_mib"]),
         "  activations": mib_text(values["activations_mib"]),
         "peak memory of evaluation": mib_text(values["evaluation_peak_memory_mib"])
-        + f", batches of {values['evaluation_batch_size']} images",
+        + f", batches of {values['evaluation_batch_size']} {items}",
     }
+    if is_text:
+        rows["tokens of an example"] = f"{values['tokens']} at most, and so counted"
     if "start_peak_memory_mib" in values:
         rows["peak memory of the start"] = mib_text(values["start_peak_memory_mib"])
+    if trains and not is_text:
+        rows["images in memory"] = (
+            bytes_text(values["few_shot_images_bytes"])
+            + f" more, if an image has {values['image_pixels']} pixels"
+        )
     if trains:
         rows |= {
-            "images in memory": bytes_text(values["few_shot_images_bytes"])
-            + f" more, if an image has {values['image_pixels']} pixels",
-            "one step": f"{flop_text(values['flops_per_step'])} for {values['batch_size']} images",
+            "one step": f"{flop_text(values['flops_per_step'])} for {values['batch_size']} {items}",
             "  forward": flop_text(values["forward_flops_per_step"]),
             "  backward": flop_text(values["backward_flops_per_step"]),
             "training": f"{flop_text(values['training_flops'])}, {values['steps']} steps at most",
         }
     rows |= {
-        "evaluation": f"{flop_text(values['evaluation_flops'])}, {values['test_images']} images"
-        + (", before and after" if trains else ""),
+        "evaluation": f"{flop_text(values['evaluation_flops'])}, {values['test_images']} {items}"
+        + (", before and after" if trains and not is_text else ""),
         "whole run": flop_text(values["run_flops"]),
         "weights to download": bytes_text(values["weights_download_bytes"]),
-        "features kept on disk": bytes_text(values["features_bytes"]),
-        "run folder": bytes_text(values["run_folder_bytes"]) + ", without a checkpoint",
-        "  adapter file": bytes_text(values["adapter_bytes"]) + " at most",
-        "modelled on": values["models"],
     }
+    folder = bytes_text(values["run_folder_bytes"]) + ", without a checkpoint"
+    if is_text:  # such a run keeps neither features nor an adapter file
+        rows["run folder"] = folder
+    else:
+        rows |= {
+            "features kept on disk": bytes_text(values["features_bytes"]),
+            "run folder": folder,
+            "  adapter file": bytes_text(values["adapter_bytes"]) + " at most",
+        }
+    rows["modelled on"] = values["models"]
     return summary_table(rows)
 
 

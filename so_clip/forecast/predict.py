@@ -10,16 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensor,
     FakeTensorMode,
 )
 
@@ -37,18 +35,17 @@ from so_clip.clip.loading.architecture_names import without_path
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard
-from so_clip.errors import InputError
 from so_clip.evaluate.batch_size import forecast_size
 from so_clip.evaluate.evaluator import watch_batch
 from so_clip.forecast.disk import adapter_bytes, disk_bytes
 from so_clip.forecast.flops import FlopCounter, Flops, counted
 from so_clip.forecast.repeats import Repeats
+from so_clip.forecast.steps import counted_step, forget_values, make_state, refusal
 from so_clip.forecast.test_sets import TestSetSize, test_set_sizes, training_card
 from so_clip.methods.adapter import Adapter
 from so_clip.methods.model import Model
 from so_clip.runtime.peak_memory import PeakMemory, watched_start
 from so_clip.runtime.precision import Precision, pick_precision
-from so_clip.train import train_step
 
 CPU = torch.device("cpu")
 MODELS = "CPU tensors"
@@ -85,10 +82,7 @@ def forecast(
                 report("counting training steps")
                 training = _training(settings, card, model)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise InputError(
-            f"this run cannot be forecast: the shapes in {error} depend on values, and a forecast "
-            "has none. For optimizer=so, use gradient_selection=random or density_ratio=1."
-        ) from error
+        raise refusal(error) from error
     memory = training.pop("memory", evaluation.pop("memory"))
     dimensions = evaluation.pop("dimensions")
     disk = disk_bytes(settings, card, test_sets, model.classifier.backbone, dimensions)
@@ -175,7 +169,7 @@ def _model_and_start(
 
     check = stand_in if without_files else None
     model = assemble_model(settings, backbone, prompts, check=check)
-    _forget_values(model.classifier, mode)
+    forget_values(model.classifier, mode)
     start = None
     if model.adapter is not None:
         adapter = model.adapter
@@ -185,12 +179,12 @@ def _model_and_start(
             model = replace(model, adapter=adapter)
         state = adapter.start_state()
         if state is not None:
-            _forget_values(state, mode)
+            forget_values(state, mode)
             start = watched_start(model.classifier, state, CPU)
         few_shots = _FakeFewShots(settings, model, mode, whole_batch=start is not None)
         with start or nullcontext():
             adapter.start(model.classifier, few_shots)
-        _forget_values(model.classifier, mode)
+        forget_values(model.classifier, mode)
     named = model.classifier.named()
     # Gradient scaling skips a step if values overflow, and there are no values.
     model.precision.scaler = torch.amp.GradScaler(CPU.type, enabled=False)
@@ -223,16 +217,6 @@ class _FakeFewShots:
             image_BD = backbone.encode_image(self._mode.from_tensor(images_BCHW)).float()
         shape = (max(1, views), self._classes * self._shots, image_BD.shape[1])
         return image_BD[:1].expand(shape).clone()
-
-
-def _forget_values(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace all real tensors by fake ones: prompts, and tensors that an adapter added."""
-    for child in module.modules():
-        held: list[dict[str, Any]] = [vars(child)[kind] for kind in ("_parameters", "_buffers")]
-        for tensors in held:
-            for name, value in tensors.items():
-                if value is not None and not isinstance(value, FakeTensor):
-                    tensors[name] = mode.from_tensor(value)
 
 
 def _evaluation(
@@ -296,7 +280,7 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
     schedule = settings.schedule
     images = settings.data.shots * card.sizes["classes"] * schedule.crops
     if schedule.max_steps > 1:
-        _make_state(optimizer)
+        make_state(optimizer)
     full = min(schedule.batch_size, images)
     epoch, last = -(-images // full), 0 if schedule.drop_last else images % full
     peaks: list[PeakMemory] = []
@@ -309,8 +293,8 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
                 model.adapter.after_step(model.classifier, begin)
             total += stage.total
         small_steps = end // epoch - begin // epoch if last else 0
-        small = _step(model, optimizer, last)[0] if small_steps else Flops()
-        step, peak = _step(model, optimizer, full)
+        small = counted_step(model, optimizer, _batch(model, last))[0] if small_steps else Flops()
+        step, peak = counted_step(model, optimizer, _batch(model, full))
         steps.append(step)
         peaks.append(peak)
         total += (end - begin - small_steps) * step.total + small_steps * small.total
@@ -322,51 +306,6 @@ def _training(settings: Settings, card: DatasetCard, model: Model) -> dict[str, 
         "flops_per_step": steps[0].total,
         "training_flops": total,
     }
-
-
-def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the state of the optimizer as its first step does, without a pass through the model."""
-    for group in optimizer.param_groups:
-        # SO draws a new support every T steps; with T=1 the counted step draws one.
-        group |= {"T": 1} if group.get("T") else {}
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _step(model: Model, optimizer: torch.optim.Optimizer, images: int) -> tuple[Flops, PeakMemory]:
-    """Take one training step; return its operations and its memory."""
-    assert model.adapter is not None
-    classifier, flops = model.classifier, Flops()
-    peak, counter = PeakMemory(classifier, optimizer, CPU), FlopCounter()
-    repeats = Repeats(peak, counter)
-    peak.log.after_operation = counter.add  # faster than a second mode
-
-    def forward_done(*_: Any) -> None:
-        flops.forward = counter.total
-
-    def backward_done(*_: Any) -> None:
-        repeats.complete_gradients(optimizer)
-        flops.backward = counter.total - flops.forward
-
-    images_BCHW, labels_B = _batch(model, images)
-    hooks = [
-        classifier.register_forward_hook(forward_done),
-        optimizer.register_step_pre_hook(backward_done),
-    ]
-    with peak, repeats.in_towers(classifier):
-        train_step(
-            classifier,
-            images_BCHW,
-            labels_B,
-            optimizer=optimizer,
-            precision=model.precision,
-            penalty=partial(model.adapter.penalty, classifier),
-        )
-    for hook in hooks:
-        hook.remove()
-    return flops, peak
 
 
 def _batch(model: Model, images: int) -> tuple[Tensor, Tensor]:
