@@ -31,7 +31,7 @@ from so_clip.sentences.build import assemble_model, load
 # Bytes per row of a run's CSV files.
 _PREDICTION_ROW, _HISTORY_ROW, _CHANGED_ROW, _DRAWN_ROW = 52, 48, 90, 8
 # Bytes of config.yaml, metrics.json, provenance.json, per_class.csv and summary.txt together.
-_SMALL_FILES = 11_000
+_SMALL_FILES = 6_500
 
 
 def forecast_sentences(

@@ -19,7 +19,7 @@ from tests.helpers.sentence_runs import do_run, places, settings_of
 # Every made pair is cut to this length, so a batch has no padding, as in a forecast.
 LENGTH = "model.max_length=8"
 METHODS = {
-    "so": ["method=so", "optimizer.density_ratio=0.05", "optimizer.T=2"],
+    "so": ["method=so", "optimizer.density_ratio=0.02", "optimizer.T=2"],
     "lora": ["method=lora", "adapter.rank=2"],
     "small": ["method=adamw", "memory=small"],
     "head": ["method=head"],
