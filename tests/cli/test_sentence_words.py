@@ -28,7 +28,6 @@ BAD_WORDS = [
     ("rte data_root={empty}", ["{empty}/rte", "prepare dataset=rte"]),
     ("rte --from {empty}", ["{empty}: this is no folder of a run"]),
     ("draw rte --split", ["--split: lists images"]),
-    ("forecast rte", ["forecasts are about runs on images", "metrics.json"]),
 ]
 
 
