@@ -2,11 +2,12 @@
 
 import pytest
 import yaml
+from hydra.utils import get_object
 
 from so_clip.config import sentence_settings as declared
 from so_clip.config.compose import choices, compose
 from so_clip.config.kinds import SENTENCE_ADAPTERS, check_experiments, kind_of, kind_of_file
-from so_clip.config.parse import from_config
+from so_clip.config.parse import from_config, targets_of
 from so_clip.config.recorded import kind_of_record, repeating
 from so_clip.config.sentence_parse import sentence_settings
 from so_clip.config.trees import RUNS, SENTENCES
@@ -50,6 +51,12 @@ def test_every_declared_option_is_recorded():
     for option in declared.declared_options():
         group, _, name = option.rpartition(".")
         assert name in (record[group] if group else record), option
+
+
+def test_the_adapters_of_sentences_are_those_whose_class_says_so():
+    targets = set(targets_of("adapter").values()) - {"null"}
+    said = {target for target in targets if get_object(target).for_sentences}
+    assert said == {*SENTENCE_ADAPTERS}
 
 
 @pytest.mark.slow
