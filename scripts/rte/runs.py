@@ -1,5 +1,6 @@
 """Runs on sentences in several processes, and the rows that they leave."""
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -81,6 +82,7 @@ def do(overrides: Words, until: float) -> None:
     settings = sentence_settings(compose(overrides, tree=SENTENCES))
     with cpu_threads(settings.placement.threads):
         run_sentences(settings, gather_sentences(settings.data))
+    gc.collect()  # a run's model and its optimizer refer to each other
 
 
 def finished(runs: Path, section: str) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The Hydra task function: one run, alone or as one job of a sweep."""
 
+import gc
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -75,6 +76,8 @@ def _task(composed: DictConfig) -> float:
         note.print_once(True)
         show(f"{name} ...")
         accuracy_percent, text = _job(composed, overrides, sweep_dir, number, concurrent)
+        # A run's model and its optimizer refer to each other, and the next run needs the memory.
+        gc.collect()
         ended = number - plan.finished + 2 - concurrent  # the others have begun with later jobs
         left = plan.seconds_left(ended, time.time())
         text += f"; {duration(left)} left for the sweep" if left is not None else ""
