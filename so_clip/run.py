@@ -266,7 +266,7 @@ class Run(Adapting):
                 self._write_provenance(data)
                 raise
             adapted = {
-                name: evaluator.adapted(keeps[name].adapted)
+                name: evaluator.adapted(keeps[name].adapted).checked()
                 for name, evaluator in evaluators.items()
             }
             validation = images.adapted() if images else None

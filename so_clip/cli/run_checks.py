@@ -10,7 +10,7 @@ from typing import Any
 from so_clip.cli.program import COMMANDS
 from so_clip.config.settings import GROUPS
 from so_clip.errors import InputError, nearest, show_progress
-from so_clip.system.commands import shell_word
+from so_clip.system.commands import command, shell_word
 
 # Hydra's own options that have an effect here, all of them in sweeps only.
 SWEEP_OPTIONS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper")
@@ -20,10 +20,16 @@ SWEEP_DIR = "hydra.sweep.dir"
 def _meant(word: str) -> str:
     """Return " Did you mean ...?" for the name of an experiment or a word like a command."""
     from so_clip.config.compose import choices
+    from so_clip.config.trees import SENTENCES
+    from so_clip.data.sentences.card import known_sentence_cards
 
     if word in [path.stem for path in choices("experiment")]:
         return f" Did you mean experiment={word}?"
-    return nearest(word, COMMANDS)
+    datasets = known_sentence_cards()
+    if {*word.split(",")} <= {*datasets}:
+        chosen = command(*SENTENCES.words, "-m", f"dataset={word}", "...")
+        return f" Several datasets are a sweep: {chosen}."
+    return nearest(word, [*COMMANDS, *SENTENCES.words, *datasets])
 
 
 def check_words(words: Sequence[str], multirun: bool | None = None) -> None:
@@ -43,7 +49,7 @@ def check_words(words: Sequence[str], multirun: bool | None = None) -> None:
             )
         name, _, value = word.partition("=")
         name = name.lstrip("+~")
-        if name in (*GROUPS, "experiment") and value.startswith(("{", "[")):
+        if name in (*GROUPS, "model", "experiment") and value.startswith(("{", "[")):
             raise InputError(
                 f"{shell_word(word)}: a group takes the name of a choice, {name}=NAME. A single "
                 f"option is written {name}.OPTION=VALUE."

@@ -51,10 +51,11 @@ def kind_of(words: Sequence[str]) -> tuple[ConfigTree, list[str]]:
     if name == SENTENCES.name:
         return SENTENCES, options
     for word in options:
-        if word.startswith("dataset="):
+        if word.partition("=")[0].lstrip("+") in ("dataset", "dataset.name"):
+            chosen = f"dataset={word.partition('=')[2]}"
             raise InputError(
                 f"{name} {word}: both name a dataset. Give one of them: "
-                f"{command(SENTENCES.name, word, '...')}"
+                f"{command(SENTENCES.name, chosen, '...')}"
             )
     return SENTENCES, [override("dataset", name), *options]
 

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
-from so_clip.checks import AutoCount, AutoFlag, DeviceOption, Options, PathOption, option
+from so_clip.checks import (
+    MAX_COUNT,
+    AutoCount,
+    AutoFlag,
+    DeviceOption,
+    Options,
+    PathOption,
+    option,
+)
 from so_clip.data.choice import RunData
 from so_clip.errors import InputError
 from so_clip.results.run_files import ADAPTER_FILE
@@ -88,8 +96,8 @@ class MethodChoice(Options):
 class RunSchedule(Options):
     """The length of the training. `max_steps` 0 trains nothing; `stop_loss` 0 never stops early."""
 
-    batch_size: int = option(help="training images a step", ge=1)
-    max_steps: int = option(help="the last step, and the length of the cosine", ge=0)
+    batch_size: int = option(help="training images a step", ge=1, le=MAX_COUNT)
+    max_steps: int = option(help="the last step, and the length of the cosine", ge=0, le=MAX_COUNT)
     stop_loss: float = option(
         help="an epoch with a mean training loss below this is the last; 0: never", ge=0
     )
@@ -116,7 +124,10 @@ class RunEvaluation(Options):
         256, "test images per forward pass | auto (on GPUs 32 to 1024, by free memory; else 256)"
     )
     every_steps: int = option(
-        0, "test accuracy after so many steps, in curve.csv; 0: never. It chooses nothing", ge=0
+        0,
+        "test accuracy after so many steps, in curve.csv; 0: never. It chooses nothing",
+        ge=0,
+        le=MAX_COUNT,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from so_clip.checks import optional_path
+from so_clip.checks import check_names, optional_path
 from so_clip.config.compose import choices
 from so_clip.config.kinds import SENTENCE_ADAPTERS
 from so_clip.config.parse import targets_of
@@ -44,6 +44,8 @@ def check_dataset(values: Any, cards_dir: Any) -> str:
     folder = optional_path("cards_dir", cards_dir)
     known = known_sentence_cards(folder)
     if name in known:
+        if isinstance(values, Mapping):
+            check_names(values, ["name"], "dataset.")
         return str(name)
     layout = values.get("layout") if isinstance(values, Mapping) else None
     if layout in USER_LAYOUTS or name in known_cards(None):

@@ -72,6 +72,8 @@ class ModelChoice(Options):
     @classmethod
     def _check_source(cls, value: Any, info: ValidationInfo) -> str:
         key = option_key(info)
+        if not isinstance(value, (str, int, type(None))) or isinstance(value, bool):
+            raise InputError(f"{key}={value}: must be a text, such as {key}=FOLDER.")
         kind, colon, place = str(value).partition(":")
         if value is None or not str(value).strip() or (kind in SOURCES and not place):
             raise InputError(
@@ -107,7 +109,7 @@ class ModelChoice(Options):
 class SentenceSchedule(RunSchedule):
     """The length of the training. `stop_loss` 0 never stops early."""
 
-    batch_size: int = option(help="training examples a step", ge=1)
+    batch_size: int = option(help="training examples a step", ge=1, le=MAX_COUNT)
     stop_loss: float = option(
         help="the training ends at this loss, see stop_on; 0: never before max_steps", ge=0
     )

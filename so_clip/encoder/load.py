@@ -84,6 +84,8 @@ def load_encoder(
     with quiet():
         config = _config(place)
         config.num_labels = classes
+        if getattr(config, "chunk_size_feed_forward", 0):
+            config.chunk_size_feed_forward = 0  # a chunk must divide the number of tokens
         if weightless:
             model, new = _without_weights(config, place), list[str]()
         else:

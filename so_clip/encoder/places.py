@@ -139,7 +139,12 @@ def sha256_of_files(place: Place) -> str:
     config = {key: value for key, value in read_sizes(place).items() if key not in _NO_DIFFERENCE}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for file in tokenizer_files(place.folder):
-        content = read_plain(file)
+        try:
+            content = read_plain(file)
+        except OSError as error:
+            raise InputError(
+                f"{file}: cannot be read: {reason_of(error)}. Copy or download the files again."
+            ) from error
         digest.update(f"\n{file.name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
@@ -153,14 +158,18 @@ def _has_vocabulary(folder: Path) -> bool:
 def _package_folder(name: str) -> Path:
     if not name.isidentifier():
         raise InputError(f"{OPTION}={PACKAGE}{name}: names no package. {_KINDS}")
-    spec = find_spec(name)  # imports nothing
-    if spec is None or not spec.submodule_search_locations:
+    try:
+        spec = find_spec(name)  # imports nothing
+    except ValueError:  # __main__
+        spec = None
+    if spec is None:
         extra = EXTRA if name in PACKAGES else name.replace("_", "-")
         raise InputError(
             f"{OPTION}={PACKAGE}{name}: the package is not installed: {install(extra)}"
         )
-    root = Path(next(iter(spec.submodule_search_locations)))
-    found = sorted(root.rglob(CONFIG_FILE), key=lambda file: (len(file.parts), file))
+    roots = map(Path, spec.submodule_search_locations or ())  # none: a module of one file
+    files = [file for root in roots for file in root.rglob(CONFIG_FILE)]
+    found = sorted(files, key=lambda file: (len(file.parts), file))
     if not found:
         raise InputError(f"{OPTION}={PACKAGE}{name}: the package holds no model. {_KINDS}")
     return found[0].parent
@@ -186,10 +195,14 @@ def _cached_folder(repository: str) -> Path | None:
 
 
 def _shards(weights: Path) -> set[str]:
-    """Return the names of the files that hold the weights."""
+    """Return the names of the files that hold the weights; InputError for a damaged list."""
     if not weights.name.endswith(".index.json"):
         return {weights.name}
-    return {*json.loads(weights.read_bytes()).get("weight_map", {}).values()}
+    values = read_values(weights, OPTION)
+    shards = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(shards, dict):
+        raise InputError(f"{weights}: has no weight_map. Remove it, so it is downloaded again.")
+    return {*map(str, shards.values())}
 
 
 def _downloaded(repository: str) -> Path:

@@ -84,7 +84,8 @@ def _reached(model: Any, inputs: dict[str, Tensor]) -> frozenset[str]:
     leaves = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     first = next(iter(leaves.values()))
     with first.fake_mode if isinstance(first, FakeTensor) else nullcontext(), torch.enable_grad():
-        found = leaves_of([functional_call(model, leaves, kwargs=inputs).logits])
+        output = functional_call(model, leaves, kwargs={**inputs, "return_dict": True})
+        found = leaves_of([output.logits])
     return frozenset(name for name, value in leaves.items() if id(value) in found)
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from so_clip.encoder.encoder import SentenceEncoder
 from so_clip.encoder.load import check_length
-from so_clip.errors import InputError
+from so_clip.errors import InputError, reason_of
 
 Row = tuple[list[int], list[int]]
 
@@ -69,14 +69,21 @@ def _rows(
     cut: dict[str, Any] = {}
     if max_length is not None:
         cut = {"truncation": "longest_first", "max_length": max_length}
-    found = encoder.tokenizer(
-        firsts,
-        None if seconds[0] is None else seconds,
-        return_token_type_ids=True,
-        return_attention_mask=False,
-        verbose=False,  # no warning about rows that are cut later
-        **cut,
-    )
+    tokenizer = encoder.tokenizer
+    try:
+        found = tokenizer(
+            firsts,
+            None if seconds[0] is None else seconds,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+            verbose=False,  # no warning about rows that are cut later
+            **cut,
+        )
+    except Exception as error:  # tokenizers raises plain exceptions about a damaged vocabulary
+        raise InputError(
+            f"{encoder.description}: its tokenizer cannot read the sentences: {reason_of(error)}. "
+            "Copy or download its files again."
+        ) from error
     return list(zip(found["input_ids"], found["token_type_ids"], strict=True))
 
 
@@ -91,14 +98,22 @@ def _check_room(encoder: SentenceEncoder, max_length: int, pairs: bool) -> None:
 
 
 def _check_known(encoder: SentenceEncoder, rows: Sequence[Row]) -> None:
-    """Raise InputError if the model lacks a token or a type that the tokenizer makes."""
+    """Raise InputError if the model lacks a token or a type of the rows, or a row has no token."""
     config = encoder.model.config
-    most = [("token", config.vocab_size, max((max(ids) for ids, _ in rows if ids), default=0))]
+    if not all(ids for ids, _ in rows):
+        raise InputError(
+            f"{encoder.description}: its tokenizer makes no token of an empty sentence, not even a "
+            "special one. Give a tokenizer with [CLS] and [SEP], or leave out empty sentences."
+        )
+    most = [
+        ("token", config.vocab_size, max(max(ids) for ids, _ in rows)),
+        ("padding", config.vocab_size, encoder.pad_id),
+    ]
     if encoder.has_token_types:
-        types = max((max(types) for _, types in rows if types), default=0)
+        types = max(max(types) for _, types in rows)
         most.append(("token type", config.type_vocab_size, types))
     for what, count, highest in most:
-        if highest >= count:
+        if not 0 <= highest < count:
             raise InputError(
                 f"{encoder.description}: its tokenizer makes {what} {highest}, and the model has "
                 f"0 to {count - 1}. The tokenizer belongs to another model."

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from so_clip.clip.classifier import Classifier
 from so_clip.data.batches import TestStream
+from so_clip.errors import RunFailed
 from so_clip.evaluate.feature_cache import FeatureCache, feature_key
 from so_clip.runtime.copies import ON_DEVICE, moved_ahead
 from so_clip.runtime.precision import Precision
@@ -50,6 +51,19 @@ class Predictions:
     def accuracy_percent(self) -> float:
         """Top-1 accuracy over all images, in percent."""
         return 100.0 * (self.label_N == self.predicted_N).double().mean().item()
+
+    def checked(self) -> "Predictions":
+        """Return these predictions.
+
+        Raises:
+            RunFailed: a confidence is not finite, as after a last step that was too large.
+        """
+        if not self.confidence_N.isfinite().all():
+            raise RunFailed(
+                "the trained model's answers are not finite numbers: the last steps were too "
+                "large. Lower optimizer.lr."
+            )
+        return self
 
 
 @dataclass(frozen=True)

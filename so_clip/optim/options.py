@@ -1,6 +1,5 @@
 """Checks of optimizer options without torch, for the configuration and for SO's constructor."""
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -9,6 +8,8 @@ from so_clip.checks import number, one_of
 from so_clip.errors import InputError
 
 AUTO = "auto"
+# A step divides rates by small numbers. The quotient must fit into float32.
+_MOST = 1e30
 CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("prune_first", "update_first"),
     "bias_correction": ("step", "age", "twice"),
@@ -74,8 +75,8 @@ def check_ranges(options: Mapping[str, Any], prefix: str = "") -> None:
 
     for name in ("lr", "eps", "weight_decay"):
         value = options.get(name, 0)
-        is_valid = is_real(value) and 0 <= value < math.inf
-        refuse_unless(name, is_valid, "a finite number, at least 0.")
+        is_valid = is_real(value) and 0 <= value <= _MOST
+        refuse_unless(name, is_valid, f"a finite number, at least 0, and at most {_MOST:g}.")
     betas = options.get("betas", (0, 0))
     pair = isinstance(betas, Sequence) and len(betas) == 2
     is_valid = pair and all(is_real(beta) and 0 <= beta < 1 for beta in betas)

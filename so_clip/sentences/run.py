@@ -131,7 +131,7 @@ class SentenceRun(Adapting):
         except TrainingDiverged:
             self._write_provenance()
             raise
-        columns = prediction_columns(data, evaluator.adapted())
+        columns = prediction_columns(data, evaluator.adapted().checked())
         folder.write_columns(PREDICTIONS_FILE, columns)
         folder.write_columns(PER_CLASS_FILE, per_class(columns, data.card.label_names))
         saved_mib = self._save_model() if settings.placement.save is True else None

@@ -157,6 +157,11 @@ def test_a_folder_gives_the_model_its_name():
         (["precision=fp16_authors"], ["precision=fp16_authors", "fp16"]),
         (["dense_rest=some"], ["dense_rest=some", "true, head or false"]),
         (["model.max_length=4"], ["model.max_length=4: must be 8 or more"]),
+        (["+dataset.columns=3"], ["dataset.columns: there is no such option"]),
+        (["model.source=true", "model.name=x"], ["model.source=True: must be a text"]),
+        (["schedule.batch_size=10000000000"], ["schedule.batch_size=", "1000000000 or less"]),
+        (["schedule.max_steps=10000000000"], ["schedule.max_steps=", "1000000000 or less"]),
+        (["optimizer.lr=1e38"], ["optimizer.lr=1e+38", "at most 1e+30"]),
         (["model.padding=no"], ["model.padding=no", "longest or max_length"]),
         (["max_length=128"], ["max_length", "'model.max_length'"]),
         (["model=bert"], ["model=bert", "bert_base"]),
@@ -232,7 +237,8 @@ def test_the_first_word_chooses_the_kind_of_run(words, tree, options):
     ("words", "message"),
     [
         (["method=so", "rte"], "rte: comes first: python -m so_clip rte"),
-        (["rte", "dataset=mrpc"], "both name a dataset"),
+        (["rte", "dataset=mrpc"], "both name a dataset.* sentences dataset=mrpc"),
+        (["rte", "dataset.name=mrpc"], "both name a dataset.* sentences dataset=mrpc"),
     ],
 )
 def test_a_misplaced_word_is_refused(words, message):

@@ -1,6 +1,7 @@
 """Every bad source of an encoder is one clear InputError."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from so_clip.encoder import load
 from so_clip.encoder.load import load_encoder
+from so_clip.encoder.tokens import tokenize
 from so_clip.errors import InputError
 from tests.helpers.tiny_encoders import POSITIONS, encoder_folder
 
@@ -46,6 +48,10 @@ def write(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(text) and None
 
 
+def pipe(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.mkfifo(folder / name)
+
+
 def not_finite(folder: Path) -> None:
     state = load_file(folder / WEIGHTS)
     state["bert.encoder.layer.0.output.dense.weight"].fill_(torch.nan)
@@ -75,6 +81,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "short weights": (halve(WEIGHTS), r"the weights cannot be read: SafetensorError.*again"),
     "short config": (halve("config.json"), r"config\.json: is not JSON"),
     "short tokenizer": (halve("tokenizer.json"), r"the tokenizer cannot be read: JSONDecodeError"),
+    "a pipe": (pipe("vocab.txt"), r"vocab\.txt: cannot be read: it is not a plain file"),
     "no model type": (write("config.json", "{}"), r"config\.json: has no model_type"),
     "a list": (write("config.json", "[1]"), r"config\.json: has no model_type"),
     "an image model": (edit(model_type="vit"), r"kind 'vit': transformers has no classifier"),
@@ -110,6 +117,8 @@ def test_a_bad_folder_is_refused(case, tmp_path):
         ("hub:a/b/c", r"'a/b/c' is no repository of the hub"),
         ("package:not_there_at_all", r"not installed: pip install not-there-at-all"),
         ("package:json", r"the package holds no model"),
+        ("package:os", r"the package holds no model"),
+        ("package:__main__", r"the package (is not installed|holds no model)"),
         ("package:../json", r"names no package"),
         ("folder:/no/such/place", r"the folder cannot be read: No such file"),
     ],
@@ -139,3 +148,50 @@ def test_a_length_that_the_encoder_does_not_take_is_refused(length, message, tmp
     folder = encoder_folder(tmp_path / "model")
     with pytest.raises(InputError, match=rf"model\.max_length={length}: .*{message}"):
         load_encoder(f"folder:{folder}", classes=2, seed=1, max_length=length)
+
+
+def edit_words(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Return a function that changes the content of tokenizer.json."""
+
+    def rewrite(folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+    return rewrite
+
+
+BAD_TOKENIZERS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no unknown": (edit_words(lambda c: c["model"]["vocab"].pop("[UNK]")), r"Missing \[UNK\]"),
+    "no special": (edit_words(lambda c: c.update(post_processor=None)), r"no token of an empty"),
+    "a word": (
+        edit_words(lambda c: c["model"]["vocab"].update(cat=5000)),
+        r"makes token 5000, and the model has 0 to 159",
+    ),
+    "the padding": (
+        edit_words(
+            lambda c: (
+                c["added_tokens"][0].update(id=5000),
+                c["model"]["vocab"].update({"[PAD]": 5000}),
+            )
+        ),
+        r"makes padding 5000, and the model has 0 to 159",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TOKENIZERS)
+def test_a_tokenizer_that_does_not_fit_is_refused(case, tmp_path):
+    change, message = BAD_TOKENIZERS[case]
+    folder = encoder_folder(tmp_path / "model")
+    change(folder)
+    encoder = load_encoder(f"folder:{folder}", classes=2, seed=1, max_length=POSITIONS)
+    with pytest.raises(InputError, match=message):
+        tokenize(encoder, [("", ""), ("A café.", "The cat 日.")], POSITIONS, token_types=True)
+
+
+def test_a_model_whose_file_asks_for_tuples_has_its_roles(tmp_path):
+    folder = encoder_folder(tmp_path / "model", return_dict=False)
+    encoder = load_encoder(f"folder:{folder}", classes=2, seed=1, max_length=POSITIONS)
+    assert encoder.role_map()

@@ -21,7 +21,8 @@ import torch
 # Imported here, so the forked processes have all modules that a run imports late.
 import so_clip.config.compose
 import so_clip.meta.run
-import so_clip.run  # noqa: F401
+import so_clip.run
+import so_clip.sentences.run  # noqa: F401
 from so_clip.__main__ import main
 
 

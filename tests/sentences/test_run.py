@@ -10,7 +10,7 @@ from so_clip.adapters.restore import open_saved
 from so_clip.build import build_optimizer
 from so_clip.clip.engine.fixed_entries import fixed_entries
 from so_clip.config.resolve import resolved_placement
-from so_clip.errors import InputError
+from so_clip.errors import InputError, RunFailed
 from so_clip.results.run_folder import RunFolder
 from so_clip.sentences.build import (
     assemble_model,
@@ -219,6 +219,16 @@ def test_an_epoch_ends_no_training_that_stops_at_a_batch(options):
     metrics = do_run(words).metrics
     assert metrics["stop_reason"] == "stop_loss"
     assert metrics["final_loss"] <= 0.6
+
+
+def test_answers_that_the_last_step_has_spoiled_end_the_run(options, tmp_path):
+    spoiled = ["method=adamw", "optimizer.lr=1e30", "schedule.max_steps=1"]
+    with pytest.raises(RunFailed, match=r"answers are not finite numbers.*optimizer\.lr"):
+        do_run([*options, *spoiled, f"results_dir={tmp_path}"])
+    (folder,) = tmp_path.iterdir()
+    names = {file.name for file in folder.iterdir()}
+    assert {"error.json", "history.csv"} <= names
+    assert "metrics.json" not in names
 
 
 def test_runs_on_leftover_pairs_say_so(options):

@@ -73,7 +73,8 @@ def _rows(file: Path, layout: ParquetFiles) -> list[tuple[Any, Any, Any]]:
             values = [table.column(column).to_pylist() for column in columns]
     except InputError:
         raise
-    except (OSError, ValueError, pa.ArrowException) as error:
+    # Dates and time zones that Python does not have raise OverflowError and LookupError.
+    except (OSError, ValueError, OverflowError, LookupError, pa.ArrowException) as error:
         raise InputError(
             f"{file}: cannot be read as a parquet file: {reason_of(error)}. Get it again."
         ) from error

@@ -70,10 +70,10 @@ def _places(fields: Sequence[str], layout: TsvFiles, place: str) -> dict[str | i
                 f"{last}, counted from 0."
             )
         return {column: int(column) for column in columns}
-    missing = [str(column) for column in columns if column not in fields]
-    if missing:
+    wrong = [str(column) for column in columns if fields.count(str(column)) != 1]
+    if wrong:
         raise InputError(
-            f"{place}: there is no column {shortened(missing[0])}. The header names "
+            f"{place}: there is no column {shortened(wrong[0])}, or several. The header names "
             f"{shortened(', '.join(fields))}; fields are separated by tabs."
         )
     return {column: fields.index(str(column)) for column in columns}

@@ -97,6 +97,7 @@ BAD_TSV = {
     "empty": ("", "dev.tsv: holds no example"),
     "header only": (HEAD, "dev.tsv: holds no example"),
     "column": ("index\tsentence1\tlabel\n0\ta\tentailment\n", "line 1: there is no column 'sente"),
+    "two columns": (f"label\t{HEAD}0\t0\ta\tb\t0\n", "no column 'label', or several"),
     "few fields": (f"{HEAD}0\ta\tb\tentailment\n1\ta\tb\n", "line 3: has 3 fields, but .* has 4"),
     "many fields": (f"{HEAD}0\ta\tb\tc\tentailment\n", "line 2: has 5 fields"),
     "word": (f"{HEAD}\n0\ta\tb\tneutral\n", r"line 3: there is no label 'neutral'. Known: entail"),
@@ -133,6 +134,7 @@ def test_a_bad_parquet_file_names_file_and_row(tmp_path):
         "holds no example": _emptied(good["rte/train.parquet"]),
         "cannot be read as a parquet file": good["rte/train.parquet"][:-20],
         "as a parquet file: .*": b"",
+        "as a parquet file: days=": _rewritten(good["rte/train.parquet"], _with_dates_as_labels),
     }
     for number, (message, data) in enumerate(wrong.items()):
         root = write(tmp_path / str(number), good | {"rte/train.parquet": data})
@@ -147,6 +149,14 @@ def _without(data: bytes, column: str) -> bytes:
 
 def _emptied(data: bytes) -> bytes:
     return _rewritten(data, lambda table: table.slice(0, 0))
+
+
+def _with_dates_as_labels(table):
+    """Return the table with dates that Python does not have."""
+    import pyarrow as pa
+
+    dates = pa.array([2**31 - 1] * len(table), pa.date32())
+    return table.drop_columns(["label"]).append_column("label", dates)
 
 
 def _rewritten(data, change) -> bytes:
