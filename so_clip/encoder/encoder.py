@@ -164,16 +164,24 @@ class SentenceEncoder(Encoder):
         weights = sha256_of_weights({k: v for k, v in state.items() if k not in self.new})
         return hashlib.sha256(f"{weights} {self._files_sha256}".encode()).hexdigest()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, label_names: Sequence[str] = ()) -> None:
         """Write the model and its tokenizer as a folder that transformers loads.
 
         The folder appears whole, in place of an older one.
+
+        Args:
+            folder: to write.
+            label_names: of the K classes, for the predictions of transformers. Without names they
+                stay as they are, LABEL_0 to LABEL_{K-1} for a new classifier.
 
         Raises:
             CannotWrite: the folder cannot be written, or the disk is full; nothing is left.
         """
         from safetensors import SafetensorError
 
+        if label_names:
+            self.model.config.id2label = dict(enumerate(label_names))
+            self.model.config.label2id = {name: k for k, name in enumerate(label_names)}
         staging: Path | None = None
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -158,7 +158,7 @@ class SentenceRun(Adapting):
         self.folder.check_in_place()
         self.model.adapter.merge(self.model.classifier)
         place = self.folder.path / MODEL_FOLDER
-        encoder_of(self.model).save(place)
+        encoder_of(self.model).save(place, self.data.card.label_names)
         return sum(file.stat().st_size for file in place.iterdir()) / MIB
 
     def _write_provenance(self) -> None:

@@ -240,6 +240,7 @@ def test_the_adapted_model_is_saved_as_a_folder_that_a_run_loads(options):
     assert saved.metrics["model_mib"] > 0
     settings = settings_of([*options, f"model.source=folder:{saved.folder / 'model'}"])
     model = load(settings, classes=2).model
+    assert model.config.id2label == {0: "entailment", 1: "not_entailment"}
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
 
 
