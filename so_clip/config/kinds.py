@@ -116,7 +116,7 @@ def check_images(config: DictConfig) -> None:
             words = [name] if is_sentence_card(name) else [*SENTENCES.words, f"dataset={name}"]
             raise InputError(
                 f"dataset={name}: is a dataset of sentences, and this is a run on images. Write "
-                f"{command(*words, '...')}; after draw or forecast, write the same words."
+                f"{command(*words, '...')}, and for draw {command('draw', *words, '...')}"
             )
     if isinstance(adapter, dict) and adapter.get("name") == HEAD:
         raise InputError(
