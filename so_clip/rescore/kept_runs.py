@@ -22,6 +22,15 @@ from so_clip.results.scores import SENTENCES
 
 _OTHER_TEST_SET = re.compile(re.escape(LOGITS_FILE).replace(r"\.", r"_(.+)\."))
 
+_NO_LOGITS = (
+    "keep no logits, so nothing can be scored again. Their accuracies and calibration errors are "
+    f"in {METRICS_FILE}. Give runs on images."
+)
+
+
+class _OnSentences(InputError):
+    """The run is one on sentences."""
+
 
 @dataclass(frozen=True, eq=False)
 class KeptRun:
@@ -95,7 +104,10 @@ def find_runs(places: Sequence[Path], left_out: list[str]) -> Iterator[KeptRun]:
             except InputError as error:
                 if folder == place:
                     raise
-                left_out.append(str(error))
+                if isinstance(error, _OnSentences):  # one line for all of them
+                    error = _OnSentences(f"{place}: runs on sentences {_NO_LOGITS}")
+                if str(error) not in left_out:
+                    left_out.append(str(error))
 
 
 def _run(folder: Path, is_named: bool) -> KeptRun:
@@ -111,10 +123,7 @@ def _run(folder: Path, is_named: bool) -> KeptRun:
     others = [match[1] for name in files if (match := _OTHER_TEST_SET.fullmatch(name))]
     own = [""] if LOGITS_FILE in files else []
     if not own and not others and metrics.get(TASK) == SENTENCES:
-        raise InputError(
-            f"{folder}: a run on sentences keeps no logits, so nothing can be scored again. Its "
-            f"accuracy and calibration error are in {METRICS_FILE}. Give runs on images."
-        )
+        raise _OnSentences(f"{folder}: runs on sentences {_NO_LOGITS}")
     if not own and not others:
         read_logits(folder / LOGITS_FILE)  # raises the message about a missing file
     return KeptRun(folder, metrics, (*own, *others), is_named)

@@ -247,13 +247,14 @@ def test_scores_of_real_runs_are_those_of_their_metrics(tmp_path):
 
 def test_runs_on_sentences_have_nothing_to_score_again(tmp_path):
     folder = write_sentence_run(tmp_path / "sentences")
+    write_sentence_run(tmp_path / "sentences", seed=2)
     for place in (folder, tmp_path / "sentences"):
         failed = call("rescore", place)
         assert failed.code == 2
         (message,) = failed.messages
-        assert f"{folder}: a run on sentences keeps no logits" in message
+        assert message.count(f"{place}: runs on sentences keep no logits") == 1
         assert "Give runs on images." in message
     write_kept_run(tmp_path / "both")
     write_sentence_run(tmp_path / "both")
     done = _done(tmp_path / "both")
-    assert "a run on sentences keeps no logits" in done.err
+    assert "runs on sentences keep no logits" in done.err
