@@ -33,6 +33,7 @@ from tests.helpers.doc_pages import (
     so_clip_arguments,
 )
 from tests.helpers.made_datasets import write_class_folders, write_dtd, write_eurosat
+from tests.helpers.made_sentences import files_of, rows, write
 
 NAMES = [page.relative_to(ROOT).as_posix() for page in ALL_PAGES]
 FOLDERS = ("so_clip", "conf", "docs", "scripts", "tests", "datasets", "results")
@@ -189,6 +190,7 @@ def test_every_command_of_the_readme_is_on_another_page():
 def test_the_commands_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch):
     write_class_folders(tmp_path / "photos", ("apple_tree", "oak", "scots_pine"), images=8)
     write_eurosat(tmp_path / "data")
+    write(tmp_path / "data", files_of("parquet", rows(40), rows(8, start=100)))
     # Sampled tasks have five classes or more.
     write_dtd(tmp_path / "data", ("dotted", "fibrous", "grid", "lined", "woven"))
     monkeypatch.chdir(tmp_path)
