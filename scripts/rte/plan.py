@@ -73,7 +73,8 @@ class Work:
 
 def so(density_ratio: float, interval: int = T) -> Contender:
     """Return SO at a density ratio and an interval between draws."""
-    return Contender("so", f"SO, density {density_ratio:g}", density_ratio, interval)
+    density = f"{density_ratio:.0e}".replace("e-0", "e-")
+    return Contender("so", f"SO, density {density}", density_ratio, interval)
 
 
 def lora(rank: int) -> Contender:

@@ -42,7 +42,7 @@ def accuracies(table: pd.DataFrame, runs: pd.DataFrame, path: Path) -> None:
         axis.scatter(seeds, np.array(spread) + place, s=9, color=colour)
         axis.plot([row["accuracy_percent"]], [place], "|", color=colour, ms=14, mew=2)
     axis.set_yticks(range(len(rows)), rows["title"])
-    axis.set_xlabel("accuracy on the validation pairs, % (dots: seeds, bar: 95 % over pairs)")
+    axis.set_xlabel("accuracy, % (dots: seeds; bar: 95 % over pairs)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, axis="x")
     axis.set_axisbelow(True)

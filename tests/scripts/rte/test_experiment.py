@@ -90,7 +90,7 @@ def made_runs() -> pd.DataFrame:
 
 def test_rows_have_means_over_seeds_and_the_interval_of_one_test_set():
     so, head = tables.method_rows(made_runs())
-    assert (so["title"], so["seeds"], so["lr"]) == ("SO, density 0.0001", 3, 1e-3)
+    assert (so["title"], so["seeds"], so["lr"]) == ("SO, density 1e-4", 3, 1e-3)
     assert so["accuracy_percent"] == pytest.approx(164 / 3)
     # 277 pairs, not 3 x 277: seeds share their test pairs.
     assert (so["items_low_percent"], so["items_high_percent"]) == pytest.approx(
