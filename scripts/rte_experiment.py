@@ -12,7 +12,8 @@ The model is all-MiniLM-L6-v2, a real pre-trained BERT of 22.7 M weights (extra 
    encoder with a trained head; five seeds. After the first seed, SO's grid of density and T. Seeds
    come one after the other, so an experiment that is stopped has fewer seeds, not fewer methods.
 3. experiment=rte_official, once for each published density at T = 5 and each rank, the released
-   defaults first. It has no limit of 40 steps, so it takes longest; `--only official` does it later.
+   defaults first. It has no limit of 40 steps, so it takes longest: `--only official` does it
+   later.
 
 Why 40 steps: all of it must take less than two hours of two cores. A step of 8 pairs takes 0.5 s
 (trained head) to 1.3 s (all weights) in two processes on two cores that other work shares, and the
