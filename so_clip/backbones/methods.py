@@ -18,6 +18,7 @@ from so_clip.clip.backbone import Backbone
 from so_clip.config.compose import choices, compose
 from so_clip.config.early_checks import check_packages
 from so_clip.config.parse import from_config
+from so_clip.config.sentence_settings import HEAD
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard, load_card
 from so_clip.errors import InputError, reason_of
@@ -31,8 +32,8 @@ _IMAGES = 2  # in the batch of a training step
 
 
 def method_names() -> list[str]:
-    """Return the names of all methods in conf/."""
-    return [file.stem for file in choices("method")]
+    """Return the names of all methods in conf/ but the one for sentences alone."""
+    return [file.stem for file in choices("method") if file.stem != HEAD]
 
 
 @cache

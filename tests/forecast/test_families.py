@@ -13,6 +13,7 @@ from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.data.cards.card import load_card
 from so_clip.forecast import predict, repeats
+from so_clip.forecast.steps import forget_values
 from tests.helpers.command import call
 from tests.helpers.small_families import FAMILIES, small_backbone
 
@@ -36,7 +37,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
             with unset_fake_temporarily():
                 backbone = small_backbone(family)
             if weightless:
-                predict._forget_values(backbone, _active_mode())
+                forget_values(backbone, _active_mode())
             return backbone
 
         monkeypatch.setattr("so_clip.build.load", load)
