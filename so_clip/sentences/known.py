@@ -44,7 +44,7 @@ class KnownEncoders:
 
 
 def _key(settings: SentenceSettings, data: SentenceData) -> Key:
-    folder = find_place(settings.model.source).folder
+    folder = find_place(settings.model.source, needs_files=False).folder
     files = sorted(folder.iterdir()) if folder else []
     states = tuple((file.name, file_state(file)) for file in files)
     # A classifier in the files is used only for as many classes as it has.
