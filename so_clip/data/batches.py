@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from torch import Tensor
 from so_clip.data.cache.decode_cache import DecodeCache, DecodedPass, images_sha256
 from so_clip.data.cache.decoded_file import Layout
 from so_clip.data.crop_products import ImageBlocks, cropped, stored_bytes, uses_products
+from so_clip.data.epochs import Epochs
 from so_clip.data.examples import Example
 from so_clip.data.image_memory import StreamedImages
 from so_clip.data.images import ImageSource
@@ -28,7 +28,7 @@ MIB = 2**20
 Pixels = npt.NDArray[np.uint8]
 
 
-class TrainBatches:
+class TrainBatches(Epochs):
     """Shuffled, augmented batches of the few training images, epoch after epoch.
 
     The images are kept and cropped on the device. Streamed images, and images that need more than
@@ -69,10 +69,9 @@ class TrainBatches:
             raise InputError(f"{len(images)} training images, but {len(labels)} labels.")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be 1 or more.")
-        self.device = torch.device(device)
-        self.batch_size, self.drop_last, self.crops = batch_size, drop_last, crops
+        super().__init__(batch_size, generator, drop_last)
+        self.device, self.crops = torch.device(device), crops
         self.crop = RandomResizedCrop(image_size, scale, flip)
-        self.generator = generator
         self.streamed = isinstance(images, StreamedImages)
         self.products = uses_products(self.device) if products is None else products
         self.images = (
@@ -81,9 +80,6 @@ class TrainBatches:
             else _placed(images, self.device, image_budget_mib, self.products)
         )
         self.labels_N = torch.as_tensor(labels, dtype=torch.int64)
-        # The position in the epoch: the generator's state at its start, the batches taken so far,
-        # and the batches to skip because they were taken before a state was loaded.
-        self._epoch_state, self._taken, self._to_skip = generator.get_state(), 0, 0
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images_BCHW uint8, labels_B int64) on the device; every image comes `crops` times.
@@ -91,9 +87,8 @@ class TrainBatches:
         After `load_state_dict` the first epoch is the rest of the loaded epoch. Nothing here waits
         for the device.
         """
-        to_skip, self._to_skip = self._to_skip, 0
-        self._epoch_state, self._taken = self.generator.get_state(), to_skip
-        order = self._order().tolist()
+        to_skip = self._begin()
+        order = self._order_of(len(self.images), self.crops).tolist()
         batches = self._cropped(order, self.generator, to_skip)
         for self._taken, batch in enumerate(batches, start=to_skip + 1):
             yield batch
@@ -127,15 +122,6 @@ class TrainBatches:
                 images_BCHW = cropped(self.crop, images, generator, self.device, products=False)
                 yield images_BCHW, labels_B.to(self.device)
 
-    def _order(self) -> Tensor:
-        """Return the indices of an epoch's images: N images, each `crops` times."""
-        count = len(self.images)
-        order_N = torch.randperm(self.crops * count, generator=self.generator) % count
-        incomplete = len(order_N) % self.batch_size
-        if self.drop_last and incomplete < len(order_N):
-            return order_N[: len(order_N) - incomplete]
-        return order_N
-
     def in_groups(self, order: Sequence[int]) -> Iterator[list[Tensor]]:
         """Yield the images of these indices, one batch at a time, uncropped."""
         groups, images = self._groups(order), self.images
@@ -146,16 +132,6 @@ class TrainBatches:
     def _groups(self, order: Sequence[int]) -> list[Sequence[int]]:
         starts = range(0, len(order), self.batch_size)
         return [order[start : start + self.batch_size] for start in starts]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch, after the last batch that was yielded."""
-        return {"generator": self._epoch_state, "taken": self._taken}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a position with the next call of `epoch`."""
-        self.generator.set_state(state_dict["generator"])
-        self._epoch_state, self._taken = state_dict["generator"], state_dict["taken"]
-        self._to_skip = state_dict["taken"]
 
 
 def _placed(

@@ -1,11 +1,11 @@
 """Batches of tokenized sentences: drawn anew every epoch to train, sorted by length to test."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from so_clip.data.epochs import Epochs
 from so_clip.errors import InputError
 
 # Token ids and token types of one example, unpadded.
@@ -35,7 +35,7 @@ def padded(rows: Sequence[TokenRow], pad_id: int, length: int | None = None) -> 
     return tokens_B3L
 
 
-class SentenceBatches:
+class SentenceBatches(Epochs):
     """Shuffled batches of the few training examples, epoch after epoch.
 
     The examples are on the device, padded to the longest one; a batch is cut to its own longest.
@@ -69,46 +69,23 @@ class SentenceBatches:
             raise InputError(f"{len(rows)} training examples, but {len(labels)} labels.")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be 1 or more.")
+        super().__init__(batch_size, generator, drop_last)
         self.device = torch.device(device)
-        self.batch_size, self.drop_last = batch_size, drop_last
-        self.generator = generator
         self.labels_N = torch.as_tensor(labels, dtype=torch.int64)
         self._lengths_N = torch.tensor([length or len(ids) for ids, _ in rows])
         self._tokens_N3L = padded(rows, pad_id, length).to(self.device)
-        # The position in the epoch: the generator's state at its start, the batches taken so far,
-        # and the batches to skip because they were taken before a state was loaded.
-        self._epoch_state, self._taken, self._to_skip = generator.get_state(), 0, 0
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (tokens_B3L int64, labels_B int64) on the device; every example comes once.
 
         After `load_state_dict` the first epoch is the rest of the loaded epoch.
         """
-        to_skip, self._to_skip = self._to_skip, 0
-        self._epoch_state, self._taken = self.generator.get_state(), to_skip
-        groups = self._order().split(self.batch_size)[to_skip:]
+        to_skip = self._begin()
+        groups = self._order_of(len(self.labels_N)).split(self.batch_size)[to_skip:]
         for self._taken, index_B in enumerate(groups, start=to_skip + 1):
             longest = int(self._lengths_N[index_B].max())
             tokens_B3L = self._tokens_N3L[index_B.to(self.device), :, :longest]
             yield tokens_B3L, self.labels_N[index_B].to(self.device)
-
-    def _order(self) -> Tensor:
-        """Return the indices of an epoch's examples."""
-        order_N = torch.randperm(len(self.labels_N), generator=self.generator)
-        incomplete = len(order_N) % self.batch_size
-        if self.drop_last and incomplete < len(order_N):
-            return order_N[: len(order_N) - incomplete]
-        return order_N
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch, after the last batch that was yielded."""
-        return {"generator": self._epoch_state, "taken": self._taken}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a position with the next call of `epoch`."""
-        self.generator.set_state(state_dict["generator"])
-        self._epoch_state, self._taken = state_dict["generator"], state_dict["taken"]
-        self._to_skip = state_dict["taken"]
 
 
 def test_batches(

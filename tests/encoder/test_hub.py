@@ -1,21 +1,18 @@
 """Encoders of repositories, `hub:ORG/NAME`, from a hub on this machine and from its cache."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from so_clip.encoder.encoder import SentenceEncoder
 from so_clip.encoder.load import load_encoder
 from so_clip.errors import InputError
+from tests.helpers.file_hub import COMMIT, serving
 from tests.helpers.tiny_encoders import POSITIONS, encoder_folder
 
-COMMIT = "c0ffee" * 6 + "c0ff"
 SOURCE = "hub:someone/mine"
 
 
@@ -25,7 +22,7 @@ class Hub:
     Attributes:
         folder: the repository's files.
         refusal: the status and the hub's code for all requests; None: it answers.
-        asked: the paths of all requests.
+        asked: method and path of all requests.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,42 +49,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     for name in ("tf_model.h5", "pytorch_model.bin", "flax_model.msgpack", "README.md"):
         (hub.folder / name).write_text("other files")
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            hub.asked.append(self.path)
-            status, code, content = hub.answer(self.path.partition("?")[0])
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{len(content):040d}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            if code:
-                self.send_header("X-Error-Code", code)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + template[template.index("/{repo_id}") :],
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield hub
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(hub, tmp_path / "cache", monkeypatch):
+        yield hub
 
 
 def loaded(source: str = SOURCE, weightless: bool = False) -> SentenceEncoder:

@@ -1,17 +1,15 @@
 """Models of repositories, `hf-hub:ORG/NAME`, from a hub on this machine and from its cache."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.sources import cached_weights
 from so_clip.errors import InputError
+from tests.helpers.file_hub import serving
 from tests.helpers.places import write_place
 from tests.helpers.small_models import small_clip
 
@@ -49,42 +47,8 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            hub.asked.append(f"{self.command} {self.path}")
-            status, code, content = hub.answer(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{len(content):040d}"')
-            self.send_header("X-Repo-Commit", "c0ffee" * 6 + "c0ff")
-            if code:
-                self.send_header("X-Error-Code", code)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + template[template.index("/{repo_id}") :],
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield hub
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(hub, tmp_path / "cache", monkeypatch):
+        yield hub
 
 
 @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
