@@ -1,4 +1,4 @@
-"""What is kept of an adaptation: files in the run's folder, or nothing."""
+"""Records of an adaptation: files in the run's folder, or none."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Predictions for images that nobody labelled: files, PIL images or pixels.
+"""Predictions for images without labels: files, PIL images or pixels.
 
 Tensor names end in their shape: B images of a batch, K classes, T best classes, D embedding.
 """

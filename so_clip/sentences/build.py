@@ -116,11 +116,6 @@ def assemble_model(
             f"dense_rest={settings.dense_rest}: the method {settings.method.name} opens no "
             "parameters of the encoder, and so nothing is left to train. Use dense_rest=head."
         )
-    if not settings.trains:
-        raise InputError(
-            "optimizer=none: a run on sentences trains at least the new head. Choose an optimizer, "
-            "such as optimizer=adamw."
-        )
     classifier.train()  # dropout; evaluation turns it off
     return Model(
         classifier,

@@ -13,6 +13,20 @@ from tests.helpers.page_runs import write_csv
 
 NAMES = ("entailment", "not_entailment")
 ITEMS, MAJORITY = 277, 146
+# Values of metrics.json that are the same for all made runs.
+_MEASURED = {
+    "peak_memory_mib": 400.0,
+    "train_seconds": 30.0,
+    "stop_reason": "stop_loss",
+    "final_loss": 0.0009,
+    "trainable_parameters": 1000,
+    "changed_parameters": 100,
+    "tested_on": "test",
+    "test_images": ITEMS,
+    "truncated_train": 0,
+    "truncated_test": 0,
+    "split_protocol": None,
+}
 
 
 def write_sentence_run(
@@ -78,19 +92,9 @@ def write_sentence_run(
         "accuracy_high_percent": high,
         "majority_percent": 100 * MAJORITY / ITEMS,
         "expected_calibration_error_percent": 20.0 + seed,
-        "peak_memory_mib": 400.0,
-        "train_seconds": 30.0,
         "steps": steps,
-        "stop_reason": "stop_loss",
-        "final_loss": 0.0009,
-        "trainable_parameters": 1000,
-        "changed_parameters": 100,
-        "tested_on": "test",
-        "test_images": ITEMS,
-        "truncated_train": 0,
-        "truncated_test": 0,
-        "split_protocol": None,
         "settings": settings,
+        **_MEASURED,
     }
     provenance = {
         "overrides": [*overrides] or ["dataset=rte", f"method={method}", f"seed={seed}"],
@@ -108,6 +112,12 @@ def write_sentence_run(
     ):
         (folder / file).write_text(json.dumps(content))
     write_answers(folder, [first <= (row - first) % ITEMS + first < first + right for row in _ROWS])
+    _write_training(folder, steps)
+    return folder
+
+
+def _write_training(folder: Path, steps: int) -> None:
+    """Write history.csv and changed.csv."""
     losses = np.exp(-np.arange(steps) / steps * 6)
     table = ((step + 1, loss, 2e-5) for step, loss in enumerate(losses.tolist()))
     write_csv(folder / "history.csv", ("step", "loss", "lr"), table)
@@ -120,7 +130,6 @@ def write_sentence_run(
         (f"encoder.layer.{block}.bias", 64, 64, "text", block, "bias") for block in range(3)
     ]
     write_csv(folder / "changed.csv", CHANGED_COLUMNS, changed)
-    return folder
 
 
 _ROWS = range(ITEMS)

@@ -81,7 +81,7 @@ class Layout:
 
 
 class Records(NamedTuple):
-    """The mapped records of an open file, which is locked as long as it is open."""
+    """The mapped records of an open file. The file stays locked until it is closed."""
 
     path: Path
     descriptor: int
