@@ -1,12 +1,12 @@
-"""The methods that apply to each family of backbones: a table for docs/backbones.md.
+"""The methods that apply to each family of backbones: a table for the docs.
 
 python scripts/backbone_methods.py           # some minutes on one core
 python scripts/backbone_methods.py --step    # also takes a training step with each
 
 Writes results/tables/backbone_methods.csv and the table between the two comments in
-docs/backbones.md. One architecture of each family is built without weights, with open_clip's sizes,
-and each method opens its parameters on it. The text towers of Hugging Face have the default sizes
-of transformers, because the published sizes are on the hub.
+docs/benchmarks/backbones.md. One architecture of each family is built without weights, with
+open_clip's sizes, and each method opens its parameters on it. The text towers of Hugging Face have
+the default sizes of transformers, because the published sizes are on the hub.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from so_clip.clip.loading.architecture import architecture_config
 from so_clip.system.atomic import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE, PAGE = ROOT / "results" / "tables" / "backbone_methods.csv", ROOT / "docs" / "backbones.md"
+TABLE = ROOT / "results" / "tables" / "backbone_methods.csv"
+PAGE = ROOT / "docs" / "benchmarks" / "backbones.md"
 BEGIN, END = "<!-- made by scripts/backbone_methods.py -->", "<!-- end of the table -->"
 YES, NO = "yes", "no"
 # The family's name, one of its architectures, and transformers' configuration of its text tower.

@@ -30,6 +30,7 @@ from so_clip.optim.sampled_product import fastest, sampled_product
 from so_clip.optim.support import draw_supports, entry_count
 from so_clip.system.atomic import write_text
 
+COMMAND = "python scripts/bench_sampled.py"
 TABLES = Path(__file__).resolve().parent.parent / "results/tables"
 TABLE = TABLES / "sampled_gradients_cpu.csv"
 CONVOLUTION_TABLE = TABLES / "sampled_convolutions_cpu.csv"
@@ -75,9 +76,10 @@ def main() -> None:
             for name, shape in tqdm(MATRICES.items(), f"{tokens} tokens", dynamic_ncols=True):
                 rows += measure(name, shape, tokens, densities)
     table = pd.DataFrame(rows)
+    table["command"] = COMMAND + (" --convolutions" if options.convolutions else "")
     table["threads"], table["torch"], table["hardware"] = options.threads, torch.__version__, cpu()
     write_text(out, table.to_csv(index=False))
-    print(table[table["chosen"] != ""].iloc[:, :-3].to_string(index=False))
+    print(table[table["chosen"] != ""].iloc[:, :-4].to_string(index=False))
 
 
 def measure(
