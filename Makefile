@@ -9,11 +9,19 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 # An environment variable, because pip then also uses it when it builds packages.
 CONSTRAINED := PIP_CONSTRAINT=constraints.txt
 
-.PHONY: demo test test-fast test-slow test-latest lint types bench wheel lock clean
+.PHONY: demo docs docs-serve test test-fast test-slow test-latest lint types bench wheel lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m so_clip experiment=demo
+
+# The documentation site, in site/. A broken link, or a name that does not exist, is an error.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The site at http://127.0.0.1:8000, built again when a page changes.
+docs-serve: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 # Linter, type checker and the fast tests, at the same time.
 test: $(VENV)/.installed-dev
@@ -70,4 +78,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,169 @@
+"""Reads a page of the documentation: its fenced blocks, commands, inline code and links.
+
+A page is Markdown: README.md, a file of docs/ or a text that the site's build makes.
+"""
+
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from so_clip.cli.program import COMMANDS
+
+HOME = "$HOME"
+PROGRAM = ["python", "-m", "so_clip"]
+_FENCED = re.compile(r"(?ms)^( *)```([\w-]*)[^\n]*\n(.*?)^\1```[ \t]*$")
+_COMMENT = re.compile(r"<!--(.*?)-->\s*$", re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block.
+
+    Attributes:
+        kind: the word after the fence, such as "sh"; "" without one.
+        text: the content, without the indentation of the fence.
+        file: the path that ends the text before it, for blocks that are files.
+        line: the number of the fence's line in the page, from 1.
+        comment: the HTML comment directly before the block, without its marks.
+    """
+
+    kind: str
+    text: str
+    file: str = ""
+    line: int = 0
+    comment: str = ""
+
+
+class Code(NamedTuple):
+    """Inline code, and the number of its line in the page."""
+
+    text: str
+    line: int
+
+
+def read(page: Path) -> str:
+    """Return the Markdown of a page."""
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return the fenced blocks of a page in order."""
+    return blocks_of(read(page))
+
+
+def blocks_of(text: str) -> list[Block]:
+    """Return the fenced blocks of a page's Markdown in order."""
+    found = []
+    for match in _FENCED.finditer(text):
+        before = text[: match.start()]
+        comment = _COMMENT.search(before)
+        name = re.search(r"`([^`\n]+)`:\s*$", before[: comment.start()] if comment else before)
+        is_file = name is not None and match[2] not in ("", "sh", "output", "table", "math")
+        found.append(
+            Block(
+                kind=match[2],
+                text=textwrap.dedent(match[3]) if match[1] else match[3],
+                file=name[1] if name and is_file else "",
+                line=before.count("\n") + 1,
+                comment=comment[1].strip() if comment else "",
+            )
+        )
+    return found
+
+
+def without_blocks(text: str) -> str:
+    """Return a page's Markdown with empty lines in the place of fenced blocks and comments."""
+
+    def emptied(match: re.Match[str]) -> str:
+        return "\n" * match[0].count("\n")
+
+    return re.sub(r"(?s)<!--.*?-->", emptied, _FENCED.sub(emptied, text))
+
+
+def python_under(page: Path, heading: str) -> str:
+    """Return the Python between a heading, such as "## Runs", and the next heading."""
+    text, found = read(page), []
+    for match in _FENCED.finditer(text):
+        headings = re.findall(r"(?m)^#+ .*$", _FENCED.sub("", text[: match.start()]))
+        if match[2] == "python" and headings[-1] == heading:
+            found.append(match[3])
+    return "\n".join(found)
+
+
+def inline_code(page: Path) -> list[str]:
+    """Return the text of every `code` outside fenced blocks."""
+    return [code.text for code in codes_of(read(page))]
+
+
+def codes_of(text: str) -> list[Code]:
+    """Return every `code` outside fenced blocks, with its line. It may go on in the next line."""
+    plain, found = without_blocks(text), []
+    for match in re.finditer(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)", plain):
+        line = plain.count("\n", 0, match.start()) + 1
+        found.append(Code(re.sub(r"\s*\n\s*", " ", match[1]), line))
+    return found
+
+
+def links(page: Path) -> list[str]:
+    """Return the targets of all links and images that are not on the network."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", read(page))
+    return [target for target in targets if not target.startswith("http")]
+
+
+def lines(block: Block, home: str = HOME) -> list[list[str]]:
+    """Return the commands of a block as lists of words, without comments."""
+    words = [shlex.split(line.replace(HOME, home), comments=True) for line in _joined(block.text)]
+    return [line for line in words if line]
+
+
+def _joined(text: str) -> list[str]:
+    return text.replace("\\\n", " ").splitlines()
+
+
+def so_clip_arguments(line: Sequence[str]) -> list[str] | None:
+    """Return the arguments of a so_clip command, or None for another program."""
+    if list(line[:3]) == PROGRAM:
+        return list(line[3:])
+    if line[0] == "so_clip":
+        return list(line[1:])
+    if line[0] == "torchrun" and "so_clip" in line:
+        return list(line[line.index("so_clip") + 1 :])
+    return None
+
+
+def is_run(arguments: Sequence[str]) -> bool:
+    """Tell whether the arguments start a run or a sweep, not a command or help."""
+    return arguments[0] not in COMMANDS and "--help" not in arguments
+
+
+def all_lines(page: Path) -> Iterator[list[str]]:
+    """Yield every command of a page: in its shell blocks and inline."""
+    for line, _ in lines_of(read(page)):
+        yield line
+
+
+def lines_of(text: str) -> Iterator[tuple[list[str], int]]:
+    """Yield every command of a page's Markdown, with the number of the line of its block."""
+    for block in blocks_of(text):
+        if block.kind == "sh":
+            yield from ((line, block.line) for line in lines(block))
+    for code in codes_of(text):
+        if re.match(r"(make|pip|python) ", code.text):
+            words = shlex.split(code.text)
+            if words != PROGRAM:
+                yield words, code.line
+
+
+def single_runs(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Yield overrides of single runs so that every value of a sweep occurs once."""
+    values = [_values(override) for override in overrides]
+    for index in range(max(map(len, values), default=1)):
+        yield [choices[min(index, len(choices) - 1)] for choices in values]
+
+
+def _values(override: str) -> list[str]:
+    key, _, text = override.partition("=")
+    plain = not any(mark in text for mark in "[{'\"")
+    return [f"{key}={value}" for value in text.split(",")] if plain else [override]

@@ -1,0 +1,46 @@
+"""What the site makes of its own fenced blocks: `table`, `math` and `output`.
+
+A block that cannot be shown fails the build; mkdocs names the page.
+"""
+
+import html
+from typing import Any
+
+from latex2mathml import converter
+from mkdocs.exceptions import BuildError
+from pymdownx.superfences import SuperFencesException
+
+from scripts.docs_site.tables import TableError, table_of
+
+
+class FenceError(SuperFencesException, BuildError):
+    """A block cannot be shown. Both bases are needed for the build to end with this message."""
+
+
+def table(source: str, language: str, css_class: str, options: Any, md: Any, **kwargs: Any) -> str:
+    """Return the table that a `table` block describes, as HTML; see `scripts.docs_site.tables`."""
+    try:
+        return table_of(source)
+    except TableError as error:
+        raise FenceError(f"table: {error}") from error
+
+
+def formula(
+    source: str, language: str, css_class: str, options: Any, md: Any, **kwargs: Any
+) -> str:
+    """Return a formula in LaTeX as MathML."""
+    try:
+        converted = converter.convert(source.strip(), display="block")
+    except Exception as error:
+        raise FenceError(f"math: {source.strip()}: {type(error).__name__}: {error}") from error
+    if "\\" in html.unescape(converted):
+        raise FenceError(f"math: {source.strip()}: latex2mathml does not know a command in it.")
+    return f'<div class="formula" tabindex="0" role="group" aria-label="Formula">{converted}</div>'
+
+
+def output(source: str, language: str, css_class: str, options: Any, md: Any, **kwargs: Any) -> str:
+    """Return what the block above printed, as plain text."""
+    return (
+        '<pre class="output" tabindex="0" role="group" aria-label="Output">'
+        f"<samp>{html.escape(source, quote=False)}</samp></pre>"
+    )

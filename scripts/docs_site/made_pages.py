@@ -1,0 +1,30 @@
+"""The pages that the build makes: from root files, from notebooks and from the program."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Root files that are also pages.
+ROOT_FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+
+
+def methods(docs: Path) -> list[str]:
+    """Return the pages of single methods, relative to docs/."""
+    pages = sorted(page.name for page in (docs / "methods").glob("*.md"))
+    return [f"methods/{name}" for name in pages if name != "index.md"]
+
+
+def notebooks(docs: Path) -> list[str]:
+    """Return the pages of notebooks, relative to docs/."""
+    return [f"notebooks/{path.stem}.md" for path in sorted((docs / "notebooks").glob("*.ipynb"))]
+
+
+def pages(docs: Path) -> dict[str, str]:
+    """Return the Markdown of all pages that are made, by their path relative to docs/."""
+    made = {"reference/command_line.md": "# Command line\n", "reference/options.md": "# Options\n"}
+    for name, uri in ROOT_FILES.items():
+        path = ROOT / name
+        made[uri] = path.read_text(encoding="utf-8") if path.is_file() else f"# {path.stem}\n"
+    made["citation.md"] = "# Citation\n"
+    for uri in notebooks(docs):
+        made[uri] = f"# {Path(uri).stem}\n"
+    return made
