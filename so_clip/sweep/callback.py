@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from so_clip.checks import optional_path, path
 from so_clip.config.parse import resolving
@@ -24,6 +24,7 @@ from so_clip.sweep.planned import planned_jobs
 from so_clip.system import atomic
 from so_clip.system.commands import as_typed, command
 from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
+from so_clip.system.machine import ray_resources
 
 LOST = "its process ended before the run, or the disk was too full to record how the run ended"
 # How long to wait for the worker processes of a launcher that raised an error.
@@ -129,6 +130,7 @@ def _start(config: DictConfig) -> None:
     sweep.interrupts.watch()
     note.print_once(True)
     _hand_out_single_runs(config)
+    _hand_out_gpus(config)
     sweep.write_plan()
     sweep.lock()
     _remove_leftovers(config)
@@ -159,6 +161,19 @@ def _hand_out_single_runs(config: DictConfig) -> None:
     if config.hydra.launcher.get("batch_size") == "auto":
         with read_write(config):
             config.hydra.launcher.batch_size = "1"
+
+
+def _hand_out_gpus(config: DictConfig) -> None:
+    """Let a Ray of this machine start one run for each GPU."""
+    launcher = config.hydra.launcher
+    if not str(launcher.get("_target_")).endswith(".RayLauncher"):
+        return
+    import torch  # late: a sweep whose runs are all finished needs no torch
+
+    resources = ray_resources(launcher, torch.cuda.device_count())
+    if resources:
+        with read_write(config), open_dict(config):
+            config.hydra.launcher.ray.remote = resources
 
 
 @contextmanager

@@ -30,12 +30,41 @@ def concurrent_runs(launcher: Mapping[str, Any], jobs: int) -> int:
         workers = launcher["n_jobs"] or 1
         runs = workers if workers > 0 else cores + 1 + workers  # joblib's -1 means all cores
     elif name == "RayLauncher":
-        runs = cores
+        runs = int(cores / max(1, _ray_remote(launcher).get("num_cpus") or 1))
     elif name == "LocalLauncher":  # submitit's local launcher starts all jobs
         runs = jobs
     else:  # one after the other; or on Slurm, where a job has the cores that it requested
         runs = 1
     return max(1, min(runs, jobs) if jobs else runs)
+
+
+def _ray_remote(launcher: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what each job asks from Ray, such as num_cpus and num_gpus."""
+    remote: Mapping[str, Any] = (launcher.get("ray") or {}).get("remote") or {}
+    return remote
+
+
+def ray_resources(launcher: Mapping[str, Any], gpus: int) -> dict[str, Any]:
+    """Return the resources that each job of a sweep shall ask from a Ray of this machine.
+
+    Without them Ray starts a job for each core, and all of these share the GPUs. With them it
+    starts a job for each GPU, and these share the cores.
+
+    Args:
+        launcher: the launcher's configuration, `hydra.launcher`.
+        gpus: the number of GPUs of this machine.
+
+    Returns:
+        num_cpus and num_gpus, without what the user chose. Empty without GPUs, with another
+        launcher, and with a Ray that was started before: its machines can have other numbers.
+    """
+    name = str(launcher.get("_target_")).rpartition(".")[2]
+    remote = _ray_remote(launcher)
+    if name != "RayLauncher" or not gpus or "num_gpus" in remote:
+        return {}
+    if ((launcher.get("ray") or {}).get("init") or {}).get("address"):
+        return {}
+    return {"num_gpus": 1, "num_cpus": max(1, usable_cores() // gpus), **remote}
 
 
 def core_share(runs: int) -> int:

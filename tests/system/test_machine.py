@@ -10,11 +10,19 @@ from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.fingerprint import settings_sha256
 from so_clip.runtime.device import one_gpu
-from so_clip.system.machine import concurrent_runs, core_share, lease_gpu, shares_gpus, usable_cores
+from so_clip.system.machine import (
+    concurrent_runs,
+    core_share,
+    lease_gpu,
+    ray_resources,
+    shares_gpus,
+    usable_cores,
+)
 
 CORES = len(os.sched_getaffinity(0))
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -30,11 +38,32 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
         ({"_target_": JOBLIB, "n_jobs": -CORES - 5}, 999, 1),
         ({"_target_": f"{SUBMITIT}.LocalLauncher"}, 9, 9),
         ({"_target_": f"{SUBMITIT}.SlurmLauncher"}, 9, 1),
-        ({"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"}, 999, CORES),
+        ({"_target_": RAY}, 999, CORES),
+        ({"_target_": RAY, "ray": {"remote": {"num_cpus": CORES}}}, 999, 1),
     ],
 )
 def test_the_number_of_concurrent_runs_depends_on_the_launcher(launcher, jobs, expected):
     assert concurrent_runs(launcher, jobs) == expected
+
+
+@pytest.mark.parametrize(
+    ("ray", "gpus", "expected"),
+    [
+        ({"init": {"address": None}, "remote": {}}, 0, {}),
+        ({"init": {"address": None}, "remote": {}}, 1, {"num_gpus": 1, "num_cpus": CORES}),
+        ({"init": {"address": None}, "remote": {}}, 9999, {"num_gpus": 1, "num_cpus": 1}),
+        (
+            {"remote": {"num_cpus": 3, "max_calls": 1}},
+            2,
+            {"num_gpus": 1, "num_cpus": 3, "max_calls": 1},
+        ),
+        ({"remote": {"num_gpus": 0.5}}, 2, {}),
+        ({"init": {"address": "auto"}, "remote": {}}, 2, {}),
+    ],
+)
+def test_ray_starts_one_run_for_each_gpu(ray, gpus, expected):
+    assert ray_resources({"_target_": RAY, "ray": ray}, gpus) == expected
+    assert ray_resources({"_target_": JOBLIB, "ray": ray}, gpus) == {}
 
 
 def test_concurrent_runs_share_the_cores():
