@@ -11,6 +11,7 @@ import argparse
 import io
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -32,8 +33,10 @@ def main() -> None:
     picture.save(options.out, optimize=True)
 
 
-def screenshot(page: Path, view: str, size: tuple[int, int]) -> Image.Image:
-    """Return the visible part of a page in its light theme, at 1.5 pixels per CSS pixel.
+def screenshot(
+    page: Path, view: str, size: tuple[int, int], scheme: Literal["light", "dark"] = "light"
+) -> Image.Image:
+    """Return the visible part of a page in a colour scheme, at 1.5 pixels per CSS pixel.
 
     Raises:
         SystemExit: no Chromium is on the PATH.
@@ -50,7 +53,7 @@ def screenshot(page: Path, view: str, size: tuple[int, int]) -> Image.Image:
         tab = browser.new_page(
             viewport={"width": width, "height": height},
             device_scale_factor=1.5,
-            color_scheme="light",
+            color_scheme=scheme,
         )
         tab.goto(f"{page.resolve().as_uri()}#/{view}")
         tab.wait_for_selector(f"#{view.split('/')[0]}:not([hidden])")
