@@ -22,7 +22,12 @@ from torch import Tensor
 from so_clip.errors import FAILED, InputError, RunFailed
 from so_clip.optim.sampled_gradient import values_of
 from so_clip.runtime.device import pick_device
-from so_clip.runtime.peers import Peers, ignore_termination
+from so_clip.runtime.peers import (
+    Peers,
+    ignore_termination,
+    raise_termination,
+    restore_termination,
+)
 from so_clip.system import torchrun
 
 # The other processes wait this long for the first one's evaluation. so_clip.runtime.peers ends the
@@ -168,6 +173,7 @@ def process_group(device: str, limit_seconds: float = 300.0) -> Iterator[Ranks]:
     store = dist.distributed_c10d._get_default_store()
     peers = Peers(store, ranks.rank, size, limit_seconds)
     problem: BaseException | None = None
+    raise_termination()
     try:
         yield ranks
     except BaseException as error:
@@ -180,6 +186,7 @@ def process_group(device: str, limit_seconds: float = 300.0) -> Iterator[Ranks]:
         peers.close(problem)
         with suppress(RuntimeError):
             dist.destroy_process_group()
+        restore_termination()
 
 
 def _explained(error: BaseException, peers: Peers) -> BaseException:

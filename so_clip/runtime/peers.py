@@ -2,7 +2,8 @@
 
 Every process counts up a number in the store that torchrun's processes share. A process that is
 stopped (SIGSTOP, a frozen machine) no longer counts, and the others end the run. A process that is
-killed closes its connections, so the others' next exchange fails, and they name it.
+killed closes its connections, so the others' next exchange fails, and they name it. torchrun may
+notice it earlier and terminate the others, so SIGTERM leads to the same search.
 """
 
 import os
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from so_clip.errors import FAILED, RunFailed, say
+from so_clip.errors import FAILED, RunFailed, Terminated, say
 from so_clip.system import torchrun
 
 # Signs of life in a time limit; the longest time between two of them.
@@ -122,6 +123,25 @@ class Peers:
         except OSError:  # another user's process, or a system without /proc
             return True
         return state not in "ZX"  # it ended, but its parent has not noticed yet
+
+
+def raise_termination() -> None:
+    """Let SIGTERM raise Terminated, so that this process can look for a lost one before it ends."""
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, _raise_terminated)
+
+
+def restore_termination() -> None:
+    """Undo `raise_termination`, unless SIGTERM is ignored by now."""
+    if signal.getsignal(signal.SIGTERM) is _raise_terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _raise_terminated(number: int, frame: Any) -> None:
+    raise Terminated
 
 
 def ignore_termination() -> None:

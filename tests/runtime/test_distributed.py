@@ -173,7 +173,7 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(data_root, tmp_pat
     finally:
         running.kill()
     process = f"process 2 of 2 (rank 1, process id {second} on {HOST})"
-    assert _messages(err) == [f"so_clip: {process} was killed"]
+    assert _messages(err) == [f"so_clip: {process} was killed"], err
     assert f"\n  {_command(pair, data_root, more)}\n" in err
     done = run_pair(*_options(pair, data_root), *more)
     assert done.code == 0, done.err
@@ -186,6 +186,54 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(data_root, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_killed_process_is_named_if_torchrun_terminates_the_other_first(data_root, tmp_path):
+    """The first process is stopped until torchrun's SIGTERM waits for it: it cannot be earlier."""
+    more = [*METHODS["so"], "schedule.max_steps=100000"]
+    running = start(*_options(tmp_path, data_root), *more)
+    first = 0
+    try:
+        first, second = _training(running, tmp_path)
+        os.kill(first, signal.SIGSTOP)
+        os.kill(second, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while not _is_pending(first, signal.SIGTERM):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(first, signal.SIGCONT)
+        _, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
+        with suppress(ProcessLookupError):
+            os.kill(first or running.pid, signal.SIGKILL)
+    assert running.returncode != 0
+    process = f"process 2 of 2 (rank 1, process id {second} on {HOST})"
+    assert _messages(err) == [f"so_clip: {process} was killed"], err
+
+
+def _training(running: "subprocess.Popen[str]", results: Path) -> tuple[int, int]:
+    """Wait for the first step of a pair; return the ids of its first and second process."""
+    deadline = time.monotonic() + 300
+    while True:
+        assert running.poll() is None, "the run has ended before its first step"
+        assert time.monotonic() < deadline
+        for file in results.glob("eurosat-*/progress.json"):
+            progress = json.loads(file.read_text())
+            if progress["step"]:
+                (second,) = {*_children(running.pid)} - {progress["pid"]}
+                return progress["pid"], second
+        time.sleep(0.05)
+
+
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    """Tell whether a signal waits for a process that is stopped."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = [
+        int(line.split()[1], 16) for line in status.splitlines() if line[1:5] in ("hdPn", "igPn")
+    ]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_process_is_not_waited_for(rank, data_root, tmp_path):
     """A stopped process keeps its connections, so that only a time limit ends the wait."""
@@ -193,18 +241,7 @@ def test_a_stopped_process_is_not_waited_for(rank, data_root, tmp_path):
     running = start(*_options(tmp_path, data_root), *more)
     stopped = 0
     try:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            assert running.poll() is None
-            time.sleep(0.05)
-            more_steps = [
-                json.loads(f.read_text())["step"] for f in tmp_path.glob("*/progress.json")
-            ]
-            if any(more_steps):
-                break
-        (progress,) = tmp_path.glob("eurosat-*/progress.json")
-        first = json.loads(progress.read_text())["pid"]
-        (second,) = {*_children(running.pid)} - {first}
+        first, second = _training(running, tmp_path)
         stopped = (first, second)[rank]
         os.kill(stopped, signal.SIGSTOP)
         _, err = running.communicate(timeout=120)
