@@ -1,7 +1,7 @@
 """so_clip: few-shot adaptation of CLIP, compared fairly.
 
 `load`, `few_shot`, `adapt` and `load_adapted` do in Python what the program `python -m so_clip`
-does (docs/python.md). `adapters` works with the files that runs leave.
+does (docs/start/python.md). `adapters` works with the files that runs leave.
 
 `SO` is the optimizer. `sampled_gradients` computes only the gradients that its next step reads,
 and `clip_grad_norm_` clips these.

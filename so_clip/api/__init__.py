@@ -5,5 +5,5 @@
 >>> result = so_clip.adapt(clip, few, method="so")
 >>> result.predict(["a.jpg"])
 
-docs/python.md is the manual.
+docs/start/python.md is the manual.
 """
