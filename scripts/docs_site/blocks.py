@@ -15,7 +15,7 @@ from so_clip.cli.program import COMMANDS
 HOME = "$HOME"
 PROGRAM = ["python", "-m", "so_clip"]
 _FENCED = re.compile(r"(?ms)^( *)```([\w-]*)[^\n]*\n(.*?)^\1```[ \t]*$")
-_COMMENT = re.compile(r"<!--(.*?)-->\s*$", re.DOTALL)
+_COMMENT = re.compile(r"<!--((?:(?!-->).)*)-->\s*$", re.DOTALL)
 
 
 class Block(NamedTuple):

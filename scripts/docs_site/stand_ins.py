@@ -1,0 +1,90 @@
+"""Makes the commands of a page small: the embedded backbone, one step, few runs.
+
+The test checks that the command runs, not its score. A page with recorded outputs is run as it is
+written instead.
+"""
+
+import re
+from collections.abc import Sequence
+
+from so_clip.cli.program import COMMANDS
+
+SMALL = "SO_CLIP_PAGE_SMALL"  # the variable that asks for small commands
+ONE_STEP = "schedule.max_steps=1"
+MOST_RUNS = 4
+# The first to be cut in a sweep that is too long.
+_CUT_FIRST = ("seed", "shots", "dataset")
+# Datasets that are made for the reader's home, or that come with the program.
+MADE = ("digits", "eurosat", "dtd", "rte", "folder", "csv", "mine")
+SENTENCES = ("rte", "wnli", "mrpc", "cola", "sst2")
+
+
+def small(arguments: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
+    """Return the arguments of the small command, and the exit codes that are right for it."""
+    words = list(arguments)
+    if not words or any(word in ("-h", "--help", "--show-completion") for word in words):
+        return words, (0,)
+    if words[0] == "doctor":
+        return words, (0, 1)  # the made datasets are smaller than the published ones
+    if words[0] in COMMANDS:
+        return _without_backbone(words) if words[0] != "forecast" else words, (0,)
+    return _small_run(words), (0,)
+
+
+def _small_run(words: list[str]) -> list[str]:
+    """Return the arguments of a run or sweep that takes seconds."""
+    experiment = next((word for word in words if word.startswith("experiment=")), "")
+    kept = _without_backbone(words)
+    kept = [re.sub(r"^tasks=\d+$", "tasks=2", word) for word in kept]
+    kept = _fewer(kept) if "-m" in kept else kept
+    if experiment not in ("", "experiment=demo"):
+        kept += _small_experiment(experiment, kept)
+    return kept if "method=zero_shot" in kept else [*kept, ONE_STEP]
+
+
+def _without_backbone(words: list[str]) -> list[str]:
+    return [word for word in words if not re.match(r"(backbone|model)(\.\w+)?=", word)]
+
+
+def _small_experiment(experiment: str, words: Sequence[str]) -> list[str]:
+    """Return options that the command line leaves to a published experiment, for one run."""
+    sentences = words[0] in SENTENCES
+    options = {"model": "minilm"} if sentences else {"backbone": "tiny", "dataset": "eurosat"}
+    options |= {"seed": "1", "shots": "1"} if not sentences else {}
+    if experiment == "experiment=kappa_t":
+        options |= {"optimizer.density_ratio": "5e-4", "optimizer.T": "10"}
+    given = {word.partition("=")[0] for word in words}
+    return [f"{key}={value}" for key, value in options.items() if key not in given]
+
+
+def _fewer(words: list[str]) -> list[str]:
+    """Return a sweep's arguments with at most MOST_RUNS runs: values are cut from the end."""
+    cells = {word.partition("=")[0]: _values(word) for word in words}
+    order = [*_CUT_FIRST, *(key for key in reversed(cells) if key not in _CUT_FIRST)]
+    for key in order:
+        while _runs(cells) > MOST_RUNS and len(cells.get(key, [])) > 1 + (key == "seed"):
+            cells[key] = cells[key][:-1]
+    return [_joined(word, cells[word.partition("=")[0]]) for word in words]
+
+
+def _values(word: str) -> list[str]:
+    """Return the values of an option that a sweep varies; one value for another option."""
+    _, _, text = word.partition("=")
+    return [text] if any(mark in text for mark in "[{'\"(") else text.split(",")
+
+
+def _joined(word: str, values: Sequence[str]) -> str:
+    key, equals, _ = word.partition("=")
+    return f"{key}={','.join(values)}" if equals else word
+
+
+def _runs(cells: dict[str, list[str]]) -> int:
+    count = 1
+    for values in cells.values():
+        count *= len(values)
+    return count
+
+
+def small_script(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a script of the repository: its manual, where it takes long."""
+    return ["--help"] if arguments[0].startswith("scripts/") else list(arguments[1:])
