@@ -1,16 +1,23 @@
-"""Hooks of the site's build (mkdocs.yml): pages that are made, not written.
+"""Hooks of the site's build (mkdocs.yml): pages that are made, and the checks of all pages.
+
+A page that names what does not exist gives a warning with its line; `mkdocs build --strict` then
+fails.
 
 mkdocs loads this file by its path, so the site's modules are imported by their full names.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
 
 from scripts.docs_site import made_pages
+from scripts.docs_site.checks import wrong_names
 
+log = logging.getLogger("mkdocs.hooks.so_clip")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,7 +35,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if (old := files.get_file_from_path(uri)) is not None:
             files.remove(old)
         files.append(File.generated(config, uri, content=text, inclusion=InclusionLevel.INCLUDED))
+    for name in made_pages.CHECKED_FILES:
+        if (path := ROOT / name).is_file():
+            _check(name, path.read_text(encoding="utf-8"))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Check a page of docs/. The pages that are made follow the program, or their files do."""
+    if page.file.generated_by is None:
+        _check(f"docs/{page.file.src_uri}", page.file.content_string)
+    return markdown
+
+
+def _check(name: str, text: str) -> None:
+    for wrong in wrong_names(text):
+        log.warning("%s: %s", name, wrong)
 
 
 def _extend(nav: list[Any], title: str, pages: list[str]) -> bool:

@@ -5,6 +5,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Root files that are also pages.
 ROOT_FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+# Files outside docs/ that are checked as pages are.
+CHECKED_FILES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "results/README.md")
 
 
 def methods(docs: Path) -> list[str]:

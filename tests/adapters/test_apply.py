@@ -8,13 +8,13 @@ from itertools import count
 import pytest
 import torch
 
+from scripts.docs_site.blocks import blocks
 from so_clip import adapters
 from so_clip.adapters.change import Change
 from so_clip.clip.backbone import sha256_of_weights
 from so_clip.errors import InputError
 from tests.helpers.battery_parts import images_of, logits_of, trained
 from tests.helpers.command import ROOT
-from tests.helpers.doc_pages import blocks
 from tests.helpers.saved_adapters import bare_clip, plain_model, save_trained
 from tests.helpers.small_models import TOKENIZER, small_clip
 

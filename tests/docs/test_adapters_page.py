@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import so_clip
+from scripts.docs_site.blocks import blocks
 from tests.helpers.battery_parts import images_of
 from tests.helpers.command import ROOT
-from tests.helpers.doc_pages import blocks
 from tests.helpers.made_datasets import write_class_folders
 
 

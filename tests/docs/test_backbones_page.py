@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from scripts.docs_site.blocks import inline_code
 from so_clip.clip.loading.architecture_names import check_architecture
 from so_clip.config.compose import choices, compose
 from so_clip.config.parse import from_config
 from tests.helpers.command import ROOT
-from tests.helpers.doc_pages import inline_code
 
 PAGE = ROOT / "docs" / "backbones.md"
 LINES = [

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 import open_clip
 
 from so_clip.clip.pixels import named_preprocessing
-from tests.helpers.doc_pages import ROOT
+from tests.helpers.command import ROOT
 
 PAGE = ROOT / "docs" / "images.md"
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scripts.docs_site.blocks import python_under
 from so_clip import SO, sampled_gradients
 from so_clip.optim.arena import Arena
 from so_clip.optim.sampled import SampledConv2d, SampledLinear
 from tests.helpers.command import ROOT
-from tests.helpers.doc_pages import python_under
 from tests.helpers.other_trainers import (
     assert_falling,
     assert_small_support,

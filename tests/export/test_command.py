@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from scripts.docs_site.blocks import blocks
 from so_clip.adapters import load, merge, open_saved, restore, save
 from so_clip.results.run_files import ADAPTER_FILE
 from tests.helpers import hub_server
 from tests.helpers.command import ROOT, call
-from tests.helpers.doc_pages import blocks
 from tests.helpers.exports import IMAGES_BCHW, OPENAI_SIZES, adapted, snippet_logits
 from tests.helpers.hub_server import TOKEN
 from tests.helpers.whole_runs import run

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripts.docs_site.blocks import blocks
 from so_clip.results.logit_scores import ensemble_accuracy, logit_scores
 from so_clip.results.logits_file import LOGITS_FILE, read_logits
 from tests.helpers.command import ROOT, Outcome, call, python
-from tests.helpers.doc_pages import blocks
 from tests.helpers.kept_runs import CLASSES, DRAWN, write_kept, write_kept_run
 from tests.helpers.made_datasets import write_dtd, write_eurosat
 from tests.helpers.sentence_folders import write_sentence_run

@@ -1,0 +1,90 @@
+"""A page that names what does not exist is found, with its line and the wrong word."""
+
+import pytest
+
+from scripts.docs_site.blocks import blocks_of
+from scripts.docs_site.checks import commands_of, wrong_names
+
+SHELL = "```sh\n{}\n```\n"
+RIGHT = (
+    "`shots=4`, `method=so`, `optimizer.density_ratio=5e-4`, `dataset=eurosat` and `dataset=rte`",
+    "`--multirun`, `-m`, `--forecast`, `conf/method/so.yaml`, `results/runs/photos-1`",
+    "`so_clip.optim.so.SO`, `accuracy_percent`, `experiment=demo`, `make test`",
+    "`hydra/launcher=slurm`, `hydra.launcher.partition=NAME`, `results/tables/*.csv`",
+    "the method `clip_lora`, the dataset `dtd` and the `heic` extra",
+    SHELL.format("python -m so_clip experiment=demo method=so,adamw seed=1,2 -m > out.txt"),
+    SHELL.format("python -m so_clip rte method=so | head -3 && make docs"),
+    SHELL.format("python -m so_clip evaluate results/runs/NAME dataset=dtd split=val"),
+    SHELL.format("OMP_NUM_THREADS=1 python scripts/bench_engine.py --only launches  # a table"),
+    SHELL.format("pip install 'so-clip[report,heic]'"),
+    "```python\nfrom so_clip import SO, load\nfrom so_clip.errors import InputError\n```\n",
+    "`conf/method/mine.yaml`:\n\n```yaml\nname: mine\n```\n\n"
+    + SHELL.format("python -m so_clip method=mine --config-dir conf"),
+    "<!-- names: max_grad_norm -->\n`max_grad_norm`",
+)
+# The Markdown of a page, and the word that does not exist.
+WRONG = (
+    ("`shotz=4`", "shotz=4"),
+    ("`optimizer.density=5e-4`", "optimizer.density=5e-4"),
+    ("`--multirum`", "--multirum"),
+    ("`conf/method/sso.yaml`", "conf/method/sso.yaml"),
+    ("`results/tables/none_*.csv`", "results/tables/none_*.csv"),
+    ("`method=so_aged`", "method=so_aged"),
+    ("`dataset=eurosatt`", "dataset=eurosatt"),
+    ("`backbone=vit_b99`", "backbone=vit_b99"),
+    ("`adapter=loraa`", "adapter=loraa"),
+    ("`optimizer=adamm`", "optimizer=adamm"),
+    ("`experiment=demoo`", "experiment=demoo"),
+    ("the method `clip_loraa`", "clip_loraa"),
+    ("the command `tabel_runs`", "tabel_runs"),
+    ("`make dokumentation`", "dokumentation"),
+    ("`pip install 'so-clip[reports]'`", "so-clip[reports]"),
+    ("`accuracy_in_percents`", "accuracy_in_percents"),
+    ("`so_clip.optim.sso.SO`", "so_clip.optim.sso.SO"),
+    (SHELL.format("python -m so_clip tabel results/runs"), "tabel"),
+    (SHELL.format("python -m so_clip methode=so"), "methode=so"),
+    (SHELL.format("python -m so_clip method=so,sso -m"), "method=so,sso"),
+    (SHELL.format("python -m so_clip table results/runs --outt x"), "--outt"),
+    (SHELL.format("cd x && python -m so_clip prepare datasets=dtd"), "datasets=dtd"),
+    (SHELL.format("make tests"), "tests"),
+    (SHELL.format("pip install -e '.[docss]'"), ".[docss]"),
+    (SHELL.format("python scripts/bench_engines.py"), "scripts/bench_engines.py"),
+    (SHELL.format("python scripts/bench_engine.py --onlyy x"), "--onlyy"),
+    (SHELL.format("python -m scripts.docs_site.nothing"), "scripts.docs_site.nothing"),
+    ("```python\nfrom so_clip import SSO\n```\n", "SSO"),
+    ("```python\nimport so_clip\n\nso_clip.loads('x')\n```\n", "so_clip.loads"),
+    ("```python\nfrom so_clip.optims import SO\n```\n", "so_clip.optims"),
+)
+
+
+@pytest.mark.parametrize("text", RIGHT)
+def test_right_names_pass(text: str):
+    assert wrong_names(text) == []
+
+
+@pytest.mark.parametrize(("text", "word"), WRONG, ids=[word for _, word in WRONG])
+def test_a_wrong_name_is_found_with_its_line(text: str, word: str):
+    found = wrong_names(f"# Title\n\n{text}")
+    assert [wrong.word for wrong in found] == [word]
+    assert found[0].line == (4 + text.startswith("```python\nimport") * 2 if "```" in text else 3)
+    assert word in str(found[0])
+
+
+def test_the_nearest_name_is_given():
+    (wrong,) = wrong_names("`method=clip_lorra`")
+    assert "'clip_lora'" in str(wrong)
+
+
+def test_a_block_has_its_kind_file_line_and_comment():
+    text = "# T\n\nIn `a/b.yaml`:\n\n```yaml\nx: 1\n```\n\n"
+    text += "<!-- given: model -->\n```python\nmodel\n```\n"
+    yaml, python = blocks_of(text)
+    assert (yaml.kind, yaml.text, yaml.file, yaml.line) == ("yaml", "x: 1\n", "a/b.yaml", 5)
+    assert (python.kind, python.comment, python.line) == ("python", "given: model", 10)
+
+
+def test_the_commands_of_a_block():
+    text = "A=1 python x.py \\\n  --b > c  # d\ncat <<'E' > f\nmake nothing\nE\n"
+    text += "make a && make b | sort\n"
+    found = [["python", "x.py", "--b", "c"], ["cat", "f"], ["make", "a"], ["make", "b"], ["sort"]]
+    assert list(commands_of(text)) == found
