@@ -69,7 +69,7 @@ def all_flags() -> frozenset[str]:
 @cache
 def run_options() -> frozenset[str]:
     """Return the names of all options of runs: groups, and the keys of every choice in conf/."""
-    found = {"hydra/launcher", "dataset.split_file"}
+    found: set[str] = {"hydra/launcher", "dataset.split_file"}
     found |= {f"hydra.launcher.{key}" for key in _launcher_options()}
     for group in GROUPS:
         found.add(group)
@@ -78,8 +78,9 @@ def run_options() -> frozenset[str]:
             found |= {f"{group}.{key}" for key in keys}
     for tree in (RUNS, SENTENCES):
         for key, value in compose([], tree=tree).items():
-            found |= {f"{key}.{name}" for name in value} if isinstance(value, DictConfig) else {key}
-    return frozenset(map(str, found))
+            inner = map(str, value) if isinstance(value, DictConfig) else ()
+            found |= {f"{key}.{name}" for name in inner} or {str(key)}
+    return frozenset(found)
 
 
 def _launcher_options() -> set[str]:
