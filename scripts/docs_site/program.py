@@ -78,8 +78,8 @@ def run_options() -> frozenset[str]:
             found |= {f"{group}.{key}" for key in keys}
     for tree in (RUNS, SENTENCES):
         for key, value in compose([], tree=tree).items():
-            inner = map(str, value) if isinstance(value, DictConfig) else ()
-            found |= {f"{key}.{name}" for name in inner} or {str(key)}
+            inner = [str(name) for name in value] if isinstance(value, DictConfig) else []
+            found |= {f"{key!s}.{name}" for name in inner} or {str(key)}
     return frozenset(found)
 
 
