@@ -76,7 +76,7 @@ PAGES = (
             "-m experiment=demo dataset=folder data_root=$HOME/photographs "
             "method=so,tip_adapter_f,prototypes shots=2,8 seed=1,2 schedule.max_steps=40",
         ),
-        "runs",
+        "plots",
         12,
     ),
     Page(
