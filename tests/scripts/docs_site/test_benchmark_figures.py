@@ -2,11 +2,14 @@
 
 import re
 
+import pytest
+
 from scripts.docs_site.benchmark_figures import PICTURES, main
 from scripts.docs_site.figure_style import FIGURES
 from tests.helpers.command import ROOT
 
 
+@pytest.mark.slow  # 8 seconds
 def test_the_committed_pictures_are_those_of_the_tables(tmp_path):
     main([str(tmp_path)])
     drawn = sorted(tmp_path.iterdir())
