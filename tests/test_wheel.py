@@ -15,9 +15,13 @@ import pytest
 from so_clip.version import __version__
 from tests.helpers.clean_environment import do, new_environment
 from tests.helpers.command import ROOT
+from tests.helpers.workflows import release_step, run_step
 
 pytest.importorskip("hatchling", reason="needs the build backend")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash"),
+]
 SDIST_ROOT = f"so_clip-{__version__}"
 REPOSITORY = {"GITHUB_SERVER_URL": "https://example.org", "GITHUB_REPOSITORY": "someone/so_clip"}
 NOWHERE = dict.fromkeys(REPOSITORY, "")
@@ -49,17 +53,22 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the wheel that is built from the sdist, outside of a workflow."""
+    """Return the wheel that the release's build step makes of the unpacked sdist."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
-    return build(folder / SDIST_ROOT, "wheel", tmp_path_factory.mktemp("dist"), NOWHERE)
+    source = folder / SDIST_ROOT
+    done = run_step(release_step("build", "Build the sdist"), source, **NOWHERE)
+    assert done.returncode == 0, done.stderr
+    built = {path.suffix: path for path in (source / "dist").iterdir()}
+    assert {*built} == {".gz", ".whl"}
+    return built[".whl"]
 
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the programs of a new environment in which pip has installed so-clip by its name."""
-    programs = new_environment(tmp_path_factory.mktemp("environment"), wheel)
+    programs = new_environment(tmp_path_factory.mktemp("clean") / "environment", wheel)
     install = ("install", "--quiet", "--no-index", "--find-links", wheel.parent, "so-clip")
     do(programs / "pip", *install, cwd=tmp_path_factory.mktemp("empty"))
     return programs
@@ -152,20 +161,20 @@ for package in (so_clip, hydra_plugins):
     }
 
 
-def test_the_demo_runs_from_an_empty_folder(installed, tmp_path):
-    done = do(installed / "so-clip", "experiment=demo", "schedule.max_steps=2", cwd=tmp_path)
-    assert "adapted accuracy" in done
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]
-    (run,) = (tmp_path / "results" / "runs").glob("[!.]*")
+def test_the_demo_runs_in_an_empty_folder(installed, tmp_path):
+    step = release_step("install", "Use both commands")
+    done = run_step(step, installed.parents[1], TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"so_clip {__version__}\n")
+    assert "adapted accuracy" in done.stdout
+    (folder,) = tmp_path.glob("tmp.*")
+    assert [path.name for path in folder.iterdir()] == ["results"]
+    (run,) = (folder / "results" / "runs").glob("[!.]*")
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["commit"] is None
     assert provenance["command"][0].startswith(str(installed.parent))
     assert provenance["split_file"].startswith(str(installed.parent))
     assert json.loads((run / "metrics.json").read_text())["steps"] == 2
-    again = ("-m", "so_clip", "experiment=demo", "schedule.max_steps=2")
-    done = do(installed / "python", *again, cwd=tmp_path)  # the same run, which is not repeated
-    assert run.name in done
-    assert len([*(tmp_path / "results" / "runs").glob("[!.]*")]) == 1
 
 
 def test_the_program_is_the_installed_one(installed, tmp_path):

@@ -20,12 +20,19 @@ def notebooks(docs: Path) -> list[str]:
     return [f"notebooks/{path.stem}.md" for path in sorted((docs / "notebooks").glob("*.ipynb"))]
 
 
+def of_root(text: str) -> str:
+    """Return the Markdown of a root file with links that hold in docs/."""
+    for name, uri in ROOT_FILES.items():
+        text = text.replace(f"]({name}", f"]({uri}")
+    return text.replace("](docs/", "](")
+
+
 def pages(docs: Path) -> dict[str, str]:
     """Return the Markdown of all pages that are made, by their path relative to docs/."""
     made = {"reference/command_line.md": "# Command line\n", "reference/options.md": "# Options\n"}
     for name, uri in ROOT_FILES.items():
         path = ROOT / name
-        made[uri] = path.read_text(encoding="utf-8") if path.is_file() else f"# {path.stem}\n"
+        made[uri] = of_root(path.read_text(encoding="utf-8"))
     made["citation.md"] = "# Citation\n"
     for uri in notebooks(docs):
         made[uri] = f"# {Path(uri).stem}\n"

@@ -18,15 +18,21 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 
-def do(*command: object, cwd: Path | None = None, **variables: str) -> str:
-    """Run a command without variables that could lead to the checkout or to an index; its output.
-
-    Variables of Python and pip are left out, and pip's configuration is not read.
-    """
+def clean_variables() -> dict[str, str]:
+    """Return the environment without variables of Python and pip, and without pip's settings."""
     clean = {key: value for key, value in os.environ.items() if not re.match("PYTHON|PIP_", key)}
-    clean |= {"OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull} | variables
+    return clean | {"OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull}
+
+
+def do(*command: object, cwd: Path | None = None, **variables: str) -> str:
+    """Run a command without variables that lead to the checkout or an index; return its output."""
     done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, cwd=cwd, env=clean, timeout=300
+        [*map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=clean_variables() | variables,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
