@@ -1,9 +1,12 @@
-"""CITATION.cff, CHANGELOG.md and LICENSE agree with the package."""
+"""CITATION.cff, CHANGELOG.md and LICENSE are valid, and agree with the package."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from typing import Any
 
+import pytest
 import yaml
 
 from so_clip.version import RESULTS_VERSION, __version__
@@ -17,16 +20,17 @@ def citation() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 
 
-def test_the_citation_has_the_keys_of_the_citation_file_format() -> None:
-    cited = citation()
-    assert cited["cff-version"] == "1.2.0"
-    assert cited["type"] == "software"
-    assert {"message", "title", "authors", "abstract", "keywords", "references"} <= cited.keys()
-    for work in (cited, *cited["references"]):
-        assert {"title", "type", "authors"} <= work.keys()
-        assert all(
-            {"name"} <= who.keys() or {"family-names"} <= who.keys() for who in work["authors"]
-        )
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [("citation-file-format", "CITATION.cff"), ("github-workflows", ".github/workflows/*.yml")],
+)
+def test_a_file_that_others_read_follows_its_schema(schema: str, pattern: str) -> None:
+    pytest.importorskip("check_jsonschema", reason="has the schemas")
+    files = sorted(ROOT.glob(pattern))
+    assert files
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    done = subprocess.run([*check, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_citation_is_that_of_the_package() -> None:
