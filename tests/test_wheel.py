@@ -169,7 +169,7 @@ def test_the_demo_runs_in_an_empty_folder(installed, tmp_path):
     assert "adapted accuracy" in done.stdout
     (folder,) = tmp_path.glob("tmp.*")
     assert [path.name for path in folder.iterdir()] == ["results"]
-    (run,) = (folder / "results" / "runs").glob("[!.]*")
+    (run,) = (folder / "results" / "runs").glob("digits-*")
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["commit"] is None
     assert provenance["command"][0].startswith(str(installed.parent))
