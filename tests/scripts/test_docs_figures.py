@@ -8,6 +8,7 @@ from scripts.docs_site.figure_style import FIGURES
 from so_clip.optim.support import entry_count
 
 
+@pytest.mark.slow
 def test_drawing_again_gives_the_committed_files(tmp_path):
     main(tmp_path)
     written = sorted(path.name for path in tmp_path.iterdir())
