@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scripts.docs_site.stand_ins import SMALL, small, small_script
+from scripts.docs_site.stand_ins import SMALL, SOURCES, small, small_script
 from scripts.docs_site.warm_python import ROOT
 
 
@@ -38,6 +38,8 @@ def python(arguments: list[str]) -> int:
         words = arguments[2:]
         passed: tuple[int, ...] = (0,)
         if module == "so_clip" and _is_small():
+            if words[:1] == ["prepare"] and "--help" not in words and SOURCES in os.environ:
+                return _prepare(words)
             words, passed = small(words)
         sys.argv = [module, *words]
         code = _main_of(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
@@ -53,6 +55,28 @@ def python(arguments: list[str]) -> int:
         sys.path[0] = str(file.parent)
         return _main_of(lambda: runpy.run_path(str(file), run_name="__main__"))
     return _main_of(lambda: _execute(sys.stdin.read(), "<stdin>"))
+
+
+def _prepare(words: list[str]) -> int:
+    """Download from this machine: a copy of the program has cards with other sources.
+
+    What the home has from the start is removed before, so that it is downloaded.
+    """
+    sources = Path(os.environ[SOURCES])
+    seen = Path(os.environ["PAGE_STATE"], "prepared")
+    root = Path(next((word[10:] for word in words if word.startswith("data_root=")), "data"))
+    if not seen.exists():
+        seen.touch()
+        for card in (sources / "program" / "datasets").rglob("*.yaml"):
+            shutil.rmtree(root / card.stem, ignore_errors=True)
+    if "--offline-from" in words:
+        folder = Path(words[words.index("--offline-from") + 1])
+        if not folder.exists():
+            shutil.copytree(sources / "downloads", folder)
+    copy = f"imagenet_dir={sources / 'imagenet'}"
+    words = [copy if word.startswith("imagenet_dir=") else word for word in words]
+    os.environ["PYTHONPATH"] = str(sources / "program")
+    return subprocess.run([sys.executable, "-P", "-m", "so_clip", *words]).returncode
 
 
 def _execute(code: str, name: str) -> None:

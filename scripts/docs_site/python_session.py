@@ -11,8 +11,6 @@ import sys
 import traceback
 from typing import Any
 
-from scripts.docs_site.stand_ins import SMALL
-
 GIVENS = "tests.helpers.page_givens"
 _STEPS = 2
 
@@ -40,7 +38,7 @@ def _error_of(request: dict[str, Any], scope: dict[str, Any]) -> str:
         scope |= _given(request["given"])
         tree = ast.parse(request["code"], request["name"])
         ast.increment_lineno(tree, request["line"])
-        if os.environ.get(SMALL) == "1":
+        if request["small"]:
             tree = ast.fix_missing_locations(_Small().visit(tree))
         exec(compile(tree, request["name"], "exec"), scope)
     except BaseException:  # also SystemExit: a block of a page does not end Python
@@ -66,7 +64,7 @@ class _Small(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         from so_clip.config.compose import choices
 
-        if isinstance(node.value, str) and node.value in choices("backbone"):
+        if node.value in [path.stem for path in choices("backbone")]:
             return ast.copy_location(ast.Constant("tiny"), node)
         return node
 

@@ -6,9 +6,11 @@
 Each sh block is a bash script; each Python block goes on with the scope of the one before. Both are
 in the reader's home, with the files that the page gives. PATH holds only the programs of
 page_program.py, so an unknown program fails. A page without output blocks runs with the small
-commands of stand_ins.py.
+commands of stand_ins.py. With output blocks it runs as it is written, but for a block after the
+comment `<!-- small -->`.
 """
 
+import importlib
 import json
 import os
 import re
@@ -26,20 +28,25 @@ from typing import NamedTuple
 from scripts.docs_site import compare
 from scripts.docs_site.blocks import Block, blocks
 from scripts.docs_site.page_program import PROGRAMS, SYSTEM, SYSTEM_PATH
-from scripts.docs_site.stand_ins import SMALL
-from scripts.docs_site.warm_python import CLIENT, SOCKET
+from scripts.docs_site.stand_ins import SOURCES
+from scripts.docs_site.warm_python import CLIENT, ROOT, SOCKET
 
 FILES = ("yaml", "json", "csv", "text", "python", "toml")
 # Made by the build of the site, which checks them.
 BUILT = ("table", "math", "facts")
 PATIENCE_SECONDS = 900
-# Commands that no test can run, by their text in a page, with the reason.
-EXCEPTIONS: dict[str, str] = {}
+# Commands that no test runs, by a part of their text, with the reason.
+EXCEPTIONS = {
+    "hydra/launcher=ray": "the extra ray needs another cloudpickle than the extra joblib, so the "
+    "environment of the tests has no Ray",
+}
+_COMMAND = re.compile(r"(?m)^(?:.*\\\n)*.*$")  # with the lines that it goes on in
 _COMMANDS = re.compile(r"(?m)^\$? *(python3?|so_clip|pip|make|torchrun|tensorboard|git) +[-\w.']")
 _SCRIPT = """\
 trap 'echo "line $LINENO: $BASH_COMMAND" >"$PAGE_STATE/failed"' ERR
 set -eEo pipefail
 [ ! -f "$PAGE_STATE/variables" ] || . "$PAGE_STATE/variables"
+export SO_CLIP_PAGE_SMALL="$1"
 trap 'pwd >"$PAGE_STATE/folder"; export -p >"$PAGE_STATE/variables"' EXIT
 . "$PAGE_STATE/block"
 """
@@ -70,9 +77,12 @@ class Page:
         scratch: a folder for programs and outputs.
         warm: socket of a running warm_python.
         small: take the stand-ins of a page without outputs.
+        sources: the folder of tests/helpers/page_sources.py, for `prepare`.
     """
 
-    def __init__(self, page: Path, home: Path, scratch: Path, warm: str, small: bool) -> None:
+    def __init__(
+        self, page: Path, home: Path, scratch: Path, warm: str, *, small: bool, sources: Path | None
+    ) -> None:
         self.page, self.home, self.scratch, self.small = page, home, scratch, small
         _write_programs(scratch / "bin")
         (scratch / "folder").write_text(f"{home}\n", encoding="utf-8")
@@ -81,14 +91,18 @@ class Page:
             "PATH": str(scratch / "bin"),
             "PAGE_STATE": str(scratch),
             SOCKET: warm,
-            SMALL: str(int(small)),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": str(scratch / "hub"),
             "LANG": "C.UTF-8",
             "TERM": "dumb",
             "COLUMNS": "100",
+            "PYTHONPATH": str(ROOT),  # for processes that a command starts itself
         }
+        if "launcher=slurm" in page.read_text(encoding="utf-8"):
+            self.environment |= _slurm(scratch)
+        if sources is not None:
+            self.environment[SOURCES] = str(sources)
         self._session: subprocess.Popen[str] | None = None
         self._groups: list[int] = []
 
@@ -129,15 +143,14 @@ class Page:
         return ""
 
     def _shell(self, block: Block) -> str:
-        text = block.text
-        for command in EXCEPTIONS:
-            text = text.replace(command, "true")
+        text = _COMMAND.sub(_without_exception, block.text)
         (self.scratch / "block").write_text(text, encoding="utf-8")
+        bash, small = str(self.scratch / "bin" / "bash"), self._is_small(block)
         failed, output = self.scratch / "failed", self.scratch / "output"
         failed.unlink(missing_ok=True)
         with output.open("w") as file:
             process = subprocess.Popen(
-                [str(self.scratch / "bin" / "bash"), "--noprofile", "--norc", "-c", _SCRIPT],
+                [bash, "--noprofile", "--norc", "-c", _SCRIPT, "bash", str(int(small))],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -167,6 +180,7 @@ class Page:
             "given": re.findall(r"[\w=]+", comment[2]),
             "folder": self._folder(),
             "output": str(output),
+            "small": self._is_small(block),
         }
         session = self._started()
         assert session.stdin is not None
@@ -194,6 +208,9 @@ class Page:
             )
         return self._session
 
+    def _is_small(self, block: Block) -> bool:
+        return self.small or block.comment.startswith("small")
+
     def _folder(self) -> str:
         return (self.scratch / "folder").read_text(encoding="utf-8").rstrip("\n")
 
@@ -201,7 +218,9 @@ class Page:
         return PageError(f"{self.page}:{block.line}: ```{block.kind}: {text}")
 
 
-def run(page: Path, home: Path, scratch: Path, warm: str) -> list[Shown]:
+def run(
+    page: Path, home: Path, scratch: Path, warm: str, sources: Path | None = None
+) -> list[Shown]:
     """Run all blocks of a page; return its output blocks with what the run printed.
 
     Args:
@@ -209,6 +228,7 @@ def run(page: Path, home: Path, scratch: Path, warm: str) -> list[Shown]:
         home: stands for $HOME; the reader's data are in it.
         scratch: an empty folder outside of it.
         warm: socket of a running warm_python.
+        sources: the folder of tests/helpers/page_sources.py, for `prepare`.
 
     Raises:
         PageError: a block fails or is not known.
@@ -216,7 +236,7 @@ def run(page: Path, home: Path, scratch: Path, warm: str) -> list[Shown]:
     found, printed, before = [], "", ""
     all_blocks = blocks(page)
     small = not any(block.kind == "output" for block in all_blocks)
-    with Page(page, home, scratch, warm, small) as running:
+    with Page(page, home, scratch, warm, small=small, sources=sources) as running:
         for block in all_blocks:
             if block.kind != "output":
                 printed, before = running.run(block), block.kind
@@ -245,6 +265,13 @@ def check(shown: Sequence[Shown], page: Path) -> None:
             )
 
 
+def _without_exception(command: re.Match[str]) -> str:
+    """Return a command, or one that does nothing for an exception."""
+    if any(part in command[0] for part in EXCEPTIONS):
+        return "true" + "\n" * command[0].count("\n")
+    return command[0]
+
+
 def _write_programs(folder: Path) -> None:
     """Write a folder for PATH: the programs that the runner knows, and those of the system."""
     folder.mkdir(parents=True)
@@ -256,3 +283,13 @@ def _write_programs(folder: Path) -> None:
         file = folder / name
         file.write_text(f'#!/bin/bash\nexec {client} {name} "$@"\n', encoding="utf-8")
         file.chmod(0o755)
+
+
+def _slurm(scratch: Path) -> dict[str, str]:
+    """Add stand-ins for Slurm's commands to PATH; return their variables."""
+    # By its name: the program's types are checked without the tests.
+    slurm = importlib.import_module("tests.helpers.fake_slurm")
+    variables: dict[str, str] = slurm.install(scratch / "slurm")
+    for file in (scratch / "slurm" / "bin").iterdir():
+        (scratch / "bin" / file.name).symlink_to(file)
+    return {key: value for key, value in variables.items() if key != "PATH"}

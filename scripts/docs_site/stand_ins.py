@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from so_clip.cli.program import COMMANDS
 
 SMALL = "SO_CLIP_PAGE_SMALL"  # the variable that asks for small commands
+SOURCES = "SO_CLIP_PAGE_SOURCES"  # names the folder of tests/helpers/page_sources.py
 ONE_STEP = "schedule.max_steps=1"
 MOST_RUNS = 4
 # The first to be cut in a sweep that is too long.
@@ -26,8 +27,10 @@ def small(arguments: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
         return words, (0,)
     if words[0] == "doctor":
         return words, (0, 1)  # the made datasets are smaller than the published ones
+    if words[0] == "meta" and "--forecast" not in words:
+        return _small_meta(words), (0,)
     if words[0] in COMMANDS:
-        return _without_backbone(words) if words[0] != "forecast" else words, (0,)
+        return words, (0,)
     return _small_run(words), (0,)
 
 
@@ -40,6 +43,15 @@ def _small_run(words: list[str]) -> list[str]:
     if experiment not in ("", "experiment=demo"):
         kept += _small_experiment(experiment, kept)
     return kept if "method=zero_shot" in kept else [*kept, ONE_STEP]
+
+
+def _small_meta(words: Sequence[str]) -> list[str]:
+    """Return the arguments of a meta-training of two tasks."""
+    options = {"backbone": "tiny", "sources": "[digits]", "targets": "[eurosat]"}
+    options |= {"episodes.ways": "[2,5]", "training.tasks": "2"}
+    options |= {"validate_every": "1", "validation_tasks": "1", "test_tasks": "2"}
+    small = [f"{key}={value}" for key, value in options.items()]
+    return [*(word for word in words if word.partition("=")[0] not in options), *small]
 
 
 def _without_backbone(words: list[str]) -> list[str]:

@@ -1,20 +1,14 @@
 """README.md, docs/ and results/README.md agree with the code: commands, options, links, paths."""
 
-from pathlib import Path
-
 import pytest
 
-from scripts.docs_site.blocks import PROGRAM, all_lines, blocks, lines, links, read
+from scripts.docs_site.blocks import blocks, lines, links, read
 from scripts.docs_site.checks import wrong_names
 from so_clip.version import RESULTS_VERSION
 from tests.helpers.command import ROOT
-from tests.helpers.doc_pages import ALL_PAGES, PAGES, README, follow
-from tests.helpers.made_datasets import write_class_folders, write_dtd, write_eurosat
-from tests.helpers.made_sentences import files_of, rows, write
+from tests.helpers.doc_pages import ALL_PAGES, README
 
 NAMES = [page.relative_to(ROOT).as_posix() for page in ALL_PAGES]
-# test_your_images_page.py follows your_images.md.
-FOLLOWED = [page for page in PAGES if page.stem != "your_images"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,30 +52,6 @@ def test_the_readme_is_short_and_starts_with_two_commands():
     assert len(text) <= 100
     first = next(block for block in blocks(README) if block.kind == "sh")
     assert lines(first) == [["make", "demo"], ["make", "test"]]
-
-
-def test_the_readme_leads_to_every_page():
-    linked = {(ROOT / link).resolve() for link in links(README)}
-    assert {page for page in PAGES if page not in linked} <= {ROOT / "docs" / "images.md"}
-
-
-def test_every_command_of_the_readme_is_on_another_page():
-    """The slow tests run it there."""
-    elsewhere = [line for page in PAGES for line in all_lines(page)]
-    for line in all_lines(README):
-        assert line in elsewhere or line[:3] != PROGRAM or "--help" in line
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", FOLLOWED, ids=[page.stem for page in FOLLOWED])
-def test_the_commands_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch):
-    write_class_folders(tmp_path / "photos", ("apple_tree", "oak", "scots_pine"), images=8)
-    write_eurosat(tmp_path / "data")
-    write(tmp_path / "data", files_of("parquet", rows(40), rows(8, start=100)))
-    # Sampled tasks have five classes or more.
-    write_dtd(tmp_path / "data", ("dotted", "fibrous", "grid", "lined", "woven"))
-    monkeypatch.chdir(tmp_path)
-    follow(page, tmp_path)
 
 
 def test_the_results_version_in_the_pages_is_that_of_the_code():

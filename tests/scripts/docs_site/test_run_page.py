@@ -136,3 +136,30 @@ def test_a_page_that_fails_is_not_changed(tmp_path: Path, warm: str) -> None:
     with pytest.raises(PageError):
         record(page, tmp_path / "place", warm)
     assert page.read_text() == text
+
+
+def test_a_block_that_needs_weights_is_small_on_a_page_with_outputs(follow) -> None:
+    home = follow(
+        block("sh", "python -m so_clip experiment=demo schedule.max_steps=2 >shown.txt; echo done")
+        + block("output", "done")
+        + "<!-- small -->\n"
+        + block("sh", "python -m so_clip experiment=demo backbone=vit_b16 method=adamw")
+        + "<!-- small -->\n"
+        + block("python", "import so_clip\nprint(so_clip.load('vit_b16').backbone.name)")
+    )
+    steps = {
+        folder.name.split("-")[2]: len((folder / "history.csv").read_text().splitlines()) - 1
+        for folder in (home / "results" / "runs").glob("digits-tiny-*")
+    }
+    assert steps == {"so": 2, "adamw": 1}
+
+
+def test_a_command_of_the_exceptions_is_not_run(follow) -> None:
+    follow(block("sh", "python -m so_clip -m \\\n  hydra/launcher=ray nonsense=1\ntrue"))
+
+
+def test_programs_that_call_each_other_without_an_end_are_stopped(follow) -> None:
+    code = "import subprocess, sys; sys.exit(subprocess.run(['python', 'again.py']).returncode)"
+    with pytest.raises(PageError) as error:
+        follow("`again.py`:\n\n" + block("python", code) + block("sh", "python again.py"))
+    assert "call each other without an end" in str(error.value)

@@ -1,0 +1,103 @@
+"""Every page does what it says: its blocks run in order, and its outputs are those of the run."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.docs_site import warm_python
+from scripts.docs_site.blocks import blocks
+from scripts.docs_site.run_page import EXCEPTIONS, check, run
+from tests.helpers.command import ROOT
+from tests.helpers.page_home import write_home
+from tests.helpers.page_sources import serving
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES if page.is_file()]
+MOST_LINES = 120
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with warm_python.running(tmp_path_factory.mktemp("warm")) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with serving(tmp_path_factory.mktemp("sources") / "made") as folder:
+        yield folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_blocks_of_a_page_run_in_order(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    page, scratch = ROOT / name, tmp_path / "scratch"
+    if not blocks(page):
+        return
+    scratch.mkdir()
+    home = write_home(tmp_path / "home")
+    places = [request.getfixturevalue(fixture) for fixture in ("warm", "sources")]
+    check(run(page, home, scratch, *places), page)
+
+
+def test_every_exception_is_used() -> None:
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in NAMES)
+    assert not [command for command in EXCEPTIONS if command not in text]
+    assert all(EXCEPTIONS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("docs/")])
+def test_a_page_is_short(name: str) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as the site makes them."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8"))
+    found = set()
+    for title in re.findall(r"(?m)^#+ +(.+?)(?: +#+)?$", text):
+        own = re.search(r"\{ *#([\w-]+) *\}$", title)
+        words = re.sub(r"[^\w\s-]", "", re.sub(r"\{.*\}$", "", title).strip().lower())
+        found.add(own[1] if own else re.sub(r"[-\s]+", "-", words))
+    return found
+
+
+def _links(page: Path) -> list[tuple[Path, str]]:
+    """Return the pages of this repository to which a page leads, with their anchors."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    parts = [target.partition("#") for target in targets if "//" not in target]
+    return [((page.parent / place).resolve() if place else page, to) for place, _, to in parts]
+
+
+def _questions() -> list[tuple[str, Path, str]]:
+    """Return the questions of the list with the page and the anchor of each answer."""
+    page = ROOT / "docs" / "questions.md"
+    text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
+    found = []
+    for question, answer in re.findall(r"\*\*([^*]+\?)\*\*(.*?)(?=\*\*[^*]+\?\*\*|$)", text):
+        links = re.findall(r"\]\(([^)\s#]+)(?:#([^)\s]+))?\)", answer)
+        assert links, question
+        found += [(question, (page.parent / place).resolve(), to) for place, to in links]
+    return found
+
+
+def test_twenty_everyday_questions_have_a_page_and_a_place() -> None:
+    questions = _questions()
+    assert len({question for question, _, _ in questions}) >= 20
+    for question, page, anchor in questions:
+        assert page.is_file(), question
+        assert not anchor or anchor in _anchors(page), (question, anchor)
+
+
+def test_every_answer_is_within_two_clicks_of_the_first_page() -> None:
+    first = ROOT / "docs" / "index.md"
+    one = {page for page, _ in _links(first)}
+    two = one | {page for near in one if near.suffix == ".md" for page, _ in _links(near)}
+    assert [question for question, page, _ in _questions() if page not in two] == []
