@@ -17,6 +17,8 @@ _PICTURE = re.compile(r"<picture>.*?</picture>|<img\b[^>]*>|!\[[^\]]*\]\([^)\s]*
 _TARGET = re.compile(r'\b(src|srcset)="([^"]*)"|(?<=\]\()([^)\s]*)')
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(\s*([^)\s]*)\s*\)")
 _CODE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
+_LEFT_OUT = "\0"  # stands for a picture until its caption, a paragraph in italics, is left out too
+_CAPTION = re.compile(rf"{_LEFT_OUT}\n\n\*[^*]+\*\n|{_LEFT_OUT}")
 _ABSOLUTE = re.compile(r"https?://|mailto:|#")
 
 
@@ -59,7 +61,7 @@ def description(markdown: str, repository: str | None, tag: str) -> str:
     parts = _CODE.split(markdown)  # every second part is a block of code
     prose = [_outside(part, repository, tag) for part in parts[::2]]
     parts[::2] = prose
-    return re.sub(r"\n{3,}", "\n\n", "".join(parts))
+    return re.sub(r"\n{3,}", "\n\n", _CAPTION.sub("", "".join(parts)))
 
 
 def _outside(text: str, repository: str | None, tag: str) -> str:
@@ -78,7 +80,7 @@ def _outside(text: str, repository: str | None, tag: str) -> str:
         if all(_ABSOLUTE.match(target) for target in targets):
             return match[0]
         if repository is None:
-            return ""
+            return _LEFT_OUT
         return _TARGET.sub(absolute, match[0])
 
     def absolute(match: re.Match[str]) -> str:

@@ -22,6 +22,11 @@ MADE = f"{REPOSITORY}/blob/v1.2"
         ("[two\nlines](a.md)", "two\nlines", f"[two\nlines]({MADE}/a.md)"),
         ("![a plot](docs/a.png)", "", f"![a plot]({REPOSITORY}/raw/v1.2/docs/a.png)"),
         ("![a plot](https://a.b/c.png)",) + 2 * ("![a plot](https://a.b/c.png)",),
+        (
+            "a\n\n![](a.png)\n\n*what is\nseen*\n\n*b*\n",
+            "a\n\n*b*\n",
+            f"a\n\n![]({REPOSITORY}/raw/v1.2/a.png)\n\n*what is\nseen*\n\n*b*\n",
+        ),
         ('<img alt="x" src="a.svg">', "", f'<img alt="x" src="{REPOSITORY}/raw/v1.2/a.svg">'),
         (
             '<picture>\n<source srcset="dark.svg"><img src="light.svg"></picture>',
