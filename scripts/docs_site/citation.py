@@ -10,8 +10,8 @@ _HEAD = """\
 
 {message}
 
-The file `CITATION.cff` has the same data, in the Citation File Format. Name the version that you used:
-`python -m so_clip --version` prints it.
+The file `CITATION.cff` has the same data, in the Citation File Format. Name the version that you
+used: `python -m so_clip --version` prints it.
 
 ## The software
 
@@ -60,7 +60,7 @@ def bibtex(work: dict[str, Any]) -> str:
 
 
 def _author(who: dict[str, str]) -> str:
-    """Return an author as BibTeX reads it: a group in braces, a person with the family name first."""
+    """Return an author for BibTeX: a group in braces, a person with the family name first."""
     if "name" in who:
         return f"{{{who['name']}}}"
     return f"{who['family-names']}, {who['given-names']}"

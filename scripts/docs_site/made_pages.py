@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from scripts.docs_site import citation
+
 ROOT = Path(__file__).resolve().parents[2]
 # Root files that are also pages.
 ROOT_FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -33,7 +35,7 @@ def pages(docs: Path) -> dict[str, str]:
     for name, uri in ROOT_FILES.items():
         path = ROOT / name
         made[uri] = of_root(path.read_text(encoding="utf-8"))
-    made["citation.md"] = "# Citation\n"
+    made["citation.md"] = citation.page(ROOT / "CITATION.cff")
     for uri in notebooks(docs):
         made[uri] = f"# {Path(uri).stem}\n"
     return made
