@@ -22,9 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the pages of methods and notebooks to the navigation."""
+    """Add the pages of notebooks to the navigation."""
     assert config.nav is not None
-    _extend(config.nav, "Methods", made_pages.methods(Path(config.docs_dir)))
     _extend(config.nav, "Notebooks", made_pages.notebooks(Path(config.docs_dir)))
     return config
 

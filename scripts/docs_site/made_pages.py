@@ -11,12 +11,6 @@ ROOT_FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.m
 CHECKED_FILES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "results/README.md")
 
 
-def methods(docs: Path) -> list[str]:
-    """Return the pages of single methods, relative to docs/."""
-    pages = sorted(page.name for page in (docs / "methods").glob("*.md"))
-    return [f"methods/{name}" for name in pages if name != "index.md"]
-
-
 def notebooks(docs: Path) -> list[str]:
     """Return the pages of notebooks, relative to docs/."""
     return [f"notebooks/{path.stem}.md" for path in sorted((docs / "notebooks").glob("*.ipynb"))]
