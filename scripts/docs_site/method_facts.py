@@ -127,7 +127,8 @@ def _shown(group: str, key: str, values: Any, config: Any) -> tuple[str, str]:
     """Return a value as one writes it on the command line, and an asterisk if it is computed."""
     from omegaconf import OmegaConf
 
-    raw = OmegaConf.to_container(values)[key]
+    written: Any = OmegaConf.to_container(values)
+    raw = written[key]
     if raw == "${seed}":
         return "seed", "*"
     value = OmegaConf.select(config, f"{group}.{key}")

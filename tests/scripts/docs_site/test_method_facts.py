@@ -6,6 +6,7 @@ import re
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from scripts.docs_site import method_facts
 from scripts.docs_site.fences import FenceError
@@ -38,10 +39,9 @@ def test_the_chosen_parts_are_those_of_the_configuration(method):
     parts = chosen(method)
     named = yaml.safe_load((CONF_DIR / "adapter" / f"{parts['adapter']}.yaml").read_text())
     assert config.adapter.name == named.get("name", config.adapter.name)
-    file = yaml.safe_load((CONF_DIR / "schedule" / f"{parts['schedule']}.yaml").read_text())
-    own = {
-        name: value for name, value in file.items() if name != "defaults" and "$" not in str(value)
-    }
+    file = OmegaConf.load(CONF_DIR / "schedule" / f"{parts['schedule']}.yaml")
+    raw = OmegaConf.to_container(file)
+    own = {key: raw[key] for key in raw if key != "defaults" and "$" not in str(raw[key])}
     assert own == {name: config.schedule[name] for name in own}
 
 
