@@ -4,7 +4,7 @@
 >>> so_clip.adapters.apply(model, adapter)
 >>> so_clip.adapters.remove(model)
 
-docs/adapters.md describes the file.
+docs/reference/adapter_file.md describes the file.
 """
 
 from so_clip.adapters.apply import applied_to, apply, remove

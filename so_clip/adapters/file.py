@@ -1,6 +1,6 @@
 """Adapter files: safetensors with the changed entries, the added tensors, and what they belong to.
 
-docs/adapters.md describes the format for readers in other programs.
+docs/reference/adapter_file.md describes the format for readers in other programs.
 """
 
 import json

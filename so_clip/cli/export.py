@@ -25,7 +25,7 @@ RUN_OR_FILE is the folder of a finished run, or an adapter file. --to is:
   peft          a folder with a LoRA, or another adapter that peft has
 
 Beside it come README.md (a model card), classifier.safetensors (a weight and a bias for each class)
-and classes.json (names and prompts). docs/export.md explains them.
+and classes.json (names and prompts). docs/how_to/export.md explains them.
 
 --push uploads the files to a model repository of the Hugging Face hub. HF_TOKEN and HF_ENDPOINT
 count.

@@ -84,7 +84,8 @@ def disk_bytes(
 def adapter_bytes(settings: Settings, model: Model) -> int:
     """Return the bytes of a run's adapter file at most, and 0 if the run writes none.
 
-    A moved entry takes the bytes of its value and one or two for its place; see docs/adapters.md.
+    A moved entry takes the bytes of its value and one or two for its place; see
+    docs/reference/adapter_file.md.
     """
     state = model.classifier.state_dict(keep_vars=True)
     added = [value for name, value in state.items() if name not in model.base_names]

@@ -1,7 +1,7 @@
 """`logits.safetensors`: the kept logits of a test set, in a run's folder. It needs no torch.
 
-Array names end in their shape: N test images, V validation images, K classes. docs/rescore.md
-describes the format.
+Array names end in their shape: N test images, V validation images, K classes. The format is
+described in docs/reference/logits_file.md.
 """
 
 import json

@@ -56,7 +56,7 @@ def test_a_model_of_open_clip_is_adapted_and_restored_bit_for_bit(method, tmp_pa
 
 
 def documented_apply():
-    page = ROOT / "docs" / "adapters.md"
+    page = ROOT / "docs" / "reference" / "adapter_file.md"
     (program,) = [block.text for block in blocks(page) if "def apply" in block.text]
     assert len([line for line in program.splitlines() if line.strip()]) <= 28
     names = {}

@@ -1,4 +1,4 @@
-"""docs/adapters.md: one base serves many adapters, with the logits of each one alone."""
+"""docs/how_to/saved_adapters.md: one base serves many adapters, with the logits of each alone."""
 
 import pytest
 import torch
@@ -22,9 +22,8 @@ def test_the_loop_of_the_page_gives_the_logits_of_each_adapter(tmp_path, monkeyp
         )
         (tmp_path / "saved").mkdir(exist_ok=True)
         result.save(f"saved/{method}.safetensors")
-    (loop,) = [
-        block.text for block in blocks(ROOT / "docs" / "adapters.md") if "files" in block.text
-    ]
+    page = ROOT / "docs" / "how_to" / "saved_adapters.md"
+    (loop,) = [block.text for block in blocks(page) if "files" in block.text]
     scope = {
         "adapters": so_clip.adapters,
         "images_BCHW": torch.stack(images_of(1)[0])[:, :, :32, :32],

@@ -55,4 +55,7 @@ def test_the_readme_is_short_and_starts_with_two_commands():
 
 
 def test_the_results_version_in_the_pages_is_that_of_the_code():
-    assert f"It is {RESULTS_VERSION} since" in (ROOT / "docs" / "runs.md").read_text()
+    assert (
+        f"It is {RESULTS_VERSION} since"
+        in (ROOT / "docs" / "reference" / "fingerprint.md").read_text()
+    )

@@ -3,17 +3,15 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from scripts.docs_site.blocks import blocks
 from so_clip.adapters import load, merge, open_saved, restore, save
 from so_clip.results.run_files import ADAPTER_FILE
 from tests.helpers import hub_server
-from tests.helpers.command import ROOT, call
+from tests.helpers.command import call
 from tests.helpers.exports import IMAGES_BCHW, OPENAI_SIZES, adapted, snippet_logits
 from tests.helpers.hub_server import TOKEN
 from tests.helpers.whole_runs import run
@@ -75,33 +73,13 @@ def test_the_code_of_the_card_gives_the_logits_of_the_run(
     torch.testing.assert_close(found_BK, expected_BK(runs[method]), rtol=1e-5, atol=1e-4)
 
 
-def test_the_code_of_the_page_loads_the_exports(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_clip_loads_a_file_in_openais_layout(tmp_path: Path) -> None:
     import open_clip
 
-    for method, target, place in (
-        ("so", "open_clip", "open_clip/model.safetensors"),
-        ("so", "transformers", "transformers"),
-        ("clip_lora", "peft", "peft"),
-        ("zero_shot", "transformers", "openai/clip-vit-base-patch16"),
-    ):
-        done = call("export", runs[method], "--to", target, tmp_path / place)
-        assert done.code == 0, done.err
-    adapted("so", config=OPENAI_SIZES, quick_gelu=True).write(
-        tmp_path / "openai", "openai", "model.pt"
-    )
-    open_clip.add_model_config(tmp_path / "open_clip" / "so_clip_tiny.json")
-    monkeypatch.chdir(tmp_path)
-    page = blocks(ROOT / "docs" / "export.md")
-    # tests/export/test_siglip.py loads the SigLIP.
-    code = [block.text for block in page if block.kind == "python" and "Siglip" not in block.text]
-    for target, text in zip(("open_clip", "openai", "transformers", "peft"), code, strict=True):
-        names: dict[str, Any] = {}
-        exec(
-            text.replace('"out', f'"{target}').replace("ViT-B-16-quickgelu", "so_clip_tiny"), names
-        )
-        assert sum(value.numel() for value in names["model"].parameters()) > 10**6
+    adapted("so", config=OPENAI_SIZES, quick_gelu=True).write(tmp_path, "openai", "model.pt")
+    file = str(tmp_path / "model.pt")
+    model = open_clip.load_openai_model(file, precision="fp32", device="cpu")
+    assert sum(value.numel() for value in model.parameters()) > 10**6
 
 
 def test_an_average_of_two_runs_is_exported_with_classes_of_the_users(

@@ -210,7 +210,8 @@ def test_rescoring_needs_no_torch(tmp_path):
 
 
 def test_the_example_of_the_page_reads_a_file(tmp_path, monkeypatch, capsys):
-    (block,) = (block for block in blocks(ROOT / "docs" / "rescore.md") if block.kind == "python")
+    page = ROOT / "docs" / "reference" / "logits_file.md"
+    (block,) = (block for block in blocks(page) if block.kind == "python")
     monkeypatch.chdir(write_kept_run(tmp_path))
     kept = read_logits(Path(LOGITS_FILE))
     exec(block.text, {})
