@@ -73,7 +73,9 @@ def _chosen(runs: pd.DataFrame, lines: Sequence[Line]) -> Iterator[tuple[str, in
     drawn = [
         pair in names for pair in zip(few_shot["method_title"], few_shot["variant"], strict=True)
     ]
-    for backbone, group in few_shot[drawn].groupby("backbone", sort=True):
+    # A list of no answers would choose columns.
+    is_drawn = pd.Series(drawn, index=few_shot.index, dtype=bool)
+    for backbone, group in few_shot[is_drawn].groupby("backbone", sort=True):
         counts = group.groupby("shots").size()
         shots = max(counts.index, key=lambda shots: (counts[shots], shots))
         yield str(backbone), int(shots), group[group["shots"] == shots]

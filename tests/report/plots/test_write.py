@@ -88,7 +88,8 @@ def test_base_to_new_runs_are_not_in_accuracy_plots(tmp_path):
         write_run(tmp_path, shots=shots)
     runs = _frame(tmp_path)
     runs["protocol"] = "base_to_new"
-    assert list(accuracy_vs_shots(runs, style.choose_lines(runs))) == []
+    for draw in (accuracy_vs_shots, loss_curves, accuracy_curves):
+        assert list(draw(runs, style.choose_lines(runs))) == []
 
 
 def test_runs_with_nothing_to_plot_make_no_file(tmp_path):
