@@ -7,12 +7,15 @@ written instead.
 import re
 from collections.abc import Sequence
 
+import yaml
+
 from so_clip.cli.program import COMMANDS
+from so_clip.system.paths import CONF_DIR
 
 SMALL = "SO_CLIP_PAGE_SMALL"  # the variable that asks for small commands
 SOURCES = "SO_CLIP_PAGE_SOURCES"  # names the folder of tests/helpers/page_sources.py
 ONE_STEP = "schedule.max_steps=1"
-MOST_RUNS = 4
+MOST_RUNS = 8
 # The first to be cut in a sweep that is too long.
 _CUT_FIRST = ("seed", "shots", "dataset")
 # Datasets that are made for the reader's home, or that come with the program.
@@ -42,6 +45,7 @@ def _small_run(words: list[str]) -> list[str]:
     kept = _fewer(kept) if "-m" in kept else kept
     if experiment not in ("", "experiment=demo"):
         kept += _small_experiment(experiment, kept)
+    kept = [word for word in kept if not word.startswith("schedule.max_steps=")]
     return kept if "method=zero_shot" in kept else [*kept, ONE_STEP]
 
 
@@ -55,7 +59,8 @@ def _small_meta(words: Sequence[str]) -> list[str]:
 
 
 def _without_backbone(words: list[str]) -> list[str]:
-    return [word for word in words if not re.match(r"(backbone|model)(\.\w+)?=", word)]
+    published = r"backbone(\.\w+)?=|model=(?!folder$|minilm$)"
+    return [word for word in words if not re.match(published, word)]
 
 
 def _without_cluster(words: list[str]) -> list[str]:
@@ -70,11 +75,14 @@ def _without_cluster(words: list[str]) -> list[str]:
 
 def _small_experiment(experiment: str, words: Sequence[str]) -> list[str]:
     """Return options that the command line leaves to a published experiment, for one run."""
-    sentences = words[0] in SENTENCES
-    options = {"model": "minilm"} if sentences else {"backbone": "tiny", "dataset": "eurosat"}
-    options |= {"seed": "1", "shots": "1"} if not sentences else {}
-    if experiment == "experiment=kappa_t":
-        options |= {"optimizer.density_ratio": "5e-4", "optimizer.T": "10"}
+    file = CONF_DIR / "experiment" / f"{experiment.partition('=')[2]}.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    swept = content.get("hydra", {}).get("sweeper", {}).get("params", {})
+    options = {key: _values(f"{key}={values}")[0] for key, values in swept.items()}
+    if words[0] in SENTENCES:
+        options["model"] = "minilm"
+    else:
+        options |= {"backbone": "tiny", "dataset": "eurosat", "seed": "1", "shots": "1"}
     given = {word.partition("=")[0] for word in words}
     return [f"{key}={value}" for key, value in options.items() if key not in given]
 
