@@ -52,8 +52,8 @@ def _small_run(words: list[str]) -> list[str]:
 def _small_meta(words: Sequence[str]) -> list[str]:
     """Return the arguments of a meta-training of two tasks."""
     options = {"backbone": "tiny", "sources": "[digits]", "targets": "[eurosat]"}
-    options |= {"episodes.ways": "[2,5]", "training.tasks": "2"}
-    options |= {"validate_every": "1", "validation_tasks": "1", "test_tasks": "2"}
+    options |= {"episodes.ways": "[2,5]", "training.tasks": "4"}
+    options |= {"validate_every": "4", "validation_tasks": "1", "test_tasks": "2"}
     small = [f"{key}={value}" for key, value in options.items()]
     return [*(word for word in words if word.partition("=")[0] not in options), *small]
 
