@@ -160,6 +160,7 @@ PROGRAMS: dict[str, Callable[[list[str]], int]] = {
     "python": python,
     "python3": python,
     "so_clip": _so_clip,
+    "so-clip": _so_clip,
     "torchrun": _torchrun,
     "tensorboard": _tensorboard,
     "pip": _pip,

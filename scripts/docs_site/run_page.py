@@ -41,7 +41,7 @@ EXCEPTIONS = {
     "environment of the tests has no Ray",
 }
 _COMMAND = re.compile(r"(?m)^(?:.*\\\n)*.*$")  # with the lines that it goes on in
-_COMMANDS = re.compile(r"(?m)^\$? *(python3?|so_clip|pip|make|torchrun|tensorboard|git) +[-\w.']")
+_COMMANDS = re.compile(r"(?m)^\$? *(python3?|so.clip|pip|make|torchrun|tensorboard|git) +[-\w.']")
 _SCRIPT = """\
 trap 'echo "line $LINENO: $BASH_COMMAND" >"$PAGE_STATE/failed"' ERR
 set -eEo pipefail
