@@ -136,7 +136,9 @@ def _html(described: Described, data: pd.DataFrame) -> str:
     caption = ""
     if described.columns:
         labels = ", ".join(described.values.values())
-        text = f"{labels} by {_title(described.columns).lower()}"
+        title = _title(described.columns)
+        # A letter such as T is a symbol.
+        text = f"{labels} by {title.lower() if len(title) > 1 else title}"
         caption = f"<caption>{html.escape(text)}</caption>"
     return (
         f'<table class="made">{caption}<thead><tr>{"".join(top)}</tr></thead>'
