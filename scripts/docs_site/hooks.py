@@ -7,6 +7,7 @@ mkdocs loads this file by its path, so the site's modules are imported by their 
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.generated_by is None:
         _check(f"docs/{page.file.src_uri}", page.file.content_string)
     return markdown
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put each table into a box that scrolls, also with the keyboard, so that the page does not."""
+    opening = '<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>'
+    return re.sub(r"<table>(.*?)</table>", rf"{opening}\1</table></div>", html, flags=re.DOTALL)
 
 
 def _check(name: str, text: str) -> None:

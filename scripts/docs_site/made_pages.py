@@ -1,12 +1,16 @@
 """The pages that the build makes: from root files, from notebooks and from the program."""
 
+import json
+import re
+from functools import cache
 from pathlib import Path
 
-from scripts.docs_site import citation
+from scripts.docs_site import citation, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 # Root files that are also pages.
 ROOT_FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+CITATION = "CITATION.cff"
 # Files outside docs/ that are checked as pages are.
 CHECKED_FILES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "results/README.md")
 
@@ -16,20 +20,49 @@ def notebooks(docs: Path) -> list[str]:
     return [f"notebooks/{path.stem}.md" for path in sorted((docs / "notebooks").glob("*.ipynb"))]
 
 
-def of_root(text: str) -> str:
-    """Return the Markdown of a root file with links that hold in docs/."""
+def pages(docs: Path) -> dict[str, str | bytes]:
+    """Return all files that are made, by their path relative to docs/: pages and their pictures."""
+    made: dict[str, str | bytes] = {
+        "reference/command_line.md": _command_line(),
+        "reference/options.md": _options(),
+        "citation.md": citation.page(ROOT / CITATION),
+    }
+    for name, uri in ROOT_FILES.items():
+        made[uri] = root_page((ROOT / name).read_text(encoding="utf-8"))
+    for uri in notebooks(docs):
+        made |= notebook_page((docs / uri).with_suffix(".ipynb"), uri)
+    return made
+
+
+# While pages are written, the program does not change.
+_command_line = cache(reference.command_line)
+_options = cache(reference.options)
+
+
+def root_page(text: str) -> str:
+    """Return a root file as a page: its links to docs/ start at docs/."""
+    text = text.replace("](docs/", "](").replace("](README.md", "](index.md")
+    text = text.replace(f"]({CITATION})", "](citation.md)")
     for name, uri in ROOT_FILES.items():
         text = text.replace(f"]({name}", f"]({uri}")
-    return text.replace("](docs/", "](")
+    return text
 
 
-def pages(docs: Path) -> dict[str, str]:
-    """Return the Markdown of all pages that are made, by their path relative to docs/."""
-    made = {"reference/command_line.md": "# Command line\n", "reference/options.md": "# Options\n"}
-    for name, uri in ROOT_FILES.items():
-        path = ROOT / name
-        made[uri] = of_root(path.read_text(encoding="utf-8"))
-    made["citation.md"] = citation.page(ROOT / "CITATION.cff")
-    for uri in notebooks(docs):
-        made[uri] = f"# {Path(uri).stem}\n"
+def notebook_page(path: Path, uri: str) -> dict[str, str | bytes]:
+    """Return a notebook's page and the pictures that its cells drew."""
+    import nbformat
+    from nbconvert import MarkdownExporter
+
+    notebook = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))  # type: ignore[no-untyped-call]
+    folder = f"{path.stem}_files"
+    resources = {"output_files_dir": folder, "unique_key": path.stem}
+    text, resources = MarkdownExporter().from_notebook_node(notebook, resources=resources)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    # The first heading stays first, and the notebook can be downloaded below it.
+    note = f"\n\n[Download this notebook]({path.name}){{ download }}\n"
+    text = re.sub(r"\A\s*(# [^\n]*)", lambda match: match[1] + note, text)
+    parent = uri.rpartition("/")[0]
+    made: dict[str, str | bytes] = {uri: text}
+    for name, content in resources.get("outputs", {}).items():
+        made[f"{parent}/{name}"] = content
     return made

@@ -4,15 +4,14 @@ Runs on images and runs on sentences have a manual each.
 """
 
 import json
-import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
+from so_clip.cli.choice_files import Row, opening, rows_of
 from so_clip.cli.program import COMMANDS
 from so_clip.config import sentence_settings, settings
 from so_clip.config.kinds import is_first_word, kind_of_file
@@ -215,7 +214,7 @@ def overview(kind: Kind = IMAGES) -> str:
         parts.append(_entry(group, " | ".join(named) + more, 16))
     parts.append("    adapter, optimizer, schedule: parts of a method; launcher: parallel runs")
     parts += ["", f"common options (OPTION=VALUE); all of them: {kind.help} options"]
-    options = _declared(kind)
+    options = _lines(declared_rows(kind))
     for name in kind.common_options:
         parts += [line for line in options if line.strip().startswith(f"{name}=")]
     parts += ["", f"other commands, each with its own --help: {kind.help} commands"]
@@ -245,10 +244,8 @@ def _choice(kind: Kind, group: str, choice: str) -> str:
                 f"{nearest(choice, [*files, *cards])} `{kind.help} {group}` lists them all."
             )
         return ""
-    path = files[choice]
-    prefix = "" if group in ("method", "experiment") else f"{group}."
-    options = _options(kind, path, prefix)
-    return "\n".join([f"{group}={choice}: {_opening(path)}", *options])
+    options = _lines(choice_rows(kind, group, choice))
+    return "\n".join([f"{group}={choice}: {opening(files[choice])}", *options])
 
 
 def _group(kind: Kind, group: str) -> list[str]:
@@ -257,7 +254,7 @@ def _group(kind: Kind, group: str) -> list[str]:
     if group == "dataset":
         parts.append(textwrap.indent(textwrap.fill(" ".join(kind.datasets()), 92), "    "))
     column = 6 + max((len(path.stem) for path in files), default=0)
-    return parts + [_entry(path.stem, _opening(path), column) for path in files]
+    return parts + [_entry(path.stem, opening(path), column) for path in files]
 
 
 def manual(kind: Kind = IMAGES) -> str:
@@ -269,7 +266,7 @@ def manual(kind: Kind = IMAGES) -> str:
 
 
 def _all_options(kind: Kind) -> list[str]:
-    parts = ["options (OPTION=VALUE), with their defaults", *_declared(kind)]
+    parts = ["options (OPTION=VALUE), with their defaults", *_lines(declared_rows(kind))]
     if kind is IMAGES:
         split_file = PublishedDataset.model_fields["split_file"]
         parts += [
@@ -278,7 +275,7 @@ def _all_options(kind: Kind) -> list[str]:
         ]
         for layout in USER_LAYOUTS:
             parts.append(f"  of dataset={layout}")
-            parts += _options(kind, CONF_DIR / "dataset" / f"{layout}.yaml", "dataset.")
+            parts += _lines(choice_rows(kind, "dataset", layout))
     return [*parts, *_of_choices(kind)]
 
 
@@ -286,8 +283,7 @@ def _of_choices(kind: Kind) -> list[str]:
     """Return the options in the files of usual choices, below a line that names the choice."""
     parts = []
     for choice in kind.shown:
-        prefix = choice.partition("/")[0] + "."
-        options = _options(kind, CONF_DIR / f"{choice}.yaml", prefix)
+        options = _lines(choice_rows(kind, *choice.split("/")))
         parts += [f"  of {choice.replace('/', '=')}", *options]
     return parts
 
@@ -299,49 +295,26 @@ def _entry(name: str, text: str, column: int = 42) -> str:
     return (filled or head).rstrip()
 
 
-def _opening(path: Path) -> str:
-    """Return the first sentence of a YAML file's opening comment."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comment = list(takewhile(lambda line: line.startswith("#"), lines))
-    text = " ".join(line[1:].strip() for line in comment if "@package" not in line)
-    return re.split(r"(?<=\.) ", text)[0].rstrip(".")
-
-
-def _declared(kind: Kind) -> list[str]:
-    """Return "  name=default  help" lines for the options that belong to no choice of a group."""
-    lines = []
-    of_choices = {line.strip().partition("=")[0] for line in _of_choices(kind)}
+def declared_rows(kind: Kind) -> Iterator[Row]:
+    """Yield the options that belong to no choice of a group."""
+    of_choices = {
+        row.name for choice in kind.shown for row in choice_rows(kind, *choice.split("/"))
+    }
     if kind is IMAGES:  # every group has a choice that shows its options
         of_choices |= {name for name in kind.declared() if name.partition(".")[0] in kind.groups}
     for name, field in kind.declared().items():
         if not field.is_required() and name not in of_choices:
             default = field.default
             shown = default if isinstance(default, str) else json.dumps(default)
-            lines.append(_entry(f"{name}={shown}", field.description or ""))
-    return lines
+            yield Row(name, shown, field.description or "")
 
 
-def _options(kind: Kind, path: Path, prefix: str = "") -> list[str]:
-    """Return "  key=default  help" lines for the plain values of a YAML file.
+def choice_rows(kind: Kind, group: str, choice: str) -> Iterator[Row]:
+    """Yield the options in a choice's file."""
+    prefix = "" if group in ("method", "experiment") else f"{group}."
+    path = CONF_DIR / group / f"{choice}.yaml"
+    yield from rows_of(path, prefix, kind.declared(), kind.replaced)
 
-    The help is the line's comment, or that of the option's declaration.
-    """
-    lines, parents, declared = [], "", kind.declared()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        match = re.match(r"( *)([A-Za-z]\w*):( *)([^#]*?)(?: +# *(.*))?$", line)
-        if not match or match[2] in ("defaults", "hydra"):
-            if line.startswith("hydra:"):
-                break
-            continue
-        indent, key, _, value, comment = match.groups()
-        if not indent and not value:
-            parents = f"{key}."
-            if comment:
-                lines.append(_entry(f"{prefix}{key}=[...]", comment))
-            continue
-        name = f"{prefix}{parents if indent else ''}{key}"
-        value = str(kind.replaced.get(name, value))
-        if not comment and name in declared:
-            comment = declared[name].description
-        lines.append(_entry(f"{name}={value}", comment or ""))
-    return lines
+
+def _lines(rows: Iterable[Row]) -> list[str]:
+    return [_entry(f"{row.name}={row.default}", row.text) for row in rows]

@@ -1,0 +1,124 @@
+"""The pages on the command line and on all options, made from the program and from conf/."""
+
+from collections.abc import Iterable, Iterator
+
+from scripts.docs_site.program import CONF, commands, help_text
+from so_clip.cli.choice_files import Row, opening
+from so_clip.cli.help import (
+    ALL,
+    IMAGES,
+    LAUNCHERS,
+    ON_SENTENCES,
+    choice_rows,
+    declared_rows,
+    shown,
+)
+from so_clip.cli.program import COMMANDS, RUN
+
+# Groups with a section of their own, and what a choice of each is.
+_GROUPS = {
+    "optimizer": "How the entries are trained.",
+    "adapter": "What is trained.",
+    "schedule": "How long, and on which batches.",
+    "backbone": "The model of a run on images.",
+    "model": "The encoder of a run on sentences.",
+    "dataset": "Your own images. A published dataset has one option: `dataset.split_file`.",
+    "method": "A method chooses an adapter, an optimizer and a schedule.",
+    "experiment": "An experiment sets several options at once.",
+    LAUNCHERS: "Where the runs of a sweep are started.",
+}
+
+
+def command_line() -> str:
+    """Return the page on the command line: each command with its help, then the help's topics."""
+    parts = [
+        "# Command line",
+        "This page is made from the program. `python -m so_clip` starts a run. With a command's "
+        "name it does something else. After installation, `so_clip` is the same program.",
+        *_command(RUN, "Runs and sweeps", "OPTION=VALUE ...", "Train a model and test it."),
+    ]
+    for name, (arguments, summary) in COMMANDS.items():
+        parts += _command(name, name, arguments, summary)
+    parts.append("## Help topics")
+    parts.append("`--help TOPIC` prints one part of the manual.")
+    for kind, words in ((IMAGES, []), (ON_SENTENCES, ["rte"])):
+        for topic in kind.topics:
+            if topic != ALL:
+                line = " ".join(["python -m so_clip", *words, "--help", topic])
+                parts += [f"### {' '.join([*words, '--help', topic])}", _fence("sh", line)]
+                parts.append(_fence("text", shown([*words, "--help", topic])))
+    return "\n\n".join(parts) + "\n"
+
+
+def _command(name: str, heading: str, arguments: str, summary: str) -> Iterator[str]:
+    """Yield a command's section: example, help and flags."""
+    yield f"## {heading}"
+    yield summary
+    yield _fence("sh", " ".join(["python -m so_clip", *([] if name == RUN else [name]), arguments]))
+    text = shown([]) if name == RUN else help_text(name)
+    yield _fence("text", text.partition("\nArguments:\n")[0].partition("\nOptions:\n")[0])
+    rows = [
+        (", ".join(f"`{flag}`" for flag in parameter.opts), parameter.help or "")
+        for parameter in commands()[name].params
+        if parameter.param_type_name == "option"
+    ]
+    if rows:
+        yield _markdown_table(("Flag", "Meaning"), rows)
+
+
+def options() -> str:
+    """Return the page on all options, with their defaults and meanings."""
+    parts = [
+        "# Options",
+        "This page is made from `conf/`. Write an option as `OPTION=VALUE` after "
+        "`python -m so_clip`. A choice of a group is written `GROUP=CHOICE`, such as "
+        "`optimizer=so`; its options follow its heading. A default such as `${seed}` is the value "
+        "of another option.",
+        "## Options of runs on images",
+        _option_table(declared_rows(IMAGES)),
+        "## Options of runs on sentences",
+        _option_table(declared_rows(ON_SENTENCES)),
+    ]
+    for group, what in _GROUPS.items():
+        parts += [f"## {group}", what]
+        for file in sorted((CONF / group).glob("*.yaml")):
+            rows = list(_rows(group, file.stem))
+            parts += [f"### {group}={file.stem}", _sentence(opening(file))]
+            parts += [_option_table(rows)] if rows else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _rows(group: str, choice: str) -> list[Row]:
+    """Return the options of a choice, without its name and title: these are not for the user."""
+    found = choice_rows(ON_SENTENCES if group == "model" else IMAGES, group, choice)
+    hidden = ("name", "_target_", "method")
+    rows = [row for row in found if row.name.rpartition(".")[2] not in hidden]
+    return [row._replace(name=row.name.replace("/", ".")) for row in rows]
+
+
+def _option_table(rows: Iterable[Row]) -> str:
+    cells = [(f"`{row.name}`", f"`{row.default}`", row.text) for row in rows]
+    return _markdown_table(("Option", "Default", "Meaning"), cells)
+
+
+def _markdown_table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Return a text for a cell: a bar does not end it, and <, * and _ stay as they are."""
+    if text.startswith("`"):
+        return text.replace("|", "\\|")
+    for mark in "|<*_":
+        text = text.replace(mark, f"&#{ord(mark)};")
+    return text
+
+
+def _sentence(text: str) -> str:
+    return f"{_cell(text)}." if text and text[-1] not in ".:" else _cell(text)
+
+
+def _fence(kind: str, text: str) -> str:
+    return f"```{kind}\n{text.strip(chr(10))}\n```"
