@@ -84,8 +84,8 @@ def diff(base: Any, adapted: Any, architecture: str = "") -> SavedAdapter:
     """Return the adapter that turns one set of weights into another, bit for bit.
 
     Args:
-        base, adapted: each a CLIP model of open_clip, a Classifier, its state dict, or a file of
-            weights. Both have the same tensors.
+        base: a CLIP model of open_clip, a Classifier, its state dict, or a file of weights.
+        adapted: the same; both have the same tensors.
         architecture: open_clip's name of the model. With it, files may have any layout that
             so_clip reads; without it, they have open_clip's.
 

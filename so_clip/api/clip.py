@@ -134,7 +134,8 @@ def load(
         precision: auto | fp32 | bf16 | fp16 | fp16_authors, of training and evaluation.
         resize_mode: auto (as the weights were trained) | shortest | squash | longest.
         interpolation: auto | bicubic | bilinear.
-        mean, std: of pixels from 0 to 1: auto | three numbers, for red, green and blue.
+        mean: of pixels from 0 to 1: auto | three numbers, for red, green and blue.
+        std: their standard deviation: auto | three numbers.
 
     Returns:
         The model, on its device. The first use downloads published weights.

@@ -124,7 +124,8 @@ def few_shot(
               All of them are training images.
         shots: training images per class.
         seed: chooses these images and every other random draw of the adaptation.
-        val, test: validation and test images, for a source in memory.
+        val: validation images, for a source in memory.
+        test: test images, for a source in memory.
         options: the other options of the command line for the data: split_protocol, template,
             imbalance, protocol, transfer, on_corrupt, cards_dir, data_root; and without "dataset."
             those of the dataset: split, split_shares, split_seed, class_names, train_folder,
