@@ -4,6 +4,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from scripts.docs_site import citation, reference
 
@@ -53,10 +54,11 @@ def notebook_page(path: Path, uri: str) -> dict[str, str | bytes]:
     import nbformat
     from nbconvert import MarkdownExporter
 
-    notebook = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))  # type: ignore[no-untyped-call]
+    notebook = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))
     folder = f"{path.stem}_files"
-    resources = {"output_files_dir": folder, "unique_key": path.stem}
-    text, resources = MarkdownExporter().from_notebook_node(notebook, resources=resources)
+    given = {"output_files_dir": folder, "unique_key": path.stem}
+    resources: dict[str, Any]
+    text, resources = MarkdownExporter().from_notebook_node(notebook, resources=given)
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     # The first heading stays first, and the notebook can be downloaded below it.
     note = f"\n\n[Download this notebook]({path.name}){{ download }}\n"
