@@ -1,6 +1,5 @@
 """The pages that the build makes: from root files, from notebooks and from the program."""
 
-import json
 import re
 from functools import cache
 from pathlib import Path
@@ -54,7 +53,7 @@ def notebook_page(path: Path, uri: str) -> dict[str, str | bytes]:
     import nbformat
     from nbconvert import MarkdownExporter
 
-    notebook = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     folder = f"{path.stem}_files"
     given = {"output_files_dir": folder, "unique_key": path.stem}
     resources: dict[str, Any]
