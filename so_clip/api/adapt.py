@@ -153,7 +153,7 @@ def adapt(
     Args:
         clip: as `load` returns it.
         few: as `few_shot` returns it.
-        method: so, clip_lora, coop, zero_shot, or another name of docs/methods.md.
+        method: so, clip_lora, coop, zero_shot, or another name of docs/methods/.
         results_dir: the folder of the run's folder, as on the command line; a finished run is then
             not repeated. None: no file stays.
         config_dir: a folder of your own methods, as --config-dir.

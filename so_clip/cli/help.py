@@ -67,7 +67,7 @@ flags
   -m, --multirun   run every combination of comma-separated values
   --cfg job        print the composed configuration instead of running it
   --from RUN       repeat the run in this folder; options change it
-  --config-dir DIR a folder with choices of your own (docs/methods.md)
+  --config-dir DIR a folder with choices of your own (docs/how_to/own_method.md)
   --debug          print the traceback of an error
   --help TOPIC     a group, launcher, options, commands or all; also: GROUP=CHOICE --help
 exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 130 or 143 interrupted"""

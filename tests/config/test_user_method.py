@@ -1,4 +1,4 @@
-"""docs/methods.md: a method in the user's own folder, exactly as the page shows it."""
+"""docs/how_to/own_method.md: a method in the user's own folder, exactly as the page shows it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ QUICK = ("experiment=demo", "schedule.max_steps=2", "evaluation.workers=0", "thr
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files of the page, in a folder that is the current one."""
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how_to" / "own_method.md").read_text(encoding="utf-8")
     for name, text in re.findall(r"`([^`\n]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """One row per method: the expectations of the shared battery (tests/methods/test_battery.py).
 
-docs/methods.md lists the other files of a new method.
+docs/how_to/add_method.md lists the other files of a new method.
 """
 
 from collections.abc import Container, Iterable
