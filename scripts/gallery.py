@@ -11,6 +11,7 @@ written to docs/gallery. The photographs are the textile images of the package c
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 index = run(page, Path(folder), options.steps)
                 options.out.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(index, written)
+                written.write_text(alone(index.read_text(encoding="utf-8")), encoding="utf-8")
         if not options.no_pictures:
             for scheme in SCHEMES:
                 picture = options.out / f"{page.name}-{scheme}.png"
@@ -124,6 +125,12 @@ def run(page: Page, home: Path, steps: int | None) -> Path:
         }
         subprocess.run([sys.executable, *words[1:], *own], cwd=home, env=environment, check=True)
     return home / "report" / "index.html"
+
+
+def alone(page: str) -> str:
+    """Return a report's page without its links to the report's other files, which it leaves."""
+    page = re.sub(r'<span class="files">.*?</span>', "", page, flags=re.DOTALL)
+    return page.replace("</head>", "<style>.files {display: none}</style>\n</head>", 1)
 
 
 def write_photographs(folder: Path) -> None:
