@@ -55,7 +55,7 @@ method=smat adapter.checkpoint=FILE.
 
 Tasks to train on have classes of the first half of each source, tasks to validate on those of the
 second half. Targets are tested once, after training, and choose nothing. A finished run is not
-repeated; an interrupted one continues with the same command. docs/meta.md has the files.
+repeated; an interrupted one continues with the same command. docs/how_to/experts.md has the files.
 
 \b
 Groups, written GROUP=CHOICE:

@@ -58,7 +58,7 @@ class AdapterChoice(Options):
     """The weights that are meta-trained, and the model of their experts: SmatOptions."""
 
     roles: tuple[str, ...] = option(
-        ["matrices"], "roles of the image tower's parameters; see docs/backbones.md"
+        ["matrices"], "roles of the image tower's parameters; see docs/how_to/roles.md"
     )
     position: str = option(
         "all",

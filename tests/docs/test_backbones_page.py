@@ -1,4 +1,4 @@
-"""docs/backbones.md names what exists: groups, architectures, options and extras."""
+"""The pages on backbones: all groups are named, and the models of a field can be composed."""
 
 import re
 
@@ -10,16 +10,16 @@ from so_clip.config.compose import choices, compose
 from so_clip.config.parse import from_config
 from tests.helpers.command import ROOT
 
-PAGE = ROOT / "docs" / "backbones.md"
+PAGES = ROOT / "docs" / "how_to"
 LINES = [
     code
-    for code in inline_code(PAGE)
+    for code in inline_code(PAGES / "field_models.md")
     if re.match(r"backbone(\.architecture)?=(?!local-dir|$)", code)
 ]
 
 
 def test_all_groups_are_on_the_page() -> None:
-    text = PAGE.read_text(encoding="utf-8")
+    text = (PAGES / "backbones.md").read_text(encoding="utf-8")
     assert all(f"`{path.stem}`" in text for path in choices("backbone"))
 
 

@@ -1,4 +1,4 @@
-"""Every Python example of docs/so.md trains as it stands in the page.
+"""Every Python example of the pages on SO in other trainers trains as it stands in the page.
 
 With and without `sampled_gradients` the losses agree up to the rounding of float32.
 """
@@ -35,8 +35,10 @@ from tests.helpers.other_trainers import (
     vectors,
 )
 
-PAGE = ROOT / "docs" / "so.md"
-LOOP_AND_OPTIMIZER = python_under(PAGE, "# SO as an optimizer, and the engine")
+PAGE = ROOT / "docs" / "how_to" / "so_any_model.md"
+TRAINERS = PAGE.with_name("so_trainers.md")
+OPTIMIZER = python_under(PAGE, "## Replace the optimizer")
+SAMPLING = python_under(PAGE, "## Compute only the gradients that a step reads")
 
 
 class Scope(dict[str, Any]):
@@ -79,7 +81,7 @@ def sampled_layers(model: nn.Module) -> list[nn.Module]:
 
 def code_under(heading: str, sampling: bool) -> str:
     """Return an example; without sampling, a call of sampled_gradients becomes `0`."""
-    code = python_under(PAGE, heading)
+    code = python_under(PAGE, heading) or python_under(TRAINERS, heading)
     calls = [f"sampled_gradients({model}, optimizer)" for model in ("model", "self")]
     assert any(call in code for call in calls)
     for call in calls:
@@ -89,13 +91,13 @@ def code_under(heading: str, sampling: bool) -> str:
 
 def the_loop() -> str:
     """Return the training loop of the first example."""
-    return re.search(r"(?ms)^for images, labels in batches:\n(    .*?\n)+", LOOP_AND_OPTIMIZER)[0]
+    return re.search(r"(?ms)^for images, labels in batches:\n(    .*?\n)+", OPTIMIZER)[0]
 
 
 def test_the_first_examples_train_a_module() -> None:
     model = network()
     scope = Scope(model=model, batches=in_batches(vectors(), size=64, epochs=10))
-    exec(LOOP_AND_OPTIMIZER, scope)
+    exec(OPTIMIZER + SAMPLING, scope)
     assert sampled_layers(model)
     exec(the_loop(), scope)
     assert len(scope.losses) == 20
@@ -106,7 +108,7 @@ def test_the_first_examples_train_a_module() -> None:
 def test_the_example_of_torchvision() -> None:
     def train(model: nn.Module, sampling: bool) -> Trained:
         scope = Scope(model=model, batches=in_batches(color_images(), size=12, epochs=8))
-        exec(code_under("### torchvision", sampling), scope)
+        exec(code_under("## Train vectors and a new head densely", sampling), scope)
         exec(the_loop(), scope)
         return Trained(model, scope["optimizer"], scope.losses)
 
@@ -116,8 +118,8 @@ def test_the_example_of_torchvision() -> None:
 def test_the_example_of_one_buffer() -> None:
     def train(model: nn.Module, sampling: bool) -> Trained:
         batches = in_batches(vectors(), size=64, epochs=10)
-        scope = Scope(model=model, batches=batches, torch=torch)
-        exec(code_under("### One buffer, one launch", sampling), scope)
+        scope = Scope(model=model, batches=batches)
+        exec(code_under("## Put the weights into one buffer", sampling), scope)
         exec(the_loop(), scope)
         assert Arena.of(next(model.parameters())) is not None
         return Trained(model, scope["optimizer"], scope.losses)
@@ -131,7 +133,7 @@ def test_the_example_of_transformers(tmp_path: Path) -> None:
         arguments = trainer_arguments(tmp_path)
         scope = Scope(model=model, arguments=arguments, dataset=sentences())
         scope["Trainer"] = transformers_trainer()
-        exec(code_under("### Transformers", sampling), scope)
+        exec(code_under("## Transformers", sampling), scope)
         return Trained(model, scope["optimizer"], losses_of(scope["trainer"]))
 
     check(small_bert, train)
@@ -144,7 +146,7 @@ def test_the_example_of_accelerate() -> None:
     def train(model: nn.Module, sampling: bool) -> Trained:
         batches = in_batches(vectors(), epochs=3)
         scope = Scope(model=model, batches=batches, accelerator=Accelerator(cpu=True))
-        exec(code_under("### Accelerate", sampling), scope)
+        exec(code_under("## Accelerate", sampling), scope)
         return Trained(scope["model"], scope["optimizer"].optimizer, scope.losses)
 
     check(network, train)
@@ -157,7 +159,7 @@ def test_the_example_of_lightning(tmp_path: Path) -> None:
         trainer = lightning_trainer(tmp_path)
         batches = torch.utils.data.DataLoader(list(zip(*vectors(), strict=True)), batch_size=8)
         exec(
-            code_under("### Lightning", sampling),
+            code_under("## Lightning", sampling),
             Scope(Task=task, trainer=trainer, batches=batches),
         )
         return Trained(model, trainer.optimizers[0], trainer.lightning_module.losses)

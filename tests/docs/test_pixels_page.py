@@ -1,4 +1,4 @@
-"""The table of pixels in docs/images.md holds for all published weights of open_clip."""
+"""The table of pixels in docs/how_to/pixels.md holds for all published weights of open_clip."""
 
 import re
 from fnmatch import fnmatch
@@ -8,11 +8,12 @@ import open_clip
 from so_clip.clip.pixels import named_preprocessing
 from tests.helpers.command import ROOT
 
-PAGE = ROOT / "docs" / "images.md"
+PAGE = ROOT / "docs" / "how_to" / "pixels.md"
 
 
 def _rows() -> list[list[str]]:
-    section = PAGE.read_text(encoding="utf-8").partition("pixels\n\n")[2].partition("\n## ")[0]
+    text = PAGE.read_text(encoding="utf-8").partition("\n## Pixels of published weights\n")[2]
+    section = text.partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")][2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
