@@ -15,7 +15,7 @@ from so_clip.system.paths import CONF_DIR
 SMALL = "SO_CLIP_PAGE_SMALL"  # the variable that asks for small commands
 SOURCES = "SO_CLIP_PAGE_SOURCES"  # names the folder of tests/helpers/page_sources.py
 ONE_STEP = "schedule.max_steps=1"
-MOST_RUNS = 8
+MOST_RUNS, MOST_LAUNCHED = 8, 2
 # The first to be cut in a sweep that is too long.
 _CUT_FIRST = ("seed", "shots", "dataset")
 # Datasets that are made for the reader's home, or that come with the program.
@@ -42,7 +42,10 @@ def _small_run(words: list[str]) -> list[str]:
     experiment = next((word for word in words if word.startswith("experiment=")), "")
     kept = _without_cluster(_without_backbone(words))
     kept = [re.sub(r"^tasks=\d+$", "tasks=2", word) for word in kept]
-    kept = _fewer(kept) if "-m" in kept else kept
+    if "-m" in kept:
+        # A launcher starts a process for each run, and each imports torch.
+        launched = any(word.startswith("hydra/launcher=") for word in kept)
+        kept = _fewer(kept, MOST_LAUNCHED if launched else MOST_RUNS)
     if experiment not in ("", "experiment=demo"):
         kept += _small_experiment(experiment, kept)
     kept = [word for word in kept if not word.startswith("schedule.max_steps=")]
@@ -87,12 +90,12 @@ def _small_experiment(experiment: str, words: Sequence[str]) -> list[str]:
     return [f"{key}={value}" for key, value in options.items() if key not in given]
 
 
-def _fewer(words: list[str]) -> list[str]:
-    """Return a sweep's arguments with at most MOST_RUNS runs: values are cut from the end."""
+def _fewer(words: list[str], most: int) -> list[str]:
+    """Return a sweep's arguments with at most `most` runs: values are cut from the end."""
     cells = {word.partition("=")[0]: _values(word) for word in words}
     order = [*_CUT_FIRST, *(key for key in reversed(cells) if key not in _CUT_FIRST)]
     for key in order:
-        while _runs(cells) > MOST_RUNS and len(cells.get(key, [])) > 1 + (key == "seed"):
+        while _runs(cells) > most and len(cells.get(key, [])) > 1 + (key == "seed"):
             cells[key] = cells[key][:-1]
     return [_joined(word, cells[word.partition("=")[0]]) for word in words]
 

@@ -13,6 +13,9 @@ CASES = {
     "-m method=so,clip_lora,adamw dataset=eurosat,dtd seed=1,2,3": (
         "-m method=so,clip_lora,adamw dataset=eurosat seed=1,2 schedule.max_steps=1"
     ),
+    "-m hydra/launcher=joblib method=so,adamw seed=1,2": (
+        "-m hydra/launcher=joblib method=so seed=1,2 schedule.max_steps=1"
+    ),
     "-m method=so adapter.roles=[a,b] seed=1,2,3,4,5,6,7,8,9": (
         "-m method=so adapter.roles=[a,b] seed=1,2,3,4,5,6,7,8 schedule.max_steps=1"
     ),
