@@ -60,15 +60,18 @@ def python(arguments: list[str]) -> int:
 def _prepare(words: list[str]) -> int:
     """Download from this machine: a copy of the program has cards with other sources.
 
-    What the home has from the start is removed before, so that it is downloaded.
+    What the home has from the start is removed at the first time, so that it is downloaded.
     """
     sources = Path(os.environ[SOURCES])
-    seen = Path(os.environ["PAGE_STATE"], "prepared")
-    root = Path(next((word[10:] for word in words if word.startswith("data_root=")), "data"))
-    if not seen.exists():
-        seen.touch()
-        for card in (sources / "program" / "datasets").rglob("*.yaml"):
-            shutil.rmtree(root / card.stem, ignore_errors=True)
+    state = Path(os.environ["PAGE_STATE"])
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    root, names = Path(given.get("data_root", "data")), given.get("dataset", "").split(",")
+    for card in (sources / "program" / "datasets").rglob("*.yaml"):
+        seen = state / f"prepared_{card.stem}"
+        if card.stem in names or names == ["all"]:
+            if not seen.exists():
+                shutil.rmtree(root / card.stem, ignore_errors=True)
+            seen.touch()
     if "--offline-from" in words:
         folder = Path(words[words.index("--offline-from") + 1])
         if not folder.exists():
