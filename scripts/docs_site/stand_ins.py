@@ -53,12 +53,16 @@ def _small_run(words: list[str]) -> list[str]:
 
 
 def _small_meta(words: Sequence[str]) -> list[str]:
-    """Return the arguments of a meta-training of two tasks."""
-    options = {"backbone": "tiny", "sources": "[digits]", "targets": "[eurosat]"}
-    options |= {"episodes.ways": "[2,5]", "training.tasks": "4"}
-    options |= {"validate_every": "4", "validation_tasks": "1", "test_tasks": "2"}
-    small = [f"{key}={value}" for key, value in options.items()]
-    return [*(word for word in words if word.partition("=")[0] not in options), *small]
+    """Return the arguments of a meta-training with one update."""
+    counts = {"training.tasks": 4, "validate_every": 4, "validation_tasks": 1, "test_tasks": 2}
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    small = {key: str(count) for key, count in counts.items()}
+    small |= {key: str(min(int(given[key]), counts[key])) for key in counts if key in given}
+    if given.get("backbone") != "tiny":
+        small |= {"backbone": "tiny", "sources": "[digits]", "targets": "[eurosat]"}
+        small["episodes.ways"] = "[2,5]"
+    kept = [word for word in words if word.partition("=")[0] not in small]
+    return [*kept, *(f"{key}={value}" for key, value in small.items())]
 
 
 def _without_backbone(words: list[str]) -> list[str]:

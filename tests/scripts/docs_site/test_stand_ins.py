@@ -35,6 +35,13 @@ CASES = {
     ),
     "dataset=dtd tasks=600": "dataset=dtd tasks=2 schedule.max_steps=1",
     "forecast dataset=imagenet backbone=vit_l14": "forecast dataset=imagenet backbone=vit_l14",
+    "meta experiment=smat": (
+        "meta experiment=smat training.tasks=4 validate_every=4 validation_tasks=1 test_tasks=2 "
+        "backbone=tiny sources=[digits] targets=[eurosat] episodes.ways=[2,5]"
+    ),
+    "meta backbone=tiny training.tasks=40 test_tasks=0": (
+        "meta backbone=tiny training.tasks=4 validate_every=4 validation_tasks=1 test_tasks=0"
+    ),
     "--help options": "--help options",
     "table results/runs": "table results/runs",
 }
