@@ -1,6 +1,6 @@
 """Forecast what a training step of every method costs with CLIP ViT-B/16: memory and operations.
 
-python scripts/method_costs.py                     # a quarter of an hour on one core
+python scripts/method_costs.py                     # 37 minutes on two shared cores
 python scripts/method_costs.py --methods so lora   # other methods keep their rows
 
 Writes results/tables/method_costs.csv, which the methods' pages show. No weights, images or GPU are
