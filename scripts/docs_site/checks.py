@@ -199,6 +199,7 @@ def wrong_names(text: str) -> list[Wrong]:
 def commands_of(text: str) -> Iterator[list[str]]:
     """Yield the commands of a shell block as lists of words, without comments and redirections."""
     text = re.sub(r"(?ms)<<-?\s*['\"]?(\w+)['\"]?(.*?)\n(.*?)^\1$", r"\2", text)
+    text = re.sub(r"\$\([^()\n]*\)", "$VALUE", text)
     pending = ""
     for line in text.replace("\\\n", " ").splitlines():
         pending += line

@@ -16,6 +16,7 @@ RIGHT = (
     SHELL.format("python -m so_clip rte method=so | head -3 && make docs"),
     SHELL.format("python -m so_clip evaluate results/runs/NAME dataset=dtd split=val"),
     SHELL.format("OMP_NUM_THREADS=1 python scripts/bench_engine.py --only launches  # a table"),
+    SHELL.format("python -m so_clip table $(ls -d results/meta/*)"),
     SHELL.format("pip install 'so-clip[report,heic]'"),
     "```python\nfrom so_clip import SO, load\nfrom so_clip.errors import InputError\n```\n",
     "`conf/method/mine.yaml`:\n\n```yaml\nname: mine\n```\n\n"

@@ -1,0 +1,26 @@
+"""The whole site, built once for all tests of a session, and a browser that reads it from disk."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command import PATIENCE_SECONDS, ROOT, environment
+from tests.report.conftest import browser, open_page  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site strictly: no broken link, no unknown name. Return its folder."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=environment() | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
