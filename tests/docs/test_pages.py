@@ -7,9 +7,9 @@ from scripts.docs_site.checks import wrong_names
 from scripts.docs_site.made_pages import pages
 from so_clip.version import RESULTS_VERSION
 from tests.helpers.command import ROOT
-from tests.helpers.doc_pages import ALL_PAGES, README
 
-DOCS = ROOT / "docs"
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+ALL_PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "results" / "README.md"]
 NAMES = [page.relative_to(ROOT).as_posix() for page in ALL_PAGES]
 
 
