@@ -80,12 +80,27 @@ def options() -> str:
         _option_table(declared_rows(ON_SENTENCES)),
     ]
     for group, what in _GROUPS.items():
-        parts += [f"## {group}", what]
+        parts += [f"## {group}", what, *_of_every_choice(group)]
         for file in sorted((CONF / group).glob("*.yaml")):
             rows = list(_rows(group, file.stem))
             parts += [f"### {group}={file.stem}", _sentence(opening(file))]
             parts += [_option_table(rows)] if rows else []
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _of_every_choice(group: str) -> Iterator[str]:
+    """Yield a table of the declared options of a group that none of its files sets."""
+    in_files = {
+        row.name for file in (CONF / group).glob("*.yaml") for row in _rows(group, file.stem)
+    }
+    rows = [
+        Row(name, str(field.default), field.description or "")
+        for name, field in IMAGES.declared().items()
+        if name.startswith(f"{group}.") and name not in in_files and not field.is_required()
+    ]
+    if rows:
+        yield "Every choice also has:"
+        yield _option_table(rows)
 
 
 def _rows(group: str, choice: str) -> list[Row]:

@@ -1,0 +1,73 @@
+"""The pages made from the program name every command, flag, topic, choice and option."""
+
+import pytest
+
+from scripts.docs_site import fences, reference
+from scripts.docs_site.program import CONF, commands
+from so_clip.cli.help import ALL, IMAGES
+from so_clip.cli.program import COMMANDS
+from so_clip.config.settings import declared_options
+
+TABLE = "file: results/tables/digits_methods.csv\nrows: [method_title]\nwhere: {{{where}}}\n{more}"
+SHOTS = "columns: shots\nvalues: {accuracy_percent: Accuracy}\nsort: accuracy_percent"
+
+
+def shown(source: str) -> str:
+    return fences.table(source, "table", "table", {}, None)
+
+
+def test_every_command_flag_and_topic_is_on_the_page():
+    page = reference.command_line()
+    for name in COMMANDS:
+        assert f"\n## {name}\n" in page
+        for parameter in commands()[name].params:
+            if parameter.param_type_name == "option":
+                assert all(f"`{flag}`" in page for flag in parameter.opts)
+    assert all(f"\n### --help {topic}\n" in page for topic in IMAGES.topics if topic != ALL)
+
+
+def test_every_choice_and_every_declared_option_is_on_the_page():
+    page = reference.options()
+    for group in ("adapter", "backbone", "method", "model", "optimizer", "schedule", "experiment"):
+        for file in (CONF / group).glob("*.yaml"):
+            assert f"\n### {group}={file.stem}\n" in page
+    assert [name for name in declared_options() if f"`{name}`" not in page] == []
+    assert "| `optimizer.density_ratio` | `5e-4` | the paper's kappa" in page
+
+
+def test_a_table_has_means_and_deviations_and_says_where_they_are_from():
+    html = shown(TABLE.format(where="shots: [1, 4], method: [so, lora]", more=SHOTS))
+    assert html.count("<tr>") == 3
+    assert html.count(" ± ") == 4
+    assert "scripts/digits_tables.py" in html
+    assert "results/tables/digits_methods.csv" in html
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        ("file: results/tables/none.csv\nrows: [a]\nvalues: {b: B}", "results/tables/none.csv"),
+        (TABLE.format(where="shots: 3", more=SHOTS), "shots=3"),
+        (TABLE.format(where="shot: 4", more=SHOTS), "no column shot"),
+        (TABLE.format(where="shots: 4", more="values: {accuracy: A}"), "no column accuracy"),
+        ("file: README.md\nrows: [a]\nvalues: {b: B}", "README.md"),
+        (TABLE.format(where="shots: 4", more=SHOTS + "\nwidth: 3"), "width"),
+    ],
+)
+def test_a_wrong_file_column_or_value_stops_the_build(source: str, word: str):
+    with pytest.raises(fences.FenceError, match=word):
+        shown(source)
+
+
+def test_a_formula_is_mathml_and_an_unknown_command_stops_the_build():
+    given = ("math", "math", {}, None)
+    html = fences.formula(r"\theta_{t+1} = \theta_t - \frac{m}{\sqrt{v}}", *given)
+    assert "<math" in html
+    assert "<mfrac>" in html
+    with pytest.raises(fences.FenceError, match="thetaa"):
+        fences.formula(r"\thetaa", *given)
+
+
+def test_output_is_plain_text():
+    html = fences.output("a <b> & *c*\n", "output", "output", {}, None)
+    assert "a &lt;b&gt; &amp; *c*" in html
