@@ -2,8 +2,9 @@
 
 Masked, because they differ in each run or on each machine: times and dates, sizes in bytes, hashes,
 progress bars, colors, the reader's home and the blanks of tables. A number with one or two
-decimals (an accuracy in percent) may differ by 1, or by 0.1 where both are below 1. One with more
-decimals (a loss) may differ by a tenth. All other words and whole numbers must be equal.
+decimals (an accuracy in percent) may differ by 3, or by 0.1 where both are below 1. One with more
+decimals (a loss, a confidence) may differ by a quarter. Processors round differently, and training
+amplifies it; the test of the demo allows as much. All other words and whole numbers must be equal.
 """
 
 import re
@@ -106,5 +107,5 @@ def _close(old: str, new: str) -> bool:
     first, second = float(old), float(new)
     largest = max(abs(first), abs(second))
     if len(old.partition(".")[2]) <= 2:
-        return abs(first - second) <= (1 if largest > 1 else 0.1)
-    return abs(first - second) <= 0.1 * largest + 1e-9
+        return abs(first - second) <= (3 if largest > 1 else 0.1)
+    return abs(first - second) <= 0.25 * largest + 1e-9
