@@ -33,8 +33,11 @@ def formula(
         converted = converter.convert(source.strip(), display="block")
     except Exception as error:
         raise FenceError(f"math: {source.strip()}: {type(error).__name__}: {error}") from error
-    if "\\" in html.unescape(converted):
-        raise FenceError(f"math: {source.strip()}: latex2mathml does not know a command in it.")
+    if "\\" in html.unescape(converted) or "<mi>&</mi>" in converted or "newline" in converted:
+        raise FenceError(
+            f"math: {source.strip()}: latex2mathml does not know a command in it, or has another "
+            "name for it: lines that are aligned at & are in \\begin{split} ... \\end{split}"
+        )
     return f'<div class="formula" tabindex="0" role="group" aria-label="Formula">{converted}</div>'
 
 

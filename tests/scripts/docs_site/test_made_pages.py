@@ -66,6 +66,11 @@ def test_a_formula_is_mathml_and_an_unknown_command_stops_the_build():
     assert "<mfrac>" in html
     with pytest.raises(fences.FenceError, match="thetaa"):
         fences.formula(r"\thetaa", *given)
+    # latex2mathml shows the & of an environment that it does not know.
+    with pytest.raises(fences.FenceError, match="split"):
+        fences.formula(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", *given)
+    two_lines = r"\begin{split} a &= b \\ c &= d \end{split}"
+    assert fences.formula(two_lines, *given).count("<mtr>") == 2
 
 
 def test_output_is_plain_text():
