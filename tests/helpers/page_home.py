@@ -12,8 +12,9 @@ TEXTURES = ("dotted", "fibrous", "grid", "lined", "woven")
 
 
 def write_home(home: Path) -> Path:
-    """Write photos/, folds/, a.jpg, b.jpg and data/ with eurosat, dtd, rte and mine."""
+    """Write photos/, photographs/, folds/, a.jpg, b.jpg and data/ with eurosat, dtd, rte and mine."""
     write_class_folders(home / "photos", TREES, images=8)
+    write_class_folders(home / "photographs", TREES, images=16)
     for number in (1, 2, 3):
         write_class_folders(home / "folds" / f"fold{number}", TREES)
     for name in ("a", "b"):
