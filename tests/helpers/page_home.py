@@ -12,7 +12,7 @@ TEXTURES = ("dotted", "fibrous", "grid", "lined", "woven")
 
 
 def write_home(home: Path) -> Path:
-    """Write photos/, photographs/, folds/, a.jpg, b.jpg and data/ with eurosat, dtd, rte and mine."""
+    """Write photos/, photographs/, folds/, two files and data/ with eurosat, dtd, rte, mine."""
     write_class_folders(home / "photos", TREES, images=8)
     write_class_folders(home / "photographs", TREES, images=16)
     for number in (1, 2, 3):
