@@ -6,11 +6,9 @@ A page is Markdown: README.md, a file of docs/ or a text that the site's build m
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from so_clip.cli.program import COMMANDS
 
 HOME = "$HOME"
 PROGRAM = ["python", "-m", "so_clip"]
@@ -131,39 +129,3 @@ def so_clip_arguments(line: Sequence[str]) -> list[str] | None:
     if line[0] == "torchrun" and "so_clip" in line:
         return list(line[line.index("so_clip") + 1 :])
     return None
-
-
-def is_run(arguments: Sequence[str]) -> bool:
-    """Tell whether the arguments start a run or a sweep, not a command or help."""
-    return arguments[0] not in COMMANDS and "--help" not in arguments
-
-
-def all_lines(page: Path) -> Iterator[list[str]]:
-    """Yield every command of a page: in its shell blocks and inline."""
-    for line, _ in lines_of(read(page)):
-        yield line
-
-
-def lines_of(text: str) -> Iterator[tuple[list[str], int]]:
-    """Yield every command of a page's Markdown, with the number of the line of its block."""
-    for block in blocks_of(text):
-        if block.kind == "sh":
-            yield from ((line, block.line) for line in lines(block))
-    for code in codes_of(text):
-        if re.match(r"(make|pip|python) ", code.text):
-            words = shlex.split(code.text)
-            if words != PROGRAM:
-                yield words, code.line
-
-
-def single_runs(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Yield overrides of single runs so that every value of a sweep occurs once."""
-    values = [_values(override) for override in overrides]
-    for index in range(max(map(len, values), default=1)):
-        yield [choices[min(index, len(choices) - 1)] for choices in values]
-
-
-def _values(override: str) -> list[str]:
-    key, _, text = override.partition("=")
-    plain = not any(mark in text for mark in "[{'\"")
-    return [f"{key}={value}" for value in text.split(",")] if plain else [override]

@@ -117,8 +117,12 @@ class Page:
     ) -> None:
         """End what the page has left running."""
         if self._session is not None:
-            self._session.kill()
-            self._session.communicate()
+            with self._session as session:
+                assert session.stdin is not None
+                with suppress(OSError, subprocess.TimeoutExpired):
+                    session.stdin.close()  # it ends then, and removes its temporary files
+                    session.wait(10)
+                session.kill()
         for group in self._groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
