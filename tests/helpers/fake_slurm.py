@@ -17,7 +17,7 @@ echo "Submitted batch job 7"
 """
 _SRUN = """\
 # Drops its own options: the command begins with the interpreter.
-while [ "$1" != "$FAKE_SLURM_PYTHON" ]; do shift; done
+while [ "$1" != "$FAKE_SLURM_PYTHON" ]; do shift || exit 1; done
 exec "$@"
 """
 _SACCT = """\
