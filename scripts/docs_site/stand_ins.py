@@ -40,7 +40,7 @@ def small(arguments: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
 def _small_run(words: list[str]) -> list[str]:
     """Return the arguments of a run or sweep that takes seconds."""
     experiment = next((word for word in words if word.startswith("experiment=")), "")
-    kept = _without_cluster(_without_backbone(words))
+    kept = _without_backbone(words)
     kept = [re.sub(r"^tasks=\d+$", "tasks=2", word) for word in kept]
     if "-m" in kept:
         # A launcher starts a process for each run, and each imports torch.
@@ -68,16 +68,6 @@ def _small_meta(words: Sequence[str]) -> list[str]:
 def _without_backbone(words: list[str]) -> list[str]:
     published = r"backbone(\.\w+)?=|model=(?!folder$|minilm$)"
     return [word for word in words if not re.match(published, word)]
-
-
-def _without_cluster(words: list[str]) -> list[str]:
-    """Return a sweep's words without the launchers that need a cluster or a package of their own.
-
-    tests/sweep runs them: test_real_slurm.py, and test_processes.py where Ray is installed.
-    """
-    if not {"hydra/launcher=slurm", "hydra/launcher=ray"} & {*words}:
-        return words
-    return [word for word in words if not re.match(r"\+?hydra[/.]launcher[=.]", word)]
 
 
 def _small_experiment(experiment: str, words: Sequence[str]) -> list[str]:
