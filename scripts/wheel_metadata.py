@@ -39,9 +39,10 @@ class Hook(MetadataHookInterface):
 
 def repository_address() -> str | None:
     """Return the address of the repository whose workflow runs this, if one does."""
-    server = os.environ.get("GITHUB_SERVER_URL")
-    name = os.environ.get("GITHUB_REPOSITORY")
-    return f"{server}/{name}" if server and name else None
+    server = os.environ.get("GITHUB_SERVER_URL", "").rstrip("/")
+    address = f"{server}/{os.environ.get('GITHUB_REPOSITORY', '')}"
+    # Anything else, such as a line break, would make other metadata of it.
+    return address if re.fullmatch(r"https?://[\w.:-]+/[\w.-]+/[\w.-]+", address) else None
 
 
 def addresses(repository: str | None) -> dict[str, str]:

@@ -6,13 +6,18 @@ A page is Markdown: README.md, a file of docs/ or a text that the site's build m
 import re
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 HOME = "$HOME"
+# Of blocks: those of run_page.py, and those that the site shows in its own way.
+KINDS: tuple[str, ...] = ("", "sh", "python", "output", "table", "math", "facts")
+KINDS += ("yaml", "json", "csv", "text", "toml")
 PROGRAM = ["python", "-m", "so_clip"]
 _FENCED = re.compile(r"(?ms)^( *)```([\w-]*)[^\n]*\n(.*?)^\1```[ \t]*$")
+# Variables and words of a shell before a command.
+_BEFORE = re.compile(r"[A-Z_]+=.*|do|then|else|elif|if|while|until|nohup|env|time|exec|xargs|!|\{")
 _COMMENT = re.compile(r"<!--((?:(?!-->).)*)-->\s*$", re.DOTALL)
 
 
@@ -80,6 +85,24 @@ def without_blocks(text: str) -> str:
     return re.sub(r"(?s)<!--.*?-->", emptied, _FENCED.sub(emptied, text))
 
 
+def unread_fences(text: str) -> list[tuple[int, str]]:
+    """Return fences that `blocks_of` does not read, or not with their kind, with their lines.
+
+    Such as ~~~, four backticks, ``` sh with a blank, ```bash, or a block without an end.
+    """
+    found = [
+        (match.start(2), match[0])
+        for match in re.finditer(
+            r"(?m)^([ \t>]*(?:[-*+] |\d+\. )?)(`{3}|~{3}).*$", without_blocks(text)
+        )
+    ]
+    for match in _FENCED.finditer(text):
+        first = match[0].partition("\n")[0]
+        if match[2] not in KINDS or (not match[2] and first.strip() != "```"):
+            found.append((match.start(), first))
+    return sorted((text.count("\n", 0, start) + 1, fence.strip()) for start, fence in found)
+
+
 def python_under(page: Path, heading: str) -> str:
     """Return the Python between a heading, such as "## Runs", and the next heading."""
     text, found = read(page), []
@@ -98,9 +121,9 @@ def inline_code(page: Path) -> list[str]:
 def codes_of(text: str) -> list[Code]:
     """Return every `code` outside fenced blocks, with its line. It may go on in the next line."""
     plain, found = without_blocks(text), []
-    for match in re.finditer(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)", plain):
+    for match in re.finditer(r"(?<!`)(``?)([^`\n]+(?:\n[^`\n]+)?)\1(?!`)", plain):
         line = plain.count("\n", 0, match.start()) + 1
-        found.append(Code(re.sub(r"\s*\n\s*", " ", match[1]), line))
+        found.append(Code(re.sub(r"\s*\n\s*", " ", match[2]).strip(), line))
     return found
 
 
@@ -108,6 +131,39 @@ def links(page: Path) -> list[str]:
     """Return the targets of all links and images that are not on the network."""
     targets = re.findall(r"\]\(([^)\s]+)\)", read(page))
     return [target for target in targets if not target.startswith("http")]
+
+
+def commands_of(text: str) -> Iterator[list[str]]:
+    """Yield the commands of a shell block as lists of words, without comments and redirections."""
+    text = re.sub(r"(?ms)<<-?\s*['\"]?(\w+)['\"]?(.*?)\n(.*?)^\1$", r"\2", text)
+    text = re.sub(r"\$\([^()\n]*\)", "$VALUE", text)
+    pending = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        pending += line
+        try:
+            lexer = shlex.shlex(pending, posix=True, punctuation_chars="|&;><")
+            lexer.whitespace_split, lexer.commenters = True, "#"
+            found = list(lexer)
+        except ValueError:  # a text in quotes goes on in the next line
+            pending += "\n"
+            continue
+        pending = ""
+        command: list[str] = []
+        for word in [*found, ";"]:
+            if not set(word) <= set("|&;"):
+                command.append(word)
+            elif command:
+                yield from _command(command)
+                command = []
+
+
+def _command(words_of_it: list[str]) -> Iterator[list[str]]:
+    """Yield a command without variables before it and without redirections."""
+    kept = [word.lstrip("(") for word in words_of_it if not set(word) <= set("><(")]
+    while kept and _BEFORE.fullmatch(kept[0]):
+        kept = kept[1:]
+    if kept:
+        yield kept
 
 
 def lines(block: Block, home: str = HOME) -> list[list[str]]:
@@ -122,9 +178,9 @@ def _joined(text: str) -> list[str]:
 
 def so_clip_arguments(line: Sequence[str]) -> list[str] | None:
     """Return the arguments of a so_clip command, or None for another program."""
-    if list(line[:3]) == PROGRAM:
+    if line[0] in ("python", "python3") and list(line[1:3]) == PROGRAM[1:]:
         return list(line[3:])
-    if line[0] == "so_clip":
+    if line[0] in ("so_clip", "so-clip"):
         return list(line[1:])
     if line[0] == "torchrun" and "so_clip" in line:
         return list(line[line.index("so_clip") + 1 :])

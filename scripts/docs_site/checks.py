@@ -6,7 +6,6 @@ that belongs to another library is declared by a comment in the page: <!-- names
 """
 
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +13,17 @@ from pathlib import Path
 
 import yaml
 
-from scripts.docs_site.blocks import Block, blocks_of, codes_of, so_clip_arguments
+from scripts.docs_site.blocks import (
+    KINDS,
+    Block,
+    blocks_of,
+    codes_of,
+    commands_of,
+    so_clip_arguments,
+    unread_fences,
+)
 from scripts.docs_site.program import (
+    GROUPS,
     ROOT,
     all_flags,
     choices,
@@ -34,6 +42,8 @@ _FOLDERS = ("so_clip", "conf", "docs", "scripts", "tests", "datasets", "results"
 _WRITTEN = ("results/tables", "results/figures", "results/README.md")
 _PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|<|\$|\{|\.\.\.")
 _OPTION = re.compile(r"[+~]{0,2}([a-z_]+(?:[./@][a-zT_]\w*)*)=(.*)", re.DOTALL)
+# An option as it may be mistyped: in capitals, or with "-" for "_".
+_ANY_OPTION = re.compile(r"[+~]{0,2}([A-Za-z][\w-]*(?:[./@][\w-]+)*)=.*", re.DOTALL)
 # Of the columns of logits and scores, which the program puts together.
 _PREFIX = re.compile(r"^(validation_)?(zero_shot_|base_|new_|transfer_)?")
 # The noun before or after a name in inline code: "the method `so`", "the `heic` extra".
@@ -73,6 +83,8 @@ class Page:
         for code in codes_of(self.text):
             found += [Wrong(code.line, word, why) for word, why in self._of_code(code.text)]
         found += self._named_by_noun()
+        why = f"write ``` alone or with one of {', '.join(filter(None, KINDS))}, and end it so."
+        found += [Wrong(line, fence, why) for line, fence in unread_fences(self.text)]
         first = {(wrong.line, wrong.word): wrong for wrong in reversed(found)}
         return sorted(first.values(), key=lambda wrong: wrong.line)
 
@@ -93,6 +105,10 @@ class Page:
             return
         for word in text.split():
             yield from self._of_word(word.strip(",;"), RUN, inline=True)
+        dotted = rf"({'|'.join(GROUPS)})\.(?=[a-z_]*_)[a-z_]+"  # such as optimizer.density_ratio
+        is_option = re.fullmatch(dotted, text)
+        if is_option and text not in run_options() and not self._is_word(text.partition(".")[2]):
+            yield text, f"there is no option of that name.{nearest(text, run_options())}"
         if re.fullmatch(r"[a-z][a-z0-9_]{2,}", text) and not self._is_word(text):
             yield text, "this word is nowhere in the program."
         if re.fullmatch(r"(so_clip|scripts|hydra_plugins)(\.\w+)+(\(.*\))?", text):
@@ -131,7 +147,13 @@ class Page:
 
     def _of_word(self, word: str, command: str, inline: bool = False) -> Iterator[tuple[str, str]]:
         """Yield the word if it is a flag, option, value or path that does not exist."""
-        is_flag = re.match(r"--[a-z]|-[a-zA-Z]$" if inline else r"--?[a-zA-Z]", word)
+        mistyped = _ANY_OPTION.fullmatch(word)
+        if mistyped and not _OPTION.fullmatch(word):
+            known = run_options() | command_options().get(command, frozenset())
+            if (name := mistyped[1].lower().replace("-", "_")) in known:
+                yield word, f"there is no option of that name. Did you mean {name!r}?"
+            return
+        is_flag = re.match(r"--[a-zA-Z]|-[a-zA-Z]$" if inline else r"--?[a-zA-Z]", word)
         if is_flag and not _PLACEHOLDER.search(word):
             flag = word.partition("=")[0]
             known = all_flags() if inline else flags(command) | flags(RUN)
@@ -153,10 +175,11 @@ class Page:
         if key not in known and key not in self.keys:
             if not (inline and (in_python or self._is_keyword(key, value))):
                 yield f"{key}={value}", f"there is no option of that name.{nearest(key, known)}"
-        elif key in choices() and not _PLACEHOLDER.search(value):
+        elif key in choices():
             for choice in value.strip("'\"").split(","):
                 names = choices()[key] | self.stems | {"", "null"}
-                if choice not in names and re.fullmatch(r"\w+", choice):
+                is_name = choice.lower() in names or not _PLACEHOLDER.search(value)
+                if is_name and choice not in names and re.fullmatch(r"\w+", choice):
                     yield f"{key}={value}", f"there is no {key} {choice}.{nearest(choice, names)}"
 
     def _is_keyword(self, key: str, value: str) -> bool:
@@ -194,39 +217,6 @@ def wrong_names(text: str) -> list[Wrong]:
         text: the page's Markdown.
     """
     return Page(text).wrong()
-
-
-def commands_of(text: str) -> Iterator[list[str]]:
-    """Yield the commands of a shell block as lists of words, without comments and redirections."""
-    text = re.sub(r"(?ms)<<-?\s*['\"]?(\w+)['\"]?(.*?)\n(.*?)^\1$", r"\2", text)
-    text = re.sub(r"\$\([^()\n]*\)", "$VALUE", text)
-    pending = ""
-    for line in text.replace("\\\n", " ").splitlines():
-        pending += line
-        try:
-            lexer = shlex.shlex(pending, posix=True, punctuation_chars="|&;><")
-            lexer.whitespace_split, lexer.commenters = True, "#"
-            found = list(lexer)
-        except ValueError:  # a text in quotes goes on in the next line
-            pending += "\n"
-            continue
-        pending = ""
-        command: list[str] = []
-        for word in [*found, ";"]:
-            if not set(word) <= set("|&;"):
-                command.append(word)
-            elif command:
-                yield from _command(command)
-                command = []
-
-
-def _command(words_of_it: list[str]) -> Iterator[list[str]]:
-    """Yield a command without variables before it and without redirections."""
-    kept = [word for word in words_of_it if not set(word) <= set("><")]
-    while kept and re.fullmatch(r"[A-Z_]+=.*", kept[0]):
-        kept = kept[1:]
-    if kept:
-        yield kept
 
 
 def _line(block: Block, word: str) -> int:

@@ -4,6 +4,7 @@ A block that cannot be shown fails the build; mkdocs names the page.
 """
 
 import html
+import re
 from typing import Any
 
 from latex2mathml import converter
@@ -23,6 +24,8 @@ def table(source: str, language: str, css_class: str, options: Any, md: Any, **k
         return table_of(source)
     except TableError as error:
         raise FenceError(f"table: {error}") from error
+    except Exception as error:  # superfences would show the block as it is, without a word
+        raise FenceError(f"table: {type(error).__name__}: {error}\n{source}") from error
 
 
 def formula(
@@ -33,6 +36,11 @@ def formula(
         converted = converter.convert(source.strip(), display="block")
     except Exception as error:
         raise FenceError(f"math: {source.strip()}: {type(error).__name__}: {error}") from error
+    braces = re.sub(r"\\.", "", source)
+    if braces.count("{") != braces.count("}"):
+        raise FenceError(f"math: {source.strip()}: a brace has no partner.")
+    if re.search(r"</?(?!m)[a-zA-Z]", converted):
+        raise FenceError(f"math: {source.strip()}: write \\lt, not <, in a text.")
     if "\\" in html.unescape(converted) or "<mi>&</mi>" in converted or "newline" in converted:
         raise FenceError(
             f"math: {source.strip()}: latex2mathml does not know a command in it, or has another "

@@ -55,7 +55,10 @@ def facts(
     Raises:
         FenceError: the fence names an unknown method, part or key.
     """
-    asked = yaml.safe_load(source)
+    try:
+        asked = yaml.safe_load(source)
+    except yaml.YAMLError as error:
+        raise FenceError(f"facts: {error}") from error
     if not isinstance(asked, dict) or set(asked) - {"method", "part"} or "method" not in asked:
         raise FenceError(f"facts: needs `method: NAME`, and perhaps `part:`; got {source!r}")
     method, part = str(asked["method"]), asked.get("part")
@@ -63,10 +66,13 @@ def facts(
         raise FenceError(f"facts: conf/method/{method}.yaml does not exist")
     if part not in (None, *PARTS):
         raise FenceError(f"facts: part: {part} must be one of {', '.join(PARTS)}")
-    shown = [
-        _defaults(method) if part != "cost" else "",
-        _cost(method) if part != "defaults" else "",
-    ]
+    try:
+        shown = [
+            _defaults(method) if part != "cost" else "",
+            _cost(method) if part != "defaults" else "",
+        ]
+    except (KeyError, TypeError, ValueError) as error:  # such as a word in a column of numbers
+        raise FenceError(f"facts: {method}: {type(error).__name__}: {error}") from error
     return f'<div class="{css_class}">{"".join(shown)}</div>'
 
 

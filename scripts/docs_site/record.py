@@ -8,6 +8,7 @@ have run.
 
 import argparse
 import importlib
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from scripts.docs_site import warm_python
 from scripts.docs_site.run_page import PageError, Shown, run
-from so_clip.system.atomic import write_text
+from so_clip.system.atomic import CannotWrite, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, page in enumerate(options.pages):
             try:
                 changed = record(page, Path(folder) / str(number), warm)
-            except PageError as error:
+            except (PageError, CannotWrite, OSError) as error:
                 print(error, file=sys.stderr)
                 code = 1
             else:
@@ -51,7 +52,11 @@ def record(page: Path, folder: Path, warm: str) -> int:
     home = importlib.import_module("tests.helpers.page_home").write_home(folder / "home")
     (folder / "scratch").mkdir()
     text = page.read_text(encoding="utf-8")
-    new = recorded(text, run(page, home, folder / "scratch", warm))
+    shown = run(page, home, folder / "scratch", warm)
+    for block, output in shown:
+        if re.search(r"(?m)^ *```", output):
+            raise PageError(f"{page}:{block.line}: a line of the output would end its block: ```")
+    new = recorded(text, shown)
     if new != text:
         write_text(page, new)
     old_lines, new_lines = text.split("\n```output\n"), new.split("\n```output\n")

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -131,6 +132,8 @@ class Page:
         """Run one block, or write its file; return what it printed."""
         if block.file:
             file = self.home / block.file.replace("$HOME/", "").replace("~/", "")
+            if not file.resolve().is_relative_to(self.home.resolve()):
+                raise self._error(block, f"{block.file} is outside of the reader's home")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text, encoding="utf-8")
         elif block.kind == "sh":
@@ -191,6 +194,8 @@ class Page:
         assert session.stdout is not None
         session.stdin.write(json.dumps(request) + "\n")
         session.stdin.flush()
+        if not select.select([session.stdout], [], [], PATIENCE_SECONDS)[0]:
+            raise self._error(block, f"takes more than {PATIENCE_SECONDS} s")
         answer = session.stdout.readline()
         printed = compare.shown(output.read_text("utf-8", "replace"), str(self.home))
         error = json.loads(answer) if answer else "Python has ended"

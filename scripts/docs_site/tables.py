@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parents[2]
 # Columns that say how a file was made, with their words below the table.
@@ -43,7 +43,7 @@ class Described(BaseModel):
     values: dict[str, str]
     where: dict[str, Any] = {}
     columns: str | None = None
-    digits: int = 1
+    digits: int = Field(1, ge=0, le=9)
     sort: str | None = None
 
     @property
@@ -67,7 +67,12 @@ def table_of(source: str) -> str:
         raise TableError(str(error)) from error
     whole = _read(described)
     data = _selected(whole, described)
-    body = _html(described, data)
+    if data.empty or not described.rows or not described.values:
+        raise TableError(f"{described.file}: the table has no row or no column.")
+    try:
+        body = _html(described, data)
+    except (TypeError, ValueError) as error:  # such as a mean of words
+        raise TableError(f"{described.file}: {error}") from error
     return (
         '<div class="made-table"><div class="scroll" tabindex="0" role="group" '
         f'aria-label="Table from {html.escape(described.file)}">{body}</div>'
@@ -77,10 +82,13 @@ def table_of(source: str) -> str:
 
 def _read(described: Described) -> pd.DataFrame:
     path = ROOT / described.file
-    inside = described.file.startswith("results/") and path.suffix == ".csv"
-    if not inside or not path.is_file():
+    inside = described.file.startswith("results/") and ".." not in path.parts
+    if not inside or path.suffix != ".csv" or not path.is_file():
         raise TableError(f"{described.file}: there is no such CSV file below results/.")
-    data: pd.DataFrame = pd.read_csv(path)
+    try:
+        data: pd.DataFrame = pd.read_csv(path)
+    except ValueError as error:  # pandas' errors are ValueErrors, also for bytes that are no text
+        raise TableError(f"{described.file}: cannot be read: {error}") from error
     order = (described.sort or "").split(" ")[0]
     named = [*described.heads, *described.values, *described.where, described.columns, order]
     for name in filter(None, named):
@@ -94,7 +102,7 @@ def _read(described: Described) -> pd.DataFrame:
 def _selected(data: pd.DataFrame, described: Described) -> pd.DataFrame:
     """Return the rows with the values of `where`."""
     for name, wanted in described.where.items():
-        choices = wanted if isinstance(wanted, list) else [wanted]
+        choices = wanted if isinstance(wanted, list) and wanted else [wanted]
         for choice in choices:
             if not _equals(data[name], choice).any():
                 found = ", ".join(map(str, data[name].dropna().unique()[:20]))
@@ -111,7 +119,10 @@ def _equals(column: "pd.Series[Any]", value: object) -> Any:
         return column.isna()
     if isinstance(value, bool) or not pd.api.types.is_numeric_dtype(column):
         return column.astype(str) == str(value)
-    return column == float(str(value))
+    try:
+        return column == float(str(value))
+    except ValueError:  # a word, which no number equals
+        return column.isin([])
 
 
 def _html(described: Described, data: pd.DataFrame) -> str:

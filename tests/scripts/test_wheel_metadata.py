@@ -68,3 +68,14 @@ def test_the_repository_is_the_one_of_the_workflow(monkeypatch: pytest.MonkeyPat
     assert repository_address() == REPOSITORY
     assert addresses(REPOSITORY)["Source"] == REPOSITORY
     assert all(address.startswith(REPOSITORY) for address in addresses(REPOSITORY).values())
+
+
+@pytest.mark.parametrize("name", ["", " ", "a", "a/b\n", "a/b\nClassifier: x", "a/b) c", "../b/c"])
+def test_a_name_that_is_no_repository_gives_no_address(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://example.org/")
+    monkeypatch.setenv("GITHUB_REPOSITORY", name)
+    assert repository_address() is None
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/so_clip")
+    assert repository_address() == REPOSITORY

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scripts.docs_site.blocks import blocks_of
-from scripts.docs_site.checks import commands_of, wrong_names
+from scripts.docs_site.blocks import blocks_of, commands_of
+from scripts.docs_site.checks import wrong_names
 
 SHELL = "```sh\n{}\n```\n"
 RIGHT = (
@@ -52,6 +52,16 @@ WRONG = (
     (SHELL.format("python scripts/bench_engines.py"), "scripts/bench_engines.py"),
     (SHELL.format("python scripts/bench_engine.py --onlyy x"), "--onlyy"),
     (SHELL.format("python -m scripts.docs_site.nothing"), "scripts.docs_site.nothing"),
+    ("`SHOTS=4`", "SHOTS=4"),
+    ("`optimizer.Density_Ratio=4`", "optimizer.Density_Ratio=4"),
+    ("`method=SO`", "method=SO"),
+    ("`--Multirun`", "--Multirun"),
+    ("``shotz=3``", "shotz=3"),
+    ("`optimizer.density_ration`", "optimizer.density_ration"),
+    (SHELL.format("so-clip shotz=5"), "shotz=5"),
+    (SHELL.format("python3 -m so_clip optimizer.density-ratio=1"), "optimizer.density-ratio=1"),
+    (SHELL.format("for s in 1 2; do A=1 so-clip shotz=6 seed=$s; done"), "shotz=6"),
+    (SHELL.format("(env A=1 so_clip shotz=7 seed=1)"), "shotz=7"),
     ("```python\nfrom so_clip import SSO\n```\n", "SSO"),
     ("```python\nimport so_clip\n\nso_clip.loads('x')\n```\n", "so_clip.loads"),
     ("```python\nfrom so_clip.optims import SO\n```\n", "so_clip.optims"),
@@ -69,6 +79,25 @@ def test_a_wrong_name_is_found_with_its_line(text: str, word: str):
     assert [wrong.word for wrong in found] == [word]
     assert found[0].line == (4 + text.startswith("```python\nimport") * 2 if "```" in text else 3)
     assert word in str(found[0])
+
+
+@pytest.mark.parametrize(
+    "fence",
+    [
+        "~~~sh\n{}\n~~~",
+        "````sh\n{}\n````",
+        "``` sh\n{}\n```",
+        "```bash\n{}\n```",
+        "```sh\n{}",
+        "- a\n\n\t```sh\n\t{}\n\t```",
+        "- ```sh\n  {}\n  ```",
+    ],
+)
+def test_a_block_that_would_not_be_read_is_found(fence: str):
+    text = fence.format("python -m so_clip shotz=4")
+    found = wrong_names(f"# T\n\n{text}\n")[0]
+    assert found.line == 3 + 2 * text.startswith("- a")
+    assert "write ``` alone or with one of sh" in str(found)
 
 
 def test_the_nearest_name_is_given():

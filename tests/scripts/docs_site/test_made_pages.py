@@ -1,8 +1,10 @@
 """The pages made from the program name every command, flag, topic, choice and option."""
 
+from pathlib import Path
+
 import pytest
 
-from scripts.docs_site import fences, reference
+from scripts.docs_site import fences, reference, tables
 from scripts.docs_site.program import CONF, commands
 from so_clip.cli.help import ALL, IMAGES
 from so_clip.cli.program import COMMANDS
@@ -71,6 +73,50 @@ def test_a_formula_is_mathml_and_an_unknown_command_stops_the_build():
         fences.formula(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", *given)
     two_lines = r"\begin{split} a &= b \\ c &= d \end{split}"
     assert fences.formula(two_lines, *given).count("<mtr>") == 2
+
+
+@pytest.mark.parametrize("formula", [r"\frac{a", r"\text{<script>}", r"\text{<b>a</b>}"])
+def test_a_broken_formula_stops_the_build(formula: str):
+    with pytest.raises(fences.FenceError, match="math: "):
+        fences.formula(formula, "math", "math", {}, None)
+
+
+BROKEN = {
+    "no rows": ("a,b\n", "rows: [a]\nvalues: {b: B}", "no row"),
+    "an empty file": ("", "rows: [a]\nvalues: {b: B}", "cannot be read"),
+    "more cells than heads": ("a,b\n1,2\n1,2,3,4\n", "rows: [a]\nvalues: {b: B}", "cannot be read"),
+    "no groups": ("a,b\n1,2\n", "rows: []\nvalues: {b: B}", "no row or no column"),
+    "a word for a number": ("a,b\n1,2\n", "rows: [a]\nvalues: {b: B}\nwhere: {a: x}", "a=x"),
+    "digits below 0": ("a,b\n1,2\n", "rows: [a]\nvalues: {b: B}\ndigits: -1", "digits"),
+    "sorted by words": ("a,b\nx,2\ny,3\n", "rows: [a]\nvalues: {b: B}\nsort: a", "mean"),
+}
+
+
+@pytest.mark.parametrize(("content", "described", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_table_stops_the_build(
+    content: str, described: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.csv").write_text(content)
+    with pytest.raises(fences.FenceError, match=message):
+        shown(f"file: results/a.csv\n{described}")
+
+
+def test_a_table_is_below_results_and_its_cells_are_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    for file in ("a.csv", "results/a.csv"):
+        (tmp_path / file).write_text("a,b,command\n<script>x</script>,1,<img src=x>\n")
+    described = "rows: [a]\nvalues: {b: <b>}"
+    html = shown(f"file: results/a.csv\n{described}")
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;x&lt;/script&gt;" in html
+    with pytest.raises(fences.FenceError, match="below results/"):
+        shown(f"file: results/../a.csv\n{described}")
 
 
 def test_output_is_plain_text():

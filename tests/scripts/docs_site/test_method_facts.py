@@ -118,7 +118,14 @@ def test_a_method_that_a_forecast_refuses_says_why():
 
 @pytest.mark.parametrize(
     "source",
-    ["method: lore", "part: cost", "method: so\nparts: cost", "method: so\npart: speed", "so"],
+    [
+        "method: lore",
+        "part: cost",
+        "method: so\nparts: cost",
+        "method: so\npart: speed",
+        "so",
+        "a: [",
+    ],
 )
 def test_a_wrong_fence_fails(source):
     with pytest.raises(FenceError, match=r"^facts: "):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.docs_site import warm_python
+from scripts.docs_site import run_page, warm_python
 from scripts.docs_site.record import record
 from scripts.docs_site.run_page import PageError, check, run
 from scripts.docs_site.stand_ins import MOST_RUNS
@@ -54,6 +54,10 @@ FAULTS = {
     "another kind of block": (block("ruby", "puts 1"), "'ruby' is not known"),
     "a file without a name": (block("yaml", "a: 1"), "has no file"),
     "a command in a block without a kind": (block("", "python -m so_clip"), "is a command"),
+    "a file outside of the home": (
+        "`../a.json`:\n\n" + block("json", "{}"),
+        "../a.json is outside of the reader's home",
+    ),
     "an undefined name": (block("python", "print(undefined)"), "name 'undefined' is not defined"),
     "an object that nobody gives": (
         "<!-- given: nothing -->\n" + block("python", "nothing"),
@@ -142,6 +146,22 @@ def test_recording_writes_what_was_printed_and_nothing_the_second_time(
     assert "```output\n4\na\n```\n" in text
     assert record(page, tmp_path / "second", warm) == 0
     assert page.read_text() == text
+
+
+def test_an_output_that_would_end_its_block_is_not_recorded(tmp_path: Path, warm: str) -> None:
+    page = tmp_path / "page.md"
+    text = block("sh", "printf 'a\\n```\\nb\\n'") + block("output", "old")
+    page.write_text(text)
+    with pytest.raises(PageError, match="would end its block"):
+        record(page, tmp_path / "place", warm)
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize("text", [block("sh", "sleep 60"), block("python", "while True: pass")])
+def test_a_block_that_takes_too_long_ends(text: str, follow, monkeypatch) -> None:
+    monkeypatch.setattr(run_page, "PATIENCE_SECONDS", 1)
+    with pytest.raises(PageError, match="takes more than 1 s"):
+        follow(text)
 
 
 def test_a_page_that_fails_is_not_changed(tmp_path: Path, warm: str) -> None:
