@@ -6,10 +6,11 @@ A page is Markdown: README.md, a file of docs/ or a text that the site's build m
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 HOME = "$HOME"
 # Of blocks: those of run_page.py, and those that the site shows in its own way.
 KINDS: tuple[str, ...] = ("", "sh", "python", "output", "table", "math", "facts")
@@ -74,6 +75,21 @@ def blocks_of(text: str) -> list[Block]:
             )
         )
     return found
+
+
+def name_pages(text: str, link: Callable[[str, str], str]) -> str:
+    """Replace paths such as docs/how_to/roles.md in a text.
+
+    Args:
+        text: a text of the program.
+        link: gives what stands for a page: called with its path below docs/ and its first heading.
+    """
+
+    def named(match: re.Match[str]) -> str:
+        heading = re.search(r"(?m)^# (.*)$", read(DOCS / match[1]))
+        return link(match[1], heading[1] if heading else match[1])
+
+    return re.sub(r"docs/([\w/]+\.md)", named, text)
 
 
 def without_blocks(text: str) -> str:

@@ -20,6 +20,8 @@ from scripts.docs_site.checks import wrong_names
 
 log = logging.getLogger("mkdocs.hooks.so_clip")
 ROOT = Path(__file__).resolve().parents[2]
+# Pages for a first visit are found before long lists with the same words.
+BOOSTS = {"start/": 2.0, "questions.md": 2.0, "api/": 0.5, "reference/": 0.5, "methods/": 0.5}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -42,10 +44,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Check a page of docs/. The pages that are made follow the program, or their files do."""
+    """Check a page of docs/, and set its rank in the search.
+
+    The pages that are made follow the program, or their files do: they are not checked.
+    """
     if page.file.generated_by is None:
         _check(f"docs/{page.file.src_uri}", page.file.content_string)
-    return markdown
+    for start, boost in BOOSTS.items():
+        if page.file.src_uri.startswith(start):
+            page.meta.setdefault("search", {"boost": boost})
+    # Behind a comment, mkdocs would not take the first heading as the page's title.
+    return re.sub(r"\A(\s*<!--.*?-->)+\s*", "", markdown, flags=re.DOTALL)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -59,6 +59,11 @@ def notebook_page(path: Path, uri: str) -> dict[str, str | bytes]:
     resources: dict[str, Any]
     text, resources = MarkdownExporter().from_notebook_node(notebook, resources=given)
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(
+        r"!\[\w*\]\(([^()\s]+_(\d+)_\d+\.\w+)\)",
+        lambda match: f"![{_seen(path, notebook, int(match[2]))}]({match[1]})",
+        text,
+    )
     # The first heading stays first, and the notebook can be downloaded below it.
     note = f"\n\n[Download this notebook]({path.name}){{ download }}\n"
     text = re.sub(r"\A\s*(# [^\n]*)", lambda match: match[1] + note, text)
@@ -67,3 +72,14 @@ def notebook_page(path: Path, uri: str) -> dict[str, str | bytes]:
     for name, content in resources.get("outputs", {}).items():
         made[f"{parent}/{name}"] = content
     return made
+
+
+def _seen(path: Path, notebook: Any, number: int) -> str:
+    """Return what is seen in the picture of a notebook's cell, for those who do not see it."""
+    text = notebook.cells[number].metadata.get("alt", "").strip()
+    if not text:
+        raise ValueError(
+            f"{path.name}: cell {number} draws a picture. Say what is seen in it, in the key `alt` "
+            "of the cell's metadata."
+        )
+    return str(text)

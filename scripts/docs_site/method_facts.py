@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from scripts.docs_site.blocks import name_pages
 from scripts.docs_site.fences import FenceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,12 +111,20 @@ def _options_table(method: str, group: str) -> str:
         return f"<p>{title}: no options.</p>"
     body = "".join(
         f'<tr><th scope="row"><code>{html.escape(name)}</code></th>'
-        f"<td><code>{html.escape(value)}</code>{star}</td><td>{html.escape(text)}</td></tr>"
+        f"<td><code>{html.escape(value)}</code>{star}</td><td>{_linked(text)}</td></tr>"
         for name, (value, star), text in rows
     )
     head = '<tr><th scope="col">Option</th><th scope="col">Default</th><th scope="col">Meaning</th>'
     return (
         f"<table><caption>{title}</caption><thead>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _linked(text: str) -> str:
+    """Return an option's comment as HTML, with links from a method's page to the pages it names."""
+    return name_pages(
+        html.escape(text),
+        lambda page, title: f'<a href="../{page.removesuffix("md")}html">{html.escape(title)}</a>',
     )
 
 

@@ -1,7 +1,10 @@
 """The pages on the command line and on all options, made from the program and from conf/."""
 
+import html
+import re
 from collections.abc import Iterable, Iterator
 
+from scripts.docs_site.blocks import name_pages
 from scripts.docs_site.program import CONF, commands, help_text
 from so_clip.cli.choice_files import Row, opening
 from so_clip.cli.help import (
@@ -128,7 +131,13 @@ def _cell(text: str) -> str:
         return text.replace("|", "\\|")
     for mark in "|<*_":
         text = text.replace(mark, f"&#{ord(mark)};")
-    return text
+    return _linked(text)
+
+
+def _linked(text: str) -> str:
+    """Return a cell's text with links from docs/reference to the pages that it names."""
+    paths = re.sub(r"docs/[\w/&#;]+\.md", lambda match: html.unescape(match[0]), text)
+    return name_pages(paths, lambda page, title: f"[{title}](../{page})")
 
 
 def _sentence(text: str) -> str:

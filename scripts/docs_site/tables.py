@@ -7,7 +7,7 @@ A page describes it in YAML, in a block of kind `table`:
     rows: [method_title]                    # group by these columns; or {method_title: Method}
     columns: shots                          # a column of the table for each value
     values: {accuracy_percent: "Accuracy (%)"}
-    digits: 1                               # after the point
+    digits: 1                               # after the point; or {seeds: 0}: 1 for the others
     sort: accuracy_percent                  # largest first; "accuracy_percent ascending" otherwise
 
 A number is the mean over its group, ± the standard deviation if the group has several rows, or if
@@ -17,7 +17,7 @@ the file has it in a column such as accuracy_percent_std. Text is shown as it is
 import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import yaml
@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Columns that say how a file was made, with their words below the table.
 _ORIGIN = {"command": "Command", "hardware": "hardware", "threads": "threads", "torch": "torch"}
 _HEADS = {"method_title": "Method", "title": "Method"}
+_DIGITS = 1
+Digits = Annotated[int, Field(ge=0, le=9)]
 
 
 class TableError(Exception):
@@ -43,7 +45,7 @@ class Described(BaseModel):
     values: dict[str, str]
     where: dict[str, Any] = {}
     columns: str | None = None
-    digits: int = Field(1, ge=0, le=9)
+    digits: Digits | dict[str, Digits] = _DIGITS
     sort: str | None = None
 
     @property
@@ -51,7 +53,11 @@ class Described(BaseModel):
         """Each column that groups rows, with its title."""
         if isinstance(self.rows, dict):
             return self.rows
-        return {name: _HEADS.get(name, _title(name)) for name in self.rows}
+        return {name: _title(name) for name in self.rows}
+
+    def digits_of(self, column: str) -> int:
+        """Return how many digits after the point a column's numbers have."""
+        return self.digits if isinstance(self.digits, int) else self.digits.get(column, _DIGITS)
 
 
 def table_of(source: str) -> str:
@@ -90,7 +96,9 @@ def _read(described: Described) -> pd.DataFrame:
     except ValueError as error:  # pandas' errors are ValueErrors, also for bytes that are no text
         raise TableError(f"{described.file}: cannot be read: {error}") from error
     order = (described.sort or "").split(" ")[0]
-    named = [*described.heads, *described.values, *described.where, described.columns, order]
+    digits = described.digits if isinstance(described.digits, dict) else {}
+    named = [*described.heads, *described.values, *described.where, *digits]
+    named += [described.columns or "", order]
     for name in filter(None, named):
         if name not in data.columns:
             raise TableError(
@@ -141,7 +149,7 @@ def _html(described: Described, data: pd.DataFrame) -> str:
         for choice in choices:
             part = group if choice is None else group[group[described.columns] == choice]
             for column in described.values:
-                shown = _cell(part, column, described.digits)
+                shown = _cell(part, column, described.digits_of(column))
                 cells.append(f'<td class="number">{html.escape(shown)}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     caption = ""
@@ -191,6 +199,8 @@ def _text(value: object) -> str:
 
 def _title(name: str) -> str:
     """Return a column's name as a title: `peak_memory_mib` as "Peak memory (MiB)"."""
+    if name in _HEADS:
+        return _HEADS[name]
     units: Mapping[str, str] = {"percent": "%", "mib": "MiB", "seconds": "s", "points": "points"}
     stem, _, unit = name.rpartition("_")
     if stem and unit in units:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scripts.docs_site.blocks import blocks, lines, links, read
+from scripts.docs_site.blocks import blocks, lines, links, read, without_blocks
 from scripts.docs_site.checks import wrong_names
 from scripts.docs_site.made_pages import pages
 from so_clip.version import RESULTS_VERSION
@@ -34,6 +34,18 @@ def test_a_page_installs_from_a_copy_of_the_repository(name: str):
     """The package index does not have so_clip yet, so its name there would fail."""
     text = (ROOT / name).read_text(encoding="utf-8")
     assert re.findall(r"pip3?\s+install\b[^`\n]*\bso[-_]clip\b[^`\n]*", text) == []
+
+
+def test_every_picture_says_what_is_seen():
+    texts = {page.relative_to(ROOT).as_posix(): read(page) for page in ALL_PAGES}
+    texts |= {name: text for name, text in pages(DOCS).items() if isinstance(text, str)}
+    found = [
+        (name, alt)
+        for name, text in texts.items()
+        for alt in re.findall(r"!\[(.*?)\]\(", without_blocks(text), re.DOTALL)
+    ]
+    assert {"notebooks/tour.md", "docs/gallery/index.md"} <= {name for name, _ in found}
+    assert [name for name, alt in found if len(alt.split()) < 3] == []
 
 
 def test_every_fenced_block_is_known():

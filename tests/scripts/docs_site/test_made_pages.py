@@ -1,10 +1,12 @@
 """The pages made from the program name every command, flag, topic, choice and option."""
 
+import re
 from pathlib import Path
 
+import nbformat
 import pytest
 
-from scripts.docs_site import fences, reference, tables
+from scripts.docs_site import fences, made_pages, reference, tables
 from scripts.docs_site.program import CONF, commands
 from so_clip.cli.help import ALL, IMAGES
 from so_clip.cli.program import COMMANDS
@@ -117,6 +119,40 @@ def test_a_table_is_below_results_and_its_cells_are_text(
     assert "&lt;script&gt;x&lt;/script&gt;" in html
     with pytest.raises(fences.FenceError, match="below results/"):
         shown(f"file: results/../a.csv\n{described}")
+
+
+def test_a_column_of_a_table_has_its_own_digits_and_a_title():
+    digits = "digits: {trainable_parameters: 0}\nvalues: {trainable_parameters: P, lr: L}"
+    html = shown(TABLE.format(where="shots: 1, method: vera", more=digits))
+    assert re.search(r">\d[\d,]* ± 0</td><td class=\"number\">\d+\.\d ± ", html)
+    by = "columns: method_title\nvalues: {accuracy_percent: Accuracy}"
+    assert "Accuracy by method<" in shown(TABLE.format(where="shots: 1", more=by))
+    with pytest.raises(fences.FenceError, match="no column seeds"):
+        shown(
+            TABLE.format(
+                where="shots: 1", more=digits.replace("parameters: 0", "parameters: 0, seeds: 0")
+            )
+        )
+
+
+def test_a_comment_names_a_page_by_its_heading():
+    link = "[Choose which weights a method trains](../how_to/roles.md)"
+    assert link in reference.options()
+    assert "docs/" not in reference.options()
+
+
+def test_a_picture_of_a_notebook_without_words_stops_the_build(tmp_path: Path):
+    cell = nbformat.v4.new_code_cell("draw()")
+    cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": "iVBORw0K"})]
+    cell.metadata["alt"] = "A line that falls."
+    file = tmp_path / "small.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
+    page = made_pages.notebook_page(file, "notebooks/small.md")["notebooks/small.md"]
+    assert "![A line that falls.](small_files/small_0_0.png)" in str(page)
+    del cell.metadata["alt"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
+    with pytest.raises(ValueError, match="cell 0"):
+        made_pages.notebook_page(file, "notebooks/small.md")
 
 
 def test_output_is_plain_text():

@@ -1,5 +1,7 @@
 """The built site in a browser and as HTML: nothing from a network, headings, keyboard, contrast."""
 
+import html
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -56,6 +58,29 @@ def test_headings_are_in_order_with_one_of_the_first_level(site: Path):
         if levels[:1] != [1] or levels.count(1) != 1 or max(steps, default=0) > 1:
             wrong[page.relative_to(site).as_posix()] = levels
     assert wrong == {}
+
+
+def test_the_title_of_a_page_is_its_first_heading(site: Path):
+    """Also where a comment is before the heading."""
+    wrong = []
+    for page in pages_of(site):
+        text = page.read_text(encoding="utf-8")
+        title = re.search(r"<title>(.*?)</title>", text, re.DOTALL)
+        heading = re.search(r"<h1[^>]*>(.*?)(?:<a class=\"headerlink|</h1>)", text, re.DOTALL)
+        assert title, page
+        assert heading, page
+        shown = html.unescape(re.sub(r"<[^>]+>", "", heading[1])).strip()
+        if html.unescape(title[1]) != f"{shown} - so_clip":
+            wrong.append((page.relative_to(site).as_posix(), title[1], shown))
+    assert wrong == []
+
+
+def test_first_pages_rank_before_lists_in_the_search(site: Path):
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    boosts = {entry["location"]: entry.get("boost", 1) for entry in index["docs"]}
+    assert boosts["start/install.html"] == boosts["questions.html"] == 2
+    assert boosts["methods/so.html"] == boosts["reference/options.html"] == 0.5
+    assert boosts["concepts/so.html"] == 1
 
 
 def test_no_page_loads_from_another_host(site: Path):
