@@ -32,6 +32,10 @@ def small(arguments: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
         return words, (0, 1)  # the made datasets are smaller than the published ones
     if words[0] == "meta" and "--forecast" not in words:
         return _small_meta(words), (0,)
+    if words[0] == "forecast":
+        return _without_backbone(words), (0,)  # published models are built whole, without values
+    if words[0] == "backbones":
+        return _one_model(words), (0,)
     if words[0] in COMMANDS:
         return words, (0,)
     return _small_run(words), (0,)
@@ -63,6 +67,13 @@ def _small_meta(words: Sequence[str]) -> list[str]:
         small["episodes.ways"] = "[2,5]"
     kept = [word for word in words if word.partition("=")[0] not in small]
     return [*kept, *(f"{key}={value}" for key, value in small.items())]
+
+
+def _one_model(words: Sequence[str]) -> list[str]:
+    """Return the arguments of `backbones` for few models: to build one of each takes long."""
+    listed = "--matching" in words or any("*" in word for word in words)
+    names = ["--matching", "ViT-S-32"] if "--matching" in words else ["ViT-S-32*"]
+    return ["backbones", *(names if listed else ["tiny"])]
 
 
 def _without_backbone(words: list[str]) -> list[str]:

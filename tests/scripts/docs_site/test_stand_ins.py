@@ -34,7 +34,9 @@ CASES = {
         "rte model=folder model.source=mine schedule.max_steps=1"
     ),
     "dataset=dtd tasks=600": "dataset=dtd tasks=2 schedule.max_steps=1",
-    "forecast dataset=imagenet backbone=vit_l14": "forecast dataset=imagenet backbone=vit_l14",
+    "forecast dataset=eurosat backbone=vit_l14 shots=4": "forecast dataset=eurosat shots=4",
+    "backbones --matching siglip": "backbones --matching ViT-S-32",
+    "backbones siglip_b16": "backbones tiny",
     "meta experiment=smat": (
         "meta experiment=smat training.tasks=4 validate_every=4 validation_tasks=1 test_tasks=2 "
         "backbone=tiny sources=[digits] targets=[eurosat] episodes.ways=[2,5]"
