@@ -14,7 +14,7 @@ from so_clip.system.paths import CONF_DIR
 
 SMALL = "SO_CLIP_PAGE_SMALL"  # the variable that asks for small commands
 SOURCES = "SO_CLIP_PAGE_SOURCES"  # names the folder of tests/helpers/page_sources.py
-ONE_STEP = "schedule.max_steps=1"
+ONE_STEP, TWO_STEPS = "schedule.max_steps=1", "schedule.max_steps=2"
 MOST_RUNS, MOST_LAUNCHED = 8, 2
 # The first to be cut in a sweep that is too long.
 _CUT_FIRST = ("seed", "shots", "dataset")
@@ -53,7 +53,9 @@ def _small_run(words: list[str]) -> list[str]:
     if experiment not in ("", "experiment=demo"):
         kept += _small_experiment(experiment, kept)
     kept = [word for word in kept if not word.startswith("schedule.max_steps=")]
-    return kept if "method=zero_shot" in kept else [*kept, ONE_STEP]
+    # AdaLoRA's schedule of ranks has two steps or more.
+    last = TWO_STEPS if "method=adalora" in kept else ONE_STEP
+    return kept if "method=zero_shot" in kept else [*kept, last]
 
 
 def _small_meta(words: Sequence[str]) -> list[str]:

@@ -64,7 +64,9 @@ def assert_sampled(module: nn.Module, optimizer: SO, reference: nn.Module, rtol=
             torch.testing.assert_close(param.grad, whole.grad, rtol=rtol, atol=atol)
 
 
-def assert_equal(module: nn.Module, reference: nn.Module, rtol=1e-12, atol=1e-12) -> None:
+def assert_equal(module: nn.Module, reference: nn.Module, rtol=1e-9, atol=1e-10) -> None:
+    """Compare trained weights. Steps of SO and Adam divide by the gradient's size, which amplifies
+    the rounding of sums whose order depends on the machine's load."""
     for param, whole in zip(module.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(param, whole, rtol=rtol, atol=atol)
 
