@@ -232,7 +232,10 @@ def _explain(error: BaseException, tree: ConfigTree) -> str:
             "`python -m so_clip --help method` lists all choices."
         )
     if first.startswith("Ambiguous value"):
-        return f"{first}. Several values are a sweep, which -m runs; a list is written [a,b]."
+        return (
+            f"{first}. Several values are a sweep of runs, with -m; other commands take one value. "
+            "A list is written [a,b]."
+        )
     return (
         f"the command line cannot be read: {first}. It takes GROUP=CHOICE and OPTION=VALUE; values "
         f"with special characters need quotes twice: {_example(error)}."
