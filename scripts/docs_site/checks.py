@@ -44,7 +44,7 @@ _PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|<|\$|\{|\.\.\.")
 _OPTION = re.compile(r"[+~]{0,2}([a-z_]+(?:[./@][a-zT_]\w*)*)=(.*)", re.DOTALL)
 # An option as it may be mistyped: in capitals, or with "-" for "_".
 _ANY_OPTION = re.compile(r"[+~]{0,2}([A-Za-z][\w-]*(?:[./@][\w-]+)*)=.*", re.DOTALL)
-# Of the columns of logits and scores, which the program puts together.
+# Beginnings of column names for logits and scores; the program adds the rest.
 _PREFIX = re.compile(r"^(validation_)?(zero_shot_|base_|new_|transfer_)?")
 # The noun before or after a name in inline code: "the method `so`", "the `heic` extra".
 _NOUNS = "method|dataset|backbone|adapter|optimizer|experiment|schedule|command|extra"
