@@ -1,7 +1,10 @@
 """Fixtures every test may use."""
 
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,54 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the shared material at {folder}, which is not on this machine")
     return folder
+
+
+# playwright leaves an event loop running in this thread. Another test that starts one would fail,
+# so the browser ends with its module.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"needs a Chromium on the PATH: one of {', '.join(_BROWSERS)}")
+    with sync_api.sync_playwright() as playwright:
+        # Chromium's sandbox does not work for root, as in a container.
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Any]:
+    """Return a function that opens an HTML file in a new tab without a network.
+
+    A message on the console and a request for anything but the file fail the test.
+    """
+    contexts, complaints = [], []
+
+    def opened(
+        file: Path, route: str = "", *, width: int = 1280, scheme: str = "light", **more: Any
+    ) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, **more
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(60_000)  # ms; the cores may be busy
+        tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        tab.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("file:", "data:"))
+                or complaints.append(f"request: {request.url}")
+            ),
+        )
+        tab.goto(f"file://{file}#/{route}")
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []

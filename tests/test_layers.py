@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 import pytest
 
 from so_clip.system.paths import PACKAGE_DIR
-from tests.helpers.command import python
+from tests.helpers.command import ROOT, python
 
 # The folders and root modules, in order. Each imports only those below it in this list.
 ROOMS = (
@@ -149,3 +149,14 @@ def test_config_results_system_and_lists_import_without_torch():
     ]
     code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
     assert python(f"{code}print('torch' in sys.modules)", *chosen).strip() == "False"
+
+
+def test_no_test_imports_from_a_conftest():
+    """Pytest would keep two of an imported fixture, and a process can have one browser only."""
+    for file in (ROOT / "tests").rglob("*.py"):
+        sources = [
+            n.module or ""
+            for n in ast.walk(ast.parse(file.read_text()))
+            if isinstance(n, ast.ImportFrom)
+        ]
+        assert not [source for source in sources if source.endswith("conftest")], file

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_it_measures_every_command_and_the_page(tmp_path: Path) -> None:
-    # In a new process: this process may have a browser already, and only one is possible.
+    # In a new process: this one may have the browser of tests, and only one is possible.
     arguments = ["--runs", "33", "--out", str(tmp_path / "t.csv")]
     command = [sys.executable, bench_report.__file__, *arguments]
     subprocess.run(command, check=True, env=environment())

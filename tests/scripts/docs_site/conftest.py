@@ -1,4 +1,4 @@
-"""The whole site, built once for all tests of a session, and a browser that reads it from disk."""
+"""The whole site, built once for all tests of a session."""
 
 import subprocess
 import sys
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import PATIENCE_SECONDS, ROOT, environment
-from tests.report.conftest import browser, open_page  # noqa: F401
 
 
 @pytest.fixture(scope="session")
