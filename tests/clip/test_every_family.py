@@ -17,6 +17,7 @@ from so_clip.clip.towers import TOWERS
 from tests.helpers.small_families import (
     FAMILIES,
     family_cases,
+    new_model,
     small_backbone,
     small_images,
     small_model,
@@ -54,6 +55,18 @@ def test_logits_are_those_of_open_clip(family: str) -> None:
     expected_BK = backbone.logit_scale * image_BD @ class_KD.T
     assert (expected_BK[:, 0] - expected_BK[:, 1]).abs().min() > 1e-2
     torch.testing.assert_close(logits_BK, expected_BK, rtol=0, atol=100 * ROUNDING)
+
+
+@pytest.mark.parametrize("family", family_cases(("coca",)))
+def test_a_new_model_has_drawn_each_weight(family: str) -> None:
+    """Otherwise a weight has what was in the memory, and two models of a seed differ."""
+    torch.use_deterministic_algorithms(True)  # then torch fills new tensors with NaN
+    try:
+        assert torch.empty(1).isnan()
+        state = new_model(FAMILIES[family]).state_dict()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not [name for name, value in state.items() if value.isnan().any()]
 
 
 @pytest.mark.slow

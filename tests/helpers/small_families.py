@@ -295,7 +295,7 @@ def small_images(backbone: Backbone, count: int, seed: int = 0) -> Tensor:
 
 @cache
 def _model(family: str) -> nn.Module:
-    model = _build(FAMILIES[family])
+    model = new_model(FAMILIES[family])
     randomize(model, seed=crc32(family.encode()))
     return model.eval().requires_grad_(False)
 
@@ -327,7 +327,8 @@ def _config(family: Family) -> dict[str, Any]:
     return config
 
 
-def _build(family: Family) -> nn.Module:
+def new_model(family: Family) -> nn.Module:
+    """Return a model with the weights that it is built with."""
     config = _config(family)
     narrow = partial(timm.create_model, **family.trunk)
     with TemporaryDirectory() as folder, patch.object(timm, "create_model", narrow):

@@ -124,6 +124,8 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
     with seeded(seed):
         try:
             model = model_class(**values | {"quick_gelu": quick_gelu})
+            if isinstance(model, CoCa):
+                _fill_caption_projection(model)
         except (ImportError, OSError, RuntimeError) as error:
             raise InputError(
                 f"the backbone cannot be built: {error} backbone=vit_b16 has no such requirement."
@@ -136,6 +138,12 @@ def build_model(config: dict[str, Any], quick_gelu: bool, seed: int) -> nn.Modul
             ) from error
     _keep_first_token_only(model)
     return model
+
+
+def _fill_caption_projection(model: Any) -> None:
+    """Draw the one weight that open_clip leaves as it was in memory, with open_clip's own size."""
+    projection = model.text_decoder.text_projection
+    nn.init.normal_(projection, std=len(projection) ** -0.5)
 
 
 @contextmanager
