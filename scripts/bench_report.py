@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.bench.tables import write_table
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
-from so_clip.report.tables import DATASETS
+from so_clip.report.measures import DATASETS
 from so_clip.results.run_files import (
     CONFIG_FILE,
     HISTORY_FILE,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from so_clip.report.read import Runs
-from so_clip.report.tables import Table, table_runs
+from so_clip.report.table import Table
+from so_clip.report.tables import table_runs
 from so_clip.status.runs import DONE, Run
 from so_clip.status.sweeps import Sweep, key_of, match_jobs, read_sweeps
 

@@ -19,8 +19,9 @@ from typing import Any
 import pandas as pd
 
 from so_clip.report.averages import AVERAGE
+from so_clip.report.measures import DATASETS, STEPS
 from so_clip.report.read import Runs
-from so_clip.report.tables import DATASETS, STEPS, Cell, Row, Table
+from so_clip.report.table import Cell, Row, Table
 from so_clip.report.wording import SENTENCE_WORDS
 from so_clip.results.interval import wilson
 

@@ -35,9 +35,10 @@ import pandas as pd
 from so_clip.errors import InputError
 from so_clip.report.averages import AVERAGE, few_shot_runs, same_zero_shot
 from so_clip.report.exact_tests import holm, paired_t, sign_test
+from so_clip.report.measures import MEASURES
 from so_clip.report.progress import watched
 from so_clip.report.read import Runs
-from so_clip.report.tables import MEASURES, ZERO_SHOT_TITLE, table_runs
+from so_clip.report.tables import ZERO_SHOT_TITLE, table_runs
 from so_clip.report.wording import SENTENCE_WORDS, Wording, wording_of
 from so_clip.results.run_files import PREDICTIONS_FILE, columns_if_whole, read_columns
 

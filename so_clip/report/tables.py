@@ -1,12 +1,8 @@
-"""Tables as in the papers: one column per dataset, one row per method, one block per shots.
+"""Tables as in the papers: one column per dataset, one row per method, one block per shots."""
 
-A cell holds numbers; `formats` turns them into text.
-"""
-
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -21,230 +17,29 @@ from so_clip.report.averages import (
     same_zero_shot,
     statistics,
 )
+from so_clip.report.measures import (
+    COSTS,
+    DATASETS,
+    EVALUATION,
+    MEASURES,
+    SECONDS,
+    STEPS,
+    TASKS,
+    Column,
+    Measure,
+)
 from so_clip.report.read import ROW, RUN, Runs, transfers
 from so_clip.report.sentences import cut_notes, item_intervals, item_notes
-from so_clip.report.versions import (
-    contents_notes,
-    seconds_notes,
-    skipped_notes,
-    version_notes,
-)
-from so_clip.report.wording import IMAGE_WORDS, SENTENCE_WORDS, Wording, wording_of
+from so_clip.report.table import Block, Cell, Row, Table
+from so_clip.report.versions import contents_notes, seconds_notes, skipped_notes, version_notes
+from so_clip.report.wording import SENTENCE_WORDS, wording_of
 
-# The papers' order and short names; other datasets follow in alphabetical order.
-DATASETS = {
-    "imagenet": "ImageNet",
-    "sun397": "SUN397",
-    "fgvc": "Aircraft",
-    "eurosat": "EuroSAT",
-    "stanford_cars": "Cars",
-    "food101": "Food101",
-    "oxford_pets": "Pets",
-    "oxford_flowers": "Flowers",
-    "caltech101": "Caltech101",
-    "dtd": "DTD",
-    "ucf101": "UCF101",
-}
-SECONDS = "train_seconds"
 FLOPS_NOTE = (
     "FLOPs are forecast, not measured: they count the matrix products, convolutions and attention "
     "of the training steps, for the classes and images of the dataset's card."
 )
 UNEVEN_NOTE = "Rows with uneven shots (imbalance) are shown, but never marked as best."
-EVALUATION, TASKS = "evaluation", "tasks"
 ZERO_SHOT, ZERO_SHOT_TITLE = "zero_shot", "Zero-shot CLIP"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: a dataset, the average over datasets, or a cost."""
-
-    key: str
-    title: str
-    decimals: int = 2
-
-
-# Cost columns beside accuracies, shown if runs recorded them.
-COSTS = (
-    Column("peak_memory_mib", "memory (MiB)", 1),
-    Column(SECONDS, "training (s)", 1),
-    Column("train_tflops", "training (TFLOP)"),
-    Column("steps", "steps", 0),
-)
-# A column of runs on sentences only: they stop at a batch's loss, so their steps are a result.
-STEPS = "steps"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """The number that a table shows: its column in the runs, its caption, and which way is best.
-
-    `interval` is the column of the half width of its 95 % interval over sampled tasks.
-    """
-
-    name: str
-    column: str
-    caption: str
-    best: str = "max"
-    decimals: int = 2
-    costs: bool = False
-    interval: str = ""
-
-
-MEASURES = (
-    Measure("accuracy", "accuracy_percent", "Test accuracy in percent", costs=True),
-    Measure(
-        "base_accuracy", "base_accuracy_percent", "Accuracy on base classes in percent", costs=True
-    ),
-    Measure("new_accuracy", "new_accuracy_percent", "Accuracy on new classes in percent"),
-    Measure(
-        "harmonic_mean", "harmonic_mean_percent", "Harmonic mean of base and new accuracy, percent"
-    ),
-    Measure("transfer", "accuracy_percent", "Test accuracy on other datasets in percent"),
-    Measure(EVALUATION, "accuracy_percent", "Test accuracy of saved adapters in percent"),
-    Measure(
-        TASKS,
-        "accuracy_percent",
-        "Accuracy over sampled tasks in percent",
-        costs=True,
-        interval="accuracy_interval_percent",
-    ),
-    Measure(
-        "calibration",
-        "expected_calibration_error_percent",
-        "Expected calibration error in percent (15 bins)",
-        best="min",
-    ),
-    Measure("memory", "peak_memory_mib", "Peak memory in MiB", best="min", decimals=1),
-    Measure("seconds", SECONDS, "Training time in seconds", best="min", decimals=1),
-    Measure("flops", "train_tflops", "Training in TFLOP", best="min"),
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Mean and sample standard deviation over `runs` runs; `best` in its block.
-
-    `std` is NaN for a single run. In a table of sampled tasks it is the half width of the 95 %
-    interval over tasks. A published value has 0 `runs`; `uncertainty` is its known error
-    (NaN: unknown). `interval` is the 95 % interval of the mean over test items, for sentences.
-    """
-
-    mean: float
-    std: float = math.nan
-    runs: int = 1
-    best: bool = False
-    uncertainty: float = math.nan
-    interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method with one variant of its settings, at one number of shots.
-
-    `source` names the publication of a published row and is empty otherwise. `even` is False if
-    classes had different numbers of training images; such rows are never marked as best.
-    """
-
-    title: str
-    variant: str
-    cells: Mapping[str, Cell]
-    method: str = ""
-    source: str = ""
-    even: bool = True
-
-    @property
-    def label(self) -> str:
-        """The row's name, with its source if it is published."""
-        return f"{self.name} [{self.reference}]" if self.source else self.name
-
-    @property
-    def name(self) -> str:
-        """The row's name without its source."""
-        return f"{self.title} ({self.variant})" if self.variant else self.title
-
-    @property
-    def reference(self) -> str:
-        """The source of a published row and its uncertainty."""
-        if any(cell.interval for cell in self.cells.values()):
-            return f"published: {self.source}"
-        errors = [cell.uncertainty for cell in self.cells.values()]
-        errors = sorted({error for error in errors if not math.isnan(error)})
-        if not errors:
-            return f"published: {self.source}, uncertainty not given"
-        ends = dict.fromkeys((errors[0], errors[-1]))
-        return f"published: {self.source}, ±{' to '.join(f'{error:g}' for error in ends)}"
-
-
-@dataclass(frozen=True)
-class Block:
-    """The rows with one number of shots; 0 for zero-shot rows."""
-
-    shots: int
-    rows: Sequence[Row]
-    words: Wording = IMAGE_WORDS
-
-    @property
-    def title(self) -> str:
-        """The block's heading."""
-        return self.words.in_shots(self.shots) if self.shots else "zero-shot"
-
-
-@dataclass(frozen=True)
-class Table:
-    """One measure for one backbone.
-
-    Attributes:
-        measure: the number in the cells.
-        backbone: the backbone of all runs.
-        columns: datasets in the papers' order, their average if there are several, costs.
-        blocks: rows by number of shots.
-        usual_runs: the most common number of seeds; a cell with another number shows it.
-        notes: sentences for the reader.
-        words: of the task of its runs.
-    """
-
-    measure: Measure
-    backbone: str
-    columns: Sequence[Column]
-    blocks: Sequence[Block]
-    usual_runs: int
-    notes: Sequence[str] = field(default_factory=tuple)
-    words: Wording = IMAGE_WORDS
-
-    @property
-    def name(self) -> str:
-        """A name for files and anchors, unique in a report."""
-        return f"{self.measure.name}_{slug(self.backbone)}"
-
-    @property
-    def caption(self) -> str:
-        """One line that says what the cells hold."""
-        if self.measure.interval:
-            return f"{self.measure.caption}, {self.backbone}: mean ± 95 % interval over tasks"
-        spread = "mean" if self.usual_runs < 2 else "mean ± standard deviation"
-        seeds = "1 seed" if self.usual_runs == 1 else f"{self.usual_runs} seeds"
-        caption = f"{self.measure.caption}, {self.backbone}: {spread} over {seeds}"
-        if self.has_intervals:
-            caption += " [95 % interval over test examples]"
-        return caption
-
-    @property
-    def has_intervals(self) -> bool:
-        """Whether a cell has the interval of its mean over test items."""
-        rows = (row for block in self.blocks for row in block.rows)
-        return any(cell.interval for row in rows for cell in row.cells.values())
-
-    @property
-    def datasets(self) -> list[str]:
-        """The datasets of the columns, by their names on the command line."""
-        others = {AVERAGE, *(column.key for column in COSTS)}
-        return [column.key for column in self.columns if column.key not in others]
-
-
-def slug(text: str) -> str:
-    """Return the text in a form that is safe in file names."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "none"
 
 
 def make_tables(runs: Runs) -> list[Table]:

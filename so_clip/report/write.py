@@ -19,7 +19,8 @@ from so_clip.report.plots import write as plots
 from so_clip.report.published import add_published
 from so_clip.report.read import Runs, read_runs
 from so_clip.report.significance import compare
-from so_clip.report.tables import Table, make_tables
+from so_clip.report.table import Table
+from so_clip.report.tables import make_tables
 from so_clip.system import atomic
 from so_clip.system.commands import install
 

@@ -7,7 +7,8 @@ import pytest
 
 from so_clip.report.missing import add_missing
 from so_clip.report.read import read_runs
-from so_clip.report.tables import Table, make_tables
+from so_clip.report.table import Table
+from so_clip.report.tables import make_tables
 from tests.helpers.report_runs import write_grid, write_provenance, write_run
 
 SKIPS = "The sweep's own command runs what is missing and skips finished runs"

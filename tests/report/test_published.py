@@ -7,7 +7,8 @@ import pytest
 
 from so_clip.report.published import add_published, published_scores
 from so_clip.report.read import read_runs
-from so_clip.report.tables import AVERAGE, Row, Table, make_tables
+from so_clip.report.table import Row, Table
+from so_clip.report.tables import AVERAGE, make_tables
 from tests.helpers.report_runs import PAPER, VIT, write_run
 
 

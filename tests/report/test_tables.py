@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from so_clip.report.read import read_runs
-from so_clip.report.tables import Row, Table, make_tables, slug
+from so_clip.report.table import Row, Table
+from so_clip.report.tables import make_tables
 from tests.helpers.report_runs import PAPER, VIT, write_grid, write_provenance, write_run
 
 
@@ -291,12 +292,3 @@ def test_equal_versions_and_hardware_have_no_note(tmp_path):
     for seed in (1, 2):
         write_provenance(write_run(tmp_path, str(seed), seed=seed))
     assert _accuracy(tmp_path).notes == ()
-
-
-def test_slugs_are_safe_file_names():
-    assert [slug(text) for text in ("ViT-B/16", "../x", "", "日本")] == [
-        "vit-b-16",
-        "x",
-        "none",
-        "none",
-    ]

@@ -11,7 +11,8 @@ import pytest
 from so_clip.report.formats.text import tidy, to_csv, to_markdown
 from so_clip.report.read import Runs, read_runs
 from so_clip.report.significance import compare
-from so_clip.report.tables import Table, make_tables
+from so_clip.report.table import Table
+from so_clip.report.tables import make_tables
 from tests.helpers.report_runs import write_run
 
 

@@ -10,7 +10,7 @@ from so_clip.report.formats import latex
 from so_clip.report.formats import text as formats
 from so_clip.report.formats.numbers import readable
 from so_clip.report.pairs import Pairs
-from so_clip.report.tables import Table
+from so_clip.report.table import Table
 from so_clip.system import atomic
 
 SIGNIFICANCE_FILE = "significance"

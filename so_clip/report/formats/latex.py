@@ -8,7 +8,7 @@ from string import ascii_lowercase
 import pandas as pd
 
 from so_clip.report.formats.text import MISSING, text_frame
-from so_clip.report.tables import Block, Row, Table
+from so_clip.report.table import Block, Row, Table
 
 HEADER = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
 # A table with more columns is scaled to the width of the page.

@@ -13,7 +13,8 @@ from rich.text import Text
 from so_clip import escape
 from so_clip.errors import show
 from so_clip.report.formats.text import MISSING, cell_text, to_markdown
-from so_clip.report.tables import Column, Row, Table
+from so_clip.report.measures import Column
+from so_clip.report.table import Row, Table
 
 T = TypeVar("T")
 

@@ -10,7 +10,8 @@ from pandas.api.types import is_numeric_dtype
 
 from so_clip.escape import csv_cell, csv_row, markdown
 from so_clip.report.averages import AVERAGE
-from so_clip.report.tables import Block, Cell, Column, Row, Table
+from so_clip.report.measures import Column
+from so_clip.report.table import Block, Cell, Row, Table
 from so_clip.report.wording import SENTENCE_WORDS
 
 MISSING = "–"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from so_clip.report.formats.numbers import digits_of
 from so_clip.report.read import Runs
-from so_clip.report.tables import Cell, Table
+from so_clip.report.table import Cell, Table
 from so_clip.report.wording import IMAGE_WORDS
 from so_clip.results.run_files import SKIPPED, TASK, flat_options
 

@@ -24,7 +24,7 @@ from so_clip.report.plots.drawing import Plot
 from so_clip.report.plots.svg import inline
 from so_clip.report.progress import watched
 from so_clip.report.read import Runs
-from so_clip.report.tables import Table
+from so_clip.report.table import Table
 from so_clip.system import atomic
 
 FILE = "index.html"

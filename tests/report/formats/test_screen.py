@@ -6,7 +6,8 @@ import pytest
 from rich.cells import cell_len
 
 from so_clip.report.formats.screen import show_tables
-from so_clip.report.tables import Block, Cell, Column, Measure, Row, Table
+from so_clip.report.measures import Column, Measure
+from so_clip.report.table import Block, Cell, Row, Table
 
 HOSTILE = "a_b [link](https://evil.example) \x1b[31m 家猫 [bold]"
 COLUMNS = [Column(f"d{number}", f"Dataset {number}") for number in range(8)]

@@ -17,7 +17,8 @@ from so_clip.report.formats import text as formats
 from so_clip.report.formats.numbers import readable
 from so_clip.report.published import add_published
 from so_clip.report.read import read_runs
-from so_clip.report.tables import Table, make_tables
+from so_clip.report.table import Table
+from so_clip.report.tables import make_tables
 from tests.helpers.report_runs import PAPER, VIT, squeezed, write_grid, write_run
 
 NASTY = (
