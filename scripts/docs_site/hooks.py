@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-from scripts.docs_site import made_pages
+from scripts.docs_site import command_pages, made_pages
 from scripts.docs_site.checks import wrong_names
 
 log = logging.getLogger("mkdocs.hooks.so_clip")
@@ -25,8 +25,9 @@ BOOSTS = {"start/": 2.0, "questions.md": 2.0, "api/": 0.5, "reference/": 0.5, "m
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the pages of notebooks to the navigation."""
+    """Add the pages of notebooks and commands to the navigation."""
     assert config.nav is not None
+    _extend(config.nav, "Command line", list(command_pages.pages()))
     _extend(config.nav, "Notebooks", made_pages.notebooks(Path(config.docs_dir)))
     return config
 

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.docs_site import citation, reference
+from scripts.docs_site import citation, command_pages, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 # Root files that are also pages.
@@ -23,7 +23,7 @@ def notebooks(docs: Path) -> list[str]:
 def pages(docs: Path) -> dict[str, str | bytes]:
     """Return all files that are made, by their path relative to docs/: pages and their pictures."""
     made: dict[str, str | bytes] = {
-        "reference/command_line.md": _command_line(),
+        **_commands(),
         "reference/options.md": _options(),
         "citation.md": citation.page(ROOT / CITATION),
     }
@@ -35,7 +35,7 @@ def pages(docs: Path) -> dict[str, str | bytes]:
 
 
 # While pages are written, the program does not change.
-_command_line = cache(reference.command_line)
+_commands = cache(command_pages.pages)
 _options = cache(reference.options)
 
 

@@ -1,22 +1,13 @@
-"""The pages on the command line and on all options, made from the program and from conf/."""
+"""The page on all options, made from conf/."""
 
 import html
 import re
 from collections.abc import Iterable, Iterator
 
 from scripts.docs_site.blocks import name_pages
-from scripts.docs_site.program import CONF, commands, help_text
+from scripts.docs_site.program import CONF
 from so_clip.cli.choice_files import Row, opening
-from so_clip.cli.help import (
-    ALL,
-    IMAGES,
-    LAUNCHERS,
-    ON_SENTENCES,
-    choice_rows,
-    declared_rows,
-    shown,
-)
-from so_clip.cli.program import COMMANDS, RUN
+from so_clip.cli.help import IMAGES, LAUNCHERS, ON_SENTENCES, choice_rows, declared_rows
 
 # Groups with a section of their own, and what a choice of each is.
 _GROUPS = {
@@ -30,43 +21,6 @@ _GROUPS = {
     "experiment": "An experiment sets several options at once.",
     LAUNCHERS: "Where the runs of a sweep are started.",
 }
-
-
-def command_line() -> str:
-    """Return the page on the command line: each command with its help, then the help's topics."""
-    parts = [
-        "# Command line",
-        "This page is made from the program. `python -m so_clip` starts a run. With a command's "
-        "name it does something else. After installation, `so_clip` is the same program.",
-        *_command(RUN, "Runs and sweeps", "OPTION=VALUE ...", "Train a model and test it."),
-    ]
-    for name, (arguments, summary) in COMMANDS.items():
-        parts += _command(name, name, arguments, summary)
-    parts.append("## Help topics")
-    parts.append("`--help TOPIC` prints one part of the manual.")
-    for kind, words in ((IMAGES, []), (ON_SENTENCES, ["rte"])):
-        for topic in kind.topics:
-            if topic != ALL:
-                line = " ".join(["python -m so_clip", *words, "--help", topic])
-                parts += [f"### {' '.join([*words, '--help', topic])}", _fence("sh", line)]
-                parts.append(_fence("text", shown([*words, "--help", topic])))
-    return "\n\n".join(parts) + "\n"
-
-
-def _command(name: str, heading: str, arguments: str, summary: str) -> Iterator[str]:
-    """Yield a command's section: example, help and flags."""
-    yield f"## {heading}"
-    yield summary
-    yield _fence("sh", " ".join(["python -m so_clip", *([] if name == RUN else [name]), arguments]))
-    text = shown([]) if name == RUN else help_text(name)
-    yield _fence("text", text.partition("\nArguments:\n")[0].partition("\nOptions:\n")[0])
-    rows = [
-        (", ".join(f"`{flag}`" for flag in parameter.opts), parameter.help or "")
-        for parameter in commands()[name].params
-        if parameter.param_type_name == "option"
-    ]
-    if rows:
-        yield _markdown_table(("Flag", "Meaning"), rows)
 
 
 def options() -> str:
@@ -116,10 +70,11 @@ def _rows(group: str, choice: str) -> list[Row]:
 
 def _option_table(rows: Iterable[Row]) -> str:
     cells = [(f"`{row.name}`", f"`{row.default}`", row.text) for row in rows]
-    return _markdown_table(("Option", "Default", "Meaning"), cells)
+    return markdown_table(("Option", "Default", "Meaning"), cells)
 
 
-def _markdown_table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def markdown_table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table in Markdown."""
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     return "\n".join(lines)
@@ -142,7 +97,3 @@ def _linked(text: str) -> str:
 
 def _sentence(text: str) -> str:
     return f"{_cell(text)}." if text and text[-1] not in ".:" else _cell(text)
-
-
-def _fence(kind: str, text: str) -> str:
-    return f"```{kind}\n{text.strip(chr(10))}\n```"

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from scripts.docs_site import fences, made_pages, reference, tables
+from scripts.docs_site import command_pages, fences, made_pages, reference, tables
 from scripts.docs_site.program import CONF, commands
 from so_clip.cli.help import ALL, IMAGES
 from so_clip.cli.program import COMMANDS
@@ -20,14 +20,24 @@ def shown(source: str) -> str:
     return fences.table(source, "table", "table", {}, None)
 
 
-def test_every_command_flag_and_topic_is_on_the_page():
-    page = reference.command_line()
-    for name in COMMANDS:
-        assert f"\n## {name}\n" in page
+def page_of(name: str) -> str:
+    return command_pages.pages()[f"reference/commands/{name}.md"]
+
+
+def test_every_command_has_a_page_with_its_flags_and_guides():
+    made = command_pages.pages()
+    index = made["reference/commands/index.md"]
+    for name, (_, summary) in COMMANDS.items():
+        page = made[f"reference/commands/{name}.md"]
+        assert page.startswith(f"# so_clip {name}\n\n{summary}\n")
+        assert f"]({name}.md) |" in index
         for parameter in commands()[name].params:
             if parameter.param_type_name == "option":
                 assert all(f"`{flag}`" in page for flag in parameter.opts)
-    assert all(f"\n### --help {topic}\n" in page for topic in IMAGES.topics if topic != ALL)
+    guide = "- [Classify images with a finished run](../../how_to/predict.md)"
+    assert f"\n{guide}\n" in page_of("predict")
+    topics = page_of("topics")
+    assert all(f"\n## --help {topic}\n" in topics for topic in IMAGES.topics if topic != ALL)
 
 
 def test_every_choice_and_every_declared_option_is_on_the_page():

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 # The rules of WCAG A and AA. "preload" would fetch the style sheets again, which a disk refuses.
 RULES = {"preload": False, "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
-# A page of each kind: text, tables, formulas, outputs, docstrings, long generated tables.
+# A page of each kind: text, tables, formulas, outputs, docstrings, a command.
 PAGES = (
     "index.html",
     "concepts/so.html",
@@ -21,7 +21,7 @@ PAGES = (
     "methods/so.html",
     "benchmarks/methods.html",
     "api/optimizer.html",
-    "reference/command_line.html",
+    "reference/commands/predict.html",
 )
 
 
@@ -122,15 +122,17 @@ def test_no_page_scrolls_sideways_on_a_phone(site: Path, open_page: Any):
 
 
 def test_the_keyboard_reaches_the_text_and_the_search(site: Path, open_page: Any):
-    """The first Tab shows the skip link; a slash opens the search, and it finds a page."""
+    """The first Tab shows the skip link; a slash opens the search, and it finds a command."""
     tab = open_page(site / "index.html")
     tab.wait_for_selector(".md-content h1")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.classList.contains('md-skip')")
     tab.wait_for_function("getComputedStyle(document.activeElement).opacity == 1")
     tab.keyboard.press("/")
-    tab.keyboard.type("density_ratio")
+    tab.keyboard.type("so_clip predict")
     tab.wait_for_selector(".md-search-result__item")
+    first = tab.locator(".md-search-result__link").first.get_attribute("href")
+    assert "/reference/commands/predict.html" in first
     tab.keyboard.press("ArrowDown")
     assert tab.evaluate("document.activeElement.classList.contains('md-search-result__link')")
 
