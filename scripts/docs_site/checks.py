@@ -83,6 +83,9 @@ class Page:
         for code in codes_of(self.text):
             found += [Wrong(code.line, word, why) for word, why in self._of_code(code.text)]
         found += self._named_by_noun()
+        for match in re.finditer(r"(?m)^::: ([\w.]+)", self.text):  # docstrings
+            line = self.text.count("\n", 0, match.start()) + 1
+            found += [Wrong(line, word, why) for word, why in _python_name(match[1])]
         why = f"write ``` alone or with one of {', '.join(filter(None, KINDS))}, and end it so."
         found += [Wrong(line, fence, why) for line, fence in unread_fences(self.text)]
         first = {(wrong.line, wrong.word): wrong for wrong in reversed(found)}

@@ -1,23 +1,59 @@
 """What the site makes of its own fenced blocks: `table`, `math` and `output`.
 
-A block that cannot be shown fails the build; mkdocs names the page.
+A block that cannot be shown fails the build. The message names the page and the line, which the
+hook writes behind the fence: superfences does not know them.
 """
 
+import functools
 import html
 import re
+from collections.abc import Callable
 from typing import Any
 
 from latex2mathml import converter
 from mkdocs.exceptions import BuildError
 from pymdownx.superfences import SuperFencesException
 
+from scripts.docs_site.blocks import blocks_of
 from scripts.docs_site.tables import TableError, table_of
+
+KINDS = ("table", "math", "facts")
 
 
 class FenceError(SuperFencesException, BuildError):
     """A block cannot be shown. Both bases are needed for the build to end with this message."""
 
 
+def with_places(markdown: str, name: str, line: int = 0) -> str:
+    """Return a page with each made block's place behind its fence.
+
+    Args:
+        markdown: the page.
+        name: the page's name in messages.
+        line: how many lines of the page's file come before.
+    """
+    lines = markdown.split("\n")
+    for block in blocks_of(markdown):
+        if block.kind in KINDS:
+            lines[block.line - 1] += f' {{ place="{name}: line {line + block.line}" }}'
+    return "\n".join(lines)
+
+
+def placed(make: Callable[..., str]) -> Callable[..., str]:
+    """Begin the message of a block's error with the place that `with_places` wrote."""
+
+    @functools.wraps(make)
+    def made(*given: Any, **more: Any) -> str:
+        try:
+            return make(*given, **more)
+        except FenceError as error:
+            place = more.get("attrs", {}).get("place")
+            raise FenceError(f"{place}: {error}" if place else str(error)) from error
+
+    return made
+
+
+@placed
 def table(source: str, language: str, css_class: str, options: Any, md: Any, **kwargs: Any) -> str:
     """Return the table that a `table` block describes, as HTML; see `scripts.docs_site.tables`."""
     try:
@@ -28,6 +64,7 @@ def table(source: str, language: str, css_class: str, options: Any, md: Any, **k
         raise FenceError(f"table: {type(error).__name__}: {error}\n{source}") from error
 
 
+@placed
 def formula(
     source: str, language: str, css_class: str, options: Any, md: Any, **kwargs: Any
 ) -> str:

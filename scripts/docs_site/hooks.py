@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-from scripts.docs_site import command_pages, made_pages
+from scripts.docs_site import command_pages, fences, made_pages
 from scripts.docs_site.checks import wrong_names
 
 log = logging.getLogger("mkdocs.hooks.so_clip")
@@ -45,12 +45,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Check a page of docs/, and set its rank in the search.
+    """Check a page of docs/, name the places of its made blocks, set its rank in the search.
 
     The pages that are made follow the program, or their files do: they are not checked.
     """
     if page.file.generated_by is None:
-        _check(f"docs/{page.file.src_uri}", page.file.content_string)
+        name, text = f"docs/{page.file.src_uri}", page.file.content_string
+        _check(name, text)
+        markdown = fences.with_places(markdown, name, text.count("\n") - markdown.count("\n"))
     for start, boost in BOOSTS.items():
         if page.file.src_uri.startswith(start):
             page.meta.setdefault("search", {"boost": boost})

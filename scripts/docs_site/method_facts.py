@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from scripts.docs_site.blocks import name_pages
-from scripts.docs_site.fences import FenceError
+from scripts.docs_site.fences import FenceError, placed
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -48,6 +48,7 @@ _OPTIMIZER = {
 }
 
 
+@placed
 def facts(
     source: str, language: str, css_class: str, options: Any, md: Any, **arguments: Any
 ) -> str:

@@ -69,7 +69,10 @@ def table_of(source: str) -> str:
     """
     try:
         described = Described.model_validate(yaml.safe_load(source))
-    except (ValidationError, yaml.YAMLError) as error:
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise TableError("; ".join(wrong)) from error
+    except yaml.YAMLError as error:
         raise TableError(str(error)) from error
     whole = _read(described)
     data = _selected(whole, described)

@@ -65,6 +65,7 @@ WRONG = (
     ("```python\nfrom so_clip import SSO\n```\n", "SSO"),
     ("```python\nimport so_clip\n\nso_clip.loads('x')\n```\n", "so_clip.loads"),
     ("```python\nfrom so_clip.optims import SO\n```\n", "so_clip.optims"),
+    ("::: so_clip.optim.so.SSO", "so_clip.optim.so.SSO"),
 )
 
 

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from mkdocs.config import load_config
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
-from scripts.docs_site import command_pages, fences, made_pages, reference, tables
+from scripts.docs_site import command_pages, fences, hooks, made_pages, reference, tables
 from scripts.docs_site.program import CONF, commands
 from so_clip.cli.help import ALL, IMAGES
 from so_clip.cli.program import COMMANDS
 from so_clip.config.settings import declared_options
+from tests.helpers.command import ROOT
 
 TABLE = "file: results/tables/digits_methods.csv\nrows: [method_title]\nwhere: {{{where}}}\n{more}"
 SHOTS = "columns: shots\nvalues: {accuracy_percent: Accuracy}\nsort: accuracy_percent"
@@ -163,6 +167,33 @@ def test_a_picture_of_a_notebook_without_words_stops_the_build(tmp_path: Path):
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
     with pytest.raises(ValueError, match="cell 0"):
         made_pages.notebook_page(file, "notebooks/small.md")
+
+
+WRONG_BLOCKS = {
+    "table": ("file: results/tables/none.csv", "table: rows: Field required; values: "),
+    "math": ("\\thetaa", "math: \\thetaa: latex2mathml does not know"),
+    "facts": ("method: sso", "facts: conf/method/sso.yaml does not exist"),
+}
+
+
+@pytest.mark.parametrize("kind", fences.KINDS)
+def test_the_error_of_a_made_block_names_the_page_and_the_line(kind: str, tmp_path: Path):
+    source, message = WRONG_BLOCKS[kind]
+    text = f"<!-- a -->\n\n# A\n\n- b\n\n    ```{kind}\n    {source}\n    ```\n"
+    (tmp_path / "a.md").write_text(text)
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    file = File("a.md", str(tmp_path), str(tmp_path / "site"), use_directory_urls=False)
+    page, files = Page(None, file, config), Files([file])
+    page.read_source(config)
+    page.markdown = hooks.on_page_markdown(page.markdown or "", page, config, files)
+    with pytest.raises(fences.FenceError) as failed:
+        page.render(config, files)
+    assert str(failed.value).startswith(f"docs/a.md: line 7: {message}")
+
+
+def test_every_made_block_of_the_site_has_a_place_for_its_errors():
+    made = re.findall(r"- name: (\w+)\n +class: ", (ROOT / "mkdocs.yml").read_text())
+    assert set(made) == {*fences.KINDS, "output"}  # an output cannot fail
 
 
 def test_output_is_plain_text():
