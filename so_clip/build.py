@@ -46,7 +46,7 @@ from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 
 CPU = torch.device("cpu")
-# Contexts of an evaluator for the classes that the classifier has anyway.
+# Contexts of an evaluator for the classes that the classifier already has.
 _SAME_CLASSES: tuple[Classes, Classes] = (nullcontext, nullcontext)
 
 
@@ -203,7 +203,7 @@ def class_prompts(template: str, class_names: Sequence[str], card: DatasetCard) 
     if template in TEMPLATES:
         raise InputError(
             f"template={template}: the dataset's card has none under templates. It has "
-            f"{', '.join(templates)}; any text with one {{}} for the class name will do too."
+            f"{', '.join(templates)}; any text with one {{}} for the class name works too."
         )
     return templated(class_names, [template])
 
@@ -211,7 +211,7 @@ def class_prompts(template: str, class_names: Sequence[str], card: DatasetCard) 
 def build_optimizer(
     choice: Component | None, model: Model, on_gpu: bool | None = None
 ) -> torch.optim.Optimizer:
-    """Make the optimizer over the adapter's parameters. Its own refusals become InputError.
+    """Make the optimizer over the adapter's parameters. Its own errors become InputError.
 
     The option `sampled_gradients` changes the model's layers and never reaches the constructor. An
     optimizer with the option `density_ratio` has the parameters of `model.dense` in a group of

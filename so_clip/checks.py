@@ -160,7 +160,8 @@ def path(key: str, value: Any) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~NAME of an unknown user
-        raise InputError(f"{key}={text}: there is no such home. Write the path in full.") from error
+        problem = "there is no such home folder. Write the path in full."
+        raise InputError(f"{key}={text}: {problem}") from error
 
 
 def device_name(value: Any) -> str:

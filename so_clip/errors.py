@@ -129,7 +129,7 @@ def show(text: str) -> None:
 
 
 def drop_stdout() -> None:
-    """Lead stdout nowhere, so that Python does not complain at its end about unwritten text."""
+    """Discard further text to stdout, so that Python ends without an error about unwritten text."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

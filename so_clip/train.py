@@ -33,7 +33,7 @@ Report = Callable[[int, float | None], None]
 
 
 class Batches(Protocol):
-    """Training batches, reshuffled and augmented anew every epoch."""
+    """Training batches, shuffled and augmented again for every epoch."""
 
     def epoch(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Yield (images_BCHW uint8, labels_B int64) on the device."""

@@ -1,7 +1,7 @@
-"""What an adapter file says of itself: base, classes, prompts, method and calibration.
+"""The metadata of an adapter file: base, classes, prompts, method and calibration.
 
-A file's metadata have one key, whose text is a JSON object with these values. Several keys would
-have another order in each file.
+A file's metadata have one key. Its text is a JSON object with these values. Several keys would have
+another order in each file.
 """
 
 import hashlib

@@ -45,7 +45,7 @@ class _Applied:
     def take_out(self, plain: nn.Module) -> None:
         if self.structure is not None:
             self.structure.restore()
-        # The tensors of now: the model may have moved to another device.
+        # The tensors are looked up now, because the model may have moved to another device.
         tensors = plain.state_dict()
         for name, undo in reversed(self.undo):
             undo(tensors[name])

@@ -32,10 +32,10 @@ from so_clip.results.run_files import ADAPTER_FILE
 from so_clip.system import atomic
 from so_clip.system.safe_open import open_plain
 
-# What stands before a tensor's name in a file.
+# Prefixes of tensor names in a file.
 _PARTS = ("delta:", "gaps:", "exact:", "exact_gaps:", "added:")
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32)
-# What tensors of models can be. torch cannot even compare some of its other types.
+# The types that tensors of models can have. torch cannot compare some of its other types.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _KINDS = (*FLOATS, *_UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 

@@ -59,7 +59,7 @@ class Adapted:
 
     @property
     def about(self) -> About:
-        """What the adapter file says of itself: base, classes, method, options, temperature."""
+        """The metadata of the adapter file: base, classes, method, options, temperature."""
         return self.adapter.about
 
     def predict(self, images: Sequence[Picture], top: int = 5) -> list[Prediction]:

@@ -1,4 +1,4 @@
-"""Arguments of Python calls become settings in the way of the command line. Imports no torch."""
+"""Turns the arguments of Python calls into settings, as the command line does. Imports no torch."""
 
 import os
 import re

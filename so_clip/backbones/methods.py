@@ -32,7 +32,7 @@ _IMAGES = 2  # in the batch of a training step
 
 
 def method_names() -> list[str]:
-    """Return the names of all methods in conf/ but the one for sentences alone."""
+    """Return the names of all methods in conf/ except the one for sentences only."""
     return [file.stem for file in choices("method") if file.stem != HEAD]
 
 

@@ -128,7 +128,7 @@ def cut_blocks(model: nn.Module) -> None:
 
 
 def copy_without_weights(backbone: Backbone) -> Backbone:
-    """Return a copy with new modules and the same tensors, whose values no one reads."""
+    """Return a copy with new modules and the same tensors. Their values must not be read."""
     shared: dict[int, Any] = {
         id(value): value for value in (vars(backbone)["_tokenizer"], vars(backbone)["_parts"])
     }

@@ -25,7 +25,7 @@ WARM_UP_STEPS = 12
 STEPS_AFTER_CHANGE = 2
 # A shape is captured after this many eager steps.
 STEPS_OF_SHAPE = 2
-# More changes than this within so many steps, and training stays eager.
+# Training stays eager if the step changes more often than this within this many steps.
 MOST_CHANGES, CHANGE_WINDOW = 3, 50
 # A loss must be read before this many more steps are taken.
 LOSSES_KEPT = 50
@@ -112,7 +112,7 @@ class CapturedStep:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the first capture is over, or there will hardly be one."""
+        """Whether the first capture is over, or is not to be expected."""
         late = self._taken >= 2 * self._warm_up_steps
         return bool(self._captures) or self._refusal is not None or late
 
@@ -155,7 +155,7 @@ class CapturedStep:
         return self._losses.last()
 
     def _record(self, images_BCHW: Tensor, labels_B: Tensor) -> _Batch | None:
-        """Record a step for this shape; None if that cannot be. Nothing is computed."""
+        """Record a step for this shape; None if it cannot be recorded. Nothing is computed."""
         reason = self._steps.not_capturable()
         if reason is not None:
             self._give_up(Eager(reason, OTHER_OPTIMIZER))
@@ -225,7 +225,7 @@ class CapturedStep:
 
 
 def _first_reason(error: BaseException) -> str:
-    """Return the first line of the error that made a capture fail; the last one only follows."""
+    """Return the first line of the error that made a capture fail; the last one follows from it."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return str(error).strip().partition("\n")[0]
@@ -240,7 +240,7 @@ class _Layout:
         self._state = self._state_now()
 
     def holds(self, version: int, other_parts: tuple[Any, ...]) -> bool:
-        """Return whether everything is as it was."""
+        """Return whether all addresses and all trained tensors are the same as before."""
         same = [mine is other for mine, other in zip(self._others, other_parts, strict=True)]
         return all(same) and version == self._version and self._state == self._state_now()
 

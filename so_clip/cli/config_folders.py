@@ -1,7 +1,7 @@
 """Checks of the user's own configuration folders, before Hydra reads them.
 
-Hydra takes the first file of a name that it finds. A file of the user that the program has too
-would be ignored without a word.
+Hydra takes the first file of a name that it finds. It would ignore the user's file, without a
+message, if the program has one of that name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ CONFIG_DIR = "--config-dir"
 
 
 def check_config_folders(folders: Mapping[str, str], shipped: Sequence[Path] = (CONF_DIR,)) -> None:
-    """Raise InputError for a folder that is missing, a recorded run, or hidden in part.
+    """Raise InputError for a folder that is missing, is a run, or has files that Hydra ignores.
 
     Args:
         folders: by their flags, --config-path and --config-dir.

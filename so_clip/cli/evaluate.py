@@ -123,7 +123,7 @@ def _check_options(words: Sequence[str], source: Path) -> None:
         if name in known or group in GROUPS:
             raise InputError(
                 f"{word}: belongs to training, and evaluate trains nothing: the adapter in "
-                f"{source} is tested as it is. Leave it out; `python -m so_clip --help` has runs."
+                f"{source} is tested unchanged. Leave it out; `python -m so_clip --help` has runs."
             )
         raise InputError(
             f"{word}: there is no such option.{nearest(name, [*known, *_OPTIONS])} `python -m "

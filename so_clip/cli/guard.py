@@ -14,7 +14,7 @@ def guarded(command: Callable[[list[str]], None]) -> int:
 
     0: done. 1: the run failed. 2: the input cannot be used. 130: interrupted. 143: terminated.
     `--debug` anywhere in the arguments also prints the traceback. The first Ctrl-C or SIGTERM ends
-    the command with a word, the second one kills it.
+    the command with a short message, the second one kills it.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed; the next opened file would take its descriptor
@@ -26,7 +26,7 @@ def guarded(command: Callable[[list[str]], None]) -> int:
     try:
         command([argument for argument in sys.argv[1:] if argument != DEBUG])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of stdout has enough (`| head`)
+    except BrokenPipeError:  # stdout was closed, as by `| head`
         drop_stdout()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)

@@ -1,4 +1,4 @@
-"""The commands of `python -m so_clip`, parsed by typer. Usage errors come out in our own words."""
+"""The commands of `python -m so_clip`, parsed by typer. Usage errors become messages of ours."""
 
 import os
 import re

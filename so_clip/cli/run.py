@@ -87,7 +87,7 @@ def main(
     check_flags(context.params)
     tree, words = _kind(words, config_name)
     if info is not None:
-        logging.raiseExceptions = False  # Hydra logs it, and the reader may have enough (`| head`)
+        logging.raiseExceptions = False  # Hydra logs it, and stdout may be closed (`| head`)
     if not shell_completion:
         check_words(words, multirun)
     if multirun and processes() > 1:

@@ -1,4 +1,4 @@
-"""Checks of a run's words and flags that Hydra would ignore, or end on in its own words."""
+"""Checks of a run's words and flags that Hydra would ignore, or refuse with an unclear message."""
 
 import io
 import os
@@ -74,7 +74,7 @@ def _check_hydra(name: str, value: str, multirun: bool | None) -> None:
 
 
 def check_flags(flags: dict[str, Any]) -> None:
-    """Raise InputError for flags that Hydra would ignore, or end on in its own words."""
+    """Raise InputError for flags that Hydra would ignore, or refuse with an unclear message."""
     for name in ("package", "config_path", "config_name", "config_dir", "from_run"):
         if flags[name] == "":
             flag = "--from" if name == "from_run" else f"--{name.replace('_', '-')}"

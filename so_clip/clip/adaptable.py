@@ -1,4 +1,4 @@
-"""What adapters and the training loop use of a model, for CLIP and for sentence encoders alike."""
+"""The interface of a model for adapters and the training loop: of CLIP and of sentence encoders."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ class AdaptableModel(nn.Module):
         """Drop what was computed from parts that are not parameters."""
 
     def separate_prompts(self) -> None:
-        """Share no rows between prompts, since an adapter draws random numbers for each."""
+        """Share no rows between prompts: an adapter draws random numbers for each prompt."""
 
     def training_state(self) -> dict[str, Any]:
         """Return the state of random draws, for a checkpoint."""

@@ -29,7 +29,7 @@ from so_clip.errors import InputError
 
 
 class Backbone(Encoder):
-    """An open_clip model behind the few calls that adaptation needs.
+    """An open_clip model with the few calls that adaptation needs.
 
     Args:
         model: an open_clip CLIP, CustomTextCLIP or CoCa, or an ImageOnly.

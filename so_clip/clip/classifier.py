@@ -157,7 +157,8 @@ class Classifier(AdaptableModel):
     def versions(self, tower: Tower) -> Any:
         """Return a value that changes with a tower's device, parameters, and writes to these.
 
-        Some optimizers write to a parameter without a trace, so it says nothing of a trained tower.
+        Some optimizers change a parameter but not its version, so the value does not show the steps
+        of a trained tower.
         """
         named = self.backbone.model.named_parameters()
         values = [value for name, value in named if tower_of(name) == tower]

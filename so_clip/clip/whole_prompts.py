@@ -1,4 +1,4 @@
-"""Token ids of prompts that are never cut. Tokenizers of open_clip cut long prompts in silence."""
+"""Token ids of prompts that are never cut. open_clip's tokenizers cut without a message."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from so_clip.data.plain_files import shortened
 from so_clip.errors import InputError
 
 Tokenizer = Callable[..., Tensor]
-# The exact length of a longer prompt is not worked out.
+# The exact length of a longer prompt is not computed.
 _MOST_COUNTED = 16
 
 

@@ -172,7 +172,7 @@ def readable_errors(tree: ConfigTree = RUNS) -> Iterator[None]:
         raise InputError(_explain(error, tree)) from error
     except (YAMLError, RecursionError) as error:  # in a folder of the user's own choices
         raise InputError(_unreadable(error)) from error
-    except BrokenPipeError:  # the reader of stdout has enough, such as `--cfg job | head`
+    except BrokenPipeError:  # stdout was closed, as by `--cfg job | head`
         raise
     except OSError as error:
         # Hydra creates the folder of a sweep before its first run.

@@ -1,4 +1,4 @@
-"""The two kinds of runs, on images and on sentences: what belongs to which, and its first word."""
+"""The two kinds of runs, on images and on sentences: their groups, options and first words."""
 
 import re
 from collections.abc import Sequence

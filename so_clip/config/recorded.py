@@ -21,7 +21,7 @@ from so_clip.system.commands import command, override
 from so_clip.system.safe_open import read_plain
 
 FROM = "--from"
-# The key of config.yaml that no configuration of Hydra's has.
+# The key of config.yaml that no configuration of Hydra has.
 _MARK = "method_title"
 # The groups of both kinds of runs.
 GROUPS = (*settings.GROUPS, *sentences.GROUPS)

@@ -19,7 +19,7 @@ def resolved_placement(settings: SentenceSettings) -> SentenceSettings:
 
 
 def resolved(settings: Settings) -> Settings:
-    """Return the settings with `auto` replaced, so that fingerprints tell machines apart."""
+    """Return the settings with `auto` replaced, so that fingerprints differ between machines."""
     placement = settings.placement
     device = pick_device(placement.device)
     text_budget_mib = placement.text_budget_mib

@@ -125,7 +125,7 @@ class RunEvaluation(Options):
     )
     every_steps: int = option(
         0,
-        "test accuracy after so many steps, in curve.csv; 0: never. It chooses nothing",
+        "steps between two test accuracies in curve.csv; 0: none. It chooses nothing",
         ge=0,
         le=MAX_COUNT,
     )

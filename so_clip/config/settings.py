@@ -54,8 +54,7 @@ __all__ = [
 
 # A typing error must not fill the memory with the order of an epoch.
 MAX_CROPS = 1000
-# Options of the backbone that replace what its weights imply. `auto` leaves no trace in
-# fingerprints.
+# Options of the backbone that replace what its weights imply. Fingerprints leave out `auto`.
 PIXEL_OPTIONS = ("resize_mode", "interpolation", "mean", "std")
 
 
@@ -167,7 +166,7 @@ class Evaluation(RunEvaluation):
 
     workers: Annotated[int, whole_or_share(0)] = option(
         AUTO,
-        "threads that decode test images: auto (one a core) | a number; 0: the main thread",
+        "threads that decode test images: auto (one per core) | a number; 0: the main thread",
         changes_results=False,
         ge=0,
         le=MAX_WORKERS,
@@ -205,7 +204,7 @@ class Placement(RunPlacement):
         AUTO, "MiB for prompts in training | auto (fast 1024; balanced 128, on GPUs 1024; small 64)"
     )
     image_budget_mib: AutoMib = option(
-        AUTO, "MiB for decoded training images; above it each batch is decoded anew | auto"
+        AUTO, "MiB for decoded training images; above it each batch decodes its images | auto"
     )
     rank_timeout_seconds: float = option(
         300,

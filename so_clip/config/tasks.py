@@ -1,4 +1,4 @@
-"""Settings of a run of tasks (tasks=N): what goes with it, and the length of each training."""
+"""Settings of a run of tasks (tasks=N): allowed options, and the length of each training."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
 """Cards -> splits -> few-shot draw -> images in memory -> batches.
 
-Nothing is imported here: cards, splits and draws answer without torch, which takes seconds.
+Nothing is imported here, so cards, splits and draws do not wait seconds for torch.
 """

@@ -192,9 +192,9 @@ class ImageBlocks:
     def _put_weights(self, columns_BSX: Floats, rows_BSY: Floats, crops: Sequence[Crop]) -> None:
         """Write the weights of a batch, and the constants that the products add.
 
-        A tie is rounded up, as in torch's resampler. To the columns the products add half of the
-        last place, because the device then rounds to even; to the rows a half, because the device
-        then cuts off the fraction.
+        A tie is rounded up, as in torch's resampler. The products add half of the last place to the
+        columns, because the device then rounds to even. They add a half to the rows, because the
+        device then cuts off the fraction.
         """
         columns_BSX[...] = rows_BSY[...] = 0
         rows_BSY[:, :, -1] = 0.5

@@ -28,7 +28,7 @@ class AxisWeights(NamedTuple):
     bits: int
 
 
-# Most lengths of a batch were in a batch before. An entry for a photograph takes some 25 KB.
+# Most lengths of a batch were in a batch before. An entry for a photograph takes about 25 KB.
 @lru_cache(maxsize=1024)
 def axis_weights(length: int, side: int) -> AxisWeights:
     """Return the weights that resize `length` pixels to `side`.

@@ -1,4 +1,4 @@
-"""What a file is that no reader of images accepts, by its first bytes."""
+"""The kind of a file that no reader of images accepts, from its first bytes."""
 
 import struct
 from typing import BinaryIO, NamedTuple

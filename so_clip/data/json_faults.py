@@ -1,4 +1,4 @@
-"""Explains in plain words why a text is not JSON: people and language models make few mistakes."""
+"""Explains why a text is not JSON: people and language models make few kinds of mistakes."""
 
 import json
 import re

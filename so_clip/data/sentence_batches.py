@@ -1,4 +1,4 @@
-"""Batches of tokenized sentences: drawn anew every epoch to train, sorted by length to test."""
+"""Batches of tokenized sentences: shuffled every epoch for training, sorted by length for tests."""
 
 from collections.abc import Iterator, Sequence
 

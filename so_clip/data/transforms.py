@@ -46,7 +46,8 @@ class RandomResizedCrop:
         scale: lowest and highest share of the image's area.
         flip: mirror half of the images.
 
-    Source: torchvision.transforms.RandomResizedCrop, but it uses the global generator.
+    Source: torchvision.transforms.RandomResizedCrop. Unlike here, it draws from the global
+        generator.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ _NO_LIMIT = 2**20  # tokens
 
 
 class SentenceEncoder(Encoder):
-    """A model of transformers behind the few calls that adaptation needs.
+    """A model of transformers with the few calls that adaptation needs.
 
     Args:
         model: a `...ForSequenceClassification` with eager attention, whose dropout draws from the

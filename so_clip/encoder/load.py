@@ -266,6 +266,6 @@ def _reading(place: Place, part: str) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    """Return an error on one line, as far as it helps."""
+    """Return an error on one line of at most 300 characters."""
     text = " ".join(str(error).split()).rstrip(" .")
     return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:300]}…'}"

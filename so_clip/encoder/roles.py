@@ -1,6 +1,6 @@
 """The role map of an encoder for sequence classification, for every family of transformers.
 
-The roles are those of `so_clip.clip.roles`. Two of them no CLIP has:
+The roles are those of `so_clip.clip.roles`. No CLIP has two of them:
 
 embedding   tables of tokens, positions and token types, and factors of such a table
 head        the classifier; with `pooling` it is all that is new for a task
@@ -76,7 +76,7 @@ def encoder_blocks(model: Any) -> list[tuple[str, nn.Module]]:
 
 
 def roles_of_task(model: Any, name: str) -> frozenset[str]:
-    """Return `pooling` or `head` for a parameter that a task may train anew; no role for others."""
+    """Return `pooling` or `head` for a parameter that a task may draw again; no role for others."""
     return _roles(model, name, model.get_parameter(name)) & {"pooling", "head"}
 
 

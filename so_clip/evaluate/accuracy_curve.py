@@ -9,7 +9,7 @@ from so_clip.runtime.peak_memory import PeakMemory
 
 
 class Classifies(Protocol):
-    """An evaluator of the current model, of images or of sentences."""
+    """An evaluator of the current model, on images or on sentences."""
 
     def adapted(self) -> Predictions:
         """Classify all test examples."""

@@ -46,7 +46,7 @@ def feature_key(
         backbone: gives the architecture and the normalisation, which the weights do not determine.
         weights_sha256: of the loaded backbone, before any training.
         stream: the test images. Their files are read but not decoded, which is much faster. Sizes
-            and dates would not do: they can stay the same when an image changes.
+            and dates are not enough: they can stay the same when an image changes.
         device, precision: of the image tower.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The drawn validation images of a run: they fit one temperature, and choose nothing."""
+"""The drawn validation images of a run. One temperature is fitted on them; they choose nothing."""
 
 import time
 from collections.abc import Callable

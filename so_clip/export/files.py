@@ -78,7 +78,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def _remove_dead(folder: Path) -> None:
-    """Remove the temporary folders of killed exports, to which nothing was added for long."""
+    """Remove the temporary folders of killed exports: nothing was added to them for a long time."""
     since = time.time() - atomic.DEAD_AFTER_SECONDS
     for staging in folder.glob(f"{_STAGING}*"):
         with suppress(OSError):
@@ -105,7 +105,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
 
 
 def _alone(value: Tensor) -> Tensor:
-    """Return a tensor without others in its memory, which safetensors refuses."""
+    """Return a tensor that shares its memory with no other: safetensors refuses shared memory."""
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 

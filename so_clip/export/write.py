@@ -227,7 +227,7 @@ def _origin(adapter: SavedAdapter, restored: Restored, folder: Path | None) -> O
 
 
 def _with_data(origin: Origin) -> Origin:
-    """Add what the dataset's card says of the data."""
+    """Add what the dataset's card says about the data."""
     if origin.dataset in USER_LAYOUTS:
         return replace(origin, dataset_title=USER_IMAGES)
     try:

@@ -104,7 +104,7 @@ def meta_run(settings: MetaSettings, tasks: MetaTasks, overrides: Sequence[str] 
 
 
 def _resolved(settings: MetaSettings) -> MetaSettings:
-    """Return the settings with `auto` replaced, so that fingerprints tell machines apart."""
+    """Return the settings with `auto` replaced, so that fingerprints differ between machines."""
     device = pick_device(settings.placement.device)
     precision = pick_precision(settings.placement.precision, device)
     update = {"device": str(device), "precision": precision}

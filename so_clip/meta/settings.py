@@ -256,7 +256,7 @@ class MetaPlacement(Options):
     )
     workers: Annotated[int, whole_or_share(0)] = option(
         AUTO,
-        "threads that decode images: auto (one a core) | a number; 0: the main thread",
+        "threads that decode images: auto (one per core) | a number; 0: the main thread",
         changes_results=False,
         ge=0,
         le=MAX_WORKERS,

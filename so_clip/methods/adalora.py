@@ -146,7 +146,7 @@ class AdaLoRA(Peft):
 
 
 def _scale(layer: Any) -> float:
-    # peft divides by the number of ranks at the start, and keeps a distance from zero.
+    # peft divides by the number of ranks at the start, plus a small number.
     return layer.scaling[NAME] / (layer.ranknum[NAME].item() + 1e-5)
 
 

@@ -134,11 +134,11 @@ class Adapter:
         return ()
 
     def stage_ends(self) -> Sequence[int]:
-        """Return in order the steps after which a step computes something else than before."""
+        """Return, in order, the steps after which a training step computes something else."""
         return ()
 
     def rate_restarts(self) -> Sequence[int]:
-        """Return in order the steps after which a new cosine of the learning rate starts."""
+        """Return, in order, the steps after which a new cosine of the learning rate starts."""
         return ()
 
     def training_state(self, classifier: Classifier) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Adapter:
         """
 
     def rewritten(self, classifier: Classifier) -> dict[str, Tensor]:
-        """Return tensors that `start`, `after_step` or `finish` can change, but no opened ones.
+        """Return tensors, none of them opened, that `start`, `after_step` or `finish` can change.
 
         Called after `__call__`, before and after `start`.
 
@@ -198,8 +198,8 @@ class Adapter:
     def low_rank_updates(self, classifier: Classifier) -> list[LowRankUpdate]:
         """Return the low-rank updates of a finished or resumed model.
 
-        Together with the model's own weights, they are all that its towers compute with. A method
-        whose update has another form returns none.
+        The towers compute with these updates and the model's own weights alone. A method whose
+        update has another form returns none.
         """
         return []
 

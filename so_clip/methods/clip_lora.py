@@ -32,8 +32,8 @@ class ClipLoRA(Adapter):
     184,320 trained parameters.
 
     In training, dropout acts on the input of A. q, k and v drop different values, and so does each
-    class's prompt: prompts therefore share no rows (see Classifier). As in Classifier, training is
-    where gradients are recorded; `eval()` also ends it.
+    class's prompt: prompts therefore share no rows (see Classifier). As in Classifier, the model is
+    in training where gradients are recorded, unless `eval()` was called.
 
     Args:
         rank: columns of B, at least 1.

@@ -28,7 +28,7 @@ class Choice(Protocol):
 
 
 def make_adapter(choice: Choice) -> Adapter:
-    """Return the adapter that a choice describes. Refusals of its class become InputError."""
+    """Return the adapter that a choice describes. Its class's errors become InputError."""
     constructor = constructor_of("adapter", choice.target)
     refuse_foreign_options("adapter", constructor, choice.options)
     try:

@@ -208,7 +208,7 @@ class ConditionalHead(Head):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__(classifier.backbone.logit_scale)
-        self._classifier = (classifier,)  # in a tuple, so that it does not become a submodule
+        self._classifier = (classifier,)  # a tuple: it must not become a submodule
         self._read_prompts()  # now: in a forecast, tensors have no values later
 
     def forward(self, image_BD: Tensor, classes: Classes) -> Tensor:
@@ -241,7 +241,7 @@ class ConditionalHead(Head):
     def _read_prompts(self) -> None:
         (classifier,) = self._classifier
         self._tokens_KL = classifier.tokens_PL
-        self._packed: dict[tuple[int, bool], ClassPrompts] = {}  # key: images, and if it trains
+        self._packed: dict[tuple[int, bool], ClassPrompts] = {}  # (images, trains)
 
     def _prompts(self, images: int, trains: bool) -> ClassPrompts:
         """Return the packed prompts of `images` images. Each image's context has its own ids."""

@@ -35,7 +35,7 @@ class Candidates:
         return torch.cat([flat[first:end] for first, end in self.ranges])
 
     def index_of(self, place_M: Tensor) -> Tensor:
-        """Return the flat indices of candidates, ascending as their places [M] in 0..C-1 are."""
+        """Return the flat indices of the candidates at places [M] in 0..C-1, both ascending."""
         index_M, before = place_M.clone(), 0
         for first, end in self.ranges:
             inside_M = (place_M >= before) & (place_M < before + end - first)

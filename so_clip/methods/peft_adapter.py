@@ -37,8 +37,8 @@ class Peft(Adapter):
 
     The matrices must be those of linear layers. They stay frozen; the adapters are trained. Dropout
     draws from a generator of the adapter. Each class's prompt drops different values: prompts then
-    share no rows. As in Classifier, training is where gradients are recorded; `eval()` also ends
-    it.
+    share no rows. As in Classifier, the model is in training where gradients are recorded, unless
+    `eval()` was called.
 
     State dicts keep the model's own names. The adapters' tensors are stored beside them, with all
     that was drawn at random: the projections of VeRA and RandLoRA, the places of SHiRA's entries
@@ -137,7 +137,7 @@ class Peft(Adapter):
                 layer.merged_adapters.append(NAME)
 
     def zero_shot_weights(self, layer: Any) -> dict[str, Tensor]:
-        """Return copies of zero-shot CLIP's weight and bias. They are frozen: copy them now."""
+        """Return zero-shot CLIP's weight and bias: copies, taken while they are frozen."""
         return {name: value.clone() for name, value in layer.base_layer.named_parameters()}
 
     def rewritten(self, classifier: Classifier) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ def random_masks(seed: int) -> Callable[..., Tensor]:
 
 
 def _dense_update(layer: Any, name: str) -> Tensor:
-    """Return SHiRA's update as a dense tensor: the memory of peft's sparse one is not countable."""
+    """Return SHiRA's update as a dense tensor: the memory of a sparse one cannot be measured."""
     values, (rows, columns) = layer.shira_weight[name], layer.shira_indices[name].long()
     update_OI = values.new_zeros(layer.out_features, layer.in_features)
     return update_OI.index_put((rows, columns), values * layer.scaling[name])

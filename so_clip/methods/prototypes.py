@@ -1,7 +1,8 @@
 """Prototypes: each class is the mean of its few-shot images, without training and without text.
 
-Source: Prototypical Networks for Few-shot Learning, arXiv 1703.05175. Cosines times 10 are SMAT's
-(arXiv 2403.08477, github szc12153/sparse_meta_tuning), and this is the row "Pre" of its tables.
+Source: Prototypical Networks for Few-shot Learning, arXiv 1703.05175. The factor 10 on cosines is
+that of SMAT (arXiv 2403.08477, github szc12153/sparse_meta_tuning). With it, this method is the row
+"Pre" of SMAT's tables.
 
 Tensor names end in their shape: B images of a batch, N few-shot images, K classes, D embedding.
 """

@@ -36,7 +36,7 @@ def use_globally(generator: torch.Generator) -> Iterator[None]:
 
 @contextmanager
 def _shared_on_cuda(generator: torch.Generator) -> Iterator[None]:
-    """Let the default CUDA generator share the state of `generator`, which no host then copies.
+    """Let the default CUDA generator share the state of `generator`; the host makes no copy.
 
     Inside a CUDA graph no state can be copied.
     """

@@ -23,8 +23,8 @@ _TIES = 1e-6
 class SmatMasks(Entries):
     """Trains the entries with the largest mean mask value over SMAT's experts.
 
-    The weights start as CLIP's: the checkpoint gives places, and no values. Among entries of equal
-    masks, as 0 and 1 often are, those with the larger mean logit are chosen.
+    The weights start as CLIP's: the checkpoint gives places, and no values. Many masks are exactly
+    0 or 1. Among entries of equal masks, those with the larger mean logit are chosen.
 
     Args:
         checkpoint: a file of `python -m so_clip meta`, or its run's folder.

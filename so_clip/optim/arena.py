@@ -2,11 +2,11 @@
 
 An arena moves weights of one dtype and device into one flat buffer. The parameters stay the same
 objects, with the same names, shapes and values; they become views of the buffer. The last slot of
-the buffer belongs to no weight: entries that only pad a row are there.
+the buffer belongs to no weight: the entries that pad a row point to it.
 
 A half-precision copy of the buffer holds what a cast of the weights would give. A sparse optimizer
-keeps it right by writing the few entries that it moves. So a forward pass under autocast reads the
-copy and casts no weight.
+keeps it up to date by writing the few entries that it moves. So a forward pass under autocast reads
+the copy and casts no weight.
 """
 
 from collections.abc import Sequence
@@ -49,9 +49,9 @@ class Arena:
 
     @staticmethod
     def can_move(param: Tensor) -> bool:
-        """Return whether a weight can move: it is contiguous and shares its storage with none.
+        """Return whether a weight can move: it is contiguous and shares its storage with no tensor.
 
-        A view of the weight that somebody holds counts too: it would stay behind.
+        A view of the weight counts too: it would keep the old storage.
         """
         whole = param.untyped_storage().nbytes() == param.nbytes
         return whole and param.is_contiguous() and _users(param) == _users(torch.empty(1))
@@ -81,8 +81,8 @@ class Arena:
     def half_of(self, param: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Return `param.to(dtype)`, of the weight's shape; None without a copy of this dtype.
 
-        It is a view of the copy: do not write to it. If somebody else has written to the weight
-        since the last `refresh`, it is a cast of the weight.
+        It is a view of the copy: do not write to it. If other code has written to the weight since
+        the last `refresh`, the result is a cast of the weight.
         """
         if self.half is None or self.half.dtype != dtype:
             return None
@@ -93,7 +93,7 @@ class Arena:
         return self._part(self.half, param)
 
     def refresh(self) -> None:
-        """Make all parts of the copy again to whose weights somebody else has written."""
+        """Cast those weights again that other code has written to."""
         if self.half is None:
             return
         stale = [param for param, version in self._params.items() if version != param._version]
@@ -113,7 +113,7 @@ class Arena:
 
 
 def _users(tensor: Tensor) -> int:
-    """Return the number of references to a tensor's storage. Only equality has a meaning."""
+    """Return the number of references to a tensor's storage. Compare it for equality only."""
     users: int = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
     return users
 
@@ -122,8 +122,8 @@ class PackedWeights:
     """R weights of one arena, read and written together.
 
     Args:
-        arena: of all these weights.
-        params: the weights, one a row.
+        arena: the arena that has all these weights.
+        params: the weights, one per row.
     """
 
     def __init__(self, arena: Arena, params: Sequence[Tensor]) -> None:

@@ -142,7 +142,7 @@ def _union(index_M: Tensor, support_M: Tensor | None, numel: int) -> tuple[Tenso
 
 
 class SeparateWeights:
-    """R weights that have storages of their own, one a row: one call a weight."""
+    """R weights that have storages of their own, one per row: one call per weight."""
 
     def __init__(self, params: list[Tensor]) -> None:
         self._params = params

@@ -52,7 +52,7 @@ def add_sampled_gradient(param: Tensor, support_M: Tensor, values_M: Tensor) -> 
 
 
 def put_empty_gradient(optimizer: Any, param: Tensor, example: Tensor) -> None:
-    """Give a tensor a gradient of the kind that an equal tensor has, with any values."""
+    """Give `param` a gradient of the kind that `example` has, whole or sampled, with any values."""
     if isinstance(example.grad, SampledGradient):
         values_M = torch.empty_like(example.grad.values_M)
         add_sampled_gradient(param, optimizer.support(param), values_M)
@@ -98,7 +98,7 @@ def _check_support(param: Tensor, grad: SampledGradient, support_M: Tensor) -> N
 
 
 def outdated(param: Tensor) -> RuntimeError:
-    """Return the error of a sampled gradient on a support that is not the present one."""
+    """Return the error for a sampled gradient that is not on the present support."""
     return RuntimeError(
         f"the sampled gradient of a tensor of shape {tuple(param.shape)} is on a support that "
         "has been drawn again or loaded since, or of another optimizer. Call "
@@ -127,7 +127,7 @@ def clip_grad_norm_(
     For a sampled weight these are the M entries on its support, whether or not a layer computed
     the others. So the norm does not depend on how gradients are computed. It is smaller than the
     norm of the whole gradient, by sqrt(M / numel) on average: at density 5e-4 about 45 times, so a
-    `max_norm` that was chosen for dense training hardly ever clips.
+    `max_norm` that was chosen for dense training almost never clips.
 
     torch's clip_grad_norm_ takes the same norm if layers computed all sampled gradients. It takes
     the whole gradient of other sampled weights, such as embeddings.

@@ -1,8 +1,8 @@
-"""Tensors of one arena that are stepped as one batch, whatever the size of each.
+"""Tensors of one arena that are stepped as one batch, whatever their sizes.
 
 A batch has a row for each tensor. Rows have the length of the largest M; a shorter row ends in
-pads. A pad's index names the scratch slot of the arena, which lies behind all weights, so pads need
-no special case where entries are read and written. The optimizer's states are views of the rows.
+pads. A pad's index is that of the arena's scratch slot, after all weights. So reads and writes of
+entries need no special case for pads. The optimizer's states are views of the rows.
 """
 
 from collections.abc import Sequence
@@ -75,10 +75,11 @@ class PackedRows:
     def step(self, grads: list[Tensor], rule: Rule, rates: Rates) -> None:
         """Step all tensors; see `step_rows`. Only device operations.
 
-        One launch does it where Triton is and M is small enough; see so_clip.optim.step_kernel.
+        This is one launch if Triton is available and M is small enough; see
+        so_clip.optim.step_kernel.
 
         Args:
-            grads: the gradients on the supports [M], one a tensor.
+            grads: the gradients on the supports [M], one per tensor.
             rule, rates: of the step.
         """
         torch._foreach_copy_(self._views(self._grad_RM), grads)
@@ -111,7 +112,7 @@ class PackedRows:
         )
 
     def put_supports(self, drawn: Sequence[Tensor], *, in_place: bool) -> None:
-        """Store new supports, one a tensor.
+        """Store new supports, one per tensor.
 
         Args:
             drawn: ascending indices on the CPU.
@@ -133,7 +134,7 @@ class PackedRows:
         """Tell autograd and the arena that a step has changed the tensors."""
         torch.autograd.graph.increment_version(self.params)
         self.weights.arena.note_writes(self.params)
-        if self.weights.arena.half is not None:  # the kernel writes unseen by torch
+        if self.weights.arena.half is not None:  # torch does not see the kernel's writes
             torch.autograd.graph.increment_version(self.weights.arena.half)
 
     def _views(self, rows_RM: Tensor) -> list[Tensor]:
@@ -154,7 +155,7 @@ class PackedRows:
             state.pop("place", None)
         for name, rows_RM in self._rows.items():
             for state, view_M in zip(self.states, self._views(rows_RM), strict=True):
-                # An equal view would be another support to the layers that sample.
+                # Layers that sample would take an equal view for another support.
                 if name != "place" and not _is_in(state[name], rows_RM):
                     state[name] = view_M
 

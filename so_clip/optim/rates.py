@@ -92,7 +92,8 @@ class DeviceRates:
         """Write the numbers for the coming step, without waiting for a device.
 
         Args:
-            groups: the optimizer's groups. The numbers are of the tensors that took most steps.
+            groups: the optimizer's groups. The numbers are those for the tensors that took most
+                steps.
             states: the tensors' states.
         """
         numbers_G4, places = [], set()

@@ -21,10 +21,10 @@ def weight_to_multiply(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def bias_to_add(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return a bias in this dtype, without a history.
+    """Return a bias in this dtype, without autograd's history.
 
     A frozen parameter is rounded once, and again only after it has changed. A write through `.data`
-    hides a change from torch, hence from here too.
+    is hidden from torch, so this function does not see it either.
     """
     if bias is None:
         return None
@@ -49,7 +49,7 @@ def bias_to_add(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _arena_copy(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Return the copy of a trained tensor that an optimizer keeps right, or None."""
+    """Return the copy of a trained tensor that an optimizer keeps up to date, or None."""
     if tensor.dtype == dtype or torch.compiler.is_compiling():
         return None
     arena = Arena.of(tensor)

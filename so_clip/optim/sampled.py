@@ -83,9 +83,9 @@ def sampled_gradients(
     densities up to 1/200. All other gradients stay dense: those of frozen weights (none), of
     weights at density 1, of supports chosen by importance, of other classes of layers, and of
     embeddings with max_norm, scale_grad_by_freq or sparse. If a weight is also used outside of its
-    layer, that use has a dense gradient, and the step adds both. A layer that is never called,
-    although its weight is used, is a layer of torch again after the first step. A layer that was
-    sampled for another optimizer is sampled for this one from now on.
+    layer, that use has a dense gradient, and the step adds both. If a layer is never called
+    although its weight is used, the first step turns it back into a layer of torch. A layer that
+    was sampled for another optimizer is sampled for this one from now on.
 
     Args:
         model: any module.
@@ -340,7 +340,7 @@ class SampledGradients:
 
     @torch.no_grad()
     def _renew_coordinates(self, samplings: list[Sampling], in_place: bool) -> None:
-        """Work out the coordinates that layers have read before, of their new supports."""
+        """Compute the new supports' coordinates, in the forms that layers have read before."""
         uses = [(sampling, method) for sampling in samplings for method in sampling.coordinates]
         for device in {sampling.support_M.device for sampling, _ in uses}:
             here = [use for use in uses if use[0].support_M.device == device]

@@ -1,6 +1,6 @@
-"""Rows and columns of many supports, worked out together once a draw.
+"""Rows and columns of many supports, computed together once per draw.
 
-`sampled_product.coordinates` is the same for one support. Here a few operations serve all layers,
+`sampled_product.coordinates` does the same for one support. Here a few operations serve all layers,
 so a draw costs a GPU a few launches.
 
 Names end in their shape: M entries of one support, P >= M of a padded one, E of all together.
@@ -19,7 +19,7 @@ Coordinates = tuple[Tensor, Tensor]
 
 
 class Kind(NamedTuple):
-    """What the coordinates of one support depend on, apart from its entries."""
+    """What the coordinates of one support depend on, beside its entries."""
 
     entries: int  # M
     in_features: int
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
 
 class Batch:
-    """Works out the coordinates of supports of given kinds on one device.
+    """Computes the coordinates of supports of given kinds on one device.
 
     Args:
         kinds: one for each support.

@@ -78,7 +78,7 @@ class Sampling:
         return self.leaf_M
 
     def coordinates_for(self, method: Method) -> tuple[Tensor | None, Tensor | None]:
-        """Return the coordinates that a method reads; worked out at its first use."""
+        """Return the coordinates that a method reads; its first use computes them."""
         if method not in READS_COORDINATES:
             return None, None
         if torch.compiler.is_compiling():
@@ -213,7 +213,7 @@ class _Linear(torch.autograd.Function):
     """F.linear. Both passes round the weight to the input's dtype; no rounded copy is kept.
 
     Support and coordinates are not saved for the backward pass, but kept: a new support may be
-    written in their place, and `Sampling` refuses the gradient then with its own message.
+    written in their place, and `Sampling` then refuses the gradient with its own message.
     """
 
     @staticmethod

@@ -213,7 +213,8 @@ def _whole_product(g_NO: Tensor, x_NI: Tensor) -> Tensor:
     """
     if g_NO.dtype == _sum_type(g_NO):
         return g_NO.T @ x_NI
-    # Fake tensors of the CPU stand for those of a GPU, as in a forecast: a CPU takes other ways.
+    # Fake tensors on the CPU stand for those of a GPU, as in a forecast: the CPU uses other
+    # methods.
     is_fake = isinstance(g_NO, FakeTensor)
     if g_NO.device.type == "cpu" and not is_fake:
         return g_NO.T.float() @ x_NI.float()

@@ -30,7 +30,7 @@ class SO(Optimizer):
     -lr · μ^ / (sqrt(ν^) + eps), where ^ corrects the bias as Adam does. At κ = 1 this is Adam.
 
     Moments are float32, or float64 for float64 weights; float16 and bfloat16 weights are rounded
-    once a step. A sampled entry takes 32 bytes of state (36 with "age"). The gradient is
+    once per step. A sampled entry takes 32 bytes of state (36 with "age"). The gradient is
     `param.grad`, whole or a SampledGradient (see `support`).
 
     Args:
@@ -168,7 +168,7 @@ class SO(Optimizer):
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """Count the step, and draw the supports that are due, of the tensors stepped last."""
+        """Count the step, and draw new supports for those stepped tensors where they are due."""
         groups = range(len(self.param_groups))
         self._after_step(max((self._stepping.finish(index) for index in groups), default=False))
 
@@ -179,7 +179,7 @@ class SO(Optimizer):
             self._tell_listeners()
 
     def make_static(self) -> None:
-        """Let the device operations of a step always use the same addresses.
+        """Make the device operations of all steps use the same addresses.
 
         From now on a new support is written over the old one, and numbers that change from step to
         step are on the device. Results stay the same, bit for bit.
@@ -222,7 +222,8 @@ class SO(Optimizer):
 
         Args:
             half: keep a copy in this precision, for forward passes under autocast of sampled
-                layers. It follows all writes but those through `param.data`, which torch hides.
+                layers. The copy follows all writes except those through `param.data`, because torch
+                does not count these.
 
         Raises:
             InputError: `half` is not half precision.
@@ -316,7 +317,7 @@ class SO(Optimizer):
             self._generator = torch.Generator().set_state(generator_state)
 
     def _begin(self) -> None:
-        """Set up what no saved state has."""
+        """Set up the attributes that no saved state has."""
         # Functions to call after supports have been dropped outside of a step, or drawn in place.
         self._support_listeners: list[Callable[[], None]] = []
         self._stepping = Stepping(self)
@@ -333,7 +334,7 @@ class SO(Optimizer):
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
 
-# A group's own options. `SO.defaults` has one more after torch has loaded a state.
+# A group's own options. `SO.defaults` has one more option after torch has loaded a state.
 _OPTIONS = [name for name in signature(SO).parameters if name not in ("params", "seed")]
 
 

@@ -1,8 +1,8 @@
 """Sets of a tensor's entries as flat indices: read, write, locate and select them.
 
 A flat index counts in row-major order of a tensor's logical shape, for any strides. Names end in
-their shape: R rows, one a tensor; M entries of each. Only `read` and `subtract` loop over tensors,
-and no shape depends on data, so no function waits for the device.
+their shape: R rows, one per tensor; M entries of each. Only `read` and `subtract` loop over
+tensors, and no shape depends on data, so no function waits for the device.
 """
 
 import torch

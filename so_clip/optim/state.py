@@ -65,7 +65,7 @@ def batches(
     A step changes the tensors that have a gradient and are not still.
 
     Tensors of a batch share the device, the dtype, the number of steps and, if the moments are
-    sparse, M. Tensors of an arena are apart from others.
+    sparse, M. Tensors of an arena are in batches of their own.
     """
     alike = defaultdict(list)
     for param in group["params"]:
@@ -203,7 +203,7 @@ def _share(states: list[State], key: str) -> Tensor:
 
 
 def _whole(rows: list[Tensor]) -> Tensor | None:
-    """Return the tensor whose rows these are, all of them and in this order, or None."""
+    """Return the tensor that has exactly these rows in this order, or None."""
     whole, shape = rows[0]._base, (len(rows), *rows[0].shape)
     if (
         whole is None

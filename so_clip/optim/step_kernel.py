@@ -20,7 +20,7 @@ from so_clip.optim.rates import Rule, bias_correction
 # One program holds the union of a row, 2M entries, in registers.
 MAX_ENTRIES = 2048
 
-# Tables of bias corrections end here at the latest: 4 MiB. An entry that has stayed for a million
+# The most entries of a table of bias corrections: 4 MiB. An entry that has stayed for a million
 # steps takes the last value.
 MAX_AGE = 2**20
 
@@ -149,7 +149,7 @@ def _age_table(beta: float, device: torch.device) -> Tensor:
 
 
 def _bits(weights: Tensor) -> Tensor:
-    """Return bfloat16 as int16. The program converts it by itself."""
+    """Return bfloat16 as int16. The program converts it."""
     return weights.view(torch.int16) if weights.dtype == torch.bfloat16 else weights
 
 

@@ -171,7 +171,7 @@ def _read(at, mask):
 def _write(at, value, mask):
     """Round to the nearest, ties to even, and write; the inverse of `_read`."""
     if at.dtype.element_ty == tl.int16:
-        # Triton's interpreter truncates where a GPU rounds, so this rounds by itself.
+        # Triton's interpreter truncates where a GPU rounds, so this code rounds.
         bits = value.to(tl.int32, bitcast=True)
         odd = (bits >> 16) & 1
         rounded = ((bits + (0x7FFF + odd)) >> 16).to(tl.int16)

@@ -42,7 +42,7 @@ Batch = tuple[list[Tensor], list[State]]
 
 
 class Optimizer(Protocol):
-    """What is read of an SO."""
+    """The attributes of an SO that `Stepping` reads."""
 
     param_groups: list[dict[str, Any]]
     state: Any
@@ -50,7 +50,7 @@ class Optimizer(Protocol):
 
 
 def why_host_reads(group: dict[str, Any]) -> str | None:
-    """Return the option of a group with which the host takes part in a step; None: there is none.
+    """Return the option of a group that needs the host in each step; None: no option does.
 
     Such a step waits for a device, or depends on the step's number, so no graph can hold it.
     """
@@ -165,7 +165,7 @@ class Stepping:
         in_rows = {id(param) for rows in packed for param in rows.params}
         due: list[tuple[Tensor, State]] = []
         for params, states in self._stepped.get(index, ()):
-            if self.is_static:  # the replay of a graph changes weights unseen by torch
+            if self.is_static:  # torch does not see that the replay of a graph changes weights
                 apart = [param for param in params if id(param) not in in_rows]
                 torch.autograd.graph.increment_version(apart)
             for state in states:

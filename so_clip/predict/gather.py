@@ -41,8 +41,8 @@ def gather(
 
     A file is taken with any name. Below a folder, files with the suffix of an image are taken;
     hidden files, files of the system, pipes and devices are skipped. A pattern has *, ?, [...] or
-    ** for any folders, and its matches are taken like arguments. A folder is entered once, so
-    links cannot lead around in circles.
+    ** for any folders, and its matches are taken like arguments. A folder is entered once, so links
+    that form a circle do no harm.
 
     Args:
         arguments: paths and patterns. An existing path is no pattern.

@@ -133,7 +133,7 @@ class _Download:
             headers["Range"] = f"bytes={have}-"
             if notes.get("version"):
                 headers["If-Range"] = notes["version"]
-        # A server that cannot be reached at all will hardly be reachable a minute later.
+        # A server that cannot be reached at all will probably not be reachable a minute later.
         connects = retries if have else min(1, retries)
         seconds = self.options.timeout_seconds
         try:

@@ -15,7 +15,7 @@
 
 `archive` is a zip or tar with any folders; `parquet` is a set in Hugging Face's layout. The images
 of `videos` are the middle frames: of videos that the user has (no files), or of archives (files).
-`registration` is never downloaded. The files of `sentences` are read as they are: parquet files, or
+`registration` is never downloaded. The files of `sentences` are read directly: parquet files, or
 one archive of tsv files.
 
 torchvision's loaders download the same archives of the authors, and the checksums are those that

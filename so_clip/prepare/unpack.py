@@ -21,7 +21,7 @@ from so_clip.data.plain_files import shortened
 from so_clip.data.safe_path import why_outside
 from so_clip.prepare.sources import SourceFailed
 
-# Images hardly compress, lists of them compress tenfold; a bomb's ratio is a thousand.
+# Images compress little, lists of them tenfold; a bomb's ratio is a thousand.
 MAX_RATIO = 100
 # An archive that unpacks to less is no bomb, whatever its ratio.
 HARMLESS_BYTES = 16 << 20

@@ -1,4 +1,4 @@
-"""Warnings and log messages of libraries as remarks: each is told once, in one line."""
+"""Warnings and log messages of libraries as remarks: each is shown once, on one line."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""Progress of the report's stages: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of the report's stages: a bar on a terminal, a line at intervals elsewhere."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from so_clip.errors import say
 
 T = TypeVar("T")
-# A pipe or file gets a line after so much time, so a short report prints none.
+# Seconds between two lines in a pipe or file. A short report prints none.
 LINE_SECONDS = 10.0
 
 

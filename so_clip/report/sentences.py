@@ -16,7 +16,7 @@ SHOTS_NOTE = (
 INTERVAL_NOTE = (
     "[low, high] is Wilson's 95 % interval over test examples, at the mean accuracy over seeds and "
     "the number of test examples of one run. Seeds share their test examples, so these are not "
-    "counted once a seed. Rows share them too, so paired tests compare rows, not these intervals."
+    "counted per seed. Rows share them too, so paired tests compare rows, not these intervals."
 )
 # The fewest examples that one of two runs must win, if it loses none, for p < 0.05 in the two-sided
 # exact sign test: 2 / 2^6 = 0.031, and 2 / 2^5 is above 0.05.

@@ -223,7 +223,7 @@ class RunFolder:
         return progress
 
     def start(self, config: Mapping[str, Any], few_shot: Mapping[str, Any] | None) -> None:
-        """Remove the files of an earlier attempt but those to resume from; write config.yaml.
+        """Remove an earlier attempt's files, except those to resume from; write config.yaml.
 
         Raises:
             InputError: the folder cannot be written.

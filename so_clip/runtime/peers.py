@@ -17,7 +17,7 @@ from typing import Any
 from so_clip.errors import FAILED, RunFailed, Terminated, say
 from so_clip.system import torchrun
 
-# Signs of life in a time limit; the longest time between two of them.
+# The number of signs of life in a time limit; the longest time between two of them.
 _SIGNS_PER_LIMIT, _LONGEST_PAUSE_SECONDS = 6, 10.0
 # How long to look for the process that ended, after an exchange has failed.
 _SEARCH_SECONDS, _PAUSE_SECONDS = 1.0, 0.02

@@ -185,7 +185,7 @@ def _wrapped(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
 
 
 def _dense_options(settings: SentenceSettings) -> dict[str, str]:
-    """Return the options of SO's group of dense parameters: the moments of Adam, in any case."""
+    """Return the options of SO's group of dense parameters: always the moments of Adam."""
     choice, optimizer = settings.dense_bias_correction, settings.method.optimizer
     if optimizer is not None and constructor_of("optimizer", optimizer.target) is SO:
         return {"bias_correction": choice, "moment_selection": "dense"}

@@ -33,7 +33,7 @@ _RELEASED_FIRST_RATE = 1e-6
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What a task gave: losses and expert_M, on the device, so that no step waits for the host."""
+    """The losses and expert_M of a task, on the device, so that no step waits for the host."""
 
     loss: Tensor
     cross_entropy: Tensor
@@ -51,7 +51,7 @@ class MetaTraining:
         penalty = sum over m of expert_m · lambda_m · (target - 1 + E[L0]_m)
 
     Args:
-        backbone: on its device; its weights stay as they are.
+        backbone: on its device; its weights do not change.
         smat: moved to the same device.
         options: see TrainingOptions.
         precision: of the image tower.

@@ -13,7 +13,7 @@ from so_clip.status.screen import View, dashboard
 from so_clip.status.sweeps import match_jobs, read_sweeps
 
 REFRESH_SECONDS = 2.0
-# The rest after a look is this many times as long as the look, so looks take a fifth of the time.
+# The pause after a look is this many times as long as the look, so looks take a fifth of the time.
 _REST_PER_LOOK = 4
 # Lines in a pipe are never broken.
 _PIPE_COLUMNS = 10_000

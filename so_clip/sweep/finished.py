@@ -33,7 +33,7 @@ from so_clip.system.machine import concurrent_runs
 if TYPE_CHECKING:
     from so_clip.run import Result
 
-# One for each process: Hydra calls the task function anew for every job of a sweep, and a launcher
+# One for each process: Hydra calls the task function again for every job of a sweep, and a launcher
 # may hand several jobs to one process.
 KNOWN_RUNS = KnownRuns()
 KNOWN_ENCODERS = KnownEncoders()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends a command in words, a sweep too; the second kills it."""
+"""Ctrl-C and SIGTERM: the first ends a command or sweep with a message; the second kills it."""
 
 import signal
 import threading

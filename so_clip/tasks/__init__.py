@@ -1,1 +1,1 @@
-"""Sampled few-shot tasks of one dataset (tasks=N): each adapts the loaded model anew."""
+"""Sampled few-shot tasks of one dataset (tasks=N): each adapts the model as loaded."""

@@ -1,4 +1,4 @@
-"""The finished tasks of an unfinished run, so that a repeated run goes on behind them."""
+"""The finished tasks of an unfinished run, so that a repeated run continues after them."""
 
 import json
 from collections.abc import Mapping
@@ -90,6 +90,6 @@ class FinishedTasks:
         else:
             reason = "it belongs to another run, or was written by other code or packages"
         if made_by != self._made_by:
-            say(f"{self._path} is ignored: {reason}. All tasks are done anew.")
+            say(f"{self._path} is ignored: {reason}. All tasks are repeated.")
             return
         self.results = {result.task: result for result in results}

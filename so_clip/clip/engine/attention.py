@@ -174,7 +174,7 @@ class ExplicitAttention(nn.Module):
         return normed.flatten(-2)
 
     def split(self) -> None:
-        """Replace `in_proj` by `q_proj`, `k_proj` and `v_proj`, for adapters that treat them apart.
+        """Replace `in_proj` by `q_proj`, `k_proj` and `v_proj`, for adapters that treat each alone.
 
         The output is the same. Optimizers that exist already hold the old parameter. A second call
         does nothing.

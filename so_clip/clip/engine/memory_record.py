@@ -1,4 +1,4 @@
-"""The memory modes that both towers really have, for the record of a run."""
+"""The memory modes that both towers use, for the record of a run."""
 
 from typing import Any
 

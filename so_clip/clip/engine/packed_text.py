@@ -58,8 +58,8 @@ class ClassPrompts(nn.Module):
     Args:
         model: an open_clip model. Only its structure is read; no reference is kept. The prompts of
             a model without a text tower cannot be encoded.
-        tokens_KL: token ids, one prompt a class; or, if the model can share prefixes, the token ids
-            of each prompt up to its end token.
+        tokens_KL: token ids, one prompt per class; or, if the model can share prefixes, the token
+            ids of each prompt up to its end token.
         budget_mib: MiB of activations kept for the backward pass if all text weights are trained in
             float32; otherwise fewer are kept. A chunk has at least one class.
         share_prefixes: False runs `encode_text` on whole prompts for any model.

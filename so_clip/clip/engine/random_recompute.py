@@ -1,7 +1,7 @@
 """Recomputation of parts with dropout, also inside a CUDA graph.
 
 torch's checkpoint saves the random state before the first run and restores it for the second. A
-CUDA graph cannot copy random states. There the first run keeps the masks of dropout, one byte a
+CUDA graph cannot copy random states. There the first run keeps the masks of dropout, one byte per
 value, and the second run uses them. The results are the same.
 """
 
@@ -74,7 +74,7 @@ def dropout(x: Tensor, probability: float) -> Tensor:
 
 
 class _Now(threading.local):
-    """What holds in this thread. The backward pass may run in another one.
+    """The state of this thread. The backward pass may run in another one.
 
     Attributes:
         keeps_masks: whether recomputed parts keep masks.

@@ -91,7 +91,7 @@ def _text_of(config: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def _image_kind(shapes: Shapes) -> tuple[Any, ...] | None:
-    """Return what the names and sizes say at once about the image tower."""
+    """Return the facts about the image tower that names and sizes show without building it."""
     patches = shapes.get("visual.conv1.weight")
     if any(name.startswith(_TRUNK) for name in shapes):
         parts = {".".join(name.removeprefix(_TRUNK).split(".")[:2]) for name in shapes}

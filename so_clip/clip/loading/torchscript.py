@@ -2,8 +2,8 @@
 
 OpenAI publishes CLIP as TorchScript. `torch.jit.load` runs code from the file and is deprecated in
 PyTorch; `torch.load(weights_only=True)` refuses such files. But the archive is a zip: `data.pkl`
-describes modules as plain nested attributes, and `data/*` are raw tensors. So an unpickler is
-enough that knows three harmless constructors and refuses every other name.
+describes modules as plain nested attributes, and `data/*` are raw tensors. So an unpickler with
+three harmless constructors is enough; it refuses every other name.
 """
 
 import io

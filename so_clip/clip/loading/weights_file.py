@@ -35,7 +35,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def check_backbone(architecture: str, checkpoint: str | None) -> None:
-    """Check the options of the backbone as far as this is possible in a moment.
+    """Check the options of the backbone that can be checked without loading it.
 
     Args:
         architecture: "tiny", an open_clip model name, `hf-hub:ORG/NAME` or `local-dir:PATH`.

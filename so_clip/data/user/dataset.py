@@ -195,7 +195,7 @@ def _refuse_equal_numbers(place: Path, keys: Sequence[str]) -> None:
 
 
 def _check_counts(listing: Listing) -> None:
-    """Refuse to draw a split from one image a class: nothing would be left to test on."""
+    """Refuse to draw a split from one image per class: nothing would be left to test on."""
     counts = Counter(image.key for image in listing.images)
     if max(counts.values()) < 2:
         raise InputError(

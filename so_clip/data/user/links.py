@@ -41,7 +41,7 @@ def refuse_shared(root: Path, images: Iterable[tuple[Listed, str]]) -> None:
 class LinkCheck:
     """Checks the files of a list for links that lead out of their folder.
 
-    Each folder is resolved once, so that a list of a million files takes one system call a file.
+    Each folder is resolved once, so that a list of a million files takes one system call per file.
 
     Args:
         root: the folder of the files.

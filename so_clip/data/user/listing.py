@@ -11,14 +11,14 @@ from typing import NamedTuple
 from so_clip.data.examples import SPLITS
 from so_clip.data.unicode_names import composed
 
-# What people call the three lists, in lower case and without blanks, _ and -.
+# Common names of the three lists, in lower case and without blanks, _ and -.
 _TRAIN, _VAL, _TEST = SPLITS
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), _TRAIN),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "development"), _VAL),
     **dict.fromkeys(("test", "testing", "holdout", "heldout"), _TEST),
 }
-# Everybody reads these in the same way. Others need a note.
+# These names have one meaning. Others need a note.
 _PLAIN_WORDS = (*SPLITS, "training", "testing", "valid", "validation")
 # These are test images, or validation images beside another test list.
 _EVALUATION_WORDS = ("eval", "evaluation")

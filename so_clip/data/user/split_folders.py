@@ -201,9 +201,9 @@ def _unwrapped(
 def _same_folders(contents: Mapping[str, Content]) -> dict[str, list[str]]:
     """Return the folders that hold two or more folders of the same names, with these names.
 
-    Images beside them, as in the folders of classes with folders inside, are in not all of them.
-    Up to half of the folders may hold images alone, such as images without labels. Names may
-    differ in case.
+    Not all of these folders also hold images, as the folders of classes with folders inside do. Up
+    to half of the folders may hold images alone, such as images without labels. Names may differ in
+    case.
     """
     holders = {name: content for name, content in contents.items() if content.folders}
     if len(holders) < 2 or 2 * len(holders) < len(contents):

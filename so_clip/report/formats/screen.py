@@ -77,7 +77,7 @@ def _fitting(table: Table, width: int) -> Iterator[Sequence[Column]]:
 
 
 def fitting(columns: Sequence[T], widths: Sequence[int], room: int) -> Iterator[list[T]]:
-    """Yield columns in groups that fit into some cells of a line, at least one a group.
+    """Yield columns in groups that fit into some cells of a line, at least one per group.
 
     Args:
         columns: in order.
