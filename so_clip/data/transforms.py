@@ -47,7 +47,7 @@ class RandomResizedCrop:
         flip: mirror half of the images.
 
     Source: torchvision.transforms.RandomResizedCrop. Unlike here, it draws from the global
-        generator.
+    generator.
     """
 
     def __init__(

@@ -76,7 +76,7 @@ def encoder_blocks(model: Any) -> list[tuple[str, nn.Module]]:
 
 
 def roles_of_task(model: Any, name: str) -> frozenset[str]:
-    """Return `pooling` or `head` for a parameter that a task may draw again; no role for others."""
+    """Return `pooling` or `head` for a parameter that can be new in a task; no role for others."""
     return _roles(model, name, model.get_parameter(name)) & {"pooling", "head"}
 
 
