@@ -116,7 +116,7 @@ def compare(
     Args:
         workers: the processes.
         point: the setting to compare in.
-        seeds: one run a seed and contender.
+        seeds: one run for each seed and contender.
         weights: the folder of weights that are not shipped.
         starts: the multiples that each density tries first; empty at the base point.
     """
@@ -221,7 +221,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=VARIED, default=list(VARIED))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args(argv)
 

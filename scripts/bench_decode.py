@@ -206,7 +206,7 @@ class Ways:
 
 
 def write_images(folder: Path, plan: Plan) -> list[Example]:
-    """Write JPEGs of smooth shapes at three scales under grain, one seed an image."""
+    """Write JPEGs of smooth shapes at three scales under grain, one seed per image."""
     folder.mkdir()
     shape = plan.height, plan.width
     for index in tqdm(range(plan.images), "images", dynamic_ncols=True):

@@ -2,7 +2,7 @@
 
 python scripts/docs_figures.py  # docs/figures/*-light.svg and *-dark.svg, in a few seconds
 
-The optimizer is the one of training, so_clip.SO. Each picture comes out with the same bytes again.
+The optimizer is the one of training, so_clip.SO. Each new run writes the same bytes.
 """
 
 import sys

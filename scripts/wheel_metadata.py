@@ -1,9 +1,9 @@
 """The parts of the wheel's metadata that depend on the place: README.md for PyPI, and addresses.
 
-PyPI shows README.md without the repository, so relative links and pictures lead nowhere. GitHub
-Actions says in two variables in which repository it runs. Where they are known, the links become
-addresses in that repository. Elsewhere the links become plain text and the pictures are left out:
-no address is guessed. The sdist keeps the result, so a wheel built from it says the same.
+PyPI shows README.md without the repository, so relative links and pictures do not work there.
+GitHub Actions says in two variables in which repository it runs. Where they are known, the links
+become addresses in that repository. Elsewhere the links become plain text and the pictures are left
+out: no address is guessed. The sdist keeps the result, so a wheel built from it says the same.
 """
 
 import os
@@ -41,7 +41,7 @@ def repository_address() -> str | None:
     """Return the address of the repository whose workflow runs this, if one does."""
     server = os.environ.get("GITHUB_SERVER_URL", "").rstrip("/")
     address = f"{server}/{os.environ.get('GITHUB_REPOSITORY', '')}"
-    # Anything else, such as a line break, would make other metadata of it.
+    # Any other text, such as one with a line break, would change other metadata.
     return address if re.fullmatch(r"https?://[\w.:-]+/[\w.-]+/[\w.-]+", address) else None
 
 

@@ -225,7 +225,7 @@ def make_trainer(
     Args:
         contender, shape, device: what to train, and where.
         fake: makes fake tensors, on the CPU.
-        as_on_cuda: whether to take the ways that a run takes on a GPU: the arena of weights with
+        as_on_cuda: whether to use what a run uses on a GPU: the arena of weights with
             half-precision copies, whole products, and the larger budget for prompts. None: on a
             GPU.
     """

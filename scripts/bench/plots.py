@@ -26,7 +26,7 @@ SHADES = dict(zip(CATEGORIES, ("#5b5b5b", "#a34a6a", "#d08a2e", "#1f6f8b"), stri
 
 
 def steps(table: pd.DataFrame, path: Path) -> None:
-    """Draw seconds a step by dataset, with the range over rounds."""
+    """Draw seconds per step by dataset, with the range over rounds."""
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     datasets, contenders = _in_order(table, "dataset"), _in_order(table, "contender")
     width = 0.8 / len(contenders)

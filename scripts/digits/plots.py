@@ -20,7 +20,7 @@ LABELS = {
 
 
 def advantage(table: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy minus AdamW's along every factor, one line a density, with standard errors."""
+    """Draw accuracy minus AdamW's along every factor, by density, with standard errors."""
     so = table[table["contender"] == "so"]
     varied = [factor for factor in SETTINGS if (so["factor"] == factor).any()]
     if not varied:

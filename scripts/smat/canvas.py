@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-SIZE = 32  # pixels a side of a finished picture
-GRID = 64  # pixels a side while it is drawn
+SIZE = 32  # pixels per side of a finished picture
+GRID = 64  # pixels per side while it is drawn
 LEAST_CONTRAST = 130.0  # distance in RGB between a shape and its ground
 
 Generator = np.random.Generator
@@ -72,7 +72,7 @@ def ground(generator: Generator, colour: np.ndarray) -> np.ndarray:
 
 
 def soft_noise(generator: Generator, cells: int) -> np.ndarray:
-    """Return smooth noise in 0..1 with this many cells a side."""
+    """Return smooth noise in 0..1 with this many cells per side."""
     small = Image.fromarray((generator.random((cells, cells)) * 255).astype(np.uint8))
     return np.asarray(small.resize((GRID, GRID), Image.Resampling.BICUBIC), np.float64) / 255
 

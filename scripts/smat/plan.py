@@ -12,7 +12,7 @@ TEXTILE, DIGITS = "textile", "digits"
 LEFT_OUT = ("clocks",)
 # Datasets on which rates are chosen: letters, objects and relations.
 TUNED_ON = ("georgian_letters", "pictograms", "scenes")
-# Targets whose classes are also told apart all at once: many classes, few, and photographs.
+# Targets that are also tested on all classes at once: many classes, few, and photographs.
 ALL_WAY = ("pictograms", "scenes", EUROSAT)
 SHOTS = 4
 # As in the demo: a mirrored or halved letter is no letter.

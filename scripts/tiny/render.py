@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .strokes import CANVAS, digit_mask
 
-SIZE = 32  # pixels a side of a finished picture
+SIZE = 32  # pixels per side of a finished picture
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = "abcdefghjkmnpqrstuvwxyz"  # without i, l and o, which look like digits
 COLOURS = {

@@ -2,7 +2,7 @@
 
 A template is a list of strokes in a unit box (x to the right, y downwards). A stroke is smooth (a
 Catmull-Rom curve through its points) or straight (corners at its points). Nothing here was fitted
-to pictures: the templates are the author's hand.
+to pictures: the author drew the templates.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-CANVAS = 128  # pixels a side of the drawing before it is cropped and scaled
+CANVAS = 128  # pixels per side of the drawing before it is cropped and scaled
 
 
 class Stroke(NamedTuple):
@@ -124,7 +124,7 @@ TEMPLATES: dict[int, tuple[tuple[Stroke, ...], ...]] = {
 
 
 def catmull_rom(points_P2: np.ndarray, steps: int = 8) -> np.ndarray:
-    """Return a curve through every point, `steps` samples a segment."""
+    """Return a curve through every point, `steps` samples per segment."""
     padded = np.concatenate(
         [2 * points_P2[:1] - points_P2[1:2], points_P2, 2 * points_P2[-1:] - points_P2[-2:-1]]
     )
