@@ -11,9 +11,9 @@ validation images of three targets, with other tasks than those of the test; no 
 anything. Writes OUT/tables/smat_tasks.csv (methods on sampled tasks), smat_all_way.csv (all classes
 at once, over seeds), smat_masks.csv (learned, hand-designed and random entries at the same number),
 smat_placement.csv and smat_overlap.csv (of the masks), and OUT/figures/smat_*.png. Every number
-comes from the program's own commands, which are printed. Finished parts are skipped, so an
-interrupted experiment goes on; with --only-finished, the tables have the finished contenders. Needs
-the extras `pretrain` and `report`.
+comes from the program's own commands, which are printed. Finished parts are skipped, so the same
+command continues an interrupted experiment; with --only-finished, the tables have the finished
+contenders. Needs the extras `pretrain` and `report`.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-# A shell starts what runs in its background deaf to Ctrl-C, which processes of tests would inherit.
+# A shell's background processes ignore Ctrl-C, and the processes of tests would inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -130,7 +130,7 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(method, tmp_path):
     ],
 )
 def test_an_interrupted_run_with_captured_steps_does_so_too(method, tmp_path):
-    """Each process takes its first steps eagerly, and then records them anew."""
+    """Each process takes its first steps eagerly, and then records steps again."""
     with emulated_graphs() as recorders:
         undisturbed = _adapted(method, tmp_path / "whole", 10**9, 0)
         cut = CUT.get(method, 19)

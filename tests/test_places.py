@@ -86,7 +86,7 @@ def test_an_adapter_file_alone_needs_the_folder(root: Path, tmp_path: Path) -> N
 
 
 def test_a_base_that_has_changed_is_refused(root: Path, tmp_path: Path) -> None:
-    """The weights fit another number of heads, and would answer otherwise in silence."""
+    """The weights fit another number of heads, and would give other answers without an error."""
     base = tmp_path / "base, v1"
     text = {**CONFIG["text_cfg"], "heads": 1}
     write_place(base, text_cfg=text)

@@ -110,7 +110,7 @@ class Contest:
     def tune(self, contender: Contender) -> float | None:
         """Return the rate with the best mean accuracy on validation images; None without rates.
 
-        The tasks are others than those of the test. Of equal rates the smallest is taken.
+        The tasks are others than those of the test. Among equal rates, the smallest is taken.
         """
         if not contender.rates:
             return None

@@ -31,7 +31,7 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """The device of the weights."""
         raise NotImplementedError
 
     def role_map(self) -> list[Part]:

@@ -90,7 +90,7 @@ class Backbone(Encoder):
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """The device of the weights."""
         return self.mean.device
 
     @property

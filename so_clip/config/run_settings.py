@@ -96,7 +96,7 @@ class MethodChoice(Options):
 class RunSchedule(Options):
     """The length of the training. `max_steps` 0 trains nothing; `stop_loss` 0 never stops early."""
 
-    batch_size: int = option(help="training images a step", ge=1, le=MAX_COUNT)
+    batch_size: int = option(help="training images per step", ge=1, le=MAX_COUNT)
     max_steps: int = option(help="the last step, and the length of the cosine", ge=0, le=MAX_COUNT)
     stop_loss: float = option(
         help="an epoch with a mean training loss below this is the last; 0: never", ge=0

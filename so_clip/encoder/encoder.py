@@ -93,7 +93,7 @@ class SentenceEncoder(Encoder):
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     @property

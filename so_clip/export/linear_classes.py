@@ -13,7 +13,7 @@ from so_clip.clip.classifier import Classifier
 from so_clip.errors import InputError
 
 _SEED, _PAIRS = 0, 4
-# Of the largest logit. Float32 rounds a product of 1024 terms by about a millionth.
+# Relative to the largest logit. Float32 rounds a product of 1024 terms by about a millionth.
 _TOLERANCE = 1e-4
 
 

@@ -33,7 +33,7 @@ from so_clip.optim.support import to_device
 
 @dataclass(frozen=True)
 class Moments:
-    """The moments of R tensors, M entries each, one row a tensor. A step changes them in place."""
+    """Moments of R tensors, M entries each, one row per tensor. A step changes them in place."""
 
     index_RM: Tensor  # flat indices of the entries, int64, in any order
     place_RM: Tensor | None  # position of each entry in the support, int64; M: not in it

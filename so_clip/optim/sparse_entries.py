@@ -15,7 +15,7 @@ def read(tensor: Tensor, index_M: Tensor | None) -> Tensor:
 
 
 def subtract(tensors: list[Tensor], index_RM: Tensor, values_RM: Tensor) -> None:
-    """Subtract `values_RM` from the entries at `index_RM`, in place, one row a tensor.
+    """Subtract `values_RM` from the entries at `index_RM`, in place, one row per tensor.
 
     A tensor of fewer bits than the values is rounded once, after the subtraction.
     """

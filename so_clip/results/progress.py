@@ -23,7 +23,7 @@ _LINES, _LINE_SECONDS = 20, 1.0
 class Progress:
     """Writes progress.json: step, max_steps, loss, seconds_left, stage, and the process.
 
-    A run goes on if the file cannot be written.
+    A run continues if the file cannot be written.
 
     Args:
         folder: the run's folder; None writes nothing.

@@ -106,8 +106,8 @@ class Peers:
         pid, _, host = (self._value(_PID.format(rank)) or "").partition(" ")
         return RunFailed(
             f"process {rank + 1} of {self._size} (rank {rank}, process id {pid} on {host}) "
-            f"{problem}, and the others cannot go on without it. This command goes on from the "
-            f"last checkpoint:\n  {torchrun.command_line()}"
+            f"{problem}, and the others cannot continue without it. This command continues from "
+            f"the last checkpoint:\n  {torchrun.command_line()}"
         )
 
     def _is_alive(self, rank: int) -> bool:

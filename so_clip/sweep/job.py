@@ -50,7 +50,7 @@ def task(composed: DictConfig) -> float:
     """Do one composed run and return its accuracy in percent; nan for a failed job of a sweep.
 
     A single run that fails raises SystemExit, which Hydra passes on without a message. In a sweep
-    the job's file records the failure, and the sweep goes on.
+    the job's file records the failure, and the sweep continues.
     """
     try:
         return _task(composed)

@@ -251,7 +251,7 @@ def test_the_emulation_refuses_what_a_cuda_graph_cannot_hold(read):
 
 
 def test_the_emulation_freezes_numbers_and_addresses():
-    """A step that reads a number or a tensor of Python anew gives other results when replayed."""
+    """If each step reads a number or a tensor from Python, a replay gives other results."""
 
     class Fresh(Toy):
         factor = 0.0

@@ -1,4 +1,4 @@
-"""No tokenizer cuts a prompt in silence."""
+"""No tokenizer cuts a prompt without an error."""
 
 import json
 from collections.abc import Callable

@@ -86,7 +86,7 @@ def test_vectors_are_dense_unless_the_method_is_about_vectors(words, rest):
 
 
 def test_a_schedule_of_the_method_for_images_is_not_taken():
-    # CLIP-LoRA's AdaLoRA never stops early; the released SO code takes 2,000 steps a shot.
+    # CLIP-LoRA's AdaLoRA never stops early; the released SO code takes 2,000 steps per shot.
     assert settings_of("method=adalora").schedule.stop_loss == 1e-3
     official = settings_of("method=so_official", "optimizer.lr=1e-4")
     assert official.schedule.max_steps == 10_000

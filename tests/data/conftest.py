@@ -37,6 +37,6 @@ def make_card() -> Callable[..., DatasetCard]:
 
 @pytest.fixture(scope="session")
 def eurosat_images(shared: Path) -> list[Path]:
-    """Forty real EuroSAT images, four a class."""
+    """Forty real EuroSAT images, four per class."""
     folders = sorted((shared / "data" / "eurosat" / "2750").iterdir())
     return [file for folder in folders for file in sorted(folder.iterdir())[:4]]

@@ -24,7 +24,7 @@ sizes = st.lists(st.tuples(sides, sides), min_size=1, max_size=4)
 
 
 def _images(sizes: list[tuple[int, int]], seed: int = 0, levels: int = 256) -> list[torch.Tensor]:
-    """Noise is hardest for a resampler. Of two levels, it overshoots most."""
+    """Noise is hardest for a resampler. Noise of two levels overshoots most."""
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randint(levels, (3, *size), generator=generator).mul(255 // (levels - 1)).byte()

@@ -137,7 +137,7 @@ def test_paths_never_leave_the_folder(path, folder):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_gigantic_images_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    # Two bits a pixel say "black" 400 million times in 50 kB.
+    # 400 million black pixels, compressed to 50 kB.
     bomb = _encoded(Image.new("1", (20_000, 20_000)), "PNG")
     (tmp_path / "bomb.png").write_bytes(bomb)
     for limit in (Image.MAX_IMAGE_PIXELS, None):

@@ -136,7 +136,7 @@ def test_adobes_inverted_inks_keep_their_colours(tmp_path):
     ],
 )
 def test_grey_values_that_would_be_clipped_are_refused(values, kind, problem, tmp_path):
-    # The reference makes of nearly all of these a white or a black image, without a word.
+    # The reference turns nearly all of these into a white or a black image, without a message.
     with pytest.raises(
         CorruptImage, match=rf"x\.jpg: its grey values, {problem}, .* 8 bits"
     ) as caught:

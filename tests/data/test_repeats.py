@@ -16,7 +16,7 @@ def _draw(root: Path, shots: int, **options: str) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The folder of a dataset with six training images a class, but for two of `bee`."""
+    """The folder of a dataset with six training images per class, but two of `bee`."""
     split = write_eurosat(tmp_path, ["ant", "bee", "cat"])
     bees = [entry for entry in split["train"] if entry[2] == "bee"]
     split["train"] = [entry for entry in split["train"] if entry not in bees[2:]]

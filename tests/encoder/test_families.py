@@ -16,7 +16,7 @@ from so_clip.encoder.load import load_encoder
 from so_clip.encoder.tokens import tokenize
 from tests.helpers.tiny_encoders import FAMILIES, PAIRS, POSITIONS, encoder_folder, tiny_encoder
 
-# Of each family: the tensors in [matrices], and in [attention, mlp], for two blocks.
+# The tensors of each family in [matrices], and in [attention, mlp], for two blocks.
 COUNTS = {
     "bert": (15, 12),
     "roberta": (15, 12),

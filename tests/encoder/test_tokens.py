@@ -23,7 +23,7 @@ def pieces(encoder: SentenceEncoder, text: str) -> list[int]:
 def cut_one_by_one(first: list[int], second: list[int], most: int) -> tuple[list[int], list[int]]:
     """Take tokens from the end of the longer part until both fit: an independent oracle.
 
-    Of two parts with the same length, the one that was shorter at first loses the next token.
+    If both parts have the same length, the one that was shorter at first loses the next token.
     """
     rest, second_loses_ties = ([*first], [*second]), len(second) < len(first)
     while len(rest[0]) + len(rest[1]) > most:

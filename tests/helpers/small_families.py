@@ -1,6 +1,6 @@
 """One small model of every family that open_clip builds: real classes, few and narrow blocks.
 
-A family is an architecture of open_clip whose sizes are cut: two blocks a tower, widths of 16 to
+A family is an architecture of open_clip whose sizes are cut: two blocks per tower, widths of 16 to
 64, images of 32 or 64 pixels. The random weights let each output depend on each weight: no layer
 scale near 0 and no norm or bias at its neutral value, so that tests of equality can fail.
 """

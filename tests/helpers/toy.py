@@ -59,7 +59,7 @@ class CountReads:
 
         class Operations(TorchDispatchMode):
             def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-                # What reads that begin in C++ come down to, such as the Adam step's.
+                # The calls in which reads from C++ end, such as those of Adam's step.
                 counts["in C++"] += func is torch.ops.aten._local_scalar_dense.default
                 return func(*args, **(kwargs or {}))
 

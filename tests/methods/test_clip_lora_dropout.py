@@ -149,7 +149,7 @@ def test_a_failed_forward_pass_restores_the_random_state() -> None:
 
 
 def test_the_dropout_mask_is_saved_as_bytes() -> None:
-    # Of a block's input, q, k and v each keep what was left of it and which values: 3 · (4 + 1).
+    # q, k and v each keep the values left of a block's input, and which these are: 3 · (4 + 1).
     peaks = {}
     for dropout in (0.25, 0):
         classifier = small()

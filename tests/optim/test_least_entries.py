@@ -1,4 +1,4 @@
-"""Tensors too small for one entry at the density: SO trains them, or leaves them as they are."""
+"""Tensors too small for one entry at the density: SO trains them, or does not change them."""
 
 from typing import Any
 

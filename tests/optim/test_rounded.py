@@ -1,4 +1,4 @@
-"""Half-precision copies of weights and biases give the results of casting anew, bit for bit."""
+"""Half-precision copies of weights and biases give the results of a new cast, bit for bit."""
 
 import copy
 
@@ -51,7 +51,7 @@ def test_results_with_copies_are_those_of_casting_bit_for_bit(trains_bias, whole
         with torch.no_grad():
             for item in (plain, model):
                 for layer in (item[0], item[2]):
-                    layer.weight[3, 5] += 1  # somebody else writes: the copy is outdated
+                    layer.weight[3, 5] += 1  # other code writes: the copy is outdated
                 item.zero_grad()
 
 

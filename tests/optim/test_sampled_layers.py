@@ -160,7 +160,7 @@ def test_gradients_on_an_outdated_support_are_refused():
     sampled_gradients(layer, optimizer)
     outdated = r"drawn again .* Call optimizer\.zero_grad"
     layer(torch.ones(2, 40)).sum().backward()
-    optimizer.step()  # T=1: draws anew
+    optimizer.step()  # T=1: draws again
     late = layer(torch.ones(2, 40)).sum()
     optimizer.load_state_dict(optimizer.state_dict())
     late.backward()

@@ -170,7 +170,7 @@ def test_a_state_serves_weights_of_another_precision(
         assert moments.isfinite().all()
         assert param.isfinite().all()
         assert resumed.state[param]["step"] == 7
-        if i == 1:  # a dense bias, number 3 in the groups: its moments go on from the old ones
+        if i == 1:  # a dense bias, number 3 in the groups: its moments continue from the old ones
             grad = param.grad.to(moments.dtype)
             expected = state[3]["exp_avg"].to(moments.dtype) * 0.9 + grad * (1 - 0.9)
             torch.testing.assert_close(moments, expected)

@@ -1,4 +1,4 @@
-"""Draws: of the right size, uniform over subsets, and nobody else's random state touched."""
+"""Draws: of the right size, uniform over subsets, and no other random state changes."""
 
 from itertools import combinations
 
@@ -94,7 +94,7 @@ def test_a_seed_is_a_draw_and_the_global_state_is_nobodys() -> None:
 
 
 def test_work_does_not_grow_with_the_tensor() -> None:
-    # 10^15 entries: anything proportional to that would not come back.
+    # 10^15 entries: work in proportion to these would never end.
     (support,) = draw_supports([10**15], [1000], _generator())
     assert len(support.unique()) == 1000
     assert support.max() > 9 * 10**14

@@ -114,6 +114,6 @@ def test_the_trainer_makes_the_optimizer(tmp_path: Path) -> None:
         trainer.train()
         assert [g["weight_decay"] for g in trainer.optimizer.param_groups] == [0.1, 0]
         losses.append(losses_of(trainer))
-        trainer.train()  # a second call goes on with the same optimizer
+        trainer.train()  # a second call continues with the same optimizer
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert_falling(losses[1])

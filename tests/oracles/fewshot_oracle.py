@@ -1,4 +1,4 @@
-"""The published few-shot draws, re-stated the way the ancestors make them: on the global RNG."""
+"""The published few-shot draws, restated as the published code makes them: on the global RNG."""
 
 import random
 from collections import defaultdict
@@ -48,7 +48,7 @@ def clip_lora(train, val, shots, seed):
 
 
 def clip_lora_imagenet(train, shots, seed):
-    """One joint sample a class: the first `shots` are train, the next min(4, shots) are val."""
+    """One joint sample per class: the first `shots` are train, the next min(4, shots) are val."""
     held_back = min(4, shots)
     of_label = defaultdict(list)
     for item in train:

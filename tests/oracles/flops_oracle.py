@@ -23,7 +23,7 @@ def reference_step(vision: Tower, text: Tower, others: int) -> int:
     for tower in (vision, text):
         square = tower.width**2
         linear = 2 * 12 * square * tower.rows
-        first_input = 2 * 3 * square * tower.rows  # of embeddings nobody asks a gradient for
+        first_input = 2 * 3 * square * tower.rows  # embeddings need no gradient
         total += tower.layers * 3 * linear - first_input
         total += tower.layers * (4 + 10) * tower.attended * tower.width
     return total

@@ -1,4 +1,4 @@
-"""CLIP-LoRA restated: the released code's multiplied-out update, and the model it amounts to."""
+"""CLIP-LoRA restated: the released code's multiplied-out update, and the equal plain model."""
 
 import copy
 import math

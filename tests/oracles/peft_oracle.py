@@ -1,4 +1,4 @@
-"""What adapters amount to: a plain model with other matrices, each by its paper's formula."""
+"""Plain models that equal adapters: with other matrices, each by its paper's formula."""
 
 import copy
 import re

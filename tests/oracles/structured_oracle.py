@@ -1,4 +1,4 @@
-"""Updates that are no two factors' product, entry by entry as their papers have them, in float64.
+"""Updates that are not a product of two factors, entry by entry from their papers, in float64.
 
 Each returns the matrix in the place of W [O, I]; `own` are an adapter's tensors, by name.
 """
@@ -12,7 +12,7 @@ Own = dict[str, Tensor]
 
 
 def lokr(weight_OI: Tensor, own: Own, scale: float) -> Tensor:
-    """W + scale (W1 kron W2), either of them a product of two where it is not there itself.
+    """W + scale (W1 kron W2), each given whole or as a product of two.
 
     Source: arXiv 2309.14859, section 3.4.
     """
@@ -34,7 +34,7 @@ def oft(weight_OI: Tensor, own: Own, block: int, exact: bool = False) -> Tensor:
     """W, whose inputs are turned by R, block by block: y = W (x R), with R by Cayley.
 
     R = (1 + Q) (1 - Q)^-1 of a skew-symmetric Q, whose upper triangle is trained; its inverse is
-    1 + Q + Q^2 + Q^3, as OFTv2 has it, or what it is (`exact`). One R serves all blocks if one is
+    1 + Q + Q^2 + Q^3, as OFTv2 has it, or exact (`exact`). One R serves all blocks if one is
     all there is.
 
     Source: arXiv 2306.07280, section 3.1; arXiv 2506.19847, section 3.3.
@@ -60,7 +60,7 @@ def randlora(weight_OI: Tensor, own: Own, scale: float) -> Tensor:
     """W + scale times the sum over n of B_n diag(lambda_n) A diag(gamma_n), or its transpose.
 
     The longer side of W is B's. One random A serves all n; column r of B_n is column r N + n of all
-    N random columns, wherever they came from.
+    N random columns.
 
     Source: arXiv 2502.00987, equation 4.
     """

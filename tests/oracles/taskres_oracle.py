@@ -10,7 +10,7 @@ def logits(
     """Scaled cosines of unit-length images with text + alpha * residual.
 
     Args:
-        text_KD: as the text tower returns it, of whatever length.
+        text_KD: as the text tower returns it, of any length.
     """
     columns = []
     for text_D, residual_D in zip(text_KD, residual_KD, strict=True):

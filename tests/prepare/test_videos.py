@@ -65,7 +65,7 @@ def test_the_users_videos_are_used_without_a_download(server, root):
     assert not server.ranges("never.zip")
     there = laid_out(root)
     assert sorted(there) == sorted(paths())
-    # Of five frames, 100 to 180, the third.
+    # The third of five frames, which are 100 to 180.
     assert all(abs(_grey(data) - 140) <= 3 for data in there.values())
     assert (root / "small" / "UCF-101" / "ant" / "ant_0.avi").is_file()
 

@@ -225,7 +225,7 @@ def _training(running: "subprocess.Popen[str]", results: Path) -> tuple[int, int
 
 
 def _is_pending(pid: int, number: signal.Signals) -> bool:
-    """Tell whether a signal waits for a process that is stopped."""
+    """Return whether a signal waits for a process that is stopped."""
     status = Path(f"/proc/{pid}/status").read_text()
     masks = [
         int(line.split()[1], 16) for line in status.splitlines() if line[1:5] in ("hdPn", "igPn")

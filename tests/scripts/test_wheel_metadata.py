@@ -1,4 +1,4 @@
-"""README.md as PyPI shows it: no link and no picture that leads nowhere."""
+"""README.md as PyPI shows it: no link and no picture without a target."""
 
 import re
 

@@ -205,7 +205,7 @@ def test_all_gradients_of_a_task_are_those_of_an_oracle(granularity, head):
     meta.learn(task)
     for (name, value), gradient in zip(named.items(), gradients, strict=True):
         assert value.grad is not None, name
-        # Two tasks an update: half of the gradient.
+        # Two tasks per update: half of the gradient.
         assert torch.allclose(2 * value.grad, gradient, rtol=1e-7, atol=1e-10), name
 
 

@@ -56,7 +56,7 @@ class Terminal:
         os.write(self._screen, text.encode())
 
     def end(self) -> int:
-        """Wait for the command to end by itself, and return its exit code."""
+        """Wait until the command ends, and return its exit code."""
         while self._read():
             pass
         _, status = os.waitpid(self.process, 0)

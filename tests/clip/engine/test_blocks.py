@@ -122,7 +122,7 @@ def test_sampled_layers_copy_no_columns_of_inputs_that_are_saved_anyway() -> Non
     optimizer = SO([p for p in block.parameters() if p.requires_grad], density_ratio=0.003)
     with sampled_gradients(block, optimizer, always=True) as handle:
         assert {*handle.methods.values()} == {"columns"}
-        for memory in MEMORY_MODES:  # the coordinates of the supports are worked out once
+        for memory in MEMORY_MODES:  # the coordinates of the supports are computed once
             run_block(block, memory, forward, rows())
         assert kept_units(block, "balanced", rows()) == 9 + STATISTICS
         # No columns of out_proj's input; fast keeps columns of the other three layers' inputs.

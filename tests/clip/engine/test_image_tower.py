@@ -206,8 +206,8 @@ def test_kept_activations_match_the_documented_arithmetic(quick_gelu: bool, star
     model = explicit(plain(quick_gelu, layers=5))
     train_blocks(model, start)
     fast, balanced, small = (kept(model, memory) for memory in MEMORY_MODES)
-    # In the last block, fast keeps the input, the normalised input, query, key and value, and a row
-    # an image; the others keep the input.
+    # In the last block, fast keeps the input, the normalised input, query, key and value, and one
+    # row per image; the others keep the input.
     before_last, one_row, one_number = 4 - start, 1 / 17, 1 / 64
     # Nothing before the first trained matrix is kept, not even the input of the norm there.
     expected = 16 * before_last + 5 - 1 + one_row * 11

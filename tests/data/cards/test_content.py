@@ -27,7 +27,7 @@ CARDS = (
     "sun397",
     "ucf101",
 )
-# The datasets whose published split file lies in the shared material.
+# The datasets with their published split file in the shared material.
 SPLIT_AT_HAND = (
     "caltech101",
     "dtd",

@@ -77,5 +77,5 @@ def test_seeds_differ_and_the_split_is_pinned():
     found = splits(draw_split(listed, SHARES, 1))
     assert found != splits(draw_split(listed, SHARES, 2))
     trained = sorted(path for path, split in found.items() if split == "train")
-    # Another one would be another split for everybody.
+    # Another split here would change the splits of all users.
     assert trained == [f"ant/{index}.jpg" for index in (1, 2, 4, 6, 7)]
