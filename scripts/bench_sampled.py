@@ -5,7 +5,7 @@ python scripts/bench_sampled.py --convolutions   # and sampled_convolutions_cpu.
 
 The rules in so_clip/optim/sampled_product.py and sampled_convolution.py are based on these tables;
 the column `chosen` shows the rule's choice. Times are the best of a few interleaved repeats. With
-one thread they are processor times, which are also valid on a shared machine.
+one thread they are processor times, and so also valid on a shared machine.
 """
 
 import argparse

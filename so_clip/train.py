@@ -78,7 +78,7 @@ class Loop:
         report: called with the number of steps taken and the last loss that was read, or None.
         checkpoint: restores an earlier training and saves this one.
         ranks: the processes that take each step together. All must have the same objects.
-        captured: takes the steps in place of `train_step`, which then is not called.
+        captured: takes the steps in place of `train_step`. `train_step` is not called then.
         shows_bar: whether to show a progress bar.
     """
 

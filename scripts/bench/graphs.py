@@ -152,7 +152,7 @@ def _numbers(trainer: Trainer, step: Step, rounds: int) -> Row:
 def _profiled(trainer: Trainer, step: Step, seconds: float) -> Row:
     """Return what the profiler sees of a few steps, each for one step; {} if it sees no GPU.
 
-    The time of a step is that without the profiler, which slows the host down.
+    The time of a step is that without the profiler, because the profiler slows the host down.
     """
     if trainer.device.type != "cuda":
         return {}

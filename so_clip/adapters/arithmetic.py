@@ -34,7 +34,7 @@ def merge(adapters: Sequence[SavedAdapter], weights: Sequence[float] | None = No
 
     Raises:
         InputError: there is no adapter, their numbers differ, they have different bases, or one
-            adds prompts, a head or other modules, which have no sum.
+            adds prompts, a head or other modules: these have no sum.
 
     Source: task arithmetic, arXiv 2212.04089; averages of weights, arXiv 2203.05482.
     """

@@ -128,7 +128,7 @@ def _identified(stream: BinaryIO) -> Image.Image:
     try:
         return Image.open(stream, formats=formats())
     except ValueError:
-        # Pillow refuses long texts in a PNG, which have nothing to do with its pixels.
+        # Pillow refuses long texts in a PNG, although they do not affect its pixels.
         stream.seek(0)
         data = stream.read()
         if not data.startswith(_PNG):

@@ -39,7 +39,7 @@ class RandomResizedCrop:
     The area is uniform in `scale` of the image's area and the aspect ratio log-uniform in
     [3/4, 4/3]. A box that does not fit is drawn again, at most 10 times; then the central box of
     an allowed ratio is taken. Pixels are resampled bicubically with antialiasing for every model,
-    as in open_clip's training, which does not use the resize mode and interpolation of the model.
+    as in open_clip's training. The resize mode and interpolation of the model are not used.
 
     Args:
         image_size: side of the square, pixels.

@@ -35,7 +35,7 @@ class SentenceEncoder(Encoder):
     """A model of transformers with the few calls that adaptation needs.
 
     Args:
-        model: a `...ForSequenceClassification` with eager attention, whose dropout draws from the
+        model: a `...ForSequenceClassification` with eager attention. Its dropout draws from the
             global generator alone.
         tokenizer: of transformers; None for an encoder without weights.
         description: family and origin of the weights, for records and messages.

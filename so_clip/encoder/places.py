@@ -132,7 +132,7 @@ def sha256_of_files(place: Place) -> str:
     """Return the SHA-256 of config.json and of the tokenizer's files; "" if they are not here.
 
     The configuration has more than sizes: dropout, activations and the precision of norms. Keys
-    about the file's origin, and about labels, which the task gives, are left out.
+    about the file's origin, and about labels, are left out: the task gives the labels.
     """
     if place.folder is None:
         return ""
@@ -212,7 +212,7 @@ def _downloaded(repository: str) -> Path:
         files = HfApi().model_info(repository, timeout=hub.PROBE_SECONDS).siblings or ()
         wanted = _wanted({file.rfilename for file in files})
         found = [Path(hf_hub_download(repository, name)) for name in wanted]
-    except Exception as error:  # the client raises the errors of its transport, which vary
+    except Exception as error:  # the client raises the varying errors of its transport
         problem = hub.refusal(repository, error, _OFFLINE)
         raise InputError(f"{OPTION}={HUB}{repository} cannot be downloaded: {problem}") from error
     if CONFIG_FILE not in wanted:

@@ -45,8 +45,8 @@ def feature_key(
     Args:
         backbone: gives the architecture and the normalisation, which the weights do not determine.
         weights_sha256: of the loaded backbone, before any training.
-        stream: the test images. Their files are read but not decoded, which is much faster. Sizes
-            and dates are not enough: they can stay the same when an image changes.
+        stream: the test images. Their files are read but not decoded, because reading is much
+            faster. Sizes and dates are not enough: they can stay the same when an image changes.
         device, precision: of the image tower.
 
     Raises:

@@ -119,7 +119,7 @@ def push(repository: Repository, files: Mapping[str, Path | bytes], message: str
     try:
         api.create_repo(repository.name, exist_ok=True)
         api.create_commit(repository.name, operations, commit_message=message)
-    except Exception as error:  # the client raises the errors of its transport, which vary
+    except Exception as error:  # the client raises the varying errors of its transport
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (_UNAUTHORISED, _FORBIDDEN):
             raise _refused(repository.name, repository.endpoint, status) from error

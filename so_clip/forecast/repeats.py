@@ -87,7 +87,7 @@ class Repeats:
     def complete_gradients(self, optimizer: Optimizer) -> None:
         """Give blocks that did not run the gradients of their equals, before the optimizer's step.
 
-        Their memory is in the log already, by the repetitions, which end here.
+        Their memory is in the log already, by the repetitions. These end here.
         """
         self._end_period(self._times)
         self._log.changes += [(number, -size) for number, size in self._excess.items() if size]

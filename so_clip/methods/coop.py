@@ -156,7 +156,7 @@ class CoCoOp(CoOp):
     """Trains a context, and a small network (the meta-net) that shifts it for each image.
 
     Linear(D, D / reduction) - ReLU - Linear(D / reduction, W) turns the image's unit-length
-    embedding into one shift, which is added to every vector of the context. For ViT-B/16 and four
+    embedding into one shift. It is added to every vector of the context. For ViT-B/16 and four
     words, these are 35,360 parameters.
 
     Each image has its own class embeddings, so B images need B times as many prompts, in training

@@ -131,7 +131,7 @@ def save_shared_once(layers: Sequence[Any]) -> None:
 def random_masks(seed: int) -> Callable[..., Tensor]:
     """Return a function that selects SHiRA's entries: rank · (I + O) random ones per matrix [O, I].
 
-    It replaces peft's function, which starts from the same seed for each matrix and so selects
+    It replaces peft's function. That one starts from the same seed for each matrix, so it selects
     the same entries in all matrices of one size.
     """
     draws = torch.Generator().manual_seed(seed)

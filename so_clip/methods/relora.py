@@ -21,7 +21,7 @@ class ReLoRA(Peft):
     After a merge, A is drawn again and B is zero, as at the start. The optimizer resets its state
     for both (the paper keeps up to a tenth of it). The k-th step after a restart is scaled by
     k / `restart_warmup`. For optimizers whose step is proportional to the learning rate, this is
-    the paper's jagged schedule, which returns to the run's cosine after each restart.
+    the paper's jagged schedule: it returns to the run's cosine after each restart.
 
     Deviations from the paper: the warm start (training of all weights before the first update) is
     left out, since CLIP is trained already. There is no warm-up at the first steps.

@@ -320,7 +320,7 @@ def _draw_tickets(
     """Draw a number for each entry with moments and each entry read; the first counts for both.
 
     The M highest of independent, equally distributed numbers mark a uniform subset. The numbers are
-    drawn on the CPU, like supports, in float64, which leaves no ties.
+    drawn on the CPU, like supports, and in float64, so that none are equal.
     """
 
     def draw(*shape: int) -> Tensor:

@@ -81,7 +81,7 @@ class Rates:
 class DeviceRates:
     """The numbers of the coming step of each parameter group, on the tensors' devices.
 
-    Each device has one tensor, which a step never replaces, so writing it is one copy.
+    Each device has one tensor. A step never replaces it, so writing it is one copy.
     """
 
     def __init__(self) -> None:

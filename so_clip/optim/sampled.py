@@ -8,9 +8,9 @@ SO knows before the backward pass which M entries of the gradient its next step 
 y = x Wᵀ with output gradient g, entry (i, j) of the gradient is Σ_tokens g[:, i] · x[:, j]. A
 sampled layer computes these M sums alone. It keeps for the backward pass only the columns of x that
 they need, if these take less memory than x. The whole gradient is never kept: `weight.grad` is a
-SampledGradient, which holds the M values at the flat indices `optimizer.support(weight)`. On a GPU
-in half precision, the whole product of one layer exists for a moment; see `sampled_product`.
-A convolution is such a product too; see so_clip/optim/sampled_convolution.py. An embedding adds up
+SampledGradient: it holds the M values at the flat indices `optimizer.support(weight)`. On a GPU in
+half precision, the whole product of one layer exists for a moment; see `sampled_product`. A
+convolution is such a product too; see so_clip/optim/sampled_convolution.py. An embedding adds up
 the rows of its tokens alone; see so_clip/optim/sampled_embedding.py.
 
 torch's tools for clipping and gradient scaling work on it, so those of Lightning and Accelerate do

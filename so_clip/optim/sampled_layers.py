@@ -244,7 +244,7 @@ class _Linear(torch.autograd.Function):
         kept, weight_OI = ctx.saved_tensors
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
         grad_O = grad_NO.sum(0).to(ctx.bias_dtype) if needs_bias else None
-        # One or two operations need no operator around them, which takes time at each call.
+        # One or two operations need no operator around them: it takes time at each call.
         multiply = entries_of_product if ctx.method in MULTIPLIES_ALL else sampled_product
         grad_M = multiply(
             grad_NO,

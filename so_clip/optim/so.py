@@ -284,7 +284,7 @@ class SO(Optimizer):
             final.update(given)
 
         def restore(_: Optimizer) -> None:
-            # The base class has cast all tensors to the weights' dtype, which destroys indices.
+            # The base class has cast all tensors to the weights' dtype. This destroys indices.
             saved = chain.from_iterable(group["params"] for group in final["param_groups"])
             for key, param in zip(saved, self._params(), strict=True):
                 if key in final["state"]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-# Random integers below this power of two, which torch draws without bias, are taken modulo numel:
-# one entry is at most numel / 2^62 more likely than another.
+# torch draws random integers below this power of two without bias. They are taken modulo numel: one
+# entry is at most numel / 2^62 more likely than another.
 _HIGH = 2**62
 
 

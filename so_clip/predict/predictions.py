@@ -190,7 +190,7 @@ class Predictor:
         with self._autocast():
             image_BD = self.classifier.backbone.encode_image(images_BCHW)
         logits_BK = self.classifier.logits(image_BD.float()).float()
-        # An evaluation predicts the first class with the highest softmax, which may round two
+        # An evaluation predicts the first class with the highest softmax. The softmax may round two
         # logits to one number. The others are ranked by logits: many softmax values are 0.
         best_B1 = logits_BK.softmax(dim=1).max(dim=1, keepdim=True).indices
         ranks_BK = logits_BK.scatter(1, best_B1, torch.inf)

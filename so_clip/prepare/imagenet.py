@@ -1,4 +1,4 @@
-"""ImageNet, whose terms forbid a download for others: the user's copy is linked."""
+"""ImageNet: its terms forbid a download for others, so the user's copy is linked."""
 
 from pathlib import Path
 

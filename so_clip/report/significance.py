@@ -237,7 +237,7 @@ def _read_answers(
 ) -> tuple[str, Correct] | None:
     """Return a hash of the test items in their order, and which predictions are correct.
 
-    Sentences have row numbers, which are the same in every file, so their labels are hashed too.
+    Sentences have row numbers. These are the same in every file, so their labels are hashed too.
     """
     if (result.folder, result.column) not in answers:
         file = Path(result.folder) / PREDICTIONS_FILE

@@ -92,7 +92,8 @@ class SweepPlan:
     Attributes:
         command: the arguments of the sweep's command line.
         jobs: the overrides of each job; empty for a sweeper that chooses its jobs as it goes.
-        finished: the number of jobs, the first ones, whose runs were finished before the sweep.
+        finished: the number of jobs with runs that were finished before the sweep. They are the
+            first ones.
         launched_at: when the first of the other jobs could start, in seconds since 1970.
     """
 

@@ -1,7 +1,7 @@
 """The file of a finished meta-training: one safetensors file with metadata.
 
 Tensors are named delta:WEIGHT, log_alpha:WEIGHT, router:NAME, multiplier_M and temperature. The
-metadata have one key, whose text is a JSON object: options, weights, base model and records.
+metadata have one key. Its text is a JSON object: options, weights, base model and records.
 """
 
 import json

@@ -51,7 +51,8 @@ class Sweep:
         new_folders: parents of the folder that did not exist before, innermost first.
 
     Attributes:
-        finished: the number of jobs, the first ones of `planned`, whose runs were finished before.
+        finished: the number of jobs with runs that were finished before. They are the first ones of
+            `planned`.
         launched_at: when the launcher got the other jobs, in seconds since 1970.
     """
 

@@ -1,6 +1,6 @@
 """Match the jobs of a sweep to finished runs before a launcher starts any job.
 
-A launcher composes each job's configuration twice, which takes most of the time of a skipped job.
+A launcher composes each job's configuration twice. This takes most of the time of a skipped job.
 Here jobs with the same choices of groups share one composition, and only their options differ.
 """
 

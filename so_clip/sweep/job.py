@@ -49,8 +49,8 @@ FINISHED = "finished before: skipped. force=true repeats it."
 def task(composed: DictConfig) -> float:
     """Do one composed run and return its accuracy in percent; nan for a failed job of a sweep.
 
-    A single run that fails raises SystemExit, which Hydra passes on without a message. In a sweep
-    the job's file records the failure, and the sweep continues.
+    A single run that fails raises SystemExit, because Hydra passes it on without a message. In a
+    sweep the job's file records the failure, and the sweep continues.
     """
     try:
         return _task(composed)

@@ -108,8 +108,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     r"""Write `text` as UTF-8 with the guarantees of `writing`.
 
-    File names may hold bytes that are not UTF-8. Python reads them as surrogates, which are written
-    as \udc...
+    File names may hold bytes that are not UTF-8. Python reads them as surrogates, and these are
+    written as \udc...
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 

@@ -1,6 +1,6 @@
 """Commands in messages, quoted so that they run as printed.
 
-A word on the command line is read twice: by the shell, and then by Hydra, whose grammar gives a
+A word on the command line is read twice: by the shell, and then by Hydra. Hydra's grammar gives a
 meaning to blanks, commas, quotes, brackets and `${`. Every message that prints a command uses
 `command`, and every value in it `override`.
 """
@@ -53,8 +53,8 @@ def override(name: str, value: Any) -> str:
 
     Args:
         name: the option, such as "dataset.split_file" or "+optimizer.fused".
-        value: a text, path, number, boolean or None; also a list of them, or a mapping, whose keys
-            Hydra allows no quotes for.
+        value: a text, path, number, boolean or None; also a list of them, or a mapping. Hydra
+            allows no quotes for its keys.
     """
     return f"{name}={_hydra_value(value)}"
 

@@ -70,7 +70,7 @@ def draws_json(settings: Settings, tasks: Sequence[EpisodeDraw], whole: bool) ->
     Args:
         settings: of the run.
         tasks: its tasks.
-        whole: with the lists of all images, which are long. They follow from the other values.
+        whole: with the lists of all images. They are long, and follow from the other values.
     """
     choice = settings.data
     lists = {"draws": [_lists(task) for task in tasks]} if whole else {}

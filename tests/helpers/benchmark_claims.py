@@ -191,7 +191,7 @@ def engine_gpu() -> list[str]:
         "long as with `memory=fast`.",
         f"SO's step takes {ms['engine_balanced', 5e-4]:.1f} ms, the reference's "
         f"{ms['reference', 5e-4]:.1f} ms and fused AdamW's {ms['adamw', 1.0]:.1f} ms.",
-        f"which took {optimizer['drawing_seconds']['reference', 5e-4]:.1f} seconds a draw",
+        f"This took {optimizer['drawing_seconds']['reference', 5e-4]:.1f} seconds per draw",
         f"{whole.item():.0f} operations stay outside its graph, and {draws.item():.0f} in a step",
     ]
 
@@ -238,8 +238,8 @@ def smat() -> list[str]:
         f"It is {merge['minus_prototypes_points']:.1f} ± "
         f"{merge['minus_prototypes_interval']:.1f} points above prototypes.",
         f"attention's output projection: {kept['attention_out']:.0f} % of its entries",
-        f"they keep {kept['attention_in']:.0f} %, of the second matrix of the MLP "
-        f"{kept['mlp_out']:.0f} %, and of the first {kept['mlp_in']:.0f} %",
+        f"They keep {kept['attention_in']:.0f} % of attention's input, {kept['mlp_out']:.0f} % of the "
+        f"second matrix of the MLP, and {kept['mlp_in']:.0f} % of the first.",
         f"Any two experts share {overlap.min():.2f} to {overlap.max():.2f} of the entries",
         f"Random masks of these sizes would share {both**2 / (2 * both - both**2):.2f}.",
         f"The learned places are {learned['minus_sparta_points']:.1f} ± "

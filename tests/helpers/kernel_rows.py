@@ -96,7 +96,7 @@ class Rows:
             torch.randn(numel, generator=self.draw).to(case.device, case.weight_dtype)
             for numel in self.numels
         ]
-        # The last weight is a scratch slot, which the pads' indices lead to.
+        # The last weight is a scratch slot. The pads' indices lead to it.
         self.flat = torch.cat([*self.torch_weights, self.torch_weights[0].new_zeros(1)])
         self.half = None if case.half_dtype is None else self.flat.to(case.half_dtype)
         self.offset_R = torch.tensor([0, *self.numels], device=case.device).cumsum(0)[:-1]

@@ -75,7 +75,7 @@ def test_ranks_fall_on_the_schedule() -> None:
         run.step()
         totals.append(sum(run.ranks()))
     matrices = len(layers(run.classifier))
-    # B and A see a gradient only once E, which begins at zero, has had one.
+    # E begins at zero. B and A get a gradient only after E has had one.
     assert totals[:5] == [4 * matrices] * 5
     assert all(first >= second for first, second in pairwise(totals))
     assert totals[4] > totals[8] > totals[13]

@@ -205,7 +205,7 @@ def test_a_whole_product_keeps_columns_while_they_take_less_memory_than_the_inpu
 @pytest.mark.parametrize("columns", [3, 40])
 def test_on_a_gpu_a_whole_product_in_half_precision_is_two_operations_and_float32(columns):
     method = fastest(20, (8, columns), torch.device("cuda"), whole=True)[0]
-    # Tensors without values stand for those of a GPU, which this machine need not have.
+    # Tensors without values stand for those of a GPU, so this machine needs none.
     with FakeTensorMode():
         g_NO = torch.empty(50, 8, dtype=torch.bfloat16, device="cuda")
         kept = torch.empty(50, min(columns, 24), dtype=torch.bfloat16, device="cuda")

@@ -107,7 +107,7 @@ def encode_image(model: Any, pixels_BCHW: Tensor, memory: Memory = "fast") -> Te
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
         x_BLD = run_block(block, memory, _all_rows, x_BLD)
-    # The last block computes little but keys and values, which are quick to compute and large.
+    # The last block computes little but keys and values. These are quick to compute, and large.
     x_BD = run_block(last, "fast" if memory == "fast" else "small", _class_row, x_BLD)
     x_BD = visual.ln_post(x_BD)
     return x_BD if visual.proj is None else x_BD @ visual.proj

@@ -22,7 +22,7 @@ from so_clip.clip.engine.recipes import Recipes
 
 Forward = Callable[..., Any]
 
-# Modules without matrix products, whose input is kept anyway.
+# Modules without matrix products. Their input is kept in any case.
 _CHEAP = (
     nn.LayerNorm,
     nn.GroupNorm,

@@ -64,7 +64,7 @@ class ClassPrompts(nn.Module):
             float32; otherwise fewer are kept. A chunk has at least one class.
         share_prefixes: False runs `encode_text` on whole prompts for any model.
         separate: prompts share no rows; rows after the end token are still left out. Use it for a
-            tower that draws random numbers, which must differ between prompts.
+            tower that draws random numbers, because they must differ between prompts.
 
     Example:
         >>> prompts = ClassPrompts(model, tokens_KL)

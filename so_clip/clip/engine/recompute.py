@@ -29,7 +29,7 @@ def recomputed(
     a custom backward pass, and it runs only once, unlike in a checkpoint of both functions.
 
     Inside `torch.utils.checkpoint` the results are right, but x is not freed early. Under a
-    compiler, which itself chooses what to keep, this function does nothing special.
+    compiler this function does nothing special, because the compiler chooses what to keep.
 
     Args:
         cheap: must draw no random numbers.

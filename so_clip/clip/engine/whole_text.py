@@ -33,8 +33,8 @@ class WholePrompts(nn.Module):
     A tower of Hugging Face masks the padding: its prompts are sorted by length, and a chunk is cut
     to its longest prompt. Other towers read all positions.
 
-    The budget limits what a chunk keeps for the backward pass, which depends on the weights that
-    are trained, and a chunk's temporary tensors. If there are several chunks, the backward pass
+    The budget limits a chunk's temporary tensors and what it keeps for the backward pass. The kept
+    part depends on the weights that are trained. If there are several chunks, the backward pass
     computes the activations of all but the last again.
 
     Args:

@@ -104,7 +104,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     open_clip's older layouts and of Hugging Face's CLIPModel are renamed, and the prefixes of
     training programs are removed. Tensors that do not have the model's prefix are left out, with a
     warning. A missing logit_scale becomes CLIP's, and a missing logit_bias 0; a model without
-    logit_bias leaves the file's out, which changes no probability.
+    logit_bias leaves the file's out, and this changes no probability.
 
     Args:
         model: an open_clip CLIP, CustomTextCLIP or CoCa, or an ImageOnly.

@@ -90,7 +90,7 @@ class Records(NamedTuple):
     def forget(self, index: int) -> None:
         """Unmap the pages of an image, so that a process grows by a few images only.
 
-        This includes the pages before it, which the system maps together with it.
+        This includes the pages before it, because the system maps them together with it.
         """
         pages = self.array_N.base
         if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

@@ -118,8 +118,8 @@ class Line:
 def one_variant_each(runs: pd.DataFrame) -> pd.DataFrame:
     """Return for each method the variant of its settings with the most runs.
 
-    The most accurate variant would be chosen on test images, which is unfair. SO comes first, then
-    methods by their number of datasets and shots, then by accuracy.
+    To take the most accurate variant would be a choice by test images, and so unfair. SO comes
+    first, then methods by their number of datasets and shots, then by accuracy.
 
     Returns:
         The columns `method`, `method_title`, `variant`; without zero-shot CLIP.
