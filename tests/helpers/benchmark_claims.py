@@ -238,8 +238,8 @@ def smat() -> list[str]:
         f"It is {merge['minus_prototypes_points']:.1f} ± "
         f"{merge['minus_prototypes_interval']:.1f} points above prototypes.",
         f"attention's output projection: {kept['attention_out']:.0f} % of its entries",
-        f"They keep {kept['attention_in']:.0f} % of attention's input, {kept['mlp_out']:.0f} % of the "
-        f"second matrix of the MLP, and {kept['mlp_in']:.0f} % of the first.",
+        f"They keep {kept['attention_in']:.0f} % of attention's input, {kept['mlp_out']:.0f} % of "
+        f"the second matrix of the MLP, and {kept['mlp_in']:.0f} % of the first.",
         f"Any two experts share {overlap.min():.2f} to {overlap.max():.2f} of the entries",
         f"Random masks of these sizes would share {both**2 / (2 * both - both**2):.2f}.",
         f"The learned places are {learned['minus_sparta_points']:.1f} ± "
