@@ -1,9 +1,6 @@
-"""From settings and data to the objects of a run: model, optimizer, batches, evaluators."""
+"""From settings and data to the objects of a run: model, optimizer, batches."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,22 +11,16 @@ from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.load import load_backbone
 from so_clip.clip.loading.architecture_names import is_image_only
 from so_clip.clip.pixels import preprocessing_of, unusual_pixels
-from so_clip.clip.prompts import Prompts, described, templated
+from so_clip.clip.prompts import Prompts, chosen_prompts
 from so_clip.config.resolve import resolved_text_budget
-from so_clip.config.settings import BackboneChoice, Component, Evaluation, MethodChoice, Settings
-from so_clip.data.base_to_new import BASE_TO_NEW
-from so_clip.data.batches import TestStream, TrainBatches
-from so_clip.data.cache.decode_cache import GIB, DecodeCache
-from so_clip.data.cards.card import DatasetCard, load_card
-from so_clip.data.choice import TEMPLATES, DataChoice
+from so_clip.config.settings import BackboneChoice, Component, MethodChoice, Settings
+from so_clip.data.batches import TrainBatches
+from so_clip.data.cards.card import load_card
+from so_clip.data.choice import DataChoice
 from so_clip.data.find import user_dataset
 from so_clip.data.image_memory import training_images
-from so_clip.data.images import DigitArray
-from so_clip.data.run_data import NEW_CLASSES, Data, TestSet
+from so_clip.data.run_data import Data
 from so_clip.errors import InputError
-from so_clip.evaluate.batch_size import batch_size
-from so_clip.evaluate.evaluator import Classes, Evaluator
-from so_clip.evaluate.feature_cache import FeatureCache
 from so_clip.fingerprint import Base
 from so_clip.methods.adapter import Adapter
 from so_clip.methods.construct import (
@@ -46,8 +37,6 @@ from so_clip.runtime.device import pick_device
 from so_clip.runtime.precision import Precision
 
 CPU = torch.device("cpu")
-# Contexts of an evaluator for the classes that the classifier already has.
-_SAME_CLASSES: tuple[Classes, Classes] = (nullcontext, nullcontext)
 
 
 def build_model(settings: Settings, data: Data, backbone: Backbone | None = None) -> Model:
@@ -55,7 +44,7 @@ def build_model(settings: Settings, data: Data, backbone: Backbone | None = None
     check_classes(settings.method, settings.data)
     check_text(settings)
     backbone = backbone or load(settings.backbone, settings.data.seed)
-    prompts = class_prompts(settings.data.template, data.splits.class_names, data.card)
+    prompts = chosen_prompts(settings.data.template, data.splits.class_names, data.card)
     device = pick_device(settings.placement.device)
     return assemble_model(settings, backbone, prompts, device, backbone.weights_sha256)
 
@@ -189,25 +178,6 @@ def _check_half_weights(adapter: Adapter | None, method: str) -> None:
         )
 
 
-def class_prompts(template: str, class_names: Sequence[str], card: DatasetCard) -> Prompts:
-    """Return the prompts of classes: the user's descriptions of them, or filled templates.
-
-    Raises:
-        InputError: the card has no templates of that name.
-    """
-    if card.descriptions is not None:
-        return described(class_names, card.descriptions)
-    templates = card.template_sets
-    if template in templates:
-        return templated(class_names, templates[template])
-    if template in TEMPLATES:
-        raise InputError(
-            f"template={template}: the dataset's card has none under templates. It has "
-            f"{', '.join(templates)}; any text with one {{}} for the class name works too."
-        )
-    return templated(class_names, [template])
-
-
 def build_optimizer(
     choice: Component | None, model: Model, on_gpu: bool | None = None
 ) -> torch.optim.Optimizer:
@@ -292,112 +262,3 @@ def few_shot_batches(
         drop_last=settings.schedule.drop_last,
         crops=settings.schedule.crops,
     )
-
-
-def build_evaluators(settings: Settings, data: Data, model: Model) -> dict[str, Evaluator]:
-    """Return an evaluator for each of the run's test sets, by its name.
-
-    Raises:
-        InputError: the adapter cannot take the prompts of other classes.
-    """
-    return {
-        test_set.name: build_evaluator(settings, test_set, model, has_other_classes(test_set))
-        for test_set in data.test_sets
-    }
-
-
-def has_other_classes(test_set: TestSet) -> bool:
-    """Return whether the text tower must embed the class names of a run's test set."""
-    return bool(test_set.name) and test_set.columns is None
-
-
-def build_validation_evaluator(settings: Settings, data: Data, model: Model) -> Evaluator | None:
-    """Return an evaluator for the drawn validation images; None if the draw has none.
-
-    It has no cache: another draw has other images, and there are few of them.
-    """
-    if data.few_shot is None or not data.few_shot.val:
-        return None
-    splits = replace(data.splits, test=data.few_shot.val)
-    test_set = TestSet("", data.card, splits, data.images)
-    evaluator = build_evaluator(settings, test_set, model, other_classes=False)
-    evaluator.cache = evaluator.stream.cache = None
-    return evaluator
-
-
-def build_evaluator(
-    settings: Settings, test_set: TestSet, model: Model, other_classes: bool
-) -> Evaluator:
-    """Return an evaluator for a test set.
-
-    Args:
-        settings, test_set, model: of the run.
-        other_classes: whether the test set has other classes or prompts than the classifier.
-
-    Raises:
-        InputError: the adapter cannot take the prompts of other classes.
-    """
-    options = settings.evaluation
-    precision = Precision(settings.evaluation_precision, model.device)
-    classes, adapted_classes = _SAME_CLASSES
-    if other_classes:
-        try:
-            classes, adapted_classes = _other_classes(settings.data.template, test_set, model)
-        except InputError as error:
-            is_new = test_set.name == NEW_CLASSES
-            option = f"protocol={BASE_TO_NEW}" if is_new else f"transfer={test_set.name}"
-            option = option if test_set.name else f"dataset={settings.data.dataset}"
-            raise InputError(f"{option}: {error}") from error
-    return Evaluator(
-        model.classifier,
-        model.weights_sha256,
-        TestStream(
-            test_set.images,
-            test_set.splits.test,
-            model.classifier.backbone.pixels,
-            batch_size(options.batch_size, model.classifier, precision, model.device),
-            options.workers,
-            pin=model.device.type == "cuda",
-            cache=_decode_cache(options, test_set, model),
-        ),
-        model.device,
-        precision,
-        FeatureCache(options.cache_dir) if options.cache_dir else None,
-        classes,
-        adapted_classes,
-        test_set.columns,
-    )
-
-
-def _decode_cache(options: Evaluation, test_set: TestSet, model: Model) -> DecodeCache | None:
-    """Return the cache of decoded test images, if the image tower trains and images are files.
-
-    A frozen image tower encodes each image once, so its features are kept instead.
-    """
-    budget_bytes = int(options.decode_cache_gib * GIB)
-    if (
-        not budget_bytes
-        or options.cache_dir is None
-        or isinstance(test_set.images, DigitArray)
-        or not model.classifier.trains("vision")
-    ):
-        return None
-    return DecodeCache(options.cache_dir / "decoded", budget_bytes)
-
-
-def _other_classes(template: str, test_set: TestSet, model: Model) -> tuple[Classes, Classes]:
-    """Return contexts in which the classifier has a test set's classes: before and after."""
-    prompts = class_prompts(template, test_set.splits.class_names, test_set.card)
-    classifier, adapter = model.classifier, model.adapter
-    tokens_PL = classifier.backbone.prompt_tokens(prompts.texts)
-    plain = partial(
-        classifier.using_classes,
-        tokens_PL,
-        prompts.templates,
-        prompts_per_class=prompts.per_class,
-    )
-    if adapter is None:
-        return plain, plain
-    with plain():
-        adapter.prompts_for(classifier, tokens_PL)  # refuses now what would fail after training
-    return plain, partial(plain, rewrite=adapter.prompts_for)

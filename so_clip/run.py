@@ -10,13 +10,7 @@ from so_clip.adaptation.records import FolderRecords
 from so_clip.adapters.change import Change
 from so_clip.adapters.file import SavedAdapter
 from so_clip.adapters.of_run import adapter_of_run, write_adapter
-from so_clip.build import (
-    base_of,
-    build_evaluators,
-    build_model,
-    build_validation_evaluator,
-    few_shot_batches,
-)
+from so_clip.build import base_of, build_model, few_shot_batches
 from so_clip.clip.backbone import Backbone
 from so_clip.config.resolve import resolved
 from so_clip.config.run_settings import RunSettings
@@ -24,6 +18,7 @@ from so_clip.config.settings import Settings
 from so_clip.data.batches import TrainBatches
 from so_clip.data.run_data import Data
 from so_clip.errors import InputError
+from so_clip.evaluate.build import build_evaluators, build_validation_evaluator
 from so_clip.evaluate.validation import ValidationImages
 from so_clip.fingerprint import (
     Base,

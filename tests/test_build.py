@@ -8,9 +8,10 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from so_clip.build import assemble_model, build_optimizer, class_prompts
+from so_clip.build import assemble_model, build_optimizer
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.engine.attention import explicit_attention
+from so_clip.clip.prompts import chosen_prompts
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.config.settings import Component
@@ -30,7 +31,7 @@ def zero_shot(template: str, card: str) -> Classifier:
     settings = from_config(compose(["method=zero_shot", f"template='{template}'"]))
     backbone = small_backbone()
     explicit_attention(backbone.model)
-    prompts = class_prompts(template, NAMES, load_card(card))
+    prompts = chosen_prompts(template, NAMES, load_card(card))
     return assemble_model(settings, backbone, prompts).classifier
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from so_clip.data.cards.card import DatasetCard
+from so_clip.data.choice import TEMPLATES
 from so_clip.errors import InputError
 
 
@@ -43,3 +45,22 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
     parts = [template.split("{}") for template in templates]
     names = [name.replace("_", " ") for name in class_names]
     return [before + name + after for name in names for before, after in parts]
+
+
+def chosen_prompts(template: str, class_names: Sequence[str], card: DatasetCard) -> Prompts:
+    """Return the prompts of classes: the user's descriptions of them, or filled templates.
+
+    Raises:
+        InputError: the card has no templates of that name.
+    """
+    if card.descriptions is not None:
+        return described(class_names, card.descriptions)
+    templates = card.template_sets
+    if template in templates:
+        return templated(class_names, templates[template])
+    if template in TEMPLATES:
+        raise InputError(
+            f"template={template}: the dataset's card has none under templates. It has "
+            f"{', '.join(templates)}; any text with one {{}} for the class name will do too."
+        )
+    return templated(class_names, [template])

@@ -21,17 +21,11 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from so_clip.build import (
-    assemble_model,
-    build_optimizer,
-    check_classes,
-    check_text,
-    class_prompts,
-    load,
-)
+from so_clip.build import assemble_model, build_optimizer, check_classes, check_text, load
 from so_clip.clip.backbone import Backbone
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.loading.architecture_names import without_path
+from so_clip.clip.prompts import chosen_prompts
 from so_clip.config.resolve import resolved_text_budget
 from so_clip.config.settings import Settings
 from so_clip.data.cards.card import DatasetCard
@@ -161,7 +155,7 @@ def _model_and_start(
     if backbone is None:
         with mode:
             backbone = load(settings.backbone, settings.data.seed, weightless=True)
-    prompts = class_prompts(settings.data.template, card.class_names, card)
+    prompts = chosen_prompts(settings.data.template, card.class_names, card)
 
     def stand_in(adapter: Adapter, classifier: Classifier) -> None:
         with mode:

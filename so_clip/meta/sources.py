@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from so_clip.clip.prompts import Prompts, chosen_prompts
 from so_clip.data.cards.card import USER_LAYOUTS, DatasetCard, how_to_get, load_card
 from so_clip.data.examples import Splits
 from so_clip.data.find import find_dataset, user_dataset
 from so_clip.data.images import ImageSource, open_images
 from so_clip.errors import MAX_MESSAGE, InputError, note, without_middle
 from so_clip.meta.overlap import ImageSet
-
-if TYPE_CHECKING:
-    from so_clip.clip.prompts import Prompts
 
 # The lists that the images of source tasks, and of target tasks, come from.
 SOURCE_LISTS, TARGET_LISTS = ("train",), ("train", "test")
@@ -36,12 +33,10 @@ class Source:
     splits: Splits
     images: ImageSource
 
-    def prompts(self, template: str) -> "Prompts":
+    def prompts(self, template: str) -> Prompts:
         """Return the prompts of all classes; InputError if the card has no such templates."""
-        from so_clip.build import class_prompts  # imports torch
-
         try:
-            return class_prompts(template, self.splits.class_names, self.card)
+            return chosen_prompts(template, self.splits.class_names, self.card)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
 

@@ -66,7 +66,7 @@ class WeightSpace:
         self, run: KeptRun, adapter: "SavedAdapter", settings: "Settings", data: "Data"
     ) -> Iterator[tuple[str, float]]:
         from so_clip.adapters import restore
-        from so_clip.build import build_evaluators
+        from so_clip.evaluate.build import build_evaluators
         from so_clip.methods.model import Model
 
         restored = restore(adapter, folder=run.folder, device=self.device)

@@ -10,13 +10,14 @@ from typing import Any
 from so_clip.adapters.file import SavedAdapter
 from so_clip.adapters.finished import finish_model, open_changed
 from so_clip.adapters.restore import load_base
-from so_clip.build import assemble_model, build_evaluator
+from so_clip.build import assemble_model
 from so_clip.clip.engine.half_weights import NAME as HALF_WEIGHTS
 from so_clip.clip.loading.architecture_names import file_name
 from so_clip.clip.pixels import named_preprocessing, preprocessing_from, unusual_pixels
 from so_clip.config.resolve import resolved
 from so_clip.data.run_data import TEST, Data, TestSet
 from so_clip.errors import InputError
+from so_clip.evaluate.build import build_evaluator
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.fingerprint import DIGITS, Base, contents_sha256, run_fingerprint
 from so_clip.methods.model import Model

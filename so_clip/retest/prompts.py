@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 
 from so_clip.adapters.about import About
-from so_clip.build import class_prompts
-from so_clip.clip.prompts import Prompts
+from so_clip.clip.prompts import Prompts, chosen_prompts
 from so_clip.config.settings import Settings
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.data.run_data import Data, TestSet
@@ -82,7 +81,7 @@ def _with_prompts(about: About, chosen: Chosen, data: Data) -> tuple[Chosen, Dat
 
 def _prompts(chosen: Chosen, data: Data) -> Prompts:
     """Return the prompts of the own test set, as the settings choose them."""
-    return class_prompts(chosen.settings.data.template, data.splits.class_names, data.card)
+    return chosen_prompts(chosen.settings.data.template, data.splits.class_names, data.card)
 
 
 def _columns(about: About, test_set: TestSet) -> tuple[int, ...] | None:

@@ -11,18 +11,14 @@ from torch import Tensor
 
 from so_clip.adaptation.adapting import Adapting
 from so_clip.adaptation.records import NoRecords
-from so_clip.build import (
-    assemble_model,
-    build_evaluator,
-    build_optimizer,
-    class_prompts,
-    few_shot_batches,
-)
+from so_clip.build import assemble_model, build_optimizer, few_shot_batches
 from so_clip.clip.backbone import Backbone
+from so_clip.clip.prompts import chosen_prompts
 from so_clip.config.settings import Settings
 from so_clip.config.tasks import settings_of_task
 from so_clip.data.episodes.sampler import EpisodeDraw
 from so_clip.data.run_data import Data, TestSet
+from so_clip.evaluate.build import build_evaluator
 from so_clip.evaluate.evaluator import Evaluator
 from so_clip.methods.model import Model
 from so_clip.results.progress import Progress
@@ -51,7 +47,7 @@ class Loaded:
         """Return a task's settings and data, and its model: a copy of the backbone."""
         settings = settings_of_task(self.settings, task.number, len(task.few_shot))
         data = data_of_task(task, self.data)
-        prompts = class_prompts(settings.data.template, data.splits.class_names, data.card)
+        prompts = chosen_prompts(settings.data.template, data.splits.class_names, data.card)
         device = pick_device(settings.placement.device)
         backbone = self.backbone.copy()
         model = assemble_model(settings, backbone, prompts, device, self.weights_sha256)

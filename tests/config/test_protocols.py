@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from so_clip import build as assemble
+from so_clip import build as build_module
 from so_clip import run
 from so_clip.clip.classifier import Classifier
 from so_clip.clip.prompts import class_prompts
 from so_clip.data import find as find_module
 from so_clip.data import run_data as gather_module
+from so_clip.data.batches import TestStream
 from so_clip.data.cards.card import load_card
 from so_clip.data.run_data import NEW_CLASSES
 from so_clip.results.scores import harmonic_mean, scores
@@ -191,7 +192,7 @@ def _check_by_hand(classifier: Classifier, root: Path, done: Run) -> None:
     )
     data = gather_module.gather(data_choice("dtd", root, shots=0))
     other = Classifier(backbone, tokens_PL)
-    stream = assemble.TestStream(data.images, data.splits.test, backbone.pixels, 4, 0)
+    stream = TestStream(data.images, data.splits.test, backbone.pixels, 4, 0)
     with torch.no_grad():
         rows = torch.cat([other(images_BCHW) for images_BCHW, _ in stream]).softmax(dim=1)
     columns = done.columns("predictions_dtd")
@@ -233,7 +234,7 @@ def kin(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             parent_labels=(1, 2, 3),
         )
 
-    for module in (find_module, assemble):
+    for module in (find_module, build_module):
         monkeypatch.setattr(module, "load_card", load)
 
 

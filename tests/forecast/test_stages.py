@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from so_clip.build import assemble_model, build_optimizer, class_prompts, load
+from so_clip.build import assemble_model, build_optimizer, load
+from so_clip.clip.prompts import chosen_prompts
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
 from so_clip.data.batches import TrainBatches
@@ -33,7 +34,7 @@ def flops_of_a_real_training(method: str, steps: int, *arguments: str) -> int:
     settings = from_config(compose([*overrides, "precision=fp32", "device=cpu"]))
     card = load_card("digits")
     backbone = load(settings.backbone, settings.data.seed)
-    model = assemble_model(settings, backbone, class_prompts("plain", card.class_names, card))
+    model = assemble_model(settings, backbone, chosen_prompts("plain", card.class_names, card))
     assert model.adapter is not None
     adapter, classifier = model.adapter, model.classifier
     # Black images, 4 of each digit: an epoch of SO's schedule has batches of 32 and 8 images.
