@@ -19,22 +19,11 @@ from so_clip.data.batches import TrainBatches
 from so_clip.data.run_data import Data
 from so_clip.errors import InputError
 from so_clip.evaluate.build import build_evaluators, build_validation_evaluator
+from so_clip.evaluate.outcome import Outcome, logits_to_keep, write_outcomes
 from so_clip.evaluate.validation import ValidationImages
-from so_clip.fingerprint import (
-    Base,
-    KnownRuns,
-    run_dir,
-    run_fingerprint,
-)
+from so_clip.fingerprint import Base, KnownRuns, run_dir, run_fingerprint
 from so_clip.methods.model import Model
-from so_clip.metrics import (
-    Adaptation,
-    Outcome,
-    logits_to_keep,
-    run_metrics,
-    write_outcomes,
-    write_provenance,
-)
+from so_clip.metrics import Adaptation, run_metrics, write_provenance
 from so_clip.results.logits_file import Validation
 from so_clip.results.progress import Progress
 from so_clip.results.run_folder import RunFolder, summary_table

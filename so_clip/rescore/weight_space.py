@@ -118,7 +118,7 @@ def _settings(folder: Path, data_root: Path | None) -> "Settings":
 
 
 def _check_images(run: KeptRun, data: "Data") -> None:
-    from so_clip.metrics import images_sha256
+    from so_clip.evaluate.outcome import images_sha256
 
     found = {test_set.name: images_sha256(test_set) for test_set in data.test_sets}
     for name in run.test_sets:

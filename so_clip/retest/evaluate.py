@@ -19,15 +19,10 @@ from so_clip.data.run_data import TEST, Data, TestSet
 from so_clip.errors import InputError
 from so_clip.evaluate.build import build_evaluator
 from so_clip.evaluate.evaluator import Evaluator
+from so_clip.evaluate.outcome import Outcome, write_outcomes
 from so_clip.fingerprint import DIGITS, Base, contents_sha256, run_fingerprint
 from so_clip.methods.model import Model
-from so_clip.metrics import (
-    Adaptation,
-    Outcome,
-    run_metrics,
-    write_outcomes,
-    write_provenance,
-)
+from so_clip.metrics import Adaptation, run_metrics, write_provenance
 from so_clip.results.logits_file import Keeps, logits_file, logits_kept
 from so_clip.results.run_files import ADAPTER_FROM
 from so_clip.results.run_folder import RunFolder, summary_table
