@@ -26,9 +26,9 @@ from so_clip.methods.model import Model
 from so_clip.metrics import Adaptation, run_metrics, write_provenance
 from so_clip.results.logits_file import Validation
 from so_clip.results.progress import Progress
-from so_clip.results.run_folder import RunFolder, summary_table
+from so_clip.results.run_folder import RunFolder
 from so_clip.results.scores import ADAPTED, NOT_ADAPTED
-from so_clip.results.summary import summary_rows
+from so_clip.results.summary import summary_rows, summary_table
 from so_clip.runtime.distributed import ALONE, Ranks
 from so_clip.train import History, TrainingDiverged
 

@@ -25,7 +25,7 @@ from so_clip.errors import InputError
 from so_clip.predict.pictures import Picture
 from so_clip.predict.predictions import Prediction, Predictor, evaluation_batch_size
 from so_clip.results.run_files import HISTORY_FILE, read_columns
-from so_clip.results.run_folder import check_writable
+from so_clip.results.writable import check_writable
 from so_clip.run import run
 from so_clip.runtime.device import cpu_threads
 from so_clip.system import atomic

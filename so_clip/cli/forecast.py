@@ -116,7 +116,7 @@ def shown_stages() -> Iterator[Callable[[str], None]]:
 
 def table(values: Mapping[str, Any]) -> str:
     """Return the forecast as a table for a person."""
-    from so_clip.results.run_folder import summary_table
+    from so_clip.results.summary import summary_table
 
     trains, is_text = values["steps"] > 0, "tokens" in values
     items = "examples" if is_text else "images"

@@ -99,7 +99,7 @@ def main(
     from so_clip.clip.loading.weights_file import check_backbone
     from so_clip.meta.tasks import gather_tasks
     from so_clip.results.interval import check_intervals
-    from so_clip.results.run_folder import check_writable
+    from so_clip.results.writable import check_writable
 
     if settings.data.validation_tasks or settings.targets:
         check_intervals()
@@ -133,7 +133,7 @@ def _forecast(settings: MetaSettings, as_json: bool) -> None:
 
 def forecast_table(values: Mapping[str, Any]) -> str:
     """Return the forecast as a table for a person, with a way out if the memory is too small."""
-    from so_clip.results.run_folder import summary_table
+    from so_clip.results.summary import summary_table
 
     masks = values["mask_mib"]
     rows = {

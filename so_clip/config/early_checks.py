@@ -14,7 +14,7 @@ from so_clip.config.settings import MethodChoice, Settings
 from so_clip.data.choice import MAX_SEED
 from so_clip.errors import InputError
 from so_clip.results.run_files import SMAT_FILE, smat_file
-from so_clip.results.run_folder import check_writable
+from so_clip.results.writable import check_writable
 from so_clip.system.commands import install
 
 # The packages of the extra `methods`, by the module of the class that needs them.

@@ -10,17 +10,12 @@ from so_clip.checks import check_names, optional_path
 from so_clip.config.compose import choices
 from so_clip.config.kinds import SENTENCE_ADAPTERS
 from so_clip.config.parse import targets_of
-from so_clip.config.sentence_settings import (
-    HEAD,
-    ModelChoice,
-    SentencePlacement,
-    SentenceSettings,
-)
+from so_clip.config.sentence_settings import HEAD, ModelChoice, SentencePlacement, SentenceSettings
 from so_clip.data.cards.card import USER_LAYOUTS, known_cards
 from so_clip.data.sentences.card import known_sentence_cards
 from so_clip.errors import InputError, nearest
 from so_clip.optim.options import check_steps
-from so_clip.results.run_folder import check_writable
+from so_clip.results.writable import check_writable
 from so_clip.system.commands import command, install, override
 from so_clip.system.torchrun import processes
 

@@ -17,7 +17,8 @@ from so_clip.meta.tasks import MetaTasks
 from so_clip.meta.train import WATCHED_TASKS
 from so_clip.results.provenance import provenance
 from so_clip.results.run_files import KIND, META, SMAT_FILE
-from so_clip.results.run_folder import RunFolder, summary_table
+from so_clip.results.run_folder import RunFolder
+from so_clip.results.summary import summary_table
 from so_clip.runtime.device import describe
 from so_clip.runtime.peak_memory import peak_over
 from so_clip.smat.checkpoint_file import SavedSmat

@@ -6,15 +6,12 @@ import io
 import os
 import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from rich.cells import cell_len
 
 from so_clip.errors import InputError, RunBusy, RunFailed, exit_code, reason_of, say, without_middle
 from so_clip.escape import csv_row, terminal
@@ -31,6 +28,7 @@ from so_clip.results.run_files import (
     PROVENANCE_FILE,
     finished_metrics,
 )
+from so_clip.results.writable import missing_folders, remove_empty
 from so_clip.system import atomic
 from so_clip.system.locks import LOCK_FILE, FolderLock, lock_folder, unlock
 
@@ -38,48 +36,7 @@ CHECKPOINT_FILE, TASKS_FILE = "checkpoint.pt", "finished_tasks.json"
 SKIPPED_FILE = "skipped.csv"
 # Files of an unfinished run. A finished run does not have them.
 _UNFINISHED_FILES = (PROGRESS_FILE, CHECKPOINT_FILE, TASKS_FILE)
-_ATTEMPTS = 20
 MAX_TRACEBACK = 50_000
-
-
-def check_writable(folder: Path) -> None:
-    """Check, before any work is done, that results can be written below `folder`.
-
-    The check leaves nothing behind.
-
-    Raises:
-        InputError: with the folder and the reason.
-    """
-    created = _missing_folders(folder)
-    try:
-        for attempts_left in reversed(range(_ATTEMPTS)):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(dir=folder):
-                    break
-            except FileNotFoundError:
-                # Another process ended its own check and removed the empty folder.
-                if not attempts_left:
-                    raise
-    except OSError as error:
-        raise InputError(
-            f"results_dir={folder} cannot be written: {reason_of(error)}. "
-            "Choose another folder with results_dir=FOLDER."
-        ) from error
-    finally:
-        _remove_empty(created)
-
-
-def _missing_folders(folder: Path) -> list[Path]:
-    """Return the folder and its parents that do not exist, innermost first."""
-    # Path.exists raises an error below a folder that may not be entered.
-    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for path in folders:
-        with contextlib.suppress(OSError):  # it is not empty: another run uses it
-            path.rmdir()
 
 
 class RunFolder:
@@ -124,7 +81,7 @@ class RunFolder:
                     f"{self.path / name}: is a folder, and the run writes a file of that name. "
                     "Remove it and repeat the run."
                 )
-        created = _missing_folders(self.path)
+        created = missing_folders(self.path)
         try:
             lock = lock_folder(self.path)
         except BlockingIOError:
@@ -148,7 +105,7 @@ class RunFolder:
             self._claimed = self._watched = False
             self._lock = None
             unlock(lock)
-            _remove_empty([self.path, *created])
+            remove_empty([self.path, *created])
 
     def check_in_place(self) -> None:
         """Check that nobody removed or renamed the folder since this process claimed it.
@@ -361,11 +318,3 @@ def _clear(folder: Path, kept: Sequence[str] = ()) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def summary_table(rows: Mapping[str, str]) -> str:
-    """Return the rows as a text table of two aligned columns."""
-    widths = {name: cell_len(name) for name in rows}
-    width = max(widths.values())
-    lines = (name + " " * (width - widths[name]) + f"  {rows[name]}" for name in rows)
-    return "\n".join(lines)

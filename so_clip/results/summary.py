@@ -1,8 +1,10 @@
-"""The scores of a run for people: the rows of its printed table."""
+"""The scores of a run for people: its printed table."""
 
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+
+from rich.cells import cell_len
 
 from so_clip.data.base_to_new import BASE_TO_NEW
 from so_clip.results.run_files import TASK, skipped_images
@@ -72,3 +74,11 @@ def _both(values: Mapping[str, Any], key: str, adapts: bool) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
+
+
+def summary_table(rows: Mapping[str, str]) -> str:
+    """Return the rows as a text table of two aligned columns."""
+    widths = {name: cell_len(name) for name in rows}
+    width = max(widths.values())
+    lines = (name + " " * (width - widths[name]) + f"  {rows[name]}" for name in rows)
+    return "\n".join(lines)

@@ -25,9 +25,9 @@ from so_clip.methods.model import Model
 from so_clip.metrics import Adaptation, run_metrics, write_provenance
 from so_clip.results.logits_file import Keeps, logits_file, logits_kept
 from so_clip.results.run_files import ADAPTER_FROM
-from so_clip.results.run_folder import RunFolder, summary_table
+from so_clip.results.run_folder import RunFolder
 from so_clip.results.scores import ADAPTED
-from so_clip.results.summary import summary_rows
+from so_clip.results.summary import summary_rows, summary_table
 from so_clip.retest.prompts import Classes, match_classes
 from so_clip.retest.settings import Chosen
 from so_clip.run import Result

@@ -18,7 +18,7 @@ from so_clip.config.parse import resolving
 from so_clip.errors import BAD_INPUT, FAILED, InputError, exit_code, note, report, show
 from so_clip.results.job_files import FAILED as FAILED_JOB
 from so_clip.results.job_files import JOBS_DIR, RUNNING, SWEEP_FILE, Job, JobFiles, may_be_alive
-from so_clip.results.run_folder import check_writable
+from so_clip.results.writable import check_writable
 from so_clip.sweep.interrupts import Interrupts
 from so_clip.sweep.planned import planned_jobs
 from so_clip.system import atomic

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -15,11 +14,7 @@ from omegaconf import OmegaConf
 
 from so_clip.errors import InputError, RunBusy, RunFailed
 from so_clip.results.run_files import read_metrics
-from so_clip.results.run_folder import (
-    RunFolder,
-    check_writable,
-    summary_table,
-)
+from so_clip.results.run_folder import RunFolder
 from so_clip.system.locks import is_locked
 from tests.helpers.command import python
 
@@ -174,20 +169,6 @@ def test_a_run_is_finished_if_its_metrics_are_complete_and_have_its_fingerprint(
     assert all(str(folder.path) in item and "counts as unfinished" in item for item in said)
 
 
-def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
-    made = tempfile.NamedTemporaryFile
-    gone = iter([True, True])
-
-    def after_removal(**where):
-        if next(gone, False):
-            where["dir"].rmdir()
-        return made(**where)
-
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", after_removal)
-    check_writable(tmp_path / "results" / "runs")
-    assert [*tmp_path.iterdir()] == []
-
-
 def test_the_files_of_a_killed_attempt_are_removed(folder):
     (folder.path / "inner").mkdir(parents=True)
     for name in ("metrics.json", ".metrics.json.x", "inner/file"):
@@ -299,11 +280,6 @@ def test_metrics_are_written_last(folder, monkeypatch):
     assert order == ["summary.txt", "metrics.json"]
     assert read_metrics(folder.path / "metrics.json") == {"accuracy_percent": 50.0}
     assert (folder.path / "summary.txt").read_text() == "accuracy  50 %\n"
-
-
-def test_the_summary_has_two_aligned_columns():
-    text = summary_table({"accuracy": "50 %", "peak memory": "1 MiB"})
-    assert text.splitlines() == ["accuracy     50 %", "peak memory  1 MiB"]
 
 
 def _rename(folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""The printed rows of a run on sentences."""
+"""The printed table of a run."""
 
 import json
 
-from so_clip.results.summary import summary_rows
+from so_clip.results.summary import summary_rows, summary_table
 from tests.helpers.sentence_folders import write_sentence_run
 
 
@@ -21,3 +21,8 @@ def test_a_run_on_sentences_has_its_interval_and_the_largest_class(tmp_path):
 def test_cut_sentences_are_counted(tmp_path):
     rows = _rows(write_sentence_run(tmp_path, truncated_train=0, truncated_test=4))
     assert rows["cut to max_length"] == "4 test examples"
+
+
+def test_the_summary_has_two_aligned_columns():
+    text = summary_table({"accuracy": "50 %", "peak memory": "1 MiB"})
+    assert text.splitlines() == ["accuracy     50 %", "peak memory  1 MiB"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from so_clip.errors import InputError
-from so_clip.results.run_folder import check_writable
+from so_clip.results.writable import check_writable
 
 
 def _names(folder: Path) -> list[str]:
@@ -72,3 +72,17 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path):
         os.seteuid(before)
         closed.chmod(0o700)
     assert _names(tmp_path) == ["closed"]
+
+
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
+    made = tempfile.NamedTemporaryFile
+    gone = iter([True, True])
+
+    def after_removal(**where):
+        if next(gone, False):
+            where["dir"].rmdir()
+        return made(**where)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", after_removal)
+    check_writable(tmp_path / "results" / "runs")
+    assert [*tmp_path.iterdir()] == []
