@@ -1,6 +1,7 @@
 """Put a saved adapter into the model of a run, in place of training."""
 
-from so_clip.adapters.apply import check_tensors, not_finite, resume
+from so_clip.adapters.apply import check_tensors, not_finite
+from so_clip.adapters.attach import resume
 from so_clip.adapters.file import SavedAdapter
 from so_clip.errors import InputError
 from so_clip.methods.model import Model
