@@ -21,7 +21,6 @@ Hooks of the weight get the SampledGradient. For data parallelism there is
 """
 
 from collections.abc import Callable
-from itertools import chain
 from types import TracebackType
 from typing import Any, Literal
 
@@ -33,11 +32,12 @@ from torch.utils.hooks import RemovableHandle
 
 from so_clip.errors import InputError
 from so_clip.optim.gradients import all_reduce_sampled, clip_grad_norm_, unwrapped
-from so_clip.optim.sampled_coordinates import Batch, Kind
+from so_clip.optim.sampled_coordinates import Batches
 from so_clip.optim.sampled_embedding import SampledEmbedding, can_be_sampled, is_faster
 from so_clip.optim.sampled_gradient import SampledGradient
-from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear, Sampling, methods_of
+from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear
 from so_clip.optim.sampled_product import Method, fastest
+from so_clip.optim.sampling import Sampling, methods_of, renew_coordinates
 
 __all__ = [
     "SampledConv2d",
@@ -141,7 +141,7 @@ class SampledGradients:
     ) -> None:
         self._optimizer: Any = optimizer
         self._whole_products = whole
-        self._batches: dict[tuple[Any, ...], Batch] = {}
+        self._batches: Batches = {}
         self._model = model
         self._layers: dict[str, SampledLayer] = {}  # by weight name
         self.methods: dict[str, Method | Literal["tokens"]] = {}
@@ -336,26 +336,7 @@ class SampledGradients:
                 samplings[key] = sampling
             layer.sampling = samplings[key]
         for in_place, renewed in changed.items():
-            self._renew_coordinates(renewed, in_place)
-
-    @torch.no_grad()
-    def _renew_coordinates(self, samplings: list[Sampling], in_place: bool) -> None:
-        """Compute the new supports' coordinates, in the forms that layers have read before."""
-        uses = [(sampling, method) for sampling in samplings for method in sampling.coordinates]
-        for device in {sampling.support_M.device for sampling, _ in uses}:
-            here = [use for use in uses if use[0].support_M.device == device]
-            kinds = [
-                Kind(len(sampling.support_M), sampling.weight.shape[1], method)
-                for sampling, method in here
-            ]
-            batch = self._batches.setdefault((device, *kinds), Batch(kinds, device))
-            new = batch.coordinates([sampling.support_M for sampling, _ in here])
-            if in_place:
-                old = [sampling.coordinates[method] for sampling, method in here]
-                torch._foreach_copy_([*chain(*old)], [*chain(*new)])
-            else:
-                for (sampling, method), found in zip(here, new, strict=True):
-                    sampling.coordinates[method] = found
+            renew_coordinates(renewed, in_place, self._batches)
 
 
 class _Listener:

@@ -78,3 +78,7 @@ class Batch:
             (row_P[: kind.entries], column_P)
             for kind, row_P, column_P in zip(self.kinds, rows, columns, strict=True)
         ]
+
+
+# The batch of each device and combination of kinds.
+Batches = dict[tuple[torch.device | Kind, ...], Batch]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from so_clip.optim.sampled_layers import Sampling, is_sampled
+from so_clip.optim.sampling import Sampling, is_sampled
 
 # In place of the id of a padding.
 NO_PADDING = -1

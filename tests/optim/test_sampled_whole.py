@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from so_clip import SO
 from so_clip.optim.sampled import sampled_gradients
-from so_clip.optim.sampled_layers import methods_of
+from so_clip.optim.sampling import methods_of
 from tests.helpers.dispatched import Dispatched
 from tests.helpers.sampled_pairs import assert_equal, assert_sampled, filled, inputs, twins
 

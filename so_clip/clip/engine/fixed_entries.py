@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from so_clip.checks import AutoFlag
-from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear, methods_of
+from so_clip.optim.sampled_layers import SampledConv2d, SampledLinear
 from so_clip.optim.sampled_product import READS_COORDINATES, Method, coordinates, fastest
+from so_clip.optim.sampling import methods_of
 from so_clip.optim.support import draw_supports, entry_count
 
 __all__ = ["FixedEntries", "draw_entries", "entry_count", "fixed_entries"]
