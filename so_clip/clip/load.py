@@ -84,16 +84,10 @@ def load_backbone(
     tiny_folder = ASSETS_DIR if path is None or not path.is_dir() else path
     config = architecture_config(architecture, tiny_folder)
     published = _published(architecture, pretrained)
-    quick_gelu = bool(config.get("quick_gelu"))
-    if path is None and pretrained is not None:
-        quick_gelu |= bool(published.get("quick_gelu"))
     weights = _Weights(None, "no weights")
     if not weightless:
         weights = _weights(architecture, pretrained, path, tiny_folder, seed)
-        if path is not None:
-            _check_gelu(architecture, quick_gelu, weights.quick_gelu, pretrained, published)
-    if weights.quick_gelu is not None:
-        quick_gelu = weights.quick_gelu
+    quick_gelu = _needs_quick_gelu(architecture, config, pretrained, published, path, weights)
     has_text = not is_image_only(architecture)
     if has_text:
         check_text_encoder(architecture, config)
@@ -226,20 +220,30 @@ def _published(architecture: str, pretrained: str | None) -> dict[str, Any]:
     return {} if pretrained is None else pretrained_config(architecture, pretrained)
 
 
-def _check_gelu(
+def _needs_quick_gelu(
     architecture: str,
-    quick_gelu: bool,
-    stated: bool | None,
+    config: Mapping[str, Any],
     pretrained: str | None,
-    published: dict[str, Any],
-) -> None:
-    """Raise InputError if two options contradict: a wrong activation lowers accuracy silently."""
-    if stated is not None or not published or bool(published.get("quick_gelu")) == quick_gelu:
-        return
+    published: Mapping[str, Any],
+    checkpoint: Path | None,
+    weights: _Weights,
+) -> bool:
+    """Return whether a model computes QuickGELU.
+
+    Raises:
+        InputError: two options contradict. A wrong activation would lower accuracy silently.
+    """
+    if weights.quick_gelu is not None:
+        return weights.quick_gelu
+    is_named, is_published = bool(config.get("quick_gelu")), bool(published.get("quick_gelu"))
+    if checkpoint is None:
+        return is_named or (pretrained is not None and is_published)
+    if weights.state is None or not published or is_published == is_named:
+        return is_named
     base = architecture.removesuffix("-quickgelu")
     raise InputError(
         f"the checkpoint's activation is unclear: backbone.architecture={architecture} is "
-        f"{'with' if quick_gelu else 'without'} QuickGELU, pretrained={pretrained} the opposite. "
+        f"{'with' if is_named else 'without'} QuickGELU, pretrained={pretrained} the opposite. "
         f"Set backbone.pretrained=null and backbone.architecture={base}-quickgelu (weights derived "
         f"from OpenAI's) or {base} (LAION's and most others)."
     )

@@ -185,47 +185,13 @@ def readable_errors(tree: ConfigTree = RUNS) -> Iterator[None]:
 def _explain(error: BaseException, tree: ConfigTree) -> str:
     from hydra.errors import MissingConfigException
 
-    text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        # The option may contain slashes (dataset=../x). Hydra's own groups contain one too.
-        group, _, option = error.missing_cfg_file.partition("/")
-        if group == "hydra":
-            group, _, option = error.missing_cfg_file.rpartition("/")
-        if option in LAUNCHERS and option not in error.options:
-            return (
-                f"{group}={option} needs a package that is not installed: "
-                f"{install(f'so-clip[{LAUNCHERS[option]}]')}."
-            )
-        if group == "dataset" and option in (other := other_kind(tree)).cards(None):
-            return (
-                f"dataset={option}: is a dataset of {other.about}, and this is a run on "
-                f"{tree.about}. Write {command(*other.words, f'dataset={option}', '...')}"
-            )
-        return (
-            f"{group}={option}: there is no {group} of that name."
-            f"{nearest(option, error.options)} Known: {', '.join(sorted(error.options))}."
-        )
-    first = (text.splitlines() or ["it is malformed"])[0].rstrip(".")
+        return _unknown_choice(error.missing_cfg_file, error.options, tree)
+    first = (str(error).strip().splitlines() or ["it is malformed"])[0].rstrip(".")
     if isinstance(error, TypeError):
         first = f"something other than a name is given for a group ({first})"
     if first.startswith(("Could not override '", "Could not delete from config. '")):
-        key = first.split("'")[1]
-        known = list(_keys(compose([], tree=tree)))
-        group = key.rpartition(".")[0]
-        if group and key in known:  # an option of the default choice; the user chose another
-            return f"{key}: the chosen {group} has no such option. Leave it out."
-        owners = [name for name in known if name.endswith(f".{key}")]
-        owners = owners or [name for name in known if name.endswith(f"_{key}")]
-        other = other_kind(tree)
-        if not owners and declares(other, key):
-            return (
-                f"{key}: is an option of runs on {other.about}, and this is a run on {tree.about}. "
-                f"Leave it out. `{tree.help}` lists all options."
-            )
-        close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
-        close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
-        way = f"`{tree.help}` lists them all."
-        return f"{key}: there is no such option.{close} {way}"
+        return _unknown_key(first.split("'")[1], tree)
     if first.startswith("Config group override must be a string"):
         return (
             "a group is given without a choice. Write GROUP=CHOICE, such as method=zero_shot; "
@@ -240,6 +206,45 @@ def _explain(error: BaseException, tree: ConfigTree) -> str:
         f"the command line cannot be read: {first}. It takes GROUP=CHOICE and OPTION=VALUE; values "
         f"with special characters need quotes twice: {_example(error)}."
     )
+
+
+def _unknown_choice(file: str, known: Sequence[str], tree: ConfigTree) -> str:
+    """Return the message about a choice that its group does not have."""
+    # The choice may contain slashes (dataset=../x). Hydra's own groups contain one too.
+    group, _, choice = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
+    if choice in LAUNCHERS and choice not in known:
+        return (
+            f"{group}={choice} needs a package that is not installed: "
+            f"{install(f'so-clip[{LAUNCHERS[choice]}]')}."
+        )
+    if group == "dataset" and choice in (other := other_kind(tree)).cards(None):
+        return (
+            f"dataset={choice}: is a dataset of {other.about}, and this is a run on {tree.about}. "
+            f"Write {command(*other.words, f'dataset={choice}', '...')}"
+        )
+    return (
+        f"{group}={choice}: there is no {group} of that name."
+        f"{nearest(choice, known)} Known: {', '.join(sorted(known))}."
+    )
+
+
+def _unknown_key(key: str, tree: ConfigTree) -> str:
+    """Return the message about an option that the configuration does not have."""
+    known = list(_keys(compose([], tree=tree)))
+    group = key.rpartition(".")[0]
+    if group and key in known:  # an option of the default choice; the user chose another
+        return f"{key}: the chosen {group} has no such option. Leave it out."
+    owners = [name for name in known if name.endswith(f".{key}")]
+    owners = owners or [name for name in known if name.endswith(f"_{key}")]
+    other = other_kind(tree)
+    if not owners and declares(other, key):
+        return (
+            f"{key}: is an option of runs on {other.about}, and this is a run on {tree.about}. "
+            f"Leave it out. `{tree.help}` lists all options."
+        )
+    close = f" Did you mean {' or '.join(map(repr, owners))}?" if owners else ""
+    close = close or nearest(key, known) or nearest(key, {x.rpartition(".")[2] for x in known})
+    return f"{key}: there is no such option.{close} `{tree.help}` lists them all."
 
 
 def _unreadable(error: YAMLError | RecursionError) -> str:
