@@ -95,7 +95,7 @@ def measure(architecture: str, steps: Sequence[int], folder: Path) -> list[dict[
                 "file_mib": file.stat().st_size / MIB,
                 "checkpoint_mib": sum(value.nbytes for value in base.values()) / MIB,
                 "save_seconds": save_seconds,
-                **seconds_of(model, base, adapted, file),
+                **seconds_of(base, adapted, file),
             }
         )
     return rows
@@ -131,9 +131,7 @@ def trained(model: nn.Module, steps: Sequence[int]) -> Any:
         yield {name: parameter.detach() for name, parameter in parameters.items()}, last
 
 
-def seconds_of(
-    model: nn.Module, base: dict[str, Tensor], adapted: dict[str, Tensor], file: Path
-) -> dict[str, float]:
+def seconds_of(base: dict[str, Tensor], adapted: dict[str, Tensor], file: Path) -> dict[str, float]:
     """Return the seconds of each use of a file; check that they are exact."""
     load_seconds, adapter = best(lambda: adapters.load(file))
     fresh = load_backbone(str(adapter.about.base.architecture), explicit=False).model

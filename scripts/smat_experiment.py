@@ -104,7 +104,7 @@ def _run_all(
     with ThreadPoolExecutor(2) as executor:
         try:
             trained = [executor.submit(meta, SMAT, plan.meta_words(sizes))]
-            trained.append(executor.submit(meta, UNTRAINED, plan.untrained_words(sizes)))
+            trained.append(executor.submit(meta, UNTRAINED, plan.untrained_words()))
             found = {each.name: executor.submit(compete, each) for each in early}
             for work in trained:
                 work.result()

@@ -151,18 +151,17 @@ class Launches:
         return sum(self.by_part.values())
 
 
-def launches(
-    contender: Contender, shape: Shape, *, kernel: bool = True, replays: bool = True
-) -> Launches:
+def launches(contender: Contender, shape: Shape, *, replays: bool = True) -> Launches:
     """Count the operations of a contender's step in the way that it takes on a GPU.
+
+    Triton's kernel takes SO's step, as one operation.
 
     Args:
         contender, shape: what to train.
-        kernel: whether Triton's kernel takes SO's step, as one operation.
         replays: whether to count replayed steps too.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with ways_of_cuda(), one_kernel() if kernel else nullcontext():
+    with ways_of_cuda(), one_kernel():
         trainer = make_trainer(contender, shape, CPU, mode, as_on_cuda=True)
         is_reference = isinstance(trainer.optimizer, ReferenceSO)
         if is_reference:  # its step reads values, so it runs apart

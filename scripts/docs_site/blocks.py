@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-HOME = "$HOME"
 # Of blocks: those of run_page.py, and those that the site shows in its own way.
 KINDS: tuple[str, ...] = ("", "sh", "python", "output", "table", "math", "facts")
 KINDS += ("yaml", "json", "csv", "text", "toml")
@@ -182,9 +181,9 @@ def _command(words_of_it: list[str]) -> Iterator[list[str]]:
         yield kept
 
 
-def lines(block: Block, home: str = HOME) -> list[list[str]]:
+def lines(block: Block) -> list[list[str]]:
     """Return the commands of a block as lists of words, without comments."""
-    words = [shlex.split(line.replace(HOME, home), comments=True) for line in _joined(block.text)]
+    words = [shlex.split(line, comments=True) for line in _joined(block.text)]
     return [line for line in words if line]
 
 

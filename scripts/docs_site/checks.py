@@ -176,7 +176,7 @@ class Page:
         known = run_options() | (set().union(*own.values()) if inline else own.get(command, set()))
         in_python = value in ("True", "False", "None") or value.startswith(("'", '"'))
         if key not in known and key not in self.keys:
-            if not (inline and (in_python or self._is_keyword(key, value))):
+            if not (inline and (in_python or self._is_keyword(key))):
                 yield f"{key}={value}", f"there is no option of that name.{nearest(key, known)}"
         elif key in choices():
             for choice in value.strip("'\"").split(","):
@@ -185,8 +185,8 @@ class Page:
                 if is_name and choice not in names and re.fullmatch(r"\w+", choice):
                     yield f"{key}={value}", f"there is no {key} {choice}.{nearest(choice, names)}"
 
-    def _is_keyword(self, key: str, value: str) -> bool:
-        """Return whether key=value is an argument in Python, or an assignment in a shell block."""
+    def _is_keyword(self, key: str) -> bool:
+        """Return whether key=... is an argument in Python, or an assignment in a shell block."""
         return "." not in key and key in words() and f"{key}=" in _python_of(self.blocks)
 
     def _of_path(self, word: str) -> Iterator[tuple[str, str]]:

@@ -108,11 +108,11 @@ def _cycle(scheme: Scheme) -> Any:
     return cycler(color=scheme.hues)
 
 
-def new_figure(height: float, width: float = WIDTH) -> Any:
-    """Return an empty matplotlib figure with the layout of the site; sizes in inches."""
+def new_figure(height: float) -> Any:
+    """Return an empty matplotlib figure with the layout of the site; height in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def save_pair(

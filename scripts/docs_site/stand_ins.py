@@ -18,8 +18,6 @@ ONE_STEP, TWO_STEPS = "schedule.max_steps=1", "schedule.max_steps=2"
 MOST_RUNS, MOST_LAUNCHED = 8, 2
 # The first to be cut in a sweep that is too long.
 _CUT_FIRST = ("seed", "shots", "dataset")
-# Datasets that are made for the reader's home, or that come with the program.
-MADE = ("digits", "eurosat", "dtd", "rte", "folder", "csv", "mine")
 SENTENCES = ("rte", "wnli", "mrpc", "cola", "sst2")
 
 

@@ -133,7 +133,7 @@ def meta_words(sizes: Sizes) -> Words:
     )
 
 
-def untrained_words(sizes: Sizes) -> Words:
+def untrained_words() -> Words:
     """Return the options of a checkpoint whose experts change nothing: a control."""
     return (
         *("training.tasks=1", "training.tasks_per_update=1", "training.delta_lr=0"),

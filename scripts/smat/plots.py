@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from scripts.smat.tables import MEAN
 
-_BLUE, _GRAY, _ORANGE = "#2a6fbb", "#8a8a8a", "#c8641e"
+_BLUE, _ORANGE = "#2a6fbb", "#c8641e"
 
 
 def accuracies(table: pd.DataFrame, path: Path, title: str) -> None:

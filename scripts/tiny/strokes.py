@@ -123,13 +123,13 @@ TEMPLATES: dict[int, tuple[tuple[Stroke, ...], ...]] = {
 }  # fmt: skip
 
 
-def catmull_rom(points_P2: np.ndarray, steps: int = 8) -> np.ndarray:
-    """Return a curve through every point, `steps` samples per segment."""
+def catmull_rom(points_P2: np.ndarray) -> np.ndarray:
+    """Return a curve through every point, 8 samples a segment."""
     padded = np.concatenate(
         [2 * points_P2[:1] - points_P2[1:2], points_P2, 2 * points_P2[-1:] - points_P2[-2:-1]]
     )
     before, start, end, after = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
-    t = np.linspace(0.0, 1.0, steps, endpoint=False)[None, :, None]
+    t = np.linspace(0.0, 1.0, 8, endpoint=False)[None, :, None]
     before, start, end, after = (a[:, None, :] for a in (before, start, end, after))
     curve = 0.5 * (
         2 * start

@@ -93,7 +93,7 @@ def card(origin: Origin, loading: Loading, needs_classifier: bool) -> str:
         f"# {_text(origin.architecture)} for {_text(origin.dataset_title)}\n",
         _facts(origin, loading),
         *(f"{note}\n" for note in loading.notes),
-        _classes(origin, needs_classifier),
+        _classes(needs_classifier),
         _scores(origin.metrics),
         f"## Load it\n\nIn a copy of this folder:\n\n```python\n{loading.snippet.strip()}\n```\n",
         _licence(origin),
@@ -126,7 +126,7 @@ def _facts(origin: Origin, loading: Loading) -> str:
     return "".join(f"- {name}: {value}\n" for name, value in rows.items())
 
 
-def _classes(origin: Origin, needs_classifier: bool) -> str:
+def _classes(needs_classifier: bool) -> str:
     text = (
         f"`{CLASSIFIER_FILE}` has one row `weight[k]` and one `bias[k]` for each class: logits are "
         "unit-length image embeddings times the transposed weight, plus the bias. "

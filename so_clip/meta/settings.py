@@ -38,7 +38,7 @@ from so_clip.smat.options import (
     TrainingOptions,
 )
 
-BEST, LAST = "best", "last"
+BEST = "best"
 SOURCES = ("imagenet", "fgvc", "dtd", "oxford_flowers")
 TARGETS = (
     *("food101", "oxford_pets", "stanford_cars", "caltech101"),

@@ -84,10 +84,10 @@ def ensemble_accuracy(
     return 100.0 * right / len(label_N)
 
 
-def probabilities(logits_NK: Array, temperature: float = 1.0) -> Array:
-    """Return softmax(logits / T) in float64."""
-    scaled_NK = logits_NK.astype(np.float64) / temperature
-    weight_NK = np.exp(scaled_NK - scaled_NK.max(axis=1, keepdims=True))
+def probabilities(logits_NK: Array) -> Array:
+    """Return softmax(logits) in float64."""
+    logits_NK = logits_NK.astype(np.float64)
+    weight_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
     return np.asarray(weight_NK / weight_NK.sum(axis=1, keepdims=True))
 
 

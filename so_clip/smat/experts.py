@@ -163,11 +163,11 @@ class Experts(nn.Module):
         return scale * of_experts_M
 
     @torch.no_grad()
-    def sparsity_M(self, beta: float = BETA) -> Tensor:
+    def sparsity_M(self) -> Tensor:
         """Return the share of weights that each mask makes zero."""
         zeros_M = torch.stack(
             [
-                (mask(log_alpha, beta) == 0).flatten(1).sum(dim=1) * (delta.numel() // logits)
+                (mask(log_alpha, BETA) == 0).flatten(1).sum(dim=1) * (delta.numel() // logits)
                 for log_alpha, delta in zip(self.log_alpha, self.delta, strict=True)
                 if (logits := log_alpha[0].numel())
             ]

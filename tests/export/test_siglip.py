@@ -21,7 +21,6 @@ from tests.helpers.local_tokenizers import local_tokenizer
 from tests.helpers.small_families import FAMILIES, WORDS, small_backbone, small_images
 
 transformers = pytest.importorskip("transformers")
-SCALARS = ("logit_scale", "logit_bias")
 SIGLIPS = ("siglip", pytest.param("siglip2", marks=pytest.mark.slow), "siglip_i18n")
 
 

@@ -32,7 +32,6 @@ NO_CHUNKS = 1e9
 IMAGES_BCHW = torch.randint(
     256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
-LABELS_B = torch.tensor([1, 3, 0])
 NO_IMAGES: Any = None  # CoOp does not read the few-shot images
 
 

@@ -164,12 +164,6 @@ class SentenceCard:
     sources: tuple[dict[str, Any], ...] = ()
     user_file: Path | None = None
 
-    @property
-    def has_pairs(self) -> bool:
-        """Whether an example has two sentences."""
-        layout = self.parquet or self.tsv
-        return layout is not None and layout.second is not None
-
 
 def is_sentence_card(name: str, cards_dir: Path | None = None) -> bool:
     """Return whether a dataset of this name has a card of sentences."""

@@ -39,7 +39,8 @@ def test_a_card_of_glue_has_published_sizes_and_pinned_sources(name):
     train, validation, has_pairs = GLUE[name]
     assert loaded.sizes is not None
     assert (loaded.sizes.train, loaded.sizes.validation) == (train, validation)
-    assert loaded.has_pairs is has_pairs
+    assert loaded.parquet is not None
+    assert (loaded.parquet.second is not None) is has_pairs
     assert len(loaded.label_names) == 2
     for source in read_sources(loaded, SENTENCES):
         for file in source.files:

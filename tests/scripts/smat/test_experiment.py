@@ -28,7 +28,7 @@ def test_no_target_is_trained_on_and_rates_are_chosen_without_test_images():
 
 @pytest.mark.parametrize("sizes", [plan.FULL, plan.SMALL], ids=["full", "small"])
 def test_the_words_of_the_meta_trainings_are_accepted(sizes):
-    for words in (plan.meta_words(sizes), plan.untrained_words(sizes)):
+    for words in (plan.meta_words(sizes), plan.untrained_words()):
         settings = meta_settings([*plan.COMMON, *words, "sources=[digits]", "targets=[]"])
         assert settings.training.head == "prototype"
     assert settings.training.delta_lr == 0
