@@ -1,6 +1,5 @@
 """Runs on a GPU: autocast, gradient scaling, CUDA graphs, synchronisation and the allocator."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from tests.helpers.device_checks import (
     check_resume,
     demo,
     losses,
+    power_cut_at,
     run_on,
 )
 from tests.helpers.kernel_rows import Case, Rows, rule_with
@@ -108,29 +108,13 @@ def test_the_peak_comes_from_the_allocator(tmp_path):
     assert metrics["peak_memory_mib"] <= torch.cuda.get_device_properties(0).total_memory / MIB
 
 
-def test_a_run_resumes_from_its_checkpoint_on_the_gpu(tmp_path, monkeypatch):
-    from so_clip.adaptation import adapting
-    from so_clip.train import train
-
+def test_a_run_resumes_from_its_checkpoint_on_the_gpu(tmp_path):
     options = ("precision=fp32", "graph=false")
     whole = losses(run_on("cuda", tmp_path / "whole", *options, steps=30))
 
-    class PowerCut(BaseException):
-        pass
-
-    def cut_short(loop, **options):
-        def stop(step):
-            if step == 20:
-                raise PowerCut
-            return loop.after_step(step)
-
-        return train(replace(loop, after_step=stop), **options)
-
     often = "checkpoint_seconds=0.001"
-    with monkeypatch.context() as patch:
-        patch.setattr(adapting, "train", cut_short)
-        with pytest.raises(PowerCut):
-            run_on("cuda", tmp_path / "cut", *options, often, steps=30)
+    with power_cut_at(20):
+        run_on("cuda", tmp_path / "cut", *options, often, steps=30)
     assert [*(tmp_path / "cut").glob(f"*/{CHECKPOINT_FILE}")]
     resumed = losses(run_on("cuda", tmp_path / "cut", *options, often, steps=30))
     assert resumed[:15] == pytest.approx(whole[:15], rel=1e-5)

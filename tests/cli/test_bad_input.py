@@ -6,7 +6,6 @@ files; the rows here check that they reach the user.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.command import call, environment, spawn
+from tests.helpers.small_disk import on_small_disk
 
 IMAGES = [f"{name}/{index}.jpg" for name in ("ant", "bee") for index in range(4)]
 SPLIT: dict[str, Any] = {
@@ -228,21 +228,12 @@ def test_weights_that_cannot_be_downloaded(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
 def test_a_disk_that_fills_up_leaves_whole_files_and_no_finished_run(tmp_path):
-    mount = f"mount -t tmpfs -o size=32k tmpfs {tmp_path}"
-    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
-        pytest.skip("this machine does not let a process mount a small disk of its own")
     program = f'"$0" -m so_clip method=zero_shot results_dir={tmp_path}; code=$?'
-    script = f"{mount} && {{ {program}; cd {tmp_path} && find . -type f; exit $code; }}"
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, sys.executable],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert done.returncode == 2, done.stderr
-    assert "predictions.csv: No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr
-    left = sorted(Path(line).name for line in done.stdout.split())
+    script = f"{program}; cd {tmp_path} && find . -type f; exit $code"
+    done = on_small_disk(tmp_path, "32k", script)
+    assert done.code == 2, done.err
+    assert "predictions.csv: No space left on device" in done.err
+    assert "Traceback" not in done.err
+    left = sorted(Path(line).name for line in done.out.split())
     assert left == ["config.yaml", "error.json"]

@@ -1,10 +1,11 @@
-"""Small datasets for the tests of prepare: images, split, card and archives, all made here."""
+"""Small datasets for prepare and doctor: images, split, card and archives, all made here."""
 
 import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 
 from tests.helpers.command import Outcome, call, python
+from tests.helpers.file_server import running
 
 CLASSES = ("ant", "bee", "cat")
 SPLIT_FILE = "split_small.json"
@@ -119,6 +121,21 @@ def prepare(root: Path, *arguments: object, dataset: str = "small") -> Outcome:
         *QUICK,
         *arguments,
     )
+
+
+def doctor(root: Path, *arguments: object) -> Outcome:
+    """Run doctor in this process on the cards beside the data root."""
+    return call("doctor", f"data_root={root}", f"cards_dir={root.parent / 'cards'}", *arguments)
+
+
+@contextmanager
+def served_dataset(root: Path) -> Iterator[Path]:
+    """Make a data root with one whole dataset, and serve its sources meanwhile."""
+    with running() as server:
+        split = split_source(server.serve("split_small.json", split_bytes()))
+        write_card(root.parent / "cards", archive(server.serve("a.zip", zipped(images()))), split)
+        assert prepare(root).code == 0
+        yield root
 
 
 def laid_out(root: Path) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from so_clip.adaptation import adapting
 from so_clip.capture.captured_step import CapturedStep, Recorder
 from so_clip.capture.cuda_recorder import CudaRecorder
 from so_clip.capture.device_steps import device_steps
@@ -78,25 +79,31 @@ def check_losses(device: str, folder: Path, *overrides: str, steps: int = 60) ->
     assert ours == pytest.approx(theirs, rel=5e-2, abs=1e-2)
 
 
-def check_resume(device: str, folder: Path, *overrides: str) -> None:
-    """Check that a run that is cut short after its capture equals the whole run."""
-    from so_clip.adaptation import adapting
+@contextmanager
+def power_cut_at(step: int) -> Iterator[None]:
+    """End the training of the block after a step, as a power cut does: no clean-up of errors."""
 
     class PowerCut(BaseException):
         pass
 
     def cut_short(loop, **options):
-        def stop(step):
-            if step == 20:
+        def stop(done):
+            if done == step:
                 raise PowerCut
-            return loop.after_step(step)
+            return loop.after_step(done)
 
         return train(replace(loop, after_step=stop), **options)
 
+    with patch.object(adapting, "train", cut_short), pytest.raises(PowerCut):
+        yield
+
+
+def check_resume(device: str, folder: Path, *overrides: str) -> None:
+    """Check that a run that is cut short after its capture equals the whole run."""
     options = (*STEADY, *overrides, "checkpoint_seconds=0.001")
     with graphs_on(device):
         whole = losses(run_on(device, folder / "whole", *options, steps=40))
-        with patch.object(adapting, "train", cut_short), pytest.raises(PowerCut):
+        with power_cut_at(20):
             run_on(device, folder / "cut", *options, steps=40)
         resumed = run_on(device, folder / "cut", *options, steps=40)
     assert resumed.metrics["graph"] == "captured"

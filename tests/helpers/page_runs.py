@@ -12,6 +12,7 @@ from so_clip.results.run_files import CHANGED_COLUMNS
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ZERO_SHOT_PERCENT = 61.0
+NASTY = '</script><b id="nasty">x</b>'  # text that would break a page as markup
 
 
 def write_run(

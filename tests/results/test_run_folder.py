@@ -17,20 +17,10 @@ from so_clip.results.run_files import read_metrics
 from so_clip.results.run_folder import RunFolder
 from so_clip.system.locks import is_locked
 from tests.helpers.command import python
+from tests.helpers.status_runs import METRICS as SCORES
 
 CONFIG = {"shots": 4, "optimizer": {"lr": 2e-4, "betas": [0.9, 0.999]}, "split_file": None}
-METRICS = {
-    "dataset": "digits",
-    "backbone": "tiny",
-    "method": "so",
-    "method_title": "SO",
-    "shots": 4,
-    "seed": 1,
-    "accuracy_percent": 50.0,
-    "peak_memory_mib": 1.0,
-    "settings": {},
-    "run_fingerprint": "f1",
-}
+METRICS = SCORES | {"run_fingerprint": "f1"}
 
 
 def _names(folder: Path) -> list[str]:

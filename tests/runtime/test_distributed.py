@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ METHODS = {
     "so": ("method=so", "optimizer.density_ratio=0.02", "optimizer.sampled_gradients=true"),
     "clip_lora": ("method=clip_lora", "adapter.dropout=0"),
 }
+ENDLESS = (*METHODS["so"], "schedule.max_steps=100000")
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":
@@ -188,11 +190,7 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(data_root, tmp_pat
 @pytest.mark.slow
 def test_a_killed_process_is_named_if_torchrun_terminates_the_other_first(data_root, tmp_path):
     """The first process is stopped until torchrun's SIGTERM waits for it: it cannot be earlier."""
-    more = [*METHODS["so"], "schedule.max_steps=100000"]
-    running = start(*_options(tmp_path, data_root), *more)
-    first = 0
-    try:
-        first, second = _training(running, tmp_path)
+    with _training_pair(tmp_path, data_root, []) as (running, first, second):
         os.kill(first, signal.SIGSTOP)
         os.kill(second, signal.SIGKILL)
         deadline = time.monotonic() + 60
@@ -201,13 +199,26 @@ def test_a_killed_process_is_named_if_torchrun_terminates_the_other_first(data_r
             time.sleep(0.01)
         os.kill(first, signal.SIGCONT)
         _, err = running.communicate(timeout=120)
-    finally:
-        running.kill()
-        with suppress(ProcessLookupError):
-            os.kill(first or running.pid, signal.SIGKILL)
     assert running.returncode != 0
     process = f"process 2 of 2 (rank 1, process id {second} on {HOST})"
     assert _messages(err) == [f"so_clip: {process} was killed"], err
+
+
+@contextmanager
+def _training_pair(
+    results: Path, data_root: Path, more: list[str]
+) -> Iterator[tuple["subprocess.Popen[str]", int, int]]:
+    """Yield torchrun and the ids of its two processes after the first step; kill all at the end."""
+    running = start(*_options(results, data_root), *ENDLESS, *more)
+    pids: tuple[int, ...] = ()
+    try:
+        pids = first, second = _training(running, results)
+        yield running, first, second
+    finally:
+        running.kill()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _training(running: "subprocess.Popen[str]", results: Path) -> tuple[int, int]:
@@ -237,23 +248,16 @@ def _is_pending(pid: int, number: signal.Signals) -> bool:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_process_is_not_waited_for(rank, data_root, tmp_path):
     """A stopped process keeps its connections, so that only a time limit ends the wait."""
-    more = [*METHODS["so"], "schedule.max_steps=100000", "rank_timeout_seconds=6"]
-    running = start(*_options(tmp_path, data_root), *more)
-    stopped = 0
-    try:
-        first, second = _training(running, tmp_path)
-        stopped = (first, second)[rank]
+    more = ["rank_timeout_seconds=6"]
+    with _training_pair(tmp_path, data_root, more) as (running, *pids):
+        stopped = pids[rank]
         os.kill(stopped, signal.SIGSTOP)
         _, err = running.communicate(timeout=120)
-    finally:
-        running.kill()
-        with suppress(ProcessLookupError):
-            os.kill(stopped or running.pid, signal.SIGKILL)
     assert running.returncode != 0
     process = f"process {rank + 1} of 2 (rank {rank}, process id {stopped} on {HOST})"
     problem = "gave no sign of life for 6 s (rank_timeout_seconds)"
     assert _messages(err) == [f"so_clip: {process} {problem}"]
-    assert f"\n  {_command(tmp_path, data_root, more)}\n" in err
+    assert f"\n  {_command(tmp_path, data_root, [*ENDLESS, *more])}\n" in err
 
 
 def _messages(err: str) -> list[str]:

@@ -4,10 +4,7 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.command import Outcome, ended, environment, spawn, started, until
+from tests.helpers.command import Outcome, ended, spawn, started, until
+from tests.helpers.small_disk import on_small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -139,22 +137,13 @@ def test_a_signal_ends_a_sweep_with_its_summary(tmp_path, number, code, message)
     assert not [*tmp_path.rglob(".lock")]
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
 def test_on_a_full_disk_runs_fail_with_a_message_and_no_file_is_torn(tmp_path):
-    mount = f"mount -t tmpfs -o size=48k tmpfs {tmp_path}"
-    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
-        pytest.skip("this machine does not let a process mount a small disk of its own")
     sweep = f"-m method=zero_shot template=plain,\\'x{{}}\\' results_dir={tmp_path}"
-    program = f'"$0" -m so_clip {sweep}'
     files = f"cd {tmp_path} && for f in $(find . -name '*.json'); do \"$0\" -m json.tool $f; done"
-    script = f"{mount} && {{ {program}; code=$?; {files} >&2; exit $code; }}"
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, sys.executable],
-        capture_output=True,
-        text=True,
-        env=environment(),
+    done = on_small_disk(
+        tmp_path, "48k", f'"$0" -m so_clip {sweep}; code=$?; {files} >&2; exit $code'
     )
-    assert done.returncode == 2, done.stderr
-    assert re.search("^sweep of 2 runs: (1 done, 1|2) failed$", done.stdout, re.MULTILINE)
-    assert re.search("failed: cannot write .*No space left on device", done.stdout)
-    assert "Expecting" not in done.stderr  # the error message of json.tool
+    assert done.code == 2, done.err
+    assert re.search("^sweep of 2 runs: (1 done, 1|2) failed$", done.out, re.MULTILINE)
+    assert re.search("failed: cannot write .*No space left on device", done.out)
+    assert "Expecting" not in done.err  # the error message of json.tool

@@ -12,6 +12,7 @@ from so_clip.results.run_folder import RunFolder
 from so_clip.sweep.callback import Sweep, _close
 from so_clip.system.locks import lock_folder, unlock
 from tests.helpers.command import call
+from tests.helpers.status_runs import METRICS
 
 JOBS = [["seed=1"], ["seed=2"]]
 
@@ -47,18 +48,7 @@ def test_a_job_without_a_recorded_end_is_lost_after_the_launcher_returned(tmp_pa
     [{"accuracy_percent": float("nan")}, {"accuracy_percent": None}, {"peak_memory_mib": "1"}],
 )
 def test_a_finished_run_without_its_scores_counts_as_unfinished(tmp_path, wrong, capsys):
-    metrics = {
-        "dataset": "digits",
-        "backbone": "tiny",
-        "method": "so",
-        "method_title": "SO",
-        "shots": 4,
-        "seed": 1,
-        "accuracy_percent": 50.0,
-        "peak_memory_mib": 1.0,
-        "settings": {},
-        "run_fingerprint": "f",
-    }
+    metrics = METRICS | {"run_fingerprint": "f"}
     file = tmp_path / "metrics.json"
     file.write_text(json.dumps(metrics))
     (tmp_path / "config.yaml").touch()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from so_clip.errors import InputError
 from so_clip.system import atomic
-from tests.helpers.command import environment
+from tests.helpers.small_disk import on_small_disk
 
 # Fills a disk of 64 KiB, replaces a small file there by one that fits and by one that does not.
 FULL_DISK = """
@@ -56,19 +55,9 @@ def test_invalid_unicode_is_written_as_printable_escapes(tmp_path):
     assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "path\ncaf\\udce9.png\n"
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
 def test_full_disk_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
-    mount = f"mount -t tmpfs -o size=64k tmpfs {tmp_path}"
-    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
-        pytest.skip("this machine does not let a process mount a small disk of its own")
-    script = f'{mount} && exec "$0" -c "$1" {tmp_path}'
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, sys.executable, FULL_DISK],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    message, names, text = json.loads(done.stdout)
+    done = on_small_disk(tmp_path, "64k", f'"$0" -c "$1" {tmp_path}', FULL_DISK)
+    message, names, text = json.loads(done.out)
     assert message is not None, "the file fitted: the disk was not full"
     assert str(tmp_path / "a.txt") in message
     assert "No space left" in message

@@ -1,7 +1,5 @@
 """Confusion matrices and curves in headless Chromium: they fit the page, and steps are whole."""
 
-from typing import Any
-
 import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra `report`")
@@ -11,13 +9,10 @@ from so_clip.report.page import write as page
 from so_clip.report.plots import write as plots
 from so_clip.report.read import read_runs
 from so_clip.report.tables import make_tables
+from tests.helpers.browser import overflows
 from tests.helpers.page_runs import write_run
 
 pytestmark = pytest.mark.slow
-
-
-def _overflows(tab: Any) -> bool:
-    return tab.evaluate("document.documentElement.scrollWidth > window.innerWidth")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -32,7 +27,7 @@ def test_a_confusion_matrix_fits_its_page(tmp_path, open_page, width, classes):
     assert bounds["x"] >= 0
     assert bounds["x"] + bounds["width"] <= width
     assert bounds["height"] <= 900
-    assert not _overflows(tab)
+    assert not overflows(tab)
     if classes <= 30:
         cells = tab.locator("table.confusion tbody td")
         assert cells.count() == classes**2
