@@ -19,7 +19,7 @@ from so_clip.train import History, Loop, compute_gradients, train
 from tests.helpers.captured_runs import NEVER
 from tests.helpers.dispatched import Dispatched
 from tests.helpers.emulated_graph import EmulatedRecorder, HiddenReplays, HostRead
-from tests.helpers.toy import Toy, random_batches
+from tests.helpers.toy import Toy, TwoLayers, random_batches
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", CPU)
@@ -153,19 +153,8 @@ def freeze_at(toy: nn.Module, *numbers: int) -> AfterStep:
     return after_step
 
 
-class Deep(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.first, self.last = nn.Linear(12, 8), nn.Linear(8, 3)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.last(self.first(images_BCHW.flatten(1) / 255).relu())
-
-
 def test_opening_or_freezing_a_parameter_releases_the_recordings():
-    deep, other = Deep(), Deep()
+    deep, other = TwoLayers(), TwoLayers()
     captured = Course(toy=deep, recorder=EmulatedRecorder(CPU), after_step=freeze_at(deep, 15, 25))
     eager = Course(
         toy=other,
@@ -179,7 +168,7 @@ def test_opening_or_freezing_a_parameter_releases_the_recordings():
 
 
 def test_a_method_that_changes_the_step_too_often_stays_eager():
-    deep, other, numbers = Deep(), Deep(), (13, 16, 19, 22)
+    deep, other, numbers = TwoLayers(), TwoLayers(), (13, 16, 19, 22)
     captured = Course(
         toy=deep, recorder=EmulatedRecorder(CPU), after_step=freeze_at(deep, *numbers)
     )
@@ -187,7 +176,7 @@ def test_a_method_that_changes_the_step_too_often_stays_eager():
     check_equal(captured, Course(toy=other, after_step=freeze_at(other, *numbers)), exact=False)
     with pytest.raises(InputError, match="graph=true: the method changed the step 4 times"):
         Course(
-            toy=(third := Deep()),
+            toy=(third := TwoLayers()),
             recorder=EmulatedRecorder(CPU),
             after_step=freeze_at(third, *numbers),
             demanded=True,

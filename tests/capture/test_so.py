@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from so_clip.capture.captured_step import WARM_UP_STEPS, CapturedStep
 from so_clip.optim.sampled import sampled_gradients
@@ -15,7 +15,7 @@ from so_clip.runtime.precision import Precision
 from so_clip.train import Loop, compute_gradients, train
 from tests.helpers.dispatched import Dispatched
 from tests.helpers.emulated_graph import EmulatedRecorder, HiddenReplays
-from tests.helpers.toy import random_batches
+from tests.helpers.toy import TwoLayers, random_batches
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", CPU)
@@ -29,19 +29,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense ages": {"density_ratio": 1.0, "bias_correction": "age"},
     "one support": {"T": 0},
 }
-
-
-class Layers(nn.Module):
-    """Two matrices of different sizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.first, self.last = nn.Linear(12, 10), nn.Linear(10, 3)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.last(self.first(images_BCHW.flatten(1) / 255).relu())
 
 
 class Course:
@@ -62,7 +49,7 @@ class Course:
         steps: int = 30,
         **options: Any,
     ) -> None:
-        model = Layers()
+        model = TwoLayers()
         weights = [model.first.weight, model.last.weight]
         model.first.bias.requires_grad_(False)
         model.last.bias.requires_grad_(False)
@@ -143,7 +130,7 @@ def test_a_reason_that_is_known_late_ends_capturing():
 
 
 def test_outside_of_the_graph_one_copy_has_the_numbers_of_a_step():
-    model = Layers()
+    model = TwoLayers()
     optimizer = SO([model.first.weight, model.last.weight], density_ratio=0.3, T=100)
     gradients = partial(compute_gradients, model, precision=FP32)
     recorder = HiddenReplays(CPU)

@@ -1,5 +1,6 @@
 """Pairs of equal modules: one with dense gradients, one that samples them."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +70,22 @@ def assert_equal(module: nn.Module, reference: nn.Module, rtol=1e-9, atol=1e-10)
     the rounding of sums whose order depends on the machine's load."""
     for param, whole in zip(module.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(param, whole, rtol=rtol, atol=atol)
+
+
+def assert_equal_trainings(*pairs: tuple[nn.Module, SO]) -> None:
+    """Train two modules for fifty steps, and compare their losses and weights."""
+    x, target = inputs(64, 20), inputs(64, 5, seed=2)
+    losses = []
+    for _ in range(50):
+        for module, optimizer in pairs:
+            loss = nn.functional.mse_loss(module(x), target)
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+    assert losses[0::2] == pytest.approx(losses[1::2], rel=1e-12)
+    assert_equal(pairs[1][0], pairs[0][0], rtol=1e-9, atol=1e-12)
 
 
 def inputs(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:

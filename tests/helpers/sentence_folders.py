@@ -62,31 +62,26 @@ def write_sentence_run(
     name = "-".join([dataset, model, method, subset, f"{shots}shot", f"seed{seed}", *parts])
     folder = root / name
     folder.mkdir(parents=True)
-    settings = {
+    known = {
         "task": "sentences",
         "dataset": dataset,
-        "model": {"name": model, "source": "folder:x", "token_types": True, "max_length": 128}
-        | (model_options or {}),
         "method": method,
         "method_title": title,
         "shots": shots,
         "subset": subset,
         "seed": seed,
+    }
+    settings = known | {
+        "model": {"name": model, "source": "folder:x", "token_types": True, "max_length": 128}
+        | (model_options or {}),
         "adapter": {"name": "weights", "seed": seed} | (adapter or {}),
         "optimizer": optimizer | {"seed": seed},
         "schedule": {"batch_size": 8, "max_steps": 10_000, "stop_on": "batch"},
         "results_dir": str(root),
     }
     low, high = wilson(right, ITEMS)
-    values = {
-        "task": "sentences",
-        "dataset": dataset,
+    values = known | {
         "backbone": model,
-        "method": method,
-        "method_title": title,
-        "shots": shots,
-        "subset": subset,
-        "seed": seed,
         "accuracy_percent": 100 * right / ITEMS,
         "accuracy_low_percent": low,
         "accuracy_high_percent": high,

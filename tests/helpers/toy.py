@@ -23,6 +23,19 @@ class Toy(nn.Module):
         return nn.functional.linear(images_BCHW.flatten(1) / 255, self.weight_KP)
 
 
+class TwoLayers(nn.Module):
+    """Two matrices of different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(12, 10), nn.Linear(10, 3)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.last(self.first(images_BCHW.flatten(1) / 255).relu())
+
+
 class Given:
     """Batches that are the same in every epoch."""
 

@@ -16,6 +16,7 @@ from so_clip.optim.sampled import sampled_gradients
 from so_clip.runtime.peak_memory import PeakMemory
 from tests.helpers.sampled_pairs import (
     assert_equal,
+    assert_equal_trainings,
     assert_sampled,
     filled,
     generator,
@@ -252,19 +253,7 @@ def test_gradients_have_the_precision_of_weights_that_were_converted(after, pend
 
 @pytest.mark.parametrize("order", ["prune_first", "update_first"])
 def test_fifty_steps_have_the_losses_of_dense_gradients(order):
-    (dense, by_dense), (sampled, optimizer) = twins(order=order)
-    x, target = inputs(64, 20), inputs(64, 5, seed=2)
-    losses = []
-    for _ in range(50):
-        for module, by in ((dense, by_dense), (sampled, optimizer)):
-            loss = nn.functional.mse_loss(module(x), target)
-            losses.append(loss.item())
-            by.zero_grad()
-            loss.backward()
-            by.step()
-    assert losses[-1] < 0.9 * losses[0]
-    assert losses[0::2] == pytest.approx(losses[1::2], rel=1e-12)
-    assert_equal(sampled, dense, rtol=1e-9, atol=1e-12)
+    assert_equal_trainings(*twins(order=order))
 
 
 def test_the_dense_gradient_is_never_allocated():

@@ -14,7 +14,14 @@ from so_clip import SO
 from so_clip.optim.sampled import sampled_gradients
 from so_clip.optim.sampling import methods_of
 from tests.helpers.dispatched import Dispatched
-from tests.helpers.sampled_pairs import assert_equal, assert_sampled, filled, inputs, twins
+from tests.helpers.sampled_pairs import (
+    assert_equal,
+    assert_equal_trainings,
+    assert_sampled,
+    filled,
+    inputs,
+    twins,
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,18 +71,7 @@ def _whole_twins(**options):
 
 def test_fifty_steps_have_the_losses_of_dense_gradients():
     dense, by_dense, sampled, optimizer = _whole_twins()
-    x, target = inputs(64, 20), inputs(64, 5, seed=2)
-    losses = []
-    for _ in range(50):
-        for module, by in ((dense, by_dense), (sampled, optimizer)):
-            loss = nn.functional.mse_loss(module(x), target)
-            losses.append(loss.item())
-            by.zero_grad()
-            loss.backward()
-            by.step()
-    assert losses[-1] < 0.9 * losses[0]
-    assert losses[0::2] == pytest.approx(losses[1::2], rel=1e-12)
-    assert_equal(sampled, dense, rtol=1e-9, atol=1e-12)
+    assert_equal_trainings((dense, by_dense), (sampled, optimizer))
 
 
 def test_uses_of_a_weight_and_backward_passes_add_up_also_in_checkpoints():

@@ -12,6 +12,7 @@ import pytest
 
 from so_clip.errors import InputError
 from so_clip.system import atomic
+from tests.helpers.command import environment
 from tests.helpers.small_disk import on_small_disk
 
 # Fills a disk of 64 KiB, replaces a small file there by one that fits and by one that does not.
