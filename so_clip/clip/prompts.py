@@ -61,6 +61,6 @@ def chosen_prompts(template: str, class_names: Sequence[str], card: DatasetCard)
     if template in TEMPLATES:
         raise InputError(
             f"template={template}: the dataset's card has none under templates. It has "
-            f"{', '.join(templates)}; any text with one {{}} for the class name will do too."
+            f"{', '.join(templates)}; any text with one {{}} for the class name works too."
         )
     return templated(class_names, [template])

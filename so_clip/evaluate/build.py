@@ -18,7 +18,7 @@ from so_clip.evaluate.feature_cache import FeatureCache
 from so_clip.methods.model import Model
 from so_clip.runtime.precision import Precision
 
-# Contexts of an evaluator for the classes that the classifier has anyway.
+# Contexts of an evaluator for the classes that the classifier already has.
 _SAME_CLASSES: tuple[Classes, Classes] = (nullcontext, nullcontext)
 
 

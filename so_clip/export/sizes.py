@@ -6,7 +6,7 @@ from typing import Any
 from so_clip.errors import InputError
 
 OPEN_CLIP, OPENAI, TRANSFORMERS, PEFT = "open_clip", "openai", "transformers", "peft"
-# Options of both towers that the other libraries know too, under whichever name.
+# Options of both towers that the other libraries know too, under the same or another name.
 _SIZES = {
     *("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"),
     *("context_length", "vocab_size", "heads"),

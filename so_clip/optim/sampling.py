@@ -63,7 +63,7 @@ class Sampling:
         return self.leaf_M
 
     def coordinates_for(self, method: Method) -> tuple[Tensor | None, Tensor | None]:
-        """Return the coordinates that a method reads; worked out at its first use."""
+        """Return the coordinates that a method reads; its first use computes them."""
         if method not in READS_COORDINATES:
             return None, None
         if torch.compiler.is_compiling():
@@ -145,7 +145,7 @@ def is_sampled(sampling: Sampling | None, weight: Tensor) -> bool:
 
 @torch.no_grad()
 def renew_coordinates(samplings: Sequence[Sampling], in_place: bool, batches: Batches) -> None:
-    """Work out the coordinates that layers have read before, of their new supports.
+    """Compute the new supports' coordinates, in the forms that layers have read before.
 
     Args:
         samplings: with new supports.
