@@ -113,13 +113,13 @@ class Page:
         if is_option and text not in run_options() and not self._is_word(text.partition(".")[2]):
             yield text, f"there is no option of that name.{nearest(text, run_options())}"
         if re.fullmatch(r"[a-z][a-z0-9_]{2,}", text) and not self._is_word(text):
-            yield text, "this word is nowhere in the program."
+            yield text, "the program has no such name; see the comment `names` in checks.py."
         if re.fullmatch(r"(so_clip|scripts|hydra_plugins)(\.\w+)+(\(.*\))?", text):
             yield from _python_name(text.partition("(")[0])
 
     def _is_word(self, word: str) -> bool:
         both = (word, _PREFIX.sub("", word))
-        return any(name in known for known in (words(), self.words, targets()) for name in both)
+        return any(name in known for known in (words(), self.words) for name in both)
 
     def _of_command(self, command: list[str]) -> Iterator[tuple[str, str]]:
         """Yield the wrong words of one command line."""

@@ -3,9 +3,12 @@ all is read from the command line's declarations, from conf/, from the cards and
 """
 
 import ast
+import builtins
+import keyword
 import re
 import tomllib
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import typer
 import yaml
 from omegaconf import DictConfig
 
+from scripts.docs_site.page_program import PROGRAMS, SYSTEM
 from so_clip.cli.program import COMMANDS, RUN, Program
 from so_clip.config.compose import LAUNCHERS, compose
 from so_clip.config.trees import RUNS, SENTENCES
@@ -141,19 +145,54 @@ def _project() -> dict[str, Any]:
 
 @cache
 def words() -> frozenset[str]:
-    """Return every word of the source, conf/, the cards and the columns of results/tables."""
-    found: set[str] = set()
-    for folder in ("so_clip", "hydra_plugins", "scripts", "conf", "datasets"):
+    """Return the words that inline code may name: the program's names, not its prose.
+
+    They are its functions, classes, arguments, fields and texts of one word (keys, columns, values
+    of options); the keys and words of conf/ and the cards; the columns of results/tables; files,
+    choices, options and make targets; and what Python and a shell have.
+    """
+    found = {*dir(builtins), *keyword.kwlist, *SYSTEM, *PROGRAMS, *targets()}
+    found |= _parts(*run_options(), *chain(*choices().values(), *command_options().values()))
+    for folder in ("so_clip", "hydra_plugins", "conf", "datasets"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".json", ".js", ".html", ".txt"):
-                found |= set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+            if path.suffix in (".py", ".yaml"):
+                text = path.read_text(encoding="utf-8")
+                found |= _code_words(text) if path.suffix == ".py" else _yaml_words(text)
                 found |= set(path.relative_to(ROOT).with_suffix("").parts)
     for table in (ROOT / "results" / "tables").glob("*.csv"):
-        found |= set(re.findall(r"\w+", table.read_text(encoding="utf-8")))
-        found.add(table.stem)
-    for name in ("Makefile", "pyproject.toml", "mkdocs.yml"):
-        found |= set(re.findall(r"\w+", (ROOT / name).read_text(encoding="utf-8")))
+        found |= {table.stem, *table.open(encoding="utf-8").readline().strip().split(",")}
     return frozenset(found)
+
+
+def _code_words(text: str) -> set[str]:
+    """Return what a module defines, and its texts of one word."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.FunctionDef) and not re.match("_[^_]", node.name):
+            found |= {
+                node.name,
+                *(word.arg for word in ast.walk(node) if isinstance(word, ast.arg)),
+            }
+        elif isinstance(node, ast.keyword):
+            found.add(node.arg or "")
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= _parts(node.value) if re.fullmatch(r"[\w.-]+", node.value) else set()
+    return found
+
+
+def _yaml_words(text: str) -> set[str]:
+    """Return the keys of a YAML file, and its values of one word."""
+    plain = re.sub(r"(?m)(^|\s)#.*$", "", text)
+    keys = re.findall(r"([\w.]+):(?=\s)", plain)
+    return _parts(*keys, *re.findall(r":[ \t]+([\w.]+)[ \t]*(?=[,}\n])", plain))
+
+
+def _parts(*names: str) -> set[str]:
+    return set(re.findall(r"\w+", " ".join(names)))
 
 
 @cache
