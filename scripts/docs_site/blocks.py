@@ -18,6 +18,8 @@ PROGRAM = ["python", "-m", "so_clip"]
 _FENCED = re.compile(r"(?ms)^( *)```([\w-]*)[^\n]*\n(.*?)^\1```[ \t]*$")
 # Variables and words of a shell before a command.
 _BEFORE = re.compile(r"[A-Z_]+=.*|do|then|else|elif|if|while|until|nohup|env|time|exec|xargs|!|\{")
+# Places that a page may name although they are outside of the home.
+_ANYWHERE = ("/dev/null", "/dev/stdout", "/dev/stderr")
 _COMMENT = re.compile(r"<!--((?:(?!-->).)*)-->\s*$", re.DOTALL)
 
 
@@ -150,8 +152,31 @@ def links(page: Path) -> list[str]:
 
 def commands_of(text: str) -> Iterator[list[str]]:
     """Yield the commands of a shell block as lists of words, without comments and redirections."""
+    for words in _words_of(re.sub(r"\$\([^()\n]*\)", "$VALUE", text)):
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if not set(word) <= set("|&;"):
+                command.append(word)
+            elif command:
+                yield from _command(command)
+                command = []
+
+
+def outside_of_home(text: str) -> list[str]:
+    """Return the words of a shell block that name a place outside of the reader's home."""
+    found = []
+    for word in (word for words in _words_of(re.sub(r"\$\(|\)", " ", text)) for word in words):
+        path = Path(word.rpartition("=")[2])
+        if (path.is_absolute() or ".." in path.parts or word.startswith("~")) and not (
+            str(path).startswith(_ANYWHERE) or word.startswith("imagenet_dir=")
+        ):
+            found.append(word)
+    return found
+
+
+def _words_of(text: str) -> Iterator[list[str]]:
+    """Yield the words and operators of each line of a shell block, without here-documents."""
     text = re.sub(r"(?ms)<<-?\s*['\"]?(\w+)['\"]?(.*?)\n(.*?)^\1$", r"\2", text)
-    text = re.sub(r"\$\([^()\n]*\)", "$VALUE", text)
     pending = ""
     for line in text.replace("\\\n", " ").splitlines():
         pending += line
@@ -163,13 +188,7 @@ def commands_of(text: str) -> Iterator[list[str]]:
             pending += "\n"
             continue
         pending = ""
-        command: list[str] = []
-        for word in [*found, ";"]:
-            if not set(word) <= set("|&;"):
-                command.append(word)
-            elif command:
-                yield from _command(command)
-                command = []
+        yield found
 
 
 def _command(words_of_it: list[str]) -> Iterator[list[str]]:

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from scripts.docs_site import compare
-from scripts.docs_site.blocks import Block, blocks
+from scripts.docs_site.blocks import Block, blocks, outside_of_home
 from scripts.docs_site.page_program import PROGRAMS, SYSTEM, SYSTEM_PATH
 from scripts.docs_site.stand_ins import SOURCES
 from scripts.docs_site.warm_python import CLIENT, ROOT, SOCKET
@@ -151,6 +151,8 @@ class Page:
 
     def _shell(self, block: Block) -> str:
         text = _COMMAND.sub(_without_exception, block.text)
+        if places := outside_of_home(text):
+            raise self._error(block, f"{places[0]} is outside of the reader's home")
         (self.scratch / "block").write_text(text, encoding="utf-8")
         bash, small = str(self.scratch / "bin" / "bash"), self._is_small(block)
         failed, output = self.scratch / "failed", self.scratch / "output"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.docs_site.blocks import blocks_of, commands_of
+from scripts.docs_site.blocks import blocks_of, commands_of, outside_of_home
 from scripts.docs_site.checks import wrong_names
 
 SHELL = "```sh\n{}\n```\n"
@@ -22,6 +22,7 @@ RIGHT = (
     "`conf/method/mine.yaml`:\n\n```yaml\nname: mine\n```\n\n"
     + SHELL.format("python -m so_clip method=mine --config-dir conf"),
     "<!-- names: max_grad_norm -->\n`max_grad_norm`",
+    "`accuracy_percent`, `predict`, `balanced`, `density_ratio`, `eurosat`, `grep`, `print`",
 )
 # The Markdown of a page, and the word that does not exist.
 WRONG = (
@@ -41,6 +42,7 @@ WRONG = (
     ("`make dokumentation`", "dokumentation"),
     ("`pip install 'so-clip[reports]'`", "so-clip[reports]"),
     ("`accuracy_in_percents`", "accuracy_in_percents"),
+    ("`deliberately`, a word of comments", "deliberately"),
     ("`so_clip.optim.sso.SO`", "so_clip.optim.sso.SO"),
     (SHELL.format("python -m so_clip tabel results/runs"), "tabel"),
     (SHELL.format("python -m so_clip methode=so"), "methode=so"),
@@ -112,6 +114,24 @@ def test_a_block_has_its_kind_file_line_and_comment():
     yaml, python = blocks_of(text)
     assert (yaml.kind, yaml.text, yaml.file, yaml.line) == ("yaml", "x: 1\n", "a/b.yaml", 5)
     assert (python.kind, python.comment, python.line) == ("python", "given: model", 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("echo a >/tmp/a", "/tmp/a"),
+        ("echo a 2>> '/tmp/a b'", "/tmp/a b"),
+        ("cd ../a && ls", "../a"),
+        ("ls | tee ~/a", "~/a"),
+        ("A=/tmp/a; ls $A", "A=/tmp/a"),
+        ("so_clip results_dir=/a", "results_dir=/a"),
+        ("cat $(ls /a)", "/a"),
+    ],
+)
+def test_a_place_outside_of_the_home_is_found(text: str, word: str):
+    assert outside_of_home(text) == [word]
+    inside = "ls $HOME/a >/dev/null 2>&1  # or /a\ncat <<'E' > b/c\n/tmp\nE\nls *.csv https://a/b"
+    assert outside_of_home(inside) == []
 
 
 def test_the_commands_of_a_block():

@@ -58,6 +58,14 @@ FAULTS = {
         "`../a.json`:\n\n" + block("json", "{}"),
         "../a.json is outside of the reader's home",
     ),
+    "a redirection out of the home": (
+        block("sh", "echo a > /tmp/a.txt"),
+        "/tmp/a.txt is outside of the reader's home",
+    ),
+    "a folder above the home": (
+        block("sh", "mkdir $HOME/../a"),
+        "$HOME/../a is outside of the reader's home",
+    ),
     "an undefined name": (block("python", "print(undefined)"), "name 'undefined' is not defined"),
     "an object that nobody gives": (
         "<!-- given: nothing -->\n" + block("python", "nothing"),
