@@ -10,7 +10,7 @@ every point each contender tries the same number of learning rates and keeps the
 accuracy on training images that the draw of seed 0 left over. At the base point the rates are far
 apart; elsewhere they are around the base point's best. No validation or test image is used. Missing
 weights are pre-trained into OUT/runs/advantage/weights. Existing weights and finished runs are
-reused. Writes OUT/tables/digits_advantage.csv after every point, and
+reused. The script writes OUT/tables/digits_advantage.csv after every point, and
 OUT/figures/digits_advantage.png. Points that the table has for the same number of seeds stay;
 remove the table to begin again.
 """

@@ -6,7 +6,7 @@ python scripts/digits_tables.py --dataset textile --only methods  # fabric; the 
 
 First, the learning rate of each method and density is chosen among multiples of its default, by
 accuracy on training images that the draw of seed 0 left over; no validation or test image is used.
-Then come the runs. Finished runs are not repeated. Writes results/tables/DATASET_*.csv.
+The runs follow. Finished runs are not repeated. The script writes results/tables/DATASET_*.csv.
 """
 
 import argparse

@@ -21,8 +21,8 @@ test of 277 pairs 8 s. 40 steps are ten epochs; at the chosen rates the training
 0.69 to 0.3 (SO) or below 0.01 (LoRA, AdamW). A run stops earlier at a batch's loss of 1e-3. Parts 1
 and 2 took 29 minutes, with one seed of the grid. The rates are about a factor of 3 apart.
 
-Finished runs are skipped, so the same command continues an interrupted experiment. Writes
-OUT/tables/rte_rates.csv, rte_methods.csv, rte_tests.csv (paired, over seeds and over pairs),
+Finished runs are skipped, so the same command continues an interrupted experiment. The script
+writes OUT/tables/rte_rates.csv, rte_methods.csv, rte_tests.csv (paired, over seeds and over pairs),
 rte_kappa_t.csv and rte_official.csv, and OUT/figures/rte_methods.png. A table has what is finished.
 """
 

@@ -8,12 +8,12 @@ on the first half of the classes of the source families and of the digits, and v
 other half. Targets are families that are held out, EuroSAT at 32 pixels if DATA_ROOT has it, and
 the fabric images if their package is installed. Each method's learning rate is the best of three on
 validation images of three targets, with other tasks than those of the test; no test image chooses
-anything. Writes OUT/tables/smat_tasks.csv (methods on sampled tasks), smat_all_way.csv (all classes
-at once, over seeds), smat_masks.csv (learned, hand-designed and random entries at the same number),
-smat_placement.csv and smat_overlap.csv (of the masks), and OUT/figures/smat_*.png. Every number
-comes from the program's own commands, which are printed. Finished parts are skipped, so the same
-command continues an interrupted experiment; with --only-finished, the tables have the finished
-contenders. Needs the extras `pretrain` and `report`.
+anything. The script writes OUT/tables/smat_tasks.csv (methods on sampled tasks), smat_all_way.csv
+(all classes at once, over seeds), smat_masks.csv (learned, hand-designed and random entries at the
+same number), smat_placement.csv and smat_overlap.csv (of the masks), and OUT/figures/smat_*.png.
+Every number comes from the program's own commands, which are printed. Finished parts are skipped,
+so the same command continues an interrupted experiment; with --only-finished, the tables have the
+finished contenders. It needs the extras `pretrain` and `report`.
 """
 
 import argparse

@@ -151,9 +151,9 @@ class NoCheckpoint:
 class Checkpoint(NoCheckpoint):
     """One file with the state of everything that training changes, written at intervals.
 
-    The file is complete or absent. A file that is damaged, belongs to another run, or was written
-    by other code or with another number of threads is ignored, with a message on stderr. If a state
-    still does not fit, the run fails, because other parts have their new state already.
+    The file is complete or absent. A file is ignored, with a message on stderr, if it is damaged or
+    belongs to another run, or if other code or another number of threads wrote it. If a state still
+    does not fit, the run fails, because other parts have their new state already.
 
     Args:
         path: of the file.
@@ -263,7 +263,7 @@ class Checkpoint(NoCheckpoint):
                 return {}
         missing = self._parts.keys() - states.keys()
         if missing and missing != self._parts.keys() & {*_FOR_STEPS}:
-            self._ignore(f"it lacks the state of {', '.join(sorted(missing))}")
+            self._ignore(f"it has no state of {', '.join(sorted(missing))}")
             return {}
         return dict(states)
 

@@ -79,7 +79,7 @@ def validated(
     Args:
         options: the class.
         values: a mapping of option names to plain values.
-        prefix: what stands before the names on the command line, such as "schedule.".
+        prefix: the prefix of the names on the command line, such as "schedule.".
         known: all names that the user may write there. Default: the fields of the class.
         context: what validators may look at, beside the prefix.
 

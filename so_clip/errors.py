@@ -114,7 +114,7 @@ def show(text: str) -> None:
     """Print a result to stdout, without the control codes that foreign text may hold.
 
     Raises:
-        InputError: the disk behind stdout is full.
+        InputError: the disk with the file of stdout is full.
         BrokenPipeError: nobody reads stdout.
     """
     try:

@@ -46,7 +46,7 @@ class Base(NamedTuple):
     Attributes:
         weights_sha256: see Backbone.weights_sha256.
         pixels: how its pixels differ from CLIP's, if they do.
-        logit_scale: the number behind backbone.logit_scale=auto.
+        logit_scale: the number that backbone.logit_scale=auto means.
     """
 
     weights_sha256: str

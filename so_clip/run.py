@@ -66,7 +66,7 @@ def run(
     known: KnownRuns | None = None,
     backbone: Backbone | None = None,
 ) -> Result:
-    """Do one run, unless it is finished, and leave its folder behind.
+    """Do one run and write its folder, unless the run is finished.
 
     Bad input is found before the folder is created.
 

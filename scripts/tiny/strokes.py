@@ -151,7 +151,8 @@ def wander(generator: np.random.Generator, points_P2: np.ndarray) -> np.ndarray:
 def digit_mask(generator: np.random.Generator, digit: int) -> Image.Image:
     """Draw one handwritten digit, white on black, on a CANVAS x CANVAS greyscale picture.
 
-    Varies the template, each control point, the width, slant and turn, and the pen's thickness.
+    The drawing varies the template, each control point, the width, slant and turn, and the pen's
+    thickness.
     """
     variants = TEMPLATES[digit]
     strokes = variants[generator.integers(len(variants))]

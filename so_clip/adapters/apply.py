@@ -153,8 +153,8 @@ def _freeze(model: nn.Module) -> None:
 def remove(model: nn.Module) -> None:
     """Take the adapter out of a model: its weights and modules are as before `apply`, bit for bit.
 
-    Does nothing if there is none. The model may have moved to another device or precision. What
-    was trained after `apply` stays trained.
+    Without an adapter, this does nothing. The model may have moved to another device or precision.
+    What was trained after `apply` stays trained.
     """
     plain = _plain(model)
     with _LOCK:

@@ -1,4 +1,4 @@
-"""Turns the arguments of Python calls into settings, as the command line does. Imports no torch."""
+"""Turns arguments of Python calls into settings, as the command line does, without torch."""
 
 import os
 import re
@@ -117,7 +117,7 @@ def python_words(
     """Name options in messages as Python does: checkpoint in place of backbone.checkpoint.
 
     Args:
-        group: what stands before the options on the command line.
+        group: the prefix of the options on the command line.
         names: of the options.
         replaced: other texts and their replacements.
     """

@@ -24,8 +24,8 @@ RUN_OR_FILE is the folder of a finished run, or an adapter file. --to is:
   transformers  a folder with a CLIPModel or SiglipModel and its processor
   peft          a folder with a LoRA, or another adapter that peft has
 
-Beside it come README.md (a model card), classifier.safetensors (a weight and a bias for each class)
-and classes.json (names and prompts). docs/how_to/export.md explains them.
+The export also writes README.md (a model card), classifier.safetensors (a weight and a bias for
+each class) and classes.json (names and prompts). docs/how_to/export.md explains them.
 
 --push uploads the files to a model repository of the Hugging Face hub. HF_TOKEN and HF_ENDPOINT
 count.

@@ -62,7 +62,7 @@ def load_backbone(
             open_clip builds them.
         memory: see Backbone.
         weightless: keep random weights, and read or download none, for a model of the same sizes
-            and operations. Works on fake tensors.
+            and operations. This works on fake tensors.
         preprocessing: values of open_clip's `preprocess_cfg` (resize_mode, interpolation, mean,
             std, fill_color) and `crop_share` in place of the weights' own; see
             `so_clip.clip.pixels`.

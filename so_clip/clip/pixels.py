@@ -79,7 +79,7 @@ def preprocessing_from(
 ) -> Preprocessing:
     """Return open_clip's `preprocess_cfg` or entry of published weights, checked.
 
-    Its size is ignored, because the model has it. Keys that it lacks, or that are None, keep the
+    Its size is ignored, because the model has it. Keys that are missing, or that are None, keep the
     values of `base`, like in open_clip.
 
     Args:

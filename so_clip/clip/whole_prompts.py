@@ -52,7 +52,7 @@ def decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 
 def _are_cut(tokenizer: Tokenizer, prompts: list[str], tokens_PL: Tensor) -> Tensor:
-    """Return for each prompt whether tokens_PL lack a part of it."""
+    """Return for each prompt whether a part of it is missing in tokens_PL."""
     longer_PM = tokenizer(prompts, context_length=tokens_PL.shape[1] + 1)
     before, after = tokens_PL == longer_PM[:, :-1], tokens_PL == longer_PM[:, 1:]
     # For each place of the additional token: whether all tokens before it and after it agree.

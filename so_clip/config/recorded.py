@@ -94,7 +94,7 @@ def options_of_record(
     """Return the options that make a record, followed by the user's own; see `repeating`.
 
     Args:
-        record: as in config.yaml. Options that it lacks keep their defaults.
+        record: as in config.yaml. Options that are missing in it keep their defaults.
         given: the user's options. They replace the recorded values.
         place: the run folder or file of the record, for messages.
         config_dir: see `repeating`.

@@ -51,7 +51,8 @@ class Component(Options):
 
     Attributes:
         name: identifies it in fingerprints, records and tables.
-        target: the import path of the class or function. Never recorded, so that code can move.
+        target: the import path of the class or function. It is never recorded, so that code can
+            move.
         options: keyword arguments, plain values.
     """
 

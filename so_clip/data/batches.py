@@ -167,8 +167,8 @@ class TestStream:
         pixels: the test transform of the model.
         batch_size: images per batch; the last batch may be smaller.
         workers: decoding threads; 0 decodes in the calling thread.
-        pin: put batches into page-locked memory, for fast copies to a CUDA device. Ignored
-            without CUDA.
+        pin: put batches into page-locked memory, for fast copies to a CUDA device. Without CUDA it
+            has no effect.
         prefetch_batches: batches that are prepared while one is in use.
         cache: keeps decoded images for other passes; None decodes each time.
 

@@ -209,7 +209,7 @@ def _has_token_types(model: Any) -> bool:
 def _most_tokens(model: Any) -> int:
     """Return the number of tokens that the table of positions, or else the configuration, allows.
 
-    RoBERTa's relatives count positions from behind the padding's.
+    RoBERTa and similar models count positions from the one after the padding's.
     """
     for name, module in model.named_modules():
         if name.endswith(".position_embeddings") and isinstance(module, nn.Embedding):

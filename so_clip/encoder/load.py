@@ -60,7 +60,8 @@ def load_encoder(
         seed: of new parameters; the global random state does not change.
         max_length: tokens of an input; checked against the encoder's positions.
         weightless: read and download no weights, and draw no values, for a model of the same sizes
-            and operations. Works on fake tensors. The tokenizer is loaded if its files are there.
+            and operations. This works on fake tensors. The tokenizer is loaded if its files are
+            there.
 
     Returns:
         The encoder. Its description says which parameters are new.

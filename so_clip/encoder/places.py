@@ -1,7 +1,7 @@
 """Where an encoder's files are: a repository of the Hugging Face hub, a package, or a folder.
 
 All three are folders in the end. They hold config.json, the weights, and the tokenizer's files, as
-transformers writes them. Needs no torch.
+transformers writes them. This module needs no torch.
 """
 
 import hashlib

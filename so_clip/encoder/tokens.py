@@ -98,7 +98,7 @@ def _check_room(encoder: SentenceEncoder, max_length: int, pairs: bool) -> None:
 
 
 def _check_known(encoder: SentenceEncoder, rows: Sequence[Row]) -> None:
-    """Raise InputError if the model lacks a token or a type of the rows, or a row has no token."""
+    """Raise InputError if a row has no token, or a token or type that the model does not have."""
     config = encoder.model.config
     if not all(ids for ids, _ in rows):
         raise InputError(

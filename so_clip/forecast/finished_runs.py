@@ -136,8 +136,8 @@ def _settings(values: Mapping[str, Any], steps: int) -> Settings:
 def _options(options: type[OptionsType], values: Mapping[str, Any], **changes: Any) -> OptionsType:
     """Return recorded values as an object of the class `options`.
 
-    Older runs lack options that were added since. The defaults of these options keep the earlier
-    behaviour.
+    Older runs do not have options that were added since. The defaults of these options keep the
+    earlier behaviour.
     """
     given = {name: values[name] for name in options.model_fields if name in values}
     return options.model_validate(given | changes)

@@ -1,4 +1,4 @@
-"""The largest task of a meta-training, by the sizes on the cards of its sources. Needs no torch."""
+"""The largest task of a meta-training, by the sizes on the cards of its sources, without torch."""
 
 from dataclasses import dataclass
 

@@ -1,9 +1,9 @@
 """Equal blocks of a tower: a forecast runs four of them, and counts the others by the third.
 
 In a run of n equal blocks, the outer ones can differ from the others, because their neighbours keep
-other tensors alive. So the first two blocks, the third and the last one run, and what the third
-does to memory and to the count of operations is repeated n - 3 times, in the forward and in the
-backward pass.
+other tensors alive. So the first two blocks, the third and the last one run. What the third does to
+memory and to the count of operations is repeated n - 3 times, in the forward and in the backward
+pass.
 """
 
 from collections import Counter

@@ -68,7 +68,7 @@ class MetaResult:
 
 
 def meta_run(settings: MetaSettings, tasks: MetaTasks, overrides: Sequence[str] = ()) -> MetaResult:
-    """Do one meta-training, unless it is finished, and leave its folder behind.
+    """Do one meta-training and write its folder, unless it is finished.
 
     Bad input is found before the folder is created.
 

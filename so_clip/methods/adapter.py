@@ -96,7 +96,8 @@ class Adapter:
     def check(self, classifier: Classifier, weights_sha256: str) -> None:
         """Refuse, before any work of a run, a file of the adapter that does not fit the model.
 
-        Called before `__call__`, but not for a saved adapter, because that needs no such file.
+        A run calls this before `__call__`, but not for a saved adapter, because that needs no such
+        file.
 
         Args:
             weights_sha256: of the backbone; "" if it has no real weights, as in a forecast.
@@ -108,7 +109,7 @@ class Adapter:
     def stand_in(self, classifier: Classifier) -> None:
         """Take first values in place of a file, so that a model without weights can be tried.
 
-        Called instead of `check`, before `__call__`.
+        A forecast calls this instead of `check`, before `__call__`.
 
         Raises:
             InputError: no file can fit this model.
@@ -144,7 +145,7 @@ class Adapter:
     def training_state(self, classifier: Classifier) -> dict[str, Any]:
         """Return the state for a checkpoint, beyond opened tensors, buffers and the optimizer.
 
-        Called between two steps, when there are no gradients.
+        The loop calls this between two steps, when there are no gradients.
 
         Returns:
             Tensors, numbers and text, in dicts and lists, since a file stores them.
@@ -164,7 +165,8 @@ class Adapter:
     def prompts_for(self, classifier: Classifier, tokens_PL: Tensor) -> Tensor:
         """Return prompts of other classes, rewritten as this adapter rewrites prompts.
 
-        Called after `finish`, to test the model on classes that it was not trained with.
+        An evaluation calls this after `finish`, to test the model on classes that it was not
+        trained with.
 
         Args:
             classifier: its `templates` made the prompts.
@@ -181,14 +183,14 @@ class Adapter:
     def resume(self, classifier: Classifier) -> None:
         """Restore the finished model from its state dict, without few-shot images.
 
-        Called after `__call__` and after the state dict is loaded. `start`, training and `finish`
-        did not run in this process.
+        This is called after `__call__` and after the state dict is loaded. `start`, training and
+        `finish` did not run in this process.
         """
 
     def rewritten(self, classifier: Classifier) -> dict[str, Tensor]:
         """Return tensors, none of them opened, that `start`, `after_step` or `finish` can change.
 
-        Called after `__call__`, before and after `start`.
+        A run calls this after `__call__`, before and after `start`.
 
         Returns:
             The current tensors by their names in open_clip's state dict. Clone them to keep values.

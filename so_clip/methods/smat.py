@@ -47,7 +47,7 @@ class _Merging(Adapter):
         self._saved: SavedSmat | None = None
 
     def check(self, classifier: Classifier, weights_sha256: str) -> None:
-        """Read the checkpoint; refuse one of another backbone, or none at all."""
+        """Read the checkpoint; refuse a missing one, or one of another backbone."""
         self._saved = checkpoint_for(self.checkpoint, classifier.backbone, weights_sha256)
 
     def stand_in(self, classifier: Classifier) -> None:

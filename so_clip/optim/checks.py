@@ -12,7 +12,7 @@ FLAGS: dict[str, tuple[bool | None, ...]] = {
     "foreach": (None, True, False),
     "maximize": (True, False),
 }
-# Options that older saved states lack, and their values there.
+# Options that are missing in older saved states, and their values there.
 LATER_OPTIONS: dict[str, Any] = {"least_entries": 1}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -65,7 +65,7 @@ def check_ranges(options: Mapping[str, Any], prefix: str = "") -> None:
 
     Args:
         options: values by name; options that are missing are not checked.
-        prefix: stands before each name in messages, such as "optimizer." for a configuration.
+        prefix: the text before each name in messages, such as "optimizer." for a configuration.
     """
     shown = str if prefix else repr
 

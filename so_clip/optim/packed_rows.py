@@ -73,7 +73,7 @@ class PackedRows:
         )
 
     def step(self, grads: list[Tensor], rule: Rule, rates: Rates) -> None:
-        """Step all tensors; see `step_rows`. Only device operations.
+        """Step all tensors; see `step_rows`. All operations are on the device.
 
         This is one launch if Triton is available and M is small enough; see
         so_clip.optim.step_kernel.

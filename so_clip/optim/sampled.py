@@ -263,7 +263,7 @@ class SampledGradients:
     def check_ddp(self, ddp: DistributedDataParallel) -> None:
         """Raise InputError if this DistributedDataParallel waits for gradients of these layers.
 
-        Without the error, the weights of the ranks could drift apart.
+        Without the error, the weights of the ranks could become different.
         """
         if ddp is not self._checked_ddp:
             handled = {id(param) for param in ddp._module_parameters}

@@ -40,7 +40,7 @@ class SO(Optimizer):
         eps: added to the root, at least 0.
         weight_decay: coupled L2 penalty, as in Adam (not AdamW): a part of the gradient, so it acts
             only on the entries of the support.
-        density_ratio: κ, the fraction of entries kept, in (0, 1]. Read at a tensor's first step. 1
+        density_ratio: κ, the fraction of entries kept, in (0, 1], read at a tensor's first step. 1
             makes a tensor dense.
         T: steps between two draws of the support; 0: the first draw stays. Steps count per tensor:
             a tensor without a gradient is skipped, as in torch's optimizers.
@@ -55,8 +55,8 @@ class SO(Optimizer):
         moment_selection: "importance"; "random": keep M entries of the union at random; "dense":
             keep all, so all entries move; "none": μ = g~ and ν = g~² on the support, without
             memory or correction, so each entry there moves by lr · g / (|g| + eps).
-        least_entries: lower bound of M. With 0 (the released code) a tensor with int(numel·κ) = 0
-            is never trained, whatever the selections. Read at a tensor's first step.
+        least_entries: lower bound of M, read at a tensor's first step. With 0 (the released code) a
+            tensor with int(numel·κ) = 0 is never trained, whatever the selections.
         foreach: all tensors together (None, True) or one after the other (False); the results are
             equal. A step on CUDA waits for the device only with False or with
             gradient_selection="dense".
@@ -213,8 +213,8 @@ class SO(Optimizer):
     def pack(self, half: torch.dtype | None = None) -> None:
         """Move the tensors that are sampled into one buffer for each dtype and device.
 
-        Their steps are then one call, whatever their sizes. Meant for GPUs, where each call has a
-        fixed cost. Tensors that share memory with others stay where they are, and so do tensors
+        Their steps are then one call, whatever their sizes. This is for GPUs: each call has a fixed
+        cost there. Tensors that share memory with others stay where they are, and so do tensors
         with far more entries than the rest. Results stay the same, bit for bit.
 
         A pickle of one packed tensor holds the whole buffer, as for any view: copy it first, such

@@ -138,7 +138,7 @@ class Stepping:
                 set_supports(new_states, params, self._drawn(params, new_states))
 
     def step(self, index: int) -> None:
-        """Step the tensors of one group that have a gradient. Only device operations."""
+        """Step the tensors of one group that have a gradient. All operations are on the device."""
         group = self._optimizer.param_groups[index]
         stepped = self._stepped[index] = list(batches(group, self._optimizer.state))
         packed: dict[Arena, list[Batch]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Predictions as text: a table for people, tidy CSV, or JSON lines. Imports no torch."""
+"""Predictions as text: a table for people, tidy CSV, or JSON lines. It imports no torch."""
 
 import csv
 import io

@@ -68,7 +68,7 @@ def find_folder(tree: Path, card: DatasetCard) -> Path | None:
 
 
 def merge(source: Path, target: Path) -> None:
-    """Move the content of `source` into `target`; a folder that `target` lacks moves as one.
+    """Move the content of `source` into `target`; a folder that is not in `target` moves as one.
 
     Only empty files and links to nowhere are replaced. A folder or file appears in `target`
     complete or not at all, even if the process is killed.

@@ -159,8 +159,8 @@ def _without_protocol(variant: str) -> str:
 def _with_zero_shot(measure: Measure, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Add a row for zero-shot CLIP, from what runs measured before they adapted, and a note.
 
-    Adds nothing if zero-shot CLIP has runs of its own, and nothing on datasets where runs disagree.
-    Sampled tasks are other ones for each number of shots and each seed.
+    No row is added if zero-shot CLIP has runs of its own, and no value where runs disagree. Sampled
+    tasks are other ones for each number of shots and each seed.
     """
     column = f"zero_shot_{measure.column}"
     if column not in runs or (runs["method"] == ZERO_SHOT).any():

@@ -1,7 +1,7 @@
 """Export runs as event files for TensorBoard.
 
 The CSV and JSON files hold the values; event files are copies, and may be deleted at any time.
-Needs the extra `tensorboard`. torch's SummaryWriter is not used: it chooses its own file name,
+The extra `tensorboard` is needed. torch's SummaryWriter is not used: it chooses its own file name,
 stamps the present time, writes hyperparameters to a second file, and needs torch. The file name
 here holds the time of the newest source file, so an unchanged run is recognised and written once.
 """

@@ -167,7 +167,7 @@ def _varied(frame: pd.DataFrame, flat: list[Flat]) -> dict[str, list[str]]:
     """Return by method the sorted options that differ between its runs with equal shots.
 
     Options are compared on one dataset and one architecture: an option with one value per dataset
-    follows from the dataset, as the steps of some epochs do, and one with one value per
+    follows from the dataset, as the steps of some epochs do. An option with one value per
     architecture follows from the backbone, as its weights do. Only options about the pretrained
     weights are compared across datasets. A missing option counts as None. Options of an adapter or
     optimizer are compared between runs with the same adapter or optimizer.

@@ -14,7 +14,7 @@ _ATTEMPTS = 20
 def check_writable(folder: Path) -> None:
     """Check, before any work is done, that results can be written below `folder`.
 
-    The check leaves nothing behind.
+    No file of the check stays.
 
     Raises:
         InputError: with the folder and the reason.

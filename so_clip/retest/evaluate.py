@@ -52,7 +52,7 @@ BASE_OPTION = "backbone.checkpoint=FILE"
 def evaluate(
     adapter: SavedAdapter, adapter_sha256: str, source: Path, chosen: Chosen, data: Data
 ) -> Result:
-    """Test an adapter, unless that is done, and leave the folder of the evaluation behind.
+    """Test an adapter and write the folder of the evaluation, unless that is done.
 
     Bad input is found before the folder is created.
 

@@ -48,7 +48,7 @@ def run_sentences(
     known: KnownEncoders | None = None,
     encoder: SentenceEncoder | None = None,
 ) -> Result:
-    """Do one run on sentences, unless it is finished, and leave its folder behind.
+    """Do one run on sentences and write its folder, unless the run is finished.
 
     Bad input is found before the folder is created.
 

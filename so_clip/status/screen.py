@@ -258,7 +258,7 @@ def _hidden(count: int) -> Text:
 
 
 def _table(first: str, second: str, *columns: str, options: Sequence[str] = ()) -> Table:
-    """Return an empty table. The columns of options stand behind the first two columns."""
+    """Return an empty table. The columns of options come after the first two columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first, no_wrap=first == "state", overflow="fold")
     is_number = second in _NUMBER_COLUMNS

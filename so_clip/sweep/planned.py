@@ -22,8 +22,8 @@ _LISTING_SWEEPERS = (".BasicSweeper", ".SkippingSweeper")
 def planned_jobs(config: DictConfig) -> list[list[str]]:
     """Return the flags and overrides of each job, as Hydra's basic sweeper splits them.
 
-    Returns an empty list for other sweepers, because they choose jobs as they go. Returns one too
-    for overrides that cannot be split: the sweeper reports them.
+    The list is empty for other sweepers, because they choose jobs as they go. It is empty too for
+    overrides that cannot be split: the sweeper reports them.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra

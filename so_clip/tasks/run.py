@@ -41,7 +41,7 @@ def run_tasks(
     known: KnownRuns | None = None,
     backbone: Backbone | None = None,
 ) -> Result:
-    """Do all tasks of one run, unless it is finished, and leave its folder behind.
+    """Do all tasks of one run and write its folder, unless the run is finished.
 
     Bad input is found before the folder is created.
 

@@ -1,4 +1,4 @@
-"""Every Python example of the pages on SO in other trainers trains as it stands in the page.
+"""Every Python example of the pages on SO in other trainers trains as the page shows it.
 
 With and without `sampled_gradients` the losses agree up to the rounding of float32.
 """

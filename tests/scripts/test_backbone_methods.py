@@ -1,4 +1,4 @@
-"""The table of methods and families: remade, and as it stands in the page."""
+"""The table of methods and families: remade, and equal to that of the page."""
 
 import pandas as pd
 import pytest

@@ -1,11 +1,11 @@
 """Attention with nn.Linear modules as projections, so that they can be trained one by one.
 
 `nn.MultiheadAttention` and open_clip's own `Attention` hide their projections: no code can replace,
-wrap or hook them. The attention pooling of open_clip's ResNets, and timm's EVA where query and
-value have a bias and key has none, hold linear layers, but read their weights without calling them:
-a layer put around such a layer would be trained for nothing. After `explicit_attention`, every
-projection is a module, and it is called. The call, the numbers and the names in state dicts stay
-those of open_clip and timm.
+wrap or hook them. Two other kinds hold linear layers, but read their weights without a call of the
+layers: the attention pooling of open_clip's ResNets, and timm's EVA with biases of query and value
+alone. A layer put around such a layer would be trained without an effect. After
+`explicit_attention`, every projection is a module, and it is called. The call, the numbers and the
+names in state dicts stay those of open_clip and timm.
 """
 
 from typing import Any

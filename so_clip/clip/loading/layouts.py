@@ -168,7 +168,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _prefix(name: str, known: set[str]) -> str | None:
-    """Return what stands before the name of a known tensor; None for an unknown tensor."""
+    """Return the prefix of the name of a known tensor; None for an unknown tensor."""
     parts = name.split(".")
     for start in range(len(parts)):
         if start and parts[start - 1] == "visual":

@@ -2,7 +2,8 @@
 
 open_clip names them `hf-hub:ORG/NAME` and `local-dir:PATH`. Such a place holds
 open_clip_config.json with the sizes of the model and the preparation of its images, one file of
-weights, and the tokenizer's files if the tokenizer is not open_clip's own. Needs no torch.
+weights, and the tokenizer's files if the tokenizer is not open_clip's own. This module needs no
+torch.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a file of weights is, by its first bytes. Needs no torch, so bad files are refused early."""
+"""What a file of weights is, by its first bytes: without torch, so bad files are refused early."""
 
 import json
 import os

@@ -59,7 +59,7 @@ def find_sentences(card: SentenceCard, data_root: Path) -> SentenceFiles:
 
 
 def sets_of_files(card: SentenceCard, folder: Path) -> Iterator[SentenceFiles | str]:
-    """Yield the sets of files in a folder; in place of an incomplete set, what it lacks."""
+    """Yield the sets of files in a folder; in place of an incomplete set, what is missing."""
     try:
         names = set(os.listdir(folder))  # noqa: PTH208 - only the names are needed
     except (FileNotFoundError, NotADirectoryError):
