@@ -48,7 +48,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-# Takes long. Use an otherwise idle machine.
+# This takes long. Use an otherwise idle machine.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_engine.py
 	$(BIN)/python scripts/bench_report.py

@@ -86,7 +86,7 @@ def check_method(settings: SentenceSettings) -> None:
             )
     if adapter is None or optimizer is None:
         raise InputError(
-            f"method={method.name}: trains nothing, and the head on top of the encoder is new and "
+            f"method={method.name}: trains nothing, and the head of the encoder is new and "
             "random. Choose method=head to train the head alone."
         )
     if adapter.name == HEAD and settings.dense_rest is False:
@@ -97,7 +97,7 @@ def check_method(settings: SentenceSettings) -> None:
     _check_dense_bias_correction(settings)
     if schedule.max_steps < 1:
         raise InputError(
-            f"schedule.max_steps={schedule.max_steps}: the head on top of the encoder is new, and "
+            f"schedule.max_steps={schedule.max_steps}: the head of the encoder is new, and "
             "needs at least one step."
         )
     check_steps(method.name, optimizer.options["lr"], schedule.lr_min, schedule.max_steps)

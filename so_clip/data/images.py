@@ -257,7 +257,7 @@ def _taken(file: Path, take: Callable[[BinaryIO], _Result]) -> _Result:
         raise _corrupt(file, str(error), UnreadFormat) from error
     except Unusable as error:
         raise _corrupt(file, str(error)) from error
-    # Decoders raise nearly every kind of exception for broken data.
+    # Decoders raise almost any exception for broken data.
     except Exception as error:
         reason = reason_of(error)
         # An error of the system may pass, and does not mean that the image is corrupt.

@@ -71,7 +71,7 @@ class SampledLinear(nn.Linear):
         return y_NO.view(*input.shape[:-1], self.out_features)
 
 
-# The method for an input that is saved anyway.
+# The method for an input that another operation saves.
 _KEEPS_INPUT: dict[Method, Method] = {"columns": "gather", "whole_columns": "whole"}
 
 

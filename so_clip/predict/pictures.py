@@ -92,7 +92,7 @@ def open_picture(picture: Picture, place: str, lock: threading.Lock) -> Image.Im
             return to_rgb(picture)
     except Unusable as error:
         raise InputError(f"{place}: {error}") from error
-    # Decoders raise nearly every kind of exception for broken data.
+    # Decoders raise almost any exception for broken data.
     except Exception as error:
         raise InputError(f"{place}: cannot be decoded ({reason_of(error)}).") from error
 

@@ -28,9 +28,9 @@ _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _MEANING = {
     401: "it needs a login",
     403: "access is refused",
-    404: "it is not there any more",
-    410: "it is gone for good",
-    451: "it is blocked where you are",
+    404: "the file does not exist",
+    410: "the file was removed",
+    451: "the file is blocked for legal reasons",
 }
 _LONGEST_WAIT_SECONDS = 60
 

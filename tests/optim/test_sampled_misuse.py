@@ -82,7 +82,7 @@ def test_the_last_optimizer_samples_the_layers():
             _loss(item, step).backward()
             optimizer.step()
     assert torch.equal(model[0].weight, once[0].weight)
-    handle.remove()  # has no layer any more
+    handle.remove()  # now without any layer
     _loss(model, 0).backward()
     with pytest.raises(RuntimeError, match="of another optimizer"):
         early.step()

@@ -120,7 +120,7 @@ def test_temporary_failures_are_retried(server, tmp_path):
 @pytest.mark.parametrize(
     ("status", "asked", "said"),
     [
-        (404, 1, "HTTP 404, it is not there any more"),
+        (404, 1, "HTTP 404, the file does not exist"),
         (403, 1, "access is refused"),
         (503, 4, "HTTP 503.*4 times"),
     ],

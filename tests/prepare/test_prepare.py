@@ -126,7 +126,7 @@ def test_sources_are_tried_in_order_until_one_works(server, root):
     assert laid_out(root) == images()
     said = done.messages
     assert len(said) == 4
-    assert "gone.zip: HTTP 404, it is not there any more" in said[0]
+    assert "gone.zip: HTTP 404, the file does not exist" in said[0]
     assert "--offline-from FOLDER" in said[0]
     assert "other.zip: 12 of 12 images are not in it, first ant/ant_0.jpg" in said[1]
     assert f"wrong.zip: wrong.zip has the md5 {md5}, expected {'0' * 32}" in said[2]

@@ -132,7 +132,7 @@ def fetch_file(repository: str, names: Sequence[str], wanted: str) -> Path:
         for name in names:
             try:
                 return Path(hf_hub_download(repository, name))
-            except LocalEntryNotFoundError:  # the hub cannot be reached any more
+            except LocalEntryNotFoundError:  # the hub can no longer be reached
                 raise
             except EntryNotFoundError:
                 continue

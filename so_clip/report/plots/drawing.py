@@ -69,7 +69,7 @@ def write(drawing: Drawing, folder: Path) -> Plot:
 
 
 def _laid_out(figure: Any) -> Any:
-    """Compute a figure's layout once for all files: without an engine nothing moves any more."""
+    """Compute a figure's layout once for all files: without an engine it does not change later."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
