@@ -124,7 +124,7 @@ TEMPLATES: dict[int, tuple[tuple[Stroke, ...], ...]] = {
 
 
 def catmull_rom(points_P2: np.ndarray) -> np.ndarray:
-    """Return a curve through every point, 8 samples a segment."""
+    """Return a curve through every point, 8 samples per segment."""
     padded = np.concatenate(
         [2 * points_P2[:1] - points_P2[1:2], points_P2, 2 * points_P2[-1:] - points_P2[-2:-1]]
     )
