@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parent.parent
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects with -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what follows the first cases of a test that is marked fast_cases(number)."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("fast_cases")
+        if mark is not None and item.get_closest_marker("slow") is None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from so_clip.build import assemble_model, build_optimizer
@@ -20,10 +19,9 @@ from so_clip.errors import InputError
 from so_clip.methods.construct import make_adapter
 from so_clip.methods.model import Model
 from so_clip.runtime.precision import Precision
-from tests.helpers.small_models import small_backbone, small_clip
+from tests.helpers.small_models import TOKENIZER, small_backbone, small_clip
 
 CPU = torch.device("cpu")
-TOKENIZE = SimpleTokenizer()
 NAMES = ("Balance_Beam", "Rowing")
 
 
@@ -41,7 +39,7 @@ own = cache(small_clip)
 def text(prompt: str) -> Tensor:
     """Unit-length embedding of one prompt by open_clip's own model."""
     with torch.no_grad():
-        text_D = own().encode_text(TOKENIZE([prompt]))[0]
+        text_D = own().encode_text(TOKENIZER([prompt]))[0]
     return text_D / text_D.norm()
 
 
@@ -136,6 +134,7 @@ def test_so_has_one_group_if_all_parameters_are_dense() -> None:
     assert group["density_ratio"] == 1
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", ["adamw", "adam", "sgd"])
 def test_dense_optimizers_keep_one_group(method: str) -> None:
     model = _model_of_two_layers(frozenset({"head"}), {"bias_correction": "twice"})

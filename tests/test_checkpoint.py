@@ -319,6 +319,7 @@ class Watched:
 
 
 # In the middle of an epoch, at its end, and just before the end of training.
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     ("stop_loss", "cut"),
     [

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.command import call
 
 
+@pytest.mark.slow
 def test_a_diverged_run_has_its_provenance(tmp_path: Path) -> None:
     done = call("experiment=demo", "optimizer.lr=1e30", f"results_dir={tmp_path}")
     assert done.code == 1, done.err

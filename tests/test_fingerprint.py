@@ -142,6 +142,7 @@ def test_prompts_count_by_their_text(tmp_path):
     assert plain == contents_sha256(data, data.card.templates["plain"]) not in specific
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "needs", ["dataset=eurosat", "transfer=[dtd]", "dataset=textile transfer=[dtd]"]
 )
@@ -174,6 +175,7 @@ def _known(settings: Settings) -> tuple[KnownRuns, str, Base]:
     return known, known.remember(settings, data, base), base
 
 
+@pytest.mark.slow
 def test_a_process_remembers_the_lists_and_weights_of_its_runs(tmp_path):
     write_eurosat(tmp_path)
     place = ("dataset=eurosat", f"data_root={tmp_path}")
@@ -197,6 +199,7 @@ def test_a_process_remembers_the_lists_and_weights_of_its_runs(tmp_path):
     assert known.find(settings) is None
 
 
+@pytest.mark.slow
 def test_random_weights_belong_to_their_seed():
     settings = _settings("backbone.pretrained=null", "seed=1")
     known, *_ = _known(settings)
@@ -216,6 +219,7 @@ def test_a_changed_checkpoint_is_not_known(tmp_path):
     assert known.base(settings) is None
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("overrides", "accuracy", "first", "last"), PINNED[RESULTS_VERSION])
 def test_results_are_those_of_this_version(overrides, accuracy, first, last, tmp_path):
     """If a change of results is intended, raise RESULTS_VERSION and add the new values."""

@@ -66,6 +66,7 @@ def test_tables_and_tests_of_significance_have_no_zero_shot_row(done: Run, resul
     assert not remarks
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", ["zero_shot", "so", "tip_adapter", "coop"])
 def test_methods_that_need_text_are_refused_before_any_work(method: str, tmp_path: Path) -> None:
     outcome = call(f"method={method}", "backbone=dino_s16", f"results_dir={tmp_path}")

@@ -127,6 +127,7 @@ def test_an_interrupted_run_says_so_and_does_not_count_as_finished(number, code,
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_a_closed_pipe_is_no_error(arguments):
     process = subprocess.Popen(

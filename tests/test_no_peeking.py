@@ -101,10 +101,7 @@ def _check(one: Trained, other: Trained) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [
-        name if name in ("so", "tip_adapter_f") else pytest.param(name, marks=pytest.mark.slow)
-        for name in METHODS
-    ],
+    [name if name == "so" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
 )
 def test_labels_of_val_and_test_in_the_split_file_do_not_change_weights(
     method, roots, tmp_path, monkeypatch

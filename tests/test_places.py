@@ -71,6 +71,7 @@ def test_a_run_s_folder_names_its_base(root: Path, tmp_path: Path) -> None:
     assert f"local-dir:{root / 'base, v1'}" in done.out
 
 
+@pytest.mark.slow
 def test_an_adapter_file_alone_needs_the_folder(root: Path, tmp_path: Path) -> None:
     file = root / "alone.safetensors"
     with pytest.raises(InputError, match=r"its base is local-dir:base, v1, a folder .*checkpoint="):
@@ -94,6 +95,7 @@ def test_a_base_that_has_changed_is_refused(root: Path, tmp_path: Path) -> None:
         so_clip.load_adapted(root / "alone.safetensors", checkpoint=base)
 
 
+@pytest.mark.slow
 def test_the_forecast_and_python_take_the_name(root: Path) -> None:
     done = call("forecast", named(root), *STEPS)
     assert done.code == 0, done.err
@@ -104,6 +106,7 @@ def test_the_forecast_and_python_take_the_name(root: Path) -> None:
         so_clip.load(name, pretrained="openai")
 
 
+@pytest.mark.slow
 def test_an_option_that_a_published_base_does_not_take(tmp_path: Path) -> None:
     finished = run(tmp_path, *STEPS)
     refused = call("evaluate", finished.folder, "backbone.architecture=ViT-B-32")

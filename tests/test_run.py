@@ -208,6 +208,7 @@ def _random_states() -> list[Any]:
     return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_a_repeated_run_is_equal_whatever_the_global_rng_state(demo, tmp_path):
     random.seed(5)
     torch.manual_seed(5)

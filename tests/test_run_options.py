@@ -21,6 +21,7 @@ def demo(results: Path) -> Run:
     return run(results, "experiment=demo", f"schedule.max_steps={STEPS}")
 
 
+@pytest.mark.slow
 def test_an_early_stop_evaluates_the_last_weights(results):
     # 40 images in batches of 20 are 2 steps an epoch.
     stopped = run(results, "method=adamw", "schedule.batch_size=20", "schedule.stop_loss=100")

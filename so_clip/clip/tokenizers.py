@@ -1,6 +1,7 @@
 """Tokenizers of open_clip's models: its own, and those of Hugging Face's transformers."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ def build_tokenizer(name: str, config: Mapping[str, Any]) -> Tokenizer:
     options = dict(text.get("tokenizer_kwargs") or {})
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
     source = text.get("hf_tokenizer_name")
-    if not source and name != TINY and not is_place(name):
-        return open_clip.get_tokenizer(name)
+    if not source and not is_place(name):
+        return _built_in(name, length)
     if not source:
         try:
             return open_clip.SimpleTokenizer(context_length=length, **options)
@@ -58,6 +59,15 @@ def build_tokenizer(name: str, config: Mapping[str, Any]) -> Tokenizer:
         return HFTokenizer(place, **options)
     except Exception as error:
         raise _cannot_load(name, error) from error
+
+
+@cache  # a process with many runs reads the vocabulary once
+def _built_in(name: str, length: int) -> Tokenizer:
+    import open_clip
+
+    if name == TINY:
+        return open_clip.SimpleTokenizer(context_length=length)
+    return open_clip.get_tokenizer(name)
 
 
 def check_text_encoder(name: str, config: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ def same(one, other) -> bool:
     return {*one} == {*other} and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", ["so", "clip_lora", pytest.param("lora", marks=SLOW)])
 def test_a_model_of_open_clip_is_adapted_and_restored_bit_for_bit(method, tmp_path):
     adapter, model = saved(method, tmp_path), bare_clip()
@@ -88,6 +89,7 @@ def test_the_hash_is_made_as_the_page_says():
     assert digest.hexdigest() == plain_model().classifier.backbone.weights_sha256
 
 
+@pytest.mark.slow
 def test_fifty_adapters_take_turns_on_one_base(tmp_path):
     model = bare_clip()
     before, first = state_of(model), saved("so", tmp_path)
@@ -136,6 +138,7 @@ def test_a_base_that_was_trained_meanwhile_is_another_base(tmp_path):
         adapters.apply(model, adapter)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", ["coop", "linear_probe", "tip_adapter"])
 def test_a_bare_model_has_no_place_for_prompts_heads_and_caches(method, tmp_path):
     adapter, model = saved(method, tmp_path), bare_clip()
@@ -153,7 +156,9 @@ def test_a_head_does_not_go_into_a_classifier_of_other_classes(tmp_path):
         adapters.apply(classifier, saved("so", tmp_path))  # weights have no classes
 
 
-@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.DataParallel, pytest.param(torch.compile, marks=pytest.mark.slow)]
+)
 def test_a_wrapped_model_is_refused_with_the_name_of_the_model_in_it(wrap, tmp_path):
     with pytest.raises(InputError, match=r"model\.(_orig_mod|module)"):
         adapters.apply(wrap(bare_clip()), saved("so", tmp_path))

@@ -260,6 +260,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(so_file, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("method", "change", "words"),
     [

@@ -38,10 +38,8 @@ def few(photos) -> FewShots:
     return so_clip.few_shot(photos, shots=2)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["so", *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip_lora", "linear_probe"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["so", "clip_lora", "linear_probe"])
 def test_the_clip_does_not_change_and_adapts_again_to_the_same_model(clip, few, photos, method):
     before = clip.backbone.weights_sha256
     names = {name for name, _ in clip.backbone.named_modules()}
@@ -88,6 +86,7 @@ def test_a_saved_model_is_read_back_with_equal_predictions(clip, few, photos, tm
     assert {*other.predict(images)[0].names} == {"fir", "elm", "ash"}
 
 
+@pytest.mark.slow
 def test_other_pixels_go_with_the_model_into_its_file(clip, few, tmp_path):
     pixels = {"resize_mode": "squash", "interpolation": "bilinear", "mean": (0.5, 0.25, 0.5)}
     squashing = so_clip.load("tiny", device="cpu", **pixels)
@@ -105,6 +104,7 @@ def test_other_pixels_go_with_the_model_into_its_file(clip, few, tmp_path):
         adapters.restore(adapter, device="cpu", backbone=clip.backbone.copy())
 
 
+@pytest.mark.slow
 def test_no_file_stays_without_results_dir(clip, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -119,6 +119,7 @@ def test_no_file_stays_without_results_dir(clip, photos, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_test_images_there_is_no_accuracy(clip, photos):
     pairs = [(file, file.parent.name) for file in sorted(photos.rglob("*.png"))]
     result = so_clip.adapt(clip, so_clip.few_shot(pairs, shots=2), **STEPS)
@@ -151,6 +152,7 @@ def test_the_global_state_of_the_program_does_not_change(clip, few):
         assert state() == before
 
 
+@pytest.mark.slow
 def test_it_works_inside_a_program_that_uses_hydra(tmp_path, clip, few):
     (tmp_path / "config.yaml").write_text("a: ${times:3}\nlr: 1\n")
     OmegaConf.register_new_resolver("times", lambda value: value * 100, replace=True)

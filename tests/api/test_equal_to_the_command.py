@@ -151,6 +151,7 @@ def opened_array(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
+@pytest.mark.slow
 def test_zero_shot_draws_and_trains_nothing(clip, photos, tmp_path):
     few = so_clip.few_shot(photos)
     result = so_clip.adapt(clip, few, method="zero_shot", results_dir=tmp_path)

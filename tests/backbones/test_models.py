@@ -74,15 +74,16 @@ def test_a_copy_shares_tensors_and_no_modules():
     assert not {*map(id, backbone.modules())} & {*map(id, copied.modules())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "architecture"),
     [
         ("siglip", "ViT-B-16-SigLIP"),
-        pytest.param("convnext", "convnext_tiny", marks=pytest.mark.slow),
-        pytest.param("resnet", "RN50", marks=pytest.mark.slow),
-        pytest.param("vitamin", "ViTamin-S", marks=pytest.mark.slow),
-        pytest.param("fastvit_s0", "MobileCLIP2-S0", marks=pytest.mark.slow),
-        pytest.param("swin", "swin_base_patch4_window7_224", marks=pytest.mark.slow),
+        ("convnext", "convnext_tiny"),
+        ("resnet", "RN50"),
+        ("vitamin", "ViTamin-S"),
+        ("fastvit_s0", "MobileCLIP2-S0"),
+        ("swin", "swin_base_patch4_window7_224"),
     ],
 )
 def test_the_methods_are_those_that_open_parameters_on_a_real_model(family, architecture):
@@ -107,6 +108,7 @@ def test_a_refusal_has_the_reason_and_the_way_out():
     assert "adapter.encoder=" in refused["clip_lora"]
 
 
+@pytest.mark.slow
 def test_a_trial_changes_no_later_trial():
     backbone, mode = without_weights("ViT-B-32", cut=True)
     assert refusals(backbone, mode, ["lora", "clip_lora", "lora", "so"], step=True) == {}

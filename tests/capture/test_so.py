@@ -98,6 +98,7 @@ def check_equal(captured: Course, eager: Course) -> None:
             assert support_M is None or torch.equal(support_M, other_M)
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("samples", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)

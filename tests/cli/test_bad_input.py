@@ -156,6 +156,7 @@ def _filled(text: str, folders: dict[str, Path]) -> str:
     return text
 
 
+@pytest.mark.fast_cases(12)
 @pytest.mark.parametrize(("line", "parts"), CHOICES + VALUES + MODELS + DATA)
 def test_bad_options(line, parts, folders, tmp_path, monkeypatch):
     arguments = [_filled(argument, folders) for argument in line.split(" ")]
@@ -163,6 +164,7 @@ def test_bad_options(line, parts, folders, tmp_path, monkeypatch):
     _refused([*arguments, "results_dir=results"], parts, folders, tmp_path, monkeypatch)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", SPLIT_FILES)
 def test_bad_split_files_and_images(name, folders, tmp_path, monkeypatch):
     file = folders["bad"] / f"{name}.json"
@@ -173,6 +175,7 @@ def test_bad_split_files_and_images(name, folders, tmp_path, monkeypatch):
     _refused([*arguments, "results_dir=results"], parts, folders, tmp_path, monkeypatch)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]])
 @pytest.mark.parametrize(("place", "reason"), PLACES)
 def test_bad_places_for_results(place, reason, sweep, folders, tmp_path, monkeypatch):
@@ -196,6 +199,7 @@ def test_the_small_dataset_itself_is_accepted(folders, tmp_path):
     assert len([*tmp_path.glob("[!.]*")]) == 1
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_cuda_without_a_gpu_is_refused(device, folders, tmp_path, monkeypatch):
@@ -203,6 +207,7 @@ def test_cuda_without_a_gpu_is_refused(device, folders, tmp_path, monkeypatch):
     _refused([f"device={device}", "results_dir=r"], parts, folders, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_new_process(tmp_path):
     done = spawn("dataset=eurosta", "results_dir=results", cwd=tmp_path)
     assert (done.code, done.out) == (2, "")

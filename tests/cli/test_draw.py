@@ -42,6 +42,7 @@ def test_sentences_have_no_split_to_list():
     assert "--split: lists images" in done.err
 
 
+@pytest.mark.slow
 def test_it_needs_no_torch():
     code = (
         "import sys; from so_clip.__main__ import main;"

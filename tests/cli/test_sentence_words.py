@@ -38,6 +38,7 @@ def check_refusal(done, messages):
         assert text in message
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize(("line", "messages"), BAD_WORDS, ids=[line for line, _ in BAD_WORDS])
 def test_bad_words_are_refused_with_a_way_out(line, messages, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

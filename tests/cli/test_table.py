@@ -244,6 +244,7 @@ def test_transfer_has_a_table_by_target_and_source(tmp_path):
     assert lines[4] == f"| 4 | SO (from digits) | {cell} | {cell} | 30.00 (1) | 40.00 |"
 
 
+@pytest.mark.slow
 def test_it_needs_no_extras_and_prints_the_report_s_table(tmp_path):
     write_run(tmp_path, "a")
     code = (

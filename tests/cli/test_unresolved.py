@@ -21,6 +21,7 @@ CASES = [
 ]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(("line", "parts"), CASES, ids=[line[:40] for line, _ in CASES])
 def test_one_message_names_what_has_no_value(line, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -31,6 +32,7 @@ def test_one_message_names_what_has_no_value(line, parts, tmp_path, monkeypatch)
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_job_with_an_interpolation_without_a_value(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = call("-m", "seed='${nope}',-1")

@@ -250,6 +250,7 @@ def test_published_weights_set_the_activation(
     assert torch.equal(backbone.mean.flatten(), torch.tensor(MEAN))
 
 
+@pytest.mark.slow
 def test_published_weights_set_the_pixels(small_architecture: str, tmp_path: Path) -> None:
     side = load_backbone(small_architecture).image_size
     squashed = TestPixels(side, "squash")
@@ -264,6 +265,7 @@ def test_published_weights_set_the_pixels(small_architecture: str, tmp_path: Pat
     assert torch.equal(backbone.std.flatten(), torch.tensor(STD))
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     ("suffix", "tag", "kind", "quick_gelu"),
     [
@@ -301,6 +303,7 @@ def test_the_activation_of_local_checkpoints(
     assert torch.equal(backbone.model.ln_final.weight, expected)
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("name", sorted(path.stem for path in choices("backbone")))
 def test_the_configured_backbones_exist(name: str) -> None:
     import yaml

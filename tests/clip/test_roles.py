@@ -37,6 +37,7 @@ ARCHITECTURES = {
 FAST = {"ViT-B-16", "ViT-B-16-SigLIP", "EVA02-B-16", "coca_ViT-B-32"}
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in ARCHITECTURES],

@@ -93,6 +93,7 @@ def test_a_prompt_that_fills_the_text_encoder_passes_and_one_more_word_is_refuse
         assert f"takes {LENGTH + more} tokens, but the text encoder reads 12" in str(caught.value)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("kind", MAKERS)
 def test_tokenizers_of_every_architecture_refuse_exactly_the_prompts_that_they_would_cut(
     kind: str, tmp_path: Path

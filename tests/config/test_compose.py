@@ -26,9 +26,14 @@ FILES = sorted(
     if file.relative_to(CONF_DIR).parts[0] not in ("meta", "sentences.yaml")
     and kind_of_file(file) is not SENTENCES
 )
-# Methods use nearly all files of the other groups.
+# Methods that use files of all kinds. A composition takes a tenth of a second.
+FAST = ("so", "so_official", "zero_shot", "clip_lora", "lora", "coop", "two_stage", "linear_probe")
 FAST_AND_SLOW = [
-    pytest.param(file, id=str(file), marks=() if file.parts[0] == "method" else pytest.mark.slow)
+    pytest.param(
+        file,
+        id=str(file),
+        marks=() if file.parts[0] == "method" and file.stem in FAST else pytest.mark.slow,
+    )
     for file in FILES
 ]
 
@@ -90,6 +95,7 @@ def test_options_that_do_not_fit_are_found(target, options):
         _bind(Component(name="x", target=target, options=options))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", card_names())
 def test_every_dataset_card_is_a_choice(name):
     settings = from_config(compose([f"dataset={name}"]))
@@ -102,6 +108,7 @@ def test_a_dataset_takes_its_split_file():
     assert settings.data.split_file == Path("mine.json")
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("how", ["method=so_official", "optimizer=so_official"])
 @pytest.mark.parametrize("shots", [1, 16])
 def test_the_released_code_takes_2000_steps_a_shot(how, shots):
@@ -137,6 +144,7 @@ def test_the_demo_is_tiny_on_digits():
     )
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "optimizer", [file.stem for file in FILES if file.parent.as_posix() == "optimizer"]
 )
@@ -152,6 +160,7 @@ def test_the_demo_changes_the_options_of_so_only(optimizer):
         assert demo.method.optimizer == plain.method.optimizer
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize(
     ("override", "messages"),
     [
@@ -185,6 +194,7 @@ def test_bad_choices_are_named_with_a_way_out(override, messages):
         assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_composing_does_not_import_torch():
     code = (
         "import sys; from so_clip.config.compose import compose; compose([]); "
@@ -214,6 +224,7 @@ def test_a_refused_sweep_leaves_no_folder(tmp_path, monkeypatch):
     assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
 
 
+@pytest.mark.slow
 def test_flags_may_stand_among_overrides(tmp_path):
     done = call(f"results_dir={tmp_path}", "shots=0", "-m", "seed=1,2")
     assert done.code == 2
@@ -233,6 +244,7 @@ def test_an_option_of_another_choice_is_not_suggested() -> None:
         compose(["method=clip_lora", "optimizer.density_ratio=0.1"])
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("choice", "precision"),
     [

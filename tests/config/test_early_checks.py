@@ -11,6 +11,7 @@ from so_clip.errors import InputError
 from tests.helpers.command import call, python
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -28,6 +29,7 @@ def test_an_adapter_option_out_of_range_is_refused_with_the_configuration(option
         from_config(compose(["method=clip_lora", f"adapter.{option}"]))
 
 
+@pytest.mark.slow
 def test_a_bad_rank_imports_no_torch():
     code = (
         "import sys\n"
@@ -39,6 +41,7 @@ def test_a_bad_rank_imports_no_torch():
     assert python(code).split() == ["2", "False"]
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("method", "package"),
     [("lora", "peft"), ("adalora", "peft"), ("relora", "peft"), ("galore", "pytorch_optimizer")],

@@ -83,8 +83,13 @@ def _cut(root: Path, folder: Path, labels: range) -> str:
     return f"dataset.split_file={file}"
 
 
-def test_base_to_new_trains_on_base_classes_and_tests_on_both(root, tmp_path):
-    done = _run(root, tmp_path, "protocol=base_to_new")
+@pytest.fixture(scope="module")
+def both_halves(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return _run(root, tmp_path_factory.mktemp("both"), "protocol=base_to_new")
+
+
+def test_base_to_new_trains_on_base_classes_and_tests_on_both(root, tmp_path, both_halves):
+    done = both_halves
     base = _run(root, tmp_path, _cut(root, tmp_path, range(3)))
     new = _run(root, tmp_path, _cut(root, tmp_path, range(3, 5)), "method=zero_shot")
     assert done.columns("predictions") == base.columns("predictions")
@@ -114,16 +119,16 @@ def test_base_to_new_trains_on_base_classes_and_tests_on_both(root, tmp_path):
     assert "base_to_new" in done.folder.name
 
 
-def test_draw_prints_the_draw_of_a_base_to_new_run(root, tmp_path):
-    done = _run(root, tmp_path, "protocol=base_to_new")
+def test_draw_prints_the_draw_of_a_base_to_new_run(root, both_halves):
+    done = both_halves
     options = ("dataset=eurosat", f"data_root={root}", "shots=2", "split_protocol=coop")
     drawn = call("draw", *options, "protocol=base_to_new")
     assert json.loads(drawn.out) == json.loads((done.folder / "fewshot.json").read_text())
 
 
-def test_zero_shot_is_measured_on_both_halves(root, tmp_path):
+def test_zero_shot_is_measured_on_both_halves(root, tmp_path, both_halves):
     done = _run(root, tmp_path, "protocol=base_to_new", "method=zero_shot")
-    trained = _run(root, tmp_path, "protocol=base_to_new")
+    trained = both_halves
     for key in ("base_accuracy_percent", "new_accuracy_percent", "harmonic_mean_percent"):
         assert done.metrics[key] == trained.metrics[f"zero_shot_{key}"]
         assert done.metrics[f"zero_shot_{key}"] == done.metrics[key]
@@ -286,6 +291,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize(("line", "parts"), REFUSED)
 def test_impossible_protocols_are_refused_before_any_work(line, parts, root, tmp_path):
     done = call(

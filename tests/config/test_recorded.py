@@ -46,6 +46,7 @@ def write_record(folder: Path, values: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_a_recorded_configuration_is_repeated_exactly(options, tmp_path):
     first = settings(options)
@@ -54,6 +55,7 @@ def test_a_recorded_configuration_is_repeated_exactly(options, tmp_path):
     assert settings_sha256(again) == settings_sha256(first)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("recorded", "given"),
     [
@@ -102,6 +104,7 @@ def test_the_folder_of_a_run_as_a_folder_of_choices_is_refused_and_the_way_is_na
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -136,6 +139,7 @@ def test_an_experiment_is_refused_because_the_record_has_all_options(tmp_path):
         repeating(run, ["experiment=demo"])
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("group", ["vit_b16", "dfn_b16", "metaclip_b16"])
 def test_the_weights_choose_between_groups_of_one_architecture(group, tmp_path):
     run = write_record(tmp_path, settings([f"backbone={group}"]).record())

@@ -109,6 +109,7 @@ def record_of(folder, words):
     return values
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("words", RECORDED, ids=" ".join)
 def test_a_recorded_run_is_repeated_exactly(words, tmp_path):
     values = record_of(tmp_path, words)
@@ -141,6 +142,7 @@ def test_a_folder_gives_the_model_its_name():
     assert (model.source, model.name) == ("hub:ORG/bert.v2", "mine")
 
 
+@pytest.mark.fast_cases(15)
 @pytest.mark.parametrize(
     ("words", "messages"),
     [

@@ -270,6 +270,7 @@ changes = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(changes, changes)
 def test_different_runs_never_share_a_folder(first, second):
     runs = [settings_with(first), settings_with(second)]

@@ -15,6 +15,7 @@ def _settings(*words: str) -> Settings:
     return from_config(compose(["evaluation.workers=0", *words]))
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

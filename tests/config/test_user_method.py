@@ -60,6 +60,7 @@ def test_the_page_s_method_is_tested_again_from_its_folder(folder):
     assert "--config-dir FOLDER" in without.err
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("option", "message"),
     [

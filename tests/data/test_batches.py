@@ -227,6 +227,7 @@ def test_no_more_than_the_prefetched_batches_are_decoded_ahead(workers, prefetch
     assert 0 < most_ahead <= prefetch * 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory_does_not_grow_with_the_test_set(workers):
     def most_alive(count: int) -> int:

@@ -40,6 +40,7 @@ def test_a_large_alpha_is_even_and_a_small_one_is_not():
     assert sorted(uneven) == [1] * 9 + [31]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
 def test_shares_have_the_moments_of_a_dirichlet(alpha):
     """The mean is 1/K and the variance (K - 1) / (K^2 (K alpha + 1))."""

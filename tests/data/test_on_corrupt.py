@@ -141,6 +141,7 @@ def test_a_missing_image_is_not_skipped(root):
     assert "missing, first ant/test_0.png" in done.err
 
 
+@pytest.mark.slow
 def test_a_missing_replacement_of_a_corrupt_image_is_named(root):
     ants = root / "eurosat" / "2750" / "ant"
     _, folder, _ = _run(root)

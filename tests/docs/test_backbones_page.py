@@ -23,6 +23,7 @@ def test_all_groups_are_on_the_page() -> None:
     assert all(f"`{path.stem}`" in text for path in choices("backbone"))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("line", LINES)
 def test_the_line_of_a_model_is_read(line: str) -> None:
     words = line.split()

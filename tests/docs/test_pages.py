@@ -1,6 +1,7 @@
 """README.md, docs/ and results/README.md agree with the code: commands, options, links, paths."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +16,14 @@ ALL_PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "results" / "README.md"
 NAMES = [page.relative_to(ROOT).as_posix() for page in ALL_PAGES]
 
 
+@pytest.fixture(scope="module")
+def made() -> set[Path]:
+    return {(DOCS / uri).resolve() for uri in pages(DOCS)}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_leads_to_a_file(name: str):
+def test_every_link_leads_to_a_file(name: str, made: set[Path]):
     page = ROOT / name
-    made = {(DOCS / uri).resolve() for uri in pages(DOCS)}
     targets = {link: (page.parent / link.partition("#")[0]).resolve() for link in links(page)}
     assert not [link for link, to in targets.items() if not to.exists() and to not in made]
 

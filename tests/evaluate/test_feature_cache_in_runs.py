@@ -59,6 +59,7 @@ def test_cached_features_do_not_change_a_run(dataset, tmp_path, method):
     assert not (tmp_path / "without" / ".features").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_one_backbone_encode_the_test_set_once(dataset, tmp_path):
     sweep = ("method=zero_shot", "seed=1", "seed=2 method=adamw", "template='{}'")
     runs = [_run(*dataset, *options.split(" ", 1), f"results_dir={tmp_path}") for options in sweep]
@@ -66,6 +67,7 @@ def test_runs_of_one_backbone_encode_the_test_set_once(dataset, tmp_path):
     assert len([*(tmp_path / ".features").glob("*.safetensors")]) == 1
 
 
+@pytest.mark.slow
 def test_another_precision_has_its_own_features(dataset, tmp_path):
     arguments = (*dataset, "method=zero_shot", f"results_dir={tmp_path}")
     exact, *_ = _run(*arguments)
@@ -76,6 +78,7 @@ def test_another_precision_has_its_own_features(dataset, tmp_path):
     assert half["peak_memory_mib"] != exact["peak_memory_mib"]
 
 
+@pytest.mark.slow
 def test_a_run_continues_if_features_cannot_be_cached(dataset, tmp_path):
     place = "evaluation.cache_dir=/proc/no_features"
     metrics, _, messages = _run(*dataset, f"results_dir={tmp_path}", place)

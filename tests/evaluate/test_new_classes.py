@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.helpers.battery_parts import images_of, logits_of, trained
-from tests.helpers.battery_rows import ROWS, cases
+from tests.helpers.battery_rows import FEW, ROWS, cases
 
 TEMPLATES = ("a photo of a {}.",)
 
 
-@pytest.mark.parametrize("method", cases(ROWS))
+@pytest.mark.parametrize("method", cases(ROWS, FEW))
 def test_a_method_classifies_other_classes_and_then_its_own_again(method):
     model = trained(method).model
     assert model.adapter is not None

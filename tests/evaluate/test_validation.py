@@ -51,13 +51,8 @@ def test_the_temperature_is_fitted_on_the_drawn_validation_images(whole):
     assert kept.run_fingerprint == metrics["run_fingerprint"]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "unreadable",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("missing", "no list")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["unreadable", "missing", "no list"])
 def test_without_its_validation_images_a_run_has_no_temperature_and_a_note_says_so(
     damage, root, whole, tmp_path
 ):

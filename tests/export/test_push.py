@@ -72,7 +72,7 @@ def test_an_answer_that_does_not_end_or_is_no_json_is_no_hub(monkeypatch, body) 
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         with pytest.raises(InputError, match="gives no answer"):

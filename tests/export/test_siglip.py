@@ -102,6 +102,7 @@ def test_pixels_that_siglips_processor_cannot_make_are_refused(tmp_path):
         export(backbone, tmp_path / "never")
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("family", [*FAMILIES])
 def test_every_other_library_takes_a_model_or_refuses_it_with_the_way_out(family):
     backbone = small_backbone(family)

@@ -20,7 +20,6 @@ from tests.helpers.small_families import FAMILIES, small_backbone
 # At the peak, a batch's first gradients may exist or not, so they count with activations.
 MEMORY = (("weights_mib",), ("optimizer_state_mib",), ("gradients_mib", "activations_mib"))
 TOLERANCE = 0.1  # relative to the whole peak
-QUICK = {"siglip"}
 OPTIONS = [
     *("method=so", "backbone=tiny", "backbone.pretrained=null", "shots=2", "optimizer.T=3"),
     *("schedule.max_steps=4", "schedule.batch_size=16", "device=cpu", "evaluation.batch_size=64"),
@@ -59,10 +58,8 @@ def _forecast(*options: str) -> dict[str, Any]:
     return predict.forecast(settings, load_card("digits"))
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_memory_is_that_of_a_real_run(family: str, use: Any, tmp_path: Path) -> None:
     use(family)
     real = call(f"results_dir={tmp_path}", "evaluation.workers=0", *OPTIONS)

@@ -25,13 +25,14 @@ TOLERANCE = 0.1  # relative to the whole peak
 PARTS = (("weights_mib",), ("optimizer_state_mib",), ("gradients_mib", "activations_mib"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("granularity", "head", "per_update", "memory"),
     [
         ("weight", "text", 2, "fast"),
-        pytest.param("weight", "prototype", 1, "small", marks=pytest.mark.slow),
-        pytest.param("row", "prototype", 2, "fast", marks=pytest.mark.slow),
-        pytest.param("matrix", "text", 2, "balanced", marks=pytest.mark.slow),
+        ("weight", "prototype", 1, "small"),
+        ("row", "prototype", 2, "fast"),
+        ("matrix", "text", 2, "balanced"),
     ],
 )
 def test_the_memory_is_that_of_a_real_task_and_update(

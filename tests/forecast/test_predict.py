@@ -129,6 +129,7 @@ def test_a_forecast_needs_neither_network_nor_data_and_leaves_nothing(tmp_path, 
     assert "CUDA" in figures["models"]
 
 
+@pytest.mark.slow
 def test_prompts_have_a_larger_budget_on_a_gpu():
     def budget_mib(device: str, *overrides: str) -> float | None:
         settings = from_config(compose([f"device={device}", *overrides]))
@@ -205,6 +206,7 @@ def test_bad_input_is_refused_in_one_message(arguments, message):
     assert message in done.err
 
 
+@pytest.mark.slow
 def test_refusals_and_help_do_not_wait_for_torch():
     code = (
         "import sys; sys.argv[0] = 'so_clip'\n"

@@ -10,7 +10,8 @@ from so_clip.data.cards.card import load_card
 from so_clip.forecast import repeats
 from so_clip.forecast.predict import forecast
 
-SLOW = [
+CASES = [
+    "method=coop",
     "method=adamw precision=bf16",
     "method=clip_lora",
     "method=dora",
@@ -19,7 +20,6 @@ SLOW = [
     # Its text tower has more blocks than the embedded one's. The budget gives several chunks.
     "method=so backbone=vit_b32 backbone.pretrained=null text_budget_mib=4",
 ]
-CASES = ["method=coop", *[pytest.param(case, marks=pytest.mark.slow) for case in SLOW]]
 
 
 def forecast_of(case: str) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def forecast_of(case: str) -> dict[str, Any]:
     return forecast(settings, load_card("digits"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_repeated_blocks_count_like_blocks_that_run(case, monkeypatch):
     repeated = forecast_of(case)

@@ -36,6 +36,7 @@ def _forecast(words: list[str]) -> dict[str, Any]:
     return forecast_sentences(settings_of(words), card)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_and_disk_are_those_of_a_real_run(options: list[str], method: str) -> None:
     words = [*options, *METHODS[method]]
@@ -54,6 +55,7 @@ def test_memory_and_disk_are_those_of_a_real_run(options: list[str], method: str
     assert size / 1.5 < expected["run_folder_bytes"] < 1.5 * size
 
 
+@pytest.mark.slow
 def test_a_step_on_fewer_tokens_takes_fewer_operations(options: list[str]) -> None:
     words = [*options, *METHODS["so"]]
     short, long = _forecast(words), _forecast([*words, "model.max_length=32"])
@@ -64,6 +66,7 @@ def test_a_step_on_fewer_tokens_takes_fewer_operations(options: list[str]) -> No
     assert uneven["training_flops"] == pytest.approx(2.5 * uneven["flops_per_step"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_sampled_gradients_take_less_memory_than_whole_ones(options: list[str]) -> None:
     words = [*options, *METHODS["so"]]
     sampled = _forecast([*words, "optimizer.sampled_gradients=true"])
@@ -73,6 +76,7 @@ def test_sampled_gradients_take_less_memory_than_whole_ones(options: list[str]) 
     assert sampled["gradients_mib"] <= whole["gradients_mib"]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("rank", [2, 4, 8, 16])
 def test_lora_has_165888_parameters_a_rank_on_bert_base(rank: int) -> None:
     words = ["experiment=rte_official", "method=lora", f"adapter.rank={rank}", "device=cpu"]

@@ -42,15 +42,14 @@ def forecast(*arguments: str) -> dict[str, Any]:
     return json.loads(done.out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
     [
         ["method=smat", "adapter.head=mean"],
-        pytest.param(["method=smat", "optimizer=so"], marks=pytest.mark.slow),
-        pytest.param(
-            ["method=smat", "optimizer=adamw", "adapter.head=prototype"], marks=pytest.mark.slow
-        ),
-        pytest.param(["method=smat_clip_lora"], marks=pytest.mark.slow),
+        ["method=smat", "optimizer=so"],
+        ["method=smat", "optimizer=adamw", "adapter.head=prototype"],
+        ["method=smat_clip_lora"],
     ],
     ids=" ".join,
 )
@@ -73,6 +72,7 @@ def test_the_memory_is_that_of_a_real_run(chosen, checkpoint, tmp_path):
     assert expected["start_peak_memory_mib"] > smat_mib + expected["weights_mib"]
 
 
+@pytest.mark.slow
 def test_a_forecast_changes_no_later_run_of_the_process(checkpoint, tmp_path):
     arguments = ["method=smat", f"adapter.checkpoint={checkpoint}", "evaluation.workers=0"]
     for place in ("before", "after"):

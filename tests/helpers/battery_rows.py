@@ -155,6 +155,9 @@ FAST = (
     "wise_ft",
 )
 
+# Those whose steps, heads and prompts have least in common, where a case takes long.
+FEW = ("so", "clip_lora", "tip_adapter", "cocoop")
+
 
 def cases(methods: Iterable[str], fast: Container[str] = FAST) -> list[Any]:
     """Return the methods as cases for parametrize, all but `fast` marked slow."""

@@ -26,7 +26,7 @@ from so_clip.clip.backbone import Backbone
 from so_clip.clip.engine.activation import lean_quick_gelu
 from so_clip.clip.engine.attention import explicit_attention
 from so_clip.clip.loading.architecture import architecture_config, build_model
-from tests.helpers.small_models import MEAN, STD
+from tests.helpers.small_models import MEAN, STD, TOKENIZER
 
 WORDS = 300
 _TEXT = {"width": 32, "heads": 2, "layers": 2}
@@ -83,7 +83,7 @@ class Family:
     text: dict[str, Any] = field(default_factory=lambda: _TEXT)
     trunk: dict[str, Any] = field(default_factory=dict)
     language_model: tuple[str, dict[str, Any]] | None = None
-    tokenizer: Callable[..., Tensor] = field(default_factory=SimpleTokenizer)
+    tokenizer: Callable[..., Tensor] = TOKENIZER
 
 
 _SIGLIP_TEXT = {"width": 64, "heads": 2, "layers": 2, "context_length": 16, "vocab_size": WORDS}

@@ -64,6 +64,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"bad": bad, "good": good}
 
 
+@pytest.mark.fast_cases(12)
 @pytest.mark.parametrize(("words", "parts"), ROWS, ids=[words[:60] for words, _ in ROWS])
 def test_it_is_refused_by_name_and_leaves_nothing(
     words: str, parts: list[str], folders: dict[str, Path], tmp_path: Path

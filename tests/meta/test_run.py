@@ -177,6 +177,7 @@ def test_a_best_file_of_another_state_is_not_resumed_from(
     assert contents(run_folder(done)) == contents(stopped)
 
 
+@pytest.mark.slow
 def test_no_test_task_is_drawn_before_training_ends_and_targets_change_nothing(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def layers(classifier: Classifier) -> list[Any]:
     return adapted_layers(classifier)
 
 
+@pytest.mark.slow
 def test_the_number_of_parameters_of_vit_b16_follows_from_the_shapes() -> None:
     settings = from_config(compose(["method=adalora"]))
     assert settings.method.adapter is not None

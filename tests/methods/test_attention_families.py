@@ -51,6 +51,7 @@ def methods(family: str) -> Iterator[tuple[Adapter, str]]:
     yield Peft("lora", ["attention_in"], **lora), "lora_B.default.weight"
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("family", CASES)
 def test_query_key_and_value_of_every_block_get_an_update(family: str) -> None:
     for method, second in methods(family):

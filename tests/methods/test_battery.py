@@ -1,9 +1,11 @@
 """The shared battery: every method on small ViTs and ResNets; battery_rows.py has one row each."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
+from torch import Tensor
 
 from so_clip.config.compose import compose
 from so_clip.config.parse import from_config
@@ -22,7 +24,7 @@ from tests.helpers.battery_parts import (
     state_of,
     trained,
 )
-from tests.helpers.battery_rows import ROWS, cases
+from tests.helpers.battery_rows import FEW, ROWS, cases
 
 
 def test_every_method_has_a_row() -> None:
@@ -55,11 +57,16 @@ def test_only_the_named_tensors_change(method):
     assert not torch.equal(done.logits_BK, done.zero_shot_BK)
 
 
+@cache
+def zero_shot_logits() -> Tensor:
+    return logits_of(model_of(from_config(compose(["method=zero_shot"]))))
+
+
 @pytest.mark.parametrize("method", cases(ROWS))
 def test_the_first_logits_are_zero_shot_as_its_row_says(method):
     settings = settings_of(method)
     model = model_of(settings)
-    plain_BK = logits_of(model_of(from_config(compose(["method=zero_shot"]))))
+    plain_BK = zero_shot_logits()
     torch.testing.assert_close(logits_of(model), plain_BK, rtol=1e-5, atol=1e-4)
     assert model.adapter is not None
     few_shots = FewShotEmbeddings(model.classifier, batches_of(settings, model), model.precision, 1)
@@ -78,7 +85,7 @@ def test_the_adapted_model_can_be_saved_and_loaded(method, tmp_path):
     assert torch.equal(logits_of(other), done.logits_BK)
 
 
-@pytest.mark.parametrize("method", cases(ROWS))
+@pytest.mark.parametrize("method", cases(ROWS, FEW))
 def test_results_depend_only_on_the_seed(method):
     first, again = (TrainedMethod(method, "small_clip", 3, ()) for _ in range(2))
     assert first.adaptation.history.losses == again.adaptation.history.losses
@@ -94,7 +101,7 @@ def test_peak_memory_is_recorded(method):
     assert memory["activations_mib"] > 0
 
 
-@pytest.mark.parametrize("method", cases(ROWS))
+@pytest.mark.parametrize("method", cases(ROWS, FEW))
 def test_a_resnet_is_adapted_or_refused(method):
     if not ROWS[method].resnet:
         with pytest.raises(InputError):

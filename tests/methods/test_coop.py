@@ -66,6 +66,7 @@ def spaced(names: list[str]) -> list[str]:
     return [name.replace("_", " ") for name in names]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("memory", MEMORY_MODES)
 @pytest.mark.parametrize(
     ("names", "budget_mib"), [(NAMES, NO_CHUNKS), (NAMES, 0.0), (NAMES[:1], NO_CHUNKS)]

@@ -58,6 +58,7 @@ CASES = [
 ]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("method", "family"), CASES)
 def test_it_learns_changes_the_intended_tensors_and_is_saved(
     method: str, family: str, tmp_path: Path

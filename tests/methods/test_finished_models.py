@@ -75,6 +75,7 @@ def base_weights(done: TrainedMethod) -> dict[str, Tensor]:
     return {name: done.before[f"backbone.model.{name}"] for name in names}
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", cases(ROWS, FAST_MERGED))
 def test_a_merged_model_is_a_plain_clip_with_the_same_logits(method: str) -> None:
     done = trained(method, steps=3)
@@ -92,6 +93,7 @@ def test_a_merged_model_is_a_plain_clip_with_the_same_logits(method: str) -> Non
         assert not torch.allclose(logits_BK, done.zero_shot_BK, rtol=0, atol=1e-2)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", cases(MERGED, ("lora", "relora")))
 def test_a_model_with_half_of_the_update_is_a_plain_clip(method: str) -> None:
     done = trained(method, *MERGED[method], steps=3)
@@ -149,6 +151,7 @@ def with_updates(done: TrainedMethod) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("case", cases(LOW_RANK, FAST_LOW_RANK))
 def test_low_rank_updates_added_to_clip_give_the_adapted_logits(case: str) -> None:
     method, *options = LOW_RANK[case]
@@ -164,6 +167,7 @@ def test_other_methods_have_no_low_rank_updates(method: str) -> None:
     assert adapter_of(model).low_rank_updates(model.classifier) == []
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", cases(DRAWN, ("vera", "shira")))
 def test_no_random_choice_is_drawn_again_for_a_finished_model(method: str) -> None:
     done = trained(method, steps=3)
@@ -188,6 +192,7 @@ def test_clip_lora_in_half_precision_is_rebuilt_exactly() -> None:
         assert torch.equal(logits_of(again), logits_of(model))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", ["shira", "fourierft"])
 @pytest.mark.parametrize(
     ("damage", "message"),

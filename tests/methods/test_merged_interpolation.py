@@ -43,6 +43,7 @@ def logits_of(made: Classifier) -> Tensor:
         return made(IMAGES_BCHW)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("split_qkv", [False, True])
 @pytest.mark.parametrize("kind", MATRICES)
 def test_final_weights_are_the_weighted_mean(kind: str, split_qkv: bool) -> None:
@@ -128,6 +129,7 @@ def every_kind() -> dict[str, Peft]:
     return made | {"relora": ReLoRA(ROLES, rank=2)}
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("kind", every_kind())
 def test_the_interpolated_model_can_be_saved_and_loaded(kind: str) -> None:
     def opened(interpolation: float = 0.5) -> tuple[Classifier, Peft, dict[str, nn.Parameter]]:
@@ -174,6 +176,7 @@ def test_a_value_outside_0_to_1_is_an_error(value: Any) -> None:
             make()
 
 
+@pytest.mark.slow
 def test_the_default_of_all_peft_methods_is_1() -> None:
     for method in (*KINDS, "relora"):
         adapter = from_config(compose([f"method={method}"])).method.adapter
@@ -181,6 +184,7 @@ def test_the_default_of_all_peft_methods_is_1() -> None:
         assert adapter.options["interpolation"] == 1
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", ["coop", "cocoop", "taskres", "clap", "tip_adapter_f"])
 def test_prompts_and_heads_have_no_interpolation(method: str) -> None:
     done = call(f"method={method}", "adapter.interpolation=0.5")

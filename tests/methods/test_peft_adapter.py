@@ -37,6 +37,7 @@ from tests.helpers.small_models import small_backbone
 from tests.oracles.peft_oracle import MATRICES, merged
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("split_qkv", [False, True])
 @pytest.mark.parametrize("kind", MATRICES)
 def test_logits_equal_those_of_a_model_with_merged_weights(kind: str, split_qkv: bool) -> None:
@@ -105,6 +106,7 @@ def test_the_models_names_and_values_stay(split_qkv: bool) -> None:
         assert torch.equal(saved[name], value), name
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("kind", ["lora", "dora", "vera", "adalora", "miss", "delora", "randlora"])
 def test_dropout_is_active_only_in_training(kind: str) -> None:
     classifier = small()
@@ -134,6 +136,7 @@ def test_without_dropout_nothing_is_drawn_and_prompts_share_rows() -> None:
     assert rows(fresh) == shared
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("memory", MEMORY_MODES)
 @pytest.mark.parametrize("budget_mib", [NO_CHUNKS, 0.1])
 def test_a_recomputed_part_drops_the_same_values(budget_mib: float, memory: Memory) -> None:
@@ -159,6 +162,7 @@ def test_a_recomputed_part_drops_the_same_values(budget_mib: float, memory: Memo
     assert found == pytest.approx(numeric, rel=1e-3)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("kind", [*OPTIONS, "shira", "lokr", "oft", "randlora", "fourierft"])
 def test_gradients_are_the_same_in_every_memory_mode(kind: str) -> None:
     def gradients(mode: Memory) -> list[Tensor]:
@@ -234,6 +238,7 @@ def test_doras_values_and_gradients_equal_pefts() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_starts_at_zero_shot_and_learns_in_bf16(kind: str) -> None:
     classifier = small()

@@ -17,6 +17,7 @@ from tests.helpers.structured_cases import (
 from tests.oracles import structured_oracle as oracle
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(("kind", "options", "formula"), CASES.values(), ids=CASES)
 def test_outputs_and_gradients_equal_the_formula(
     kind: str, options: dict[str, Any], formula: Formula

@@ -75,6 +75,7 @@ def test_the_merged_run_equals_the_functional_merge(checkpoint, tmp_path):
         assert torch.allclose(plain.model.get_parameter(name), value, atol=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["prototype", "mean"])
 def test_a_model_with_prototypes_is_restored_without_its_checkpoint(head, checkpoint, tmp_path):
     copied = tmp_path / "copied.safetensors"
@@ -101,6 +102,7 @@ def test_a_model_with_prototypes_is_restored_without_its_checkpoint(head, checkp
     assert predicted_N.tolist() == rows
 
 
+@pytest.mark.slow
 def test_the_merge_counts_as_a_change_when_training_follows(checkpoint, tmp_path):
     result = run_with(
         checkpoint, tmp_path, "optimizer=so", "schedule.max_steps=1", "optimizer.density_ratio=1e-4"
@@ -127,6 +129,7 @@ def test_a_run_is_evaluated_without_its_checkpoint(checkpoint, tmp_path):
     assert f"adapted accuracy {result.metrics['accuracy_percent']:.2f} %" in outcome.cells
 
 
+@pytest.mark.slow
 def test_the_fingerprint_has_the_content_of_the_checkpoint(checkpoint, tmp_path):
     first = run_with(checkpoint, tmp_path)
     moved = tmp_path / "smat.safetensors"

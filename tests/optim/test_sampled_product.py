@@ -51,6 +51,7 @@ def bound(g_NO: Tensor, x_NI: Tensor, support_M: Tensor) -> Tensor:
     return exact(g_NO.abs(), x_NI.abs(), support_M)
 
 
+@pytest.mark.fast_cases(16)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
@@ -134,6 +135,7 @@ def test_torch_accepts_the_custom_operator(method):
     torch.library.opcheck(sampled_product, arguments)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_temporaries_are_small_and_the_host_reads_nothing(method):
     # The product has 8 MiB of float32 values, the factors 32 and 16 MiB.

@@ -89,6 +89,7 @@ def check_against_definition(dtype: torch.dtype, steps: int, **options: Any) -> 
                     np.testing.assert_allclose(ours, expected[index], rtol=3e-5, atol=1e-8)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("bias_correction", ["step", "age"])
 @pytest.mark.parametrize("order", ORACLES)
@@ -104,6 +105,7 @@ def test_the_definition_over_200_steps(order: str) -> None:
     check_against_definition(torch.float32, 200, order=order, bias_correction="age")
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("moment_selection", ["importance", "random", "dense", "none"])
 @pytest.mark.parametrize("gradient_selection", ["random", "importance", "dense"])
 @pytest.mark.parametrize("order", ORACLES)
@@ -118,6 +120,7 @@ def test_every_selection(order: str, gradient_selection: str, moment_selection: 
     )
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize(
     "options",
     [
@@ -142,6 +145,7 @@ def test_every_setting(foreach: bool | None, options: dict[str, Any]) -> None:
     check_against_definition(torch.float64, 20, foreach=foreach, **options)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("order", ORACLES)

@@ -64,6 +64,7 @@ def through_a_file(value: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.fast_cases(16)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @pytest.mark.parametrize("saved_after", [0, 4, 7])

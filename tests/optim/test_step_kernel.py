@@ -28,6 +28,7 @@ def run_in_the_interpreter(marked: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_the_kernel_agrees_with_the_torch_path() -> None:
     run_in_the_interpreter("not slow")
 

@@ -110,6 +110,7 @@ def _long_name():
     return gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(("made", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_archives_are_refused_by_name(made, message, tmp_path):
     with pytest.raises(SourceFailed, match=message) as caught:

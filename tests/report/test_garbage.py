@@ -44,6 +44,7 @@ def _cells(out: Path) -> str:
     return (out / "tables" / "accuracy.csv").read_text()
 
 
+@pytest.mark.slow
 def test_damaged_metrics_are_named_and_do_not_affect_other_runs(tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
     for method, title in (("so", "SO"), ("adamw", "AdamW")):

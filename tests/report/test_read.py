@@ -188,6 +188,7 @@ def test_a_running_run_is_not_called_unfinished(tmp_path):
     unlock(lock)
 
 
+@pytest.mark.slow
 def test_reading_and_tables_need_no_torch(tmp_path):
     write_run(tmp_path, "a")
     code = (

@@ -67,6 +67,7 @@ def test_tables_only_writes_no_page_and_no_significance(real_runs, tmp_path):
     assert (tmp_path / "tables" / "accuracy.tex").is_file()
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_leaves_the_older_page(tmp_path):
     write_grid(tmp_path / "runs")
     page = tmp_path / "out" / "index.html"

@@ -98,6 +98,7 @@ def test_a_clock_that_is_set_back_does_not_change_the_estimate(tmp_path, monkeyp
     assert left == 0
 
 
+@pytest.mark.slow
 def test_a_whole_run_updates_it_from_zero_shot_to_the_last_image(tmp_path, monkeypatch):
     """Its first state is written before any other file of the folder."""
     monkeypatch.setattr(progress, "WRITE_EVERY_SECONDS", 0)

@@ -86,6 +86,7 @@ def test_a_rivals_operations_are_those_of_a_real_step(contender) -> None:
     assert every.count == pytest.approx(found.step, rel=0.02)
 
 
+@pytest.mark.slow
 def test_so_has_few_more_operations_than_adamw_in_a_small_step() -> None:
     """The bound for each layer; the text tower has 2 layers here, the image tower 4."""
     adamw, so = (launches(contender, TINY, replays=False) for contender in (ADAMW, ENGINE))

@@ -33,6 +33,7 @@ def contents(result: Result) -> list[bytes]:
     return [(result.folder / name).read_bytes() for name in FILES]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("method", "step"),
     [
@@ -65,6 +66,7 @@ def test_a_run_that_is_interrupted_at_a_step_ends_as_an_undisturbed_one(
     assert contents(again) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_training_that_a_batch_has_stopped_is_not_continued(options, tmp_path, monkeypatch):
     words = [*options, *LONG, "method=adamw", "schedule.max_steps=60", "schedule.stop_loss=0.55"]
     whole = do_run([*words, override("results_dir", tmp_path / "whole")])
@@ -86,6 +88,7 @@ def test_a_training_that_a_batch_has_stopped_is_not_continued(options, tmp_path,
     assert contents(again) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_the_model_leaves_no_part_of_it(options, tmp_path):
     words = [*options, "method=lora", "adapter.rank=2", "save=true"]
     words.append(override("results_dir", tmp_path))

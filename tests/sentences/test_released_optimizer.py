@@ -42,6 +42,7 @@ def _batch(step: int) -> tuple[Tensor, Tensor]:
     return tokens_B3L, torch.randint(2, (8,), generator=draw)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("order", "dtype"),
     [

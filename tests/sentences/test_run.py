@@ -55,6 +55,7 @@ def test_a_run_leaves_its_files_and_is_not_repeated(options):
     assert "95 % interval" in again.table
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_predictions_in_another_folder(options, tmp_path):
     here = do_run([*options, "method=lora", "adapter.rank=2"])
     there = do_run([*options, "method=lora", "adapter.rank=2", f"results_dir={tmp_path}"])
@@ -92,6 +93,7 @@ def interrupted(words, steps):
         run.do()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

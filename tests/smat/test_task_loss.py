@@ -125,6 +125,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("chosen", OPTIONS, ids=str)
 def test_the_gradients_of_one_task_are_those_of_an_oracle(chosen):
     backbone = shared_backbone()
@@ -187,6 +188,7 @@ def objective(backbone: Backbone, smat: Smat, task: Task, options: TrainingOptio
     return oracle(backbone, task, weights, options) + pressure + balance
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("granularity", "head"), list(product(["weight", "row", "matrix"], ["text", "prototype"]))[:5]
 )
@@ -209,6 +211,7 @@ def test_all_gradients_of_a_task_are_those_of_an_oracle(granularity, head):
         assert torch.allclose(2 * value.grad, gradient, rtol=1e-7, atol=1e-10), name
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     # Without an inner step and a dense teacher nothing is detached but the sparsity's weights.
     backbone = shared_backbone()

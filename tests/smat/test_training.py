@@ -76,6 +76,7 @@ def test_keys_that_are_drawn_again_are_never_trained():
     assert torch.equal(smat.router.skills, skills)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_training_has_the_same_weights_bit_for_bit(stop):
     backbone = tiny_backbone(dtype=torch.float32)

@@ -224,6 +224,7 @@ print(len(view.runs), time.process_time() - began, "torch" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_two_thousand_runs_are_read_in_seconds_without_torch(tmp_path: Path) -> None:
     for number in range(2000):
         write_run(tmp_path, f"r{number}", metrics=METRICS | {"seed": number})

@@ -73,6 +73,7 @@ def test_the_summary_has_counts_and_a_command_for_each_failed_job():
     ]
 
 
+@pytest.mark.slow
 def test_jobs_are_split_as_hydra_splits_them_with_the_lists_of_an_experiment(tmp_path):
     """Lists of the command line replace those of the experiment."""
     arguments = ("experiment=paper_table", "method=so,clip_lora", "shots=4,16", "seed=3")
@@ -148,6 +149,7 @@ def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path):
     assert f"{folders[0] / 'metrics.json'} cannot be read" in repaired.err
 
 
+@pytest.mark.slow
 def test_a_failed_run_leaves_its_error_and_the_sweep_goes_on(tmp_path):
     arguments = (*QUICK, f"results_dir={tmp_path}")
     done = call("-m", *arguments, "optimizer.lr=1e30,2e-3")
@@ -195,6 +197,7 @@ def test_a_finished_single_run_is_skipped_and_shows_its_table(tmp_path):
     assert "finished before" not in forced.out + first.out
 
 
+@pytest.mark.slow
 def test_the_printed_commands_have_the_users_configuration_folder(tmp_path):
     folder = tmp_path / "my conf" / "experiment"
     folder.mkdir(parents=True)
@@ -225,6 +228,7 @@ def test_a_sweep_with_too_many_jobs_is_refused_before_they_are_listed(tmp_path, 
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", [ValueError("no such leaf"), AssertionError()])
 def test_a_bug_is_reported_as_a_bug(tmp_path, monkeypatch, bug):
     def broken(*arguments: object) -> None:

@@ -50,6 +50,7 @@ def sweep(folder: Path, *arguments: str) -> Outcome:
     return done
 
 
+@pytest.mark.slow
 def test_shared_compositions_equal_those_of_hydra(tmp_path, monkeypatch):
     """Every kind of override gives what Hydra's launchers compose."""
     seen = []

@@ -60,6 +60,7 @@ def test_a_finished_run_without_its_scores_counts_as_unfinished(tmp_path, wrong,
     assert RunFolder(tmp_path).finished("f") is None
 
 
+@pytest.mark.slow
 def test_a_sweep_removes_the_leftovers_of_killed_sweeps_only(tmp_path):
     sweep = ("-m", "method=zero_shot", "evaluation.workers=0", f"results_dir={tmp_path}")
     dead, alive = (tmp_path / ".sweeps" / name for name in ("dead", "alive"))
@@ -95,6 +96,7 @@ def test_a_link_to_a_results_folder_is_the_same_folder(tmp_path):
     assert (tmp_path / "runs").is_symlink()
 
 
+@pytest.mark.slow
 def test_a_home_folder_is_expanded_for_the_sweep_and_its_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

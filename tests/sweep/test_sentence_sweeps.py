@@ -56,6 +56,7 @@ def test_a_killed_grid_of_nine_runs_is_resumed_to_the_numbers_of_an_undisturbed_
     assert (table.code, table.out.count("optimizer.T=3")) == (0, 6)  # accuracy and memory
 
 
+@pytest.mark.slow
 def test_a_sweep_skips_finished_runs_and_records_the_first_word(tmp_path):
     words = ["rte", "-m", *places(tmp_path), "seed=1,2"]
     first = call(*words)

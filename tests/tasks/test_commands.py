@@ -50,6 +50,7 @@ def test_a_python_call_names_the_command_line():
             overrides_of(option)
 
 
+@pytest.mark.slow
 def test_a_recorded_run_is_repeated_by_from(tmp_path):
     words = ("dataset=digits", "method=zero_shot", "tasks=2", "shots=1", "episodes.ways=[2,3]")
     place = (f"results_dir={tmp_path / 'runs'}", "evaluation.workers=0")

@@ -106,6 +106,7 @@ def _check_metrics(metrics: dict[str, Any], rows: list[dict[str, str]]) -> None:
     assert metrics["peak_memory_mib"] > 0
 
 
+@pytest.mark.slow
 def test_a_task_is_an_ordinary_run_on_a_csv_file_of_its_images(tmp_path):
     words = ("method=clip_lora", "schedule.max_steps=3", "optimizer.lr=2e-3")
     done = call(
@@ -151,6 +152,7 @@ class Interrupting(DigitArray):
         return super().read(path)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_finished_tasks(tmp_path):
     words = (*TASKS, "method=so", "schedule.max_steps=2", "evaluation.cache_dir=null")
     settings = _settings(tmp_path / "interrupted", *words)

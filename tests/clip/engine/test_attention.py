@@ -18,7 +18,7 @@ from so_clip.clip.loading.embedded import embedded_weights
 from so_clip.errors import InputError
 from tests.helpers.open_clip_4 import Attention as OpenClip4Attention
 from tests.helpers.open_clip_4 import NormedBlock, open_clip_4
-from tests.helpers.small_models import CONFIG
+from tests.helpers.small_models import CONFIG, TOKENIZER
 
 PROMPTS = ["a photo of a cat.", "a photo of a very small dog.", "!"]
 
@@ -58,18 +58,16 @@ MODELS: dict[str, Callable[[], Any]] = {
     "ViT-B-32": lambda: build_model(architecture_config("ViT-B-32-quickgelu"), True, seed=1).eval(),
 }
 SMALL_MODELS = [name for name in MODELS if name not in ("wide", "ViT-B-32")]
-SLOW = [pytest.param("ViT-B-32", marks=pytest.mark.slow)]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("wide", "ViT-B-32")]
 
 
 def inputs(model: Any, count: int = 3) -> tuple[Tensor, Tensor]:
-    from open_clip.tokenizer import SimpleTokenizer
-
     size = model.visual.image_size
     side = size if isinstance(size, int) else size[0]
     generator = torch.Generator().manual_seed(0)
     images_BCHW = torch.randn(count, 3, side, side, generator=generator)
     context = model.context_length - (1 if hasattr(model, "text_decoder") else 0)
-    return images_BCHW, SimpleTokenizer(context_length=context)(PROMPTS)
+    return images_BCHW, TOKENIZER(PROMPTS, context)
 
 
 def logits(model: Any, images_BCHW: Tensor, tokens_KL: Tensor) -> Tensor:
@@ -87,7 +85,8 @@ def open_clip_name(name: str) -> str:
     return name.replace("in_proj.weight", "in_proj_weight").replace("in_proj.bias", "in_proj_bias")
 
 
-@pytest.mark.parametrize("name", [*SMALL_MODELS, "wide", *SLOW])
+@pytest.mark.fast_cases(3)
+@pytest.mark.parametrize("name", [*SMALL_MODELS, *SLOW])
 def test_logits_are_open_clips(name: str) -> None:
     plain, explicit, count = both(name)
     assert count == {"resnet": 3, "tiny": 10, "ViT-B-32": 24, "coca": 5}.get(name, 4)
@@ -102,6 +101,7 @@ def test_logits_are_open_clips(name: str) -> None:
             )
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ["small", "quick gelu", "no causal mask", "coca", "tiny"])
 def test_gradients_are_open_clips(name: str) -> None:
     plain, explicit, _ = both(name)
@@ -133,6 +133,7 @@ def test_every_projection_is_a_linear_layer() -> None:
     assert len(matrices) == 4 * (2 + 2)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("name", ["small", "custom text", "tiny"])
 def test_state_dicts_keep_open_clips_layout(name: str, split: bool) -> None:

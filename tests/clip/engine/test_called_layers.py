@@ -28,6 +28,7 @@ def uncalled(model: nn.Module, pixels_BCHW: Tensor, tokens_KL: Tensor) -> set[st
     return {name for name in reached if layers[name] not in called}
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_that_an_embedding_depends_on_is_called(family: str) -> None:
     backbone = small_backbone(family)

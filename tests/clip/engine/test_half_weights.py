@@ -106,6 +106,7 @@ def test_embeddings_are_normalised_in_half_precision_outside_of_autocast() -> No
     assert torch.equal(logits_BK, expected_BK)
 
 
+@pytest.mark.slow
 def test_a_resnet_is_refused() -> None:
     backbone = load_backbone("RN50", seed=0, weightless=True)
     with pytest.raises(InputError, match=r"vision tower is a ModifiedResNet.*precision=fp16"):
@@ -121,6 +122,7 @@ def test_a_device_without_half_kernels_is_refused(monkeypatch: pytest.MonkeyPatc
         explicit().backbone.use_half_weights()
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("override", "message"),
     [

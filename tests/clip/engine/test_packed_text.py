@@ -80,6 +80,7 @@ PLAIN: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("name", PACKED)
 def test_embeddings_and_gradients_are_those_of_whole_prompts(name: str) -> None:
     model, tokens_KL = PACKED[name](), tokenize(PROMPTS)
@@ -103,6 +104,7 @@ def test_separate_prompts_share_no_rows(budget_mib: float) -> None:
         assert_close(found[name], grad, name)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("memory", ["balanced", "small"])
 @pytest.mark.parametrize("name", ["quick gelu", "layer scale", "q, k and v apart"])
 def test_gradients_are_the_same_in_every_memory_mode(name: str, memory: Memory) -> None:
@@ -116,6 +118,7 @@ def test_gradients_are_the_same_in_every_memory_mode(name: str, memory: Memory) 
             assert_close(found[parameter], grad, parameter)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", PLAIN)
 def test_other_models_read_whole_prompts(name: str) -> None:
     model = PLAIN[name]()

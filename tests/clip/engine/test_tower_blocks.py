@@ -70,6 +70,7 @@ def train_matrices(tower: nn.Module) -> None:
             parameter.requires_grad_(parameter.ndim > 1)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("family", rows(OWN_CODE))
 def test_images_have_the_embeddings_and_gradients_of_open_clip(family: str) -> None:
     backbone = small_backbone(family).double()

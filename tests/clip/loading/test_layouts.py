@@ -77,6 +77,7 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
 }
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_state_dict_is_found(layout: str, state: State, tmp_path: Path) -> None:
     torch.save(LAYOUTS[layout](state), tmp_path / "c.pt")
@@ -148,6 +149,7 @@ def test_the_right_architecture_is_named(state: State) -> None:
         load_weights(small_clip(), towerless, "c.pt")
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("architecture", "expected"),
     [
@@ -235,6 +237,7 @@ def test_the_config_of_hugging_face_decides_the_activation(
     assert read_weights(path).quick_gelu is expected
 
 
+@pytest.mark.slow
 def test_a_whole_backbone_loads_from_hugging_face(tmp_path: Path) -> None:
     tiny = load_backbone("tiny", "embedded", explicit=False)
     torch.save({"model": named("_orig_mod.")(dict(tiny.model.state_dict()))}, tmp_path / "c.pt")

@@ -161,6 +161,7 @@ def test_a_token_that_the_text_tower_does_not_have(tmp_path: Path) -> None:
         backbone.tokenize(["a photo of a cat"])
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     ("tower", "values", "message"),
     [

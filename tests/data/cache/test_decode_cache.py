@@ -138,6 +138,7 @@ def test_damaged_files_are_written_again(images, cache, damage, capsys):
     assert decoded_by(images, cache) == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, FILE_BYTES - 1), st.integers(1, 255))
 def test_no_changed_byte_changes_a_pixel(tmp_path_factory, place, change):
@@ -157,6 +158,7 @@ def test_no_changed_byte_changes_a_pixel(tmp_path_factory, place, change):
     assert decoded_by(images, cache) > 0, "a change went unnoticed"
 
 
+@pytest.mark.slow
 def test_reading_keeps_a_process_small(tmp_path, images):
     """A pass over a file of 9 MiB keeps less than 3 MiB of it mapped."""
     status = Path("/proc/self/smaps")

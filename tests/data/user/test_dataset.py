@@ -245,6 +245,7 @@ BAD_OPTIONS = {
 }
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize(("option", "message"), BAD_OPTIONS.items(), ids=BAD_OPTIONS)
 def test_bad_options_are_refused(option: str, message: str, tmp_path: Path):
     with pytest.raises(InputError, match=message):
@@ -273,6 +274,7 @@ def test_the_options_of_a_list_count_by_its_content(tmp_path: Path):
     assert first == second != third
 
 
+@pytest.mark.slow
 def test_the_place_of_the_lists_does_not_make_another_run(tmp_path: Path):
     one = settings("dataset=folder", f"data_root={tmp_path}", "dataset.name=mine")
     other = settings("dataset=csv", f"dataset.folder={tmp_path}", "dataset.name=mine")

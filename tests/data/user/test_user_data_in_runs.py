@@ -64,14 +64,15 @@ def test_one_more_image_makes_another_run_also_within_a_sweep(tmp_path: Path):
             (zoo / "bee" / "more.png").write_bytes((zoo / "bee" / "0.png").read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         ("protocol=base_to_new",),
-        pytest.param(("imbalance=0.5", "shots=3"), marks=pytest.mark.slow),
-        pytest.param(("transfer=[digits]", "dataset.name=mine"), marks=pytest.mark.slow),
-        pytest.param(("split_protocol=coop", "method=tip_adapter"), marks=pytest.mark.slow),
-        pytest.param(("method=linear_probe",), marks=pytest.mark.slow),
+        ("imbalance=0.5", "shots=3"),
+        ("transfer=[digits]", "dataset.name=mine"),
+        ("split_protocol=coop", "method=tip_adapter"),
+        ("method=linear_probe",),
     ],
     ids=str,
 )
@@ -124,7 +125,8 @@ def test_descriptions_replace_templates(method: str, zoo: Path, prompts: Path, t
     assert metrics(tmp_path)["settings"]["template"] == str(prompts)
 
 
-@pytest.mark.parametrize("method", ["coop", pytest.param("cocoop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
 def test_methods_of_one_prompt_refuse_descriptions(
     method: str, zoo: Path, prompts: Path, tmp_path: Path
 ):

@@ -25,6 +25,7 @@ def text_of(made):
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", made)))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_facts(method):
     made = shown(method)
@@ -33,6 +34,7 @@ def test_every_method_has_facts(method):
     assert "${" not in made  # every value is resolved
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_chosen_parts_are_those_of_the_configuration(method):
     config = method_facts._composed(method)

@@ -40,6 +40,7 @@ def test_no_rate_is_chosen_on_validation_pairs_or_by_a_seed_of_the_tables():
     assert plan.TUNING_SEED not in plan.SEEDS
 
 
+@pytest.mark.slow
 def test_every_contender_composes_with_its_settings():
     for each in plan.table_work(("model=minilm",), RATES, seeds=(3,), grid_seeds=()):
         settings = sentence_settings(compose(each.words, tree=SENTENCES))

@@ -34,6 +34,7 @@ def test_the_words_of_the_meta_trainings_are_accepted(sizes):
     assert settings.training.delta_lr == 0
 
 
+@pytest.mark.slow
 def test_every_contender_can_be_composed_and_has_rates_if_it_trains(tmp_path):
     contenders = [*plan.table_one(), *plan.table_two()]
     names = [contender.name for contender in contenders]

@@ -29,6 +29,7 @@ def test_each_family_has_enough_classes_and_a_part_of_the_families_is_held_out()
     assert len(known) - len(held_out) == 14
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("name", families())
 def test_every_class_draws_different_pictures_with_visible_content(name):
     for class_name, paint in families()[name].classes.items():
