@@ -20,8 +20,9 @@ from scripts.docs_site.checks import wrong_names
 
 log = logging.getLogger("mkdocs.hooks.so_clip")
 ROOT = Path(__file__).resolve().parents[2]
-# Pages for a first visit are found before long lists with the same words.
-BOOSTS = {"start/": 2.0, "questions.md": 2.0, "api/": 0.5, "reference/": 0.5, "methods/": 0.5}
+# Pages for a first visit are found before lists and measurements with the same words.
+BOOSTS = dict.fromkeys(("start/", "questions.md", "how_to/own_images.md", "how_to/sweeps.md"), 2.0)
+BOOSTS |= dict.fromkeys(("api/", "reference/", "methods/", "benchmarks/"), 0.5)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
