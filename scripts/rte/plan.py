@@ -21,7 +21,7 @@ RATES = {
 TUNING_SEED = 0  # no seed of the tables, so that other pairs are drawn
 SEEDS = (1, 2, 3, 4, 5)
 GRID_SEEDS = (1, 2, 3)
-# The length of the released cosine. The released code goes on after it; here it is the last step.
+# The length of the released cosine. The released code continues after it; here it is the last step.
 OFFICIAL_STEPS = 10_000
 
 

@@ -58,7 +58,7 @@ def apply(model: nn.Module, adapter: SavedAdapter, config_dir: Path | None = Non
         config_dir: the user's own configuration folder, if the adapter's class is named there.
 
     Raises:
-        InputError: the model is another base, lacks a tensor, or has other classes than the
+        InputError: the model is another base, does not have a tensor, or has other classes than the
             adapter's head. The model does not change: it keeps the adapter that is in it.
 
     Example:

@@ -172,7 +172,7 @@ class SentenceEncoder(Encoder):
         Args:
             folder: to write.
             label_names: of the K classes, for the predictions of transformers. Without names they
-                stay as they are, LABEL_0 to LABEL_{K-1} for a new classifier.
+                do not change: LABEL_0 to LABEL_{K-1} for a new classifier.
 
         Raises:
             CannotWrite: the folder cannot be written, or the disk is full; nothing is left.

@@ -77,7 +77,7 @@ def step_rows(
 ) -> None:
     """Perform one step, in place, on R tensors that share one flat buffer, by one launch.
 
-    Row r has size_R[r] entries. Its pads come after them and stay as they are. All tensors are
+    Row r has size_R[r] entries. Its pads come after them and do not change. All tensors are
     contiguous.
 
     Args:

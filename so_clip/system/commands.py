@@ -15,7 +15,7 @@ from typing import Any
 PROGRAM = ("python", "-m", "so_clip")
 # The first word of runs on sentences, and the name of their main configuration.
 SENTENCES = "sentences"
-# Texts that Hydra reads as they are. It reads numbers, null, true and nan as other types.
+# Texts that Hydra reads without a change. It reads numbers, null, true and nan as other types.
 _PLAIN_TEXT = re.compile(
     r"(?!(?:null|true|false|nan|inf)\Z|\.?\d)[A-Za-z_./][\w./+-]*", re.I | re.ASCII
 )

@@ -85,7 +85,7 @@ def test_every_file_makes_a_run_and_fits_what_it_configures(file):
 @pytest.mark.parametrize(
     ("target", "options"),
     [
-        ("so_clip.methods.two_stage.TwoStage", {"encoder": "both"}),  # lacks roles
+        ("so_clip.methods.two_stage.TwoStage", {"encoder": "both"}),  # without roles
         ("so_clip.methods.weights.Weights", {"roles": [], "depth": 1}),
         ("torch.optim.AdamW", {"params": [], "density_ratio": 1}),
     ],

@@ -1,4 +1,4 @@
-"""Downloads from a server that is slow, breaks off, lacks ranges, or sends wrong headers."""
+"""Downloads from a server that is slow, breaks off, has no ranges, or sends wrong headers."""
 
 import hashlib
 import json

@@ -46,7 +46,7 @@ def test_a_killed_sweep_has_the_table_of_an_undisturbed_one(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=environment())
     assert done.returncode == 0, done.stderr
     finished: dict[str, int] = json.loads(done.stdout)
-    print(f"killed with so many runs finished: {finished}")
+    print(f"kills by the number of finished runs: {finished}")
     assert sum(finished.values()) == KILLS
     whole, *others = [
         _tables(folder, tmp_path / "tables" / folder.name)

@@ -183,7 +183,7 @@ def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of transformers' CLIPModel under open_clip's names and in its shapes.
 
     open_clip holds query, key and value as one matrix, and the projections transposed. Other
-    tensors stay as they are. Those of a SiglipModel get the names of open_clip's SigLIP.
+    tensors do not change. Those of a SiglipModel get the names of open_clip's SigLIP.
 
     Source: `CLIPModel` in src/transformers/models/clip of github.com/huggingface/transformers.
     """

@@ -116,7 +116,7 @@ def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of transformers' SiglipModel under open_clip's names and in its shapes.
 
-    It inverts `to_hugging_face`. Unknown tensors stay as they are.
+    It inverts `to_hugging_face`. Unknown tensors do not change.
     """
     converted: dict[str, Tensor] = {}
     for name, value in state.items():

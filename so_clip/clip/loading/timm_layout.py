@@ -65,7 +65,7 @@ def timm_layout(
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of transformers' ViTModel under timm's names; others stay as they are.
+    """Return the tensors of transformers' ViTModel under timm's names; others do not change.
 
     Source: `ViTModel` in src/transformers/models/vit of github.com/huggingface/transformers, the
     layout of facebook/dino-vits16.

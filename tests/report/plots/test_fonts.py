@@ -1,4 +1,4 @@
-"""Texts in every script: fonts are searched for the characters that matplotlib's font lacks."""
+"""Texts in every script: fonts are searched for the characters that are not in matplotlib's."""
 
 import logging
 import warnings
