@@ -1,4 +1,4 @@
-"""What a run finds on a test set, and its files: predictions, scores, kept logits."""
+"""The results of a run on a test set, and their files: predictions, scores, kept logits."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Folders that can be written, without empty ones left behind."""
+"""The check that a folder can be written. No empty folder stays."""
 
 import contextlib
 import os

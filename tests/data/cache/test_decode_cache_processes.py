@@ -82,7 +82,7 @@ def test_the_file_of_a_killed_process_is_replaced_and_that_of_a_running_one_is_n
     builder.kill()
     builder.communicate()
     assert files_of(cache, PARTIAL) == [partial]
-    decoded_by(images, cache, NAMES[1:])  # making room tidies up
+    decoded_by(images, cache, NAMES[1:])  # making room removes it
     assert files_of(cache, PARTIAL) == []
     partial.write_bytes(b"of another process, that was killed")
     assert decoded_by(images, cache) == 7

@@ -1,4 +1,4 @@
-"""The cache of decoded test images keeps its budget, and no full or odd disk fails a run."""
+"""The cache of decoded test images keeps its budget, and no full or unusual disk fails a run."""
 
 import os
 import resource

@@ -11,7 +11,7 @@ METHODS = (("so", "SO", 80.0), ("adamw", "AdamW (dense)", 70.0), ("clip_lora", "
 
 @pytest.fixture(scope="session")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of 34 runs: three methods, three numbers of shots, three seeds, and some odd ones."""
+    """A page of 34 runs: three methods, numbers of shots and seeds, and some unusual ones."""
     pytest.importorskip("matplotlib", reason="needs the extra `report`")
     pytest.importorskip("jinja2", reason="needs the extra `report`")
     from so_clip.report.page import write as page
