@@ -42,7 +42,7 @@ STEPS = "steps"
 
 @dataclass(frozen=True)
 class Measure:
-    """The number that a table shows: its column in the runs, its caption, and which values are best.
+    """The number that a table shows: its column in the runs, its caption, and what is best.
 
     `interval` is the column of the half width of its 95 % interval over sampled tasks.
     """
