@@ -1,10 +1,11 @@
 """Compares what a block prints with the output that stands in the page.
 
 Masked, because they differ in each run or on each machine: times and dates, sizes in bytes, hashes,
-progress bars, colors, the reader's home and the blanks of tables. A number with one or two
-decimals (an accuracy in percent) may differ by 3, or by 0.1 where both are below 1. One with more
-decimals (a loss, a confidence) may differ by a quarter. Processors round differently, and training
-amplifies it; the test of the demo allows as much. All other words and whole numbers must be equal.
+standard deviations (after ±), progress, colors, the reader's home and the blanks of tables. A
+number with one or two decimals (an accuracy in percent) may differ by 3, or by 0.1 where both are
+below 1. One with more decimals (a loss, a confidence) may differ by a quarter. Processors round
+differently, and training amplifies it; the test of the demo allows as much. All other words and
+whole numbers must be equal.
 """
 
 import re
@@ -12,12 +13,13 @@ from itertools import zip_longest
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # How many of these lines there are depends on the machine.
-_PROGRESS = re.compile(r"^step \d+ of \d+(, loss .*)?$|\d+%\|.*\|")
+_PROGRESS = re.compile(r"^step \d+ of \d+(, loss .*)?$|^forecast: (building|counting) |\d+%\|.*\|")
 _MASKS = (
-    (re.compile(r"\d{4}-\d\d-\d\d([T_ ]\d\d[:-]\d\d([:-]\d\d(\.\d+)?)?Z?)?"), "DATE"),
+    (re.compile(r"\d{4}-\d\d-\d\d([T_ ]\d\d[:-]\d\d([:-]\d\d([.-]\d+)?)?Z?)?"), "DATE"),
     (re.compile(r"\b\d+:\d\d(:\d\d)?\b"), "TIME"),
     (re.compile(r"[\d.,]+ ?(ns|us|µs|ms|s|sec|seconds?|min|minutes?|h|hours?|d|days?)\b"), "TIME"),
     (re.compile(r"[\d.,]+ ?([KMGT]i?B|bytes?|B)\b"), "SIZE"),
+    (re.compile(r"± \d+\.\d+"), "± SPREAD"),
     (re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,64}\b"), "HASH"),
 )
 _MEASURE = re.compile(r"\((s|ms|min|h|[KMGT]i?B)\)|\b(seconds|time|memory)\b")

@@ -94,6 +94,7 @@ class Page:
             SOCKET: warm,
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",  # outputs are those of a CPU on each machine
             "HF_HOME": str(scratch / "hub"),
             "LANG": "C.UTF-8",
             "TERM": "dumb",

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,7 +69,7 @@ def main(
         if split:
             raise InputError("--split: lists images, and this dataset has none. Leave it out.")
         data = gather_sentences(sentence_settings(compose(words, tree=tree)).data)
-        show(json.dumps(data.draw_json()))
+        show(_json_lines(data.draw_json()))
         return
     settings = from_config(compose(words))
     choice = settings.data
@@ -87,9 +88,21 @@ def main(
         from so_clip.tasks.draws import draw_tasks, draws_json
 
         tasks = draw_tasks(settings, found.splits)
-        show(json.dumps(draws_json(settings, tasks, whole=True)))
+        show(_json_lines(draws_json(settings, tasks, whole=True)))
         return
-    show(json.dumps(draw(found.splits, choice).as_json()))
+    show(_json_lines(draw(found.splits, choice).as_json()))
+
+
+def _json_lines(document: Mapping[str, Any]) -> str:
+    """Return a JSON object with one line for each key, and for each item of a list of lists."""
+    lines = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
+            items = ",\n    ".join(json.dumps(item) for item in value)
+            text = f"[\n    {items}\n  ]"
+        lines.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def _print_split(found: "Dataset") -> None:

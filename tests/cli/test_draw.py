@@ -28,6 +28,12 @@ def test_it_prints_the_run_s_document_from_the_split_file_alone(protocol, shared
     assert len(document["train"]) == len(document["val"]) == 4 * 47
 
 
+def test_each_image_has_a_line():
+    lines = call("draw", "dataset=digits", "shots=2").out.splitlines()
+    assert lines[:2] == ["{", '  "dataset": "digits",']
+    assert sum(line.startswith('    ["digit_') for line in lines) == 2 * 10 * 2  # train and val
+
+
 def test_it_prints_the_drawn_rows_of_sentences(tmp_path):
     write(tmp_path, files_of("tsv"))
     done = call("draw", "rte", "shots=4", "subset=official", "seed=42", f"data_root={tmp_path}")

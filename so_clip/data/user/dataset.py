@@ -231,7 +231,7 @@ def _splits(
         # One form of Unicode, so that a copy on another system has the same hash.
         total.update(json.dumps([composed(path), key, split]).encode())
     if not lists["val"]:
-        listing.notes.append("there is no val split; no run uses it to choose anything")
+        listing.notes.append("there are no validation images, so confidences are not calibrated")
     untested = len(names) - len({example.label for example in lists["test"]})
     if untested:
         listing.notes.append(f"{untested} of {len(names)} classes have no test image")
