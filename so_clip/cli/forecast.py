@@ -138,17 +138,17 @@ def table(values: Mapping[str, Any]) -> str:
     if trains and not is_text:
         rows["images in memory"] = (
             bytes_text(values["few_shot_images_bytes"])
-            + f" more, if an image has {values['image_pixels']} pixels"
+            + f" more, if an image has {values['image_pixels']:,} pixels"
         )
     if trains:
         rows |= {
             "one step": f"{flop_text(values['flops_per_step'])} for {values['batch_size']} {items}",
             "  forward": flop_text(values["forward_flops_per_step"]),
             "  backward": flop_text(values["backward_flops_per_step"]),
-            "training": f"{flop_text(values['training_flops'])}, {values['steps']} steps at most",
+            "training": f"{flop_text(values['training_flops'])}, {values['steps']:,} steps at most",
         }
     rows |= {
-        "evaluation": f"{flop_text(values['evaluation_flops'])}, {values['test_images']} {items}"
+        "evaluation": f"{flop_text(values['evaluation_flops'])}, {values['test_images']:,} {items}"
         + (", before and after" if trains and not is_text else ""),
         "whole run": flop_text(values["run_flops"]),
         "weights to download": bytes_text(values["weights_download_bytes"]),

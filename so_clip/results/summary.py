@@ -48,7 +48,7 @@ def _tasks_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
     rows = {"zero-shot accuracy": row(ZERO_SHOT)}
     if metrics["stop_reason"] != NOT_ADAPTED:
         rows |= {"adapted accuracy": row(ADAPTED), "difference": row("", "difference")}
-    rows["these are"] = f"means over {metrics['tasks']} tasks with 95 % intervals"
+    rows["scores"] = f"means over {metrics['tasks']} tasks with 95 % intervals"
     return rows
 
 

@@ -104,7 +104,7 @@ def put_finished_first(
         sweep.write_plan()
     if count:
         runs = f"{count} of {len(jobs)} run{'' if len(jobs) == 1 else 's'}"
-        show(f"{runs} finished before: skipped. force=true repeats.")
+        show(f"{runs} finished before: skipped. force=true repeats them.")
     return jobs, count
 
 

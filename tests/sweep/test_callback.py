@@ -139,7 +139,7 @@ def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path):
     again = call(*sweep)
     assert again.code == 0
     assert again.out.rstrip().endswith("sweep of 2 runs: 2 skipped (finished before)")
-    assert again.out.startswith("2 of 2 runs finished before: skipped. force=true repeats.\n")
+    assert again.out.startswith("2 of 2 runs finished before: skipped. force=true repeats them.\n")
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
     (folders[0] / "metrics.json").write_text('{"accuracy_percent": 6')  # torn
     (folders[1] / "metrics.json").unlink()

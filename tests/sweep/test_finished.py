@@ -88,7 +88,7 @@ def test_finished_jobs_come_first_and_the_others_keep_their_order(tmp_path, unkn
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/metrics.json")}
     unknown_runs()
     done = sweep(tmp_path, f"template={','.join(templates)}")
-    assert done.out.startswith("2 of 4 runs finished before: skipped. force=true repeats.\n")
+    assert done.out.startswith("2 of 4 runs finished before: skipped. force=true repeats them.\n")
     lines = [line for line in done.out.splitlines() if line.endswith(" ...")]
     assert lines == [
         f"[3 of 4] template={templates[0]} ...",
