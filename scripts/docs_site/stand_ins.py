@@ -15,9 +15,9 @@ from so_clip.system.paths import CONF_DIR
 SMALL = "SO_CLIP_PAGE_SMALL"  # the variable that asks for small commands
 SOURCES = "SO_CLIP_PAGE_SOURCES"  # names the folder of tests/helpers/page_sources.py
 ONE_STEP, TWO_STEPS = "schedule.max_steps=1", "schedule.max_steps=2"
-MOST_RUNS, MOST_LAUNCHED = 8, 2
-# The first to be cut in a sweep that is too long.
-_CUT_FIRST = ("seed", "shots", "dataset")
+MOST_RUNS, MOST_LAUNCHED = 4, 2
+# The first to be cut in a sweep that is too long, and how many values stay: methods stay longest.
+_CUT_FIRST = (("seed", 2), ("shots", 1), ("dataset", 1), ("seed", 1))
 SENTENCES = ("rte", "wnli", "mrpc", "cola", "sst2")
 
 
@@ -98,9 +98,9 @@ def _small_experiment(experiment: str, words: Sequence[str]) -> list[str]:
 def _fewer(words: list[str], most: int) -> list[str]:
     """Return a sweep's arguments with at most `most` runs: values are cut from the end."""
     cells = {word.partition("=")[0]: _values(word) for word in words}
-    order = [*_CUT_FIRST, *(key for key in reversed(cells) if key not in _CUT_FIRST)]
-    for key in order:
-        while _runs(cells) > most and len(cells.get(key, [])) > 1 + (key == "seed"):
+    order = [*_CUT_FIRST, *((key, 1) for key in reversed(cells))]
+    for key, least in order:
+        while _runs(cells) > most and len(cells.get(key, [])) > least:
             cells[key] = cells[key][:-1]
     return [_joined(word, cells[word.partition("=")[0]]) for word in words]
 

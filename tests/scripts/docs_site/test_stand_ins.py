@@ -11,13 +11,13 @@ CASES = {
     "experiment=demo schedule.max_steps=100 seed=2": "experiment=demo seed=2 schedule.max_steps=1",
     "experiment=demo method=zero_shot": "experiment=demo method=zero_shot",
     "-m method=so,clip_lora,adamw dataset=eurosat,dtd seed=1,2,3": (
-        "-m method=so,clip_lora,adamw dataset=eurosat seed=1,2 schedule.max_steps=1"
+        "-m method=so,clip_lora,adamw dataset=eurosat seed=1 schedule.max_steps=1"
     ),
     "-m hydra/launcher=joblib method=so,adamw seed=1,2": (
-        "-m hydra/launcher=joblib method=so seed=1,2 schedule.max_steps=1"
+        "-m hydra/launcher=joblib method=so,adamw seed=1 schedule.max_steps=1"
     ),
     "-m method=so adapter.roles=[a,b] seed=1,2,3,4,5,6,7,8,9": (
-        "-m method=so adapter.roles=[a,b] seed=1,2,3,4,5,6,7,8 schedule.max_steps=1"
+        "-m method=so adapter.roles=[a,b] seed=1,2,3,4 schedule.max_steps=1"
     ),
     "-m experiment=paper_table method=so,clip_lora": (
         "-m experiment=paper_table method=so,clip_lora dataset=eurosat shots=1 seed=1 "
