@@ -64,17 +64,19 @@ def _run_all(workers: Pool, options: argparse.Namespace) -> None:
     """Choose the rates, then do all other runs the most useful first."""
     model = _model_words(options.model)
     common = (*model, f"schedule.max_steps={options.steps}")
-    workers.do("rates", plan.rates_work(common))
-    tried = finished(workers.runs, "rates")
-    rates = tables.chosen_rates(tried) if len(tried) else {}
-    missing = {each.method for each in plan.tuned()} - {*rates}
-    if missing:
-        print(f"no rate is finished for {', '.join(sorted(missing))}: nothing else is started")
-        return
-    seeds = options.seeds if "methods" in options.only else ()
-    grid_seeds = [seed for seed in plan.GRID_SEEDS if seed in options.seeds]
-    grid_seeds = grid_seeds if "grid" in options.only else []
-    work = plan.table_work(common, rates, seeds, grid_seeds)
+    work: list[plan.Work] = []
+    if {*options.only} & {"methods", "grid"}:
+        workers.do("rates", plan.rates_work(common))
+        tried = finished(workers.runs, "rates")
+        rates = tables.chosen_rates(tried) if len(tried) else {}
+        missing = {each.method for each in plan.tuned()} - {*rates}
+        if missing:
+            print(f"no rate is finished for {', '.join(sorted(missing))}: nothing else is started")
+            return
+        seeds = options.seeds if "methods" in options.only else ()
+        grid_seeds = [seed for seed in plan.GRID_SEEDS if seed in options.seeds]
+        grid_seeds = grid_seeds if "grid" in options.only else []
+        work += plan.table_work(common, rates, seeds, grid_seeds)
     if "official" in options.only:
         work += plan.official_work(model)
     workers.do("runs", work)
@@ -89,22 +91,26 @@ def _model_words(model: str) -> plan.Words:
 
 def _write(runs: Path, options: argparse.Namespace) -> None:
     """Write a table for each part that has finished runs."""
-    tried = finished(runs, "rates")
-    if tried.empty:
+    tried, official = finished(runs, "rates"), finished(runs, "official")
+    if tried.empty and official.empty:
         print(f"{runs}: no run is finished, so there is no table")
-        return
-    own = tables.at_rates(finished(runs, "runs"), tables.chosen_rates(tried), options.seeds)
-    _save(tables.rate_rows(tried), "rates", options)
-    if len(own):
-        table = _save(tables.method_rows(own), "methods", options)
-        _save(tables.test_rows(own, runs / "runs"), "tests", options)
-        _save(tables.grid_rows(own), "kappa_t", options)
-        from scripts.rte import plots
-
-        plots.accuracies(table, own, options.out / "figures" / "rte_methods.png")
-    official = finished(runs, "official")
+    if len(tried):
+        _write_fair(runs, tried, options)
     if len(official):
         _save(tables.official_rows(official), "official", options)
+
+
+def _write_fair(runs: Path, tried: pd.DataFrame, options: argparse.Namespace) -> None:
+    _save(tables.rate_rows(tried), "rates", options)
+    own = tables.at_rates(finished(runs, "runs"), tables.chosen_rates(tried), options.seeds)
+    if own.empty:
+        return
+    table = _save(tables.method_rows(own), "methods", options)
+    _save(tables.test_rows(own, runs / "runs"), "tests", options)
+    _save(tables.grid_rows(own), "kappa_t", options)
+    from scripts.rte import plots
+
+    plots.accuracies(table, own, options.out / "figures" / "rte_methods.png")
 
 
 def _save(rows: Sequence[Row], name: str, options: argparse.Namespace) -> pd.DataFrame:
@@ -113,6 +119,8 @@ def _save(rows: Sequence[Row], name: str, options: argparse.Namespace) -> pd.Dat
     torch.set_num_threads(1)  # as in every run; the table records it
     command = "python scripts/rte_experiment.py"
     given = {"model": (options.model, "minilm"), "steps": (options.steps, STEPS)}
+    if (*options.only,) != PARTS:
+        command += f" --only {' '.join(options.only)}"
     for key, (value, default) in given.items():
         command += f" --{key} {value}" if value != default else ""
     path = options.out / "tables" / f"rte_{name}.csv"
@@ -123,7 +131,7 @@ def _save(rows: Sequence[Row], name: str, options: argparse.Namespace) -> pd.Dat
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tables-only", action="store_true", help="start no run")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="besides the rates")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts")
     parser.add_argument("--model", default="minilm", help="a choice of conf/model, or a folder")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the runs on fair terms")
     parser.add_argument("--seeds", nargs="+", type=int, default=plan.SEEDS)

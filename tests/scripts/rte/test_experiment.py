@@ -136,6 +136,8 @@ def test_the_whole_experiment_makes_its_tables_and_continues(tmp_path, monkeypat
     arguments += ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     rte_experiment.main([*arguments, "--minutes", "0"])
     assert "no table" in capsys.readouterr().out
+    rte_experiment.main([*arguments, "--only", "official"])
+    assert [file.name for file in (tmp_path / "out" / "tables").iterdir()] == ["rte_official.csv"]
     rte_experiment.main(arguments)
     folder = tmp_path / "out" / "tables"
     rates, methods, tests, grid, official = (
