@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run_all(workers: Pool, options: argparse.Namespace) -> None:
-    """Choose the rates, then do all other runs the most useful first."""
+    """Choose the rates, then do all other runs, the most useful first."""
     model = _model_words(options.model)
     common = (*model, f"schedule.max_steps={options.steps}")
     work: list[plan.Work] = []

@@ -13,7 +13,7 @@ anything. The script writes OUT/tables/smat_tasks.csv (methods on sampled tasks)
 same number), smat_placement.csv and smat_overlap.csv (of the masks), and OUT/figures/smat_*.png.
 Every number comes from the program's own commands, which are printed. Finished parts are skipped,
 so the same command continues an interrupted experiment; with --only-finished, the tables have the
-finished contenders. It needs the extras `pretrain` and `report`.
+finished contenders. The script needs the extras `pretrain` and `report`.
 """
 
 import argparse

@@ -67,5 +67,5 @@ def _first_step(trainer: Trainer) -> None:
     if isinstance(trainer.optimizer, ReferenceSO):
         trainer.optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
         return
-    # With a forward pass: the first step stops to sample a layer that was not called before it.
+    # With a forward pass: the first step ends the sampling of layers that it has not called.
     trainer.step()

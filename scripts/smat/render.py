@@ -10,9 +10,9 @@ number alone. Families that are held out are for tests; nothing should be traine
 dataset NAME_val has the same training images as NAME, and NAME's validation images as its test
 images: there one can choose a learning rate with any command and see no test image. With --eurosat,
 the images of EuroSAT below that data root are copied at 32 x 32 pixels as the dataset eurosat_32.
-What exists already from the same code and options is kept. It needs the `pretrain` extra: the
-letters come from matplotlib's DejaVu fonts, so other versions of its fonts or of Pillow may give
-slightly different pictures.
+What exists already from the same code and options is kept. The script needs the `pretrain` extra:
+the letters come from matplotlib's DejaVu fonts, so other versions of its fonts or of Pillow may
+give slightly different pictures.
 """
 
 import argparse

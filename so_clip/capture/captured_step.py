@@ -25,7 +25,7 @@ WARM_UP_STEPS = 12
 STEPS_AFTER_CHANGE = 2
 # A shape is captured after this many eager steps.
 STEPS_OF_SHAPE = 2
-# Training stays eager if the step changes more often than this within this many steps.
+# Training stays eager after more than MOST_CHANGES changes of the step in CHANGE_WINDOW steps.
 MOST_CHANGES, CHANGE_WINDOW = 3, 50
 # A loss must be read before this many more steps are taken.
 LOSSES_KEPT = 50

@@ -126,7 +126,7 @@ class RunEvaluation(Options):
     )
     every_steps: int = option(
         0,
-        "steps between two test accuracies in curve.csv; 0: none. It chooses nothing",
+        "steps between two test accuracies in curve.csv; 0: none. They choose nothing",
         ge=0,
         le=MAX_COUNT,
     )

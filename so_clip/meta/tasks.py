@@ -1,4 +1,4 @@
-"""The datasets of a meta-training and the tasks that are drawn from them. It needs no torch."""
+"""The datasets of a meta-training and the tasks drawn from them. This module needs no torch."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -165,8 +165,8 @@ class Adapter:
     def prompts_for(self, classifier: Classifier, tokens_PL: Tensor) -> Tensor:
         """Return prompts of other classes, rewritten as this adapter rewrites prompts.
 
-        An evaluation calls this after `finish`, to test the model on classes that it was not
-        trained with.
+        An evaluation calls this to test the model on classes that it was not trained with: after
+        `finish`, and once before the training, so that an error comes early.
 
         Args:
             classifier: its `templates` made the prompts.

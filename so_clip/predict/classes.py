@@ -1,4 +1,4 @@
-"""Class names that the user gives instead of those of the run. It imports no torch."""
+"""Class names that the user gives instead of those of the run. This module imports no torch."""
 
 from pathlib import Path
 

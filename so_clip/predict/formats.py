@@ -1,4 +1,4 @@
-"""Predictions as text: a table for people, tidy CSV, or JSON lines. It imports no torch."""
+"""Predictions as text: a table for people, tidy CSV, or JSON lines, made without torch."""
 
 import csv
 import io

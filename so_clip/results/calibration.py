@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that calibrates confidences. It needs no torch.
+"""Temperature scaling: one number that calibrates confidences. This module needs no torch.
 
 Array names end in their shape: V validation images, K classes.
 """

@@ -1,4 +1,4 @@
-"""`logits.safetensors`: the kept logits of a test set, in a run's folder. It needs no torch.
+"""`logits.safetensors`: the kept logits of a test set, in a run's folder, read without torch.
 
 Array names end in their shape: N test images, V validation images, K classes. The format is
 described in docs/reference/logits_file.md.

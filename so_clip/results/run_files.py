@@ -1,4 +1,4 @@
-"""The files of a run's folder, and how to read them. It needs no torch.
+"""The files of a run's folder, and how to read them. This module needs no torch.
 
 A torn file, or a file of another kind, raises InputError with its path.
 """

@@ -3,9 +3,9 @@
 A process's resident size does not show a method's memory: it includes the interpreter, the
 libraries and memory that the allocator holds back. Here a log has the birth and the death of every
 storage that an operation creates, with its size. A replay of the log gives the peak and the
-storages alive at it. On CUDA the total comes from the allocator, because it also sees workspaces.
-The log splits the total into categories. `peak_reserved_mib` there is what the allocator held of
-the GPU's memory, with the pool of CUDA graphs.
+storages alive at it. On CUDA the total comes from the allocator, because it also sees workspaces,
+and the log splits it into categories. There, `peak_reserved_mib` is what the allocator held of the
+GPU's memory, with the pool of CUDA graphs.
 """
 
 import weakref

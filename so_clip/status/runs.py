@@ -1,4 +1,4 @@
-"""The state of each run, from the files of its folder and from its lock. It needs no torch."""
+"""The state of each run, from the files of its folder and from its lock, without torch."""
 
 import platform
 import time

@@ -1,1 +1,1 @@
-"""Sweeps: launch, jobs, the closing summary. This room runs Hydra."""
+"""Sweeps: launch, jobs, the closing summary. This folder runs Hydra."""

@@ -1,4 +1,4 @@
-"""The names of architectures. They need no torch, so an unknown name is refused early.
+"""The names of architectures, known without torch, so an unknown name is refused early.
 
 A name is "tiny", a name that open_clip lists, or the place of a model that open_clip reads:
 `hf-hub:ORG/NAME`, a repository of the Hugging Face hub, or `local-dir:PATH`, a folder. An image

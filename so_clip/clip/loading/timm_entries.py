@@ -1,4 +1,4 @@
-"""Image models of timm: their sizes and published weights. Torch is needed at a call only.
+"""Image models of timm: their sizes and published weights. The module needs no torch until a call.
 
 timm names a model, such as vit_small_patch16_224, and by a tag its published weights, such as
 dino.
