@@ -198,7 +198,7 @@ class Placement(RunPlacement):
 
     memory: Literal["fast", "balanced", "small"] = option(
         "balanced",
-        "fast | balanced (less; slower with many classes) | small (a third, 1.4 times as slow)",
+        "fast | balanced (less; slower with many classes) | small (a third; slower)",
     )
     text_budget_mib: AutoMib = option(
         AUTO, "MiB for prompts in training | auto (fast 1024; balanced 128, on GPUs 1024; small 64)"
