@@ -136,7 +136,7 @@ def inline_code(page: Path) -> list[str]:
 
 
 def codes_of(text: str) -> list[Code]:
-    """Return every `code` outside fenced blocks, with its line. It may go on in the next line."""
+    """Return every `code` outside fenced blocks, with its line. It may end in the next line."""
     plain, found = without_blocks(text), []
     for match in re.finditer(r"(?<!`)(``?)([^`\n]+(?:\n[^`\n]+)?)\1(?!`)", plain):
         line = plain.count("\n", 0, match.start()) + 1
@@ -184,7 +184,7 @@ def _words_of(text: str) -> Iterator[list[str]]:
             lexer = shlex.shlex(pending, posix=True, punctuation_chars="|&;><")
             lexer.whitespace_split, lexer.commenters = True, "#"
             found = list(lexer)
-        except ValueError:  # a text in quotes goes on in the next line
+        except ValueError:  # a text in quotes ends in a later line
             pending += "\n"
             continue
         pending = ""

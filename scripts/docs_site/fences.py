@@ -60,7 +60,7 @@ def table(source: str, language: str, css_class: str, options: Any, md: Any, **k
         return table_of(source)
     except TableError as error:
         raise FenceError(f"table: {error}") from error
-    except Exception as error:  # superfences would show the block as it is, without a word
+    except Exception as error:  # superfences would show the block's source, without an error
         raise FenceError(f"table: {type(error).__name__}: {error}\n{source}") from error
 
 

@@ -160,7 +160,8 @@ def words() -> frozenset[str]:
                 found |= _code_words(text) if path.suffix == ".py" else _yaml_words(text)
                 found |= set(path.relative_to(ROOT).with_suffix("").parts)
     for table in (ROOT / "results" / "tables").glob("*.csv"):
-        found |= {table.stem, *table.open(encoding="utf-8").readline().strip().split(",")}
+        heads, _, _ = table.read_text(encoding="utf-8").partition("\n")
+        found |= {table.stem, *heads.split(",")}
     return frozenset(found)
 
 

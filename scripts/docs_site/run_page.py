@@ -3,8 +3,8 @@
     with warm_python.running(folder) as place:
         outcome = run(page, home, scratch, place)
 
-Each sh block is a bash script; each Python block goes on with the scope of the one before. Both are
-in the reader's home, with the files that the page gives. PATH holds only the programs of
+Each sh block is a bash script; each Python block has the scope of the one before. Both are in
+the reader's home, with the files that the page gives. PATH holds only the programs of
 page_program.py, so an unknown program fails. A page without output blocks runs with the small
 commands of stand_ins.py. With output blocks it runs as it is written, but for a block after the
 comment `<!-- small -->`.
@@ -41,7 +41,7 @@ EXCEPTIONS = {
     "hydra/launcher=ray": "the extra ray needs another cloudpickle than the extra joblib, so the "
     "environment of the tests has no Ray",
 }
-_COMMAND = re.compile(r"(?m)^(?:.*\\\n)*.*$")  # with the lines that it goes on in
+_COMMAND = re.compile(r"(?m)^(?:.*\\\n)*.*$")  # with its continued lines
 _COMMANDS = re.compile(r"(?m)^\$? *(python3?|so.clip|pip|make|torchrun|tensorboard|git) +[-\w.']")
 _SCRIPT = """\
 trap 'echo "line $LINENO: $BASH_COMMAND" >"$PAGE_STATE/failed"' ERR
