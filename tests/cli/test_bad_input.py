@@ -8,6 +8,7 @@ files; the rows here check that they reach the user.
 import json
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ DATA = [
     ),
     ("dataset=imagenet_a method=zero_shot data_root={good}", ["{good}/imagenet-adversarial"]),
     ("dataset.split_file={bad}/x.json", ["dataset.split_file", "Leave dataset.split_file out"]),
+]
+# By turns, so that the first rows are of each kind.
+ROWS = [
+    row for rows in zip_longest(CHOICES, VALUES, MODELS, DATA) for row in rows if row is not None
 ]
 SPLIT_FILES: dict[str, tuple[Any, list[str]]] = {
     "nowhere": (None, ["No such file"]),
@@ -157,7 +162,7 @@ def _filled(text: str, folders: dict[str, Path]) -> str:
 
 
 @pytest.mark.fast_cases(12)
-@pytest.mark.parametrize(("line", "parts"), CHOICES + VALUES + MODELS + DATA)
+@pytest.mark.parametrize(("line", "parts"), ROWS)
 def test_bad_options(line, parts, folders, tmp_path, monkeypatch):
     arguments = [_filled(argument, folders) for argument in line.split(" ")]
     parts = [_filled(part, folders) for part in parts]

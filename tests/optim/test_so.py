@@ -89,10 +89,10 @@ def check_against_definition(dtype: torch.dtype, steps: int, **options: Any) -> 
                     np.testing.assert_allclose(ours, expected[index], rtol=3e-5, atol=1e-8)
 
 
-@pytest.mark.fast_cases(4)
+@pytest.mark.fast_cases(8)
+@pytest.mark.parametrize("order", ORACLES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("bias_correction", ["step", "age"])
-@pytest.mark.parametrize("order", ORACLES)
 def test_weights_and_moments_are_the_definitions(
     order: str, bias_correction: str, dtype: torch.dtype
 ) -> None:
@@ -105,10 +105,10 @@ def test_the_definition_over_200_steps(order: str) -> None:
     check_against_definition(torch.float32, 200, order=order, bias_correction="age")
 
 
-@pytest.mark.fast_cases(8)
+@pytest.mark.fast_cases(16)
+@pytest.mark.parametrize("order", ORACLES)
 @pytest.mark.parametrize("moment_selection", ["importance", "random", "dense", "none"])
 @pytest.mark.parametrize("gradient_selection", ["random", "importance", "dense"])
-@pytest.mark.parametrize("order", ORACLES)
 def test_every_selection(order: str, gradient_selection: str, moment_selection: str) -> None:
     check_against_definition(
         torch.float64,
@@ -146,9 +146,9 @@ def test_every_setting(foreach: bool | None, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.fast_cases(4)
+@pytest.mark.parametrize("order", ORACLES)
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("order", ORACLES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_density_1_is_adam(
     dtype: torch.dtype, order: str, weight_decay: float, maximize: bool
