@@ -32,7 +32,6 @@ def test_one_message_names_what_has_no_value(line, parts, tmp_path, monkeypatch)
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_job_with_an_interpolation_without_a_value(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = call("-m", "seed='${nope}',-1")
