@@ -90,8 +90,10 @@ def _model_words(model: str) -> plan.Words:
 
 
 def _write(runs: Path, options: argparse.Namespace) -> None:
-    """Write a table for each part that has finished runs."""
-    tried, official = finished(runs, "rates"), finished(runs, "official")
+    """Write the tables of the chosen parts that have finished runs."""
+    asked = {*options.only}
+    tried = finished(runs, "rates") if asked - {"official"} else pd.DataFrame()
+    official = finished(runs, "official") if "official" in asked else pd.DataFrame()
     if tried.empty and official.empty:
         print(f"{runs}: no run is finished, so there is no table")
     if len(tried):

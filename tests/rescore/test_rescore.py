@@ -216,7 +216,7 @@ def test_the_example_of_the_page_reads_a_file(tmp_path, monkeypatch, capsys):
     kept = read_logits(Path(LOGITS_FILE))
     exec(block.text, {})
     right = (kept.models[""].rank_N == 0).mean()
-    assert f"accuracy {right}" in capsys.readouterr().out
+    assert f"accuracy {right:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
