@@ -28,7 +28,7 @@ def bits(value: Tensor) -> bytes:
     return value.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     size=st.integers(1, 2000),
@@ -75,7 +75,7 @@ def test_gaps_have_the_smallest_type():
     assert to_gaps(torch.empty(0, dtype=torch.int64)).dtype == torch.uint8
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     shares=st.lists(st.sampled_from([0.01, 0.9]), min_size=2, max_size=4),

@@ -46,7 +46,7 @@ def test_halves_equal_those_of_coop(classes):
     assert len(base.class_names) == base_count(classes) == math.ceil(classes / 2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(2, 9), st.integers(1, 8), st.integers(0, 99), st.sampled_from(["coop", "clip_lora"])
 )

@@ -80,14 +80,14 @@ def test_an_epoch_is_every_image_once_with_its_label():
         assert sorted(seen) == list(range(7))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 50))
 def test_an_epoch_has_as_many_batches_as_its_images_need(count, batch_size):
     batches = _train(count, batch_size)
     assert len(list(batches.epoch())) == math.ceil(count / batch_size)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 4))
 def test_an_epoch_of_whole_batches_has_several_crops_of_each_image(count, batch_size, crops):
     batches = _train(count, batch_size, drop_last=True, crops=crops)

@@ -36,7 +36,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     sizes, st.sampled_from([2, 7, 32, 63, 224]), st.integers(0, 2**31), st.sampled_from([2, 256])
 )
@@ -64,7 +64,7 @@ def test_few_pixels_of_large_crops_differ_by_one(size):
     assert (difference_BCHW > 0).double().mean() < 5e-5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sides, sides, st.sampled_from([2, 9, 48]), st.integers(0, 2**31))
 def test_products_equal_explicit_weights_in_float64(height, width, image_size, seed):
     [image_CHW], crop = _images([(height, width)], seed), RandomResizedCrop(image_size)
@@ -188,7 +188,7 @@ def test_a_batch_of_huge_originals_is_cropped_in_parts(monkeypatch):
     assert torch.equal(labels_of_parts, labels_B)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes)
 def test_a_store_has_every_image_and_pads_by_an_eighth_at_most(sizes):
     images = _images(sizes)

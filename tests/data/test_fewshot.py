@@ -66,7 +66,7 @@ def _splits(draw):
     return Splits(examples("train", 1), examples("val", 0), [], [str(c) for c in present])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_splits(), st.integers(1, 20), st.integers(0, 2**40), st.sampled_from(["coop", "clip_lora"]))
 def test_draws_agree_with_the_oracle_on_any_lists(splits, shots, seed, protocol):
     few = draw_few_shot(splits, shots, seed, protocol)

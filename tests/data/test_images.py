@@ -87,7 +87,7 @@ def test_truncated_image_is_named(kept, folder):
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]), st.data())
 def test_damaged_images_are_decoded_or_refused_by_name(tmp_path_factory, kind, data):
     content = bytearray(_encoded(_picture(), kind))

@@ -15,7 +15,7 @@ from so_clip.errors import InputError
 ALPHAS = st.sampled_from([LEAST_ALPHA, 0.01, 0.3, 1.0, 10.0, MOST_ALPHA])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=12),
     st.integers(1, 16),

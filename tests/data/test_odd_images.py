@@ -145,7 +145,7 @@ def test_grey_values_that_would_be_clipped_are_refused(values, kind, problem, tm
     assert str(tmp_path) not in caught.value.reason
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 70_000), min_size=1, max_size=4), st.sampled_from(["uint16", "I"]))
 def test_deep_grey_is_never_changed(tmp_path_factory, values, depth):
     dtype = np.uint16 if depth == "uint16" else np.int32

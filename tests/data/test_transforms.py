@@ -43,7 +43,7 @@ def test_test_transform_is_clips_on_real_images(eurosat_images):
             assert _difference(square, expected) == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sides, sides, st.sampled_from([2, 7, 32, 63, 224]), st.integers(0, 9))
 def test_test_transform_is_clips_at_any_size(width, height, image_size, seed):
     image = _noise(width, height, seed)
@@ -76,7 +76,7 @@ def test_training_crops_are_pils_on_real_images(eurosat_images):
         assert _difference(pixels_CHW.permute(1, 2, 0), expected) <= MEAN_LIMIT
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sides, sides, st.sampled_from([2, 7, 63, 224]), st.integers(0, 2**31))
 def test_training_crops_are_pils_at_any_size(width, height, image_size, seed):
     image = _noise(width, height, seed)
@@ -90,7 +90,7 @@ def test_training_crops_are_pils_at_any_size(width, height, image_size, seed):
     assert _difference(as_on_cuda_CHW.permute(1, 2, 0), expected) <= MEAN_LIMIT
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(1, 5000),
     st.integers(1, 5000),

@@ -255,7 +255,7 @@ def test_features_of_another_tower_are_replaced(tmp_path, capsys):
     assert torch.equal(_fetch(tmp_path, _never)[0], IMAGE_ND)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_random_damage_never_changes_a_number(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cache")

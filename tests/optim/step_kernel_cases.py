@@ -71,7 +71,7 @@ def test_the_largest_rows_agree_bit_for_bit(gradients: Gradients, order: str) ->
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.data())
 def test_any_rows_agree_bit_for_bit(data: st.DataObject) -> None:
     one_of = lambda *choices: data.draw(st.sampled_from(choices))  # noqa: E731

@@ -40,7 +40,7 @@ def test_static_steps_equal_plain_ones(options):
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     density_ratio=st.sampled_from([1e-4, 0.01, 0.1, 0.6, 0.95]),
     seed=st.integers(0, 9),

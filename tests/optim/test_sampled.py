@@ -29,7 +29,7 @@ from tests.helpers.storages import Storages
 CPU = torch.device("cpu")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.sampled_from([(), (1,), (6,), (0,), (2, 5), (3, 0), (2, 3, 4)]),
     columns=st.integers(1, 40),

@@ -29,7 +29,7 @@ def layers(make) -> tuple[nn.Module, nn.Module, SO]:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     images=st.integers(0, 3),
     groups=st.sampled_from([1, 2, 4]),

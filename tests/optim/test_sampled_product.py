@@ -87,7 +87,7 @@ def test_entries_are_those_of_the_whole_product(
     assert (error_M <= tolerance * bound(g_NO, x_NI, support_M)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(0, 40),
     rows=st.integers(1, 30),

@@ -24,7 +24,7 @@ from tests.helpers.sampled_pairs import (
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.sampled_from([(), (6,), (0,), (2, 5), (3, 0), (2, 3, 4)]),
     columns=st.integers(1, 60),

@@ -181,7 +181,7 @@ def test_a_bias_corrected_twice_makes_the_first_dense_steps_larger_than_adams(fo
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
     density_ratio=st.floats(1e-3, 1.0),
@@ -226,7 +226,7 @@ def test_both_implementations_agree_bit_for_bit(
             assert set(states[0]["index"].tolist()) == set(states[1]["index"].tolist())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     numel=st.integers(2, 60),
     density_ratio=st.floats(0.01, 0.99),

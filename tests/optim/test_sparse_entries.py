@@ -50,7 +50,7 @@ def test_spread() -> None:
     assert spread_out.tolist() == [7, 0, 0, 5, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 12).flatmap(lambda m: st.lists(sets_of(m), min_size=1, max_size=4)))
 def test_locate(rows: list[tuple[list[int], list[int]]]) -> None:
     wanted_RM = torch.tensor([wanted for wanted, _ in rows])
@@ -69,7 +69,7 @@ SCORES = st.sampled_from([0.0, 1e-45, 0.5, 1.0, 1.0000001, 3e38, float("inf"), f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_largest_takes_the_lower_index_of_equals(dtype: torch.dtype, data: st.DataObject) -> None:
     width = data.draw(st.integers(1, 12))

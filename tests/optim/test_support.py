@@ -30,7 +30,7 @@ def test_entry_count(numel: int, density_ratio: float, count: int) -> None:
     assert entry_count(numel, density_ratio) == count
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=6

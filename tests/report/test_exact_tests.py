@@ -41,7 +41,7 @@ def test_paired_t_is_nan_if_the_spread_is_unknown(differences, p):
     assert paired_t(differences) == pytest.approx(p, nan_ok=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 7), st.integers(0, 7))
 def test_the_sign_test_counts_outcomes_that_are_at_least_as_uneven(wins, losses):
     """Enumerates all outcomes of n fair coins."""

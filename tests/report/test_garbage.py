@@ -107,7 +107,7 @@ values = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None, phases=PHASES)
+@settings(max_examples=8, phases=PHASES)
 @given(data=st.data())
 def test_no_value_in_metrics_or_provenance_affects_another_run(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

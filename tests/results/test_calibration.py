@@ -22,7 +22,7 @@ def drawn(seed: int, images: int, classes: int, scale: float):
     return logits_VK, (3 * logits_VK / scale + noise_VK).argmax(axis=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**31), st.integers(20, 60), st.integers(2, 12), st.sampled_from([0.1, 1, 40])
 )

@@ -28,7 +28,7 @@ def drawn(seed: int, images: int, classes: int, scale: float):
     return label_N, logits_NK, found, ModelLogits(*(part.numpy() for part in parts))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**31),
     st.integers(1, 80),

@@ -26,7 +26,7 @@ def _columns(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(ROWS)
 def test_scores_equal_the_oracle(rows):
     values = scores(_columns(rows))
@@ -41,7 +41,7 @@ def test_scores_equal_the_oracle(rows):
             assert values[prefix + key] == pytest.approx(expected, rel=1e-12, abs=1e-10), key
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(ROWS)
 def test_the_text_of_a_file_gives_the_same_scores(rows):
     columns = _columns(rows)
@@ -53,7 +53,7 @@ def test_the_text_of_a_file_gives_the_same_scores(rows):
     assert scores({name: [row[name] for row in read] for name in columns}) == scores(columns)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ROWS)
 def test_per_class_has_one_row_per_class(rows):
     names = [f"class {index}" for index in range(9)]

@@ -27,7 +27,7 @@ from tests.helpers.open_clip_4 import Attention as OpenClip4Attention
 from tests.helpers.open_clip_4 import Pooler
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 9),

@@ -149,7 +149,7 @@ token_lists = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(token_lists, st.sampled_from([0.0, 0.05, 0.2, NO_CHUNKS]))
 @example([[]], NO_CHUNKS)
 @example([[1, 2, 0, 1, 2, 0, 1]] * 3, NO_CHUNKS)  # duplicates as long as the context
@@ -160,7 +160,7 @@ def test_any_prompts(prompts: list[list[int]], budget_mib: float) -> None:
     assert_same(SMALL_TOWER, padded(prompts, SHORT), budget_mib)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(token_lists)
 def test_rows_are_the_distinct_prefixes(prompts: list[list[int]]) -> None:
     tree = PackedPrompts([[START, *prompt, END] for prompt in prompts])
@@ -176,7 +176,7 @@ def test_rows_are_the_distinct_prefixes(prompts: list[list[int]]) -> None:
         assert torch.equal(row_of_P[tree.place_of_N], 3 * torch.arange(len(prefixes)) + part)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(token_lists, st.integers(0, 30))
 def test_chunks_hold_every_prompt_once_and_few_enough_rows(
     prompts: list[list[int]], most_rows: int

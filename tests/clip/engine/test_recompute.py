@@ -79,7 +79,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(item, other, rtol=0, atol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     cheap=st.sampled_from([*CHEAP]),
     costly=st.sampled_from([*COSTLY]),

@@ -243,7 +243,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_damage_anywhere_is_an_input_error_or_harmless(
     data: st.DataObject, originals: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory

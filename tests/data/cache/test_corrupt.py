@@ -129,7 +129,7 @@ def test_the_result_for_images_of_a_package_is_not_kept(tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(2, 9),
     st.integers(1, 5),

@@ -46,7 +46,7 @@ def test_a_second_pass_decodes_nothing_and_has_the_same_pixels(images, cache, wo
     assert capsys.readouterr().err == ""
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=4),
     st.sampled_from([2, 7, 33]),
@@ -139,7 +139,7 @@ def test_damaged_files_are_written_again(images, cache, damage, capsys):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, FILE_BYTES - 1), st.integers(1, 255))
 def test_no_changed_byte_changes_a_pixel(tmp_path_factory, place, change):
     root = tmp_path_factory.getbasetemp() / "flips"

@@ -54,7 +54,7 @@ def samplers(draw):
     return EpisodeSampler(pools, options, draw(st.integers(0, 9)), "any", shots), pools, options
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(samplers(), st.integers(0, 2**40))
 def test_tasks_hold_different_images_of_different_classes_within_the_limits(made, number):
     sampler, pools, options = made
@@ -77,7 +77,7 @@ def test_tasks_hold_different_images_of_different_classes_within_the_limits(made
         assert all(first.label <= second.label for first, second in pairwise(part))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.integers(2, 20), st.integers(1, 20)), min_size=2, max_size=6),
     st.integers(1, 12),
@@ -111,7 +111,7 @@ def meta_dataset_shots(sizes, rests, images, stream):
     return np.minimum(np.floor(shares_N * (total - len(sizes))).astype(int) + 1, rests_N).tolist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(2, 1300), st.integers(1, 10)), min_size=2, max_size=50),
     st.integers(50, 500),
