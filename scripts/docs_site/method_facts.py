@@ -218,7 +218,7 @@ def _files(group: str, choice: str) -> list[Path]:
 
 
 def remarks(method: str) -> list[str]:
-    """Return the remarks "Different:" of a method's file and of its schedule's file."""
+    """Return the lines that begin with "Different:" in a method's file and its schedule's file."""
     files = [
         CONF / "method" / f"{method}.yaml",
         CONF / "schedule" / f"{chosen(method)['schedule']}.yaml",

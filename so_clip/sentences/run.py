@@ -85,7 +85,7 @@ def run_sentences(
 
 
 class SentenceRun(Adapting):
-    """A run on sentences at work.
+    """The state of one run on sentences.
 
     Args:
         settings: with `auto` resolved.

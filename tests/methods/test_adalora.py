@@ -64,7 +64,7 @@ def test_the_number_of_parameters_of_vit_b16_follows_from_the_shapes() -> None:
     assert options["total_steps"] == settings.schedule.max_steps == 2000
     assert settings.schedule.stop_loss == 0
     parameters = AdaLoRA(**options)(vit_b16())
-    # of each matrix 12 (O + I) and the diagonal's 12; of a block, O and I are 16 widths
+    # A matrix has 12 (O + I) entries, and 12 on the diagonal. O and I of a block are 16 widths.
     expected = 12 * 16 * 12 * (768 + 512) + 96 * 12
     assert sum(value.numel() for value in parameters.values()) == expected
 

@@ -75,8 +75,8 @@ def place_weights(name: str) -> Path:
     """Return the file of a place's weights; it is downloaded if necessary.
 
     Raises:
-        InputError: there is none, there are several of which open_clip prefers none, or the hub
-            does not deliver it.
+        InputError: the place has no file of weights, it has several and open_clip prefers none
+            of them, or the download fails.
     """
     folder, repository = folder_of(name), repository_of(name)
     if folder is not None:
